@@ -1,0 +1,441 @@
+"""What can be said on the command line, with types; everything that can be refused before a model loads is refused here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be run; the message names the key, what it got, and the remedy."""
+
+
+
+class ModelSource(StrEnum):
+    """Where a model comes from: a hub id or local folder, the GGUF file of a Python package, or this package."""
+
+    hub = "hub"
+    package = "package"
+    toy = "toy"
+
+
+class Weights(StrEnum):
+    """Trained weights, or the papers' two untrained baselines."""
+
+    pretrained = "pretrained"
+    random = "random"
+    keep_embeddings = "keep_embeddings"
+
+
+class TaskSource(StrEnum):
+    """Where rows come from: shipped with the package, or the hub or a local copy of it."""
+
+    bundled = "bundled"
+    hub = "hub"
+
+
+class OnOverflow(StrEnum):
+    """What happens when the context is longer than the model's window."""
+
+    error = "error"
+    drop = "drop"
+
+
+class Procedure(StrEnum):
+    """How the FT setting comes about."""
+
+    train = "train"
+    none = "none"
+    replay = "replay"
+    activation_match = "activation_match"
+
+
+class Trainable(StrEnum):
+    """Which parameters of a block are trained."""
+
+    attn_kv = "attn_kv"
+    attention = "attention"
+    mlp = "mlp"
+    all = "all"
+
+
+class LossOn(StrEnum):
+    """Which tokens of a demonstration have a loss."""
+
+    all_tokens = "all_tokens"
+    label = "label"
+
+
+class Batch(StrEnum):
+    """One step for each demonstration, or one for all of them."""
+
+    sequential = "sequential"
+    full = "full"
+
+
+class Optimizer(StrEnum):
+    """The optimiser that turns gradients into steps."""
+
+    sgd = "sgd"
+    adam = "adam"
+
+
+class Direction(StrEnum):
+    """The gradient's own direction, or a random one of the same norm in each layer."""
+
+    own = "own"
+    random = "random"
+
+
+class TrainingData(StrEnum):
+    """What finetuning sees: the demonstrations, or a control."""
+
+    demonstrations = "demonstrations"
+    label_shuffled = "label_shuffled"
+    other_task = "other_task"
+
+
+class RecordAt(StrEnum):
+    """The token at which the record is taken."""
+
+    last_prompt_token = "last_prompt_token"
+    first_label_token = "first_label_token"
+
+
+class RandomUpdate(StrEnum):
+    """What the random baseline's update is drawn from."""
+
+    gaussian = "gaussian"
+    uniform = "uniform"
+
+
+class DropFrom(StrEnum):
+    """From which settings an overlong demonstration is dropped."""
+
+    both = "both"
+    icl = "icl"
+
+
+class Exit(StrEnum):
+    """Where a layer-causal loss leaves the block."""
+
+    block_output = "block_output"
+    attention_output = "attention_output"
+
+
+class StepPer(StrEnum):
+    """What one gradient step is taken for."""
+
+    demonstration = "demonstration"
+    token = "token"
+
+
+class TrackingMode(StrEnum):
+    """W&B's modes."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+class Rerun(StrEnum):
+    """Which runs of a sweep that is started again are run again; those cut off always are."""
+
+    never = "never"
+    failed = "failed"
+    all = "all"
+
+
+class CacheMode(StrEnum):
+    """Whether recordings are shared between runs."""
+
+    auto = "auto"
+    off = "off"
+
+
+class Padding(StrEnum):
+    """How sequences of unequal length share a batch; `none` batches equal lengths only."""
+
+    none = "none"
+    right = "right"
+    left = "left"
+
+
+@dataclass
+class ModelConfig:
+    """A model and how its prompts are built (conf/model)."""
+
+    name: str = MISSING
+    source: ModelSource = ModelSource.hub
+    file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
+    revision: str | None = None
+    weights: Weights = Weights.pretrained
+    weights_seed: int = 0
+    bos: str | None = None  # a token, or null: nothing stands first
+    separator: str = "\n"  # text or a token between demonstrations
+    dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
+    trust_remote_code: bool = False
+    device_map: str | None = None
+
+
+@dataclass
+class TaskConfig:
+    """Rows, how they are worded, and how many are used (conf/task)."""
+
+    name: str = MISSING
+    source: TaskSource = TaskSource.hub
+    hub: str | None = None  # data set id
+    subset: str | None = None  # its configuration name
+    revision: str | None = None
+    templates: list[str] = MISSING  # {column} is filled from the row
+    template: int = 0  # which of them
+    labels: list[str] = field(default_factory=list)  # label words, by label id; empty for multiple choice
+    label_column: str = "label"
+    label_values: list[str] | None = None  # the label column's values by label id, where it does not hold ids
+    options: list[str] | None = None  # multiple choice: a template for each option
+    options_column: str | None = None  # or the column that lists them ("choices.text")
+    train_split: str = "train"
+    eval_split: str = "validation"
+    shots: int = 8
+    queries: int = 2000
+    query_seed: int = 1
+    permutation: int = 0
+    on_overflow: OnOverflow = OnOverflow.error
+    length_normalised: bool = True
+    rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})
+
+
+@dataclass
+class FinetuneConfig:
+    """A finetuning variant (conf/finetune)."""
+
+    name: str = MISSING
+    procedure: Procedure = Procedure.train
+    objective: str = "gd"  # a function of iclgd.learning.objectives, or a dotted path to one of yours
+    lr: float = MISSING
+    layers: Any = "all"
+    trainable: Trainable = Trainable.attn_kv
+    epochs: int = 1
+    loss_on: LossOn = LossOn.all_tokens
+    batch: Batch = Batch.sequential
+    optimizer: Optimizer = Optimizer.sgd
+    exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
+    norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
+    direction: Direction = Direction.own
+    data: TrainingData = TrainingData.demonstrations
+    other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
+    rank: int | None = None  # train K and V through a low-rank change of this rank
+
+
+@dataclass
+class ProtocolConfig:
+    """Where the papers and their published code differ (conf/protocol)."""
+
+    name: str = MISSING
+    record_at: RecordAt = RecordAt.last_prompt_token
+    random_update: RandomUpdate = RandomUpdate.gaussian
+    drop_from: DropFrom = DropFrom.both
+    exit: Exit = Exit.block_output
+    step: StepPer = StepPer.demonstration
+
+
+@dataclass
+class ScoreConfig:
+    """One score: a pure function and where its inputs come from (conf/metric)."""
+
+    function: str = MISSING  # a function of iclgd.metrics, or a dotted path to one of yours
+    inputs: dict[str, str] = field(default_factory=dict)  # argument: SETTING.FIELD, trace.FIELD or a fact
+    params: dict[str, Any] = field(default_factory=dict)
+    axes: list[str] = field(default_factory=lambda: ["example", "layer"])
+    label: str = MISSING  # what tables and figures call it
+
+
+@dataclass
+class MetricConfig:
+    """Which scores are taken, and when."""
+
+    scores: dict[str, ScoreConfig] = field(default_factory=dict)
+    every: int = 0  # also after every n-th step of finetuning; 0: only at the end
+    compare_with: str | None = None  # another finetuning variant, whose recording is `other`
+    bootstrap: int = 2000  # resamples for the 95 % intervals
+
+
+@dataclass
+class TrackingConfig:
+    """Whether and how runs are logged (conf/tracking)."""
+
+    name: str = "none"
+    mode: TrackingMode = TrackingMode.offline
+    project: str = "iclgd"
+    entity: str | None = None
+    dir: str | None = None
+
+
+@dataclass
+class RuntimeConfig:
+    """The machine: none of this changes what is measured beyond rounding (conf/runtime)."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    save_recordings: bool = False
+    batch_tokens: int = 4096
+    padding: Padding = Padding.right
+    cache: CacheMode = CacheMode.auto
+    cache_gb: float = 4.0
+    rerun: Rerun = Rerun.failed
+    replicas: int = 1
+    objective: str | None = None  # the score whose mean the command returns, for sweepers that optimise
+
+
+@dataclass
+class PathsConfig:
+    """Folders."""
+
+    data_dir: str | None = None
+    outputs: str = "outputs"
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    metric: MetricConfig = field(default_factory=MetricConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine could run.
+
+        Raises:
+            ConfigError: naming the key and the remedy.
+        """
+        at_least = {
+            "task.shots": (self.task.shots, 1),
+            "task.queries": (self.task.queries, 1),
+            "task.permutation": (self.task.permutation, 0),
+            "finetune.epochs": (self.finetune.epochs, 1),
+            "metric.every": (self.metric.every, 0),
+            "runtime.batch_tokens": (self.runtime.batch_tokens, 1),
+            "runtime.replicas": (self.runtime.replicas, 1),
+            "seed": (self.seed, 0),
+        }
+        for key, (value, least) in at_least.items():
+            if value < least:
+                raise ConfigError(f"{key}={value} is too small: give {least} or more")
+        if self.runtime.threads is not None and self.runtime.threads < 1:
+            raise ConfigError(f"runtime.threads={self.runtime.threads} is too small: give 1 or more, or null")
+        if not 0 < self.finetune.lr < float("inf"):
+            raise ConfigError(f"finetune.lr={self.finetune.lr} cannot train: give a positive, finite learning rate")
+        if not 0 <= self.task.template < len(self.task.templates):
+            raise ConfigError(
+                f"task.template={self.task.template} does not exist: {self.task.name} has templates 0 to "
+                f"{len(self.task.templates) - 1}"
+            )
+        if not self.metric.scores:
+            raise ConfigError("metric=[] measures nothing: name one or more of conf/metric, such as metric=[sim_aou]")
+        if self.runtime.objective is not None and self.runtime.objective not in self.metric.scores:
+            raise ConfigError(
+                f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
+            )
+        parse_layers(self.finetune.layers)
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        labels, chosen = self.task.labels, self.task.options or self.task.options_column
+        if bool(labels) == bool(chosen):
+            raise ConfigError(
+                f"task {self.task.name} needs either task.labels (words by label id) or, for multiple choice, "
+                "task.options or task.options_column; it has " + ("both" if labels else "neither")
+            )
+        repeated = sorted({word for word in labels if labels.count(word) > 1})
+        if repeated:
+            raise ConfigError(f"task.labels names {', '.join(repeated)} twice: every label needs a word of its own")
+
+
+def parse_layers(spec: Any) -> tuple[int, ...] | None:
+    """The layers that `finetune.layers` names, sorted; None for `all`.
+
+    Args:
+        spec: `all`, one number, a list of numbers, or ranges such as `0-11` or `0-3,8`.
+
+    Raises:
+        ConfigError: the text cannot be read as layers.
+    """
+    if spec == "all":
+        return None
+    remedy = "write finetune.layers=all, a list such as [0,1,2] or a range such as 0-11"
+    parts = list(spec) if isinstance(spec, list | tuple) else str(spec).split(",")
+    chosen: set[int] = set()
+    for part in parts:
+        first, dash, last = str(part).strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise ConfigError(f"finetune.layers={spec!r} cannot be read: {remedy}")
+        chosen.update(range(int(first), int(last if dash else first) + 1))
+    if not chosen:
+        raise ConfigError(f"finetune.layers={spec!r} names no layer: {remedy}")
+    return tuple(sorted(chosen))
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra, as `schema` in the defaults list."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
+    """The typed form of a composed config.
+
+    Raises:
+        ConfigError: an unknown key, a missing or ill-typed value, or a setting that cannot be run.
+    """
+    raw = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
+    raw = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "sweeps")])
+    _refuse_unknown_keys(raw, Config, "")
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), raw))
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ConfigError(where + str(error).splitlines()[0]) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _refuse_unknown_keys(node: DictConfig, schema: type, prefix: str) -> None:
+    hints = typing.get_type_hints(schema)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(schema)}
+    for key in map(str, node):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key {prefix}{key}: {hint}")
+        if OmegaConf.is_missing(node, key):
+            continue
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and dataclasses.is_dataclass(known[key]):
+            _refuse_unknown_keys(child, typing.cast(type, known[key]), f"{prefix}{key}.")
+        elif schema is MetricConfig and key == "scores" and isinstance(child, DictConfig):
+            for name in map(str, child):
+                score = child._get_node(name)
+                if isinstance(score, DictConfig):
+                    _refuse_unknown_keys(score, ScoreConfig, f"{prefix}{key}.{name}.")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Plain values, ready for YAML or JSON."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return typing.cast(dict[str, Any], container)

@@ -1,0 +1,31 @@
+"""Where are the project's own files, and where may it write?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def project_root() -> Path:
+    """The folder that holds `conf/` and `sweeps/`: the package itself in a wheel, the checkout in a clone."""
+    return _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1]
+
+
+def config_folder() -> Path:
+    """The folder of Hydra config groups."""
+    return project_root() / "conf"
+
+
+def bundled_data_folder() -> Path:
+    """The folder of the example sentences that ship with the package, one folder for each task."""
+    return _PACKAGE / "tasks" / "bundled"
+
+
+def cache_folder() -> Path:
+    """Where converted models and shared recordings are kept; `ICLGD_CACHE_DIR` overrides the user's cache folder."""
+    named = os.environ.get("ICLGD_CACHE_DIR")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "iclgd"

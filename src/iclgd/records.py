@@ -1,0 +1,165 @@
+"""What passes between the rooms: frozen records, tensors named by their axes.
+
+Axes everywhere: `example` a query, `layer` a block from the input side, `head` a query head, `key` a token of the
+query itself, `d_model` the residual stream, `label` a label option, `context` a token of the demonstrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Item:
+    """A demonstration or a query: its text and its tokens.
+
+    Attributes:
+        text: the filled template; a demonstration's ends with a space and its label word.
+        token_ids: tokens of `text`, without bos or separator.
+        label: index of the right label option.
+        label_length: how many of the last tokens are the label's; 0 for a query.
+        options: for multiple choice, the token ids of this query's own options; None where the task's labels serve.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    label: int
+    label_length: int = 0
+    options: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Every token that a run shows to the model; one set of demonstrations serves ICL and finetuning.
+
+    Attributes:
+        in_context: which demonstrations stand in the ICL context, in order. All of them, unless the protocol drops
+            overlong ones from ICL only, as the published code did.
+        training: what finetuning sees where that is not the demonstrations (controls: shuffled labels, another task).
+    """
+
+    bos: tuple[int, ...]
+    separator: tuple[int, ...]
+    demonstrations: tuple[Item, ...]
+    queries: tuple[Item, ...]
+    label_words: tuple[str, ...]
+    label_token_ids: tuple[tuple[int, ...], ...]
+    in_context: tuple[int, ...]
+    training: tuple[Item, ...] | None = None
+
+    def context(self) -> tuple[int, ...]:
+        """The tokens before the query under ICL: bos, then each demonstration and a separator."""
+        tokens = list(self.bos)
+        for index in self.in_context:
+            tokens += [*self.demonstrations[index].token_ids, *self.separator]
+        return tuple(tokens)
+
+    def context_spans(self) -> tuple[tuple[int, int], ...]:
+        """Where each in-context demonstration lies in `context()`, as (start, end) without its separator."""
+        spans, start = [], len(self.bos)
+        for index in self.in_context:
+            end = start + len(self.demonstrations[index].token_ids)
+            spans.append((start, end))
+            start = end + len(self.separator)
+        return tuple(spans)
+
+    def training_items(self) -> tuple[Item, ...]:
+        """What finetuning trains on, in order."""
+        return self.demonstrations if self.training is None else self.training
+
+    def options(self, query: Item) -> tuple[tuple[int, ...], ...]:
+        """The label options of a query: its own, or the task's."""
+        return self.label_token_ids if query.options is None else query.options
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one setting (zsl, icl or ft) did at the last token of every query, in float32 on the CPU.
+
+    Attributes:
+        attention_output: what the attention block adds to the residual stream.
+        attention_scores: scaled dot products before softmax with the query's own tokens; NaN where a query is shorter
+            than the longest, and where a local layer cannot see the token.
+        label_scores: mean log-probability of each option's tokens, in nats; NaN where a query has fewer options.
+        context_scores: the same dot products with the tokens of the context, summed over heads.
+        query_vectors: attention queries of all heads, scaled as in attention.
+        next_token_log_probs: over the whole vocabulary, at the token that predicts the label.
+    """
+
+    attention_output: Float[Tensor, "example layer d_model"]
+    attention_scores: Float[Tensor, "example layer head key"]
+    label_scores: Float[Tensor, "example label"]
+    context_scores: Float[Tensor, "example layer context"] | None = None
+    query_vectors: Float[Tensor, "example layer heads_x_head_dim"] | None = None
+    next_token_log_probs: Float[Tensor, "example vocabulary"] | None = None
+
+
+OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened while finetuning.
+
+    Attributes:
+        losses: training loss of each step, in nats per predicted token.
+        gradient_norms: l2 norm of the trained parameters' gradient; NaN in layers that are not trained.
+        update_norms: Frobenius norm of the whole change of each layer's trained weights.
+        update_ranks: numerical rank of that change, the largest over the layer's trained matrices.
+        diverged_at: the step whose loss or gradient was not finite, or None.
+    """
+
+    losses: Float[Tensor, " step"]
+    gradient_norms: Float[Tensor, "step layer"]
+    update_norms: Float[Tensor, " layer"]
+    update_ranks: Float[Tensor, " layer"]
+    diverged_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that metrics may look at. A metric names its inputs by path, such as `icl.attention_output`.
+
+    Attributes:
+        recordings: by setting: zsl, icl, ft, and whatever else a run records (`other`, `reordered`, ...).
+        trace: what finetuning did.
+        facts: further tensors by name, such as `labels` (the right option of every query).
+    """
+
+    recordings: Mapping[str, Recording]
+    trace: Trace
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def lookup(self, path: str) -> Any:
+        """The value at a dotted path: `SETTING.FIELD`, `trace.FIELD` or the name of a fact.
+
+        Raises:
+            KeyError: nothing is there; the message lists what could have been named.
+        """
+        head, _, tail = path.partition(".")
+        if not tail and head in self.facts:
+            return self.facts[head]
+        owner = self.trace if head == "trace" else self.recordings.get(head)
+        value = getattr(owner, tail, None) if tail and owner is not None else None
+        if value is None:
+            known = [*self.recordings, "trace", *self.facts]
+            raise KeyError(f"no input {path!r} was recorded; the first word can be one of {', '.join(known)}")
+        return value
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric's values, unaveraged, NaN where undefined.
+
+    Attributes:
+        values: a tensor whose axes are named by `axes`.
+        axes: such as ("example", "layer").
+    """
+
+    values: Tensor
+    axes: tuple[str, ...]

@@ -1,0 +1,33 @@
+"""Where does every random number come from? From a named stream of a seed, and from nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _entropy(name: str, seed: int) -> list[int]:
+    return [seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")]
+
+
+def numpy_stream(name: str, seed: int) -> np.random.Generator:
+    """A generator that depends on `name` and `seed` alone; streams of different names are independent."""
+    return np.random.default_rng(_entropy(name, seed))
+
+
+def torch_stream(name: str, seed: int) -> torch.Generator:
+    """The same for torch, on the CPU, so that every device sees the same numbers."""
+    import torch
+
+    state = np.random.SeedSequence(_entropy(name, seed)).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+def shuffled(length: int, seed: int) -> list[int]:
+    """A seeded order of `range(length)`: the one that `datasets.Dataset.shuffle(seed)` uses, as the papers' code did."""
+    return np.random.default_rng(seed).permutation(length).tolist()
