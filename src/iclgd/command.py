@@ -1,0 +1,242 @@
+"""What happens between the command line and the experiment, and how does the command end?"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from iclgd import hydra_setup, paths
+from iclgd.config import Config, ConfigError, typed
+from iclgd.runs.execute import Ending, Outcome, execute
+from iclgd.runs.invocation import VARIABLE, Invocation
+from iclgd.runs.process import Terminated, end_children, terminable
+from iclgd.runs.progress import sweep_progress, terminal
+
+log = logging.getLogger(__name__)
+
+hydra_setup.register()  # here, because a worker's first sight of the project is the import of `job`
+
+REFUSED, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+
+
+class NoObjective(RuntimeError):
+    """A run has no value for a sweeper to optimise."""
+
+
+@dataclasses.dataclass
+class Command:
+    """One command: `run` fills it, callbacks and jobs of the same process report to it."""
+
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
+    invocation: Invocation | None = None
+    display: ExitStack = dataclasses.field(default_factory=ExitStack)
+
+    def results(self) -> list[Outcome]:
+        """How each run ended, wherever it was computed."""
+        return self.outcomes if self.invocation is None else self.invocation.outcomes()
+
+
+_command = Command()
+
+
+class Watch(Callback):
+    """Hydra tells it when a run or a sweep begins."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a run that cannot be before anything is made for it.
+
+        Raises:
+            SystemExit: Hydra would turn any other exception into a warning.
+        """
+        try:
+            typed(config)
+        except ConfigError as error:
+            sys.exit(_refuse(str(error)))
+        _command.display.enter_context(terminal())
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the record of a sweep, and hand its place to every job as an override, which any launcher carries."""
+        total = hydra_setup.count_points(config)
+        try:
+            invocation = Invocation.begin(Path(config.hydra.sweep.dir), total)
+        except OSError as error:
+            sys.exit(_refuse(_unwritable(error)))
+        with open_dict(config.hydra):
+            config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}='{invocation.folder}'")
+        _command.invocation = invocation
+        _command.display.enter_context(terminal())
+        _command.display.enter_context(sweep_progress(total, invocation.count))
+
+
+def job(composed: DictConfig) -> float:
+    """One run of the command line, in whatever process a launcher chose.
+
+    Returns:
+        The mean of the score that runtime.objective names; NaN if none is named.
+
+    Raises:
+        NoObjective: an optimising sweeper waits for a value and there is none.
+        KeyboardInterrupt: a signal stopped the command.
+    """
+    settings, invocation = HydraConfig.get(), Invocation.current()
+    path, number = Path(settings.runtime.output_dir), int(OmegaConf.select(settings, "job.num") or 0)
+    record = functools.partial(_record, invocation, number, path)
+    record(None)
+    try:
+        outcome = execute(placed(typed(composed), settings), path, _experiment)
+    except ConfigError as error:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        outcome = Outcome(Ending.refused, path, str(error))
+    except KeyboardInterrupt as stop:
+        record(Outcome(Ending.interrupted, path))
+        if isinstance(stop, Terminated) and invocation is not None and not invocation.is_own():
+            return math.nan  # a worker is ended alone, as a cluster does: the others go on
+        raise
+    record(outcome)
+    if math.isnan(outcome.objective) and "optuna" in str(settings.sweeper._target_):
+        raise NoObjective(f"run {path.name} gave no value to optimise. {outcome.message}")
+    return outcome.objective
+
+
+def _record(invocation: Invocation | None, number: int, path: Path, outcome: Outcome | None) -> None:
+    if invocation is not None:
+        invocation.mark(number, outcome, path)
+    elif outcome is not None:
+        _command.outcomes.append(outcome)
+
+
+def _experiment(*arguments: Any) -> Any:
+    from iclgd import experiment
+
+    return experiment.run(*arguments)
+
+
+def placed(config: Config, settings: DictConfig) -> Config:
+    """The config with its place on the machine: workers of one machine share its cores, and take its GPUs in turn."""
+    workers = OmegaConf.select(settings, "launcher.n_jobs")
+    if not workers:
+        return config
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    runtime = config.runtime
+    if runtime.threads is None:
+        runtime = dataclasses.replace(runtime, threads=max(1, cores // (workers if workers > 0 else cores)))
+    if runtime.device in ("auto", "cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            runtime = dataclasses.replace(runtime, device=f"cuda:{settings.job.num % torch.cuda.device_count()}")
+    return dataclasses.replace(config, runtime=runtime)
+
+
+def run(arguments: Sequence[str]) -> tuple[int, list[Outcome]]:
+    """Run a command line.
+
+    Args:
+        arguments: what stands after `iclgd`.
+
+    Returns:
+        The exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal; and how each run
+        ended.
+    """
+    global _command
+    _command = Command()
+    main = hydra.main(version_base="1.3", config_path=str(paths.config_folder()), config_name="config")(job)
+    code, wants_all = 0, os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        with _command_line(arguments), terminable():
+            try:
+                main()
+            finally:
+                _command.display.close()
+    except KeyboardInterrupt as stop:
+        code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        end_children()
+    except Exception as error:
+        if wants_all:
+            raise
+        code = _explain(error)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else FAILED
+    if _command.invocation is not None:
+        _command.invocation.mark_cut_off()
+    results = _command.results()
+    return max(code, _summarise(results)) if code in (0, FAILED) else code, results
+
+
+def _explain(error: Exception) -> int:
+    message = hydra_setup.explain(error)
+    if message is None and isinstance(error, OSError):
+        message = _unwritable(error)
+    if message is not None:
+        return _refuse(message)
+    sys.stderr.write(f"iclgd: {type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where)\n")
+    return FAILED
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"iclgd: {message}\n")
+    return REFUSED
+
+
+def _unwritable(error: OSError) -> str:
+    return f"the results cannot be written: {error}; name another folder with paths.outputs=FOLDER"
+
+
+@contextmanager
+def _command_line(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and raises what it would else print only if an environment variable says so."""
+    before, mode = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["iclgd", *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if mode is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = mode
+
+
+def _summarise(results: Sequence[Outcome]) -> int:
+    """Print what was done, and the tables; returns the exit code."""
+    if not results:
+        return 0
+    whole = [o.folder for o in results if o.ending in (Ending.done, Ending.skipped)]
+    broken = [o for o in results if o.ending in (Ending.failed, Ending.refused)]
+    if whole:
+        _show_tables(list(dict.fromkeys(whole)), len(results) > 1)
+    counts = {ending: sum(o.ending is ending for o in results) for ending in Ending}
+    said = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
+    sys.stdout.write(f"{said} in {os.path.relpath(results[0].folder.parent)}\n")
+    for outcome in broken:
+        sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {outcome.message}\n")
+    return 0 if not broken else REFUSED if all(o.ending is Ending.refused for o in broken) else FAILED
+
+
+def _show_tables(folders: list[Path], sweep: bool) -> None:
+    from rich.console import Console
+
+    from iclgd.report import console
+
+    try:
+        table = console.sweep_table(folders) if sweep else console.run_table(folders[0])
+    except Exception as error:
+        log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
+        return
+    Console().print(table)
+    figures = folders[0] / "figures" if not sweep else folders[0].parent
+    sys.stdout.write(f"figures: {os.path.relpath(figures)}{'/*/figures' if sweep else ''}\n")

@@ -1,0 +1,107 @@
+"""What does Hydra need to know about this project, and what does it mean when it complains?"""
+
+from __future__ import annotations
+
+import re
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from iclgd import paths
+from iclgd.config import ConfigError, as_dict, register_schema, typed
+from iclgd.runs.identity import run_id
+
+
+def register() -> None:
+    """Register resolvers and schema; every process that composes a config needs them first."""
+    resolvers = {
+        "iclgd.root": lambda: str(paths.project_root()),
+        "iclgd.run_id": _run_id,
+        "iclgd.sweep_name": _sweep_name,
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    register_schema()
+
+
+def _run_id(*, _root_: DictConfig) -> str:
+    """The name of the composed run; `refused` for settings that cannot be run, whose error is shown elsewhere."""
+    try:
+        return run_id(as_dict(typed(_root_)))
+    except ConfigError:
+        return "refused"
+
+
+def _sweep_name(*, _root_: DictConfig) -> str:
+    """The file of sweeps/ that was chosen, or `multirun` for a sweep written on the command line."""
+    return OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun"
+
+
+def points(config: DictConfig) -> list[list[str]] | None:
+    """The overrides of every run that a sweep will make; None if its sweeper chooses them as it goes."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.plugins import Plugins
+
+    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        return None
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    Plugins.instance()
+    loader = ConfigLoaderImpl(create_config_search_path(str(paths.config_folder())))
+    swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
+    return [list(point) for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
+
+
+def count_points(config: DictConfig) -> int | None:
+    """How many runs a sweep will make; None if that is not known beforehand."""
+    chosen = points(config)
+    return OmegaConf.select(config, "hydra.sweeper.n_trials") if chosen is None else len(chosen)
+
+
+def explain(error: Exception) -> str | None:
+    """What is wrong with the command line, in a few lines that name the key and the remedy.
+
+    Args:
+        error: what Hydra or OmegaConf raised.
+
+    Returns:
+        None if the error is not about the command line or the config.
+    """
+    from hydra.errors import HydraException
+
+    if isinstance(error, ConfigError):
+        return str(error)
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return _unknown_key(unknown[1]) or _lines(text, 1)
+    option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+    if option:
+        group, name = option.groups()
+        offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
+        choices = ", ".join(offered[1].split()) if offered else f"the files of conf/{group}"
+        return f"{group}={name} does not exist: choose one of {choices}"
+    merging = re.search(r"Error merging override (\S+)", text)
+    if merging:
+        return f"{merging[1]}: {_lines(str(error.__cause__), 1)}"
+    return _lines(text, 3)
+
+
+def _unknown_key(key: str) -> str | None:
+    try:
+        typed(OmegaConf.from_dotlist([f"{key}=0"]))
+    except ConfigError as error:
+        return str(error) if str(error).startswith("unknown key") else None
+    return None
+
+
+def _lines(text: str, count: int) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    dropped = ("full_key:", "object_type=", "reference_type=", "See https://")
+    return "\n".join([line for line in lines if not line.startswith(dropped)][:count])

@@ -1,0 +1,152 @@
+"""How does a file get written so that nobody ever reads half of it? Beside its place, synced, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PART = ".part-"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+
+
+@contextmanager
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
+    """A path beside `path`, with the same suffix, that takes its place when the block ends well and vanishes if not.
+
+    Args:
+        path: the file to write or replace; its folder is made.
+        sync: also wait until the disk has it, so that a power cut cannot leave an empty file under the final name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{_PART}{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        yield part
+        if sync:
+            _sync(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    if sync:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Delete what killed writers left; only for one who holds the folder's claim. Returns the names."""
+    found = sorted(folder.rglob(f"{_PART}*"))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return [path.name for path in found]
+
+
+def plain(content: Any) -> Any:
+    """Content as strict JSON has it: tuples as lists, numpy scalars as numbers, NaN and infinities as null."""
+    if isinstance(content, Mapping):
+        return {str(key): plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    if isinstance(content, float):
+        return float(content) if math.isfinite(content) else None
+    if isinstance(content, str | int) or content is None:
+        return content
+    if hasattr(content, "tolist"):
+        return plain(content.tolist())
+    return str(content)
+
+
+def to_json(content: Any) -> str:
+    """Strict JSON in the order given, the same bytes for the same content."""
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> Any:
+    """What strict JSON says.
+
+    Raises:
+        ValueError: it is not JSON, or holds NaN or an infinity.
+    """
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def check_readable(path: Path) -> None:
+    """Read a file the way its readers will.
+
+    Raises:
+        ValueError: its content is not what its suffix says; the message names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        _READERS.get(path.suffix, _read_bytes)(path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read back: {error}") from error
+
+
+def _read_bytes(path: Path) -> None:
+    with path.open("rb") as handle:
+        while handle.read(1 << 20):
+            pass
+
+
+def _read_json(path: Path) -> None:
+    from_json(path.read_text(encoding="utf-8"))
+
+
+def _read_yaml(path: Path) -> None:
+    import yaml
+
+    yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _read_parquet(path: Path) -> None:
+    import pyarrow.parquet
+
+    pyarrow.parquet.read_table(path)
+
+
+def _read_safetensors(path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as tensors:  # opening checks header and length
+        list(tensors.keys())
+
+
+def _read_png(path: Path) -> None:
+    content = path.read_bytes()
+    if not (content.startswith(_PNG_START) and content.endswith(_PNG_END)):
+        raise ValueError("not a whole PNG")
+
+
+_READERS = {
+    ".json": _read_json,
+    ".yaml": _read_yaml,
+    ".parquet": _read_parquet,
+    ".safetensors": _read_safetensors,
+    ".png": _read_png,
+}

@@ -1,0 +1,306 @@
+"""What does a run leave behind, and how does one know that it is whole?"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclgd.runs import files
+from iclgd.runs.process import is_alive, this_process
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
+_SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
+_SILENCE = 3600.0  # seconds after which a run on another host counts as gone
+
+
+class State(StrEnum):
+    """Where a run stands. `stale` is never written: it is a running run whose process is gone."""
+
+    running = "running"
+    done = "done"
+    failed = "failed"
+    interrupted = "interrupted"
+    stale = "stale"
+
+
+@dataclass(frozen=True)
+class Status:
+    """status.json.
+
+    Attributes:
+        state: what was last written; `RunFolder.state` also knows about processes that are gone.
+        run_id: the name of the run's content.
+        attempt: how many times the run was started.
+        owner: host, pid and start of the process that runs or ran it.
+        started_at: wall-clock time, UTC, ISO 8601; so is `finished_at`.
+        seconds: how long it took, or has taken until the last word from it, by a clock that cannot jump.
+        progress: {"stage", "done", "total"} of a running run.
+        error: the last line of the traceback.
+        traceback: of a failed run.
+        facts: what the experiment noted, such as {"diverged": true, "diverged_at": 12}.
+        files: {name: {"bytes", "sha256"}} of a done run.
+    """
+
+    state: State
+    run_id: str = ""
+    attempt: int = 1
+    owner: dict[str, Any] = field(default_factory=dict)
+    started_at: str | None = None
+    finished_at: str | None = None
+    seconds: float | None = None
+    progress: dict[str, Any] | None = None
+    error: str | None = None
+    traceback: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of status.json: facts stand beside the rest, empty entries are left out."""
+        entries = {**dataclasses.asdict(self), "state": self.state.value}
+        facts = entries.pop("facts")
+        return {key: value for key, value in {**entries, **facts}.items() if value not in (None, "", {})}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Status:
+        """The reverse of `as_dict`."""
+        known = {entry.name for entry in dataclasses.fields(cls)} - {"facts", "state"}
+        facts = {key: value for key, value in content.items() if key not in known and key != "state"}
+        return cls(state=State(content["state"]), facts=facts, **{key: content[key] for key in known & set(content)})
+
+
+class RunFolder:
+    """One run's folder: every file is written beside its place and renamed; `done` comes last.
+
+    Args:
+        path: the folder; made by the first file written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._status: Status | None = None
+        self._began = 0.0
+        self._before: dict[str, tuple[int, int]] = {}
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures, made if need be."""
+        (self.path / "figures").mkdir(parents=True, exist_ok=True)
+        return self.path / "figures"
+
+    # Writing
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """A path to write to that becomes `name` when the block ends well (a name such as `figures/layers.png`)."""
+        return files.replacing(self.path / name)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        with self.writing(name) as part:
+            part.write_text(text, encoding="utf-8", newline="")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write strict JSON: the same bytes for the same content, NaN as null."""
+        self.write_text(name, files.to_json(content))
+
+    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write YAML of plain values, keys in the order given."""
+        import yaml
+
+        self.write_text(name, yaml.safe_dump(files.plain(content), sort_keys=False, allow_unicode=True))
+
+    def write_table(self, name: str, frame: DataFrame) -> None:
+        """Write a table as Parquet, without its index."""
+        with self.writing(name) as part:
+            frame.to_parquet(part, index=False)
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors as safetensors."""
+        from safetensors.torch import save_file
+
+        with self.writing(name) as part:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part)
+
+    def read_json(self, name: str) -> Any:
+        """Read what `write_json` wrote."""
+        return files.from_json((self.path / name).read_text(encoding="utf-8"))
+
+    # The life of a run
+
+    def status(self) -> Status | None:
+        """What status.json says; None, with a warning, if it is absent or cannot be read."""
+        try:
+            return Status.from_dict(self.read_json(_STATUS))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s cannot be read (%s); the run counts as never started", self.path / _STATUS, error)
+            return None
+
+    def state(self) -> State | None:
+        """Where the run stands now; None if it never started."""
+        status = self.status()
+        if status is None or status.state is not State.running:
+            return None if status is None else status.state
+        alive = is_alive(status.owner)
+        if alive is None:
+            alive = time.time() - (self.path / _STATUS).stat().st_mtime < _SILENCE
+        return State.running if alive else State.stale
+
+    def is_done(self) -> bool:
+        """Whether the run finished and its files are still what they were then; says so in the log if they are not."""
+        status = self.status()
+        if status is None or status.state is not State.done:
+            return False
+        for name, made in status.files.items():
+            path = self.path / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != made["bytes"] or (size <= _SMALL and files.sha256(path) != made["sha256"]):
+                log.warning("%s is not what the finished run wrote; the run will be computed again", path)
+                return False
+        return True
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Inside, no other process computes this run; waits for one that does. A killed owner's claim dies with it."""
+        from filelock import FileLock
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _CLAIM)
+        try:
+            lock.acquire(blocking=False)
+        except TimeoutError:
+            log.info("%s is being computed by another process; waiting for it", self.path)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            (self.path / _CLAIM).unlink(missing_ok=True)  # while held: who waits for it sees that and opens a new one
+            lock.release()
+
+    def start(self, run_id: str) -> None:
+        """Mark the run as running, by this process; only under the claim."""
+        removed = files.remove_leftovers(self.path)
+        if removed:
+            log.info("removed what a killed process left half-written: %s", ", ".join(removed))
+        before = self.status()
+        self._before = self._stamps()
+        self._began = time.monotonic()
+        self._write_status(
+            Status(
+                State.running,
+                run_id=run_id,
+                attempt=before.attempt + 1 if before else 1,
+                owner=this_process(),
+                started_at=_now(),
+            )
+        )
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts about the run in status.json, such as `diverged=True, diverged_at=12`."""
+        status = self._running()
+        self._write_status(dataclasses.replace(status, facts={**status.facts, **files.plain(facts)}))
+
+    def report_progress(self, stage: str, done: int, total: int) -> None:
+        """Say in status.json how far the run is. A full disk does not end the run here."""
+        progress = {"stage": stage, "done": done, "total": total}
+        try:
+            self._write_status(
+                dataclasses.replace(self._running(), progress=progress, seconds=self._elapsed()), sync=False
+            )
+        except OSError as error:
+            log.warning("progress could not be written to %s: %s", self.path / _STATUS, error)
+
+    def finish(self) -> None:
+        """Read every file again and, if all are whole, mark the run as done.
+
+        Raises:
+            ValueError: a file cannot be read back.
+            OSError: likewise.
+        """
+        made = {}
+        for name, stamp in self._stamps().items():
+            path = self.path / name
+            if self._before.get(name) == stamp:  # an earlier attempt's
+                path.unlink()
+                continue
+            files.check_readable(path)
+            made[name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+        self._end(State.done, files=made)
+
+    def fail(self, error: BaseException) -> None:
+        """Mark the run as failed and keep the traceback."""
+        lines = traceback.format_exception(error)
+        self._end(State.failed, error=f"{type(error).__name__}: {error}", traceback="".join(lines))
+
+    def interrupt(self) -> None:
+        """Mark the run as stopped by a signal; the next start runs it again."""
+        self._end(State.interrupted)
+
+    def mark_cut_off(self) -> None:
+        """Mark a run whose process is gone as interrupted, and clear away what it left half-written."""
+        if self.state() is not State.stale:
+            return
+        with self.claim():
+            status = self.status()
+            if status is not None and self.state() is State.stale:
+                files.remove_leftovers(self.path)
+                self._write_status(dataclasses.replace(status, state=State.interrupted, progress=None))
+
+    @contextmanager
+    def log_file(self) -> Iterator[None]:
+        """Inside, everything that is logged also goes to run.log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.path / _LOG, encoding="utf-8", errors="backslashreplace")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            handler.close()
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """What tells whether a data file was written anew, by name; without status, log and hidden files."""
+        found = [*self.path.glob("*"), *self.path.glob("figures/*")]
+        kept = [p for p in found if p.is_file() and not p.name.startswith(".") and p.name not in (_STATUS, _LOG)]
+        return {
+            path.relative_to(self.path).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in sorted(kept)
+        }
+
+    def _running(self) -> Status:
+        if self._status is None:
+            raise RuntimeError(f"{self.path} was not started: call start() first")
+        return self._status
+
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self._began, 3)
+
+    def _end(self, state: State, **entries: Any) -> None:
+        ended = {"state": state, "finished_at": _now(), "seconds": self._elapsed(), "progress": None}
+        self._write_status(dataclasses.replace(self._running(), **ended, **entries))
+
+    def _write_status(self, status: Status, sync: bool = True) -> None:
+        with files.replacing(self.path / _STATUS, sync=sync) as part:
+            part.write_text(files.to_json(status.as_dict()), encoding="utf-8")
+        self._status = status
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

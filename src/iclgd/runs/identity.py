@@ -1,0 +1,46 @@
+"""Which run is this? Two configs are one run exactly if they ask the same scientific question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from iclgd.config import parse_layers
+
+SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
+_MACHINE = {"model": ("device_map",), "task": ("rates",)}  # the rate that counts is finetune.lr
+
+
+def canonical(content: Any) -> str:
+    """JSON that is the same text for the same content: sorted keys, no spaces, no NaN."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def science(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that decides what is measured.
+
+    Args:
+        config: plain values, as `config.as_dict` gives them.
+
+    Returns:
+        model, task, finetune, protocol, metric, seed and runtime.dtype; `finetune.layers` as a list or "all", whichever
+        way it was written; without the settings that only place the work on a machine.
+    """
+    chosen = {key: config[key] for key in SCIENCE}
+    for group, dropped in _MACHINE.items():
+        chosen[group] = {key: value for key, value in chosen[group].items() if key not in dropped}
+    layers = parse_layers(chosen["finetune"]["layers"])
+    chosen["finetune"] = {**chosen["finetune"], "layers": "all" if layers is None else list(layers)}
+    chosen["dtype"] = config["runtime"]["dtype"]
+    return chosen
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that name a run by its content.
+
+    Args:
+        config: plain values, as `config.as_dict` gives them.
+    """
+    return hashlib.sha256(canonical(science(config)).encode()).hexdigest()[:12]
