@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -11,6 +12,16 @@ from iclgd import paths
 from iclgd.config import ConfigError, as_dict, register_schema, typed
 from iclgd.runs.identity import run_id
 
+# Deutch et al. (2024), published runs: the first of three seeds (their permutations are 0, 1, 2) and the learning rate
+PUBLISHED = {
+    "sst2": {"seed": 2, "lr": 5e-4},
+    "sst5": {"seed": 5, "lr": 1.6e-4},
+    "mr": {"seed": 5, "lr": 3e-3},
+    "subj": {"seed": 4, "lr": 3e-3},
+    "agnews": {"seed": 3, "lr": 0.2},
+    "cb": {"seed": 3, "lr": 0.08},
+}
+
 
 def register() -> None:
     """Register resolvers and schema; every process that composes a config needs them first."""
@@ -18,10 +29,15 @@ def register() -> None:
         "iclgd.root": lambda: str(paths.project_root()),
         "iclgd.run_id": _run_id,
         "iclgd.sweep_name": _sweep_name,
+        "iclgd.sweep_names": _sweep_names,
+        "iclgd.published": _published,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     register_schema()
+    # Launcher files of ours stand before the plugins' entries of the same name; Hydra 1.3 checks them against those,
+    # which is welcome, and warns that later versions will not.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against", category=UserWarning)
 
 
 def _run_id(*, _root_: DictConfig) -> str:
@@ -35,6 +51,19 @@ def _run_id(*, _root_: DictConfig) -> str:
 def _sweep_name(*, _root_: DictConfig) -> str:
     """The file of sweeps/ that was chosen, or `multirun` for a sweep written on the command line."""
     return OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun"
+
+
+def _sweep_names() -> str:
+    return ", ".join(sorted(path.stem for path in (paths.project_root() / "sweeps").glob("*.yaml")))
+
+
+def _published(key: str, *, _root_: DictConfig) -> float:
+    """The seed that goes with task.permutation, or the learning rate, of the published run on this task."""
+    name = str(OmegaConf.select(_root_, "task.name"))
+    if name not in PUBLISHED:
+        raise ConfigError(f"task={name} has no published run: choose one of {', '.join(PUBLISHED)}")
+    offset = OmegaConf.select(_root_, "task.permutation") if key == "seed" else 0
+    return PUBLISHED[name][key] + offset
 
 
 def points(config: DictConfig) -> list[list[str]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -103,7 +104,7 @@ def _attempt(config: Config, folder: RunFolder, experiment: Experiment) -> Outco
             raise
         except BaseException as error:
             log.error("run %s failed: %s", name, error, exc_info=error)
-            _mark(lambda: folder.fail(error))
+            _mark(functools.partial(folder.fail, error))
             if not isinstance(error, Exception):
                 raise
             refused = isinstance(error, ConfigError)
