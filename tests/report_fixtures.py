@@ -101,7 +101,7 @@ def write_run(
     ci = {s: [max(a - 0.1, 0), min(a + 0.1, 1)] for s, a in zip(("zsl", "icl", "ft"), accuracy, strict=True)}
     scores["accuracy"] = {**dict(zip(("zsl", "icl", "ft"), accuracy, strict=True)), "ci": ci, "n": n}
     for setting, share in zip(("zsl", "icl", "ft"), accuracy, strict=True):
-        rows += [(f"accuracy.{setting}", i, -1, float(i < round(share * n))) for i in range(n)]
+        rows += [(f"accuracy/{setting}", i, -1, float(i < round(share * n))) for i in range(n)]
     pd.DataFrame(rows, columns=["score", "example", "layer", "value"]).to_parquet(folder / "scores.parquet")
     shots = config["task"]["shots"]
     norms = [(d, layer, 0.1 * (1 + layer) / (1 + d)) for d in range(shots) for layer in range(layers)]
@@ -140,7 +140,7 @@ def _entry(values: np.ndarray) -> dict[str, Any]:
     layers = [None if np.isnan(column).all() else float(np.nanmean(column)) for column in values.T]
     undefined = int(np.isnan(values).sum())
     ci = [None, None] if mean is None else [mean - 0.02, mean + 0.02]
-    return {"mean": mean, "layers": layers, "n": int(values.size), "undefined": undefined, "ci": ci}
+    return {"mean": mean, "layers": layers, "n": len(values), "undefined": undefined, "ci": ci}
 
 
 def _json(path: Path, content: Any) -> None:

@@ -13,11 +13,11 @@ from iclgd.report.runs_frame import (
     Estimate,
     FinishedRun,
     ReportError,
-    beats_zero_shot,
     read_run,
     read_runs,
 )
 from iclgd.report.settings import Group, group
+from iclgd.report.summary import zero_shot_notes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,7 +113,7 @@ def _scores_down(runs: Sequence[FinishedRun], groups: Sequence[Group], title: st
         table.add_row(Text(style.printable(runs[0].label(name), 24)), *cells)
     table.add_section()
     for setting in SETTINGS:
-        cells = [cell([run.estimate(f"accuracy.{setting}") for run in column.runs], percent=True) for column in groups]
+        cells = [cell([run.estimate(f"accuracy/{setting}") for run in column.runs], percent=True) for column in groups]
         if any(text != UNDEFINED for text in cells):
             table.add_row(f"accuracy {setting}", *cells)
     return table
@@ -136,7 +136,7 @@ def _groups_down(runs: Sequence[FinishedRun], groups: Sequence[Group], title: st
         shown: list[Any] = [Text(style.printable(row.settings.get(key, ""), 20)) for key in keys]
         shown += [cell([run.estimate(name) for run in row.runs]) for name in preferred]
         for setting in ("icl", "ft"):
-            shown.append(cell([run.estimate(f"accuracy.{setting}") for run in row.runs], percent=True).split(" ")[0])
+            shown.append(cell([run.estimate(f"accuracy/{setting}") for run in row.runs], percent=True).split(" ")[0])
         table.add_row(*shown)
     return table
 
@@ -149,17 +149,18 @@ def _notes(runs: Sequence[FinishedRun], groups: Sequence[Group], names: Sequence
     most = max(len(column.runs) for column in groups)
     notes = ["[ ]: 95 % interval over queries" if most == 1 else f"±: standard deviation over up to {most} seeds"]
     for name in names:
-        counts: dict[str, list[int]] = {}
+        counts: dict[str, int] = {}
         for run in runs:
-            found = run.estimate(name)
-            if found.undefined and not run.diverged:
-                total = counts.setdefault(style.printable(run.variant), [0, 0])
-                total[0], total[1] = total[0] + found.undefined, total[1] + found.n
+            undefined = run.estimate(name).undefined
+            if undefined and not run.diverged:
+                variant = style.printable(run.variant)
+                counts[variant] = counts.get(variant, 0) + undefined
         if counts:
-            said = ", ".join(f"{undefined:,} of {n:,} ({variant})" for variant, (undefined, n) in counts.items())
-            notes.append(f"{style.printable(runs[0].label(name))}: undefined for {said}")
+            said = ", ".join(f"{undefined:,} ({variant})" for variant, undefined in counts.items())
+            notes.append(f"{style.printable(runs[0].label(name))}: values left out as undefined: {said}")
     diverged = [run for run in runs if run.diverged]
     if diverged:
         notes.append(f"diverged: {len(diverged)} of {len(runs)} runs; their scores are undefined")
-    notes += list(dict.fromkeys(sentence for run in runs if (sentence := beats_zero_shot(run))))[:4]
+    said = [style.printable(note, 200) for note in zero_shot_notes(runs)]
+    notes += said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])
     return notes

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.report import style
-from iclgd.report.runs_frame import LABELS, SETTINGS
+from iclgd.report.runs_frame import Estimate, FinishedRun
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
 
@@ -37,17 +39,13 @@ def draw_run_figures(
     Returns:
         The files written: scores_by_layer, gradient_norms and accuracies, as far as there is something to draw.
     """
-    title = style.figure_text(
-        f"{config['finetune']['name']} · {config['task']['name']} · "
-        f"{str(config['model']['name']).rstrip('/').rsplit('/', 1)[-1]} · lr {float(config['finetune']['lr']):g}"
-    )
-    chosen = (config.get("metric") or {}).get("scores") or {}
-    labels = LABELS | {name: str(entry["label"]) for name, entry in chosen.items() if (entry or {}).get("label")}
+    run = FinishedRun(out, config, {}, scores, {})
+    title = style.figure_text(f"{run.variant} · {run.task} · {run.model} · lr {run.lr:g}")
     written = []
     with style.print_style():
-        written += _scores_by_layer(scores, values, labels, title, out)
+        written += _scores_by_layer(run, values, title, out)
         written += _gradient_norms(gradient_norms, title, out)
-        written += _accuracies(scores.get("accuracy") or {}, title, out)
+        written += _accuracies(run.accuracies(), title, out)
     return written
 
 
@@ -61,28 +59,21 @@ def mean_band(values: pd.DataFrame) -> pd.DataFrame:
     return band.assign(low=band["mean"] - 1.96 * band["error"], high=band["mean"] + 1.96 * band["error"])
 
 
-def _scores_by_layer(
-    scores: Mapping[str, Any], values: pd.DataFrame, labels: Mapping[str, str], title: str, out: Path
-) -> list[Path]:
-    layered = [
-        name
-        for name, entry in scores.items()
-        if name != "accuracy" and any(value is not None for value in entry.get("layers") or [])
-    ]
+def _scores_by_layer(run: FinishedRun, values: pd.DataFrame, title: str, out: Path) -> list[Path]:
+    by_score = dict(list(values.dropna(subset="value").groupby("score")))
+    layered = [name for name in run.entries if run.layers(name) and name in by_score]
     families = [[name for name in family if name in layered] for family in FAMILIES]
     families += [[name] for name in layered if not any(name in family for family in FAMILIES)]
     families = [family for family in families if family][:_MOST_PANELS]
     if not families:
         return []
     figure, axes = style.panels(len(families))
-    by_score = dict(list(values.groupby("score")))
     for axis, family in zip(axes, families, strict=True):
         lines = (("-", style.BLUE), ("--", style.ORANGE), (":", style.GREY))
         for name, (dashes, color) in zip(family, lines, strict=False):
             band = mean_band(by_score[name])
-            axis.plot(
-                band.index, band["mean"], dashes, color=color, label=style.figure_text(labels.get(name, name), 24)
-            )
+            label = style.figure_text(run.label(name), 24)
+            axis.plot(band.index, band["mean"], dashes, color=color, label=label)
             axis.fill_between(band.index, band["low"], band["high"], color=color, alpha=0.2, linewidth=0)
         axis.set_xlabel("layer")
         axis.axhline(0, color="black", linewidth=0.6)
@@ -93,15 +84,23 @@ def _scores_by_layer(
 
 
 def _gradient_norms(gradient_norms: pd.DataFrame, title: str, out: Path) -> list[Path]:
-    grid = gradient_norms.pivot(index="layer", columns="demonstration", values="value")
-    if not (grid.to_numpy() > 0).any():
+    grid = gradient_grid(gradient_norms)
+    if not (grid > 0).any():
         return []
     figure, (axis,) = style.panels(1, height=2.6)
     figure.set_figwidth(4.2)
-    image = heat_map(axis, grid.to_numpy(dtype=float))
+    image = heat_map(axis, grid)
     axis.set_title(title)
     figure.colorbar(image, ax=axis, label="gradient norm")
     return style.save(figure, out / "gradient_norms")
+
+
+def gradient_grid(gradient_norms: pd.DataFrame) -> np.ndarray:
+    """Gradient norms as [layer, demonstration]; the mean over epochs where there are several."""
+    grid = gradient_norms.pivot_table(
+        index="layer", columns="demonstration", values="value", aggfunc="mean", dropna=False
+    )
+    return grid.to_numpy(dtype=float)
 
 
 def heat_map(axis: Axes, grid: Any, limits: tuple[float, float] | None = None) -> Any:
@@ -130,21 +129,20 @@ def integer_ticks(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
 
 
-def _accuracies(accuracy: Mapping[str, Any], title: str, out: Path) -> list[Path]:
-    shown: Sequence[str] = [setting for setting in SETTINGS if accuracy.get(setting) is not None]
+def _accuracies(accuracies: Mapping[str, Estimate], title: str, out: Path) -> list[Path]:
+    shown = {setting: found for setting, found in accuracies.items() if not math.isnan(found.mean)}
     if not shown:
         return []
     figure, (axis,) = style.panels(1)
     figure.set_figwidth(3.4)
     colors = {"zsl": style.GREY, "icl": style.GREEN, "ft": style.BLUE}
-    for place, setting in enumerate(shown):
-        mean = float(accuracy[setting])
-        low, high = (accuracy.get("ci") or {}).get(setting) or (mean, mean)
-        error = [[max(mean - (mean if low is None else low), 0)], [max((mean if high is None else high) - mean, 0)]]
-        axis.bar(place, mean, width=0.6, color=colors[setting])
-        axis.errorbar(place, mean, yerr=error, color="black", capsize=3, linewidth=1)
-        axis.annotate(f"{mean:.1%}", (place, 0), (0, 4), textcoords="offset points", ha="center", color="white")
-    axis.set_xticks(range(len(shown)), shown)
+    for place, (setting, found) in enumerate(shown.items()):
+        axis.bar(place, found.mean, width=0.6, color=colors[setting])
+        if not math.isnan(found.low):
+            error = [[max(found.mean - found.low, 0)], [max(found.high - found.mean, 0)]]
+            axis.errorbar(place, found.mean, yerr=error, color="black", capsize=3, linewidth=1)
+        axis.annotate(f"{found.mean:.1%}", (place, 0), (0, 4), textcoords="offset points", ha="center", color="white")
+    axis.set_xticks(range(len(shown)), list(shown))
     axis.set_ylim(0, 1)
     axis.set_ylabel("accuracy")
     axis.grid(visible=False, axis="x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 SETTINGS = ("zsl", "icl", "ft")
@@ -34,8 +36,8 @@ class Estimate:
         mean: of the defined values.
         low: lower end of the interval.
         high: upper end of the interval.
-        n: how many values there were.
-        undefined: how many of them had no direction (a zero update), and are left out of the mean.
+        n: how many examples there were.
+        undefined: how many of their values had no direction (a zero update) and are left out of the mean.
     """
 
     mean: float
@@ -113,27 +115,44 @@ class FinishedRun:
         """Whether finetuning ended in a loss that was not finite."""
         return bool(self.status.get("diverged", False))
 
+    @functools.cached_property
+    def entries(self) -> dict[str, Mapping[str, Any]]:
+        """Every score by the name it has in scores.parquet, grouped ones as `accuracy/icl`: mean, layers, n, ci, ..."""
+        entries: dict[str, Mapping[str, Any]] = {}
+        for name, entry in self.scores.items():
+            if "mean" in entry:
+                entries[name] = entry
+                continue
+            ci, undefined = entry.get("ci") or {}, entry.get("undefined") or {}
+            for child, value in entry.items():
+                if isinstance(value, Mapping) and "mean" in value:
+                    entries[f"{name}/{child}"] = value
+                elif child not in ("ci", "n", "undefined"):
+                    entries[f"{name}/{child}"] = {
+                        "mean": value,
+                        "ci": ci.get(child),
+                        "n": entry.get("n"),
+                        "undefined": undefined.get(child),
+                    }
+        return entries
+
     def score_names(self) -> list[str]:
         """The scores that were measured, as scores.json orders them, without the accuracies."""
-        return [name for name, entry in self.scores.items() if name != "accuracy" and "mean" in entry]
+        return [name for name in self.entries if not name.startswith("accuracy/")]
 
     def label(self, score: str) -> str:
         """What tables and figures call a score."""
         chosen = (self.config.get("metric") or {}).get("scores") or {}
-        return str((chosen.get(score) or {}).get("label") or LABELS.get(score, score))
+        return score_label(score, {name: str((entry or {}).get("label") or "") for name, entry in chosen.items()})
 
     def estimate(self, score: str, over: str = "all") -> Estimate:
-        """A score's mean over examples and layers, or an accuracy (`accuracy.icl`).
+        """A score's mean over examples and layers, or an accuracy (`accuracy/icl`).
 
         Args:
-            score: a key of scores.json, or `accuracy.SETTING`.
+            score: a key of `entries`.
             over: `all` examples, or only those that are `flipped` from wrong to right by both.
         """
-        if score.startswith("accuracy."):
-            entry, setting = self.scores.get("accuracy") or {}, score.partition(".")[2]
-            low, high = _pair((entry.get("ci") or {}).get(setting))
-            return Estimate(_number(entry.get(setting)), low, high, int(entry.get("n") or 0))
-        entry = self.scores.get(score) or {}
+        entry = self.entries.get(score) or {}
         entry = entry if over == "all" else entry.get("flipped") or {}
         low, high = _pair(entry.get("ci"))
         return Estimate(
@@ -142,12 +161,22 @@ class FinishedRun:
 
     def layers(self, score: str) -> list[float]:
         """A score's mean over examples in every layer; empty where it has no layers."""
-        return [_number(value) for value in (self.scores.get(score) or {}).get("layers") or []]
+        return [_number(value) for value in (self.entries.get(score) or {}).get("layers") or []]
 
     def accuracies(self) -> dict[str, Estimate]:
         """Accuracy of zsl, icl and ft, where measured."""
-        found = self.scores.get("accuracy") or {}
-        return {setting: self.estimate(f"accuracy.{setting}") for setting in SETTINGS if setting in found}
+        return {s: self.estimate(f"accuracy/{s}") for s in SETTINGS if f"accuracy/{s}" in self.entries}
+
+    @functools.cached_property
+    def values(self) -> dict[str, np.ndarray]:
+        """Unaveraged values by score, [example, layer], one layer where it has none; empty without scores.parquet."""
+        table = self.table("scores")
+        if table is None:
+            return {}
+        return {
+            str(name): part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
+            for name, part in table.groupby("score", sort=False)
+        }
 
     def prompts(self) -> dict[str, Any]:
         """The content of prompts.json."""
@@ -260,8 +289,7 @@ def tidy(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
             "permutation": run.permutation,
             "diverged": run.diverged,
         }
-        names = [*run.score_names(), *(f"accuracy.{setting}" for setting in run.accuracies())]
-        for name in names:
+        for name in run.entries:
             whole = run.estimate(name)
             rows.append(who | {"score": name, "layer": None} | vars(whole))
             for layer, mean in enumerate(run.layers(name)):
@@ -287,19 +315,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def beats_zero_shot(run: FinishedRun) -> str | None:
-    """A sentence where in-context learning does not beat zero-shot, for then similarity to it means little."""
-    found = run.accuracies()
-    if "icl" not in found or "zsl" not in found:
-        return None
-    icl, zsl = found["icl"], found["zsl"]
-    where = f"{run.task} with {run.model} ({run.weights})"
-    numbers = f"{icl.mean:.1%} against {zsl.mean:.1%}"
-    if icl.mean <= zsl.mean:
-        return f"On {where}, ICL does not beat zero-shot ({numbers}): similarity to it means little here."
-    if icl.low <= zsl.high:
-        return f"On {where}, ICL beats zero-shot by less than the intervals can tell ({numbers}): read with care."
-    return None
+def score_label(score: str, labels: Mapping[str, str]) -> str:
+    """What a score is called: by its yaml's label, by the papers' name, or by its own; children after their group."""
+    group, _, child = score.partition("/")
+    label = labels.get(score) or labels.get(group) or LABELS.get(group, group)
+    return f"{label} {child}" if child and not labels.get(score) else label
 
 
 def _read_json(path: Path) -> dict[str, Any]:
