@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -91,7 +91,7 @@ def job(composed: DictConfig) -> float:
         NoObjective: an optimising sweeper waits for a value and there is none.
         KeyboardInterrupt: a signal stopped the command.
     """
-    settings, invocation = HydraConfig.get(), Invocation.current()
+    settings, invocation = cast(DictConfig, HydraConfig.get()), Invocation.current()
     path, number = Path(settings.runtime.output_dir), int(OmegaConf.select(settings, "job.num") or 0)
     record = functools.partial(_record, invocation, number, path)
     record(None)

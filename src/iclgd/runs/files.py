@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,12 +47,25 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(folder: Path) -> list[str]:
-    """Delete what killed writers left; only for one who holds the folder's claim. Returns the names."""
-    found = sorted(folder.rglob(f"{_PART}*"))
-    for path in found:
-        path.unlink(missing_ok=True)
-    return [path.name for path in found]
+def remove_leftovers(folder: Path, older_than: float = 0.0) -> list[str]:
+    """Delete what killed writers left half-written.
+
+    Args:
+        folder: searched with all below it; the caller must be its only writer, or wait long enough.
+        older_than: only what was not touched for so many seconds.
+
+    Returns:
+        The names of what is gone.
+    """
+    gone = []
+    for path in sorted(folder.rglob(f"{_PART}*")):
+        try:
+            if not older_than or time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
+                gone.append(path.name)
+        except FileNotFoundError:
+            continue
+    return gone
 
 
 def plain(content: Any) -> Any:

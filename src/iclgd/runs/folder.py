@@ -168,7 +168,7 @@ class RunFolder:
             return False
         for name, made in status.files.items():
             path = self.path / name
-            size = path.stat().st_size if path.is_file() else None
+            size = path.stat().st_size if path.is_file() else -1
             if size != made["bytes"] or (size <= _SMALL and files.sha256(path) != made["sha256"]):
                 log.warning("%s is not what the finished run wrote; the run will be computed again", path)
                 return False
