@@ -1,0 +1,131 @@
+"""Do context and finetuning move the queries through the same subspace, and how much did the weights move for it?
+
+The similarity of whole update matrices D = h - h_ZSL, of shape [example, d_model], layer by layer. Examples with a NaN
+in either are left out. Both measures grow by chance as examples become few: read them beside an untrained model or
+against `reordered`.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iclgd.metrics.numerics import difference
+from iclgd.metrics.registry import metric
+
+
+@metric
+def update_cka(
+    icl: Float[Tensor, "example layer d_model"],
+    ft: Float[Tensor, "example layer d_model"],
+    zsl: Float[Tensor, "example layer d_model"],
+) -> Float[Tensor, " layer"]:
+    """Linear CKA between the update matrices of ICL and FT: do they treat the same queries alike?
+
+    |X'Y|_F^2 / (|X'X|_F |Y'Y|_F), X and Y the updates with their mean over examples taken away. It ignores rotation
+    and scale and the part of an update that all queries share. Kornblith et al. (2019), arXiv 1905.00414.
+
+    Returns:
+        Values in [0, 1] by layer. NaN with fewer than three examples (two always give 1), or where all updates agree.
+    """
+
+    def similarity(x: Tensor, y: Tensor) -> Tensor:
+        if x.shape[0] < 3:
+            return torch.tensor(torch.nan, dtype=torch.float64)
+        x, y = _scaled(x - x.mean(0)), _scaled(y - y.mean(0))
+        if x.shape[0] <= x.shape[1]:
+            first, second = x @ x.T, y @ y.T
+            shared = (first * second).sum()
+        else:
+            first, second = x.T @ x, y.T @ y
+            shared = (x.T @ y).square().sum()
+        return (shared / (first.norm() * second.norm())).clamp(0, 1)
+
+    return _by_layer(similarity, icl, ft, zsl)
+
+
+@metric
+def subspace_overlap(
+    icl: Float[Tensor, "example layer d_model"],
+    ft: Float[Tensor, "example layer d_model"],
+    zsl: Float[Tensor, "example layer d_model"],
+    r: int = 8,
+) -> Float[Tensor, " layer"]:
+    """Overlap of the r main directions of ICL's updates with those of finetuning's.
+
+    Mean of cos^2 of the principal angles between the spans of the first r right singular vectors of the two update
+    matrices (not centred), |U'V|_F^2 / r. Two random subspaces have r / d_model. Björck and Golub (1973); as a
+    comparison of updates Hu et al. (2021, LoRA, arXiv 2106.09685), sec. 7.2.
+
+    Returns:
+        Values in [0, 1] by layer. NaN where an update matrix has a numerical rank below r.
+
+    Raises:
+        ValueError: r is not positive.
+    """
+    if r < 1:
+        raise ValueError(f"params.r={r} spans nothing: give 1 or more")
+
+    def similarity(x: Tensor, y: Tensor) -> Tensor:
+        return (_main_directions(x, r).T @ _main_directions(y, r)).square().sum().clamp(max=r) / r
+
+    return _by_layer(similarity, icl, ft, zsl)
+
+
+@metric
+def gradient_norm(norms: Float[Tensor, "demonstration layer"]) -> Float[Tensor, "demonstration layer"]:
+    """Length of the trained parameters' gradient, |dL/dW|_2, by demonstration and layer, as finetuning saw it.
+
+    Deutch et al. (2024), arXiv 2311.07772, figure 4.
+
+    Returns:
+        Values from 0 up, unaveraged. NaN in layers that are not trained.
+    """
+    return norms
+
+
+@metric
+def weight_update_norm(norms: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
+    """Length of the whole change of a layer's trained weights, |W_after - W_before|_F.
+
+    Returns:
+        Values from 0 up by layer.
+    """
+    return norms
+
+
+@metric
+def weight_update_rank(ranks: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
+    """Numerical rank of the change of a layer's trained weights, the largest over its matrices.
+
+    Returns:
+        Whole numbers from 0 to the smaller side of a matrix, by layer.
+    """
+    return ranks
+
+
+def _by_layer(similarity, icl: Tensor, ft: Tensor, zsl: Tensor) -> Float[Tensor, " layer"]:
+    values = []
+    for layer in range(zsl.shape[1]):
+        x, y = (difference(h[:, layer], zsl[:, layer]) for h in (icl, ft))
+        defined = (x.isfinite() & y.isfinite()).all(-1)
+        values.append(similarity(_scaled(x[defined]), _scaled(y[defined])))
+    return torch.stack(values)
+
+
+def _scaled(matrix: Tensor) -> Tensor:
+    return matrix / matrix.abs().max() if matrix.numel() else matrix
+
+
+def _main_directions(matrix: Float[Tensor, "example d_model"], r: int) -> Float[Tensor, "d_model r"]:
+    """The first r right singular vectors, from the smaller of the two Gram matrices; NaN if the rank is below r."""
+    undefined = torch.full((matrix.shape[1], r), torch.nan, dtype=torch.float64)
+    if min(matrix.shape) < r or matrix.isnan().any():
+        return undefined
+    wide = matrix.shape[0] <= matrix.shape[1]
+    strengths, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
+    strengths, vectors = strengths[-r:], vectors[:, -r:]
+    if strengths[0] <= strengths[-1] * max(matrix.shape) * torch.finfo(torch.float64).eps:
+        return undefined
+    return torch.linalg.qr(matrix.T @ vectors).Q if wide else vectors

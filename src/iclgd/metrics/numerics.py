@@ -1,0 +1,64 @@
+"""How is a cosine taken so that neither a vanishing update nor a long table of scores spoils it?
+
+Everything is computed in float64 and by runs of examples. A vector is divided by its largest entry before it is
+squared, so that differences of any size neither underflow nor overflow; nothing is added to a denominator, so that a
+vector that is exactly zero has no cosine (NaN) rather than one of zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+ELEMENTS_AT_ONCE = 2**21  # of the largest argument: 16 MiB for each temporary
+
+
+def by_examples(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function(*tensors)`, computed for a few examples (their first axis) at a time to bound memory."""
+    largest = max(tensor[:1].numel() for tensor in tensors)
+    size = max(1, ELEMENTS_AT_ONCE // max(1, largest))
+    starts = range(0, max(1, tensors[0].shape[0]), size)
+    return torch.cat([function(*(tensor[start : start + size] for tensor in tensors)) for start in starts])
+
+
+def difference(after: Float[Tensor, "*axes"], before: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """What changed, in float64 (exact for float32 numbers of like size)."""
+    return after.double() - before
+
+
+def scaled(vectors: Float[Tensor, "*axes n"]) -> Float[Tensor, "*axes n"]:
+    """Each vector over its largest absolute entry, in float64; NaN where it is zero or not finite."""
+    vectors = vectors.double()
+    return vectors / torch.linalg.vector_norm(vectors, float("inf"), dim=-1, keepdim=True)
+
+
+def unit(vectors: Float[Tensor, "*axes n"]) -> Float[Tensor, "*axes n"]:
+    """Each vector at length 1, in float64; NaN where it is zero or not finite."""
+    vectors = scaled(vectors)
+    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+
+
+def norm(vectors: Float[Tensor, "*axes n"]) -> Float[Tensor, "*axes"]:
+    """Euclidean length in float64; NaN where an entry is NaN."""
+    vectors = vectors.double()
+    largest = torch.linalg.vector_norm(vectors, float("inf"), dim=-1, keepdim=True)
+    divisor = largest.where(largest != 0, torch.ones_like(largest))
+    return torch.linalg.vector_norm(vectors / divisor, dim=-1) * largest[..., 0]
+
+
+def cosine(a: Float[Tensor, "*axes n"], b: Float[Tensor, "*axes n"]) -> Float[Tensor, "*axes"]:
+    """Cosine between the vectors of the last axis, in [-1, 1]; NaN where either is exactly zero or not finite."""
+    a, b = scaled(a), scaled(b)
+    lengths = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    return (torch.linalg.vecdot(a, b) / lengths).clamp(-1, 1)
+
+
+def highest(scores: Float[Tensor, "*axes n"], k: int) -> Bool[Tensor, "*axes n"]:
+    """Which entries are the k highest of the last axis; among equals the first ones. Entries must not be NaN."""
+    threshold = scores.topk(k, dim=-1).values[..., -1:]
+    above, level = scores > threshold, scores == threshold
+    room = k - above.sum(-1, keepdim=True)
+    return above | (level & (level.cumsum(-1) <= room))

@@ -1,0 +1,137 @@
+"""Which label does each setting choose, and do the settings choose alike?
+
+A prediction is the option with the highest score; options that are NaN (a query with fewer) cannot be chosen, and of
+equal scores the first option is. Where all options are NaN there is no prediction, and what needs one is NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from iclgd.metrics.numerics import by_examples
+from iclgd.metrics.registry import metric
+
+
+def predicted(label_scores: Float[Tensor, "*axes label"]) -> Int[Tensor, "*axes"]:
+    """The index of the best option, -1 where no option has a score."""
+    missing = label_scores.isnan()
+    best = label_scores.masked_fill(missing, -torch.inf).argmax(-1)
+    return best.masked_fill(missing.all(-1), -1)
+
+
+def flipped(
+    zsl: Float[Tensor, "example label"],
+    icl: Float[Tensor, "example label"],
+    ft: Float[Tensor, "example label"],
+    labels: Int[Tensor, " example"],
+) -> Bool[Tensor, " example"]:
+    """Which examples go from wrong under ZSL to right under both ICL and FT (F->T; Dai et al. 2023)."""
+    wrong = (predicted(zsl) != labels) & (predicted(zsl) >= 0)
+    return wrong & (predicted(icl) == labels) & (predicted(ft) == labels)
+
+
+@metric
+def accuracy(
+    label_scores: Float[Tensor, "example label"], labels: Int[Tensor, " example"]
+) -> Float[Tensor, " example"]:
+    """Accuracy: 1 where the best-scored option is the right one, 0 where not.
+
+    Returns:
+        0 or 1, unaveraged. NaN where no option has a score.
+    """
+    return _right(predicted(label_scores), labels)
+
+
+@metric
+def rec2ftp(
+    zsl: Float[Tensor, "example label"],
+    icl: Float[Tensor, "example label"],
+    ft: Float[Tensor, "example label"],
+    labels: Int[Tensor, " example"],
+) -> Float[Tensor, " example"]:
+    """Rec2FTP: of what finetuning corrects, the share that ICL gets right too.
+
+    Over examples that ZSL has wrong and FT right: 1 where ICL is right, 0 where it is wrong. Dai et al. (2023),
+    arXiv 2212.10559.
+
+    Returns:
+        0 or 1, unaveraged. NaN for all other examples, so that the mean is undefined if finetuning corrects none.
+    """
+    corrected = (accuracy(zsl, labels) == 0) & (accuracy(ft, labels) == 1)
+    return accuracy(icl, labels).masked_fill(~corrected, torch.nan)
+
+
+@metric
+def label_agreement(a: Float[Tensor, "example label"], b: Float[Tensor, "example label"]) -> Float[Tensor, " example"]:
+    """Label agreement: 1 where two settings choose the same option, right or wrong, 0 where not.
+
+    After Shen, Mishra and Khashabi (2024), arXiv 2310.08540, who compare the behaviour of ICL and GD.
+
+    Returns:
+        0 or 1, unaveraged. NaN where either has no prediction.
+    """
+    return _right(predicted(a), predicted(b))
+
+
+@metric
+def vocabulary_accuracy(
+    next_token_log_probs: Float[Tensor, "example vocabulary"], first_label_token: Int[Tensor, " example"]
+) -> Float[Tensor, " example"]:
+    """Full-vocabulary accuracy: 1 where the likeliest of all next tokens is the first token of the right label.
+
+    Stricter than accuracy, which looks at the label options alone. Shen, Mishra and Khashabi (2024), arXiv 2310.08540.
+
+    Returns:
+        0 or 1, unaveraged. NaN where a log-probability is NaN.
+    """
+
+    def right(log_probs: Tensor, token: Tensor) -> Tensor:
+        return _right(log_probs.argmax(-1).masked_fill(log_probs.isnan().any(-1), -1), token)
+
+    return by_examples(right, next_token_log_probs, first_label_token)
+
+
+@metric
+def order_sensitivity(orders: Float[Tensor, "order example label"]) -> Float[Tensor, " example"]:
+    """How often a query's prediction leaves the most common one as the demonstrations are permuted.
+
+    1 - (orders that predict the most common option) / orders. The question (is ICL as sensitive to order as GD is?)
+    is Shen, Mishra and Khashabi's (2024), arXiv 2310.08540; the formula, the variation ratio of a nominal variable,
+    is ours.
+
+    Returns:
+        Values in [0, 1 - 1/labels], unaveraged; 0 means that order never matters. Orders without a prediction are left
+        out; NaN where fewer than two are left.
+    """
+    choices, labels = predicted(orders), orders.shape[-1]
+    votes = torch.stack([(choices == label).sum(0) for label in range(labels)], -1)
+    count = votes.sum(-1)
+    return (1 - votes.amax(-1).double() / count).masked_fill(count < 2, torch.nan)
+
+
+@metric
+def order_spread(orders: Float[Tensor, "order example label"]) -> Float[Tensor, " example"]:
+    """How far a query's label probabilities move as the demonstrations are permuted.
+
+    Mean over options of the standard deviation over orders of the option's probability, softmax(scores). It sees
+    movement that changes no prediction. After the comparison of order sensitivity in Shen, Mishra and Khashabi (2024),
+    arXiv 2310.08540, here over the label options.
+
+    Returns:
+        Values in [0, 0.5], unaveraged. Orders without a score are left out; NaN where fewer than two are left.
+    """
+    missing = orders.isnan()
+    defined = ~missing.all(-1, keepdim=True)
+    probabilities = orders.double().masked_fill(missing, -torch.inf).softmax(-1).where(defined, 0)
+    count = defined.sum(0)
+    centred = (probabilities - probabilities.sum(0) / count).where(defined, 0)
+    deviation = (centred.square().sum(0) / count).sqrt()
+    options = (~missing).any(0)
+    mean = deviation.where(options, 0).sum(-1) / options.sum(-1)
+    return mean.masked_fill(count[..., 0] < 2, torch.nan)
+
+
+def _right(choice: Int[Tensor, " example"], target: Int[Tensor, " example"]) -> Float[Tensor, " example"]:
+    return (choice == target).double().masked_fill((choice < 0) | (target < 0), torch.nan)

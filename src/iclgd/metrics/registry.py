@@ -1,0 +1,132 @@
+"""Which function takes a score, and where do its arguments come from?
+
+A metric is a yaml in conf/metric and a pure function of tensors. The function is named by its bare name if this
+package has it, or by a dotted path to one of the user's own; its arguments are named by path in the evidence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from iclgd.config import ConfigError, ScoreConfig
+from iclgd.records import Evidence, Recording, Score, Trace
+
+Metric = Callable[..., Tensor]
+F = TypeVar("F", bound=Metric)
+
+_METRICS: dict[str, Metric] = {}
+
+
+def metric(function: F) -> F:
+    """Make a function of this package known by its bare name."""
+    _METRICS[function.__name__] = function
+    return function
+
+
+def find(name: str) -> Metric:
+    """The function of a bare name or a dotted path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name in _METRICS:
+        return _METRICS[name]
+    module, dot, attribute = name.rpartition(".")
+    if not dot:
+        near = difflib.get_close_matches(name, _METRICS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(_METRICS))}"
+        raise ConfigError(f"no metric function is called {name!r}: {hint} (one of yours needs a dotted path)")
+    try:
+        function: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the metric function {name!r} cannot be imported: {error}") from error
+    if not isinstance(function, Callable):
+        raise ConfigError(f"{name!r} is a {type(function).__name__}: a metric needs a function")
+    return function
+
+
+def required_inputs(specs: Mapping[str, ScoreConfig]) -> set[str]:
+    """All input paths that the scores name, so that only these are recorded.
+
+    Nothing is computed, but every score is checked, so that mistakes show before a model loads.
+
+    Raises:
+        ConfigError: a function is unknown, an argument is missing or unknown, or a path cannot exist.
+    """
+    for name, spec in specs.items():
+        _checked(name, spec)
+    return {path for spec in specs.values() for path in spec.inputs.values()}
+
+
+def measure(specs: Mapping[str, ScoreConfig], evidence: Evidence) -> dict[str, Score]:
+    """Take every score, unaveraged.
+
+    Raises:
+        ConfigError: a score cannot be taken from this evidence; the message names its yaml and the argument.
+    """
+    return {name: _measured(name, spec, evidence) for name, spec in specs.items()}
+
+
+def _measured(name: str, spec: ScoreConfig, evidence: Evidence) -> Score:
+    function, arguments = _checked(name, spec), {}
+    for argument, path in spec.inputs.items():
+        try:
+            arguments[argument] = evidence.lookup(path)
+        except KeyError as error:
+            raise ConfigError(f"{_where(name)}: inputs.{argument}: {error.args[0]}") from error
+    try:
+        values = function(**arguments, **spec.params)
+    except Exception as error:
+        error.add_note(f"while taking the score of {_where(name)}")
+        raise
+    if not isinstance(values, Tensor) or values.ndim != len(spec.axes):
+        got = f"axes {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ConfigError(f"{_where(name)}: {spec.function} returned {got}, but axes names {list(spec.axes)}")
+    return Score(values.detach().cpu(), tuple(spec.axes))
+
+
+def _where(name: str) -> str:
+    return f"conf/metric/{name.partition('/')[0]}.yaml (metric.scores.{name})"
+
+
+def _checked(name: str, spec: ScoreConfig) -> Metric:
+    try:
+        function = find(spec.function)
+    except ConfigError as error:
+        raise ConfigError(f"{_where(name)}: {error}") from error
+    parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
+    given: dict[str, Any] = {**spec.params, **spec.inputs}
+    twice = sorted(spec.params.keys() & spec.inputs.keys())
+    missing = [key for key, p in parameters.items() if p.default is p.empty and p.kind in _NAMED and key not in given]
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if anything else [key for key in given if key not in parameters]
+    signature = f"{spec.function}({', '.join(parameters)})"
+    if twice:
+        raise ConfigError(f"{_where(name)}: {twice[0]} stands in both inputs and params")
+    if missing:
+        raise ConfigError(f"{_where(name)}: {signature} needs {', '.join(missing)}; add it to inputs or params")
+    if unknown:
+        raise ConfigError(f"{_where(name)}: {signature} takes no {', '.join(unknown)}; remove it")
+    for argument, path in spec.inputs.items():
+        _check_path(f"{_where(name)}: inputs.{argument}", path)
+    return function
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _check_path(where: str, path: str) -> None:
+    owner, dot, field = path.partition(".")
+    if not dot:
+        return
+    fields = [f.name for f in dataclasses.fields(Trace if owner == "trace" else Recording)]
+    if field not in fields:
+        kind = "finetuning's trace" if owner == "trace" else "a recording"
+        raise ConfigError(f"{where}={path}: {kind} has no {field!r}, only {', '.join(fields)}")
