@@ -29,5 +29,19 @@ def torch_stream(name: str, seed: int) -> torch.Generator:
 
 
 def shuffled(length: int, seed: int) -> list[int]:
-    """A seeded order of `range(length)`: the one that `datasets.Dataset.shuffle(seed)` uses, as the papers' code did."""
+    """A seeded order of `range(length)`: that of `datasets.Dataset.shuffle(seed)`, which the papers' code used."""
     return np.random.default_rng(seed).permutation(length).tolist()
+
+
+def permuted(length: int, seed: int, permutation: int) -> list[int]:
+    """The order of `range(length)` that the papers' code calls `permutation`: 0 is as drawn, p > 0 a seeded order.
+
+    Drawn as there (numpy's legacy generator, the p-th of its orders), so that published (seed, permutation) pairs name
+    the same demonstrations in the same order.
+    """
+    if permutation == 0:
+        return list(range(length))
+    legacy = np.random.RandomState(seed)
+    for _ in range(permutation):
+        legacy.permutation(length)
+    return legacy.permutation(length).tolist()

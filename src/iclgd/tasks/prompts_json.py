@@ -1,0 +1,66 @@
+"""How are a run's prompts kept in prompts.json, for readers and for other programs?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from iclgd.records import Item, PromptSet
+
+
+def as_json(prompts: PromptSet) -> dict[str, Any]:
+    """The content of prompts.json: token ids and texts, from which every input of a run can be put together.
+
+    The ICL input of query q is bos + Σ(demonstration + separator) + q, its zsl input bos + q, a finetuning sequence
+    bos + demonstration. `in_context` (indices) stands there if not all demonstrations are in the context, `training`
+    if finetuning sees other items, and an item's `options` (token ids) if it brings its own.
+    """
+    content: dict[str, Any] = {
+        "bos": list(prompts.bos),
+        "separator": list(prompts.separator),
+        "demonstrations": [_item(item) for item in prompts.demonstrations],
+        "queries": [_item(item) for item in prompts.queries],
+        "label_words": list(prompts.label_words),
+        "label_token_ids": [list(ids) for ids in prompts.label_token_ids],
+    }
+    if prompts.in_context != tuple(range(len(prompts.demonstrations))):
+        content["in_context"] = list(prompts.in_context)
+    if prompts.training is not None:
+        content["training"] = [_item(item) for item in prompts.training]
+    return content
+
+
+def from_json(content: Mapping[str, Any]) -> PromptSet:
+    """The prompts that `as_json` wrote.
+
+    Raises:
+        KeyError: `content` lacks a key.
+    """
+    labels = tuple(tuple(ids) for ids in content["label_token_ids"])
+    demonstrations = tuple(_read(item, labels, True) for item in content["demonstrations"])
+    training = content.get("training")
+    return PromptSet(
+        bos=tuple(content["bos"]),
+        separator=tuple(content["separator"]),
+        demonstrations=demonstrations,
+        queries=tuple(_read(item, labels, False) for item in content["queries"]),
+        label_words=tuple(content["label_words"]),
+        label_token_ids=labels,
+        in_context=tuple(content.get("in_context", range(len(demonstrations)))),
+        training=None if training is None else tuple(_read(item, labels, True) for item in training),
+    )
+
+
+def _item(item: Item) -> dict[str, Any]:
+    content: dict[str, Any] = {"text": item.text, "token_ids": list(item.token_ids), "label": item.label}
+    if item.options is not None:
+        content["options"] = [list(option) for option in item.options]
+    return content
+
+
+def _read(content: Mapping[str, Any], labels: tuple[tuple[int, ...], ...], answered: bool) -> Item:
+    own = content.get("options")
+    options = None if own is None else tuple(tuple(option) for option in own)
+    label = content["label"]
+    length = len((labels if options is None else options)[label]) if answered else 0
+    return Item(content["text"], tuple(content["token_ids"]), label, length, options)

@@ -1,0 +1,154 @@
+"""Where do a task's rows come from, and which line is wrong? Bundled files, a local copy, or the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iclgd import paths
+from iclgd.config import ConfigError, TaskConfig, TaskSource
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", re.ASCII)
+LOCAL_COPY = (
+    "a local copy works too: paths.data_dir=FOLDER or ICLGD_DATA_DIR, where FOLDER holds {0}.jsonl or {0}.parquet"
+)
+
+
+class DataError(ConfigError):
+    """Rows that cannot be used; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split.
+
+    Attributes:
+        origin: the file, or the hub id and split.
+        rows: column values by name.
+        numbers: where in `origin` each row stands.
+        unit: what `numbers` count: lines (from 1) of a text file, rows (from 0) of a table.
+    """
+
+    origin: str
+    rows: Sequence[Mapping[str, Any]]
+    numbers: Sequence[int]
+    unit: str = "line"
+
+    def where(self, index: int) -> str:
+        """Where a row stands, for messages."""
+        return f"{self.origin}, {self.unit} {self.numbers[index]}"
+
+
+def read_split(task: TaskConfig, split: str, data_dir: str | None) -> Split:
+    """All rows of a split.
+
+    A bundled task is read from the package. A hub task is read from `data_dir`/NAME/SPLIT.jsonl or .parquet if
+    `data_dir` has a folder of the task's name, else from the hub.
+
+    Raises:
+        ConfigError: a name that is no plain name, a folder or hub data set that is not there.
+        DataError: no such file, a line that is not a JSON object, or no rows.
+    """
+    _plain_name("task.name", task.name)
+    _plain_name("split", split)
+    if task.source is TaskSource.bundled:
+        found = _from_folder(paths.bundled_data_folder() / task.name, split)
+    else:
+        copy = _local_copy(task, data_dir)
+        found = _from_hub(task, split) if copy is None else _from_folder(copy, split)
+    if not found.rows:
+        raise DataError(f"{found.origin} is empty: task {task.name} needs rows in its {split} split")
+    return found
+
+
+def _plain_name(key: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{key}={name!r} is no plain name: letters, digits, '_', '-' and '.' only, no folders")
+
+
+def _local_copy(task: TaskConfig, data_dir: str | None) -> Path | None:
+    if data_dir is None:
+        return None
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"paths.data_dir={data_dir} is no folder: name one that holds {task.name}/SPLIT.jsonl")
+    return folder / task.name if (folder / task.name).is_dir() else None
+
+
+def _from_folder(folder: Path, split: str) -> Split:
+    for suffix, read in ((".jsonl", read_jsonl), (".parquet", read_parquet)):
+        file = folder / f"{split}{suffix}"
+        if file.is_file():
+            return read(file)
+    there = sorted(path.name for path in folder.glob("*") if path.suffix in (".jsonl", ".parquet"))
+    raise DataError(f"no {split}.jsonl or {split}.parquet in {folder} (there: {', '.join(there) or 'no data file'})")
+
+
+def read_jsonl(file: Path) -> Split:
+    r"""Rows of a file with one JSON object a line, in UTF-8.
+
+    Lines end at "\n" alone, so that other line separators may stand inside strings; a byte order mark, "\r" and blank
+    lines are passed over, and control characters inside strings are kept.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    rows, numbers = [], []
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"), strict=False)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}, line {number}: not JSON ({error}); every line must be one JSON object") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, line {number}: a JSON {type(row).__name__}, not an object with columns")
+        rows.append(row)
+        numbers.append(number)
+    return Split(str(file), rows, numbers)
+
+
+def read_parquet(file: Path) -> Split:
+    """Rows of a parquet file.
+
+    Raises:
+        DataError: the file cannot be read as parquet.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as parquet ({error})") from error
+    return Split(str(file), rows, range(len(rows)), unit="row")
+
+
+def _from_hub(task: TaskConfig, split: str) -> Split:
+    if task.hub is None:
+        raise ConfigError(
+            f"task {task.name} names no data set: give task.hub, or " + LOCAL_COPY.format(task.name + "/SPLIT")
+        )
+    if not _HUB_ID.fullmatch(task.hub):
+        raise ConfigError(f"task.hub={task.hub!r} is no hub id: give OWNER/NAME")
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    origin = f"{task.hub}{f' ({task.subset})' if task.subset else ''}, split {split}"
+    try:
+        found = datasets.load_dataset(task.hub, task.subset, split=split, revision=task.revision)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{origin} cannot be had from the hub ({reason}); " + LOCAL_COPY.format(f"{task.name}/{split}")
+        ) from error
+    rows = found.to_list()
+    return Split(origin, rows, range(len(rows)), unit="row")
