@@ -1,3 +1,20 @@
 """iclgd: how alike are in-context learning and gradient-descent finetuning inside a language model?"""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iclgd.api import load, run, sweep
+
 __version__ = "0.1.0"
+__all__ = ["load", "run", "sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    """`iclgd.run`, `iclgd.sweep` and `iclgd.load`, imported when first used: the command line starts without them."""
+    if name in __all__:
+        from iclgd import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,7 @@ from iclgd.command import run
 
 def cli() -> None:
     """Run the command line and exit: 0 all done, 1 a run failed, 2 settings refused, 130 or 143 stopped by a signal."""
-    code, _ = run(sys.argv[1:])
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:]).code)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,18 @@ class NoObjective(RuntimeError):
 
 @dataclasses.dataclass
 class Command:
-    """One command: `run` fills it, callbacks and jobs of the same process report to it."""
+    """One command: `run` fills it, callbacks and jobs of the same process report to it.
 
+    Attributes:
+        code: the exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal.
+        message: why it was refused, or could not go on.
+        outcomes: how the run of a single run ended.
+        invocation: the record of a sweep.
+        display: what is drawn on the terminal meanwhile.
+    """
+
+    code: int = 0
+    message: str = ""
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
     invocation: Invocation | None = None
     display: ExitStack = dataclasses.field(default_factory=ExitStack)
@@ -142,54 +152,56 @@ def placed(config: Config, settings: DictConfig) -> Config:
     return dataclasses.replace(config, runtime=runtime)
 
 
-def run(arguments: Sequence[str]) -> tuple[int, list[Outcome]]:
+def run(arguments: Sequence[str], tell: bool = True) -> Command:
     """Run a command line.
 
     Args:
         arguments: what stands after `iclgd`.
-
-    Returns:
-        The exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal; and how each run
-        ended.
+        tell: whether to print what was done, and the tables.
     """
     global _command
-    _command = Command()
+    _command = command = Command()
     main = hydra.main(version_base="1.3", config_path=str(paths.config_folder()), config_name="config")(job)
-    code, wants_all = 0, os.environ.get("HYDRA_FULL_ERROR") == "1"
+    wants_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with _command_line(arguments), terminable():
             try:
                 main()
             finally:
-                _command.display.close()
+                command.display.close()
     except KeyboardInterrupt as stop:
-        code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        command.code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
         end_children()
     except Exception as error:
         if wants_all:
             raise
-        code = _explain(error)
+        _explain(error)
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else FAILED
-    if _command.invocation is not None:
-        _command.invocation.mark_cut_off()
-    results = _command.results()
-    return max(code, _summarise(results)) if code in (0, FAILED) else code, results
+        command.code = end.code if isinstance(end.code, int) else FAILED
+    if command.invocation is not None:
+        command.invocation.mark_cut_off()
+    results = command.results()
+    if command.code == 0 or (command.code == FAILED and results):
+        command.code = max(command.code, _code(results))
+    if tell and results:
+        _summarise(results)
+    return command
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: Exception) -> None:
     message = hydra_setup.explain(error)
     if message is None and isinstance(error, OSError):
         message = _unwritable(error)
     if message is not None:
-        return _refuse(message)
-    sys.stderr.write(f"iclgd: {type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where)\n")
-    return FAILED
+        _refuse(message)
+    else:
+        _refuse(f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)", FAILED)
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = REFUSED) -> int:
+    _command.message, _command.code = message, code
     sys.stderr.write(f"iclgd: {message}\n")
-    return REFUSED
+    return code
 
 
 def _unwritable(error: OSError) -> str:
@@ -211,20 +223,22 @@ def _command_line(arguments: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = mode
 
 
-def _summarise(results: Sequence[Outcome]) -> int:
-    """Print what was done, and the tables; returns the exit code."""
-    if not results:
-        return 0
+def _code(results: Sequence[Outcome]) -> int:
+    broken = [outcome for outcome in results if outcome.ending in (Ending.failed, Ending.refused)]
+    return 0 if not broken else REFUSED if all(o.ending is Ending.refused for o in broken) else FAILED
+
+
+def _summarise(results: Sequence[Outcome]) -> None:
+    """Print the tables, what was done, and what was not."""
     whole = [o.folder for o in results if o.ending in (Ending.done, Ending.skipped)]
-    broken = [o for o in results if o.ending in (Ending.failed, Ending.refused)]
     if whole:
         _show_tables(list(dict.fromkeys(whole)), len(results) > 1)
     counts = {ending: sum(o.ending is ending for o in results) for ending in Ending}
     said = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
     sys.stdout.write(f"{said} in {os.path.relpath(results[0].folder.parent)}\n")
-    for outcome in broken:
-        sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {outcome.message}\n")
-    return 0 if not broken else REFUSED if all(o.ending is Ending.refused for o in broken) else FAILED
+    for outcome in results:
+        if outcome.ending in (Ending.failed, Ending.refused):
+            sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {outcome.message}\n")
 
 
 def _show_tables(folders: list[Path], sweep: bool) -> None:
