@@ -19,7 +19,6 @@ class ConfigError(ValueError):
     """A setting that cannot be run; the message names the key, what it got, and the remedy."""
 
 
-
 class ModelSource(StrEnum):
     """Where a model comes from: a hub id or local folder, the GGUF file of a Python package, or this package."""
 
@@ -183,7 +182,6 @@ class ModelConfig:
     bos: str | None = None  # a token, or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
     dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
-    trust_remote_code: bool = False
     device_map: str | None = None
 
 
@@ -201,6 +199,8 @@ class TaskConfig:
     labels: list[str] = field(default_factory=list)  # label words, by label id; empty for multiple choice
     label_column: str = "label"
     label_values: list[str] | None = None  # the label column's values by label id, where it does not hold ids
+    label_among: str | None = None  # or the column that lists each row's own values ("choices.label")
+    template_labels: dict[int, list[str]] = field(default_factory=dict)  # label words that one template has instead
     options: list[str] | None = None  # multiple choice: a template for each option
     options_column: str | None = None  # or the column that lists them ("choices.text")
     train_split: str = "train"
@@ -257,6 +257,7 @@ class ScoreConfig:
     params: dict[str, Any] = field(default_factory=dict)
     axes: list[str] = field(default_factory=lambda: ["example", "layer"])
     label: str = MISSING  # what tables and figures call it
+    limits: list[float] | None = None  # the least and the largest possible value, where there are such: axes of figures
 
 
 @dataclass
