@@ -1,0 +1,177 @@
+"""How does the model learn from the demonstrations? The loop; the weights are put back when it is over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from iclgd.config import Batch, Config, Direction, LossOn, Optimizer, StepPer, parse_layers
+from iclgd.learning import losses
+from iclgd.learning.low_rank import LowRank
+from iclgd.learning.objectives import Objective, options_of, resolve_objective
+from iclgd.learning.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
+from iclgd.models.language_model import LanguageModel
+from iclgd.records import PromptSet, Trace
+from iclgd.seeding import torch_stream
+
+AfterStep = Callable[[int], None]
+T = TypeVar("T")
+
+
+def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> list[losses.Sequence]:
+    """What the model is trained on, one entry a step: `bos + demonstration`, in order.
+
+    With a step for each token, every predicted token makes a sequence of its own that ends with it (the paper's text;
+    its code takes a step for each demonstration).
+    """
+    sequences = []
+    for item in prompts.training_items():
+        token_ids = torch.tensor([*prompts.bos, *item.token_ids])
+        predicted = torch.ones(len(token_ids), dtype=torch.bool)
+        predicted[: max(1, len(prompts.bos))] = False
+        if loss_on is LossOn.label:
+            predicted[: len(token_ids) - item.label_length] = False
+        if step is StepPer.demonstration:
+            sequences.append(losses.Sequence(token_ids, predicted))
+            continue
+        for end in predicted.nonzero().squeeze(1).tolist():
+            last = torch.zeros(end + 1, dtype=torch.bool)
+            last[end] = True
+            sequences.append(losses.Sequence(token_ids[: end + 1], last))
+    return sequences
+
+
+@contextmanager
+def finetuned(
+    model: LanguageModel, prompts: PromptSet, config: Config, after_step: AfterStep = lambda _: None
+) -> Iterator[Trace]:
+    """Within the block, the model is finetuned; afterwards its weights are, bit for bit, what they were.
+
+    Reference protocol (Deutch et al. 2024, app. A): plain SGD, no momentum, no clipping, batch size 1, in order.
+
+    Args:
+        model: the model.
+        prompts: the demonstrations.
+        config: its `finetune` and `protocol` say how.
+        after_step: called with the number of steps done, after each.
+
+    Yields:
+        What happened; `diverged_at` is set if a loss or gradient was not finite, and training stopped there.
+    """
+    finetune = config.finetune
+    trained = trained_parameters(model, finetune.trainable, parse_layers(finetune.layers))
+    sequences = training_sequences(prompts, finetune.loss_on, config.protocol.step)
+    batches = [sequences] if finetune.batch is Batch.full else [[sequence] for sequence in sequences]
+    with trainable(trained) as before:
+        loop = Loop(model, config, trained, before)
+        yield loop.run(batches * finetune.epochs, loop.gradient, after_step)
+
+
+@dataclass
+class Loop:
+    """Gradients in, steps out, and a record of both."""
+
+    model: LanguageModel
+    config: Config
+    trained: list[Trained]
+    before: list[Tensor]
+
+    def run(
+        self, batches: Iterable[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]], after_step: AfterStep
+    ) -> Trace:
+        """A step for each batch, until one is not finite."""
+        finetune = self.config.finetune
+        self.noise = torch_stream("random direction", self.config.seed)
+        self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
+        learner = self._optimizer()
+        history: list[float] = []
+        norms: list[Tensor] = []
+        diverged_at = None
+        for step, batch in enumerate(batches):
+            loss, gradients = gradient_of(batch)
+            history.append(loss)
+            norms.append(layer_norms(self.trained, gradients, self.model.layers))
+            if not math.isfinite(loss) or not all(gradient.isfinite().all() for gradient in gradients):
+                diverged_at = step
+                break
+            self._step(learner, gradients)
+            after_step(step + 1)
+        return self._trace(history, norms, diverged_at)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        leaves = self.low_rank.leaves if self.low_rank else [item.parameter for item in self.trained]
+        if self.config.finetune.optimizer is Optimizer.adam:
+            return torch.optim.Adam(leaves, lr=self.config.finetune.lr)
+        return torch.optim.SGD(leaves, lr=self.config.finetune.lr)
+
+    def _step(self, learner: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
+        if self.low_rank:
+            self.low_rank.take(gradients)
+        else:
+            for item, gradient in zip(self.trained, gradients, strict=True):
+                item.parameter.grad = gradient
+        learner.step()
+        learner.zero_grad(set_to_none=True)
+        if self.low_rank:
+            self.low_rank.write()
+
+    def gradient(self, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
+        """The gradient of some demonstrations: the objective's own, or with its norm or direction replaced as the variant says."""
+        finetune = self.config.finetune
+        loss, gradients = self._of(resolve_objective(finetune.objective), batch)
+        if finetune.norm_of is not None:
+            _, others = self._of(resolve_objective(finetune.norm_of, "finetune.norm_of"), batch)
+            self._rescale(gradients, layer_norms(self.trained, others, self.model.layers))
+        if finetune.direction is Direction.random:
+            wanted = layer_norms(self.trained, gradients, self.model.layers)
+            for item, gradient in zip(self.trained, gradients, strict=True):
+                part = item.part(gradient)
+                part.copy_(torch.randn(part.shape, generator=self.noise))
+            self._rescale(gradients, wanted)
+        return loss, gradients
+
+    def _rescale(self, gradients: Sequence[Tensor], wanted: Tensor) -> None:
+        have = layer_norms(self.trained, gradients, self.model.layers)
+        for item, gradient in zip(self.trained, gradients, strict=True):
+            if have[item.layer] > 0:
+                gradient.mul_((wanted[item.layer] / have[item.layer]).to(gradient))
+
+    def _of(self, objective: Objective, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
+        layers = tuple(sorted({item.layer for item in self.trained}))
+        options = options_of(self.config.finetune, self.config.protocol.exit, layers)
+        total = sum(objective(self.model, sequence, options) for sequence in batch) / len(batch)
+        return total, self.collect(len(batch))
+
+    def collect(self, count: int = 1) -> list[Tensor]:
+        """The gradients that backward passes have left, over `count`, of the trained numbers only."""
+        gradients = []
+        for item in self.trained:
+            gradient = item.parameter.grad
+            item.parameter.grad = None
+            if gradient is None:  # a layer that the loss does not depend on, such as one above a short circuit
+                gradient = torch.zeros_like(item.parameter)
+            elif item.key_value_only:
+                whole, gradient = gradient, torch.zeros_like(gradient)
+                item.part(gradient).copy_(item.part(whole))
+            gradients.append(gradient.div_(count) if count > 1 else gradient)
+        return gradients
+
+    def _trace(self, history: list[float], norms: list[Tensor], diverged_at: int | None) -> Trace:
+        changes = [
+            item.parameter.detach() - original for item, original in zip(self.trained, self.before, strict=True)
+        ]
+        finite = diverged_at is None
+        undefined = torch.full((self.model.layers,), float("nan"))
+        return Trace(
+            losses=torch.tensor(history),
+            gradient_norms=torch.stack(norms),
+            update_norms=layer_norms(self.trained, changes, self.model.layers) if finite else undefined,
+            update_ranks=update_ranks(self.trained, self.before, self.model.layers) if finite else undefined,
+            diverged_at=diverged_at,
+        )

@@ -1,0 +1,285 @@
+"""Where does each architecture keep its parts? A table of data; adding a family is adding a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class UnsupportedModelError(ValueError):
+    """A model whose anatomy is not known, or in which recording would give wrong numbers."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Paths are attribute names joined by dots; a path that ends in `?` may be absent.
+
+    Attributes:
+        blocks: the list of blocks, from the model.
+        attention: the attention module, from a block.
+        projection: the attention's output projection, from a block.
+        added: the module whose output attention adds to the residual stream, from a block; the projection, unless a
+            norm stands between the two.
+        key_value: the projections that make keys and values, from the attention module.
+        layout: how keys and values lie in those projections' output; a key of `LAYOUTS`.
+        mlp: the feed-forward modules, from a block.
+        final: what stands between the last block and the unembedding, in order, from the model.
+        positions: the learned position embeddings, from the model.
+        interface: whether attention is computed through transformers' AttentionInterface.
+        scales_scores: without the interface: whether the dot products are scaled after the product of queries and keys
+            (so that recorded queries still have to be).
+    """
+
+    blocks: str
+    attention: str
+    projection: str
+    key_value: tuple[str, ...]
+    final: tuple[str, ...]
+    added: str | None = None
+    layout: str = "separate"
+    mlp: tuple[str, ...] = ("mlp",)
+    positions: tuple[str, ...] = ()
+    interface: bool = True
+    scales_scores: bool = False
+
+
+def _llama_like(**changes: Any) -> Family:
+    parts: dict[str, Any] = {
+        "blocks": "model.layers",
+        "attention": "self_attn",
+        "projection": "self_attn.o_proj",
+        "key_value": ("k_proj", "v_proj"),
+        "final": ("model.norm",),
+    }
+    return Family(**{**parts, **changes})
+
+
+_NORM_AFTER_ATTENTION = {"added": "post_attention_layernorm"}
+
+FAMILIES: dict[str, Family] = {
+    "llama": _llama_like(),
+    "mistral": _llama_like(),
+    "qwen2": _llama_like(),
+    "qwen3": _llama_like(),
+    "smollm3": _llama_like(),
+    "gemma2": _llama_like(**_NORM_AFTER_ATTENTION),
+    "gemma3_text": _llama_like(**_NORM_AFTER_ATTENTION),
+    "olmo2": _llama_like(**_NORM_AFTER_ATTENTION),
+    "phi": _llama_like(projection="self_attn.dense", final=("model.final_layernorm",)),
+    "phi3": _llama_like(key_value=("qkv_proj",), layout="rows"),
+    "opt": _llama_like(
+        blocks="model.decoder.layers",
+        projection="self_attn.out_proj",
+        final=("model.decoder.final_layer_norm?", "model.decoder.project_out?"),
+        mlp=("fc1", "fc2"),
+        positions=("model.decoder.embed_positions",),
+    ),
+    "gpt2": Family(
+        blocks="transformer.h",
+        attention="attn",
+        projection="attn.c_proj",
+        key_value=("c_attn",),
+        layout="columns",
+        final=("transformer.ln_f",),
+        positions=("transformer.wpe",),
+    ),
+    "gpt_neox": Family(
+        blocks="gpt_neox.layers",
+        attention="attention",
+        projection="attention.dense",
+        key_value=("query_key_value",),
+        layout="heads",
+        final=("gpt_neox.final_layer_norm",),
+    ),
+    "xglm": _llama_like(
+        projection="self_attn.out_proj", final=("model.layer_norm",), mlp=("fc1", "fc2"), interface=False
+    ),
+    "gpt_neo": Family(
+        blocks="transformer.h",
+        attention="attn.attention",
+        projection="attn.attention.out_proj",
+        key_value=("k_proj", "v_proj"),
+        final=("transformer.ln_f",),
+        positions=("transformer.wpe",),
+        interface=False,
+    ),
+    "gptj": Family(
+        blocks="transformer.h",
+        attention="attn",
+        projection="attn.out_proj",
+        key_value=("k_proj", "v_proj"),
+        final=("transformer.ln_f",),
+        interface=False,
+        scales_scores=True,
+    ),
+    "bloom": Family(
+        blocks="transformer.h",
+        attention="self_attention",
+        projection="self_attention.dense",
+        key_value=("query_key_value",),
+        layout="heads",
+        final=("transformer.ln_f",),
+        interface=False,
+        scales_scores=True,
+    ),
+    "falcon": Family(
+        blocks="transformer.h",
+        attention="self_attention",
+        projection="self_attention.dense",
+        key_value=("query_key_value",),
+        layout="falcon",
+        final=("transformer.ln_f",),
+        interface=False,
+        scales_scores=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, whatever its config calls them."""
+
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    window: int | None  # how many positions there are; None where positions are not bounded
+
+
+def shape_of(config: PretrainedConfig) -> Shape:
+    """The sizes that a transformers config states."""
+    heads = int(config.num_attention_heads)
+    key_value_heads = getattr(config, "num_key_value_heads", None)
+    if config.model_type == "falcon":
+        key_value_heads = _falcon_key_value_heads(config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    window = None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
+    return Shape(int(config.num_hidden_layers), heads, int(key_value_heads or heads), int(head_dim), window)
+
+
+def _falcon_key_value_heads(config: Any) -> int:
+    if config.new_decoder_architecture:
+        return config.num_kv_heads
+    return 1 if config.multi_query else config.num_attention_heads
+
+
+# How to see only the keys and values of a projection's weight [out, in] or bias [out]: a view, so that writing to it
+# writes to the parameter. GPT-2's Conv1D holds its weight as [in, out].
+Layout = Callable[[Tensor, Shape, PretrainedConfig], Tensor]
+
+
+def _rows(parameter: Tensor, shape: Shape, _: PretrainedConfig) -> Tensor:
+    return parameter[shape.heads * shape.head_dim :]
+
+
+def _columns(parameter: Tensor, shape: Shape, _: PretrainedConfig) -> Tensor:
+    return parameter[..., shape.heads * shape.head_dim :]
+
+
+def _heads(parameter: Tensor, shape: Shape, _: PretrainedConfig) -> Tensor:
+    return parameter.view(shape.heads, 3, shape.head_dim, *parameter.shape[1:])[:, 1:]
+
+
+def _falcon(parameter: Tensor, shape: Shape, config: PretrainedConfig) -> Tensor:
+    rest = parameter.shape[1:]
+    if cast(Any, config).new_decoder_architecture:
+        group = shape.heads // shape.key_value_heads
+        return parameter.view(shape.key_value_heads, group + 2, shape.head_dim, *rest)[:, group:]
+    if cast(Any, config).multi_query:
+        return parameter.view(shape.heads + 2, shape.head_dim, *rest)[shape.heads :]
+    return _heads(parameter, shape, config)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "separate": lambda parameter, _shape, _config: parameter,
+    "rows": _rows,
+    "columns": _columns,
+    "heads": _heads,
+    "falcon": _falcon,
+}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of one model in memory."""
+
+    family: Family
+    shape: Shape
+    network: PreTrainedModel
+    blocks: tuple[nn.Module, ...]
+    final: tuple[nn.Module, ...]
+    unembedding: nn.Module
+    softcap: float | None  # of the logits (Gemma2)
+
+    def part(self, layer: int, path: str) -> nn.Module:
+        """A module of one block, by its path in the family's row."""
+        return self.blocks[layer].get_submodule(path)
+
+    def attention(self, layer: int) -> nn.Module:
+        """The attention module of one block."""
+        return self.part(layer, self.family.attention)
+
+    def added(self, layer: int) -> nn.Module:
+        """The module whose output attention adds to the residual stream."""
+        return self.part(layer, self.family.added or self.family.projection)
+
+    def key_value_view(self, parameter: Tensor) -> Tensor:
+        """The keys' and values' part of a projection's parameter (or of its gradient), as a view."""
+        return LAYOUTS[self.family.layout](parameter, self.shape, self.network.config)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What the unembedding reads, from what a block puts out: the model's own final norm."""
+        for module in self.final:
+            hidden = module(hidden)
+        return hidden
+
+    def unembed(self, finished: Tensor) -> Tensor:
+        """Logits in float32, from `finish`ed hidden states [..., d_model]."""
+        logits = self.unembedding(finished).float()
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def norms(self) -> tuple[nn.Module, ...]:
+        """Every normalisation layer of the model."""
+        return tuple(module for module in self.network.modules() if type(module).__name__.lower().endswith("norm"))
+
+    def embeddings(self) -> tuple[nn.Module, ...]:
+        """Input, position and output embeddings."""
+        positions = [self.network.get_submodule(path) for path in self.family.positions]
+        return (self.network.get_input_embeddings(), *positions, self.unembedding)
+
+
+def dissect(network: PreTrainedModel) -> Anatomy:
+    """The anatomy of a loaded model.
+
+    Raises:
+        UnsupportedModelError: the family is not in the table; the message names it and those that are.
+    """
+    kind = network.config.model_type
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise UnsupportedModelError(
+            f"model family {kind!r} is not supported: iclgd knows {', '.join(sorted(FAMILIES))}; "
+            "a family is added as a row of iclgd/models/anatomy.py"
+        )
+    final = [_optional(network, path) for path in family.final]
+    return Anatomy(
+        family=family,
+        shape=shape_of(network.config),
+        network=network,
+        blocks=tuple(cast(nn.ModuleList, network.get_submodule(family.blocks))),
+        final=tuple(module for module in final if module is not None),
+        unembedding=cast(nn.Module, network.get_output_embeddings()),
+        softcap=getattr(network.config, "final_logit_softcapping", None),
+    )
+
+
+def _optional(network: nn.Module, path: str) -> nn.Module | None:
+    if not path.endswith("?"):
+        return network.get_submodule(path)
+    owner, _, name = path.rstrip("?").rpartition(".")
+    return getattr(network.get_submodule(owner), name)

@@ -1,0 +1,247 @@
+"""How is attention computed while recording, and what does it leave behind?
+
+One attention function for every family that honours transformers' AttentionInterface. It attends to a prefix shared by
+the whole batch without copying it: prefix and own tokens are attended to apart and merged by their log-sum-exp, which
+is exact. It makes its own masks (causal, sliding, padding), so the mask that transformers would build is not built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+INTERFACE_NAME = "iclgd_recorded"
+
+KeyValues = tuple[Float[Tensor, "one key_value_head prefix head_dim"], Float[Tensor, "one key_value_head prefix head_dim"]]
+
+
+@dataclass
+class AttentionPass:
+    """One forward pass as attention sees it, and what attention leaves behind, by layer.
+
+    Attributes:
+        lengths: own tokens of each sequence; the rest of its row is padding.
+        left: whether padding stands on the left.
+        prefix: keys and values of the shared prefix, by layer.
+        keep_keys: keep this pass's own keys and values (it is the pass over the prefix itself).
+        keep_context: also record scores with the prefix's tokens, summed over heads.
+        keep_queries: also record the attention queries of the last token (`last`) or of every token (`all`).
+    """
+
+    lengths: Int[Tensor, " example"]
+    left: bool = False
+    prefix: list[KeyValues] | None = None
+    keep_keys: bool = False
+    keep_context: bool = False
+    keep_queries: str | None = None
+    calls: list[int] = field(default_factory=list)
+    keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
+    scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
+    context_scores: dict[int, Float[Tensor, "example context"]] = field(default_factory=dict)
+    queries: dict[int, Tensor] = field(default_factory=dict)
+
+    def prefix_length(self) -> int:
+        """Tokens that stand before every sequence."""
+        return self.prefix[0][0].shape[2] if self.prefix else 0
+
+    def last(self, tokens: Float[Tensor, "example *head token rest"], axis: int) -> Tensor:
+        """The slice at each sequence's last token along `axis`."""
+        if self.left:
+            return tokens.select(axis, -1)
+        at = (self.lengths - 1).to(tokens.device)
+        index = at.view(-1, *[1] * (tokens.ndim - 1)).expand(
+            *[1 if i == axis % tokens.ndim else n for i, n in enumerate(tokens.shape)]
+        )
+        return tokens.gather(axis % tokens.ndim, index).squeeze(axis)
+
+
+_current: ContextVar[AttentionPass | None] = ContextVar("attention_pass", default=None)
+
+
+@contextmanager
+def attention_pass(current: AttentionPass) -> Iterator[AttentionPass]:
+    """Let attention see `current` and record into it, within this block only."""
+    token = _current.set(current)
+    try:
+        yield current
+    finally:
+        _current.reset(token)
+
+
+def recorded_attention(
+    module: nn.Module,
+    query: Float[Tensor, "example head token head_dim"],
+    key: Float[Tensor, "example key_value_head token head_dim"],
+    value: Float[Tensor, "example key_value_head token head_dim"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "example token head head_dim"], None]:
+    """The AttentionInterface function. Outside an `attention_pass` it is ordinary causal attention."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    rule = _Rule(scale, sliding_window, softcap)
+    now = _current.get()
+    prefix = None
+    if now is not None:
+        layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+        prefix = now.prefix[layer] if now.prefix else None
+        _record(now, layer, query, key, prefix, rule)
+        if now.keep_keys:
+            now.keys_and_values[layer] = (key, value)
+    return _attend(query, key, value, prefix, now, rule).transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True)
+class _Rule:
+    scale: float
+    window: int | None
+    softcap: float | None
+
+    def scores(self, products: Tensor) -> Tensor:
+        scaled = products * self.scale
+        return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
+
+
+def _record(
+    now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule
+) -> None:
+    now.calls.append(layer)
+    if now.keep_keys:
+        return
+    last = now.last(query, 2).float()  # example head head_dim
+    groups = query.shape[1] // key.shape[1]
+    grouped = last.unflatten(1, (key.shape[1], groups))
+    own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, key.float()).flatten(1, 2))
+    now.scores[layer] = _blank_unseen(own, now, rule.window)
+    if now.keep_context and prefix is not None:
+        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, prefix[0][0].float()))
+        now.context_scores[layer] = seen.sum(dim=(1, 2))
+    if now.keep_queries == "last":
+        now.queries[layer] = (last * rule.scale).flatten(1)
+    elif now.keep_queries == "all":
+        now.queries[layer] = (query.float() * rule.scale).transpose(1, 2).flatten(2)
+
+
+def _blank_unseen(
+    own: Float[Tensor, "example head token"], now: AttentionPass, window: int | None
+) -> Float[Tensor, "example head token"]:
+    """Own tokens first, NaN after them and where a sliding window hides them."""
+    width = own.shape[-1]
+    lengths = now.lengths.to(own.device)[:, None]
+    place = torch.arange(width, device=own.device)[None]
+    if now.left:
+        order = (place + width - lengths) % width
+        own = own.gather(2, order[:, None].expand_as(own))
+    visible = place < lengths
+    if window is not None:
+        visible &= lengths - 1 - place < window
+    return own.masked_fill(~visible[:, None], float("nan"))
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, now: AttentionPass | None, rule: _Rule
+) -> Float[Tensor, "example head token head_dim"]:
+    before = 0 if prefix is None else prefix[0].shape[2]
+    reach = before + key.shape[2]
+    padded = now is not None and now.left and int(now.lengths.min()) < key.shape[2]
+    if rule.softcap is not None or padded or (rule.window is not None and reach > rule.window):
+        return _attend_densely(query, key, value, prefix, now, rule)
+    groups = query.shape[1] // key.shape[1]
+    if prefix is None:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=rule.scale)
+    return _attend_with_prefix(query, key, value, prefix, rule.scale)
+
+
+def _attend_with_prefix(
+    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues, scale: float
+) -> Float[Tensor, "example head token head_dim"]:
+    batch, heads, width, depth = query.shape
+    shared = key.shape[1]
+    groups = heads // shared
+    own_key, own_value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    own, own_mass = _with_log_mass(query, own_key, own_value, scale, causal=True)
+    # Every token of the batch asks the same prefix: one attention with batch * groups * width queries a shared head.
+    pooled = query.view(batch, shared, groups, width, depth).transpose(0, 1).reshape(1, shared, -1, depth)
+    far, far_mass = _with_log_mass(pooled, *prefix, scale, causal=False)
+    far = far.view(shared, batch, groups, width, depth).transpose(0, 1).reshape(batch, heads, width, depth)
+    far_mass = far_mass.view(shared, batch, groups, width).transpose(0, 1).reshape(batch, heads, width)
+    share = torch.sigmoid(far_mass - own_mass)[..., None].to(own.dtype)
+    return torch.lerp(own, far, share)
+
+
+def _with_log_mass(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool
+) -> tuple[Float[Tensor, "batch head token head_dim"], Float[Tensor, "batch head token"]]:
+    """Attention and the log-sum-exp of its scores, by the fused kernel of the device where there is one."""
+    if query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16):
+        out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, attn_mask=None, scale=scale
+        )
+        return out, mass
+    if query.device.type == "cuda":
+        out, mass, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, 0.0, causal, scale=scale
+        )
+        return out, mass[..., : query.shape[2]]
+    scores = (query.float() @ key.float().transpose(-1, -2)) * scale
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return (scores.softmax(-1) @ value.float()).to(query.dtype), scores.logsumexp(-1)
+
+
+def _attend_densely(
+    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, now: AttentionPass | None, rule: _Rule
+) -> Float[Tensor, "example head token head_dim"]:
+    """Attention with every score written out: for softcaps, sliding windows and left padding."""
+    batch = query.shape[0]
+    before = 0
+    if prefix is not None:
+        before = prefix[0].shape[2]
+        key = torch.cat([prefix[0].expand(batch, -1, -1, -1), key], dim=2)
+        value = torch.cat([prefix[1].expand(batch, -1, -1, -1), value], dim=2)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    scores = rule.scores((query @ key.transpose(-1, -2)).float())
+    visible = _visible(query.shape[2], before, rule.window, now, query.device)
+    scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def _visible(
+    width: int, before: int, window: int | None, now: AttentionPass | None, device: torch.device
+) -> Bool[Tensor, "example token key"]:
+    """Which keys each own token may see; distances are counted without padding."""
+    token = torch.arange(width, device=device)
+    row, column = token[:, None], torch.arange(-before, width, device=device)[None]
+    visible = (column <= row)[None]
+    if now is None or not now.left:
+        return visible if window is None else visible & (row - column < window)[None]
+    gap = (width - now.lengths.to(device))[:, None, None]  # padding between prefix and own tokens
+    visible = visible & ((column >= gap) | (column < 0))
+    if window is not None:
+        distance = row - column - torch.where(column < 0, gap, 0)
+        visible = visible & (distance < window)
+    return visible
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+AttentionInterface.register(INTERFACE_NAME, recorded_attention)
+AttentionMaskInterface.register(INTERFACE_NAME, _no_mask)

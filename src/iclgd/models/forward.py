@@ -1,0 +1,89 @@
+"""How does one batch go through the blocks, after a shared prefix, whatever the family?"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.attention import AttentionPass, KeyValues, attention_pass
+from iclgd.models.interception import intercepted
+from iclgd.models.language_model import LanguageModel
+
+Prefix = list[KeyValues]
+
+
+def forward(
+    model: LanguageModel, token_ids: Int[Tensor, "example token"], now: AttentionPass
+) -> Float[Tensor, "example token d_model"]:
+    """Hidden states after the final norm; attention leaves its record in `now`.
+
+    Args:
+        model: the model.
+        token_ids: own tokens, padded as `now` says.
+        now: lengths, prefix and what to keep.
+
+    Raises:
+        UnsupportedModelError: attention was not seen exactly once a layer, so that a record would be wrong.
+    """
+    token_ids = token_ids.to(model.device)
+    arguments = _arguments(model, token_ids, now)
+    watch: AbstractContextManager[None] = nullcontext()
+    if not model.anatomy.family.interface:
+        watch = intercepted(model.anatomy, now, token_ids.shape[0])
+    with attention_pass(now), watch:
+        output = model.network.base_model(input_ids=token_ids, **arguments)
+    if sorted(now.calls) != list(range(model.layers)):
+        raise UnsupportedModelError(
+            f"{type(model.network).__name__}: attention was seen in layers {sorted(now.calls)} during one pass, expected "
+            f"each of 0 to {model.layers - 1} once; this model cannot be recorded"
+        )
+    if now.keep_keys and not model.anatomy.family.interface:
+        cache = output.past_key_values
+        now.keys_and_values = {i: (entry.keys, entry.values) for i, entry in enumerate(cache.layers)}
+    return output.last_hidden_state
+
+
+@torch.inference_mode()
+def encode_prefix(model: LanguageModel, token_ids: tuple[int, ...]) -> Prefix | None:
+    """Keys and values of the tokens that all sequences share, by layer; None if there are none."""
+    if not token_ids:
+        return None
+    now = AttentionPass(lengths=torch.tensor([len(token_ids)]), keep_keys=True)
+    forward(model, torch.tensor([token_ids]), now)
+    return [now.keys_and_values[layer] for layer in range(model.layers)]
+
+
+def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> dict[str, Any]:
+    batch, width = token_ids.shape
+    before, lengths = now.prefix_length(), now.lengths.to(token_ids.device)
+    place = torch.arange(width, device=token_ids.device).expand(batch, width)
+    gap = width - lengths[:, None] if now.left else torch.zeros_like(lengths)[:, None]
+    positions = before + (place - gap).clamp(min=0)
+    if not now.left:  # padding stands behind, where nothing sees it; keep its positions inside the window
+        positions = positions.minimum(before + lengths[:, None] - 1)
+    if model.anatomy.family.interface:
+        return {"position_ids": positions, "use_cache": False}
+    own = (place >= gap) & (place < gap + lengths[:, None])
+    seen = torch.ones(batch, before, dtype=torch.bool, device=token_ids.device)
+    arguments: dict[str, Any] = {"attention_mask": torch.cat([seen, own], dim=1).long(), "use_cache": now.keep_keys}
+    if "position_ids" in inspect.signature(model.network.base_model.forward).parameters:
+        arguments["position_ids"] = positions
+    if now.keep_keys or now.prefix:
+        arguments["past_key_values"] = _cache(model, now.prefix, batch)
+        arguments["use_cache"] = True
+    return arguments
+
+
+def _cache(model: LanguageModel, prefix: Prefix | None, batch: int) -> DynamicCache:
+    """A fresh cache, since a forward pass changes it in place."""
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(prefix or []):
+        cache.update(key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1), layer)
+    return cache

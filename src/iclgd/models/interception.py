@@ -1,0 +1,102 @@
+"""How are attention scores had from families that do not honour AttentionInterface?
+
+They compute attention eagerly in their own forward, so the argument of the one softmax inside each attention module is
+exactly the scores before softmax (with masked places at the lowest float), and the left factor of the product before it
+is the queries. A torch function mode sees both without touching the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from iclgd.models.anatomy import Anatomy
+from iclgd.models.attention import AttentionPass
+
+_SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
+_PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
+_BADDBMM = {torch.baddbmm, Tensor.baddbmm}
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, anatomy: Anatomy, now: AttentionPass, batch: int) -> None:
+        super().__init__()
+        self.anatomy, self.now, self.batch = anatomy, now, batch
+        self.layer: int | None = None
+        self.query: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.layer is not None:
+            if func in _SOFTMAX:
+                self.take(args[0])
+            elif func in _PRODUCTS:
+                self.query = args[0]
+            elif func in _BADDBMM:
+                self.query = args[1] if len(args) > 1 else kwargs["batch1"]
+        return func(*args, **kwargs)
+
+    def take(self, scores: Tensor) -> None:
+        now, layer, heads = self.now, self.layer, self.anatomy.shape.heads
+        assert layer is not None
+        now.calls.append(layer)
+        if now.keep_keys:
+            return
+        scores = scores.detach().reshape(self.batch, heads, scores.shape[-2], scores.shape[-1]).float()
+        scores = scores.masked_fill(scores < torch.finfo(scores.dtype).min / 4, float("nan"))
+        before = now.prefix_length()
+        last = now.last(scores, 2)  # example head key
+        own = last[..., before:]
+        width = own.shape[-1]
+        if now.left:
+            place = torch.arange(width, device=own.device)
+            order = (place + width - now.lengths.to(own.device)[:, None]) % width
+            own = own.gather(2, order[:, None].expand_as(own))
+        beyond = torch.arange(width, device=own.device) >= now.lengths.to(own.device)[:, None]
+        now.scores[layer] = own.masked_fill(beyond[:, None], float("nan"))
+        if now.keep_context and before:
+            now.context_scores[layer] = last[..., :before].sum(dim=1)
+        if now.keep_queries and self.query is not None:
+            self.take_query(layer, self.query)
+
+    def take_query(self, layer: int, query: Tensor) -> None:
+        now, shape = self.now, self.anatomy.shape
+        query = query.detach().reshape(self.batch, shape.heads, -1, shape.head_dim).float()
+        if self.anatomy.family.scales_scores:
+            query = query * shape.head_dim**-0.5
+        if now.keep_queries == "last":
+            now.queries[layer] = now.last(query, 2).flatten(1)
+        else:
+            now.queries[layer] = query.transpose(1, 2).flatten(2)
+
+
+@contextmanager
+def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int) -> Iterator[None]:
+    """Within this block, every attention module's scores are recorded into `now`."""
+    watch = _Watch(anatomy, now, batch)
+
+    def enter(layer: int) -> Any:
+        def hook(_module: nn.Module, _args: Any) -> None:
+            watch.layer = layer
+
+        return hook
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        watch.layer = None
+
+    handles = []
+    try:
+        for layer in range(len(anatomy.blocks)):
+            module = anatomy.attention(layer)
+            handles += [module.register_forward_pre_hook(enter(layer)), module.register_forward_hook(leave)]
+        with watch:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

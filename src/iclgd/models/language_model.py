@@ -1,0 +1,44 @@
+"""What does the rest of the program hold when it holds a model?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from iclgd.models.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model, its parts and its tokenizer.
+
+    Attributes:
+        identity: what its numbers depend on (name, revision, weights, dtype, sha256 of its files), for cache keys
+            and environment.json.
+        notes: what a reader should know, such as that input and output embeddings are tied.
+    """
+
+    network: PreTrainedModel
+    anatomy: Anatomy
+    tokenizer: Any
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.network.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
+
+    @property
+    def window(self) -> int | None:
+        """How many positions the model has; None where they are not bounded."""
+        return self.anatomy.shape.window
+
+    @property
+    def layers(self) -> int:
+        """How many blocks the model has."""
+        return len(self.anatomy.blocks)

@@ -1,0 +1,183 @@
+"""How does a model get from a config into memory? From safetensors only, without any code but transformers' own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from iclgd.config import ConfigError, ModelConfig, ModelSource, RuntimeConfig, Weights
+from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
+from iclgd.models.attention import INTERFACE_NAME
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.packaged import converted_folder, sha256_of
+from iclgd.models.self_test import check
+from iclgd.models.untrained import untrained
+from iclgd.paths import project_root
+
+log = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_WEIGHT_FILES = ("*.safetensors", "*.gguf")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `runtime.device` means; `auto` is the GPU if there is one.
+
+    Raises:
+        ConfigError: an unknown name, or CUDA asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"runtime.device={name} is no device: write auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"runtime.device={name} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices that "
+            "PyTorch can use; set runtime.device=cpu or auto"
+        )
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.dtype:
+    """The dtype that `runtime.dtype` means; `auto` is float32 on the CPU and the model's own on a GPU.
+
+    Raises:
+        ConfigError: not a dtype that a model can run in.
+    """
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else (model.dtype or "bfloat16")
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if name not in known:
+        raise ConfigError(f"runtime.dtype={name} is not known: write auto or one of {', '.join(known)}")
+    return known[name]
+
+
+def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
+    """A model, checked, on its device; the last one loaded is kept for the next run of the same process.
+
+    Raises:
+        ConfigError: it is not there, or not in a form that is safe to read.
+        UnsupportedModelError: its family is unknown, or its self-test failed.
+    """
+    device = resolve_device(runtime.device)
+    dtype = resolve_dtype(runtime.dtype, device, model)
+    key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
+    return _load(key, device, dtype, _Held(model))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """Carries a config past the cache, whose key says all of it already."""
+
+    model: ModelConfig = dataclasses.field(hash=False, compare=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -> LanguageModel:
+    model = held.model
+    place, digests = _locate(model)
+    _refuse_unknown_family(model, place)
+    network = _weights(model, place, dtype)
+    if model.device_map is None:
+        network = network.to(device)
+    return assemble(
+        network.eval(),
+        _from_hub(model, AutoTokenizer.from_pretrained, **place),
+        identity={
+            "name": model.name,
+            "revision": model.revision,
+            "weights": str(model.weights),
+            "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device_type": device.type,
+            "sha256": digests or _digests(network),
+        },
+    )
+
+
+def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] | None = None) -> LanguageModel:
+    """Make a transformers model recordable, and refuse it if its self-test fails.
+
+    Raises:
+        UnsupportedModelError: its family is unknown, or its self-test failed.
+    """
+    anatomy = dissect(network)
+    network.requires_grad_(False)
+    tied = anatomy.unembedding.weight is network.get_input_embeddings().weight
+    notes = ("input and output embeddings are tied",) if tied else ()
+    model = LanguageModel(network, anatomy, tokenizer, identity or {}, notes)
+    check(model, before=lambda: _use_interface(model))
+    return model
+
+
+def _use_interface(model: LanguageModel) -> None:
+    if model.anatomy.family.interface:
+        model.network.config._attn_implementation = INTERFACE_NAME
+
+
+def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """Arguments for transformers' loaders, and sha256 by file where known already."""
+    if model.source is ModelSource.package:
+        folder, digest = converted_folder(model)
+        return {"pretrained_model_name_or_path": str(folder)}, {str(model.file): digest}
+    name = str(project_root() / model.name) if model.source is ModelSource.toy else model.name
+    if not Path(name).expanduser().is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
+        raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(Path(name).expanduser()) if Path(name).is_dir() else name}
+    if model.revision is not None:
+        place["revision"] = model.revision
+    if model.file is not None:
+        place["gguf_file"] = model.file
+    return place, {}
+
+
+def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
+    try:
+        return loader(**arguments, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ConfigError(
+            f"model.name={model.name} could not be loaded: {reason} -- without access to the hub, name a local folder: "
+            "model=hf model.name=FOLDER (config, tokenizer and *.safetensors; pickled weights and remote code are refused)"
+        ) from error
+
+
+def _refuse_unknown_family(model: ModelConfig, place: dict[str, Any]) -> PretrainedConfig:
+    config = _from_hub(model, AutoConfig.from_pretrained, **place)
+    kind = config.get_text_config().model_type
+    if kind not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model.name={model.name} is of the family {kind!r}, which iclgd does not know; it knows "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    return config
+
+
+def _weights(model: ModelConfig, place: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    common: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+    if model.weights is Weights.random:
+        config = _from_hub(model, AutoConfig.from_pretrained, **place)
+        return untrained(config, dtype, model.weights_seed)
+    if model.device_map is not None:
+        common["device_map"] = model.device_map
+    safe = {} if "gguf_file" in place else {"use_safetensors": True}
+    pretrained = _from_hub(model, AutoModelForCausalLM.from_pretrained, **place, **common, **safe)
+    if model.weights is Weights.keep_embeddings:
+        return untrained(pretrained.config, dtype, model.weights_seed, keep=pretrained)
+    return pretrained
+
+
+def _digests(network: PreTrainedModel) -> dict[str, str]:
+    folder = Path(network.config._name_or_path)
+    if not folder.is_dir():
+        return {}
+    return {path.name: sha256_of(path) for pattern in _WEIGHT_FILES for path in sorted(folder.glob(pattern))}

@@ -1,0 +1,285 @@
+"""What does the model do at the last token of each query, after a given context?"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iclgd.config import Padding
+from iclgd.models.attention import AttentionPass
+from iclgd.models.forward import Prefix, encode_prefix, forward
+from iclgd.models.language_model import LanguageModel
+from iclgd.records import Recording
+
+log = logging.getLogger(__name__)
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query and the label options that it is scored on, as tokens."""
+
+    token_ids: Tokens
+    options: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True)
+class RecordPlan:
+    """How a recording is taken.
+
+    Attributes:
+        optional: which of `records.OPTIONAL_RECORDS` to take.
+        at_first_label_token: the published code's reading: append the first option's first token and record there.
+        batch_tokens: how many own tokens share a pass; halved when memory runs out.
+        padding: how sequences of unequal length share a batch.
+        mean_label: score options of several tokens by the mean log-probability of their tokens, else by the sum.
+    """
+
+    optional: frozenset[str] = frozenset()
+    at_first_label_token: bool = False
+    batch_tokens: int = 4096
+    padding: Padding = Padding.right
+    mean_label: bool = True
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One sequence to run: a query and perhaps the beginning of a label."""
+
+    example: int
+    token_ids: Tokens
+    query_length: int
+    options: tuple[tuple[int, Tokens], ...]  # options whose log-probability is read off this sequence
+    recorded: bool
+
+
+@torch.inference_mode()
+def record(
+    model: LanguageModel,
+    questions: Sequence[Question],
+    context: Tokens,
+    plan: RecordPlan,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Recording:
+    """Run every question after `context` and record it (Deutch et al. 2024, sec. 2).
+
+    The context's keys and values are computed once and shared by all questions.
+
+    Args:
+        model: the model, which is left as it was.
+        questions: the queries.
+        context: tokens before each query: bos for zsl and ft, bos and demonstrations for icl.
+        plan: what to record, and how.
+        advance: called with the number of questions done.
+
+    Returns:
+        The recording, in the order of `questions`.
+    """
+    probes = _probes(questions, plan)
+    prefix = encode_prefix(model, context)
+    collected = _Collected(len(questions), max(len(question.options) for question in questions))
+    budget = plan.batch_tokens
+    for batch in _batches(probes, plan):
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            try:
+                _run_batch(model, part, prefix, plan, collected)
+            except RuntimeError as error:
+                if not out_of_memory(error) or len(part) == 1:
+                    raise
+                half = len(part) // 2
+                pending += [part[half:], part[:half]]
+                budget = max(len(probe.token_ids) for probe in part) * half
+                log.warning("out of memory: a batch of %d is split; runtime.batch_tokens=%d would fit", len(part), budget)
+                _free_memory()
+            else:
+                advance(sum(probe.recorded for probe in part))
+    return collected.recording(plan)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _probes(questions: Sequence[Question], plan: RecordPlan) -> list[_Probe]:
+    probes = []
+    for example, question in enumerate(questions):
+        stems: dict[Tokens, list[tuple[int, Tokens]]] = {(): []}
+        for number, option in enumerate(question.options):
+            stems.setdefault(option[:-1], []).append((number, option))
+        for stem, options in stems.items():
+            tail = question.options[0][:1] if plan.at_first_label_token and not stem else stem
+            tokens = question.token_ids + tail
+            probes.append(_Probe(example, tokens, len(question.token_ids), tuple(options), recorded=not stem))
+    return probes
+
+
+def _batches(probes: Iterable[_Probe], plan: RecordPlan) -> Iterator[list[_Probe]]:
+    """Batches of like length within the token budget, longest first (so that memory runs out early if at all)."""
+    batch: list[_Probe] = []
+    for probe in sorted(probes, key=lambda probe: -len(probe.token_ids)):
+        width = len(batch[0].token_ids) if batch else 0
+        unequal = plan.padding is Padding.none and len(probe.token_ids) != width
+        if batch and (unequal or width * (len(batch) + 1) > plan.batch_tokens):
+            yield batch
+            batch = []
+        batch.append(probe)
+    if batch:
+        yield batch
+
+
+def _run_batch(
+    model: LanguageModel, batch: Sequence[_Probe], prefix: Prefix | None, plan: RecordPlan, collected: _Collected
+) -> None:
+    now = AttentionPass(
+        lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
+        left=plan.padding is Padding.left,
+        prefix=prefix,
+        keep_context="context_scores" in plan.optional,
+        keep_queries="last" if "query_vectors" in plan.optional else None,
+    )
+    width = max(len(probe.token_ids) for probe in batch)
+    padded = [_pad(probe.token_ids, width, now.left) for probe in batch]
+    with added_outputs(model, now) as added:
+        hidden = forward(model, torch.tensor(padded), now)
+    collected.take_attention(batch, now, added)
+    _score_options(model, batch, hidden, now, plan, collected)
+
+
+def _pad(token_ids: Tokens, width: int, left: bool) -> Tokens:
+    filler = (token_ids[-1],) * (width - len(token_ids))
+    return filler + token_ids if left else token_ids + filler
+
+
+@contextmanager
+def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
+    """By layer, what attention adds to the residual stream at each sequence's last token."""
+    added: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            added[layer] = now.last(output, 1)
+
+        return hook
+
+    handles = [model.anatomy.added(i).register_forward_hook(keep(i)) for i in range(model.layers)]
+    try:
+        yield added
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _score_options(
+    model: LanguageModel,
+    batch: Sequence[_Probe],
+    hidden: Float[Tensor, "example token d_model"],
+    now: AttentionPass,
+    plan: RecordPlan,
+    collected: _Collected,
+) -> None:
+    """Log-probabilities are needed at the query's last token, and behind it for labels of several tokens."""
+    rows, places, owners = [], [], []
+    for row, probe in enumerate(batch):
+        start = probe.query_length - 1 + (hidden.shape[1] - len(probe.token_ids) if now.left else 0)
+        reach = max((len(option) for _, option in probe.options), default=1)
+        for step in range(reach):
+            rows.append(row)
+            places.append(start + step)
+            owners.append((row, step))
+    index = {owner: i for i, owner in enumerate(owners)}
+    chosen = hidden[torch.tensor(rows, device=hidden.device), torch.tensor(places, device=hidden.device)]
+    log_probs = model.anatomy.unembed(chosen).log_softmax(dim=-1)
+    wanted = [
+        (probe.example, number, [(index[row, step], token) for step, token in enumerate(option)])
+        for row, probe in enumerate(batch)
+        for number, option in probe.options
+    ]
+    flat = torch.tensor([pair for _, _, pairs in wanted for pair in pairs], device=hidden.device).view(-1, 2)
+    values = log_probs[flat[:, 0], flat[:, 1]].tolist()
+    at = 0
+    for example, number, pairs in wanted:
+        total = sum(values[at : at + len(pairs)])
+        at += len(pairs)
+        collected.label_scores[example, number] = total / len(pairs) if plan.mean_label else total
+    if "next_token_log_probs" in plan.optional:
+        for row, probe in enumerate(batch):
+            if probe.recorded:
+                collected.next_token[probe.example] = log_probs[index[row, 0]].cpu()
+
+
+class _Collected:
+    """Records by example, in whatever order batches come."""
+
+    def __init__(self, examples: int, options: int) -> None:
+        self.label_scores = torch.full((examples, options), float("nan"))
+        self.next_token: list[Tensor] = [torch.empty(0)] * examples
+        self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
+
+    def take_attention(self, batch: Sequence[_Probe], now: AttentionPass, added: dict[int, Tensor]) -> None:
+        rows = [row for row, probe in enumerate(batch) if probe.recorded]
+        if not rows:
+            return
+        longest = max(len(batch[row].token_ids) for row in rows)
+        scores = {layer: tensor[..., :longest] for layer, tensor in now.scores.items()}
+        kept = {"attention_output": added, "attention_scores": scores}
+        if now.keep_context and now.context_scores:
+            kept["context_scores"] = now.context_scores
+        if now.keep_queries:
+            kept["query_vectors"] = now.queries
+        stacked = {
+            name: torch.stack([layers[layer][rows] for layer in range(len(layers))], dim=1).float().cpu()
+            for name, layers in kept.items()
+        }
+        self.batches.append(([batch[row].example for row in rows], stacked))
+
+    def recording(self, plan: RecordPlan) -> Recording:
+        order = torch.tensor([example for examples, _ in self.batches for example in examples]).argsort()
+        keys = max(stacked["attention_scores"].shape[-1] for _, stacked in self.batches)
+        parts: dict[str, list[Tensor]] = {}
+        for _, stacked in self.batches:
+            for name, tensor in stacked.items():
+                missing = keys - tensor.shape[-1] if name == "attention_scores" else 0
+                parts.setdefault(name, []).append(
+                    nn.functional.pad(tensor, (0, missing), value=float("nan")) if missing else tensor
+                )
+        joined = {name: torch.cat(tensors)[order].contiguous() for name, tensors in parts.items()}
+        next_token = torch.stack(self.next_token) if "next_token_log_probs" in plan.optional else None
+        return Recording(
+            attention_output=joined["attention_output"],
+            attention_scores=joined["attention_scores"],
+            label_scores=self.label_scores,
+            context_scores=joined.get("context_scores"),
+            query_vectors=joined.get("query_vectors"),
+            next_token_log_probs=next_token,
+        )
+
+
+@torch.inference_mode()
+def token_queries(
+    model: LanguageModel, sequences: Sequence[Tokens], bos: Tokens
+) -> list[Float[Tensor, "token layer heads_x_head_dim"]]:
+    """Attention queries, scaled as in attention, at every token of each sequence read after bos."""
+    prefix = encode_prefix(model, bos)
+    found = []
+    for tokens in sequences:
+        now = AttentionPass(lengths=torch.tensor([len(tokens)]), prefix=prefix, keep_queries="all")
+        forward(model, torch.tensor([tokens]), now)
+        found.append(torch.stack([now.queries[layer][0] for layer in range(model.layers)], dim=1).float().cpu())
+    return found

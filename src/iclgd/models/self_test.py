@@ -1,0 +1,135 @@
+"""Can this model be recorded rightly? A few tokens through it, checked against the model's own arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.attention import AttentionPass
+from iclgd.models.forward import encode_prefix, forward
+from iclgd.models.language_model import LanguageModel
+
+_TOKENS, _PREFIX = 9, 4
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+@torch.inference_mode()
+def check(model: LanguageModel, before: Callable[[], None]) -> None:
+    """Refuse a model in which a recording would be wrong.
+
+    Args:
+        model: still computing attention by transformers' own eager code.
+        before: switches the model to recording; the checks run after it, against what the model did before.
+
+    Raises:
+        UnsupportedModelError: naming the check that failed.
+    """
+    tokens = _some_tokens(model)
+    expected = model.network(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float()
+    before()
+    now = AttentionPass(lengths=torch.tensor([_TOKENS]))
+    read = _Seen(model)
+    with read:
+        hidden = forward(model, tokens[None], now)
+    _agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
+    for layer in range(model.layers):
+        if now.scores[layer].shape != (1, model.anatomy.shape.heads, _TOKENS):
+            _refuse(model, f"layer {layer} recorded scores of shape {tuple(now.scores[layer].shape)}")
+        if not now.scores[layer][..., -1].isfinite().all():
+            _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
+        rebuilt = _weighted_values(model, now.scores[layer][0], read.key_values[layer])
+        _agree(model, f"softmax(scores) V differs from attention's own output in layer {layer}", rebuilt, read.mixed[layer])
+    shared = AttentionPass(
+        lengths=torch.tensor([_TOKENS - _PREFIX]), prefix=encode_prefix(model, tuple(tokens[:_PREFIX].tolist()))
+    )
+    tail = forward(model, tokens[None, _PREFIX:], shared)
+    _agree(model, "a shared prefix changes the logits", model.anatomy.unembed(tail)[0], expected[_PREFIX:])
+    exits = read.block_output[model.layers - 1][None]
+    own = model.anatomy.unembed(model.anatomy.finish(exits))[0]
+    _agree(model, "the last block's early exit differs from the model's output", own, expected)
+
+
+def _some_tokens(model: LanguageModel) -> Tensor:
+    size = model.network.config.vocab_size
+    return (torch.arange(1, _TOKENS + 1) * 7919) % size
+
+
+def _refuse(model: LanguageModel, what: str) -> None:
+    raise UnsupportedModelError(f"{type(model.network).__name__} failed its self-test: {what}; it is not measured")
+
+
+def _agree(model: LanguageModel, what: str, found: Tensor, expected: Tensor) -> None:
+    scale = expected.abs().max().clamp(min=1e-6)
+    error = ((found - expected.to(found.device)).abs().max() / scale).item()
+    if not error <= _TOLERANCE[model.network.dtype]:
+        _refuse(model, f"{what} (relative error {error:.1e}, allowed {_TOLERANCE[model.network.dtype]:.0e})")
+
+
+def _weighted_values(model: LanguageModel, scores: Tensor, projected: Tensor) -> Tensor:
+    """softmax(scores) V, from what the value projection put out [token, key_value_head, head_dim]."""
+    groups = model.anatomy.shape.heads // model.anatomy.shape.key_value_heads
+    values = projected.float().repeat_interleave(groups, dim=1)
+    weights = scores.masked_fill(scores.isnan(), float("-inf")).softmax(dim=-1)
+    return torch.einsum("ht,thd->hd", weights, values).flatten()
+
+
+class _Seen:
+    """What modules put out during one pass: values, the input of the output projection, block outputs."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.key_values: dict[int, Tensor] = {}
+        self.mixed: dict[int, Tensor] = {}
+        self.block_output: dict[int, Tensor] = {}
+
+    def __enter__(self) -> None:
+        anatomy, self.handles = self.model.anatomy, []
+        for layer in range(self.model.layers):
+            value = anatomy.attention(layer).get_submodule(anatomy.family.key_value[-1])
+            self.handles += [
+                value.register_forward_hook(self._values(layer)),
+                anatomy.part(layer, anatomy.family.projection).register_forward_pre_hook(self._mixed(layer)),
+                anatomy.blocks[layer].register_forward_hook(self._block(layer)),
+            ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _values(self, layer: int) -> Callable[..., None]:
+        def hook(_module: object, _args: object, output: Tensor) -> None:
+            anatomy, shape = self.model.anatomy, self.model.anatomy.shape
+            if len(anatomy.family.key_value) == 2:
+                self.key_values[layer] = output[0].unflatten(-1, (shape.key_value_heads, shape.head_dim))
+            else:  # a fused projection: the token axis stands where a weight has its inputs
+                transposed = output[0].T if anatomy.family.layout != "columns" else output[0]
+                view = anatomy.key_value_view(transposed.contiguous())
+                self.key_values[layer] = self._fused(view)
+
+        return hook
+
+    def _fused(self, view: Tensor) -> Tensor:
+        shape, layout = self.model.anatomy.shape, self.model.anatomy.family.layout
+        size = shape.key_value_heads * shape.head_dim
+        if layout == "columns":
+            return view[:, size:].unflatten(-1, (shape.key_value_heads, shape.head_dim))
+        if layout == "rows":
+            return view[size:].T.unflatten(-1, (shape.key_value_heads, shape.head_dim))
+        if view.ndim == 4:  # heads x (key, value) x head_dim x token
+            return view[:, 1].permute(2, 0, 1)
+        return view[1:].permute(2, 0, 1)  # falcon with one key and one value head
+
+    def _mixed(self, layer: int) -> Callable[..., None]:
+        def hook(_module: object, args: tuple[Tensor, ...]) -> None:
+            self.mixed[layer] = args[0][0, -1].float().flatten()
+
+        return hook
+
+    def _block(self, layer: int) -> Callable[..., None]:
+        def hook(_module: object, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            self.block_output[layer] = output[0][0] if isinstance(output, tuple) else output[0]
+
+        return hook

@@ -1,0 +1,38 @@
+"""What would an untrained model score? The papers' two baselines, seeded."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from iclgd.models.anatomy import dissect
+from iclgd.seeding import torch_stream
+
+
+def untrained(
+    config: PretrainedConfig, dtype: torch.dtype, seed: int, keep: PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """A freshly initialised model ("No Training"), or one that keeps its embeddings ("Trained Embeddings").
+
+    Deutch et al. (2024), sec. 3.2. With `keep`, the input, position and output embeddings and every layer norm are
+    copied from it and all else is fresh. Where input and output embeddings are tied, they stay so.
+
+    Args:
+        config: the architecture; its own initialisation is used.
+        dtype: of the weights; they are drawn in float32, so that every dtype sees the same numbers.
+        seed: the same seed gives the same weights.
+        keep: the pretrained model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_stream("untrained weights", seed).initial_seed())
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    fresh = fresh.to(dtype)
+    fresh.config._name_or_path = config._name_or_path
+    if keep is not None:
+        old, new = dissect(keep), dissect(fresh)
+        pairs = zip((*old.embeddings(), *old.norms()), (*new.embeddings(), *new.norms()), strict=True)
+        with torch.no_grad():
+            for source, target in pairs:
+                for mine, its in zip(target.parameters(), source.parameters(), strict=True):
+                    mine.copy_(its)
+    return fresh.eval()
