@@ -266,7 +266,8 @@ class MetricConfig:
 
     scores: dict[str, ScoreConfig] = field(default_factory=dict)
     every: int = 0  # also after every n-th step of finetuning; 0: only at the end
-    compare_with: str | None = None  # another finetuning variant, whose recording is `other`
+    compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
+    orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
     bootstrap: int = 2000  # resamples for the 95 % intervals
 
 
@@ -332,6 +333,8 @@ class Config:
             "task.permutation": (self.task.permutation, 0),
             "finetune.epochs": (self.finetune.epochs, 1),
             "metric.every": (self.metric.every, 0),
+            "metric.orders": (self.metric.orders, 1),
+            "metric.bootstrap": (self.metric.bootstrap, 0),
             "runtime.batch_tokens": (self.runtime.batch_tokens, 1),
             "runtime.replicas": (self.runtime.replicas, 1),
             "seed": (self.seed, 0),

@@ -111,6 +111,7 @@ class Trace:
         gradient_norms: l2 norm of the trained parameters' gradient; NaN in layers that are not trained.
         update_norms: Frobenius norm of the whole change of each layer's trained weights.
         update_ranks: numerical rank of that change, the largest over the layer's trained matrices.
+        demonstrations: which demonstration each step was for; -1 where a step is for several.
         diverged_at: the step whose loss or gradient was not finite, or None.
     """
 
@@ -118,6 +119,7 @@ class Trace:
     gradient_norms: Float[Tensor, "step layer"]
     update_norms: Float[Tensor, " layer"]
     update_ranks: Float[Tensor, " layer"]
+    demonstrations: tuple[int, ...] = ()
     diverged_at: int | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -31,19 +31,19 @@ def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> li
     its code takes a step for each demonstration).
     """
     sequences = []
-    for item in prompts.training_items():
+    for number, item in enumerate(prompts.training_items()):
         token_ids = torch.tensor([*prompts.bos, *item.token_ids])
         predicted = torch.ones(len(token_ids), dtype=torch.bool)
         predicted[: max(1, len(prompts.bos))] = False
         if loss_on is LossOn.label:
             predicted[: len(token_ids) - item.label_length] = False
         if step is StepPer.demonstration:
-            sequences.append(losses.Sequence(token_ids, predicted))
+            sequences.append(losses.Sequence(token_ids, predicted, number))
             continue
         for end in predicted.nonzero().squeeze(1).tolist():
             last = torch.zeros(end + 1, dtype=torch.bool)
             last[end] = True
-            sequences.append(losses.Sequence(token_ids[: end + 1], last))
+            sequences.append(losses.Sequence(token_ids[: end + 1], last, number))
     return sequences
 
 
@@ -70,7 +70,9 @@ def finetuned(
     batches = [sequences] if finetune.batch is Batch.full else [[sequence] for sequence in sequences]
     with trainable(trained) as before:
         loop = Loop(model, config, trained, before)
-        yield loop.run(batches * finetune.epochs, loop.gradient, after_step)
+        trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
+        steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
+        yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Loop:
             self.low_rank.write()
 
     def gradient(self, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
-        """The gradient of some demonstrations: the objective's own, or with its norm or direction replaced as the variant says."""
+        """The objective's gradient on some demonstrations, its norm or direction replaced where the variant says so."""
         finetune = self.config.finetune
         loss, gradients = self._of(resolve_objective(finetune.objective), batch)
         if finetune.norm_of is not None:
@@ -163,9 +165,7 @@ class Loop:
         return gradients
 
     def _trace(self, history: list[float], norms: list[Tensor], diverged_at: int | None) -> Trace:
-        changes = [
-            item.parameter.detach() - original for item, original in zip(self.trained, self.before, strict=True)
-        ]
+        changes = [item.parameter.detach() - original for item, original in zip(self.trained, self.before, strict=True)]
         finite = diverged_at is None
         undefined = torch.full((self.model.layers,), float("nan"))
         return Trace(

@@ -21,10 +21,12 @@ class Sequence:
     Attributes:
         token_ids: bos and a demonstration.
         predicted: which tokens have a loss; the first never has, since nothing precedes it.
+        demonstration: which demonstration it is, or is a part of.
     """
 
     token_ids: Int[Tensor, " token"]
     predicted: Bool[Tensor, " token"]
+    demonstration: int = -1
 
     def sources(self) -> Int[Tensor, " predicted"]:
         """The positions that predict."""
@@ -44,7 +46,13 @@ class _UnembeddedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, targets: Tensor, share: Tensor
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        targets: Tensor,
+        share: Tensor,
     ) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(rows) if rows.requires_grad else None
         losses = torch.empty(len(rows), dtype=torch.float32, device=rows.device)

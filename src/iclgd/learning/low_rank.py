@@ -12,7 +12,7 @@ from iclgd.seeding import torch_stream
 
 
 class LowRank:
-    """Each trained matrix changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685); vectors stay as they are.
+    """Each trained matrix changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685); vectors do not change.
 
     `down` starts Gaussian with variance 1/inputs and `up` at zero, so that the model starts unchanged. Gradients follow
     from the whole weight's by the chain rule.

@@ -113,7 +113,9 @@ class _Exits:
 def _hooks(
     model: LanguageModel, layers: tuple[int, ...], exits: _Exits, module: Callable[[int], nn.Module]
 ) -> Iterator[None]:
-    def cut(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def cut(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (args[0].detach(), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
@@ -182,7 +184,9 @@ def resolve_objective(name: str, key: str = "finetune.objective") -> Objective:
         found = None
     if not callable(found):
         known = ", ".join(_OBJECTIVES)
-        raise ConfigError(f"{key}={name} is not an objective: write one of {known}, or package.module.function of yours")
+        raise ConfigError(
+            f"{key}={name} is not an objective: write one of {known}, or package.module.function of yours"
+        )
     return found
 
 

@@ -44,7 +44,9 @@ def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[i
     chosen = range(model.layers) if layers is None else layers
     beyond = [layer for layer in chosen if layer >= model.layers]
     if beyond:
-        raise ConfigError(f"finetune.layers names layer {beyond[0]}, but the model's layers are 0 to {model.layers - 1}")
+        raise ConfigError(
+            f"finetune.layers names layer {beyond[0]}, but the model's layers are 0 to {model.layers - 1}"
+        )
     found = []
     for layer in chosen:
         for module, prefix, key_value_only in _modules(model, kind, layer):
@@ -97,9 +99,7 @@ def layer_norms(trained: Sequence[Trained], tensors: Sequence[Tensor], layers: i
     return squares.sqrt().float()
 
 
-def update_ranks(
-    trained: Sequence[Trained], before: Sequence[Tensor], layers: int
-) -> Float[Tensor, " layer"]:
+def update_ranks(trained: Sequence[Trained], before: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:
     """The largest numerical rank of a layer's weight changes; NaN in layers without any.
 
     Rank counts singular values above `max(shape) * eps * largest`, in float64, with eps of the weights' own dtype: a

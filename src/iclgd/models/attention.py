@@ -22,7 +22,9 @@ from transformers.modeling_utils import AttentionInterface
 
 INTERFACE_NAME = "iclgd_recorded"
 
-KeyValues = tuple[Float[Tensor, "one key_value_head prefix head_dim"], Float[Tensor, "one key_value_head prefix head_dim"]]
+KeyValues = tuple[
+    Float[Tensor, "one key_value_head prefix head_dim"], Float[Tensor, "one key_value_head prefix head_dim"]
+]
 
 
 @dataclass
@@ -115,9 +117,7 @@ class _Rule:
         return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
 
 
-def _record(
-    now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule
-) -> None:
+def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule) -> None:
     now.calls.append(layer)
     if now.keep_keys:
         return

@@ -41,7 +41,7 @@ def forward(
         output = model.network.base_model(input_ids=token_ids, **arguments)
     if sorted(now.calls) != list(range(model.layers)):
         raise UnsupportedModelError(
-            f"{type(model.network).__name__}: attention was seen in layers {sorted(now.calls)} during one pass, expected "
+            f"{type(model.network).__name__}: attention was seen in layers {sorted(now.calls)} in one pass, expected "
             f"each of 0 to {model.layers - 1} once; this model cannot be recorded"
         )
     if now.keep_keys and not model.anatomy.family.interface:

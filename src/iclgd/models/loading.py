@@ -132,7 +132,9 @@ def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
     name = str(project_root() / model.name) if model.source is ModelSource.toy else model.name
     if not Path(name).expanduser().is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
-    place: dict[str, Any] = {"pretrained_model_name_or_path": str(Path(name).expanduser()) if Path(name).is_dir() else name}
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(Path(name).expanduser()) if Path(name).is_dir() else name
+    }
     if model.revision is not None:
         place["revision"] = model.revision
     if model.file is not None:
@@ -147,7 +149,7 @@ def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
         reason = " ".join(str(error).split())[:400]
         raise ConfigError(
             f"model.name={model.name} could not be loaded: {reason} -- without access to the hub, name a local folder: "
-            "model=hf model.name=FOLDER (config, tokenizer and *.safetensors; pickled weights and remote code are refused)"
+            "model=hf model.name=FOLDER (config, tokenizer and *.safetensors; pickled weights and remote code are not read)"
         ) from error
 
 

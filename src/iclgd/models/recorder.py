@@ -99,7 +99,9 @@ def record(
                 half = len(part) // 2
                 pending += [part[half:], part[:half]]
                 budget = max(len(probe.token_ids) for probe in part) * half
-                log.warning("out of memory: a batch of %d is split; runtime.batch_tokens=%d would fit", len(part), budget)
+                log.warning(
+                    "out of memory: a batch of %d is split; runtime.batch_tokens=%d would fit", len(part), budget
+                )
                 _free_memory()
             else:
                 advance(sum(probe.recorded for probe in part))

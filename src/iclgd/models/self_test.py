@@ -41,7 +41,9 @@ def check(model: LanguageModel, before: Callable[[], None]) -> None:
         if not now.scores[layer][..., -1].isfinite().all():
             _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
         rebuilt = _weighted_values(model, now.scores[layer][0], read.key_values[layer])
-        _agree(model, f"softmax(scores) V differs from attention's own output in layer {layer}", rebuilt, read.mixed[layer])
+        _agree(
+            model, f"softmax(scores) V differs from attention's own output in layer {layer}", rebuilt, read.mixed[layer]
+        )
     shared = AttentionPass(
         lengths=torch.tensor([_TOKENS - _PREFIX]), prefix=encode_prefix(model, tuple(tokens[:_PREFIX].tolist()))
     )

@@ -1,0 +1,144 @@
+"""The story of one run: load, prompt, record zsl, record icl, finetune, record ft, measure, store."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pandas as pd
+import torch
+
+from iclgd import tracking
+from iclgd.config import Config, as_dict
+from iclgd.evidence import Laboratory
+from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
+from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
+from iclgd.records import Evidence, Recording, Trace
+from iclgd.report.run_figures import draw_run_figures
+from iclgd.runs.environment import environment
+from iclgd.runs.folder import RunFolder
+from iclgd.runs.identity import run_id
+from iclgd.runs.progress import Progress
+from iclgd.tasks import as_json, draw, encode
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure one finetuning variant against in-context learning.
+
+    Args:
+        config: the run.
+        folder: where its files go; config.yaml and status.json are its caller's.
+        progress: where stages are shown.
+
+    Returns:
+        The content of scores.json.
+
+    Raises:
+        ConfigError: settings, data or a model that cannot be used; before the model loads where possible.
+    """
+    progress = progress or Progress()
+    wanted = required_inputs(config.metric.scores)
+    device = resolve_device(config.runtime.device)
+    resolve_dtype(config.runtime.dtype, device, config.model)
+    drawn = draw(config)
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
+    settings = as_dict(config)
+    with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
+        model = load(config.model, config.runtime)
+        prompts = encode(drawn, config, model.tokenizer, model.window)
+        folder.write_json("prompts.json", as_json(prompts))
+        folder.write_json("environment.json", _environment(model))
+        laboratory = Laboratory(model, prompts, config, wanted, progress)
+        trajectory: list[dict[str, Any]] = []
+        evidence = laboratory.evidence(lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
+        scores = measure(config.metric.scores, evidence)
+        summary = summarise(scores, _flipped(evidence), config.metric.bootstrap, config.seed)
+        frame, norms = to_frame(scores), _gradient_norms(evidence.trace)
+        _store(folder, summary, frame, norms, evidence, trajectory)
+        if config.runtime.save_recordings:
+            folder.write_tensors("recordings.safetensors", _tensors(evidence))
+        figures = draw_run_figures(summary, frame, norms, settings, folder.figures)
+        tracker.log_run(summary, frame, norms, figures, pd.DataFrame(trajectory) if trajectory else None)
+    return summary
+
+
+def _environment(model: LanguageModel) -> dict[str, Any]:
+    facts = environment(
+        str(model.device), str(model.identity["dtype"]), torch.get_num_threads(), model.identity["sha256"]
+    )
+    return {
+        **facts,
+        "model": {key: model.identity[key] for key in ("name", "revision", "weights", "weights_seed")},
+        "notes": list(model.notes),
+    }
+
+
+def _flipped(evidence: Evidence) -> torch.Tensor:
+    settings = evidence.recordings
+    return flipped(*(settings[name].label_scores for name in ("zsl", "icl", "ft")), evidence.facts["labels"])
+
+
+def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[str, Any]]:
+    """Means by layer of the scores that make sense before finetuning has ended."""
+    early = {
+        name: spec
+        for name, spec in config.metric.scores.items()
+        if not any(path.startswith("trace.") or path == "ft_orders" for path in spec.inputs.values())
+    }
+    frame = to_frame(measure(early, evidence))
+    means = frame.groupby(["score", "layer"], sort=False, dropna=False)["value"].mean()
+    return [{"step": step, "score": score, "layer": layer, "mean": mean} for (score, layer), mean in means.items()]
+
+
+def _gradient_norms(trace: Trace) -> pd.DataFrame:
+    """Long format: step, demonstration, layer, value; layers that are not trained are left out."""
+    values = trace.gradient_norms
+    steps, layers = torch.meshgrid(*(torch.arange(n) for n in values.shape), indexing="ij")
+    demonstrations = torch.tensor(trace.demonstrations or [-1] * len(values), dtype=torch.long)
+    frame = pd.DataFrame(
+        {
+            "demonstration": demonstrations[steps.flatten()].numpy(),
+            "layer": layers.flatten().numpy(),
+            "value": values.flatten().double().numpy(),
+            "step": steps.flatten().numpy(),
+        }
+    )
+    return frame.dropna(subset="value").reset_index(drop=True)
+
+
+def _store(
+    folder: RunFolder,
+    summary: dict[str, Any],
+    frame: pd.DataFrame,
+    norms: pd.DataFrame,
+    evidence: Evidence,
+    trajectory: list[dict[str, Any]],
+) -> None:
+    trace = evidence.trace
+    folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)
+    folder.write_json("scores.json", summary)
+    folder.write_table("scores.parquet", frame)
+    folder.write_table("gradient_norms.parquet", norms)
+    updates = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms, "rank": trace.update_ranks}
+    folder.write_table(
+        "weight_updates.parquet", pd.DataFrame({key: list(map(float, column)) for key, column in updates.items()})
+    )
+    folder.write_table(
+        "losses.parquet", pd.DataFrame({"step": range(len(trace.losses)), "loss": trace.losses.tolist()})
+    )
+    if trajectory:
+        folder.write_table("trajectory.parquet", pd.DataFrame(trajectory))
+
+
+def _tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
+    """The recordings of all settings, as SETTING.FIELD."""
+    found = {}
+    for setting, recording in evidence.recordings.items():
+        for name in Recording.__dataclass_fields__:
+            tensor = getattr(recording, name)
+            if tensor is not None:
+                found[f"{setting}.{name}"] = tensor.clone()
+    return found
