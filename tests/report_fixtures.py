@@ -84,10 +84,11 @@ def write_run(
     config = make_config(**settings)
     folder.mkdir(parents=True)
     variant, seed = config["finetune"]["name"], config["seed"]
+    slope = (0.010 if variant == "gd" else 0.012) + (0.0 if config["model"]["weights"] == "pretrained" else 0.001)
     rng = np.random.default_rng(1000 * seed + len(variant))
     rows, scores = [], {}
     for name in config["metric"]["scores"]:
-        centre = BASE.get((variant, name), 0.05) + 0.01 * seed + shift
+        centre = BASE.get((variant, name), 0.05) + slope * seed + shift
         curve = centre + 0.1 * np.sin(np.arange(layers))[None] + 0.02 * rng.standard_normal((examples, layers))
         curve += centre - curve.mean()
         if name == "sim_am_delta":

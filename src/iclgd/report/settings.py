@@ -10,6 +10,8 @@ from iclgd.report.runs_frame import FinishedRun, flat
 
 # Another draw of the same thing; runs that differ in nothing else are repetitions.
 REPETITIONS = ("seed", "task.permutation", "model.weights_seed")
+# What tables name first, in this order; anything else comes after, by the alphabet.
+_ORDER = "pretrained keep_embeddings random none gd lcgd sst2 sst5 mr subj agnews cb".split()
 # Where a run was computed, what was measured of it and what only follows from another key.
 _IGNORED = ("runtime.", "paths.", "tracking.", "metric.", "task.rates.", "protocol.name")
 
@@ -90,5 +92,4 @@ def _science(run: FinishedRun) -> dict[str, Any]:
 def _order(value: Any) -> tuple[int, float, str]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, float(value), ""
-    known = ("pretrained", "keep_embeddings", "random", "none", "gd", "lcgd")
-    return 1, float(known.index(value) if value in known else len(known)), as_text(value)
+    return 1, float(_ORDER.index(value) if value in _ORDER else len(_ORDER)), as_text(value)

@@ -21,7 +21,7 @@ class Summary:
     Attributes:
         mean: over seeds.
         std: standard deviation over seeds; NaN for one seed.
-        low: lower end of the 95 % interval, over queries (bootstrap) for one seed, over seeds (Student's t) for several.
+        low: lower end of the 95 % interval, over queries for one seed (bootstrap), else over seeds (t).
         high: its upper end.
         seeds: how many seeds have a value.
         undefined: how many values had no direction and are left out.
@@ -134,11 +134,11 @@ def _zero_shot_note(runs: Sequence[FinishedRun]) -> str | None:
         return f"ICL does not beat zero-shot {numbers}, so similarity to it means little here."
     values = [(run.values.get("accuracy/icl"), run.values.get("accuracy/zsl")) for run in runs]
     whole = [(a, b) for a, b in values if a is not None and b is not None]
-    if len(whole) < len(runs) or len({a.shape for pair in whole for a in pair}) > 1:
-        told = icl.low > zsl.high
-    else:
+    told = icl.low > zsl.high
+    if len(whole) == len(runs) and len({a.shape for pair in whole for a in pair}) == 1:
         first, second = (np.stack(column) for column in zip(*whole, strict=True))
-        told = compare(first, second, name="report/zero-shot", seed=0).distinguishable
+        result = compare(first, second, name="report/zero-shot", seed=0)
+        told = told if math.isnan(result.p) else result.distinguishable
     return None if told else f"ICL's lead over zero-shot {numbers} is within chance; read similarity to it with care."
 
 

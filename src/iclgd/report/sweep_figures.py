@@ -79,7 +79,7 @@ def _draw_lines(axis: Axes, groups: Sequence[Group], key: str, name: str, varian
             axis.plot(x, mean, color=look.color, marker=look.marker, linestyle=look.dashes, label=label)
             axis.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
         lost = [value for value, summary in points if summary.diverged]
-        if lost:
+        if lost and name != "accuracy/icl":
             axis.plot(
                 lost, [0.03] * len(lost), "x", color=look.color, markersize=5, clip_on=False,
                 transform=axis.get_xaxis_transform(), label="_diverged",

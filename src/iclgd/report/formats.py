@@ -1,0 +1,106 @@
+"""How is a table written down so that nothing in it can be taken for markup? As Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from iclgd.report.style import printable
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "Δ": r"$\Delta$", "\N{MINUS SIGN}": r"$-$",
+    "\N{GREEK SMALL LETTER ALPHA}": r"$\alpha$", "τ": r"$\tau$", "\N{EN DASH}": "--",
+}  # fmt: skip
+_MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "\\~"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be read, and the numbers behind it.
+
+    Attributes:
+        name: its file's name.
+        title: one line.
+        header: column names.
+        labels: how many of the first columns name a row; the others hold values.
+        rows: text as people read it, not yet escaped for anything.
+        notes: lines below it.
+        records: the same unrounded, one mapping for each number.
+    """
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    labels: int
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+    records: tuple[Mapping[str, Any], ...]
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub's Markdown; markup in the texts is escaped."""
+    align = [":---"] * table.labels + ["---:"] * (len(table.header) - table.labels)
+    lines = [_markdown_row(table.header), "| " + " | ".join(align) + " |", *map(_markdown_row, table.rows)]
+    notes = [f"\n{_translated(note, _MARKDOWN, 400)}" for note in table.notes]
+    return "\n".join([f"### {_translated(table.title, _MARKDOWN, 200)}", "", *lines, *notes]) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """A `table` environment for the package booktabs; specials in the texts are escaped."""
+    columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
+    rows = [" & ".join(_translated(text, _LATEX) for text in row) + r" \\" for row in (table.header, *table.rows)]
+    notes = " ".join(_translated(note, _LATEX, 400) for note in table.notes)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_translated(table.title, _LATEX, 200)}. {notes}}}",
+            rf"\label{{tab:{table.name}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            rows[0],
+            r"\midrule",
+            *rows[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def to_csv(table: Table) -> str:
+    """The unrounded numbers, one row each; empty where undefined. No cell starts a spreadsheet formula."""
+    names = list(dict.fromkeys(name for record in table.records for name in record))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for record in table.records:
+        writer.writerow([_csv_value(record.get(name)) for name in names])
+    return out.getvalue()
+
+
+def _csv_value(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, str):
+        text = printable(value, 500)
+        return f"'{text}" if text.startswith(_FORMULA) else text
+    return value
+
+
+def _markdown_row(row: tuple[str, ...]) -> str:
+    return "| " + " | ".join(_translated(text, _MARKDOWN) for text in row) + " |"
+
+
+def _translated(text: str, escapes: Mapping[str, str], most: int = 80) -> str:
+    return "".join(escapes.get(character, character) for character in printable(text, most))

@@ -1,0 +1,169 @@
+"""The papers' tables from fixture folders, against golden files, and their escaping.
+
+After a wanted change: ICLGD_WRITE_GOLDEN=1 pytest tests/test_report_tables.py, then read the difference.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iclgd.report import formats, published, runs_frame, summary, tables
+from iclgd.report.formats import Table
+from iclgd.report.settings import group
+from report_fixtures import write_run
+
+GOLDEN = Path(__file__).parent / "golden"
+PAPER = {"model": "KoboldAI/fairseq-dense-1.3B", "shots": 32}
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory) -> list[runs_frame.FinishedRun]:
+    """Two tasks, two variants, three seeds on the paper's model; untrained weights on one task."""
+    root = tmp_path_factory.mktemp("paper")
+    for seed in range(3):
+        for task in ("sst2", "my_own"):
+            for variant in ("gd", "lcgd"):
+                draw = {"task": task, "variant": variant, "seed": seed, "permutation": seed}
+                write_run(root / f"{task}-{variant}-{seed}", **PAPER, **draw)
+        for weights in ("keep_embeddings", "random"):
+            low = (0.5, 0.5, 0.5)
+            write_run(root / f"{weights}-{seed}", **PAPER, task="sst2", weights=weights, seed=seed, permutation=seed,
+                      shift=-0.05, accuracy=low)  # fmt: skip
+    return list(runs_frame.read_runs([root]).finished)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3"])
+def test_tables_are_as_the_golden_ones(paper, name):
+    table = getattr(tables, name)(paper)
+    written = {
+        "md": formats.to_markdown(table),
+        "tex": formats.to_latex(table),
+        "csv": formats.to_csv(table),
+    }
+    for ending, text in written.items():
+        path = GOLDEN / f"{name}.{ending}"
+        if os.environ.get("ICLGD_WRITE_GOLDEN"):
+            path.write_text(text, encoding="utf-8", newline="")
+        golden = path.read_text("utf-8")
+        if ending != "csv":
+            assert text == golden
+            continue
+        ours, theirs = (list(csv.reader(io.StringIO(content))) for content in (text, golden))
+        assert [len(row) for row in ours] == [len(row) for row in theirs]
+        for one, other in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
+            assert one == other or float(one) == pytest.approx(float(other), rel=1e-6, abs=1e-9)
+
+
+def test_published_numbers_stand_beside_what_they_match_and_nothing_else(paper):
+    table = tables.table2(paper)
+    by_row = {(row[0], row[1]): row for row in table.rows}
+    assert by_row["SimAOU", "gd"][2:] != ()
+    tasks = table.header[2:]
+    at = table.rows.index(by_row["SimAOU", "lcgd"])
+    ours, theirs, gap = (dict(zip(tasks, table.rows[at + i][2:], strict=True)) for i in range(3))
+    assert ours["sst2"].startswith("0.212 ± 0.012 [") and ours["sst2"].endswith("] *")
+    assert theirs == {"sst2": "0.13 ± 0.01", "my_own": ""}  # table 2 of the paper
+    assert gap == {"sst2": "+0.082", "my_own": ""}
+
+
+@pytest.mark.parametrize("change", [{"shots": 16}, {"model": "gpt2"}])
+def test_another_model_or_number_of_shots_is_not_compared(tmp_path, change):
+    run = runs_frame.read_run(write_run(tmp_path / "run", **(PAPER | {"task": "sst2"} | change)))
+    assert published.mean_and_std(run, "sim_aou") is None and published.layers(run, "sim_aou_norm") is None
+
+
+def test_published_curves_average_to_the_published_table():
+    numbers = published.published()
+    for task, curves in numbers["layers"]["sim_am_delta"].items():
+        for variant, curve in curves.items():
+            assert len(curve) == 24
+            assert math.fsum(curve) / 24 == pytest.approx(
+                numbers["variants"]["sim_am_delta"][variant][task][0], abs=0.02
+            )
+    assert numbers["untrained_gd"]["sim_aou"]["pretrained"]["mr"] == numbers["variants"]["sim_aou"]["gd"]["mr"]
+
+
+def test_untrained_gd_is_compared_with_table_1(paper):
+    run = next(run for run in paper if run.weights == "random")
+    assert published.mean_and_std(run, "sim_am_delta") == (0.11, 0.04)
+
+
+def test_seed_summary_by_hand(paper):
+    runs = [run for run in paper if (run.task, run.variant, run.weights) == ("sst2", "gd", "pretrained")]
+    found = summary.summarise(runs, "sim_aou")  # means 0.10, 0.11, 0.12
+    assert (found.mean, found.std, found.seeds) == (pytest.approx(0.11), pytest.approx(0.01), 3)
+    half = 4.302652729911275 * 0.01 / 3**0.5  # Student's t with 2 degrees of freedom
+    assert (found.low, found.high) == (pytest.approx(0.11 - half), pytest.approx(0.11 + half))
+
+
+def test_curve_of_one_seed_has_standard_errors_and_of_several_standard_deviations(paper):
+    runs = [run for run in paper if (run.task, run.variant, run.weights) == ("sst2", "gd", "pretrained")]
+    mean, half = summary.curve(runs[:1], "sim_aou")
+    values = runs[0].values["sim_aou"]
+    assert mean == pytest.approx(values.mean(0))
+    assert half == pytest.approx(1.96 * values.std(0, ddof=1) / len(values) ** 0.5)
+    mean, half = summary.curve(runs, "sim_aou")
+    assert half == pytest.approx(np.std([run.layers("sim_aou") for run in runs], axis=0, ddof=1))
+
+
+def test_differences_are_paired_and_say_which_can_be_told(tmp_path):
+    for seed in range(3):
+        for variant in ("gd", "lcgd"):
+            write_run(tmp_path / f"{variant}{seed}", variant=variant, seed=seed)
+    gd, lcgd = group(runs_frame.read_runs([tmp_path]).finished)
+    found = {d.score: d.result for d in summary.differences([(lcgd, gd)], ["sim_aou", "sim_am_delta", "nothing"])}
+    assert set(found) == {"sim_aou", "sim_am_delta"}
+    assert found["sim_aou"].difference.mean == pytest.approx(0.102)
+    assert found["sim_aou"].over == "seeds" and found["sim_aou"].n == 3
+    assert found["sim_am_delta"].distinguishable
+
+
+def test_diverged_and_undefined_are_said_not_averaged(tmp_path):
+    write_run(tmp_path / "a", variant="gd")
+    write_run(tmp_path / "b", variant="lcgd", diverged=True)
+    write_run(tmp_path / "c", variant="none", scores=("sim_am",))
+    rows = {(row[0], row[1]): row[2] for row in tables.table2(runs_frame.read_runs([tmp_path]).finished).rows}
+    assert rows["SimAOU", "lcgd"] == "diverged"
+    assert rows["SimAOU", "none"] == tables.UNDEFINED
+    assert rows["accuracy zsl", "all"] == "50.0% [40.0, 60.0]"
+
+
+HOSTILE = "<script>alert(1)</script>|&%$#_{}~^\\`*\x00\u202e\n=1+1"
+
+
+def _table(text: str) -> Table:
+    return Table("t", text, (text, "value"), 1, ((text, "1"),), (text,), ({"name": text, "value": 1.0},))
+
+
+def test_markup_is_escaped_everywhere():
+    markdown, latex, table = formats.to_markdown(_table(HOSTILE)), formats.to_latex(_table(HOSTILE)), _table("=1+1")
+    assert "<" not in markdown and "&lt;script&gt;" in markdown
+    assert all(line.replace("\\|", "").count("|") == 3 for line in markdown.splitlines() if line.startswith("|"))
+    body = latex.split("\\midrule")[1].split("\\bottomrule")[0]
+    assert body.count("&") - body.count("\\&") == 1
+    assert r"\textless{}script\textgreater{}" in body and r"\textbackslash{}" in body
+    assert not set("\x00\u202e") & set(markdown + latex)
+    assert "'=1+1" in formats.to_csv(table)
+
+
+@given(st.text(max_size=40))
+def test_any_text_keeps_the_tables_shape(text):
+    table = _table(text)
+    lines = [line for line in formats.to_markdown(table).split("\n") if line.startswith("|")]
+    assert len(lines) == 3
+    rows = list(csv.reader(io.StringIO(formats.to_csv(table))))
+    assert [len(row) for row in rows] == [2, 2]
+    latex = formats.to_latex(table)
+    stripped = latex.replace(r"\{", "").replace(r"\}", "")
+    assert stripped.count("{") == stripped.count("}")
+    assert latex.count("\\\\\n") == 2
