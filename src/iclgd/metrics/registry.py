@@ -101,12 +101,16 @@ def _checked(name: str, spec: ScoreConfig) -> Metric:
         function = find(spec.function)
     except ConfigError as error:
         raise ConfigError(f"{_where(name)}: {error}") from error
-    parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
-    given: dict[str, Any] = {**spec.params, **spec.inputs}
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError as error:
+        raise ConfigError(f"{_where(name)}: the arguments of {spec.function} cannot be read: {error}") from error
+    given = {**spec.params, **spec.inputs}
+    named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     twice = sorted(spec.params.keys() & spec.inputs.keys())
-    missing = [key for key, p in parameters.items() if p.default is p.empty and p.kind in _NAMED and key not in given]
+    missing = [key for key, p in named.items() if p.default is p.empty and key not in given]
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [] if anything else [key for key in given if key not in parameters]
+    unknown = [] if anything else [key for key in given if key not in named]
     signature = f"{spec.function}({', '.join(parameters)})"
     if twice:
         raise ConfigError(f"{_where(name)}: {twice[0]} stands in both inputs and params")
@@ -117,9 +121,6 @@ def _checked(name: str, spec: ScoreConfig) -> Metric:
     for argument, path in spec.inputs.items():
         _check_path(f"{_where(name)}: inputs.{argument}", path)
     return function
-
-
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def _check_path(where: str, path: str) -> None:

@@ -109,7 +109,7 @@ def _recall(
     if seen.shape[-1] < k:
         return torch.full(seen.shape[:-1], torch.nan, dtype=torch.float64)
     tops = [highest(x.masked_fill(~seen, -torch.inf), k) for x in (a, b)]
-    return ((tops[0] & tops[1]).sum(-1) / k).double().masked_fill(seen.sum(-1) < k, torch.nan)
+    return ((tops[0] & tops[1]).sum(-1).double() / k).masked_fill(seen.sum(-1) < k, torch.nan)
 
 
 def _kendall(

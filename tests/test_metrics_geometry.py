@@ -1,0 +1,131 @@
+"""Update matrices: CKA and subspaces against scipy, scikit-learn and hand-computed cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import subspace_angles
+from scipy.stats import ortho_group
+from sklearn.decomposition import TruncatedSVD
+from sklearn.metrics.pairwise import linear_kernel
+from sklearn.preprocessing import KernelCenterer
+
+from iclgd.metrics.geometry import (
+    gradient_norm,
+    subspace_overlap,
+    update_cka,
+    weight_update_norm,
+    weight_update_rank,
+)
+
+NAN = math.nan
+
+
+def updates(example: int, d_model: int, layer: int = 2, seed: int = 0):
+    """(icl, ft, zsl) whose update matrices are random, with unequal strengths of their directions."""
+    generator = torch.Generator().manual_seed(seed)
+    strengths = torch.linspace(3, 0.2, d_model)
+    zsl = torch.randn(example, layer, d_model, generator=generator)
+    return *(zsl + strengths * torch.randn(example, layer, d_model, generator=generator) for _ in range(2)), zsl
+
+
+def matrix(*rows: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(rows)[:, None, :]
+
+
+@pytest.mark.parametrize(("example", "d_model"), [(6, 20), (30, 5)])
+def test_cka_is_that_of_centred_kernels(example, d_model):
+    icl, ft, zsl = updates(example, d_model)
+    for layer in range(2):
+        kernels = [
+            KernelCenterer().fit_transform(linear_kernel((h[:, layer] - zsl[:, layer]).double().numpy()))
+            for h in (icl, ft)
+        ]
+        expected = (kernels[0] * kernels[1]).sum() / np.prod([np.linalg.norm(kernel) for kernel in kernels])
+        assert update_cka(icl, ft, zsl)[layer].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_cka_by_hand():
+    # centred: x = (1, -1, 0) on one axis, y = (1, 1, -2) on another; <x, y> = 0
+    zero = torch.zeros(3, 1, 2)
+    x, y = matrix((1, 0), (-1, 0), (0, 0)), matrix((0, 1), (0, 1), (0, -2))
+    assert update_cka(x, y, zero).item() == pytest.approx(0, abs=1e-12)
+    # y = (1, 0, -1): cka = <x, y>^2 / (|x|^2 |y|^2) = 1 / 4
+    assert update_cka(x, matrix((0, 1), (0, 0), (0, -1)), zero).item() == pytest.approx(0.25, abs=1e-12)
+
+
+def test_cka_ignores_rotation_scale_and_a_shared_shift():
+    icl, ft, zsl = updates(12, 6)
+    rotation = torch.from_numpy(ortho_group.rvs(6, random_state=0)).float()
+    turned = zsl + 40 * (ft - zsl) @ rotation + 7
+    assert torch.allclose(update_cka(icl, turned, zsl), update_cka(icl, ft, zsl), atol=1e-5)
+    assert torch.allclose(update_cka(icl, turned * 0 + icl @ rotation, zsl * 0), update_cka(icl, icl, zsl * 0))
+
+
+def test_cka_undefined():
+    icl, ft, zsl = updates(12, 6)
+    assert update_cka(icl[:2], ft[:2], zsl[:2]).isnan().all(), "two examples always agree"
+    assert update_cka(zsl + 0.1, ft, zsl * 0 + 0.1).shape == (2,)
+    assert update_cka(torch.full_like(zsl, 0.1), ft, zsl * 0).isnan().all(), "one update for all queries"
+    assert update_cka(zsl, ft, zsl).isnan().all()
+    holes = icl.clone()
+    holes[3, 0] = NAN
+    keep = torch.arange(12) != 3
+    expected = update_cka(icl[keep], ft[keep], zsl[keep])[0], update_cka(icl, ft, zsl)[1]
+    assert torch.allclose(update_cka(holes, ft, zsl), torch.stack(expected))
+
+
+@pytest.mark.parametrize(("example", "d_model", "r"), [(10, 30, 3), (40, 8, 3), (40, 8, 1), (8, 8, 5)])
+def test_overlap_is_the_mean_squared_cosine_of_scipys_angles(example, d_model, r):
+    icl, ft, zsl = updates(example, d_model)
+    for layer in range(2):
+        bases = []
+        for h in (icl, ft):
+            svd = TruncatedSVD(r, algorithm="arpack", random_state=0).fit((h - zsl)[:, layer].double().numpy())
+            bases.append(svd.components_.T)
+        expected = np.mean(np.cos(subspace_angles(*bases)) ** 2)
+        assert subspace_overlap(icl, ft, zsl, r=r)[layer].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_overlap_by_hand():
+    zero, root = torch.zeros(2, 1, 3), math.sqrt(0.5)
+    plane = matrix((2, 0, 0), (0, 1, 0))
+    assert subspace_overlap(plane, matrix((0, 3, 0), (1, 0, 0)), zero, r=2).item() == pytest.approx(1, abs=1e-12)
+    assert subspace_overlap(plane, matrix((0, 0, 3), (1, 0, 0)), zero, r=2).item() == pytest.approx(0.5, abs=1e-12)
+    tilted = matrix((root, root, 0), (0, 0, 0.1))
+    assert subspace_overlap(plane, tilted, zero, r=1).item() == pytest.approx(0.5, abs=1e-6)
+    assert subspace_overlap(plane, matrix((0, 0, 3), (0, 0, 1)), zero, r=2).isnan(), "its rank is 1"
+    assert subspace_overlap(plane, plane, zero, r=3).isnan()
+    assert subspace_overlap(plane, zero, zero, r=1).isnan()
+    with pytest.raises(ValueError, match="r=0"):
+        subspace_overlap(plane, plane, zero, r=0)
+
+
+@given(
+    st.integers(0, 1000), st.integers(3, 12), st.integers(2, 12), st.integers(1, 3), st.sampled_from([1e-20, 1, 1e9])
+)
+@settings(max_examples=40)
+def test_bounded_symmetric_and_one_with_itself(seed, example, d_model, r, size):
+    icl, ft, zsl = (h * size for h in updates(example, d_model, layer=1, seed=seed))
+    for there, back, same in (
+        (update_cka(icl, ft, zsl), update_cka(ft, icl, zsl), update_cka(icl, icl, zsl)),
+        tuple(subspace_overlap(*h, zsl, r=r) for h in ((icl, ft), (ft, icl), (icl, icl))),
+    ):
+        assert torch.allclose(there, back, atol=1e-9, equal_nan=True)
+        assert there.isnan() or 0 <= there <= 1
+        assert same.isnan() or same.item() == pytest.approx(1, abs=1e-6)
+        assert r > d_model or not there.isnan() or d_model < r or example < r
+
+
+def test_random_subspaces_overlap_by_chance():
+    icl, ft, zsl = (torch.randn(50, 40, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    assert subspace_overlap(icl, ft, zsl * 0, r=8).mean().item() == pytest.approx(8 / 64, abs=0.02)
+
+
+def test_what_the_trace_says_passes_through():
+    norms, layers = torch.tensor([[1.0, NAN], [2.0, NAN]]), torch.tensor([3.0, 0.0])
+    assert torch.equal(gradient_norm(norms).nan_to_num(9), norms.nan_to_num(9))
+    assert torch.equal(weight_update_norm(layers), layers) and torch.equal(weight_update_rank(layers), layers)

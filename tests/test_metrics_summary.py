@@ -1,0 +1,153 @@
+"""What scores.json and the long table say of tables of scores whose answers are known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from iclgd.metrics import summarise, to_frame
+from iclgd.records import Score
+
+NAN = math.nan
+NONE = torch.zeros(3, dtype=torch.bool)
+KEYS = {"mean", "layers", "n", "undefined", "ci", "flipped"}
+
+
+def score(values, *axes: str) -> Score:
+    return Score(torch.as_tensor(values), axes or ("example", "layer"))
+
+
+TABLE = score([[1.0, 2.0, NAN], [3.0, NAN, NAN], [5.0, 6.0, NAN]])
+
+
+def test_mean_is_over_examples_then_over_layers():
+    summary = summarise({"s": TABLE}, torch.tensor([True, False, True]), 200, 0)["s"]
+    assert summary["layers"] == [3, 4, None]
+    assert summary["mean"] == 3.5, "not the mean of all values, 3.4"
+    assert (summary["n"], summary["undefined"]) == (3, 4)
+    low, high = summary["ci"]
+    assert 1.5 <= low <= 3.5 <= high <= 5.5
+    flipped = summary["flipped"]
+    assert flipped["layers"] == [3, 4, None] and (flipped["n"], flipped["undefined"]) == (2, 2)
+    assert set(summary) == KEYS and set(flipped) == KEYS - {"flipped"}
+
+
+def test_too_few_examples_for_an_interval():
+    summary = summarise({"s": TABLE}, torch.tensor([False, True, False]), 200, 0)["s"]
+    assert summary["flipped"]["ci"] is None and summary["flipped"]["mean"] == 3
+    nobody = summarise({"s": TABLE}, NONE, 200, 0)["s"]["flipped"]
+    assert nobody == {"mean": None, "layers": [None] * 3, "n": 0, "undefined": 0, "ci": None}
+    assert summarise({"s": TABLE}, NONE, 0, 0)["s"]["ci"] is None
+
+
+def test_wholly_undefined():
+    summary = summarise({"s": score([[NAN, NAN], [math.inf, NAN]])}, NONE[:2], 50, 0)["s"]
+    assert summary["mean"] is None and summary["layers"] == [None, None] and summary["ci"] is None
+    assert summary["undefined"] == 4
+
+
+def test_heads():
+    values = torch.tensor([[[1.0, 2.0, NAN], [3.0, 3.0, 3.0]], [[5.0, NAN, NAN], [1.0, 1.0, 1.0]]])
+    by_head = summarise({"s": score(values, "example", "layer", "head")}, NONE[:2], 50, 0)["s"]
+    assert by_head["heads"] == [[3, 2, None], [2, 2, 2]]
+    assert by_head["undefined"] == 3
+    pooled = summarise({"s": score(values.nanmean(-1))}, NONE[:2], 50, 0)["s"]
+    for key in ("mean", "layers", "ci"):
+        assert by_head[key] == pooled[key], "as if the heads had been averaged in the metric"
+
+
+def test_scores_without_examples_or_without_layers():
+    scores = {
+        "gradient": score([[1.0, NAN], [3.0, NAN]], "demonstration", "layer"),
+        "cka": score([0.25, 0.75, NAN], "layer"),
+        "rec2ftp": score([1.0, 0.0, NAN], "example"),
+    }
+    summary = summarise(scores, NONE, 50, 0)
+    assert summary["gradient"] == {
+        "mean": 2, "layers": [2, None], "n": None, "undefined": 2, "ci": None, "flipped": None,
+    }  # fmt: skip
+    assert summary["cka"]["mean"] == 0.5 and summary["cka"]["layers"] == [0.25, 0.75, None]
+    assert summary["rec2ftp"]["mean"] == 0.5 and summary["rec2ftp"]["layers"] == []
+    assert summary["rec2ftp"]["n"] == 3 and summary["rec2ftp"]["undefined"] == 1
+
+
+def test_grouped_scores_stand_together():
+    scores = {f"accuracy/{s}": score(v, "example") for s, v in (("zsl", [0.0, 0, 1]), ("icl", [1.0, 1, NAN]))}
+    accuracy = summarise(scores | {"by/layer": TABLE}, NONE, 100, 0)
+    assert accuracy["by"]["layer"]["layers"] == [3, 4, None]
+    accuracy = accuracy["accuracy"]
+    assert accuracy["zsl"] == pytest.approx(1 / 3) and accuracy["icl"] == 1
+    assert accuracy["ci"]["icl"] == [1, 1] and accuracy["ci"]["zsl"][0] == 0
+    assert accuracy["n"] == 3 and accuracy["undefined"] == {"zsl": 0, "icl": 1}
+
+
+def test_flipped_must_fit():
+    with pytest.raises(ValueError, match="score s has 3 examples, but flipped has 2"):
+        summarise({"s": TABLE}, NONE[:2], 10, 0)
+
+
+def test_axes_may_stand_in_any_order():
+    values = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    upright, turned = score(values), score(values.T, "layer", "example")
+    mask = torch.tensor([True, False, True, True])
+    assert summarise({"s": upright}, mask, 50, 0) == summarise({"s": turned}, mask, 50, 0)
+    assert to_frame({"s": upright}).equals(to_frame({"s": turned}))
+
+
+def test_same_input_same_bytes_and_each_score_a_stream_of_its_own():
+    generator = torch.Generator().manual_seed(0)
+    table = score(torch.randn(50, 4, generator=generator))
+    mask = torch.arange(50) < 20
+    alone = json.dumps(summarise({"s": table}, mask, 300, 1), allow_nan=False)
+    assert json.dumps(summarise({"s": table}, mask, 300, 1), allow_nan=False) == alone
+    beside = summarise({"another": table, "s": table}, mask, 300, 1)
+    assert json.dumps({"s": beside["s"]}) == alone
+    assert beside["another"]["ci"] != beside["s"]["ci"]
+    assert summarise({"s": table}, mask, 300, 2)["s"]["ci"] != beside["s"]["ci"]
+
+
+holes = st.one_of(st.floats(-10, 10, width=32), st.just(NAN), st.just(math.inf))
+
+
+@given(arrays("float32", st.tuples(st.integers(1, 6), st.integers(1, 3)), elements=holes), st.data())
+def test_strict_json_bounds_and_the_order_of_examples(values, data):
+    table = torch.from_numpy(values)
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
+    summary = summarise({"s": score(table)}, mask, 20, 0)["s"]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    defined = values[np.isfinite(values)]
+    assert summary["undefined"] == values.size - defined.size
+    if defined.size:
+        assert defined.min() - 1e-5 <= summary["mean"] <= defined.max() + 1e-5
+    else:
+        assert summary["mean"] is None
+    if summary["ci"]:
+        assert defined.min() - 1e-5 <= summary["ci"][0] <= summary["ci"][1] <= defined.max() + 1e-5
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(values)))
+    moved = summarise({"s": score(table[order])}, mask[order], 0, 0)["s"]
+    assert moved["mean"] == pytest.approx(summary["mean"]) and moved["undefined"] == summary["undefined"]
+
+
+def test_long_table():
+    scores = {
+        "s": TABLE,
+        "accuracy/zsl": score([1.0, 0.0, NAN], "example"),
+        "cka": score([0.5, 0.25], "layer"),
+        "heads": score([[[1.0, 3.0]]], "example", "layer", "head"),
+    }
+    frame = to_frame(scores)
+    assert list(frame.columns) == ["score", "example", "layer", "value"]
+    assert frame["example"].dtype == np.int64 and frame["layer"].dtype == np.int64
+    parts = {name: part.drop(columns="score").to_numpy().tolist() for name, part in frame.groupby("score")}
+    assert parts["s"][:2] == [[0, 0, 1], [0, 1, 2]] and len(parts["s"]) == 9
+    assert [row[:2] for row in parts["accuracy/zsl"]] == [[0, -1], [1, -1], [2, -1]]
+    assert parts["cka"] == [[-1, 0, 0.5], [-1, 1, 0.25]]
+    assert parts["heads"] == [[0, 0, 2]]
+    means = frame[frame["score"] == "s"].groupby("layer")["value"].mean()
+    assert means[:2].tolist() == summarise({"s": TABLE}, NONE, 0, 0)["s"]["layers"][:2]
+    assert list(to_frame({}).columns) == list(frame.columns)
