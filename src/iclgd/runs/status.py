@@ -86,7 +86,7 @@ def _draw(lines: Sequence[RunLine]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 1000)  # in a file, a run is one line however long
     table = Table(*("run", "state", "started", "took", "progress"), box=None)
     for line in lines:
         state = Text(line.state, style=_STYLES.get(line.state, ""))

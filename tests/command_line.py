@@ -1,0 +1,35 @@
+"""How the tests call the real command line in processes of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(fake: bool = True) -> dict[str, str]:
+    """The environment of a command: this checkout first, one thread, and, if asked, the fake experiment."""
+    first = [str(ROOT / "tests" / "fake_experiment")] if fake else []
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "ICLGD_", "COV_"))}
+    return {**kept, "PYTHONPATH": os.pathsep.join([*first, str(ROOT / "src")]), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder: Path, *arguments: str, module: str = "iclgd", fake: bool = True) -> subprocess.Popen[str]:
+    """The command, running in `folder`, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env=environment(fake),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def iclgd(folder: Path, *arguments: str, fake: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command's end."""
+    process = start(folder, *arguments, fake=fake)
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,0 +1,218 @@
+import errno
+import json
+import logging
+import os
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iclgd.runs import files, folder, process
+from iclgd.runs.folder import RunFolder, State, Status
+
+TEXT = st.text(st.characters(codec=None), max_size=20)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder(tmp_path / "abc")
+
+
+def finish(run):
+    run.start("abc")
+    run.write_json("scores.json", {"sim_aou": {"mean": 0.5}})
+    run.write_yaml("config.yaml", {"seed": 0})
+    run.write_table("scores.parquet", pd.DataFrame({"layer": [0, 1], "value": [0.5, np.nan]}))
+    run.finish()
+
+
+@given(JSON)
+def test_json_is_strict_and_its_bytes_depend_on_the_content_alone(content):
+    text = files.to_json(content)
+    assert files.to_json(content) == text == text.encode("ascii").decode()
+    assert files.from_json(text) == files.plain(content)
+
+
+def test_plain_values():
+    content = {"a": np.float32("nan"), 1: (np.int64(2), float("inf")), "c": np.array([[1.0, np.nan]]), "d": State.done}
+    assert files.plain(content) == {"a": None, "1": [2, None], "c": [[1.0, None]], "d": "done"}
+    with pytest.raises(ValueError, match="NaN is not JSON"):
+        files.from_json("[NaN]")
+
+
+def test_a_file_is_there_whole_or_as_it_was(run):
+    run.write_text("a.txt", "before")
+    with pytest.raises(RuntimeError), run.writing("a.txt") as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert (run.path / "a.txt").read_text() == "before"
+    assert [path.name for path in run.path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(run, monkeypatch):
+    run.write_json("scores.json", {"a": 1})
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write_json("scores.json", {"a": 2})
+    assert run.read_json("scores.json") == {"a": 1}
+    assert os.listdir(run.path) == ["scores.json"]
+
+
+def test_a_done_run_is_done_and_says_what_it_holds(run):
+    finish(run)
+    status = run.status()
+    assert (status.state, status.attempt, run.is_done()) == (State.done, 1, True)
+    assert set(status.files) == {"scores.json", "config.yaml", "scores.parquet"}
+    assert status.files["scores.json"]["sha256"] == files.sha256(run.path / "scores.json")
+    assert status.finished_at and status.seconds is not None
+
+
+@pytest.mark.parametrize("name", ["scores.json", "config.yaml", "scores.parquet"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_finished_run_counts_as_not_done_and_the_log_says_so(run, name, damage, caplog):
+    finish(run)
+    path = run.path / name
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(content[:-3])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert not run.is_done()
+    assert f"{name} is not what the finished run wrote" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scores.json", b'{"a": NaN}'),
+        ("scores.json", b'{"a": 1'),
+        ("config.yaml", b"a: [1"),
+        ("scores.parquet", b"PAR1 no PAR1"),
+        ("recordings.safetensors", b"\x10\0\0\0\0\0\0\0{}"),
+        ("figures/layers.png", b"\x89PNG\r\n\x1a\n and then the power went"),
+    ],
+)
+def test_a_run_is_not_done_while_a_file_cannot_be_read_back(run, name, content):
+    run.start("abc")
+    run.figures.joinpath("..", name).resolve().write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read back"):
+        run.finish()
+    assert run.state() is State.running
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "perhaps"}', "null", '{"pid": 3}', "\0\0\0\0"])
+def test_a_damaged_status_counts_as_never_started(run, content, caplog):
+    finish(run)
+    (run.path / "status.json").write_text(content)
+    assert run.status() is None and run.state() is None and not run.is_done()
+    assert "cannot be read" in caplog.text
+
+
+def test_what_an_earlier_attempt_left_goes_when_the_next_one_finishes(run):
+    run.start("abc")
+    run.write_json("recordings.json", {})
+    run.fail(RuntimeError("halfway"))
+    (run.path / ".part-1234-scores.json").write_text("{")
+    run.start("abc")
+    assert not list(run.path.glob(".part-*"))
+    run.write_json("scores.json", {})
+    run.finish()
+    assert set(run.status().files) == {"scores.json"} and not (run.path / "recordings.json").exists()
+    assert run.status().attempt == 2
+
+
+def test_a_failed_run_keeps_its_traceback_and_its_notes(run):
+    run.start("abc")
+    run.note(diverged=True, diverged_at=3)
+    try:
+        raise ValueError("why")
+    except ValueError as error:
+        run.fail(error)
+    content = json.loads((run.path / "status.json").read_text())
+    assert content["state"] == "failed" and content["error"] == "ValueError: why"
+    assert 'raise ValueError("why")' in content["traceback"]
+    assert (content["diverged"], content["diverged_at"]) == (True, 3)
+    assert run.status().facts == {"diverged": True, "diverged_at": 3}
+
+
+def test_a_running_run_is_stale_when_its_process_is_gone(run):
+    run.start("abc")
+    assert run.state() is State.running
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owner = {**process.this_process(), "pid": gone.pid}
+    run._write_status(Status(State.running, owner=owner))
+    assert run.state() is State.stale
+    run._write_status(Status(State.running, owner={**process.this_process(), "process": "boot/1"}))  # the pid, reused
+    assert run.state() is State.stale
+    run.mark_cut_off()
+    assert run.state() is State.interrupted
+
+
+def test_a_run_on_another_host_is_stale_after_an_hour_of_silence(run, monkeypatch):
+    run.start("abc")
+    run._write_status(Status(State.running, owner={"host": "elsewhere", "pid": 1, "process": "x"}))
+    assert run.state() is State.running
+    now = time.time()
+    monkeypatch.setattr(folder.time, "time", lambda: now + 7200)
+    assert run.state() is State.stale
+
+
+def test_a_clock_that_jumps_changes_neither_state_nor_duration(run, monkeypatch):
+    run.start("abc")
+    monkeypatch.setattr(folder.time, "time", lambda: 0.0)
+    monkeypatch.setattr(folder, "_now", lambda: "1970-01-01T00:00:00+00:00")
+    assert run.state() is State.running
+    run.write_json("scores.json", {})
+    run.finish()
+    assert 0 <= run.status().seconds < 60 and run.is_done()
+
+
+def test_a_claim_is_exclusive_and_leaves_nothing(run):
+    order = []
+
+    def other():
+        with RunFolder(run.path).claim():
+            order.append("second")
+
+    with run.claim():
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        time.sleep(0.2)
+        order.append("first")
+    waiting.join(5)
+    assert order == ["first", "second"] and os.listdir(run.path) == []
+
+
+def test_the_log_goes_to_the_folder_and_the_handler_goes_away(run):
+    before = list(logging.getLogger().handlers)
+    with run.log_file():
+        logging.getLogger("iclgd.test").warning("a line with \ud800")
+    logging.getLogger("iclgd.test").warning("not this one")
+    assert logging.getLogger().handlers == before
+    text = (run.path / "run.log").read_text()
+    assert "WARNING iclgd.test: a line with \\ud800" in text and "not this one" not in text
+
+
+def test_progress_survives_a_full_disk(run, monkeypatch, caplog):
+    run.start("abc")
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    run.report_progress("finetune", 1, 2)
+    assert "progress could not be written" in caplog.text
