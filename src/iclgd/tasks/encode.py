@@ -168,9 +168,9 @@ def _fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> Pr
     needed = len(prompts.context()) - len(prompts.bos) + room
     if needed > window:
         prompts = _dropped(prompts, config, needed, window, room)
-    kept = prompts.demonstrations, drawn.demonstrations[: len(prompts.demonstrations)]
-    for items, examples in (kept, (prompts.training or (), drawn.training or ())):
-        for item, example in zip(items, examples, strict=True):
+    trained = (prompts.demonstrations, drawn.demonstrations), (prompts.training or (), drawn.training or ())
+    for items, examples in trained:
+        for item, example in zip(items, examples, strict=False):  # those kept are the first
             _refuse_longer(len(prompts.bos) + len(item.token_ids), window, example)
     return prompts
 

@@ -1,0 +1,310 @@
+"""Token ids: labels the same everywhere, nothing special out of data, and what happens when the window is too short."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from iclgd.config import Config, ConfigError, DropFrom, OnOverflow, RecordAt
+from iclgd.records import Item, PromptSet
+from iclgd.tasks import Drawn, as_json, encode, from_json
+from iclgd.tasks.sources import DataError
+from iclgd.tasks.wording import Example
+from task_cases import make_config
+from tiny import SENTENCES, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+LABELS = ("Negative", "Positive")
+TAIL = " Kind:"
+
+
+def ids_of(text: str, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def examples(count: int, words: int = 3, options: tuple[str, ...] = LABELS) -> tuple[Example, ...]:
+    return tuple(
+        Example(f"Thing: {' '.join([f'word{i}'] * words)}{TAIL}", options, i % len(options), f"t.jsonl, line {i + 1}")
+        for i in range(count)
+    )
+
+
+def drawn_of(**values) -> Drawn:
+    usual = {"demonstrations": examples(4), "queries": examples(3), "label_words": LABELS, "tail": TAIL}
+    return Drawn(**{**usual, **values})
+
+
+def choices(count: int) -> tuple[Example, ...]:
+    return tuple(
+        Example(f"Goal {i}", tuple(f"take the {'very ' * n}road {i}" for n in range(2 + i % 2)), 1, f"line {i}")
+        for i in range(count)
+    )
+
+
+def wrapped(model: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=model, **special)
+
+
+def config_with(on_overflow: OnOverflow = OnOverflow.error, drop_from: DropFrom = DropFrom.both, **model) -> Config:
+    config = make_config(on_overflow=on_overflow)
+    config.protocol.drop_from = drop_from
+    for key, value in model.items():
+        setattr(config.model, key, value)
+    return config
+
+
+def test_sequences_are_put_together_as_the_run_folder_promises():
+    prompts = encode(drawn_of(), config_with(), TOKENIZER, window=None)
+    bos, separator = TOKENIZER.convert_tokens_to_ids("<|endoftext|>"), ids_of("\n")
+    context = [bos]
+    for i in range(4):
+        context += [*ids_of(examples(4)[i].text), *ids_of(f" {LABELS[i % 2]}"), *separator]
+    assert prompts.context() == tuple(context)
+    assert prompts.label_token_ids == tuple(ids_of(f" {word}") for word in LABELS)
+    assert len(prompts.label_token_ids[1]) > 1  # a label of several tokens
+    for item in prompts.demonstrations:
+        assert item.token_ids[-item.label_length :] == prompts.label_token_ids[item.label]
+        assert TOKENIZER.decode(list(item.token_ids)) == item.text
+    for item, example_ in zip(prompts.queries, examples(3), strict=True):
+        assert (item.text, item.token_ids, item.label_length) == (example_.text, ids_of(example_.text), 0)
+        assert item.options is None
+    assert prompts.in_context == (0, 1, 2, 3) and prompts.training is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60))
+@example("<|endoftext|></s><s> {0} \x00 \u202e \u2028 ")
+def test_any_text_is_encoded_without_loss_and_without_special_tokens(text: str):
+    query = Example(f"{text} Kind:", LABELS, 0, "here")
+    prompts = encode(drawn_of(demonstrations=(query, query), queries=(query,)), config_with(), TOKENIZER, None)
+    ids = prompts.queries[0].token_ids
+    assert not set(ids) & {TOKENIZER.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<|endoftext|>")}
+    assert TOKENIZER.decode(list(ids), clean_up_tokenization_spaces=False) == query.text
+    assert prompts.demonstrations[0].token_ids == ids + prompts.label_token_ids[0]
+    assert from_json(json.loads(json.dumps(as_json(prompts)))) == prompts
+
+
+def test_labels_are_what_the_tokenizer_adds_after_the_template():
+    model = Tokenizer(
+        models.BPE()
+    )  # marks words by a leading bar and puts one before every text, as sentencepiece does
+    model.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    model.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    model.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    tokenizer = wrapped(model)
+    text = SENTENCES[0].removesuffix(" Negative")
+    drawn = Drawn((Example(text, LABELS, 0, ""),), (Example(text, LABELS, 0, ""),), LABELS, " Sentiment:")
+    prompts = encode(drawn, config_with(bos=None, separator=""), tokenizer, None)
+    assert prompts.demonstrations[0].token_ids == ids_of(SENTENCES[0], tokenizer)
+    assert prompts.label_token_ids[0] != ids_of(" Negative", tokenizer)
+    unprobed = encode(replace(drawn, tail=""), config_with(bos=None, separator=""), tokenizer, None)
+    assert unprobed.label_token_ids == prompts.label_token_ids
+
+
+def test_labels_that_would_merge_with_the_template_are_tokenised_alone():
+    vocabulary = {"a": 0, " ": 1, "b": 2, "a ": 3, "c": 4}
+    tokenizer = wrapped(Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", " ")])))
+    one = (Example("ba", ("b", "c"), 0, ""),)
+    prompts = encode(Drawn(one, one, ("b", "c"), "a"), config_with(bos=None, separator=""), tokenizer, None)
+    assert prompts.label_token_ids == ((1, 2), (1, 4))
+
+
+def test_labels_with_the_same_tokens_or_none_are_refused():
+    lower = tiny_tokenizer()
+    lower.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("zz", "")])
+    labels = ("Yes", "No", "yes")
+    drawn = drawn_of(
+        label_words=labels, demonstrations=examples(2, options=labels), queries=examples(2, options=labels)
+    )
+    with pytest.raises(
+        ConfigError, match=r"'Yes' and 'yes' have the same tokens \[\d.*change one of them in task\.labels"
+    ):
+        encode(drawn, config_with(), lower, None)
+    encode(drawn, config_with(), TOKENIZER, None)
+    spaceless = wrapped(Tokenizer(models.WordLevel({"Kind": 0, ":": 1, "Yes": 2}, unk_token="Kind")))
+    spaceless.backend_tokenizer.normalizer = normalizers.Replace(" zz", "")
+    spaceless.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    labels = ("zz", "Yes")
+    drawn = drawn_of(
+        label_words=labels, demonstrations=examples(2, options=labels), queries=examples(2, options=labels)
+    )
+    with pytest.raises(ConfigError, match="the label word 'zz' has no tokens"):
+        encode(drawn, config_with(bos=None, separator=""), spaceless, None)
+
+
+def test_bos_must_be_one_token_of_the_vocabulary():
+    assert encode(drawn_of(), config_with(bos=None), TOKENIZER, None).bos == ()
+    assert encode(drawn_of(), config_with(bos="<s>"), TOKENIZER, None).bos == (TOKENIZER.get_vocab()["<s>"],)
+    for bos in ("<bos>", "<s><s>", ""):
+        with pytest.raises(ConfigError, match=rf"model\.bos='{bos}' is no token .*model\.bos=null"):
+            encode(drawn_of(), config_with(bos=bos), TOKENIZER, None)
+
+
+def test_separators_are_text_or_tokens():
+    def separator(text: str) -> tuple[int, ...]:
+        return encode(drawn_of(), config_with(separator=text), TOKENIZER, None).separator
+
+    assert separator("") == ()
+    assert separator("</s>") == (TOKENIZER.get_vocab()["</s>"],)
+    assert separator("\n\n") == ids_of("\n\n")
+    assert separator("</s>\n") == (TOKENIZER.get_vocab()["</s>"], *ids_of("\n"))
+    blind = tiny_tokenizer()  # newlines are nothing to it, as to the fairseq models' tokenizer
+    blind.backend_tokenizer.normalizer = normalizers.Replace("\n", "")
+    with pytest.raises(ConfigError, match=r"model\.separator='\\n' has no tokens .*such as </s>"):
+        encode(drawn_of(), config_with(separator="\n"), blind, None)
+
+
+def test_texts_without_tokens_are_refused_by_line():
+    blind = tiny_tokenizer()
+    blind.backend_tokenizer.normalizer = normalizers.Replace("zz", "")
+    with pytest.raises(DataError, match=r"t\.jsonl, line 9: the filled template 'zz' has no tokens"):
+        encode(drawn_of(queries=(Example("zz", LABELS, 0, "t.jsonl, line 9"),)), config_with(), blind, None)
+
+
+def test_multiple_choice_brings_options_and_ends_demonstrations_with_the_right_one():
+    drawn = Drawn(choices(3), choices(4), (), "")
+    prompts = encode(drawn, config_with(), TOKENIZER, 500)
+    assert prompts.label_words == prompts.label_token_ids == ()
+    for item, given_ in zip(prompts.queries, choices(4), strict=True):
+        assert item.options == prompts.options(item) == tuple(ids_of(f" {word}") for word in given_.options)
+        assert len(item.options) == 2 + int(given_.text[-1]) % 2
+    for item, given_ in zip(prompts.demonstrations, choices(3), strict=True):
+        assert item.text == f"{given_.text} {given_.options[1]}" and item.options[1] == ids_of(f" {given_.options[1]}")
+        assert item.token_ids == ids_of(given_.text) + item.options[1] and item.label_length == len(item.options[1])
+
+
+def test_training_items_of_a_control_are_encoded_by_their_own_labels():
+    relabelled = tuple(replace(each, label=1 - each.label) for each in examples(4))
+    shuffled = encode(drawn_of(training=relabelled, training_tail=TAIL), config_with(), TOKENIZER, None)
+    assert [item.label for item in shuffled.training_items()] == [1, 0, 1, 0]
+    assert all(item.options is None for item in shuffled.training_items())
+    assert shuffled.training[0].token_ids[-2:] != shuffled.demonstrations[0].token_ids[-2:]
+    other = tuple(Example(f"News {i} Topic:", ("World", "Food"), i % 2, "") for i in range(4))
+    foreign = encode(drawn_of(training=other, training_tail=" Topic:"), config_with(), TOKENIZER, None)
+    assert foreign.training[1].text == "News 1 Topic: Food"
+    assert foreign.training[1].options == (ids_of(" World"), ids_of(" Food"))
+    assert foreign.training[1].token_ids == ids_of("News 1 Topic:") + ids_of(" Food")
+
+
+def needed_by(prompts: PromptSet, appended: int = 0) -> int:
+    label = max(len(ids) for ids in prompts.label_token_ids)
+    query = max(len(item.token_ids) for item in prompts.queries)
+    return len(prompts.context()) + query + max(label - 1, appended)
+
+
+def test_a_context_that_just_fits_is_left_alone_and_one_token_more_is_refused():
+    whole = encode(drawn_of(), config_with(), TOKENIZER, None)
+    window = needed_by(whole)
+    assert encode(drawn_of(), config_with(), TOKENIZER, window) == whole
+    said = (
+        rf"task\.shots=4 needs {window} tokens but the model has {window - 1} positions; "
+        r"lower task\.shots or set task\.on_overflow=drop"
+    )
+    with pytest.raises(ConfigError, match=said):
+        encode(drawn_of(), config_with(), TOKENIZER, window - 1)
+    large = drawn_of(demonstrations=examples(400, words=3))
+    with pytest.raises(ConfigError, match=r"task\.shots=400 needs \d\d,\d{3} tokens but the model has 1,024 positions"):
+        encode(large, config_with(), TOKENIZER, 1024)
+
+
+def test_the_first_label_token_needs_a_place_where_the_record_is_taken_at_it():
+    words = tuple(sorted(token[1:] for token in TOKENIZER.get_vocab() if len(token) == 2 and token[0] == "Ġ")[:2])
+    drawn = drawn_of(label_words=words, demonstrations=examples(2, options=words), queries=examples(2, options=words))
+    whole = encode(drawn, config_with(), TOKENIZER, None)
+    assert max(len(ids) for ids in whole.label_token_ids) == 1
+    config = config_with()
+    encode(drawn, config, TOKENIZER, needed_by(whole))
+    config.protocol.record_at = RecordAt.first_label_token
+    with pytest.raises(ConfigError, match=rf"needs {needed_by(whole, appended=1)} tokens"):
+        encode(drawn, config, TOKENIZER, needed_by(whole))
+    encode(drawn, config, TOKENIZER, needed_by(whole, appended=1))
+
+
+@pytest.mark.parametrize("drop_from", list(DropFrom))
+def test_dropping_keeps_the_first_demonstrations_that_fit(drop_from: DropFrom, caplog: pytest.LogCaptureFixture):
+    whole = encode(drawn_of(), config_with(), TOKENIZER, None)
+    training = tuple(replace(each, label=1 - each.label) for each in examples(4))
+    last = len(whole.demonstrations[3].token_ids) + len(whole.separator)
+    for window, kept in ((needed_by(whole) - 1, 3), (needed_by(whole) - last, 3), (needed_by(whole) - last - 1, 2)):
+        config = config_with(OnOverflow.drop, drop_from)
+        prompts = encode(drawn_of(training=training, training_tail=TAIL), config, TOKENIZER, window)
+        assert prompts.in_context == tuple(range(kept))
+        assert needed_by(prompts) <= window
+        left = 4 if drop_from is DropFrom.icl else kept
+        assert prompts.demonstrations == whole.demonstrations[:left]
+        assert len(prompts.training_items()) == left
+        assert f"{kept} of 4 demonstrations fit into the model's {window} positions" in caplog.text
+        assert ("ICL only" in caplog.text) == (drop_from is DropFrom.icl)
+
+
+def test_dropping_stops_at_the_first_that_does_not_fit():
+    long = replace(examples(4)[1], text=f"Thing: {'word ' * 40}{TAIL}")
+    drawn = drawn_of(demonstrations=(examples(4)[0], long, *examples(4)[2:]))
+    short = encode(drawn_of(), config_with(), TOKENIZER, None)
+    prompts = encode(drawn, config_with(OnOverflow.drop), TOKENIZER, needed_by(short))
+    assert prompts.in_context == (0,) and prompts.demonstrations == short.demonstrations[:1]
+
+
+def test_what_cannot_fit_is_refused():
+    whole = encode(drawn_of(), config_with(), TOKENIZER, None)
+    query = needed_by(replace(whole, in_context=()))
+    drop = config_with(OnOverflow.drop)
+    with pytest.raises(ConfigError, match=rf"not even one demonstration fits .*{query} positions"):
+        encode(drawn_of(), drop, TOKENIZER, query)
+    with pytest.raises(
+        DataError, match=rf"t\.jsonl, line 1: .* needs {query} tokens but the model has {query - 1} pos"
+    ):
+        encode(drawn_of(), drop, TOKENIZER, query - 1)
+    huge = replace(examples(4)[3], text="long " * 300, where="t.jsonl, line 77")
+    only_icl = config_with(OnOverflow.drop, DropFrom.icl)
+    trained = drawn_of(demonstrations=(*examples(3), huge))
+    with pytest.raises(DataError, match=r"t\.jsonl, line 77: this example alone needs .* has 200 positions"):
+        encode(trained, only_icl, TOKENIZER, 200)
+    assert len(encode(trained, drop, TOKENIZER, 200).demonstrations) == 3
+    control = drawn_of(training=(huge,) * 4, training_tail=TAIL)
+    with pytest.raises(DataError, match=r"line 77: this example alone needs"):
+        encode(control, drop, TOKENIZER, 200)
+
+
+ITEM = {"text", "token_ids", "label"}
+
+
+def test_prompts_json_has_exactly_the_promised_keys():
+    plain = as_json(encode(drawn_of(), config_with(), TOKENIZER, None))
+    assert set(plain) == {"bos", "separator", "demonstrations", "queries", "label_words", "label_token_ids"}
+    assert all(set(item) == ITEM for item in (*plain["demonstrations"], *plain["queries"]))
+    own = as_json(encode(Drawn(choices(3), choices(2), (), ""), config_with(), TOKENIZER, None))
+    assert set(own) == set(plain) and all(set(item) == {*ITEM, "options"} for item in own["queries"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "dropped", "choices", "control", "foreign", "empty separator"])
+def test_prompts_json_comes_back_as_it_was(kind: str):
+    config, drawn, window = config_with(), drawn_of(), None
+    if kind == "dropped":
+        config, window = config_with(OnOverflow.drop, DropFrom.icl), 90
+    elif kind == "choices":
+        drawn = Drawn(choices(3), choices(4), (), "")
+    elif kind == "control":
+        relabelled = tuple(replace(each, label=1 - each.label) for each in examples(4))
+        drawn = drawn_of(training=relabelled, training_tail=TAIL)
+    elif kind == "foreign":
+        drawn = drawn_of(training=choices(4), training_tail="")
+    elif kind == "empty separator":
+        config = config_with(separator="", bos=None)
+    prompts = encode(drawn, config, TOKENIZER, window)
+    content = as_json(prompts)
+    assert ("in_context" in content) == (kind == "dropped")
+    assert ("training" in content) == (kind in ("control", "foreign"))
+    assert from_json(json.loads(json.dumps(content, allow_nan=False))) == prompts
+
+
+def test_prompts_json_round_trips_an_item_for_item_copy():
+    item = Item("a Positive", (5, 6, 7), 1, label_length=2)
+    prompts = PromptSet((0,), (9,), (item,), (Item("b", (5,), 0),), LABELS, ((1,), (6, 7)), in_context=())
+    assert from_json(as_json(prompts)) == prompts
