@@ -138,6 +138,13 @@ class StepPer(StrEnum):
     token = "token"
 
 
+class TrackerName(StrEnum):
+    """Where a run's results go besides its folder."""
+
+    none = "none"
+    wandb = "wandb"
+
+
 class TrackingMode(StrEnum):
     """W&B's modes."""
 
@@ -275,7 +282,7 @@ class MetricConfig:
 class TrackingConfig:
     """Whether and how runs are logged (conf/tracking)."""
 
-    name: str = "none"
+    name: TrackerName = TrackerName.none
     mode: TrackingMode = TrackingMode.offline
     project: str = "iclgd"
     entity: str | None = None

@@ -1,0 +1,144 @@
+"""Where do a run's results go besides its folder? To W&B, or nowhere.
+
+W&B is real, offline unless tracking.mode says otherwise, and never in the way: what fails is a warning that says what
+was not sent and how to send it later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclgd.config import Config, TrackerName, TrackingConfig, TrackingMode, as_dict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from iclgd.tracking.session import Session
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Tracker", "log_sweep", "tracker"]
+
+
+class Tracker:
+    """Takes a run's results to W&B; without a session it does nothing with them."""
+
+    def __init__(self, session: Session | None = None) -> None:
+        self._session = session
+
+    def log_run(
+        self,
+        scores: Mapping[str, Any],
+        gradient_norms: pd.DataFrame | None = None,
+        trajectory: pd.DataFrame | None = None,
+        figures: Sequence[Path] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log a run's results, once it has them.
+
+        Args:
+            scores: the content of scores.json.
+            gradient_norms: columns demonstration, layer, value.
+            trajectory: columns step, score, layer, mean.
+            figures: image files.
+            facts: further entries of the summary, such as {"diverged": True}.
+        """
+        if self._session is None:
+            return
+        from iclgd.tracking.content import RunContent
+
+        self._session.write(RunContent(scores, gradient_norms, trajectory, figures, facts or {}).write)
+
+
+def is_off(tracking: TrackingConfig) -> bool:
+    """Whether nothing is logged, and wandb is not even imported."""
+    return tracking.name is TrackerName.none or tracking.mode is TrackingMode.disabled
+
+
+@contextmanager
+def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Iterator[Tracker]:
+    """Open a W&B run, and finish it however the block ends.
+
+    Args:
+        config: of the run; all of it goes to W&B, which is never given keys.
+        folder: the run's own, where W&B's files go unless tracking.dir names another.
+        run_id: the run's name in W&B; a run that is tried again resumes its own.
+        sweep_name: the group.
+    """
+    if is_off(config.tracking):
+        yield Tracker()
+        return
+    from iclgd.tracking.session import Identity, Session
+
+    variant = config.finetune.name
+    identity = Identity(
+        id=run_id,
+        name=f"{variant} {config.task.name} {run_id}",
+        group=sweep_name,
+        job_type=variant,
+        tags=_tags(config.task.name, config.model.name, variant),
+        config=as_dict(config),
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        folder=_wandb_parent(config.tracking, folder),
+        results=folder,
+    )
+    session = Session(identity, config.tracking.mode.value)
+    exit_code = 1
+    try:
+        yield Tracker(session)
+        exit_code = 0
+    finally:
+        session.close(exit_code)
+
+
+def log_sweep(
+    tracking: TrackingConfig, sweep_name: str, folders: Sequence[Path], out: Path, figures: Sequence[Path] = ()
+) -> None:
+    """Log a sweep as one further W&B run with job type `sweep`: its table, plots over what varies, and its figures.
+
+    Args:
+        tracking: of the sweep's runs; with tracking=none nothing happens.
+        sweep_name: the group; the run is `sweep-NAME` and is resumed when the sweep is started again.
+        folders: of the runs, in order.
+        out: the sweep's folder, where W&B's files go unless tracking.dir names another.
+        figures: image files.
+    """
+    if is_off(tracking) or not folders:
+        return
+    from iclgd.tracking.content import SweepContent
+    from iclgd.tracking.session import Identity, Session
+
+    try:
+        content = SweepContent.read(folders, figures)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("W&B: the summary of sweep %s was not made: %s", sweep_name, error)
+        return
+    identity = Identity(
+        id=f"sweep-{sweep_name}",
+        name=f"sweep {sweep_name}",
+        group=sweep_name,
+        job_type="sweep",
+        tags=_tags(*(str(row[key]) for key in ("task.name", "model.name", "finetune.name") for row in content.rows)),
+        config={"sweep": sweep_name, "runs": [folder.name for folder in folders], "axes": list(content.axes)},
+        project=tracking.project,
+        entity=tracking.entity,
+        folder=_wandb_parent(tracking, out),
+        results=out,
+    )
+    session = Session(identity, tracking.mode.value)
+    session.write(content.write)
+    session.close(0)
+
+
+def _wandb_parent(tracking: TrackingConfig, folder: Path) -> Path:
+    return Path(tracking.dir).expanduser() if tracking.dir else folder
+
+
+def _tags(*names: str) -> tuple[str, ...]:
+    """Without repeats; W&B refuses tags longer than 64 characters, such as a model's path, of which the end is kept."""
+    return tuple(dict.fromkeys(name[-64:] for name in names if name))
