@@ -1,0 +1,196 @@
+"""How does one look at many runs in W&B? `iclgd-dashboard` builds the workspace: curves over layers, rates and shots.
+
+The workspace is code, so that it can be read, tested and made again; `--dry-run` prints what would be sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iclgd import paths
+from iclgd.config import TrackingConfig
+from iclgd.tracking.session import describe, within
+
+_REMEDY = "wandb-workspaces is not installed: pip install 'iclgd[dashboard]'"
+_SAVING_SECONDS = 60.0
+_MOST_RUNS = 1000  # W&B draws ten unless told otherwise, and would average only those
+_GROUPED = {"groupby": "JobType", "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+_COLUMNS = (
+    "run:displayName",
+    "run:state",
+    "run:jobType",
+    "config:task.value.name",
+    "config:model.value.name",
+    "config:finetune.value.lr",
+    "config:task.value.shots",
+    "config:seed.value",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score as the dashboard shows it."""
+
+    name: str
+    label: str
+    layerwise: bool
+
+
+def default_metrics() -> list[str]:
+    """The metrics that conf/config.yaml names."""
+    import yaml
+
+    config = yaml.safe_load((paths.config_folder() / "config.yaml").read_text(encoding="utf-8"))
+    return next(entry["metric"] for entry in config["defaults"] if isinstance(entry, Mapping) and "metric" in entry)
+
+
+def measured(metrics: Sequence[str]) -> list[Measured]:
+    """The scores of files of conf/metric.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    import yaml
+
+    scores = []
+    for metric in metrics:
+        path = paths.config_folder() / "metric" / f"{metric}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+            raise ValueError(f"there is no metric {metric}; known here: {known}")
+        for name, score in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            scores.append(Measured(name, score["label"], "layer" in score.get("axes", ["example", "layer"])))
+    return scores
+
+
+def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Measured]) -> Any:
+    """The W&B workspace; nothing is sent.
+
+    Args:
+        entity: user or team; may be empty as long as the workspace is not saved.
+        project: of the runs.
+        sweep: show this sweep's runs alone; None for all of the project.
+        scores: what has panels.
+
+    Raises:
+        ImportError: wandb-workspaces is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, about the package's own code
+        from wandb_workspaces import expr
+        from wandb_workspaces import workspaces as ws
+
+    group = ws.Metric("Group")
+    accuracies = [score for score in scores if score.name.startswith("accuracy/")]
+    others = [score for score in scores if score not in accuracies]
+    sections = [
+        ("By layer", _layer_panels(others), True),
+        ("By learning rate", _setting_panels(others + accuracies, "finetune.lr", "learning rate", True), True),
+        ("By shots", _setting_panels(others + accuracies, "task.shots", "shots", False), True),
+        ("Accuracies", _accuracy_panels(accuracies), True),
+        ("Runs", _run_panels(), False),
+    ]
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"iclgd: {sweep}" if sweep else "iclgd",
+        sections=[ws.Section(name=name, panels=panels, is_open=is_open) for name, panels, is_open in sections],
+        settings=ws.WorkspaceSettings(max_runs=_MOST_RUNS),
+        runset_settings=ws.RunsetSettings(
+            filters=expr.And(group == sweep) if sweep else "",
+            order=[ws.Ordering(group), ws.Ordering(ws.Metric("JobType"))],
+            pinned_columns=[*_COLUMNS, *(f"summary:{score.name}" for score in accuracies + others)],
+        ),
+    )
+
+
+def _layer_panels(scores: Sequence[Measured]) -> list[Any]:
+    from wandb_workspaces.reports import v2 as wr
+
+    curves = [score for score in scores if score.layerwise]
+    common = {"x": "layer", "title_x": "layer", "max_runs_to_show": _MOST_RUNS, **_GROUPED}
+    return [wr.LinePlot(title=score.label, y=[score.name], **common) for score in curves]
+
+
+def _setting_panels(scores: Sequence[Measured], key: str, name: str, log: bool) -> list[Any]:
+    from wandb_workspaces.reports import v2 as wr
+
+    panels = []
+    for score in scores:
+        title = f"{score.label} by {name}"
+        panels.append(wr.ScatterPlot(title=title, x=wr.Config(key), y=wr.SummaryMetric(score.name), log_x=log))
+    return panels
+
+
+def _accuracy_panels(scores: Sequence[Measured]) -> list[Any]:
+    from wandb_workspaces.reports import v2 as wr
+
+    common = {"orientation": "v", "range_x": (0, 1), "max_runs_to_show": _MOST_RUNS, **_GROUPED}
+    return [wr.BarPlot(title=score.label, metrics=[wr.SummaryMetric(score.name)], **common) for score in scores]
+
+
+def _run_panels() -> list[Any]:
+    from wandb_workspaces.reports import v2 as wr
+
+    tables = [wr.WeavePanelSummaryTable(table_name=name) for name in ("sweep", "scores")]
+    return [*tables, wr.RunComparer(diff_only="split")]
+
+
+def specification(made: Any) -> dict[str, Any]:
+    """What would be sent for a workspace, without the ids that are drawn anew each time."""
+    view = made._to_model()
+    spec = _without_ids(json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True)))
+    return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": spec}
+
+
+def _without_ids(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_ids(value) for key, value in content.items() if key not in ("__id__", "id")}
+    return [_without_ids(value) for value in content] if isinstance(content, list) else content
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """The command `iclgd-dashboard`."""
+    parser = argparse.ArgumentParser(prog="iclgd-dashboard", description="Build the W&B workspace for iclgd's runs.")
+    parser.add_argument("--entity", help="W&B user or team (default: yours)")
+    parser.add_argument("--project", default=TrackingConfig().project, help="default: %(default)s")
+    parser.add_argument("--sweep", metavar="NAME", help="show the runs of one sweep, such as first_look")
+    parser.add_argument(
+        "--metrics", metavar="NAME,...", help="files of conf/metric (default: those of conf/config.yaml)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the specification; needs no account, no network")
+    chosen = parser.parse_args(arguments)
+    if chosen.sweep is not None and not re.fullmatch(r"[\w .-]+", chosen.sweep):
+        parser.error(f"--sweep={chosen.sweep!r} is not a sweep's name: give one such as first_look")
+    metrics = chosen.metrics.split(",") if chosen.metrics else default_metrics()
+    try:
+        scores = measured(metrics)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        made = workspace(chosen.entity or "", chosen.project, chosen.sweep, scores)
+    except ImportError as error:
+        parser.exit(1, f"iclgd-dashboard: {_REMEDY} ({error})\n")
+    if chosen.dry_run:
+        sys.stdout.write(json.dumps(specification(made), indent=2, ensure_ascii=False) + "\n")
+        return
+    try:
+        sys.stdout.write(within(_SAVING_SECONDS, lambda: _save(made)) + "\n")
+    except Exception as error:
+        remedy = "check `wandb login`, --entity and --project, or use --dry-run"
+        parser.exit(1, f"iclgd-dashboard: the workspace was not saved: {describe(error)}; {remedy}\n")
+
+
+def _save(made: Any) -> str:
+    import wandb
+
+    if not made.entity:
+        made.entity = wandb.Api().default_entity
+    return made.save().url

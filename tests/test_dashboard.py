@@ -1,0 +1,163 @@
+"""The dashboard's specification: which panels it has, over what, for which runs; and how the command fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iclgd import dashboard
+
+LAYERWISE = ["sim_aou", "sim_aou_norm", "sim_aou_random", "sim_am", "sim_am_zsl", "sim_am_delta", "gradient_norm"]
+ACCURACIES = ["accuracy/zsl", "accuracy/icl", "accuracy/ft"]
+MEASURED = [*LAYERWISE[:-1], "rec2ftp", "gradient_norm"]
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    dashboard.cli([*arguments, "--dry-run"])
+    return json.loads(capsys.readouterr().out)
+
+
+def panels(spec: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    [found] = [s for s in spec["spec"]["section"]["panelBankConfig"]["sections"] if s["name"] == section]
+    return found["panels"]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        dashboard.cli(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = dry_run(capsys, "--entity", "lab", "--sweep", "first_look")
+    assert (spec["entity"], spec["project"], spec["name"]) == ("lab", "iclgd", "iclgd: first_look")
+    sections = spec["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections] == [
+        "By layer",
+        "By learning rate",
+        "By shots",
+        "Accuracies",
+        "Runs",
+    ]
+
+
+def test_curves_over_layer_by_job_type(capsys: pytest.CaptureFixture[str]) -> None:
+    made = [panel["config"] for panel in panels(dry_run(capsys), "By layer")]
+    assert [config["metrics"] for config in made] == [[name] for name in LAYERWISE]
+    assert {config["xAxis"] for config in made} == {"layer"}
+    assert {(c["groupBy"], c["groupAgg"], c["groupArea"], c["limit"]) for c in made} == {
+        ("jobType", "mean", "stderr", 1000)
+    }
+    assert made[0]["chartTitle"] == "SimAOU"
+
+
+@pytest.mark.parametrize(
+    ("section", "axis", "log"),
+    [("By learning rate", "config:finetune.value.lr", True), ("By shots", "config:task.value.shots", False)],
+)
+def test_scores_by_setting(capsys: pytest.CaptureFixture[str], section: str, axis: str, log: bool) -> None:
+    made = [panel["config"] for panel in panels(dry_run(capsys), section)]
+    assert [config["yAxis"] for config in made] == [f"summary:{name}" for name in MEASURED + ACCURACIES]
+    assert {(config["xAxis"], config["xAxisLogScale"]) for config in made} == {(axis, log)}
+
+
+def test_accuracies_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = dry_run(capsys)
+    bars = [panel["config"] for panel in panels(spec, "Accuracies")]
+    assert [bar["metrics"] for bar in bars] == [[f"summary_metrics.{name}"] for name in ACCURACIES]
+    tables = [panel["config"]["panel2Config"]["exp"]["fromOp"] for panel in panels(spec, "Runs")[:2]]
+    assert [table["inputs"]["key"]["val"] for table in tables] == ["sweep", "scores"]
+    columns = spec["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    assert set(columns) >= {"run:jobType", "config:finetune.value.lr", "summary:accuracy/icl", "summary:sim_aou"}
+
+
+def test_only_the_runs_of_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    [runs] = dry_run(capsys, "--sweep", "first_look")["spec"]["section"]["runSets"]
+    [rule] = runs["filters"]["filters"]
+    assert (rule["key"], rule["op"], rule["value"]) == ({"section": "run", "name": "group"}, "=", "first_look")
+    [everything] = dry_run(capsys)["spec"]["section"]["runSets"]
+    assert everything["filters"]["filters"] == []
+
+
+def test_the_specification_is_the_same_every_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry_run(capsys) == dry_run(capsys)
+
+
+def test_other_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    made = panels(dry_run(capsys, "--metrics", "alpha,rec2ftp"), "By layer")
+    assert [panel["config"]["metrics"] for panel in made] == [["alpha"]]
+    code, message = refusal(capsys, "--metrics", "absent")
+    assert code == 2
+    assert "there is no metric absent; known here: accuracy, alpha" in message
+
+
+def test_a_dry_run_opens_no_connection(tmp_path: Path) -> None:
+    code = """
+import socket
+
+def refuse(*arguments):
+    raise AssertionError(f"a connection to {arguments[1:]}")
+
+socket.socket.connect = refuse
+from iclgd.dashboard import cli
+cli(["--dry-run"])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)["project"] == "iclgd"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = refusal(capsys, "--sweep", "a' or 'b\\", "--dry-run")
+    assert code == 2
+    assert "is not a sweep's name" in message
+
+
+def test_the_package_is_optional(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    code, message = refusal(capsys, "--dry-run")
+    assert code == 1
+    assert "wandb-workspaces is not installed: pip install 'iclgd[dashboard]'" in message
+
+
+def test_saving_sends_the_specification(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb_workspaces.workspaces import interface, internal
+
+    sent: list[Any] = []
+
+    class Api:
+        default_entity = "me"
+
+    def upsert(view: Any) -> Any:
+        sent.append(view)
+        return {"upsertView": {"view": {"name": "nw-abc-v", "id": "1"}}}
+
+    monkeypatch.setattr("wandb.Api", Api)
+    monkeypatch.setattr("wandb.termlog", lambda message: None)
+    monkeypatch.setattr(internal, "upsert_view2", upsert)
+    monkeypatch.setattr(interface, "get_app_url", lambda api: "https://app.example")
+    dashboard.cli(["--project", "mine"])
+    assert capsys.readouterr().out == "https://app.example/me/mine?nw=abc\n"
+    [view] = sent
+    assert (view.entity, view.project, view.display_name) == ("me", "mine", "iclgd")
+
+
+def test_a_failure_to_save_is_told_without_the_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("the key 0123456789abcdef0123456789abcdef01234567 is unknown")
+
+    monkeypatch.setattr("wandb.Api", refuse)
+    code, message = refusal(capsys)
+    assert code == 1
+    assert "the workspace was not saved: RuntimeError: the key *** is unknown; check `wandb login`" in message
