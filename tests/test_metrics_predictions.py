@@ -130,7 +130,9 @@ def test_distances_are_scipys_bounded_and_symmetric(values):
     a, b = torch.from_numpy(values)
     p, q = (special.softmax(value.astype(np.float64), axis=-1) for value in values)
     js, tv = jensen_shannon(a, b), total_variation(a, b)
-    assert np.allclose(js, distance.jensenshannon(p, q, base=2, axis=-1), atol=1e-7)
+    with np.errstate(invalid="ignore"):  # scipy's is NaN where rounding leaves a divergence just below 0
+        oracle = np.nan_to_num(distance.jensenshannon(p, q, base=2, axis=-1))
+    assert np.allclose(js, oracle, atol=1e-7)
     assert np.allclose(tv, np.abs(p - q).sum(-1) / 2, atol=1e-12)
     for measured, back in ((js, jensen_shannon(b, a)), (tv, total_variation(b, a))):
         assert ((measured >= 0) & (measured <= 1)).all() and torch.allclose(measured, back, atol=1e-7)

@@ -148,8 +148,8 @@ def seed_interval(means: Sequence[float] | Float[Array, " seed"], level: float =
 
 
 def compare(
-    first: Float[Array, "seed example ..."],
-    second: Float[Array, "seed example ..."],
+    first: Float[Array, "..."],
+    second: Float[Array, "..."],
     *,
     name: str,
     seed: int,
@@ -166,7 +166,7 @@ def compare(
     give a p below 0.25).
 
     Args:
-        first: values, NaN where undefined; a difference counts where both are defined.
+        first: values [seed, example, ...], NaN where undefined; a difference counts where both are defined.
         second: the same axes.
         name: names the random streams.
         seed: seeds them.
