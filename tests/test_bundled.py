@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from iclgd import paths
@@ -35,16 +36,22 @@ def word_3_grams(text: str) -> set[tuple[str, ...]]:
 
 def alike(texts: list[str]) -> list[tuple[str, str]]:
     """Pairs that share three tenths of their word 3-grams, or three quarters of their characters in order."""
-    grams = {text: word_3_grams(text) for text in texts}
+    grams = [word_3_grams(text) for text in texts]
+    lowered = [text.lower() for text in texts]
+    letters = np.array([[text.count(letter) for letter in sorted(set("".join(lowered)))] for text in lowered])
     found = []
-    for place, one in enumerate(texts):
-        matcher = difflib.SequenceMatcher(None, "", one.lower(), autojunk=False)
-        for other in texts[place + 1 :]:
+    for one in range(len(texts)):
+        common = np.minimum(letters[one], letters).sum(axis=1)  # no order of the letters can match more than these
+        possible = 2 * common >= 0.75 * (letters[one].sum() + letters.sum(axis=1))
+        matcher = difflib.SequenceMatcher(None, "", lowered[one], autojunk=False)
+        for other in range(one + 1, len(texts)):
             shared, both = len(grams[one] & grams[other]), len(grams[one] | grams[other])
-            matcher.set_seq1(other.lower())
-            close = all(bound() >= 0.75 for bound in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio))
+            close = False
+            if possible[other]:
+                matcher.set_seq1(lowered[other])
+                close = matcher.ratio() >= 0.75
             if shared >= 0.3 * both > 0 or close:
-                found.append((one, other))
+                found.append((texts[one], texts[other]))
     return found
 
 

@@ -29,9 +29,9 @@ def test_lines_end_at_newline_alone_and_marks_are_passed_over(tmp_path: Path):
     strange = "bom, \u2028 line, \u0085 next, \u202e bidi, \x00 nul, \ud83d\ude00 smile"
     first = json.dumps({"text": strange}, ensure_ascii=False).encode("utf-8", "surrogatepass")
     first = first.replace("\ud83d\ude00".encode("utf-8", "surrogatepass"), "😀".encode())
-    file.write_bytes(b"\xef\xbb\xbf" + first + b'\r\n\n  \r\n{"text": "raw \x01\t control"}')
+    file.write_bytes(b"\xef\xbb\xbf" + first + b'\r\n\n  \r\n{"text": "raw \x01\t\r control"}')
     read = read_jsonl(file)
-    assert [row["text"] for row in read.rows] == [strange.replace("\ud83d\ude00", "😀"), "raw \x01\t control"]
+    assert [row["text"] for row in read.rows] == [strange.replace("\ud83d\ude00", "😀"), "raw \x01\t\r control"]
     assert [read.where(index) for index in range(2)] == [f"{file}, line 1", f"{file}, line 4"]
 
 
