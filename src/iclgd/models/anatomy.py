@@ -33,6 +33,7 @@ class Family:
         interface: whether attention is computed through transformers' AttentionInterface.
         scales_scores: without the interface: whether the dot products are scaled after the product of queries and keys
             (so that recorded queries still have to be).
+        local_mask: without the interface: the attention module's buffer that holds a local layer's mask.
     """
 
     blocks: str
@@ -46,6 +47,7 @@ class Family:
     positions: tuple[str, ...] = ()
     interface: bool = True
     scales_scores: bool = False
+    local_mask: str | None = None
 
 
 def _llama_like(**changes: Any) -> Family:
@@ -107,6 +109,7 @@ FAMILIES: dict[str, Family] = {
         final=("transformer.ln_f",),
         positions=("transformer.wpe",),
         interface=False,
+        local_mask="bias",
     ),
     "gptj": Family(
         blocks="transformer.h",

@@ -127,8 +127,11 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, key.float()).flatten(1, 2))
     now.scores[layer] = _blank_unseen(own, now, rule.window)
     if now.keep_context and prefix is not None:
-        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, prefix[0][0].float()))
-        now.context_scores[layer] = seen.sum(dim=(1, 2))
+        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, prefix[0][0].float())).sum(dim=(1, 2))
+        if rule.window is not None:
+            distance = now.lengths.to(seen.device)[:, None] + torch.arange(seen.shape[1], 0, -1, device=seen.device) - 1
+            seen = seen.masked_fill(distance >= rule.window, float("nan"))
+        now.context_scores[layer] = seen
     if now.keep_queries == "last":
         now.queries[layer] = (last * rule.scale).flatten(1)
     elif now.keep_queries == "all":
@@ -217,12 +220,12 @@ def _attend_densely(
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     scores = rule.scores((query @ key.transpose(-1, -2)).float())
-    visible = _visible(query.shape[2], before, rule.window, now, query.device)
+    visible = visible_keys(query.shape[2], before, rule.window, now, query.device)
     scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
     return scores.softmax(-1).to(value.dtype) @ value
 
 
-def _visible(
+def visible_keys(
     width: int, before: int, window: int | None, now: AttentionPass | None, device: torch.device
 ) -> Bool[Tensor, "example token key"]:
     """Which keys each own token may see; distances are counted without padding."""

@@ -36,7 +36,7 @@ def forward(
     arguments = _arguments(model, token_ids, now)
     watch: AbstractContextManager[None] = nullcontext()
     if not model.anatomy.family.interface:
-        watch = intercepted(model.anatomy, now, token_ids.shape[0])
+        watch = intercepted(model.anatomy, now, *token_ids.shape)
     with attention_pass(now), watch:
         output = model.network.base_model(input_ids=token_ids, **arguments)
     if sorted(now.calls) != list(range(model.layers)):

@@ -3,13 +3,17 @@
 They compute attention eagerly in their own forward, so the argument of the one softmax inside each attention module is
 exactly the scores before softmax (with masked places at the lowest float), and the left factor of the product before it
 is the queries. A torch function mode sees both without touching the modules.
+
+ALiBi's biases (Press et al. 2022, arXiv 2108.12409) are part of the scores, as distances to the last token: transformers
+counts them from the first token instead, which softmax cannot tell, but which would make the scores of a query depend
+on how long the context before it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention import AttentionPass, visible_keys
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
@@ -30,6 +34,7 @@ class _Watch(TorchFunctionMode):
         self.anatomy, self.now, self.batch = anatomy, now, batch
         self.layer: int | None = None
         self.query: Tensor | None = None
+        self.bias: Tensor | None = None  # ALiBi's at the last token [example head]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -52,6 +57,8 @@ class _Watch(TorchFunctionMode):
         scores = scores.masked_fill(scores < torch.finfo(scores.dtype).min / 4, float("nan"))
         before = now.prefix_length()
         last = now.last(scores, 2)  # example head key
+        if self.bias is not None:
+            last = last - self.bias[..., None]
         own = last[..., before:]
         width = own.shape[-1]
         if now.left:
@@ -65,6 +72,13 @@ class _Watch(TorchFunctionMode):
         if now.keep_queries and self.query is not None:
             self.take_query(layer, self.query)
 
+    def enter(self, layer: int, module: nn.Module, alibi: Tensor | None) -> None:
+        """Attention of this layer begins."""
+        self.layer, self.bias = layer, None
+        if alibi is not None:
+            own = alibi.reshape(self.batch, self.anatomy.shape.heads, -1)[..., self.now.prefix_length() :]
+            self.bias = self.now.last(own, 2).float() * float(cast(Any, module).beta)
+
     def take_query(self, layer: int, query: Tensor) -> None:
         now, shape = self.now, self.anatomy.shape
         query = query.detach().reshape(self.batch, shape.heads, -1, shape.head_dim).float()
@@ -77,13 +91,20 @@ class _Watch(TorchFunctionMode):
 
 
 @contextmanager
-def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int) -> Iterator[None]:
-    """Within this block, every attention module's scores are recorded into `now`."""
+def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int, width: int) -> Iterator[None]:
+    """Within this block, every attention module's scores are recorded into `now`.
+
+    Args:
+        anatomy: the model's parts.
+        now: where scores go.
+        batch: how many sequences the pass has.
+        width: how many tokens each has, padding included.
+    """
     watch = _Watch(anatomy, now, batch)
 
     def enter(layer: int) -> Any:
-        def hook(_module: nn.Module, _args: Any) -> None:
-            watch.layer = layer
+        def hook(module: nn.Module, _args: Any, kwargs: Any) -> None:
+            watch.enter(layer, module, kwargs.get("alibi"))
 
         return hook
 
@@ -94,9 +115,34 @@ def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int) -> Iterator[No
     try:
         for layer in range(len(anatomy.blocks)):
             module = anatomy.attention(layer)
-            handles += [module.register_forward_pre_hook(enter(layer)), module.register_forward_hook(leave)]
-        with watch:
+            handles.append(module.register_forward_pre_hook(enter(layer), with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        with watch, _windows_without_padding(anatomy, now, width):
             yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _windows_without_padding(anatomy: Anatomy, now: AttentionPass, width: int) -> Iterator[None]:
+    """Within this block, local layers do not count padding between prefix and own tokens as distance.
+
+    GPT-Neo reads a local layer's mask [1, 1, row, key] from a buffer by place, so such padding would narrow its window.
+    """
+    name, before = anatomy.family.local_mask, now.prefix_length()
+    if name is None or not now.left or not before:
+        yield
+        return
+    modules = [anatomy.attention(layer) for layer in range(len(anatomy.blocks))]
+    local = [module for module in modules if cast(Any, module).attention_type == "local"]
+    masks = [getattr(module, name) for module in local]
+    window = cast(Any, anatomy.network.config).window_size
+    try:
+        for module, mask in zip(local, masks, strict=True):
+            visible = visible_keys(width, before, window, now, mask.device)
+            setattr(module, name, functional.pad(visible, (0, 0, before, 0))[:, None])
+        yield
+    finally:
+        for module, mask in zip(local, masks, strict=True):
+            setattr(module, name, mask)

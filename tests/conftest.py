@@ -1,0 +1,16 @@
+"""Shapes and types of every annotated function are checked while tests run; nothing is fetched from a hub."""
+
+import os
+
+from jaxtyping import install_import_hook
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Before anything of the package is imported.
+install_import_hook("iclgd", "type_checking.checked")
+
+
+def pytest_configure(config):
+    """OmegaConf's own base classes are of the deprecated kind that beartype warns of."""
+    config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
