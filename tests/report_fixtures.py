@@ -109,7 +109,15 @@ def write_run(
     pd.DataFrame(norms, columns=["demonstration", "layer", "value"]).to_parquet(folder / "gradient_norms.parquet")
     _json(folder / "scores.json", scores)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    _json(folder / "environment.json", {"git": {"revision": "a" * 40, "dirty": False}, "versions": {"torch": "2.13.0"}})
+    environment = {
+        "iclgd": {"version": "0.1.0", "revision": "a1b2c3d4" * 5, "dirty": False},
+        "python": "3.11.2",
+        "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
+        "device": {"name": "cpu", "accelerator": None},
+        "dtype": "float32",
+        "threads": 2,
+    }
+    _json(folder / "environment.json", environment)
     demonstrations = [
         {"text": f"Sentence: {text} {i} Label: Positive", "token_ids": [5, 6, 7, 8 + i], "label": 1}
         for i in range(shots)

@@ -52,7 +52,7 @@ def draw_why_lcgd(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
     figure, axes = style.panels(len(cells), columns=min(2, len(scores)), height=0.2 * most + 0.7)
     figure.set_figwidth(3.4 * min(2, len(scores)))
     for axis, (place, name) in zip(axes, cells, strict=True):
-        chosen = sorted((entry for entry in groups if _place(entry) == place), key=_row_order)
+        chosen = ordered([entry for entry in groups if _place(entry) == place])
         draw_panel(axis, chosen, name)
         task, model, weights = place
         axis.set_title(style.figure_text(f"{task} · {model}" + ("" if weights == "pretrained" else f" · {weights}")))
@@ -122,7 +122,12 @@ def _place(entry: Group) -> tuple[str, str, str]:
     return entry.runs[0].task, entry.runs[0].model, entry.runs[0].weights
 
 
-def _row_order(entry: Group) -> tuple[int, str, float]:
-    variant = entry.runs[0].variant
-    at = _ORDER.index(variant) if variant in _ORDER else _ORDER.index("lcgd")
-    return at, variant, entry.runs[0].lr
+def ordered(groups: Sequence[Group]) -> list[Group]:
+    """Floors first, ceilings last, what is to be explained between them."""
+
+    def rank(entry: Group) -> tuple[int, str, float]:
+        variant = entry.runs[0].variant
+        at = _ORDER.index(variant) if variant in _ORDER else _ORDER.index("lcgd")
+        return at, variant, entry.runs[0].lr
+
+    return sorted(groups, key=rank)

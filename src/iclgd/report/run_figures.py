@@ -96,11 +96,12 @@ def _gradient_norms(gradient_norms: pd.DataFrame, title: str, out: Path) -> list
 
 
 def gradient_grid(gradient_norms: pd.DataFrame) -> np.ndarray:
-    """Gradient norms as [layer, demonstration]; the mean over epochs where there are several."""
+    """Gradient norms as [layer, demonstration], NaN in layers that were not trained; the mean over epochs."""
     grid = gradient_norms.pivot_table(
         index="layer", columns="demonstration", values="value", aggfunc="mean", dropna=False
     )
-    return grid.to_numpy(dtype=float)
+    depth = 1 + max(gradient_norms["layer"].tolist(), default=-1)
+    return grid.reindex(range(depth)).to_numpy(dtype=float)
 
 
 def heat_map(axis: Axes, grid: Any, limits: tuple[float, float] | None = None) -> Any:

@@ -45,6 +45,9 @@ _FURTHER = (
     Look(SKY, "<", (0, (7, 2))),
     Look(ORANGE, ">", (0, (2, 2))),
     Look(GREY, "h", (0, (3, 3))),
+    Look(BLUE, "p", (0, (4, 1, 1, 1, 1, 1))),
+    Look(VERMILION, "d", (0, (6, 1, 2, 1))),
+    Look(PURPLE, "8", (0, (2, 1))),
 )
 
 

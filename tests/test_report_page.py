@@ -1,0 +1,193 @@
+"""The page in a real browser, its escaping, and the command that writes it all."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import chromium
+from iclgd.report import page, page_data, runs_frame, tables
+from iclgd.report.__main__ import cli
+from report_fixtures import write_run
+
+HOSTILE = (
+    (
+        "<script>window.pwned=1</script></script><!-- \"'`{{7*7}}${1} \u202eevil\u2028\u2029\x00\x1b & ünï 😀 "
+        "<img src=x onerror=window.pwned=2> $x$ \ud800"
+    )
+    .encode("utf-8", "replace")
+    .decode()
+)
+READY = "document.documentElement?.dataset.ready === 'true'"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Path:
+    """A sweep over rates whose every text tries to be markup, with a control, a diverged and a failed run."""
+    root = tmp_path_factory.mktemp("hostile") / "<b>sweep"
+    for variant in ("gd", "lcgd", "random_direction"):
+        for lr in (1e-3, 1e-1):
+            write_run(root / f"{variant}-{lr}", variant=variant, lr=lr, text=HOSTILE, task="<i>t</i>&amp;",
+                      model="a/<img src=x onerror=window.pwned=3>", accuracy=(0.8, 0.8, 0.7),
+                      diverged=lr == 1e-1 and variant == "gd")  # fmt: skip
+    write_run(root / "failed", state="failed")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(hostile, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("out")
+    assert cli([str(hostile), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def tab(written):
+    if chromium.find() is None:
+        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is installed")
+    with chromium.browser() as opened:
+        opened.open(written / "report.html", READY)
+        yield opened
+
+
+def test_command_writes_everything_it_names(written, hostile, capsys):
+    names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
+    assert {f"table{i}.{ending}" for i in (1, 2, 3) for ending in ("md", "tex", "csv")} <= names
+    assert {"report.html", "scores.csv", "figures/axis_finetune_lr.pdf", "figures/why_lcgd.png"} <= names
+    assert not [name for name in names if ".part-" in name]
+    for pdf in written.rglob("*.pdf"):
+        assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_the_same_runs_give_the_same_bytes(written, hostile, tmp_path, capsys):
+    assert cli([str(hostile), "--out", str(tmp_path)]) == 0
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(printed) > 10
+    for path in printed:
+        assert path.read_bytes() == (written / path.relative_to(tmp_path)).read_bytes(), path.name
+
+
+def test_nothing_to_report_is_an_error_with_a_remedy(tmp_path, capsys, caplog):
+    write_run(tmp_path / "sweep" / "failed", state="failed")
+    assert cli([str(tmp_path / "sweep")]) == 2
+    assert "no finished run" in caplog.text and "is failed: ValueError: no such luck" in caplog.text
+    assert cli([str(tmp_path / "nowhere")]) == 2
+    write_run(tmp_path / "sweep" / "good")
+    assert cli([str(tmp_path / "sweep"), "--export-records", str(tmp_path / "records")]) == 2
+    assert "runtime.save_recordings=true" in caplog.text
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys; from iclgd.report.__main__ import cli\n"
+        "try: cli(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'pandas', 'matplotlib', 'plotly', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--export-records" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+
+
+def test_page_is_one_file_whose_policy_allows_its_own_scripts_alone(written):
+    html = (written / "report.html").read_text("utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)[1].replace("&#39;", "'")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy and "http" not in policy
+    assert "script-src 'unsafe-inline'" not in policy
+    assert html.count("<script") - html.count("<script>") == 1  # the data; nothing has a src
+    assert set(re.findall(r"<[^>]+ (?:src|href|action)=[\"']([^\"'#]*)", html.split("<script")[0])) == {"data:,", ""}
+    body = html.split("<body>")[1].split('<script type="application/json"')[0]
+    assert "<img" not in body and "&lt;img src=x" in body and "\u202e" not in html and "\x00" not in html
+
+
+@given(st.text())
+def test_embedded_json_is_read_back_and_cannot_end_its_element(text):
+    written = page.embedded({"text": text})
+    assert json.loads(written) == {"text": text}
+    assert written.isascii() and not set("<>&") & set(written)
+
+
+def test_a_script_that_ends_its_own_element_is_refused():
+    with pytest.raises(ValueError, match="cannot be embedded"):
+        page._script("a</SCRIPT>")
+    assert page._script("a\r\nb") == "a\nb"
+
+
+def test_long_texts_and_many_queries_are_cut_and_said(tmp_path):
+    run = runs_frame.read_run(write_run(tmp_path / "run", text="x" * 5000, examples=230, layers=1))
+    prompts = next(iter(page_data.page_data([run])["prompts"].values()))
+    assert (len(prompts["queries"]), prompts["left_out"]) == (200, 30)
+    assert all(len(text) < 2100 for text, _, _ in prompts["queries"])
+    html = page.render([run], [], [tables.table1([run])], "t")
+    assert len(html) < 7_000_000
+
+
+def test_unreadable_prompts_do_not_lose_the_page(tmp_path):
+    run = runs_frame.read_run(write_run(tmp_path / "run"))
+    (run.folder / "prompts.json").write_text("{")
+    assert page_data.page_data([run])["runs"][0]["prompts"] is None
+
+
+def test_browser_has_nothing_to_complain_of_and_asks_nobody(tab, written):
+    assert tab.complaints() == []
+    here = (written / "report.html").resolve().as_uri()
+    assert [url for url in tab.requests() if not url.startswith(("data:", "blob:")) and url != here] == []
+    assert tab.evaluate("fetch('https://example.com/').then(() => 'went', () => 'refused')") == "refused"
+    tab.events.clear()  # the refusal itself is logged
+
+
+def test_texts_from_outside_stay_texts(tab):
+    tab.evaluate("document.querySelectorAll('#run-table tbody tr')[1].click()")
+    shown = tab.evaluate("document.querySelector('#prompt-list .text').textContent")
+    assert shown.startswith(
+        "Sentence: <script>window.pwned=1</script></script><!-- \"'`{{7*7}}${1} ⟨U+202E⟩evil⟨U+2028⟩"
+    )
+    assert "⟨U+0000⟩⟨U+001B⟩" in shown
+    assert tab.evaluate("window.pwned") is None
+    assert tab.evaluate("document.querySelectorAll('main img, main iframe, #prompt-list script').length") == 0
+    assert tab.evaluate("document.title") == "<b>sweep · iclgd"
+    assert "<img src=x onerror=window.pwned=3>" in tab.evaluate("document.getElementById('run-config').textContent")
+
+
+def test_figures_are_drawn_and_follow_every_choice(tab):
+    titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
+    assert titles == ["Scores by layer", "Along a setting", "Between floor and ceiling", "Gradient norms"]
+    assert tab.evaluate("[...document.querySelectorAll('.plot')].every((p) => p.querySelector('svg.main-svg'))")
+    tab.evaluate(
+        "document.querySelectorAll('.figure select, #prompt-controls select').forEach((s) => "
+        "[...s.options].forEach((o) => { s.value = o.value; s.dispatchEvent(new Event('change')); }))"
+    )
+    assert tab.complaints() == []
+    assert (
+        tab.evaluate("document.querySelectorAll('#prompt-list .prompt').length") == 8
+    )  # demonstrations of the last run
+    drawn = tab.evaluate("document.querySelector('.plot').data.map((line) => [line.name, line.y.length])")
+    assert drawn == [["random_direction · lr 0.1", 6], ["gd · lr 0.1", 6], ["lcgd · lr 0.1", 6]]
+
+
+def test_predictions_are_marked(tab):
+    tab.evaluate(
+        "(() => { const s = document.querySelectorAll('#prompt-controls select')[1]; s.value = 'queries'; "
+        "s.dispatchEvent(new Event('change')); })()"
+    )
+    marks = "[...document.querySelectorAll('#prompt-list .prompt')].at({}).innerText"
+    assert {"zsl: right ✓", "icl: right ✓", "ft: right ✓"} <= set(tab.evaluate(marks.format(0)).split("\n"))
+    assert {"zsl: wrong ✗", "icl: wrong ✗", "ft: wrong ✗"} <= set(tab.evaluate(marks.format(19)).split("\n"))
+
+
+def test_nothing_hangs_over_the_edge_of_a_phone(tab):
+    tab.send("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    tab.evaluate("new Promise((done) => setTimeout(done, 600))")
+    wide = tab.evaluate(
+        "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, pre, .plot') && "
+        "e.getBoundingClientRect().right > 391).map((e) => e.outerHTML.slice(0, 80))"
+    )
+    assert wide == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.send("Emulation.clearDeviceMetricsOverride")
