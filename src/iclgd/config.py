@@ -1,4 +1,4 @@
-"""What can be said on the command line, with types; everything that can be refused before a model loads is refused here."""
+"""What can be said on the command line, with types; what can be refused before a model loads is refused here."""
 
 from __future__ import annotations
 
@@ -448,5 +448,12 @@ def _refuse_unknown_keys(node: DictConfig, schema: type, prefix: str) -> None:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Plain values, ready for YAML or JSON."""
-    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    return typing.cast(dict[str, Any], container)
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value.value if isinstance(value, StrEnum) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
@@ -52,7 +53,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         folder.write_json("prompts.json", as_json(prompts))
         folder.write_json("environment.json", _environment(model))
         laboratory = Laboratory(model, prompts, config, wanted, progress)
-        trajectory: list[dict[str, Any]] = []
+        trajectory: list[dict[Hashable, Any]] = []
         evidence = laboratory.evidence(lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
         scores = measure(config.metric.scores, evidence)
         summary = summarise(scores, _flipped(evidence), config.metric.bootstrap, config.seed)
@@ -61,7 +62,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         if config.runtime.save_recordings:
             folder.write_tensors("recordings.safetensors", _tensors(evidence))
         figures = draw_run_figures(summary, frame, norms, settings, folder.figures)
-        tracker.log_run(summary, frame, norms, figures, pd.DataFrame(trajectory) if trajectory else None)
+        facts = {"diverged": evidence.trace.diverged_at is not None}
+        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, figures, facts)
     return summary
 
 
@@ -78,10 +80,11 @@ def _environment(model: LanguageModel) -> dict[str, Any]:
 
 def _flipped(evidence: Evidence) -> torch.Tensor:
     settings = evidence.recordings
-    return flipped(*(settings[name].label_scores for name in ("zsl", "icl", "ft")), evidence.facts["labels"])
+    zsl, icl, ft = (settings[name].label_scores for name in ("zsl", "icl", "ft"))
+    return flipped(zsl, icl, ft, evidence.facts["labels"])
 
 
-def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[str, Any]]:
+def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable, Any]]:
     """Means by layer of the scores that make sense before finetuning has ended."""
     early = {
         name: spec
@@ -89,8 +92,8 @@ def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[str, Any
         if not any(path.startswith("trace.") or path == "ft_orders" for path in spec.inputs.values())
     }
     frame = to_frame(measure(early, evidence))
-    means = frame.groupby(["score", "layer"], sort=False, dropna=False)["value"].mean()
-    return [{"step": step, "score": score, "layer": layer, "mean": mean} for (score, layer), mean in means.items()]
+    means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()
+    return means.assign(step=step).to_dict("records")
 
 
 def _gradient_norms(trace: Trace) -> pd.DataFrame:
@@ -115,7 +118,7 @@ def _store(
     frame: pd.DataFrame,
     norms: pd.DataFrame,
     evidence: Evidence,
-    trajectory: list[dict[str, Any]],
+    trajectory: list[dict[Hashable, Any]],
 ) -> None:
     trace = evidence.trace
     folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)

@@ -178,6 +178,8 @@ class Loop:
             losses=torch.tensor(history),
             gradient_norms=torch.stack(norms),
             update_norms=layer_norms(self.trained, changes, self.model.layers) if finite else undefined,
-            update_ranks=update_ranks(self.trained, self.before, self.model.layers) if finite and self.ranks else undefined,
+            update_ranks=update_ranks(self.trained, self.before, self.model.layers)
+            if finite and self.ranks
+            else undefined,
             diverged_at=diverged_at,
         )

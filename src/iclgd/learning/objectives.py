@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -187,7 +187,7 @@ def resolve_objective(name: str, key: str = "finetune.objective") -> Objective:
         raise ConfigError(
             f"{key}={name} is not an objective: write one of {known}, or package.module.function of yours"
         )
-    return found
+    return cast(Objective, found)
 
 
 def options_of(finetune: FinetuneConfig, exit_at: Exit, layers: tuple[int, ...]) -> ObjectiveOptions:
