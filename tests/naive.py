@@ -1,4 +1,4 @@
-"""An independent, slow reference: one query at a time, the whole context in one sequence, transformers' eager attention.
+"""An independent, slow reference: one query at a time, whole sequences, transformers' own eager attention.
 
 Nothing here comes from iclgd.models or iclgd.learning. Queries and keys are rebuilt by plain arithmetic from what the
 projections put out; what attention adds is read off the residual stream; finetuning is autograd on whole or truncated

@@ -1,15 +1,15 @@
 """Every recorded tensor of every family agrees with a naive reference that shares no code with the recorder."""
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
-from naive import Naive, naive_recording
-from tiny_models import RECORDABLE, tiny_model, tiny_network
 
 from iclgd.config import Padding
-from iclgd.models import Question, RecordPlan, record, token_queries
+from iclgd.models import Question, RecordPlan, record
 from iclgd.records import OPTIONAL_RECORDS
+from naive import naive_recording
+from tiny_models import RECORDABLE, tiny_model, tiny_network
 
 LABELS = ((5,), (6, 7), (6, 8, 9))
 QUESTIONS = (
@@ -22,13 +22,13 @@ CONTEXTS = {"nothing before": (), "bos": (1,), "demonstrations": (1, *range(30, 
 ALL = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=40)
 
 
-@lru_cache(maxsize=None)
+@cache
 def reference(family, context, at_first_label_token=False, dtype=torch.float32):
     network = tiny_network(family).to(dtype)
     return naive_recording(network, QUESTIONS, CONTEXTS[context], at_first_label_token)
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_of(family, dtype=torch.float32):
     return tiny_model(family, dtype=dtype)
 

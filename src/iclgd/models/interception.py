@@ -4,9 +4,9 @@ They compute attention eagerly in their own forward, so the argument of the one 
 exactly the scores before softmax (with masked places at the lowest float), and the left factor of the product before it
 is the queries. A torch function mode sees both without touching the modules.
 
-ALiBi's biases (Press et al. 2022, arXiv 2108.12409) are part of the scores, as distances to the last token: transformers
-counts them from the first token instead, which softmax cannot tell, but which would make the scores of a query depend
-on how long the context before it is.
+ALiBi's biases (Press et al. 2022, arXiv 2108.12409) are part of the scores, as distances to the last token.
+Transformers counts them from the first token instead, which softmax cannot tell, but which would make the scores of a
+query depend on how long the context before it is.
 """
 
 from __future__ import annotations

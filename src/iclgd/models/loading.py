@@ -7,9 +7,10 @@ import functools
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from iclgd.config import ConfigError, ModelConfig, ModelSource, RuntimeConfig, Weights
@@ -19,7 +20,7 @@ from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder, sha256_of
 from iclgd.models.self_test import check
 from iclgd.models.untrained import untrained
-from iclgd.paths import project_root
+from iclgd.paths import toy_model_folder
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -
     place, digests = _locate(model)
     _refuse_unknown_family(model, place)
     network = _weights(model, place, dtype)
-    if model.device_map is None:
-        network = network.to(device)
+    if not hasattr(network, "hf_device_map"):
+        network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
     return assemble(
         network.eval(),
         _from_hub(model, AutoTokenizer.from_pretrained, **place),
@@ -126,10 +127,12 @@ def _use_interface(model: LanguageModel) -> None:
 
 def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """Arguments for transformers' loaders, and sha256 by file where known already."""
+    if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
+        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
     if model.source is ModelSource.package:
         folder, digest = converted_folder(model)
         return {"pretrained_model_name_or_path": str(folder)}, {str(model.file): digest}
-    name = str(project_root() / model.name) if model.source is ModelSource.toy else model.name
+    name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
     if not Path(name).expanduser().is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
     place: dict[str, Any] = {
@@ -149,13 +152,14 @@ def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
         reason = " ".join(str(error).split())[:400]
         raise ConfigError(
             f"model.name={model.name} could not be loaded: {reason} -- without access to the hub, name a local folder: "
-            "model=hf model.name=FOLDER (config, tokenizer and *.safetensors; pickled weights and remote code are not read)"
+            "model=hf model.name=FOLDER (config, tokenizer and *.safetensors; pickled weights and a repository's own "
+            "code are not read)"
         ) from error
 
 
 def _refuse_unknown_family(model: ModelConfig, place: dict[str, Any]) -> PretrainedConfig:
     config = _from_hub(model, AutoConfig.from_pretrained, **place)
-    kind = config.get_text_config().model_type
+    kind = config.model_type
     if kind not in FAMILIES:
         raise UnsupportedModelError(
             f"model.name={model.name} is of the family {kind!r}, which iclgd does not know; it knows "

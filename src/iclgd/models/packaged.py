@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -73,7 +74,7 @@ def _convert(source: Path, folder: Path, digest: str) -> None:
 
     log.info("converting %s to safetensors, once", source.name)
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    network = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    network: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     network.hf_quantizer = None  # the weights are float32 now; while it thinks otherwise, it refuses to be saved
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config

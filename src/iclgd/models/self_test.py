@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -28,30 +30,98 @@ def check(model: LanguageModel, before: Callable[[], None]) -> None:
         UnsupportedModelError: naming the check that failed.
     """
     tokens = _some_tokens(model)
-    expected = model.network(input_ids=tokens[None].to(model.device), use_cache=False).logits[0].float()
+    expected = _own_logits(model, tokens)
     before()
+    seen = _Seen(model)
     now = AttentionPass(lengths=torch.tensor([_TOKENS]))
-    read = _Seen(model)
-    with read:
+    with seen:
         hidden = forward(model, tokens[None], now)
     _agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
-    for layer in range(model.layers):
-        if now.scores[layer].shape != (1, model.anatomy.shape.heads, _TOKENS):
-            _refuse(model, f"layer {layer} recorded scores of shape {tuple(now.scores[layer].shape)}")
-        if not now.scores[layer][..., -1].isfinite().all():
-            _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
-        rebuilt = _weighted_values(model, now.scores[layer][0], read.key_values[layer])
-        _agree(
-            model, f"softmax(scores) V differs from attention's own output in layer {layer}", rebuilt, read.mixed[layer]
-        )
+    _check_scores(model, now, seen)
+    _check_keys_and_values(model, tokens)
     shared = AttentionPass(
         lengths=torch.tensor([_TOKENS - _PREFIX]), prefix=encode_prefix(model, tuple(tokens[:_PREFIX].tolist()))
     )
     tail = forward(model, tokens[None, _PREFIX:], shared)
     _agree(model, "a shared prefix changes the logits", model.anatomy.unembed(tail)[0], expected[_PREFIX:])
-    exits = read.block_output[model.layers - 1][None]
+    exits = seen.block_output[model.layers - 1][None]
     own = model.anatomy.unembed(model.anatomy.finish(exits))[0]
     _agree(model, "the last block's early exit differs from the model's output", own, expected)
+
+
+def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
+    """The unmodified model's logits, by its eager attention.
+
+    Where eager attention is what is recorded, it has to agree with the model's default: in transformers 5.23 that of
+    Falcon with ALiBi adds the biases twice.
+    """
+    network = model.network
+    inputs = tokens[None].to(model.device)
+    try:
+        expected = network(input_ids=inputs, use_cache=False).logits[0].float()
+    except RuntimeError as error:
+        _refuse(model, f"it does not run in {network.dtype} ({error}); choose another runtime.dtype")
+    if not model.anatomy.family.interface and network._supports_sdpa:
+        try:
+            network.config._attn_implementation = "sdpa"
+            default = network(input_ids=inputs, use_cache=False).logits[0].float()
+        finally:
+            network.config._attn_implementation = "eager"
+        _agree(model, "eager attention differs from the model's default attention", expected, default)
+    return expected
+
+
+def _check_scores(model: LanguageModel, now: AttentionPass, seen: _Seen) -> None:
+    for layer in range(model.layers):
+        if now.scores[layer].shape != (1, model.anatomy.shape.heads, _TOKENS):
+            _refuse(model, f"layer {layer} recorded scores of shape {tuple(now.scores[layer].shape)}")
+        if not now.scores[layer][..., -1].isfinite().all():
+            _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
+        rebuilt = _weighted_values(model, now.scores[layer][0], seen.key_values[layer])
+        _agree(
+            model, f"softmax(scores) V differs from attention's own output in layer {layer}", rebuilt, seen.mixed[layer]
+        )
+
+
+def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
+    """Two inputs with every key and value set to zero: what is trained is exactly keys and values."""
+    other = (tokens * 3 + 1) % model.network.config.vocab_size
+    now = AttentionPass(lengths=torch.tensor([_TOKENS, _TOKENS]), keep_queries="last")
+    seen = _Seen(model)
+    with seen, _without_keys_and_values(model):
+        forward(model, torch.stack([tokens, other]), now)
+    for layer in range(model.layers):
+        first, second = now.scores[layer].nan_to_num()
+        if not torch.equal(first, second):
+            _refuse(model, f"layer {layer} has keys outside the part that would be trained as keys and values")
+        if seen.mixed[layer].any():
+            _refuse(model, f"layer {layer} has values outside the part that would be trained as keys and values")
+        first, second = now.queries[layer]
+        if (first == second).float().mean() > 0.5:
+            _refuse(model, f"layer {layer} has queries in the part that would be trained as keys and values")
+
+
+@contextmanager
+def _without_keys_and_values(model: LanguageModel) -> Iterator[None]:
+    anatomy = model.anatomy
+
+    def hook(_module: object, _args: object, output: Tensor) -> Tensor:
+        output = output.clone()
+        fused = anatomy.family.layout not in ("separate", "columns")
+        anatomy.key_value_view(output.movedim(-1, 0) if fused else output).zero_()
+        return output
+
+    names = anatomy.family.key_value
+    handles = [
+        anatomy.attention(layer).get_submodule(name).register_forward_hook(hook)
+        for layer in range(model.layers)
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _some_tokens(model: LanguageModel) -> Tensor:
@@ -59,7 +129,7 @@ def _some_tokens(model: LanguageModel) -> Tensor:
     return (torch.arange(1, _TOKENS + 1) * 7919) % size
 
 
-def _refuse(model: LanguageModel, what: str) -> None:
+def _refuse(model: LanguageModel, what: str) -> NoReturn:
     raise UnsupportedModelError(f"{type(model.network).__name__} failed its self-test: {what}; it is not measured")
 
 

@@ -26,7 +26,8 @@ def untrained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_stream("untrained weights", seed).initial_seed())
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    fresh = fresh.to(dtype)
+        if dtype is not torch.float32:
+            fresh = _in_dtype(fresh, dtype)
     fresh.config._name_or_path = config._name_or_path
     if keep is not None:
         old, new = dissect(keep), dissect(fresh)
@@ -36,3 +37,12 @@ def untrained(
                 for mine, its in zip(target.parameters(), source.parameters(), strict=True):
                     mine.copy_(its)
     return fresh.eval()
+
+
+def _in_dtype(network: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same weights in another dtype; buffers as the architecture makes them (rotary frequencies stay float32)."""
+    other = AutoModelForCausalLM.from_config(network.config, dtype=dtype, attn_implementation="eager")
+    with torch.no_grad():
+        for mine, its in zip(other.parameters(), network.parameters(), strict=True):
+            mine.copy_(its)
+    return other
