@@ -12,6 +12,7 @@ import pytest
 
 from iclgd import paths
 from iclgd.tasks.sources import read_jsonl
+from iclgd.toy.language import TASKS
 
 # task: rows a split, labels, columns
 BUNDLED = {
@@ -62,7 +63,8 @@ def test_sizes_columns_and_balance(name: str):
         read = rows(name, split)
         assert Counter(row["label"] for row in read) == dict.fromkeys(range(labels), size // labels)
         assert all(set(row) == columns for row in read)
-    assert sorted(path.name for path in paths.bundled_data_folder().iterdir() if path.is_dir()) == sorted(BUNDLED)
+    there = {path.name for path in paths.bundled_data_folder().iterdir() if path.is_dir()}
+    assert there == {*BUNDLED, *TASKS}
 
 
 @pytest.mark.parametrize("name", BUNDLED)

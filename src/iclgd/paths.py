@@ -23,6 +23,11 @@ def bundled_data_folder() -> Path:
     return _PACKAGE / "tasks" / "bundled"
 
 
+def toy_model_folder() -> Path:
+    """The folder of the small model that ships with the package."""
+    return _PACKAGE / "toy" / "model"
+
+
 def cache_folder() -> Path:
     """Where converted models and shared recordings are kept; `ICLGD_CACHE_DIR` overrides the user's cache folder."""
     named = os.environ.get("ICLGD_CACHE_DIR")
