@@ -161,6 +161,7 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
     """
     global _command
     _command = command = Command()
+    hydra_setup.register()
     main = hydra.main(version_base="1.3", config_path=str(paths.config_folder()), config_name="config")(job)
     wants_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -224,8 +225,8 @@ def _command_line(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _code(results: Sequence[Outcome]) -> int:
-    broken = [outcome for outcome in results if outcome.ending in (Ending.failed, Ending.refused)]
-    return 0 if not broken else REFUSED if all(o.ending is Ending.refused for o in broken) else FAILED
+    missing = [outcome for outcome in results if outcome.ending not in (Ending.done, Ending.skipped)]
+    return 0 if not missing else REFUSED if all(o.ending is Ending.refused for o in missing) else FAILED
 
 
 def _summarise(results: Sequence[Outcome]) -> None:
@@ -237,8 +238,9 @@ def _summarise(results: Sequence[Outcome]) -> None:
     said = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
     sys.stdout.write(f"{said} in {os.path.relpath(results[0].folder.parent)}\n")
     for outcome in results:
-        if outcome.ending in (Ending.failed, Ending.refused):
-            sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {outcome.message}\n")
+        if outcome.ending not in (Ending.done, Ending.skipped):
+            what = outcome.message or "the same command runs it again"
+            sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {what}\n")
 
 
 def _show_tables(folders: list[Path], sweep: bool) -> None:

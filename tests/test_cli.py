@@ -1,0 +1,240 @@
+"""The real command line in processes of its own; only the experiment is a fake of milliseconds."""
+
+import json
+import os
+import re
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+import iclgd as package
+from command_line import ROOT, environment, iclgd, start
+from iclgd import command
+from iclgd.config import ConfigError
+from iclgd.runs.folder import RunFolder, State
+
+REFUSED = [
+    ("typo=1", "unknown key typo: known here: finetune, metric, model"),
+    ("+typo=1", "unknown key typo"),
+    ("tsk=reviews", "did you mean task?"),
+    ("task.shot=3", "unknown key task.shot: did you mean task.shots?"),
+    ("+task.shot=3", "unknown key task.shot: did you mean task.shots?"),
+    ("task.shots=many", "task.shots=many: Value 'many' of type 'str' could not be converted to Integer"),
+    ("task.shots=0", "task.shots=0 is too small: give 1 or more"),
+    ("task=nope", "task=nope does not exist: choose one of agnews,"),
+    ("sweeps=nope", "sweeps=nope does not exist: choose one of exit_layers, first_look,"),
+    ("finetune.trainable=some", "expected one of [attn_kv, attention, mlp, all]"),
+    ("finetune.lr=-1", "finetune.lr=-1.0 cannot train: give a positive, finite learning rate"),
+    ("finetune.lr=${nope}", "finetune.lr: Interpolation key 'nope' not found"),
+    ("finetune.layers=3-1", "finetune.layers='3-1' cannot be read"),
+    ("model=hf", "model.name"),
+    ("nonsense", "Error parsing override 'nonsense'"),
+]
+
+
+@pytest.fixture
+def in_process(tmp_path, monkeypatch):
+    """The Python interface, with the fake experiment, in an empty folder."""
+    stood = {name: sys.modules.get(name) for name in ("iclgd.experiment", "iclgd.report.console")}
+    runpy.run_path(str(ROOT / "tests" / "fake_experiment" / "sitecustomize.py"))
+    monkeypatch.setattr(package, "experiment", sys.modules["iclgd.experiment"], raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield package
+    monkeypatch.undo()
+    for name, module in stood.items():
+        sys.modules.pop(name, None)
+        if module is not None:
+            sys.modules[name] = module
+
+
+@pytest.mark.parametrize(("argument", "message"), REFUSED, ids=[argument for argument, _ in REFUSED])
+def test_what_cannot_be_run_is_refused_with_the_key_and_the_remedy(in_process, tmp_path, capsys, argument, message):
+    assert command.run([argument]).code == 2
+    told = capsys.readouterr().err
+    assert message in told and "Traceback" not in told and len(told.splitlines()) <= 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_refusal_is_the_same_in_a_process_of_its_own(tmp_path):
+    refused = iclgd(tmp_path, "+task.shot=3")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "iclgd: unknown key task.shot: did you mean task.shots?\n"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("finetune.lr=-1",)])
+def test_nothing_heavy_is_imported_before_the_config_is_valid(tmp_path, arguments):
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "iclgd", *arguments],
+        cwd=tmp_path,
+        env=environment(fake=False),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in told.stderr.splitlines() if "|" in line}
+    assert "omegaconf" in imported
+    assert not imported & {"torch", "transformers", "pandas", "datasets", "matplotlib", "wandb", "pyarrow", "optuna"}
+
+
+def test_help_answers_at_once_and_names_groups_and_sweeps(tmp_path):
+    for _ in range(3):  # a machine that is busy with other things may need more than one try
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        told = iclgd(tmp_path, "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        if seconds < 1.5:
+            break
+    assert seconds < 1.5
+    assert told.returncode == 0 and "finetune: " in told.stdout and "learning_rates" in told.stdout
+
+
+def test_one_run_then_again_then_damaged(tmp_path):
+    first = iclgd(tmp_path, "seed=1")
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "outputs" / "single").iterdir()
+    assert f"table of {folder.name}" in first.stdout and f"{folder.name}/figures" in first.stdout
+    assert re.fullmatch(r"[0-9a-f]{12}", folder.name) and RunFolder(folder).is_done()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("config.yaml", "environment.json", "run.log", "scores.json", "status.json")
+    ]
+    assert "Traceback" not in first.stderr and "Warning" not in first.stderr
+    assert "1 skipped" in iclgd(tmp_path, "seed=1", "runtime.threads=1").stdout
+    before = (folder / "scores.json").read_bytes()
+    (folder / "scores.json").write_bytes(before[:10])
+    repaired = iclgd(tmp_path, "seed=1")
+    assert "1 done" in repaired.stdout and "is not what the finished run wrote" in repaired.stderr
+    assert (folder / "scores.json").read_bytes() == before
+
+
+def test_a_failed_run_says_so_and_keeps_its_traceback(tmp_path):
+    failed = iclgd(tmp_path, "seed=13", "hydra.run.dir=here")
+    assert failed.returncode == 1
+    assert "failed here: RuntimeError: unlucky seed" in failed.stderr and "Traceback" not in failed.stderr
+    status = json.loads((tmp_path / "here" / "status.json").read_text())
+    assert status["state"] == "failed" and "unlucky seed" in status["traceback"]
+    assert "Traceback" in (tmp_path / "here" / "run.log").read_text()
+
+
+def test_a_sweep_goes_on_after_a_failure_lists_it_and_is_resumed(in_process, tmp_path, capsys):
+    def sweep(*arguments):
+        code = command.run(["-m", *arguments]).code
+        return code, *capsys.readouterr()
+
+    code, out, err = sweep("finetune=gd,lcgd", "seed=0,13")
+    assert code == 1 and "2 done, 2 failed in outputs/multirun" in out
+    listed = [line for line in err.splitlines() if line.startswith("failed outputs/multirun/")]
+    assert len(listed) == 2 and all(line.endswith(": RuntimeError: unlucky seed") for line in listed)
+    code, out, err = sweep("finetune=gd,lcgd", "seed=0,13", "runtime.rerun=never")
+    assert code == 1 and "2 skipped, 2 failed" in out and " starts" not in err and "rerun=never left it" in err
+    code, out, err = sweep("finetune=gd,lcgd", "seed=0", "runtime.rerun=all")
+    assert code == 0 and "2 done in outputs/multirun" in out and "table of 2 runs" in out
+    code, out, err = sweep("finetune.lr=-1,0.25")
+    assert code == 2 and "1 done, 1 refused" in out and "finetune.lr=-1.0 cannot train" in err
+    assert not (tmp_path / "outputs" / "multirun" / "refused").exists()
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_launchers_make_the_same_runs(tmp_path, launcher):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    assert iclgd(tmp_path / "one", "-m", "seed=0,1,13").returncode == 1
+    other = iclgd(tmp_path / "other", "-m", "seed=0,1,13", f"hydra/launcher={launcher}")
+    assert other.returncode == 1 and "2 done, 1 failed" in other.stdout, other.stderr
+    assert results(tmp_path / "one" / "outputs" / "multirun") == results(tmp_path / "other" / "outputs" / "multirun")
+
+
+def runs(sweep):
+    return [RunFolder(path) for path in sorted(sweep.glob("[!.]*/"))]
+
+
+def results(sweep):
+    return {
+        path.parent.name: path.read_bytes() for path in sweep.glob("*/scores.json") if RunFolder(path.parent).is_done()
+    }
+
+
+def test_killed_at_several_moments_a_sweep_gives_what_an_uninterrupted_one_gives(tmp_path):
+    sweep = ("-m", "finetune=gd,lcgd", "seed=range(0,6)", "hydra/launcher=joblib")
+    (tmp_path / "calm").mkdir()
+    assert iclgd(tmp_path / "calm", "-m", "finetune=gd,lcgd", "seed=range(0,6)").returncode == 0
+    (tmp_path / "rough").mkdir()
+    folder = tmp_path / "rough" / "outputs" / "multirun"
+    for moment in (1, 5, 9):
+        process = start(tmp_path / "rough", *sweep)
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("*/scores.json"))) < moment and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        assert (process.returncode == -9 and not all(RunFolder(p).is_done() for p in folder.glob("*/"))) or moment > 8
+    last = iclgd(tmp_path / "rough", *sweep)
+    assert last.returncode == 0 and "skipped" in last.stdout, last.stderr
+    expected = results(tmp_path / "calm" / "outputs" / "multirun")
+    assert len(expected) == 12 and results(folder) == expected
+    assert not list(folder.rglob(".part-*"))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "launcher"),
+    [(signal.SIGINT, 130, "basic"), (signal.SIGTERM, 143, "basic"), (signal.SIGTERM, 143, "joblib")],
+)
+def test_a_signal_ends_the_command_in_seconds_and_leaves_nothing_behind(tmp_path, number, code, launcher):
+    sweep = ("-m", "seed=range(0,30)", f"hydra/launcher={launcher}")
+    process = start(tmp_path, *sweep)
+    folder = tmp_path / "outputs" / "multirun"
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*/scores.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    began = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    assert process.returncode == code, err
+    assert "Traceback" not in err and "interrupted" in out
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    states = {run.state() for run in runs(folder)} - {None}
+    assert State.done in states and states <= {State.done, State.interrupted}
+    left = [path.name for path in folder.rglob(".*") if path.name != ".invocations"]
+    assert left == []
+
+
+def test_two_commands_at_once_share_the_work(tmp_path):
+    processes = [start(tmp_path, "-m", "seed=range(0,6)") for _ in range(2)]
+    ends = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    counts = [{word: int(n) for n, word in re.findall(r"(\d+) (done|skipped)", out)} for out, _ in ends]
+    assert sum(count.get("done", 0) for count in counts) == 6
+    assert all(sum(count.values()) == 6 for count in counts)
+    assert [run.status().attempt for run in runs(tmp_path / "outputs" / "multirun")] == [1] * 6
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
+    (tmp_path / "outputs").write_text("in the way")
+    for arguments in ((), ("-m", "seed=0,1")):
+        refused = iclgd(tmp_path, *arguments)
+        assert refused.returncode == 2 and "name another folder with paths.outputs=" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_from_python(in_process, tmp_path):
+    one = in_process.run("task=headlines", seed=1, finetune__lr=0.5)
+    assert one.estimate("sim_aou").mean == 1.0 and one.task == "headlines" and one.lr == 0.5
+    frame = one.frame()
+    assert set(frame[frame.score == "sim_aou"].layer.dropna()) == {0, 1, 2}
+    found = in_process.sweep(finetune=["gd", "lcgd"], seed=[0, 13])
+    assert sorted((run.variant, run.seed) for run in found) == [("gd", 0), ("lcgd", 0)]
+    assert len(found.left_out) == 2 and "unlucky seed" in found.left_out[0][1]
+    assert set(in_process.load(tmp_path / "outputs").frame().run) == {one.name, *(run.name for run in found)}
+    with pytest.raises(ConfigError, match=r"did you mean task\.shots"):
+        in_process.run(task__shot=1)
+    with pytest.raises(RuntimeError, match="unlucky seed; see"):
+        in_process.run(seed=13)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = in_process.nothing
