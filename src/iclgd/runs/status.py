@@ -116,3 +116,7 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         if not (chosen.watch and busy):
             return
         time.sleep(5)
+
+
+if __name__ == "__main__":
+    cli()
