@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import http.server
 import json
 import logging
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +117,12 @@ def assert_whole(recorded: Recorded) -> None:
     for name, entry in flattened(SCORES):
         assert recorded.summary[name] == entry["mean"]
     assert recorded.exit_code == 0
+
+
+def assert_nowhere(folder: Path, secret: str) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
 def test_an_offline_run_reads_back_as_scores_json(tmp_path: Path) -> None:
@@ -270,6 +279,16 @@ def test_a_process_that_hangs_is_ended_in_bounded_time(
     assert not stopped.is_running()
 
 
+def test_the_address_of_a_process_that_is_gone_is_forgotten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", f"2-{os.getpid()}-tcp-localhost-1")  # as inherited from a parent process
+    track(tmp_path / "run")
+    [recorded] = recorded_in(tmp_path)
+    assert_whole(recorded)
+    assert len(warnings_of(caplog)) == 1
+
+
 def test_an_unreachable_server_costs_one_wait_and_nothing_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, heard: list[str]
 ) -> None:
@@ -289,8 +308,8 @@ def test_an_unreachable_server_costs_one_wait_and_nothing_is_lost(
         [recorded] = recorded_in(sendable)
         assert_whole(recorded)
     assert set(heard) == {"iclgd.tracking.session"}
-    for path in tmp_path.rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+    assert KEY not in caplog.text
+    assert_nowhere(tmp_path, KEY)
 
 
 @pytest.mark.parametrize("key", [None, "too-short"])
@@ -304,6 +323,38 @@ def test_a_missing_or_malformed_key_is_a_warning_not_a_question(
     assert "API key" in warning or "API_KEY" in warning
     assert key is None or key not in warning
     assert_whole(recorded_in(tmp_path)[-1])
+
+
+def test_a_key_that_the_server_refuses_is_a_warning_and_kept_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"errors": [{"message": "invalid api key"}]}')
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        track(tmp_path / "run", online())
+        recorded = recorded_in(tmp_path)[0]  # offline-run-..., before the run-... that was refused
+        server.shutdown()
+    assert set(asked) == {"/graphql"}  # and no report of W&B's own errors
+    assert_whole(recorded)
+    [warning] = warnings_of(caplog)
+    assert "401" in warning
+    assert_nowhere(tmp_path, KEY)
+    assert KEY not in caplog.text
+    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -188,7 +188,6 @@ def _settings(mode: str) -> Any:
 
     wanted = {
         "mode": mode,
-        "silent": True,
         "console": "off",
         "disable_code": True,
         "disable_git": True,
