@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,15 @@ def check(model: LanguageModel, before: Callable[[], None]) -> None:
     tokens = _some_tokens(model)
     expected = _own_logits(model, tokens)
     before()
+    try:
+        _check(model, tokens, expected)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
+        _refuse(model, f"its parts are not what iclgd/models/anatomy.py says ({' '.join(str(error).split())[:200]})")
+
+
+def _check(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None:
     seen = _Seen(model)
     now = AttentionPass(lengths=torch.tensor([_TOKENS]))
     with seen:
@@ -84,7 +93,13 @@ def _check_scores(model: LanguageModel, now: AttentionPass, seen: _Seen) -> None
 
 
 def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
-    """Two inputs with every key and value set to zero: what is trained is exactly keys and values."""
+    """What would be trained is exactly keys and values: seen on two inputs with all of that set to zero."""
+    anatomy, shape = model.anatomy, model.anatomy.shape
+    wanted = 2 * shape.key_value_heads * shape.head_dim * model.network.config.hidden_size
+    for layer in range(model.layers):
+        weights = [anatomy.attention(layer).get_submodule(name).weight for name in anatomy.family.key_value]
+        if (found := sum(anatomy.key_value_view(cast(Tensor, weight)).numel() for weight in weights)) != wanted:
+            _refuse(model, f"layer {layer} has {wanted} key and value weights, but {found} would be trained")
     other = (tokens * 3 + 1) % model.network.config.vocab_size
     now = AttentionPass(lengths=torch.tensor([_TOKENS, _TOKENS]), keep_queries="last")
     seen = _Seen(model)
