@@ -33,7 +33,7 @@ REFUSED = [
     ("finetune.lr=-1", "finetune.lr=-1.0 cannot train: give a positive, finite learning rate"),
     ("finetune.lr=${nope}", "finetune.lr: Interpolation key 'nope' not found"),
     ("finetune.layers=3-1", "finetune.layers='3-1' cannot be read"),
-    ("model=hf", "model.name"),
+    ("model=hf", "model.name is not set: give model.name=..."),
     ("nonsense", "Error parsing override 'nonsense'"),
 ]
 
