@@ -112,7 +112,8 @@ def update_ranks(trained: Sequence[Trained], before: Sequence[Tensor], layers: i
             continue
         change = (part.double() - was.double()).flatten(0, -2)
         values = torch.linalg.svdvals(change)
-        rounding = torch.finfo(original.dtype).eps * was.double().abs().max() * max(change.shape) ** 0.5
+        largest = torch.maximum(part.abs().max(), was.abs().max()).double()
+        rounding = torch.finfo(original.dtype).eps * largest * max(change.shape) ** 0.5
         rank = float((values > torch.maximum(rounding, values.max() * max(change.shape) * 1e-12)).sum())
         ranks[item.layer] = max(rank, float(torch.nan_to_num(ranks[item.layer], nan=0.0)))
     return ranks

@@ -85,6 +85,10 @@ def _training(demonstrations: tuple[Example, ...], config: Config) -> tuple[tupl
         return label_shuffled(demonstrations, config.seed), config.task
     if config.finetune.data is TrainingData.other_task:
         other = _other_task(config.finetune.other_task)
+        if other.name == config.task.name:
+            raise ConfigError(
+                f"finetune.other_task={config.finetune.other_task} is the task that is measured: name another one"
+            )
         train = _checked(other, other.train_split, config.paths.data_dir)
         return tuple(worded(train, index, other) for index in _chosen(other, train, config)), other
     return None, config.task
