@@ -110,6 +110,16 @@ def test_several_axes_are_drawn_one_by_one_with_the_mean_of_the_others(tmp_path,
     assert drawn["axis_task_shots"].axes[0].get_xscale() == "linear"
 
 
+def test_no_mean_is_taken_over_lines_that_lack_the_value(tmp_path, drawn):
+    for lr, shots in ((1e-3, 4), (1e-3, 8), (1e-3, 16), (2e-3, 8), (2e-3, 16), (3e-3, 8)):
+        write_run(tmp_path / f"{lr}{shots}", lr=lr, shots=shots, diverged=(lr, shots) == (2e-3, 16))
+    sweep_figures.draw_axes(_runs(tmp_path), tmp_path)
+    axis = drawn["axis_task_shots"].axes[0]
+    mean = next(line for line in axis.get_lines() if line.get_label() == "gd (mean of lines)")
+    assert list(mean.get_xdata()) == [8, 16]  # 4 was measured at one rate only
+    assert mean.get_ydata()[0] == pytest.approx(0.1) and np.isnan(mean.get_ydata()[1])
+
+
 def test_layer_map_has_trained_layers_up_and_read_layers_across(tmp_path, drawn):
     for layer in range(3):
         for seed in (0, 1):

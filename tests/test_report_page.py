@@ -138,8 +138,16 @@ def test_browser_has_nothing_to_complain_of_and_asks_nobody(tab, written):
     assert tab.complaints() == []
     here = (written / "report.html").resolve().as_uri()
     assert [url for url in tab.requests() if not url.startswith(("data:", "blob:")) and url != here] == []
-    assert tab.evaluate("fetch('https://example.com/').then(() => 'went', () => 'refused')") == "refused"
-    tab.events.clear()  # the refusal itself is logged
+
+
+def test_policy_refuses_requests_and_scripts_that_are_not_the_pages_own(tab):
+    listen = "addEventListener('securitypolicyviolation', (e) => done(e.effectiveDirective))"
+    refused = f"new Promise((done) => {{{{ {listen}; {{}} }}}})"
+    assert tab.evaluate(refused.format("fetch('https://example.com/').catch(() => 0)")) == "connect-src"
+    inject = "document.body.append(Object.assign(document.createElement('script'), {text: 'window.pwned = 9'}))"
+    assert tab.evaluate(refused.format(inject)) == "script-src-elem"
+    assert tab.evaluate("window.pwned") is None
+    tab.events.clear()  # the browser has said that it refused
 
 
 def test_texts_from_outside_stay_texts(tab):

@@ -134,8 +134,22 @@ def test_diverged_and_undefined_are_said_not_averaged(tmp_path):
     write_run(tmp_path / "c", variant="none", scores=("sim_am",))
     rows = {(row[0], row[1]): row[2] for row in tables.table2(runs_frame.read_runs([tmp_path]).finished).rows}
     assert rows["SimAOU", "lcgd"] == "diverged"
-    assert rows["SimAOU", "none"] == tables.UNDEFINED
+    assert ("SimAOU", "none") not in rows  # not measured is not undefined
+    assert rows["SimAM", "none"] == "0.050 [0.030, 0.070] *"
     assert rows["accuracy zsl", "all"] == "50.0% [40.0, 60.0]"
+
+
+def test_variants_with_rates_of_their_own_are_compared_with_gd_at_its_own(tmp_path):
+    for lr in (1e-3, 1e-2):  # 1e-3 is the task's own rate for gd
+        write_run(tmp_path / f"gd{lr}", lr=lr, shift=lr * 50)
+    write_run(tmp_path / "adam", variant="adam", lr=3e-4)
+    found = [r for r in tables.table2(runs_frame.read_runs([tmp_path]).finished).records if r["variant"] == "adam"]
+    aou = next(record for record in found if record["score"] == "sim_aou")
+    assert aou["over_baseline"] == pytest.approx(0.05 - (0.10 + 0.05)) and aou["distinguishable"]
+
+
+def test_a_number_that_rounds_to_nothing_has_no_sign():
+    assert tables.number(summary.Summary(-0.0001, float("nan"), -0.2, 0.0004, 1)) == "0.000 [-0.200, 0.000]"
 
 
 HOSTILE = "<script>alert(1)</script>|&%$#_{}~^\\`*\x00\u202e\n=1+1"

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 
 from iclgd.report import style
 from iclgd.report.runs_frame import FinishedRun
-from iclgd.report.settings import Group, group
-from iclgd.report.summary import Summary, summarise
+from iclgd.report.settings import Group, group, own_settings, place
+from iclgd.report.summary import summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FLOORS = ("none", "random_direction")
 CEILINGS = ("activation_match", "replay")
-RIVALS = ("lcgd_norm_matched", "gd_norm_matched", "label_shuffled", "other_task", "full_batch", "adam")
+RIVALS = ("lcgd_norm_matched", "gd_norm_matched", "label_shuffled", "other_task", "full_batch", "adam", "low_rank")
 CONTROLS = (*FLOORS, *RIVALS, *CEILINGS)
 _ORDER = (
     "none", "random_direction", "other_task", "label_shuffled", "gd", "gd_norm_matched", "lcgd_norm_matched", "lcgd",
-    "full_batch", "adam", "activation_match", "replay",
+    "full_batch", "adam", "low_rank", "activation_match", "replay",
 )  # fmt: skip
 SCORES = ("sim_aou", "sim_am_delta")
+_MOST_PLACES = 8
 
 
 def has_controls(runs: Sequence[FinishedRun]) -> bool:
@@ -42,22 +43,30 @@ def draw_why_lcgd(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
     """
     if not has_controls(runs):
         return []
+    from matplotlib.figure import Figure
+
     groups = group(runs)
-    places = list(dict.fromkeys((e.runs[0].task, e.runs[0].model, e.runs[0].weights) for e in groups))
+    controlled = [entry for entry in groups if entry.runs[0].variant in CONTROLS]
+    places = list(dict.fromkeys(place(entry) for entry in controlled))[:_MOST_PLACES]
     scores = [name for name in SCORES if any(name in run.entries for run in runs)]
-    cells = [(place, name) for place in places for name in scores][:16]
-    if not cells:
+    rows = [ordered([entry for entry in groups if place(entry) == where]) for where in places]
+    if not scores:
         return []
-    most = max(sum(_place(entry) == place for entry in groups) for place in places)
-    figure, axes = style.panels(len(cells), columns=min(2, len(scores)), height=0.2 * most + 0.7)
-    figure.set_figwidth(3.4 * min(2, len(scores)))
-    for axis, (place, name) in zip(axes, cells, strict=True):
-        chosen = ordered([entry for entry in groups if _place(entry) == place])
-        draw_panel(axis, chosen, name)
-        task, model, weights = place
-        axis.set_title(style.figure_text(f"{task} · {model}" + ("" if weights == "pretrained" else f" · {weights}")))
-        axis.set_xlabel(style.figure_text(chosen[0].runs[0].label(name), 24))
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    heights = [0.2 * len(entries) + 0.7 for entries in rows]
+    figure = Figure(figsize=(1.6 + 2.6 * len(scores), sum(heights) + 0.3), layout="constrained")
+    grid = figure.subplots(len(places), len(scores), squeeze=False, height_ratios=heights)
+    for where, entries, axes in zip(places, rows, grid, strict=True):
+        names = [_row_name(entry, entries) for entry in entries]
+        for at, (axis, name) in enumerate(zip(axes, scores, strict=True)):
+            draw_panel(axis, entries, name)
+            axis.set_yticks(range(len(entries)), names if at == 0 else [""] * len(names))
+            axis.set_xlabel(style.figure_text(entries[0].runs[0].label(name), 24))
+        task, model, weights = where
+        title = f"{task} · {model}" + ("" if weights == "pretrained" else f" · {weights}")
+        axes[0].set_title(style.figure_text(title), loc="left")
+    found = {
+        label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     if found:
         figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=3)
     return style.save(figure, out / "why_lcgd", pdf=True)
@@ -73,7 +82,7 @@ def draw_panel(axis: Axes, entries: Sequence[Group], name: str) -> None:
     for row, entry in enumerate(entries):
         found, look = summarise(entry.runs, name), chosen[entry.runs[0].variant]
         if math.isnan(found.mean):
-            axis.annotate(_why_undefined(found), (0, row), fontsize=6.5, va="center", color=style.GREY)
+            axis.annotate(_why_undefined(entry, name), (0, row), fontsize=6.5, va="center", color=style.GREY)
             continue
         error = [[max(found.mean - found.low, 0)], [max(found.high - found.mean, 0)]]
         control = entry.runs[0].variant in (*FLOORS, *CEILINGS)
@@ -82,7 +91,6 @@ def draw_panel(axis: Axes, entries: Sequence[Group], name: str) -> None:
             color=style.GREY if control else look.color, markersize=4,
         )  # fmt: skip
     axis.axvline(0, color="black", linewidth=0.6)
-    axis.set_yticks(range(len(entries)), [style.figure_text(row_name(entry), 40) for entry in entries])
     axis.set_ylim(-0.6, len(entries) - 0.4)
 
 
@@ -104,22 +112,14 @@ def bounds(entries: Sequence[Group], name: str) -> tuple[float, float, float]:
     )
 
 
-def row_name(entry: Group) -> str:
-    """A variant with whatever else tells its row from the others of its panel."""
-    extra = [
-        f"{key.rpartition('.')[2]} {text}"
-        for key, text in entry.settings.items()
-        if key not in ("task.name", "model.name", "model.weights", "finetune.name")
-    ]
-    return " · ".join([entry.runs[0].variant, *extra])
+def _row_name(entry: Group, entries: Sequence[Group]) -> str:
+    return style.figure_text(" · ".join(filter(None, [entry.runs[0].variant, own_settings(entry, entries)])), 40)
 
 
-def _why_undefined(found: Summary) -> str:
-    return "diverged" if found.diverged else "undefined (no update)"
-
-
-def _place(entry: Group) -> tuple[str, str, str]:
-    return entry.runs[0].task, entry.runs[0].model, entry.runs[0].weights
+def _why_undefined(entry: Group, name: str) -> str:
+    if any(run.diverged for run in entry.runs):
+        return "diverged"
+    return "undefined (no update)" if any(name in run.entries for run in entry.runs) else "not measured"
 
 
 def ordered(groups: Sequence[Group]) -> list[Group]:

@@ -118,7 +118,7 @@ const FIGURES = [
         const key = JSON.stringify([g.variant, others]);
         lines.set(key, [...(lines.get(key) ?? []), g]);
       }
-      const traces = [...lines].map(([key, members]) => {
+      const traces = [...lines].filter(([, members]) => members.length > 1).map(([key, members]) => {
         const [variant, others] = JSON.parse(key);
         members.sort((a, b) => a.numbers[axis] - b.numbers[axis]);
         const points = members.map((g) => g.scores[score]);

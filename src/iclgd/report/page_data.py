@@ -14,7 +14,7 @@ import yaml
 from iclgd.report import control_figures, published, style
 from iclgd.report.run_figures import gradient_grid
 from iclgd.report.runs_frame import SETTINGS, BrokenRun, FinishedRun
-from iclgd.report.settings import Group, group, numeric_axes
+from iclgd.report.settings import Group, group, numeric_axes, own_settings
 from iclgd.report.summary import curve, summarise
 
 _MOST_QUERIES, _MOST_TEXT = 200, 2000
@@ -23,7 +23,6 @@ _SYMBOLS = {
     "*": "star", "<": "triangle-left", ">": "triangle-right", "h": "hexagon", "p": "pentagon", "d": "diamond-tall",
     "8": "octagon",
 }  # fmt: skip
-_IN_PLACE = ("task.name", "model.name", "model.weights", "finetune.name")
 _DASHES = {"gd": "solid", "lcgd": "dash"}
 _FURTHER_DASHES = ("dashdot", "longdash", "longdashdot")  # dots are for what was published
 
@@ -45,26 +44,25 @@ def page_data(runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "controls": control_figures.has_controls(runs),
         "floors": list(control_figures.FLOORS),
         "ceilings": list(control_figures.CEILINGS),
-        "groups": [_group(entry) for entry in groups],
+        "groups": [_group(entry, groups) for entry in groups],
         "runs": [_run(run, prompts) for run in runs],
         "prompts": prompts,
     }
 
 
-def _group(entry: Group) -> dict[str, Any]:
+def _group(entry: Group, groups: Sequence[Group]) -> dict[str, Any]:
     first = entry.runs[0]
     names = list(dict.fromkeys(name for run in entry.runs for name in run.entries))
     found = {name: summarise(entry.runs, name) for name in names}
     layered = [name for name in names if any(run.layers(name) for run in entry.runs)]
     table = first.table("gradient_norms")
     grid = None if table is None else gradient_grid(table)
-    others = {key: text for key, text in entry.settings.items() if key not in _IN_PLACE}
     return {
         "task": first.task,
         "model": first.model,
         "weights": first.weights,
         "variant": first.variant,
-        "setting": " · ".join(f"{key.rpartition('.')[2]} {text}" for key, text in others.items()),
+        "setting": own_settings(entry, groups),
         "numbers": {key: value for key, value in entry.values.items() if isinstance(value, int | float)},
         "scores": {name: _digits([s.mean, s.std, s.low, s.high, s.seeds]) for name, s in found.items()},
         "layers": {name: [_digits(part) for part in curve(entry.runs, name)] for name in layered},

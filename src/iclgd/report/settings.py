@@ -47,6 +47,19 @@ def group(runs: Sequence[FinishedRun]) -> list[Group]:
     return sorted(groups, key=lambda entry: tuple(_order(value) for value in entry.values.values()))
 
 
+def place(entry: Group) -> tuple[str, str, str]:
+    """Where a group was measured: task, model, weights."""
+    run = entry.runs[0]
+    return run.task, run.model, run.weights
+
+
+def own_settings(entry: Group, groups: Sequence[Group]) -> str:
+    """What tells a group from the others of its variant in its place: `lr 0.01 · shots 8`, or nothing."""
+    alike = [g for g in groups if place(g) == place(entry) and g.runs[0].variant == entry.runs[0].variant]
+    keys = [key for key in entry.settings if len({g.settings[key] for g in alike}) > 1]
+    return " · ".join(f"{key.rpartition('.')[2]} {entry.settings[key]}" for key in keys)
+
+
 def varied(runs: Sequence[FinishedRun]) -> list[str]:
     """The config keys that differ among runs: model, weights, task and variant first, then what differs within those.
 

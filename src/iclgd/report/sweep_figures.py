@@ -11,12 +11,13 @@ from iclgd.config import ConfigError, parse_layers
 from iclgd.report import style
 from iclgd.report.run_figures import integer_ticks
 from iclgd.report.runs_frame import FinishedRun
-from iclgd.report.settings import Group, as_text, group, numeric_axes
+from iclgd.report.settings import Group, group, numeric_axes, place
 from iclgd.report.summary import Summary, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_Line = list[tuple[float, Summary]]  # values of the key with what was found there
 _MOST_PANELS = 12
 _FIRST = ("sim_aou", "sim_am_delta", "sim_aou_random", "sim_am", "accuracy/icl", "accuracy/ft")
 
@@ -24,8 +25,8 @@ _FIRST = ("sim_aou", "sim_am_delta", "sim_aou_random", "sim_am", "accuracy/icl",
 def draw_axes(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
     """For every numeric key that was varied, each score along it, a line for each variant with its 95 % interval.
 
-    Where further keys were varied, each of their settings is a thin line and the thick one is the mean over them.
-    Diverged runs are crosses at the bottom of the panel, not values.
+    Where further keys were varied, each of their settings is a thin line and the thick one is the mean over them, drawn
+    only where all of them have a value. Diverged runs are crosses at the bottom of the panel, not values.
 
     Returns:
         The files written, `axis_KEY.png` and `.pdf` for each key.
@@ -35,75 +36,73 @@ def draw_axes(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
 
 
 def _draw_axis(runs: Sequence[FinishedRun], groups: Sequence[Group], key: str, out: Path) -> list[Path]:
-    measured = {name for run in runs for name in [*run.score_names(), *(f"accuracy/{s}" for s in run.accuracies())]}
+    measured = {name for run in runs for name in run.entries}
     wanted = [name for name in _FIRST if name in measured]
-    wheres = list(dict.fromkeys(_where(entry) for entry in groups))
-    cells = [(where, name) for where in wheres for name in wanted][:_MOST_PANELS]
-    variants = style.looks(list(dict.fromkeys(entry.runs[0].variant for entry in groups)))
-    values = sorted({float(entry.values[key]) for entry in groups})
+    panels = {
+        (where, name): lines
+        for where in dict.fromkeys(place(entry) for entry in groups)
+        for name in wanted
+        if (lines := _lines([entry for entry in groups if place(entry) == where], key, name))
+    }
+    panels = dict(list(panels.items())[:_MOST_PANELS])
+    if not panels:
+        return []
+    variants = style.looks(list(dict.fromkeys(variant for lines in panels.values() for variant in lines)))
+    values = sorted({x for lines in panels.values() for own in lines.values() for line in own for x, _ in line})
     logarithmic = values[0] > 0 and values[-1] / values[0] >= 30
-    figure, axes = style.panels(len(cells), columns=min(4, len(wanted)))
-    for axis, (where, name) in zip(axes, cells, strict=True):
-        for variant, look in variants.items():
-            chosen = [entry for entry in groups if _where(entry) == where and entry.runs[0].variant == variant]
-            _draw_lines(axis, chosen, key, name, variant, look)
+    figure, axes = style.panels(len(panels), columns=min(4, len(wanted)))
+    for axis, ((where, name), lines) in zip(axes, panels.items(), strict=True):
+        for variant, own in lines.items():
+            _draw_variant(axis, own, variant, variants[variant])
         axis.set_xscale("log" if logarithmic else "linear")
         if not logarithmic and all(value.is_integer() for value in values):
             integer_ticks(axis)
         axis.set_xlabel(style.figure_text(key))
-        label = f"accuracy {name.partition('/')[2]}" if name.startswith("accuracy/") else runs[0].label(name)
-        axis.set_ylabel(style.figure_text(label, 24))
-        axis.set_title(style.figure_text(where))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+        axis.set_ylabel(style.figure_text(next(run.label(name) for run in runs if name in run.entries), 24))
+        if len({at for at, _ in panels}) > 1:
+            axis.set_title(style.figure_text(" · ".join(where)))
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(6, max(1, len(found))))
     return style.save(figure, out / f"axis_{key.replace('.', '_')}", pdf=True)
 
 
-def _draw_lines(axis: Axes, groups: Sequence[Group], key: str, name: str, variant: str, look: style.Look) -> None:
-    lines: dict[tuple[str, ...], list[tuple[float, Summary]]] = {}
+def _lines(groups: Sequence[Group], key: str, name: str) -> dict[str, list[_Line]]:
+    """By variant, a line for each setting of everything but the key; what has one point alone is no line."""
+    found: dict[tuple[str, ...], _Line] = {}
     for entry in groups:
-        others = tuple(text for other, text in entry.settings.items() if other != key)
-        lines.setdefault(others, []).append((float(entry.values[key]), summarise(entry.runs, name)))
-    label = style.figure_text(variant)
-    if len(lines) > 1:
-        for points in lines.values():
-            axis.plot(*_columns(points)[:2], color=look.color, linewidth=0.5, alpha=0.4)
-        at = sorted({x for points in lines.values() for x, _ in points})
-        means = [_mean([s.mean for points in lines.values() for x, s in points if x == value]) for value in at]
-        axis.plot(
-            at, means, color=look.color, marker=look.marker, linestyle=look.dashes, label=f"{label} (mean of lines)"
-        )
-    for points in lines.values():
-        x, mean, low, high = _columns(points)
-        if len(lines) == 1:
-            axis.plot(x, mean, color=look.color, marker=look.marker, linestyle=look.dashes, label=label)
+        summary = summarise(entry.runs, name)
+        if summary.seeds or summary.diverged:
+            others = tuple(text for other, text in entry.settings.items() if other != key)
+            found.setdefault((entry.runs[0].variant, *others), []).append((float(entry.values[key]), summary))
+    lines: dict[str, list[_Line]] = {}
+    for (variant, *_), line in found.items():
+        if len(line) > 1:
+            lines.setdefault(variant, []).append(sorted(line, key=lambda point: point[0]))
+    return lines
+
+
+def _draw_variant(axis: Axes, lines: Sequence[_Line], variant: str, look: style.Look) -> None:
+    label, drawn = style.figure_text(variant), {"color": look.color, "marker": look.marker, "linestyle": look.dashes}
+    for line in lines:
+        x, means = [x for x, _ in line], [summary.mean for _, summary in line]
+        if len(lines) > 1:
+            axis.plot(x, means, color=look.color, linewidth=0.6, alpha=0.45)
+        else:
+            axis.plot(x, means, label=label, **drawn)
+            low, high = [summary.low for _, summary in line], [summary.high for _, summary in line]
             axis.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
-        lost = [value for value, summary in points if summary.diverged]
-        if lost and name != "accuracy/icl":
+        lost = [x for x, summary in line if summary.diverged]
+        if lost:
             axis.plot(
                 lost, [0.03] * len(lost), "x", color=look.color, markersize=5, clip_on=False,
                 transform=axis.get_xaxis_transform(), label="_diverged",
             )  # fmt: skip
             axis.annotate("diverged", (lost[0], 0.07), xycoords=axis.get_xaxis_transform(), fontsize=6, ha="center")
-
-
-def _columns(points: Sequence[tuple[float, Summary]]) -> tuple[list[float], list[float], list[float], list[float]]:
-    points = sorted(points, key=lambda point: point[0])
-    return (
-        [x for x, _ in points],
-        [summary.mean for _, summary in points],
-        [summary.low for _, summary in points],
-        [summary.high for _, summary in points],
-    )
-
-
-def _where(entry: Group) -> str:
-    run = entry.runs[0]
-    return " · ".join(
-        as_text(entry.values[key]) if key != "model.name" else run.model
-        for key in ("task.name", "model.name", "model.weights")
-        if key in entry.values
-    )
+    if len(lines) > 1:
+        by_value = [{x: summary.mean for x, summary in line} for line in lines]
+        common = [x for x in sorted(by_value[0]) if all(x in line for line in by_value)]
+        means = [math.fsum(line[x] for line in by_value) / len(by_value) for x in common]
+        axis.plot(common, means, label=f"{label} (mean of lines)", **drawn)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ from iclgd.metrics.statistics import Comparison
 from iclgd.report import published
 from iclgd.report.formats import Table
 from iclgd.report.runs_frame import FinishedRun
-from iclgd.report.settings import Group, group
+from iclgd.report.settings import Group, group, place
 from iclgd.report.summary import Summary, by_task, differences, summarise, zero_shot_notes
 
 UNDEFINED = "\N{EN DASH}"
@@ -79,7 +79,7 @@ def number(found: Summary, percent: bool = False) -> str:
     """`0.110 ± 0.010 [0.085, 0.135]` over seeds, `0.110 [0.090, 0.130]` for one, a dash where undefined."""
     if math.isnan(found.mean):
         return "diverged" if found.diverged else UNDEFINED
-    show: Callable[[float], str] = (lambda x: f"{100 * x:.1f}") if percent else (lambda x: f"{x:.3f}")
+    show: Callable[[float], str] = (lambda x: f"{100 * x:z.1f}") if percent else (lambda x: f"{x:z.3f}")
     text = show(found.mean) + ("%" if percent else "")
     if not math.isnan(found.std):
         text += f" ± {show(found.std)}"
@@ -117,7 +117,10 @@ def _by_score(
     records: list[Mapping[str, Any]] = []
     for score in scores:
         label, of_score = runs[0].label(score), []
-        for others, members in rows_of.items():
+        for others, everything in rows_of.items():
+            members = {task: e for task, e in everything.items() if any(score in run.entries for run in e.runs)}
+            if not members:
+                continue
             found = {task: summarise(entry.runs, score) for task, entry in members.items()}
             theirs = {task: published.mean_and_std(entry.runs[0], score) for task, entry in members.items()}
             shown = [_cell(task, found, compared.get((others, task, score)), score) for task in tasks]
@@ -126,9 +129,8 @@ def _by_score(
                 of_score += _published_rows(len(keys), tasks, found, theirs)
             for task, entry in members.items():
                 records.append(_record(score, entry, found[task], theirs[task], compared.get((others, task, score))))
-        alike = len({row[1 + len(keys) :] for row in of_score}) == 1 and len(of_score) > 1
-        if score in _WITHOUT_FT and alike:
-            of_score = [(label, *["all"] * len(keys), *of_score[0][1 + len(keys) :])]
+        if score in _WITHOUT_FT:
+            of_score = _once(of_score, keys)
         rows += of_score
     notes = _notes(runs, groups, compared, baseline, any("published_mean" in record for record in records))
     header = ("score", *(_NAMES.get(key, key) for key in keys), *tasks)
@@ -142,19 +144,34 @@ def _against(groups: Sequence[Group], scores: Sequence[str], baseline: tuple[str
         return tuple(text for name, text in entry.settings.items() if name != key)
 
     bases = {rest(entry): entry for entry in groups if entry.settings.get(key) == value}
-    pairs = [
-        (entry, bases[rest(entry)]) for entry in groups if entry.settings.get(key) != value and rest(entry) in bases
-    ]
-    wanted = [
-        score for score in scores if score not in ("accuracy/zsl", "accuracy/icl", "sim_am_zsl", "sim_aou_random")
-    ]
-    wanted = wanted if key == "finetune.name" else list(scores)
+    own = {_where(entry): entry for entry in bases.values() if key == "finetune.name" and _at_own_rate(entry)}
+    pairs = []
+    for entry in groups:
+        base = bases.get(rest(entry)) or own.get(_where(entry))
+        if base is not None and entry.settings.get(key) != value:
+            pairs.append((entry, base))
+    wanted = [score for score in scores if key != "finetune.name" or score not in _WITHOUT_FT]
     found: dict[tuple[_Key, str, str], Comparison] = {}
     for difference in differences(pairs, wanted):
         settings = difference.first.settings
         others = tuple(text for name, text in settings.items() if name != "task.name")
         found[others, difference.first.runs[0].task, difference.score] = difference.result
     return found
+
+
+def _own_rate(entry: Group) -> float | None:
+    rates = entry.runs[0].config["task"].get("rates") or {}
+    return rates.get(entry.runs[0].variant)
+
+
+def _where(entry: Group) -> tuple[object, ...]:
+    return *place(entry), entry.runs[0].shots
+
+
+def _at_own_rate(entry: Group) -> bool:
+    """Whether a variant ran at the rate that its task names for it."""
+    rates = entry.runs[0].config["task"].get("rates") or {}
+    return rates.get(entry.runs[0].variant) == entry.runs[0].lr
 
 
 def _cell(task: str, found: Mapping[str, Summary], compared: Comparison | None, score: str) -> str:
@@ -169,6 +186,18 @@ def _short(members: Mapping[str, Group], keys: Sequence[str]) -> list[str]:
     return [entry.runs[0].model if key == "model.name" else entry.settings[key] for key in keys]
 
 
+def _once(rows: Sequence[tuple[str, ...]], keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """Rows that differ in nothing but how the model was finetuned and say the same, once."""
+    merged: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in rows:
+        kept = ["all" if key.startswith("finetune.") else text for key, text in zip(keys, row[1:], strict=False)]
+        merged.setdefault((row[0], *kept, *row[1 + len(keys) :]), []).append(row)
+    places = {tuple(row[: 1 + len(keys)]) for row in merged}
+    if len(places) < len(merged):
+        return list(rows)
+    return [row if len(members) > 1 else members[0] for row, members in merged.items()]
+
+
 def _published_rows(
     blanks: int, tasks: Sequence[str], found: Mapping[str, Summary], theirs: Mapping[str, tuple[float, float] | None]
 ) -> list[tuple[str, ...]]:
@@ -177,7 +206,7 @@ def _published_rows(
         pair = theirs.get(task)
         numbers.append(f"{pair[0]:.2f} ± {pair[1]:.2f}" if pair else "")
         known = pair is not None and not math.isnan(found[task].mean)
-        gaps.append(f"{found[task].mean - pair[0]:+.3f}" if pair and known else "")
+        gaps.append(f"{found[task].mean - pair[0]:+z.3f}" if pair and known else "")
     return [("published", *[""] * blanks, *numbers), ("difference", *[""] * blanks, *gaps)]
 
 
@@ -221,9 +250,12 @@ def _notes(
     ]
     if compared:
         over = "draws" if any(result.over == "seeds" for result in compared.values()) else "queries"
+        rates = (
+            " at the same settings or, with another rate, at its task's own" if baseline[0] == "finetune.name" else ""
+        )
         notes.append(
-            f"* distinguishable from {baseline[1]} (paired over {over}, p < 0.05 after Holm's correction for "
-            f"{len(compared)} comparisons); what is unmarked was not told apart, or not compared."
+            f"* distinguishable from {baseline[1]}{rates}: paired over {over}, p < 0.05 after Holm's correction for "
+            f"{len(compared)} comparisons. What is unmarked was not told apart, or not compared."
         )
     if matched:
         sources = published.published()["sources"]
