@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from iclgd.report import console, run_figures, runs_frame, settings, style
-from iclgd.report.runs_frame import Estimate, ReportError
+from iclgd.report.finished_run import Estimate, ReportError
 from report_fixtures import write_run
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclgd.report import formats, published, runs_frame, summary, tables
+from iclgd.report import finished_run, formats, published, runs_frame, summary, tables
 from iclgd.report.formats import Table
 from iclgd.report.settings import group
 from report_fixtures import write_run
@@ -27,7 +27,7 @@ PAPER = {"model": "KoboldAI/fairseq-dense-1.3B", "shots": 32}
 
 
 @pytest.fixture(scope="module")
-def paper(tmp_path_factory) -> list[runs_frame.FinishedRun]:
+def paper(tmp_path_factory) -> list[finished_run.FinishedRun]:
     """Two tasks, two variants, three seeds on the paper's model; untrained weights on one task."""
     root = tmp_path_factory.mktemp("paper")
     for seed in range(3):

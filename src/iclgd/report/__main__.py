@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from iclgd.report.finished_run import FinishedRun
     from iclgd.report.formats import Table
-    from iclgd.report.runs_frame import FinishedRun, Runs
+    from iclgd.report.runs_frame import Runs
 
 log = logging.getLogger("iclgd.report")
 
@@ -21,7 +22,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("iclgd").setLevel(logging.INFO)
-    from iclgd.report.runs_frame import ReportError
+    from iclgd.report.finished_run import ReportError
 
     try:
         written = report(options.folder, options.out, options.export_records)
@@ -48,7 +49,8 @@ def report(folders: Sequence[Path], out: Path | None = None, records: Path | Non
         ReportError: a folder does not exist, no run in them is finished, or recordings to export are missing.
     """
     from iclgd.report.export_records import export_records
-    from iclgd.report.runs_frame import ReportError, read_runs
+    from iclgd.report.finished_run import ReportError
+    from iclgd.report.runs_frame import read_runs
 
     found = read_runs(folders)
     for folder, reason in found.left_out:

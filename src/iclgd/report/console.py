@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.report import style
-from iclgd.report.runs_frame import (
-    SETTINGS,
-    Estimate,
-    FinishedRun,
-    ReportError,
-    read_run,
-    read_runs,
-)
+from iclgd.report.finished_run import SETTINGS, Estimate, FinishedRun, ReportError
+from iclgd.report.runs_frame import read_run, read_runs
 from iclgd.report.settings import Group, group
 from iclgd.report.summary import zero_shot_notes
 

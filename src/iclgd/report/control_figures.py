@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iclgd.report import style
-from iclgd.report.runs_frame import FinishedRun
+from iclgd.report.finished_run import FinishedRun
 from iclgd.report.settings import Group, group, own_settings, place
 from iclgd.report.summary import summarise
 

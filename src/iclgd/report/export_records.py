@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from iclgd.report.runs_frame import FinishedRun, ReportError
+from iclgd.report.finished_run import FinishedRun, ReportError
 from iclgd.runs.files import replacing
 
 log = logging.getLogger(__name__)

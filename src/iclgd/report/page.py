@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from iclgd.report.finished_run import FinishedRun
 from iclgd.report.formats import Table
 from iclgd.report.page_data import page_data
-from iclgd.report.runs_frame import FinishedRun
 from iclgd.report.style import printable
 from iclgd.report.summary import zero_shot_notes
 from iclgd.runs.files import replacing

@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from iclgd.report import control_figures, published, style
+from iclgd.report.finished_run import SETTINGS, BrokenRun, FinishedRun
 from iclgd.report.run_figures import gradient_grid
-from iclgd.report.runs_frame import SETTINGS, BrokenRun, FinishedRun
 from iclgd.report.settings import Group, group, numeric_axes, own_settings
 from iclgd.report.summary import curve, summarise
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iclgd.report import published, style
+from iclgd.report.finished_run import FinishedRun
 from iclgd.report.run_figures import gradient_grid, heat_map, integer_ticks
-from iclgd.report.runs_frame import FinishedRun
 from iclgd.report.settings import Group, group
 from iclgd.report.summary import curve, summarise
 

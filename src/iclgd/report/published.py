@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from iclgd.report.runs_frame import FinishedRun
+from iclgd.report.finished_run import FinishedRun
 
 
 @functools.cache

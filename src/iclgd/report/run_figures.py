@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.report import style
-from iclgd.report.runs_frame import Estimate, FinishedRun
+from iclgd.report.finished_run import Estimate, FinishedRun
 
 if TYPE_CHECKING:
     import numpy as np

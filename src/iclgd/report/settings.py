@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iclgd.report.runs_frame import FinishedRun, flat
+from iclgd.report.finished_run import FinishedRun
+from iclgd.report.runs_frame import flat
 
 # Another draw of the same thing; runs that differ in nothing else are repetitions.
 REPETITIONS = ("seed", "task.permutation", "model.weights_seed")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iclgd.metrics.statistics import Comparison, compare, holm_corrected, nanmean, seed_interval
-from iclgd.report.runs_frame import NAN, FinishedRun
+from iclgd.report.finished_run import NAN, FinishedRun
 from iclgd.report.settings import Group
 
 

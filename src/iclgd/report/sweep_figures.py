@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from iclgd.config import ConfigError, parse_layers
 from iclgd.report import style
+from iclgd.report.finished_run import FinishedRun
 from iclgd.report.run_figures import integer_ticks
-from iclgd.report.runs_frame import FinishedRun
 from iclgd.report.settings import Group, group, numeric_axes, place
 from iclgd.report.summary import Summary, summarise
 

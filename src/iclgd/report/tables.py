@@ -12,8 +12,8 @@ from typing import Any
 
 from iclgd.metrics.statistics import Comparison
 from iclgd.report import published
+from iclgd.report.finished_run import FinishedRun
 from iclgd.report.formats import Table
-from iclgd.report.runs_frame import FinishedRun
 from iclgd.report.settings import Group, group, place
 from iclgd.report.summary import Summary, by_task, differences, summarise, zero_shot_notes
 
