@@ -18,6 +18,11 @@ chmod 755 "$state"
 mkdir -p "$state"/{ctld,slurmd,log,work}
 daemons=()
 stop() {
+    for _ in $(seq 40); do # a step that cannot report its end to slurmctld would wait for it forever
+        scancel --user=root 2> /dev/null || true
+        [ -z "$(squeue -h 2> /dev/null)" ] && break
+        sleep 0.5
+    done
     for daemon in "${daemons[@]}"; do kill "$daemon" 2> /dev/null || true; done
     wait 2> /dev/null || true
     [ -n "${KEEP:-}" ] && echo "kept: $state" || rm -rf "$state"
@@ -71,6 +76,7 @@ for _ in $(seq 60); do
 done
 sinfo || { tail -n 20 "$state"/log/*; exit 1; }
 
+export SUBMITIT_LOG_LEVEL=ERROR # or it would say at every look that there is no accounting
 export PYTHONPATH="$root/src${FAKE:+:$root/tests/fake_experiment}" OMP_NUM_THREADS=1
 arguments=(sweeps=smoke hydra/launcher=submitit_slurm hydra.launcher.cpus_per_task=1 hydra.launcher.mem_gb=null
     hydra.launcher.array_parallelism=1 hydra.launcher.timeout_min=20 tracking=none ${FAKE:+finetune.epochs=50} "$@")
