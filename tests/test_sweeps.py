@@ -68,7 +68,8 @@ def test_every_point_composes_and_validates(name):
         assert name == "lr_search"
         points = [[f"sweeps={name}", "finetune=gd", "task.rates.gd=1e-3"], [f"sweeps={name}", "finetune=lcgd"]]
     found = {run_id(as_dict(typed(at(tuple(point))))) for point in points}
-    assert len(found) == len(points)
+    repeated = re.search(r"of which (\d+) repeat", asks)  # variants for which a swept setting means nothing
+    assert len(found) == len(points) - int(repeated[1] if repeated else 0)
 
 
 def test_published_runs_have_the_published_seeds_and_rates():

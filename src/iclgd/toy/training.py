@@ -117,10 +117,11 @@ def accuracy(
 
     Of the two labels of the context, the likelier counts as told; 0 demonstrations is zero-shot.
     """
-    stream, right = numpy_stream("toy evaluation", seed), 0
-    for _ in range(contexts):
-        found = language.context(demonstrations + 1, stream)
-        ids, _ = encoded([found.text.rpartition(" ")[0]], tokenizer)
-        logits = network(input_ids=ids, use_cache=False).logits[0, -1]
-        right += max(found.options, key=lambda word: logits[language.VOCABULARY.index(word)].item()) == found.answer
+    stream = numpy_stream("toy evaluation", seed)
+    found = [language.context(demonstrations + 1, stream) for _ in range(contexts)]
+    token_ids, real = encoded([each.text.rpartition(" ")[0] for each in found], tokenizer)
+    logits = network(input_ids=token_ids, use_cache=False).logits[torch.arange(contexts), real.sum(1) - 1]
+    right = 0
+    for each, row in zip(found, logits, strict=True):
+        right += max(each.options, key=lambda word, row=row: row[language.VOCABULARY.index(word)]) == each.answer
     return right / contexts
