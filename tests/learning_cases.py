@@ -33,6 +33,7 @@ def _base(objective):
     return base
 
 
+@cache
 def learning(*overrides, objective="gd", lr=0.05):
-    """A config that finetunes with this objective; composed once an objective, which takes a while."""
+    """A config that finetunes with this objective; kept, since composing takes a while."""
     return typed(OmegaConf.merge(_base(objective), OmegaConf.from_dotlist([f"finetune.lr={lr}", *overrides])))

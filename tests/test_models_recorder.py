@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from iclgd.config import Padding
-from iclgd.models import Question, RecordPlan, record
+from iclgd.models import Question, RecordPlan, record, recorder, token_queries
 from iclgd.records import OPTIONAL_RECORDS
-from naive import naive_recording
+from naive import Naive, naive_recording
 from tiny_models import RECORDABLE, tiny_model, tiny_network
 
 LABELS = ((5,), (6, 7), (6, 8, 9))
@@ -20,6 +20,7 @@ QUESTIONS = (
 )
 CONTEXTS = {"nothing before": (), "bos": (1,), "demonstrations": (1, *range(30, 43))}
 ALL = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=40)
+ALL_AT_ONCE = RecordPlan(optional=frozenset(OPTIONAL_RECORDS))
 
 
 @cache
@@ -76,8 +77,88 @@ def test_agrees_at_the_first_label_token(family):
     torch.testing.assert_close(found.label_scores, plain.label_scores, equal_nan=True)
 
 
-@pytest.mark.parametrize("family", RECORDABLE)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neo", "bloom", "falcon"])
 def test_agrees_in_float64(family):
     context = "demonstrations"
     found = recorded(model_of(family, torch.float64), context)
     assert_agree(found, reference(family, context, dtype=torch.float64), context, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_the_reference_gives_transformers_own_attention(family):
+    seen = Naive(tiny_network(family)).run(tuple(range(5, 85, 5)))
+    for scores, weights in zip(seen.scores, seen.weights, strict=True):
+        torch.testing.assert_close(scores.nan_to_num(-torch.inf).softmax(-1), weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_queries_at_every_token_agree(family):
+    sequences = [tokens for tokens, _ in QUESTIONS]
+    found = token_queries(model_of(family), sequences, (1,))
+    for tokens, vectors in zip(sequences, found, strict=True):
+        seen = Naive(reference_network(family)).run((1, *tokens))
+        expected = torch.stack([queries.transpose(0, 1).flatten(1)[1:] for queries in seen.queries], dim=1)
+        torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@cache
+def reference_network(family):
+    return tiny_network(family)
+
+
+def test_alibi_does_not_depend_on_how_long_the_context_is():
+    """A query's own scores have the same biases whatever stands before it, since their distances are the same."""
+    torch.manual_seed(0)
+    model = tiny_model("bloom")
+    for block in model.anatomy.blocks:
+        block.self_attention.query_key_value.weight.data.zero_()
+        block.self_attention.query_key_value.bias.data.zero_()
+    short, long = recorded(model, "nothing before"), recorded(model, "demonstrations")
+    torch.testing.assert_close(short.attention_scores, long.attention_scores, equal_nan=True)
+    slopes = torch.tensor([2**-2.0, 2**-4.0, 2**-6.0, 2**-8.0])
+    expected = -slopes[:, None] * torch.tensor([2.0, 1.0, 0.0])
+    torch.testing.assert_close(short.attention_scores[1, 0, :, :3], expected)
+
+
+def test_running_out_of_memory_halves_the_batch(monkeypatch):
+    family, context = "llama", "demonstrations"
+    original, sizes = recorder._run_batch, []
+
+    def run(model, batch, *rest):
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("too much")
+        original(model, batch, *rest)
+
+    monkeypatch.setattr(recorder, "_run_batch", run)
+    done = []
+    found = record(
+        model_of(family), [Question(*q) for q in QUESTIONS], CONTEXTS[context], ALL_AT_ONCE, advance=done.append
+    )
+    assert_agree(found, reference(family, context), context)
+    assert max(sizes) > 2 and sum(done) == len(QUESTIONS)
+
+    def broken(*_):
+        raise RuntimeError("another error")
+
+    monkeypatch.setattr(recorder, "_run_batch", broken)
+    with pytest.raises(RuntimeError, match="another error"):
+        recorded(model_of(family), context)
+
+
+def test_the_model_is_left_as_it_was():
+    model = model_of("gpt_neo")
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    masks = [block.attn.attention.bias for block in model.anatomy.blocks]
+    recorded(model, "demonstrations", padding=Padding.left)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
+    assert all(block.attn.attention.bias is mask for block, mask in zip(model.anatomy.blocks, masks, strict=True))
+    for module in model.network.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_labels_are_scored_by_the_mean_or_the_sum():
+    model, context = model_of("llama"), "bos"
+    mean, total = (recorded(model, context, mean_label=mean).label_scores for mean in (True, False))
+    lengths = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 3], [2, 1, torch.nan]])
+    torch.testing.assert_close(total, mean * lengths, equal_nan=True)

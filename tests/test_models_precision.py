@@ -1,0 +1,53 @@
+"""Half precision: what is recorded and learned is that of single precision but for rounding."""
+
+import pytest
+import torch
+
+from iclgd.config import Padding
+from iclgd.learning import finetuned
+from iclgd.metrics.updates import sim_aou
+from learning_cases import learning, prompts
+from test_models_recorder import recorded
+from tiny_models import RECORDABLE, tiny_model
+
+HALVES = {torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+def assert_near(found, expected, tolerance):
+    assert found.dtype is torch.float32
+    assert torch.equal(found.isnan(), expected.isnan())
+    error = (found - expected).nan_to_num().norm() / expected.nan_to_num().norm()
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_records_of_half_precision(family, dtype):
+    exact = recorded(tiny_model(family), "demonstrations")
+    for padding in (Padding.right, Padding.left):
+        found = recorded(tiny_model(family, dtype=dtype), "demonstrations", padding=padding)
+        for name in ("attention_output", "attention_scores", "label_scores", "query_vectors", "next_token_log_probs"):
+            assert_near(getattr(found, name), getattr(exact, name), HALVES[dtype])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("objective", ["gd", "lcgd"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "xglm", "bloom", "gemma2"])
+def test_learning_in_half_precision(family, objective, dtype):
+    traces = []
+    for model in (tiny_model(family), tiny_model(family, dtype=dtype)):
+        with finetuned(model, prompts(), learning(objective=objective, lr=0.05)) as trace:
+            traces.append(trace)
+    exact, found = traces
+    assert_near(found.losses, exact.losses, 0.05)
+    assert_near(found.gradient_norms, exact.gradient_norms, 2 * HALVES[dtype])
+
+
+def test_scores_of_half_precision_recordings_are_single_or_better():
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    zsl, icl = (recorded(model, context) for context in ("bos", "demonstrations"))
+    with finetuned(model, prompts(), learning()):
+        ft = recorded(model, "bos")
+    values = sim_aou(icl.attention_output, ft.attention_output, zsl.attention_output)
+    assert values.dtype in (torch.float32, torch.float64)
+    assert values.isfinite().all() and values.abs().max() <= 1
