@@ -1,5 +1,6 @@
 """The real command line in processes of its own; only the experiment is a fake of milliseconds."""
 
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import iclgd as package
 from command_line import ROOT, environment, iclgd, start
 from iclgd import command
 from iclgd.config import ConfigError
+from iclgd.runs import files
 from iclgd.runs.folder import RunFolder, State
 
 REFUSED = [
@@ -36,6 +38,17 @@ REFUSED = [
     ("model=hf", "model.name is not set: give model.name=..."),
     ("nonsense", "Error parsing override 'nonsense'"),
 ]
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that not even root can write to, where the machine lets us make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting needs privileges; another test has a file in the way of the folder")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
 
 
 @pytest.fixture
@@ -221,6 +234,27 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
         refused = iclgd(tmp_path, *arguments)
         assert refused.returncode == 2 and "name another folder with paths.outputs=" in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_a_read_only_disk_is_said_so(read_only, tmp_path):
+    for arguments in ((), ("-m", "seed=0,1")):
+        refused = iclgd(tmp_path, *arguments, f"paths.outputs={read_only}/outputs")
+        assert refused.returncode == 2 and "Read-only file system" in refused.stderr
+        assert "Traceback" not in refused.stderr and "paths.outputs=" in refused.stderr
+
+
+def test_a_disk_that_fills_up_in_a_sweep_fails_its_runs_and_the_same_command_mends_them(
+    in_process, monkeypatch, capsys
+):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fsync", full)
+        assert command.run(["-m", "seed=0,1"]).code == 1
+    assert "2 failed" in capsys.readouterr().out
+    assert command.run(["-m", "seed=0,1"]).code == 0
+    assert "2 done" in capsys.readouterr().out
 
 
 def test_from_python(in_process, tmp_path):

@@ -111,6 +111,8 @@ def job(composed: DictConfig) -> float:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
         outcome = Outcome(Ending.refused, path, str(error))
+    except OSError as error:  # not even the run's own folder can be written
+        outcome = Outcome(Ending.failed, path, _unwritable(error))
     except KeyboardInterrupt as stop:
         record(Outcome(Ending.interrupted, path))
         if isinstance(stop, Terminated) and invocation is not None and not invocation.is_own():
@@ -124,7 +126,10 @@ def job(composed: DictConfig) -> float:
 
 def _record(invocation: Invocation | None, number: int, path: Path, outcome: Outcome | None) -> None:
     if invocation is not None:
-        invocation.mark(number, outcome, path)
+        try:
+            invocation.mark(number, outcome, path)
+        except OSError as error:
+            log.error("how run %s ended cannot be told to the command: %s", path.name, error)
     elif outcome is not None:
         _command.outcomes.append(outcome)
 
