@@ -13,9 +13,11 @@ import time
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 
 import iclgd as package
 from command_line import ROOT, environment, iclgd, start
+from configs import config
 from iclgd import command
 from iclgd.config import ConfigError
 from iclgd.runs import files
@@ -255,6 +257,28 @@ def test_a_disk_that_fills_up_in_a_sweep_fails_its_runs_and_the_same_command_men
     assert "2 failed" in capsys.readouterr().out
     assert command.run(["-m", "seed=0,1"]).code == 0
     assert "2 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({"launcher": {}, "job": {"num": 3}}, 2, (None, "auto")),
+        ({"launcher": {"n_jobs": 2}, "job": {"num": 3}}, 0, (3, "auto")),
+        ({"launcher": {"n_jobs": 4}, "job": {"num": 3}}, 2, (1, "cuda:1")),
+        ({"launcher": {"n_jobs": -1}, "job": {"num": 4}}, 3, (1, "cuda:1")),
+        ({"launcher": {"n_jobs": 8}, "job": {"num": 0}}, 1, (1, "cuda:0")),
+    ],
+)
+def test_workers_share_cores_and_take_gpus_in_turn(monkeypatch, settings, gpus, expected):
+    import torch
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    placed = command.placed(config(), OmegaConf.create(settings)).runtime
+    assert (placed.threads, placed.device) == expected
+    chosen = command.placed(config("runtime.threads=5", "runtime.device=cpu"), OmegaConf.create(settings)).runtime
+    assert (chosen.threads, chosen.device) == (5, "cpu")
 
 
 def test_from_python(in_process, tmp_path):
