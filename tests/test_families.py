@@ -9,7 +9,7 @@ from iclgd import paths
 from iclgd.models import Question, RecordPlan, UnsupportedModelError, assemble, record
 from iclgd.models.anatomy import FAMILIES, dissect
 from naive import PARTS
-from tiny_models import CONFIGS, RECORDABLE, tiny_model, tiny_network
+from tiny_models import CONFIGS, RECORDABLE, shared_model, tiny_network
 
 MODEL_FILES = {
     **{f"fairseq_dense_{size}": "xglm" for size in ("125m", "355m", "1_3b", "2_7b", "6_7b", "13b")},
@@ -49,7 +49,7 @@ def test_model_file_composes(name):
 
 @pytest.mark.parametrize("family", sorted(set(MODEL_FILES.values())))
 def test_architecture_of_a_model_file_runs(family):
-    model = tiny_model(family)
+    model = shared_model(family)
     found = record(model, [Question((3, 4, 5), ((6,), (7,)))], (1, 8, 9), RecordPlan())
     assert found.attention_output.shape == (1, model.layers, 32)
     assert found.attention_output.isfinite().all() and found.label_scores.isfinite().all()

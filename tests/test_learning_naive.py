@@ -9,7 +9,7 @@ from iclgd.learning.objectives import ObjectiveOptions, resolve_objective
 from iclgd.learning.parameters import trainable, trained_parameters
 from learning_cases import TEXTS, learning, prompts
 from naive import NaiveFinetuning
-from tiny_models import RECORDABLE, tiny_model, tiny_network
+from tiny_models import RECORDABLE, shared_model, tiny_network
 
 LR = 0.05
 
@@ -50,7 +50,7 @@ def test_weights_after_three_steps_agree(family, objective):
         depths["lcgd"] = range(1, network.config.num_hidden_layers + 1)
         expected_losses.append(sum(naive.loss(tokens, 1, depth).item() for depth in depths[objective]))
         naive.step(found, LR)
-    model = tiny_model(family)
+    model = shared_model(family)
     exit_layer = ("finetune.exit_layer=1",) if objective == "short_circuit" else ()
     config = learning(*exit_layer, objective=objective, lr=LR)
     trained = trained_parameters(model, config.finetune.trainable, None)
@@ -76,7 +76,7 @@ EXITS = {
 def test_exit_at_the_attention_output_agrees(family):
     naive = NaiveFinetuning(tiny_network(family))
     expected = naive.gradients("lcgd", (1, *TEXTS[0]), 1, exit_attention=EXITS[family])
-    model = tiny_model(family)
+    model = shared_model(family)
     config = learning("protocol.exit=attention_output", objective="lcgd")
 
     sequence = training_sequences(prompts(), config.finetune.loss_on, config.protocol.step)[0]
@@ -90,7 +90,7 @@ def test_exit_at_the_attention_output_agrees(family):
 def test_agrees_in_float64_and_without_bos(family):
     naive = NaiveFinetuning(tiny_network(family).double())
     expected = naive.gradients("lcgd", TEXTS[0], 1)
-    model = tiny_model(family, dtype=torch.float64)
+    model = shared_model(family, torch.float64)
 
     config = learning(objective="lcgd")
     sequence = training_sequences(prompts(bos=()), config.finetune.loss_on, config.protocol.step)[0]
@@ -99,7 +99,7 @@ def test_agrees_in_float64_and_without_bos(family):
 
 
 def test_options_default_to_the_last_block():
-    model = tiny_model("llama")
+    model = shared_model("llama")
     config = learning()
 
     sequence = training_sequences(prompts(), config.finetune.loss_on, config.protocol.step)[0]

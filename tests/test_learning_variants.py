@@ -14,7 +14,7 @@ from iclgd.models import assemble
 from iclgd.records import Item
 from learning_cases import BOS, TEXTS, learning, prompts
 from test_learning_naive import gradients_of
-from tiny_models import RECORDABLE, tiny_model
+from tiny_models import RECORDABLE, shared_model, tiny_model
 
 SEQUENCES = training_sequences(prompts(), LossOn.all_tokens, StepPer.demonstration)
 
@@ -52,7 +52,7 @@ def randomised_above(model, layer):
 
 @pytest.mark.parametrize("family", RECORDABLE)
 def test_lcgd_does_not_know_the_layers_above(family):
-    model = tiny_model(family)
+    model = shared_model(family)
     other = randomised_above(model, 0)
     layers = [item.layer for item in trained_parameters(model, Trainable.attn_kv, None)]
     both = {}
@@ -77,7 +77,7 @@ def test_lcgd_on_one_layer_is_gd(family):
 
 @pytest.mark.parametrize("objective", ["gd", "lcgd"])
 def test_a_tiny_rate_gives_updates_linear_in_it(objective):
-    model = tiny_model("llama", dtype=torch.float64)
+    model = shared_model("llama", torch.float64)
     _, small = trained_by(model, learning(objective=objective, lr=1e-6))
     _, double = trained_by(model, learning(objective=objective, lr=2e-6))
     assert len(small) == 6
@@ -88,7 +88,7 @@ def test_a_tiny_rate_gives_updates_linear_in_it(objective):
 
 
 def test_weights_come_back_after_an_exception_and_after_divergence():
-    model = tiny_model("gpt_neox")
+    model = shared_model("gpt_neox")
     before = weights(model)
     with pytest.raises(KeyError, match="mine"), finetuned(model, prompts(), learning()):
         raise KeyError("mine")
@@ -111,7 +111,7 @@ def test_weights_come_back_after_an_exception_and_after_divergence():
 
 
 def test_divergence_is_said_and_ends_training():
-    model = tiny_model("llama", dtype=torch.float64)
+    model = shared_model("llama", torch.float64)
     steps = []
     with finetuned(
         model, prompts(), learning("finetune.trainable=all", "finetune.epochs=10", lr=1e200), steps.append
@@ -149,7 +149,7 @@ QUERY_PARTS = {
 @pytest.mark.parametrize("objective", ["gd", "lcgd"])
 @pytest.mark.parametrize("family", QUERY_PARTS)
 def test_fused_projections_train_keys_and_values_only(family, objective):
-    model = tiny_model(family)
+    model = shared_model(family)
     _, queries, keys_and_values = QUERY_PARTS[family]
     before = weights(model)
     _, changed = trained_by(model, learning("finetune.optimizer=adam", objective=objective, lr=0.01))
@@ -168,7 +168,7 @@ MLP = {"llama": "mlp", "opt": "fc", "gpt2": "mlp", "gpt_neo": "mlp"}
 
 @pytest.mark.parametrize("family", MLP)
 def test_trainable_names_the_weights(family):
-    model = tiny_model(family)
+    model = shared_model(family)
     kinds = {kind: set(trained_by(model, learning(f"finetune.trainable={kind}"))[1]) for kind in Trainable}
     blocks = {name for name, _ in model.network.named_parameters() if ".layers." in name or ".h." in name}
     assert kinds[Trainable.mlp] == {name for name in blocks if f".{MLP[family]}" in name}
@@ -180,7 +180,7 @@ def test_trainable_names_the_weights(family):
 
 @pytest.mark.parametrize("objective", ["gd", "lcgd"])
 def test_layers_name_the_blocks(objective):
-    model = tiny_model("llama")
+    model = shared_model("llama")
     trace, changed = trained_by(model, learning("finetune.layers=[1]", objective=objective))
     assert changed and all(".layers.1." in name for name in changed)
     assert trace.gradient_norms[:, [0, 2]].isnan().all() and (trace.gradient_norms[:, 1] > 0).all()
@@ -192,7 +192,7 @@ def test_layers_name_the_blocks(objective):
 
 
 def test_short_circuit_trains_the_blocks_below_its_exit():
-    model = tiny_model("llama")
+    model = shared_model("llama")
     _, changed = trained_by(model, learning("finetune.exit_layer=1", objective="short_circuit"))
     assert {name.split(".")[2] for name in changed} == {"0", "1"}
     with pytest.raises(ConfigError, match=r"finetune\.exit_layer=3 does not exist: the model's layers are 0 to 2"):
@@ -216,7 +216,7 @@ def test_loss_on_the_label_and_steps_for_tokens():
 
 
 def test_the_mean_of_token_gradients_is_the_demonstration_gradient():
-    model = tiny_model("llama", dtype=torch.float64)
+    model = shared_model("llama", torch.float64)
     tokens = training_sequences(prompts(TEXTS[:1]), LossOn.all_tokens, StepPer.token)
     each = [gradients_of(model, learning(), sequence)[1] for sequence in tokens]
     _, whole = gradients_of(model, learning(), SEQUENCES[0])
@@ -228,7 +228,7 @@ def test_the_mean_of_token_gradients_is_the_demonstration_gradient():
 
 
 def test_a_full_batch_takes_one_step_along_the_mean():
-    model = tiny_model("llama", dtype=torch.float64)
+    model = shared_model("llama", torch.float64)
     trace, changed = trained_by(model, learning("finetune.batch=full", "finetune.epochs=1", lr=0.1))
     each = [gradients_of(model, learning(), sequence) for sequence in SEQUENCES]
     assert trace.losses.tolist() == pytest.approx([sum(loss for loss, _ in each) / 3], rel=1e-6)
@@ -241,14 +241,14 @@ def test_a_full_batch_takes_one_step_along_the_mean():
 
 
 def test_epochs_repeat_the_demonstrations():
-    trace, _ = trained_by(tiny_model("llama"), learning("finetune.epochs=3", lr=0.05))
+    trace, _ = trained_by(shared_model("llama"), learning("finetune.epochs=3", lr=0.05))
     assert trace.demonstrations == (0, 1, 2) * 3
     assert trace.losses[6:].mean() < trace.losses[:3].mean()
 
 
 def test_adam_steps_as_adam():
     """The first step of Adam is lr * g / (|g| + eps)."""
-    model = tiny_model("llama", dtype=torch.float64)
+    model = shared_model("llama", torch.float64)
     given = prompts(TEXTS[:1])
     _, changed = trained_by(model, learning("finetune.optimizer=adam", lr=0.01), given)
     _, gradients = gradients_of(model, learning(), SEQUENCES[0])
@@ -259,7 +259,7 @@ def test_adam_steps_as_adam():
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_norms_are_matched_to_another_objective(family):
-    model = tiny_model(family)
+    model = shared_model(family)
     matched, _ = trained_by(model, learning("finetune.norm_of=gd", objective="lcgd"), prompts(TEXTS[:1]))
     gd, _ = trained_by(model, learning(), prompts(TEXTS[:1]))
     own, _ = trained_by(model, learning(objective="lcgd"), prompts(TEXTS[:1]))
@@ -272,7 +272,7 @@ def test_norms_are_matched_to_another_objective(family):
 
 
 def test_a_random_direction_keeps_the_norm_and_the_seed():
-    model = tiny_model("gpt_neox")
+    model = shared_model("gpt_neox")
     one = prompts(TEXTS[:1])
     own, straight = trained_by(model, learning(), one)
     found, first = trained_by(model, learning("finetune.direction=random"), one)
@@ -290,7 +290,7 @@ def test_a_random_direction_keeps_the_norm_and_the_seed():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_a_low_rank_change_has_a_low_rank(family):
-    model = tiny_model(family)
+    model = shared_model(family)
     config = learning("finetune.rank=2", "finetune.epochs=3", lr=0.3)
     with finetuned(model, prompts(), config, ranks=True) as trace:
         pass
@@ -307,7 +307,7 @@ def replace_rank(config):
 
 
 def test_other_training_data_is_what_is_seen():
-    model = tiny_model("llama")
+    model = shared_model("llama")
     other = (Item("", (61, 62, 63), 0, 1),)
     found, _ = trained_by(model, learning(), prompts(training=other))
     alone, _ = trained_by(model, learning(), prompts(texts=((61, 62, 63),)))
@@ -320,7 +320,7 @@ def mine(model, sequence, options):
 
 
 def test_an_objective_of_ones_own():
-    model = tiny_model("llama")
+    model = shared_model("llama")
     config = learning("finetune.objective=test_learning_variants.mine")
     mine_, _ = trained_by(model, config)
     gd, _ = trained_by(model, learning())

@@ -8,8 +8,9 @@ from iclgd.learning import finetuned
 from iclgd.metrics.updates import sim_aou
 from learning_cases import learning, prompts
 from test_models_recorder import recorded
-from tiny_models import RECORDABLE, tiny_model
+from tiny_models import RECORDABLE, shared_model
 
+IN_FLOAT16 = ("llama", "gemma2", "gpt_neox", "xglm", "gpt_neo", "falcon")
 HALVES = {torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
@@ -20,14 +21,15 @@ def assert_near(found, expected, tolerance):
     assert error < tolerance
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("family", RECORDABLE)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, torch.bfloat16) for family in RECORDABLE] + [(family, torch.float16) for family in IN_FLOAT16],
+)
 def test_records_of_half_precision(family, dtype):
-    exact = recorded(tiny_model(family), "demonstrations")
-    for padding in (Padding.right, Padding.left):
-        found = recorded(tiny_model(family, dtype=dtype), "demonstrations", padding=padding)
-        for name in ("attention_output", "attention_scores", "label_scores", "query_vectors", "next_token_log_probs"):
-            assert_near(getattr(found, name), getattr(exact, name), HALVES[dtype])
+    exact = recorded(shared_model(family), "demonstrations")
+    found = recorded(shared_model(family, dtype), "demonstrations", padding=Padding.left)
+    for name in ("attention_output", "attention_scores", "label_scores", "query_vectors", "next_token_log_probs"):
+        assert_near(getattr(found, name), getattr(exact, name), HALVES[dtype])
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -35,7 +37,7 @@ def test_records_of_half_precision(family, dtype):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "xglm", "bloom", "gemma2"])
 def test_learning_in_half_precision(family, objective, dtype):
     traces = []
-    for model in (tiny_model(family), tiny_model(family, dtype=dtype)):
+    for model in (shared_model(family), shared_model(family, dtype)):
         with finetuned(model, prompts(), learning(objective=objective, lr=0.05)) as trace:
             traces.append(trace)
     exact, found = traces
@@ -44,7 +46,7 @@ def test_learning_in_half_precision(family, objective, dtype):
 
 
 def test_scores_of_half_precision_recordings_are_single_or_better():
-    model = tiny_model("llama", dtype=torch.bfloat16)
+    model = shared_model("llama", torch.bfloat16)
     zsl, icl = (recorded(model, context) for context in ("bos", "demonstrations"))
     with finetuned(model, prompts(), learning()):
         ft = recorded(model, "bos")

@@ -9,7 +9,7 @@ from iclgd.config import Padding
 from iclgd.models import Question, RecordPlan, record, recorder, token_queries
 from iclgd.records import OPTIONAL_RECORDS
 from naive import Naive, naive_recording
-from tiny_models import RECORDABLE, tiny_model, tiny_network
+from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
 
 LABELS = ((5,), (6, 7), (6, 8, 9))
 QUESTIONS = (
@@ -27,11 +27,6 @@ ALL_AT_ONCE = RecordPlan(optional=frozenset(OPTIONAL_RECORDS))
 def reference(family, context, at_first_label_token=False, dtype=torch.float32):
     network = tiny_network(family).to(dtype)
     return naive_recording(network, QUESTIONS, CONTEXTS[context], at_first_label_token)
-
-
-@cache
-def model_of(family, dtype=torch.float32):
-    return tiny_model(family, dtype=dtype)
 
 
 def recorded(model, context, **plan):
@@ -62,16 +57,16 @@ def assert_agree(found, expected, context, tolerance=1e-4):
 @pytest.mark.parametrize("family", RECORDABLE)
 def test_agrees_with_the_naive_reference(family, context):
     for padding in Padding:
-        assert_agree(recorded(model_of(family), context, padding=padding), reference(family, context), context)
+        assert_agree(recorded(shared_model(family), context, padding=padding), reference(family, context), context)
 
 
 @pytest.mark.parametrize("family", RECORDABLE)
 def test_agrees_at_the_first_label_token(family):
     context = "demonstrations"
     expected = reference(family, context, True)
-    found = recorded(model_of(family), context, at_first_label_token=True)
+    found = recorded(shared_model(family), context, at_first_label_token=True)
     assert_agree(found, expected, context)
-    plain = recorded(model_of(family), context)
+    plain = recorded(shared_model(family), context)
     assert found.attention_scores.shape[-1] == plain.attention_scores.shape[-1] + 1
     assert not torch.allclose(found.attention_output, plain.attention_output, atol=1e-2)
     torch.testing.assert_close(found.label_scores, plain.label_scores, equal_nan=True)
@@ -80,7 +75,7 @@ def test_agrees_at_the_first_label_token(family):
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neo", "bloom", "falcon"])
 def test_agrees_in_float64(family):
     context = "demonstrations"
-    found = recorded(model_of(family, torch.float64), context)
+    found = recorded(shared_model(family, torch.float64), context)
     assert_agree(found, reference(family, context, dtype=torch.float64), context, tolerance=1e-5)
 
 
@@ -94,7 +89,7 @@ def test_the_reference_gives_transformers_own_attention(family):
 @pytest.mark.parametrize("family", RECORDABLE)
 def test_queries_at_every_token_agree(family):
     sequences = [tokens for tokens, _ in QUESTIONS]
-    found = token_queries(model_of(family), sequences, (1,))
+    found = token_queries(shared_model(family), sequences, (1,))
     for tokens, vectors in zip(sequences, found, strict=True):
         seen = Naive(reference_network(family)).run((1, *tokens))
         expected = torch.stack([queries.transpose(0, 1).flatten(1)[1:] for queries in seen.queries], dim=1)
@@ -133,7 +128,7 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch):
     monkeypatch.setattr(recorder, "_run_batch", run)
     done = []
     found = record(
-        model_of(family), [Question(*q) for q in QUESTIONS], CONTEXTS[context], ALL_AT_ONCE, advance=done.append
+        shared_model(family), [Question(*q) for q in QUESTIONS], CONTEXTS[context], ALL_AT_ONCE, advance=done.append
     )
     assert_agree(found, reference(family, context), context)
     assert max(sizes) > 2 and sum(done) == len(QUESTIONS)
@@ -143,11 +138,11 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch):
 
     monkeypatch.setattr(recorder, "_run_batch", broken)
     with pytest.raises(RuntimeError, match="another error"):
-        recorded(model_of(family), context)
+        recorded(shared_model(family), context)
 
 
 def test_the_model_is_left_as_it_was():
-    model = model_of("gpt_neo")
+    model = shared_model("gpt_neo")
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     masks = [block.attn.attention.bias for block in model.anatomy.blocks]
     recorded(model, "demonstrations", padding=Padding.left)
@@ -158,7 +153,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_labels_are_scored_by_the_mean_or_the_sum():
-    model, context = model_of("llama"), "bos"
+    model, context = shared_model("llama"), "bos"
     mean, total = (recorded(model, context, mean_label=mean).label_scores for mean in (True, False))
     lengths = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 3], [2, 1, torch.nan]])
     torch.testing.assert_close(total, mean * lengths, equal_nan=True)

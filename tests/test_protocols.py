@@ -10,7 +10,7 @@ from iclgd.learning import finetuned, training_sequences
 from iclgd.runs.progress import Progress
 from learning_cases import learning, prompts
 from test_learning_naive import gradients_of
-from tiny_models import tiny_model
+from tiny_models import shared_model
 
 
 def laboratory(model, *overrides, wanted=("random_update",)):
@@ -20,7 +20,7 @@ def laboratory(model, *overrides, wanted=("random_update",)):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model("llama")
+    return shared_model("llama")
 
 
 def test_presets_are_the_papers():

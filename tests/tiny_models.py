@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -126,3 +128,9 @@ RECORDABLE = tuple(name for name in CONFIGS if name != "falcon_alibi")
 def tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> LanguageModel:
     """The same, ready to be recorded; it has no tokenizer."""
     return assemble(tiny_network(name, seed, **changes).to(dtype), None)
+
+
+@cache
+def shared_model(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """The same, made once, for tests that leave its weights as they are."""
+    return tiny_model(name, dtype=dtype)

@@ -195,7 +195,7 @@ def _with_log_mass(
             query, key, value, 0.0, causal, attn_mask=None, scale=scale
         )
         return out, mass
-    if query.device.type == "cuda":
+    if query.device.type == "cuda" and query.dtype is not torch.float64:
         out, mass, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, causal, scale=scale
         )

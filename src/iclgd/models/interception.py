@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -72,12 +73,16 @@ class _Watch(TorchFunctionMode):
         if now.keep_queries and self.query is not None:
             self.take_query(layer, self.query)
 
-    def enter(self, layer: int, module: nn.Module, alibi: Tensor | None) -> None:
+    def enter(self, layer: int, module: nn.Module, _args: Any, kwargs: Any) -> None:
         """Attention of this layer begins."""
         self.layer, self.bias = layer, None
-        if alibi is not None:
+        if (alibi := kwargs.get("alibi")) is not None:
             own = alibi.reshape(self.batch, self.anatomy.shape.heads, -1)[..., self.now.prefix_length() :]
             self.bias = self.now.last(own, 2).float() * float(cast(Any, module).beta)
+
+    def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """Attention of this layer is over."""
+        self.layer = None
 
     def take_query(self, layer: int, query: Tensor) -> None:
         now, shape = self.now, self.anatomy.shape
@@ -102,21 +107,12 @@ def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int, width: int) ->
     """
     watch = _Watch(anatomy, now, batch)
 
-    def enter(layer: int) -> Any:
-        def hook(module: nn.Module, _args: Any, kwargs: Any) -> None:
-            watch.enter(layer, module, kwargs.get("alibi"))
-
-        return hook
-
-    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-        watch.layer = None
-
     handles = []
     try:
         for layer in range(len(anatomy.blocks)):
             module = anatomy.attention(layer)
-            handles.append(module.register_forward_pre_hook(enter(layer), with_kwargs=True))
-            handles.append(module.register_forward_hook(leave))
+            handles.append(module.register_forward_pre_hook(partial(watch.enter, layer), with_kwargs=True))
+            handles.append(module.register_forward_hook(watch.leave))
         with watch, _windows_without_padding(anatomy, now, width):
             yield
     finally:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -173,19 +174,21 @@ def _pad(token_ids: Tokens, width: int, left: bool) -> Tokens:
 def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
     """By layer, what attention adds to the residual stream at each sequence's last token."""
     added: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            added[layer] = now.last(output, 1)
-
-        return hook
-
-    handles = [model.anatomy.added(i).register_forward_hook(keep(i)) for i in range(model.layers)]
+    handles = [
+        model.anatomy.added(layer).register_forward_hook(partial(_keep_last, added, now, layer))
+        for layer in range(model.layers)
+    ]
     try:
         yield added
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _keep_last(
+    added: dict[int, Tensor], now: AttentionPass, layer: int, _module: nn.Module, _args: object, output: Tensor
+) -> None:
+    added[layer] = now.last(output, 1)
 
 
 def _score_options(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
 
-from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.anatomy import Anatomy, UnsupportedModelError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.language_model import LanguageModel
@@ -118,25 +119,23 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
 
 @contextmanager
 def _without_keys_and_values(model: LanguageModel) -> Iterator[None]:
-    anatomy = model.anatomy
-
-    def hook(_module: object, _args: object, output: Tensor) -> Tensor:
-        output = output.clone()
-        fused = anatomy.family.layout not in ("separate", "columns")
-        anatomy.key_value_view(output.movedim(-1, 0) if fused else output).zero_()
-        return output
-
-    names = anatomy.family.key_value
     handles = [
-        anatomy.attention(layer).get_submodule(name).register_forward_hook(hook)
+        model.anatomy.attention(layer).get_submodule(name).register_forward_hook(partial(_zeroed, model.anatomy))
         for layer in range(model.layers)
-        for name in names
+        for name in model.anatomy.family.key_value
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _zeroed(anatomy: Anatomy, _module: object, _args: object, output: Tensor) -> Tensor:
+    output = output.clone()
+    fused = anatomy.family.layout not in ("separate", "columns")
+    anatomy.key_value_view(output.movedim(-1, 0) if fused else output).zero_()
+    return output
 
 
 def _some_tokens(model: LanguageModel) -> Tensor:
@@ -177,26 +176,22 @@ class _Seen:
         for layer in range(self.model.layers):
             value = anatomy.attention(layer).get_submodule(anatomy.family.key_value[-1])
             self.handles += [
-                value.register_forward_hook(self._values(layer)),
-                anatomy.part(layer, anatomy.family.projection).register_forward_pre_hook(self._mixed(layer)),
-                anatomy.blocks[layer].register_forward_hook(self._block(layer)),
+                value.register_forward_hook(partial(self._values, layer)),
+                anatomy.part(layer, anatomy.family.projection).register_forward_pre_hook(partial(self._mixed, layer)),
+                anatomy.blocks[layer].register_forward_hook(partial(self._block, layer)),
             ]
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _values(self, layer: int) -> Callable[..., None]:
-        def hook(_module: object, _args: object, output: Tensor) -> None:
-            anatomy, shape = self.model.anatomy, self.model.anatomy.shape
-            if len(anatomy.family.key_value) == 2:
-                self.key_values[layer] = output[0].unflatten(-1, (shape.key_value_heads, shape.head_dim))
-            else:  # a fused projection: the token axis stands where a weight has its inputs
-                transposed = output[0].T if anatomy.family.layout != "columns" else output[0]
-                view = anatomy.key_value_view(transposed.contiguous())
-                self.key_values[layer] = self._fused(view)
-
-        return hook
+    def _values(self, layer: int, _module: object, _args: object, output: Tensor) -> None:
+        anatomy, shape = self.model.anatomy, self.model.anatomy.shape
+        if len(anatomy.family.key_value) == 2:
+            self.key_values[layer] = output[0].unflatten(-1, (shape.key_value_heads, shape.head_dim))
+        else:  # a fused projection: the token axis stands where a weight has its inputs
+            transposed = output[0].T if anatomy.family.layout != "columns" else output[0]
+            self.key_values[layer] = self._fused(anatomy.key_value_view(transposed.contiguous()))
 
     def _fused(self, view: Tensor) -> Tensor:
         shape, layout = self.model.anatomy.shape, self.model.anatomy.family.layout
@@ -209,14 +204,8 @@ class _Seen:
             return view[:, 1].permute(2, 0, 1)
         return view[1:].permute(2, 0, 1)  # falcon with one key and one value head
 
-    def _mixed(self, layer: int) -> Callable[..., None]:
-        def hook(_module: object, args: tuple[Tensor, ...]) -> None:
-            self.mixed[layer] = args[0][0, -1].float().flatten()
+    def _mixed(self, layer: int, _module: object, args: tuple[Tensor, ...]) -> None:
+        self.mixed[layer] = args[0][0, -1].float().flatten()
 
-        return hook
-
-    def _block(self, layer: int) -> Callable[..., None]:
-        def hook(_module: object, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            self.block_output[layer] = output[0][0] if isinstance(output, tuple) else output[0]
-
-        return hook
+    def _block(self, layer: int, _module: object, _args: object, output: Tensor | tuple[Tensor | None, ...]) -> None:
+        self.block_output[layer] = cast(Tensor, output[0] if isinstance(output, tuple) else output)[0]
