@@ -84,9 +84,9 @@ class Recording:
     Attributes:
         attention_output: what the attention block adds to the residual stream.
         attention_scores: scaled dot products before softmax with the query's own tokens; NaN where a query is shorter
-            than the longest, and where a local layer cannot see the token.
+            than the longest, and where a local layer cannot see the token. ALiBi's biases count, from the last token.
         label_scores: mean log-probability of each option's tokens, in nats; NaN where a query has fewer options.
-        context_scores: the same dot products with the tokens of the context, summed over heads.
+        context_scores: the same with the tokens of the context, summed over heads.
         query_vectors: attention queries of all heads, scaled as in attention.
         next_token_log_probs: over the whole vocabulary, at the token that predicts the label.
     """
