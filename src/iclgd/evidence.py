@@ -118,13 +118,18 @@ class Laboratory:
         config, prompts = config or self.config, prompts or self.prompts
         with self.learning(config, prompts, settings["icl"], after) as trace:
             if trace.diverged_at is not None:
-                log.warning("%s diverged at step %d: its scores are undefined", config.finetune.name, trace.diverged_at)
-                return Learned(trace, _undefined(settings["zsl"], self.plan(setting)), self._no_queries())
+                return self._diverged(config, trace, settings["zsl"], setting)
             if config.finetune.procedure is Procedure.replay:
                 recording = settings["icl"]
             else:
                 recording = self._record(setting, prompts.bos, self.plan(setting))
+            if not recording.attention_output.isfinite().all():  # the last step's harm shows only now
+                return self._diverged(config, replace(trace, diverged_at=len(trace.losses)), settings["zsl"], setting)
             return Learned(trace, recording, self.training_queries())
+
+    def _diverged(self, config: Config, trace: Trace, like: Recording, setting: str) -> Learned:
+        log.warning("%s diverged at step %d: its scores are undefined", config.finetune.name, trace.diverged_at)
+        return Learned(trace, _undefined(like, self.plan(setting)), self._no_queries())
 
     def training_queries(self) -> Float[Tensor, "context layer heads_x_head_dim"] | None:
         """The model's attention queries at every demonstration token, as it reads each demonstration alone."""
@@ -166,8 +171,8 @@ class Laboratory:
             training=tuple(items[i] for i in mixed),
         )
 
-    def facts(self, settings: Mapping[str, Recording], learned: Learned) -> dict[str, Any]:
-        """Everything beside recordings that the scores name."""
+    def facts(self, settings: Mapping[str, Recording], learned: Learned, early: bool = False) -> dict[str, Any]:
+        """Everything beside recordings that the scores name; `early`, what can be had while finetuning goes on."""
         prompts, seed, orders = self.prompts, self.config.seed, range(self.config.metric.orders + 1)
         shape = settings["icl"].attention_output.shape
         icl_orders = lambda: [self.untouched("icl", self.reordered(i)).label_scores for i in orders]  # noqa: E731
@@ -189,6 +194,8 @@ class Laboratory:
             "icl_orders": lambda: torch.stack(icl_orders()),
             "ft_orders": lambda: torch.stack(ft_orders()),
         }
+        if early:
+            del makers["ft_orders"]  # would finetune within finetuning
         return {name: make() for name, make in makers.items() if name in self.wanted or name == "labels"}
 
     def _random_update(self, shape: torch.Size) -> Tensor:
@@ -221,7 +228,7 @@ class Laboratory:
             if after_step and every and done % every == 0:
                 now = self._record("ft so far", self.prompts.bos, self.plan("ft"))
                 so_far = Learned(_no_steps(self.model.layers), now, self.training_queries())
-                facts = self.facts(settings, so_far)
+                facts = self.facts(settings, so_far, early=True)
                 after_step(done, Evidence({**settings, "ft": now}, so_far.trace, facts))
 
         learned = self.learned(settings, after=after)

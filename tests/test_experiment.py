@@ -1,0 +1,169 @@
+"""A whole run: its files, that its numbers follow from them, and what does and does not change them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from configs import config
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from iclgd import experiment
+from iclgd.config import ConfigError
+from iclgd.runs.folder import RunFolder
+
+SMALL = ("model=toy", "task=toy", "tracking=none", "task.queries=10", "metric.bootstrap=50", "runtime.cache=off")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def run(path: Path, *overrides: str) -> tuple[dict, Path]:
+    settings = config(*SMALL, *overrides)
+    folder = RunFolder(path)
+    folder.start("test")
+    return experiment.run(settings, folder), path
+
+
+def test_scores_follow_from_the_recordings(tmp_path: Path) -> None:
+    scores, folder = run(tmp_path / "run", "finetune=lcgd", "runtime.save_recordings=true")
+    stored = load_file(folder / "recordings.safetensors")
+    h = {name: stored[f"{name}.attention_output"].double() for name in ("zsl", "icl", "ft")}
+    m = {name: stored[f"{name}.attention_scores"].double() for name in ("zsl", "icl", "ft")}
+    by_layer = functional.cosine_similarity(h["icl"] - h["zsl"], h["ft"] - h["zsl"], dim=-1).mean(0)
+    assert scores["sim_aou"]["layers"] == pytest.approx(by_layer.tolist(), abs=1e-6)
+    assert scores["sim_aou"]["mean"] == pytest.approx(by_layer.mean().item(), abs=1e-6)
+    heads = torch.stack(
+        [
+            functional.cosine_similarity(
+                torch.nan_to_num(m["icl"][q] - m["zsl"][q]), torch.nan_to_num(m["ft"][q] - m["zsl"][q]), dim=-1
+            )
+            for q in range(len(m["icl"]))
+        ]
+    )
+    assert scores["sim_am_delta"]["mean"] == pytest.approx(heads.nanmean(-1).nanmean(0).mean().item(), abs=1e-6)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    labels = torch.tensor([query["label"] for query in prompts["queries"]])
+    for name in ("zsl", "icl", "ft"):
+        right = stored[f"{name}.label_scores"].argmax(-1) == labels
+        assert scores["accuracy"][name] == pytest.approx(right.float().mean().item())
+    assert set(prompts) >= {"bos", "separator", "demonstrations", "queries", "label_words", "label_token_ids"}
+
+
+def test_the_folder_holds_what_others_read(tmp_path: Path) -> None:
+    scores, folder = run(tmp_path / "run", "finetune=gd")
+    assert json.loads((folder / "scores.json").read_text()) == scores
+    frame = pd.read_parquet(folder / "scores.parquet")
+    assert list(frame.columns) == ["score", "example", "layer", "value"]
+    mean = frame[frame.score == "sim_aou"].groupby("layer").value.mean().mean()
+    assert mean == pytest.approx(scores["sim_aou"]["mean"], abs=1e-6)
+    norms = pd.read_parquet(folder / "gradient_norms.parquet")
+    assert {"demonstration", "layer", "value"} <= set(norms.columns)
+    assert len(norms) == 12 * len(scores["sim_aou"]["layers"])
+    assert norms.value.mean() == pytest.approx(scores["gradient_norm"]["mean"], rel=1e-5)
+    assert sorted(path.suffix for path in (folder / "figures").iterdir()).count(".png") >= 2
+    assert {"sim_aou_norm", "sim_aou_random", "sim_am", "sim_am_zsl", "rec2ftp"} <= set(scores)
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["device"]["name"] == "cpu" and environment["dtype"] == "float32"
+    assert all(len(digest) == 64 for digest in environment["model_files"].values())
+
+
+def test_a_run_repeated_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        run(tmp_path / name, "finetune=lcgd")
+    assert (tmp_path / "first/scores.json").read_bytes() == (tmp_path / "second/scores.json").read_bytes()
+    assert (tmp_path / "first/prompts.json").read_bytes() == (tmp_path / "second/prompts.json").read_bytes()
+
+
+def test_the_cache_changes_nothing(tmp_path: Path) -> None:
+    for name, cache in (("off", "off"), ("fills", "auto"), ("reuses", "auto")):
+        run(tmp_path / name, "finetune=gd", f"runtime.cache={cache}")
+    written = {name: (tmp_path / name / "scores.json").read_bytes() for name in ("off", "fills", "reuses")}
+    assert len(set(written.values())) == 1
+
+
+@pytest.mark.parametrize("change", ["runtime.batch_tokens=16", "runtime.padding=left", "runtime.padding=none"])
+def test_batching_changes_rounding_only(tmp_path: Path, change: str) -> None:
+    one, _ = run(tmp_path / "one", "finetune=lcgd", "runtime.save_recordings=true")
+    other, _ = run(tmp_path / "other", "finetune=lcgd", "runtime.save_recordings=true", change)
+    assert one["accuracy"] == other["accuracy"]
+    for name in ("sim_aou", "sim_am_delta"):
+        assert other[name]["mean"] == pytest.approx(one[name]["mean"], abs=1e-4)
+
+
+def test_seed_and_permutation(tmp_path: Path) -> None:
+    def demonstrations(name: str, *overrides: str) -> list[str]:
+        _, folder = run(tmp_path / name, "finetune=none", *overrides)
+        return [item["text"] for item in json.loads((folder / "prompts.json").read_text())["demonstrations"]]
+
+    drawn, other = demonstrations("a", "seed=0"), demonstrations("b", "seed=1")
+    mixed = demonstrations("c", "seed=0", "task.permutation=1")
+    assert sorted(drawn) != sorted(other)
+    assert mixed != drawn and sorted(mixed) == sorted(drawn)
+
+
+def test_every_score_there_is(tmp_path: Path) -> None:
+    from iclgd.paths import config_folder
+
+    names = sorted(path.stem for path in (config_folder() / "metric").glob("*.yaml"))
+    scores, folder = run(
+        tmp_path / "run",
+        "finetune=lcgd",
+        f"metric=[{','.join(names)}]",
+        "metric.compare_with=gd",
+        "metric.every=6",
+        "metric.orders=2",
+    )
+    undefined = {name for name, entry in scores.items() if "mean" in entry and entry["mean"] is None}
+    assert undefined <= {"rec2ftp", "recall_top_tokens", "recall_top_tokens_random"}  # fewer than 100 tokens here
+    assert -1 <= scores["alpha"]["mean"] <= 1
+    trajectory = pd.read_parquet(folder / "trajectory.parquet")
+    assert set(trajectory.step) == {6, 12}
+    last = trajectory[(trajectory.step == 12) & (trajectory.score == "sim_aou")].sort_values("layer")["mean"]
+    assert last.tolist() == pytest.approx(scores["sim_aou"]["layers"], abs=1e-6)
+    updates = pd.read_parquet(folder / "weight_updates.parquet")
+    assert (updates["rank"] >= 1).all() and (updates["norm"] > 0).all()
+
+
+def test_alpha_of_a_variant_with_itself_is_one(tmp_path: Path) -> None:
+    scores, _ = run(tmp_path / "run", "finetune=gd", "metric=[alpha]", "metric.compare_with=gd")
+    assert scores["alpha"]["mean"] == pytest.approx(1, abs=1e-5)
+
+
+def test_divergence_is_said_and_undefined(tmp_path: Path) -> None:
+    scores, folder = run(tmp_path / "run", "finetune=gd", "finetune.lr=1e30", "finetune.trainable=all")
+    status = json.loads((folder / "status.json").read_text())
+    assert status["diverged"] is True and status["diverged_at"] >= 1
+    assert scores["sim_aou"]["mean"] is None
+    assert scores["sim_aou"]["undefined"] == 10 * len(scores["sim_am_zsl"]["layers"])
+    assert scores["sim_am_zsl"]["mean"] is not None
+    assert scores["accuracy"]["ft"] is None and scores["accuracy"]["icl"] is not None
+
+
+def test_the_demonstrations_serve_icl_and_finetuning_alike(tmp_path: Path) -> None:
+    _, folder = run(tmp_path / "run", "finetune=gd", "task.shots=3")
+    prompts = json.loads((folder / "prompts.json").read_text())
+    assert len(prompts["demonstrations"]) == 3
+    assert sorted(set(pd.read_parquet(folder / "gradient_norms.parquet").demonstration)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("finetune.layers=[0,99]", "finetune.layers"),
+        ("task.shots=100000", "task.shots"),
+        ("runtime.device=cuda:7", "runtime.device"),
+        ("runtime.dtype=int8", "runtime.dtype"),
+        ("metric.compare_with=nothing", "metric.compare_with"),
+    ],
+)
+def test_bad_settings_name_their_key(tmp_path: Path, override: str, named: str) -> None:
+    metric = ("metric=[alpha]",) if "compare" in override else ()
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        run(tmp_path / "run", "finetune=gd", *metric, override)
