@@ -111,7 +111,7 @@ def test_weights_come_back_after_an_exception_and_after_divergence():
 
 
 def test_divergence_is_said_and_ends_training():
-    """A model full of norms stays finite for long: only a loss or gradient that is not a number counts as divergence."""
+    """A model full of norms stays finite for long: only a loss or gradient that is not finite is divergence."""
     model = shared_model("gpt2")
     before, steps = weights(model), []
     with finetuned(model, prompts(), learning("finetune.epochs=10", lr=1e20), steps.append) as trace:
