@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +31,7 @@ class NaiveProtocol:
         found = []
         for index in queries:
             query = self.prompts.queries[index].token_ids
-            outputs: list[Tensor] = []
-            handles = [
-                block.self_attn.o_proj.register_forward_hook(lambda _m, _a, out: outputs.append(out[0, -1].float()))
-                for block in self.layers
-            ]
-            with torch.no_grad():
-                result = self.network(torch.tensor([[*before, *query]]), output_attentions=True, use_cache=False)
-            for handle in handles:
-                handle.remove()
+            outputs, result = self._pass(torch.tensor([[*before, *query]]))
             log_probs = result.logits[0, -1].float().log_softmax(-1)
             found.append(
                 {
@@ -48,6 +41,19 @@ class NaiveProtocol:
                 }
             )
         return found
+
+    def _pass(self, tokens: Tensor) -> tuple[list[Tensor], Any]:
+        outputs: list[Tensor] = []
+
+        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+            outputs.append(output[0, -1].float())
+
+        handles = [block.self_attn.o_proj.register_forward_hook(keep) for block in self.layers]
+        with torch.no_grad():
+            result = self.network(tokens, output_attentions=True, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return outputs, result
 
     def finetune(self, demonstrations: Sequence[int], lr: float, layer_causal: bool) -> None:
         """Plain SGD, one demonstration at a time, autograd through whatever the loss needs."""
