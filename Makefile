@@ -24,10 +24,10 @@ unit: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
 
 bench: setup
-	$(BIN)/pytest tests/benchmarks --benchmark-only -q -s $(ARGS)
+	$(BIN)/pytest tests/benchmarks -q -s $(ARGS)
 
 test-cluster: setup
-	tests/cluster/run $(ARGS)
+	tests/cluster/run.sh $(BIN)/python $(ARGS)
 
 test-oldest:
 	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="--no-cov -q"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from configs import config
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from configs import config
 from iclgd import experiment
 from iclgd.config import ConfigError
 from iclgd.runs.folder import RunFolder
