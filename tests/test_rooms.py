@@ -1,0 +1,82 @@
+"""A room of the package imports only rooms below it, wherever in a file the import stands."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import iclgd
+
+SOURCE = Path(iclgd.__file__).parent
+
+ORDER = (  # from the ground up; rooms of one line do not know each other
+    {"records", "seeding", "config", "paths"},
+    {"tasks"},
+    {"models", "toy"},
+    {"learning"},
+    {"metrics"},
+    {"runs"},
+    {"tracking"},
+    {"dashboard", "evidence"},
+    {"experiment"},
+    {"report"},
+    {"hydra_setup"},
+    {"command"},
+    {"api", "__main__"},
+    {"__init__"},
+)
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+
+# The figures of one run belong to its folder, so the experiment draws them; the report draws what several runs say.
+EXCEPTIONS = {("experiment", "report.run_figures")}
+
+
+def imports(source: Path) -> Iterator[tuple[str, str]]:
+    """Pairs (importing room, imported module) between rooms, as dotted names below the package."""
+    for path in sorted(source.rglob("*.py")):
+        here = path.relative_to(source).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: relative imports hide where they lead"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                package, *below = name.split(".")
+                if package == "iclgd" and below and below[0] in RANK and below[0] != here:
+                    yield here, ".".join(part for part in below if not part[0].isupper())
+
+
+def upward(source: Path) -> set[tuple[str, str]]:
+    """Imports that do not lead downward, and are no exception."""
+    return {
+        (here, there)
+        for here, there in imports(source)
+        if RANK[there.split(".")[0]] >= RANK[here]
+        and not any(here == room and f"{there}.".startswith(f"{module}.") for room, module in EXCEPTIONS)
+    }
+
+
+def test_every_room_has_its_place():
+    rooms = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms == set(RANK)
+
+
+def test_imports_lead_downward():
+    assert upward(SOURCE) == set()
+
+
+def test_exceptions_are_needed():
+    found = set(imports(SOURCE))
+    for room, module in EXCEPTIONS:
+        assert any(here == room and f"{there}.".startswith(f"{module}.") for here, there in found)
+
+
+def test_an_import_that_leads_upward_is_seen(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "draw.py").write_text("from iclgd import paths\nfrom iclgd.config import Config\n")
+    (tmp_path / "config.py").write_text("def late():\n    from iclgd import tasks\n")
+    (tmp_path / "toy.py").write_text("import iclgd.models.loading\n")
+    (tmp_path / "experiment.py").write_text("from iclgd.report import page\nfrom iclgd.report import run_figures\n")
+    assert upward(tmp_path) == {("config", "tasks"), ("toy", "models.loading"), ("experiment", "report.page")}
