@@ -24,7 +24,7 @@ unit: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
 
 bench: setup
-	$(BIN)/pytest tests/benchmarks -q -s $(ARGS)
+	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
 
 test-cluster: setup
 	tests/cluster/run.sh $(BIN)/python $(ARGS)

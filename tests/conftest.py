@@ -7,8 +7,9 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Before anything of the package is imported.
-install_import_hook("iclgd", "type_checking.checked")
+# Before anything of the package is imported. Benchmarks time the program as it is used, without checks.
+if os.environ.get("ICLGD_TYPE_CHECKS") != "0":
+    install_import_hook("iclgd", "type_checking.checked")
 
 
 def pytest_configure(config):

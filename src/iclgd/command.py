@@ -189,6 +189,8 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
     results = command.results()
     if command.code == 0 or (command.code == FAILED and results):
         command.code = max(command.code, _code(results))
+    if command.invocation is not None and any(outcome.ending is Ending.done for outcome in results):
+        _log_sweep(results)
     if tell and results:
         _summarise(results)
     return command
@@ -232,6 +234,15 @@ def _command_line(arguments: Sequence[str]) -> Iterator[None]:
 def _code(results: Sequence[Outcome]) -> int:
     missing = [outcome for outcome in results if outcome.ending not in (Ending.done, Ending.skipped)]
     return 0 if not missing else REFUSED if all(o.ending is Ending.refused for o in missing) else FAILED
+
+
+def _log_sweep(results: Sequence[Outcome]) -> None:
+    """One summary run in W&B, as the sweep's runs are tracked; tracking.log_sweep warns and never raises."""
+    from iclgd import tracking
+
+    folders = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
+    config = typed(cast(DictConfig, OmegaConf.load(folders[0] / "config.yaml")))
+    tracking.log_sweep(config.tracking, folders[0].parent.name, folders, folders[0].parent)
 
 
 def _summarise(results: Sequence[Outcome]) -> None:

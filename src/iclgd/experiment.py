@@ -137,11 +137,13 @@ def _store(
 
 
 def _tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
-    """The recordings of all settings, as SETTING.FIELD."""
+    """The recordings of all settings, as SETTING.FIELD, and the finetuned queries at the demonstrations if taken."""
     found = {}
     for setting, recording in evidence.recordings.items():
         for name in Recording.__dataclass_fields__:
             tensor = getattr(recording, name)
             if tensor is not None:
                 found[f"{setting}.{name}"] = tensor.clone()
+    if "training_query_vectors" in evidence.facts:
+        found["training_query_vectors"] = evidence.facts["training_query_vectors"].clone()
     return found

@@ -32,7 +32,7 @@ def write_table(found: Mapping[str, Any], place: Path = PLACE) -> None:
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
     settings = found["settings"]
-    yield_lines = [
+    lines = [
         f"SmolLM2-135M, float32, SST-2, {settings['shots']} shots, {settings['queries']} queries; PyTorch "
         f"{torch.__version__}, {found['threads']} threads of {_processor()}, {found['gflops']:.0f} GFLOP/s on a large "
         f"float32 product. The naive protocol was timed on {settings['sample']} queries and demonstrations and scaled.",
@@ -46,12 +46,14 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         cells = [title, _naive(entry), _spread(entry["ours"])]
         cells.append(f"{statistics.median(entry['naive']) / ours:.1f}x" if "naive" in entry else "")
         cells += [f"{entry['floor']:.1f}", f"{ours / entry['floor']:.2f}x"] if "floor" in entry else ["", ""]
-        yield_lines.append("| " + " | ".join(cells) + " |")
-    yield_lines += ["", "| whole | times faster than the naive protocol |", "|---|---|"]
-    yield_lines += [f"| {name} | {ratio:.1f}x |" for name, ratio in found["ratios"].items()]
-    for name, lines in found.get("further", {}).items():
-        yield_lines += ["", f"### {name}", "", *lines]
-    return yield_lines
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| whole | times faster than the naive protocol |", "|---|---|"]
+    lines += [f"| {name} | {ratio:.1f}x |" for name, ratio in found["ratios"].items()]
+    lines += ["", f"Peak memory of one lcgd run: {found['peak_gb']:.2f} GB.", ""]
+    lines += ["| queries | shots | tokens | icl recording, s | ms a token |", "|---|---|---|---|---|"]
+    for queries, shots, tokens, seconds in found["linear"]["queries"] + found["linear"]["shots"]:
+        lines.append(f"| {queries} | {shots} | {tokens} | {seconds:.2f} | {1000 * seconds / tokens:.2f} |")
+    return lines
 
 
 def _naive(entry: Mapping[str, Any]) -> str:

@@ -7,14 +7,16 @@ each query, so it is linear by construction.
 
 from __future__ import annotations
 
-import json
 import os
-import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -74,73 +76,113 @@ def prompts(config: Config, model: LanguageModel) -> PromptSet:
     return encode(draw(config), config, model.tokenizer, model.window)
 
 
-def timed(work: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Wall-clock seconds of each repetition."""
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - began)
-    return seconds
+def seconds_of(benchmark: Any, work: Callable[[], object], rounds: int = REPEATS) -> list[float]:
+    """Wall-clock seconds of each round, after one that is not counted."""
+    benchmark.pedantic(work, rounds=rounds, warmup_rounds=1)
+    return list(benchmark.stats.stats.data)
 
 
-def test_machine_rate(results: dict[str, Any]) -> None:
+def once(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of the naive protocol, which is too slow to be repeated."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def test_machine_rate(results: dict[str, Any], benchmark: Any) -> None:
     """The rate of a large float32 product: the floor's denominator."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    seconds = timed(lambda: [a @ b for _ in range(8)], repeats=7)
-    results["gflops"] = 8 * 2 * 2048**3 / min(seconds) / 1e9
+    results["gflops"] = 8 * 2 * 2048**3 / min(seconds_of(benchmark, lambda: [a @ b for _ in range(8)], 7)) / 1e9
     results["threads"] = torch.get_num_threads()
 
 
-def test_recordings(results: dict[str, Any], model: LanguageModel, prompts: PromptSet) -> None:
-    """icl and zsl recordings against one query at a time, and their numbers."""
+@pytest.mark.parametrize("setting", ["zsl", "icl"])
+def test_recording(
+    setting: str, results: dict[str, Any], benchmark: Any, model: LanguageModel, prompts: PromptSet
+) -> None:
+    """A recording against one query at a time, in time and in numbers."""
     naive = NaiveProtocol(model, prompts)
     questions = [Question(query.token_ids, prompts.options(query)) for query in prompts.queries]
     sample = list(range(0, len(questions), max(1, len(questions) // SAMPLE)))[:SAMPLE]
-    for setting in ("zsl", "icl"):
-        context = prompts.context() if setting == "icl" else prompts.bos
-        fast = timed(partial(record, model, questions, context, RecordPlan()))
-        slow = timed(partial(naive.record, sample, setting == "icl"), 1)[0] * len(questions) / len(sample)
-        floor = _forward_floor(model, prompts, context, results["gflops"])
-        results[setting] = {"naive": [slow], "ours": fast, "floor": floor}
-        ours, theirs = record(model, questions, context, RecordPlan()), naive.record(sample, setting == "icl")
-        for row, index in enumerate(sample):
-            expected = theirs[row]["attention_output"]
-            assert (ours.attention_output[index] - expected).abs().max() / expected.abs().max() < 1e-4
-            torch.testing.assert_close(ours.label_scores[index], theirs[row]["label_scores"], rtol=1e-4, atol=1e-4)
+    context = prompts.context() if setting == "icl" else prompts.bos
+    fast = seconds_of(benchmark, partial(record, model, questions, context, RecordPlan()))
+    slow = once(partial(naive.record, sample, setting == "icl")) * len(questions) / len(sample)
+    floor = _forward_floor(model, prompts, context, results["gflops"])
+    results[setting] = {"naive": [slow], "ours": fast, "floor": floor}
+    ours, theirs = record(model, questions, context, RecordPlan()), naive.record(sample, setting == "icl")
+    for row, index in enumerate(sample):
+        expected = theirs[row]["attention_output"]
+        assert (ours.attention_output[index] - expected).abs().max() / expected.abs().max() < 1e-4
+        torch.testing.assert_close(ours.label_scores[index], theirs[row]["label_scores"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["gd", "lcgd"])
 def test_finetuning(
-    variant: str, results: dict[str, Any], model: LanguageModel, prompts: PromptSet, config: Config
+    variant: str, results: dict[str, Any], benchmark: Any, model: LanguageModel, prompts: PromptSet, config: Config
 ) -> None:
-    """All steps of a variant against plain autograd; afterwards both have the same weights."""
-    naive = NaiveProtocol(model, prompts)
-    settings = named_variant(config, variant)
+    """All steps of a variant against plain autograd; the sample leaves both with the same weights."""
+    naive, settings = NaiveProtocol(model, prompts), named_variant(config, variant)
     sample = list(range(min(SAMPLE, SHOTS)))
     lengths = [len(item.token_ids) for item in prompts.demonstrations]
-    scale = sum(lengths) / sum(lengths[i] for i in sample)
-    slow = [s * scale for s in timed(lambda: naive.finetune(sample, settings.finetune.lr, variant == "lcgd"), 1)]
+    slow = once(partial(naive.finetune, sample, settings.finetune.lr, variant == "lcgd"))
+    few = replace(prompts, demonstrations=prompts.demonstrations[: len(sample)], in_context=tuple(sample))
+    with finetuned(model, few, settings):
+        for mine, theirs in zip(model.network.parameters(), naive.network.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs.detach(), rtol=1e-4, atol=1e-5)
 
     def ours() -> None:
         with finetuned(model, prompts, settings):
             pass
 
-    results[variant] = {
-        "naive": slow,
-        "ours": timed(ours),
-        "floor": _step_floor(model, prompts, settings, results["gflops"]),
-    }
+    fast = seconds_of(benchmark, ours)
+    floor = _step_floor(model, prompts, settings, results["gflops"])
+    results[variant] = {"naive": [slow * sum(lengths) / sum(lengths[: len(sample)])], "ours": fast, "floor": floor}
 
 
-def test_metrics(results: dict[str, Any], model: LanguageModel, prompts: PromptSet, config: Config) -> None:
-    """Scores and intervals of a run, and the peak memory of the process so far."""
+def test_metrics(
+    results: dict[str, Any], benchmark: Any, model: LanguageModel, prompts: PromptSet, config: Config
+) -> None:
+    """Scores and intervals of a run."""
     laboratory = Laboratory(model, prompts, config, required_inputs(config.metric.scores), Progress())
     evidence = laboratory.evidence()
     chosen = torch.ones(len(prompts.queries), dtype=torch.bool)
-    results["metrics"] = {"ours": timed(lambda: summarise(measure(config.metric.scores, evidence), chosen, 2000, 0))}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    results["peak_gb_with_the_naive_copy"] = peak
+    work = lambda: summarise(measure(config.metric.scores, evidence), chosen, config.metric.bootstrap, 0)  # noqa: E731
+    results["metrics"] = {"ours": seconds_of(benchmark, work)}
+
+
+def test_peak_memory(results: dict[str, Any], config: Config) -> None:
+    """Peak memory of one whole run, in a process of its own."""
+    command = [sys.executable, "-c", _ONE_RUN, *_overrides(config)]
+    with TemporaryDirectory() as folder:
+        done = subprocess.run([*command, f"paths.outputs={folder}"], capture_output=True, text=True, check=True)
+    results["peak_gb"] = float(done.stdout.split()[-1]) / 1e6
+    assert results["peak_gb"] <= 2.5
+
+
+_ONE_RUN = (
+    "import resource, sys; from iclgd.command import run; code = run(sys.argv[1:], tell=False).code; "
+    "assert code == 0; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+)
+
+
+def _overrides(config: Config) -> list[str]:
+    counts = [f"task.shots={SHOTS}", f"task.queries={QUERIES}"]
+    fixed = ["task=sst2", "finetune=lcgd", "runtime.cache=off", "tracking=none"]
+    return [*fixed, *counts, f"paths.data_dir={config.paths.data_dir}"]
+
+
+@pytest.mark.parametrize("axis", ["queries", "shots"])
+def test_cost_is_linear(axis: str, results: dict[str, Any], model: LanguageModel, prompts: PromptSet) -> None:
+    """The icl recording's time over the number of queries and of shots."""
+    points = [(n, SHOTS) for n in (25, 50, 100, 200)] if axis == "queries" else [(50, k) for k in (4, 8, 16, 32)]
+    rows = []
+    for queries, shots in points:
+        some = replace(prompts, in_context=prompts.in_context[:shots])
+        questions = [Question(query.token_ids, some.options(query)) for query in some.queries[:queries]]
+        tokens = len(some.context()) + sum(len(question.token_ids) for question in questions)
+        seconds = min(once(partial(record, model, questions, some.context(), RecordPlan())) for _ in range(2))
+        rows.append((queries, shots, tokens, seconds))
+    results.setdefault("linear", {})[axis] = rows
 
 
 def _block_flops(model: LanguageModel) -> float:
@@ -178,24 +220,17 @@ def _step_floor(model: LanguageModel, prompts: PromptSet, config: Config, gflops
 
 
 def test_summary(results: dict[str, Any]) -> None:
-    """Whole runs and sweeps, put together from the parts, against the targets."""
-    middle = {
-        name: {key: statistics.median(v) for key, v in entry.items() if isinstance(v, list)}
-        for name, entry in results.items()
-        if isinstance(entry, dict)
-    }
-    naive_run = {v: 2 * middle["zsl"]["naive"] + middle["icl"]["naive"] + middle[v]["naive"] for v in ("gd", "lcgd")}
-    our_run = {
-        v: 2 * middle["zsl"]["ours"] + middle["icl"]["ours"] + middle[v]["ours"] + middle["metrics"]["ours"]
-        for v in ("gd", "lcgd")
-    }
-    again = {v: middle["zsl"]["ours"] + middle[v]["ours"] + middle["metrics"]["ours"] for v in ("gd", "lcgd")}
-    sweep = middle["zsl"]["ours"] + middle["icl"]["ours"] + RATES * (again["gd"] + again["lcgd"])
+    """Whole runs and sweeps, put together from the parts."""
+    parts = ("zsl", "icl", "gd", "lcgd", "metrics")
+    ours = {name: statistics.median(results[name]["ours"]) for name in parts}
+    naive = {name: results[name]["naive"][0] for name in parts[:-1]}
+    naive_run = {v: 2 * naive["zsl"] + naive["icl"] + naive[v] for v in ("gd", "lcgd")}
+    another = {v: ours["zsl"] + ours[v] + ours["metrics"] for v in ("gd", "lcgd")}  # the cache has zsl and icl
+    common = ours["zsl"] + ours["icl"]
     results["ratios"] = {
-        "icl recording": middle["icl"]["naive"] / middle["icl"]["ours"],
-        "whole gd run": naive_run["gd"] / our_run["gd"],
-        "whole lcgd run": naive_run["lcgd"] / our_run["lcgd"],
-        "sweep of 7 rates x {gd, lcgd}": RATES * (naive_run["gd"] + naive_run["lcgd"]) / sweep,
+        "icl recording": naive["icl"] / ours["icl"],
+        "one gd run": naive_run["gd"] / (common + another["gd"]),
+        "one lcgd run": naive_run["lcgd"] / (common + another["lcgd"]),
+        "sweep of 7 rates x {gd, lcgd}": RATES * sum(naive_run.values()) / (common + RATES * sum(another.values())),
     }
-    print(json.dumps(results, indent=1))
     assert results["ratios"]["icl recording"] > 1

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from iclgd.config import ConfigError
 
-class UnsupportedModelError(ValueError):
+
+class UnsupportedModelError(ConfigError):
     """A model whose anatomy is not known, or in which recording would give wrong numbers."""
 
 

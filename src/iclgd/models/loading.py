@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from iclgd.config import ConfigError, ModelConfig, ModelSource, RuntimeConfig, Weights
 from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
@@ -85,6 +86,7 @@ class _Held:
 @functools.lru_cache(maxsize=1)
 def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -> LanguageModel:
     model = held.model
+    transformers_logging.disable_progress_bar()  # the run has a bar of its own
     place, digests = _locate(model)
     _refuse_unknown_family(model, place)
     network = _weights(model, place, dtype)
