@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,3 +16,10 @@ if os.environ.get("ICLGD_TYPE_CHECKS") != "0":
 def pytest_configure(config):
     """OmegaConf's own base classes are of the deprecated kind that beartype warns of."""
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """Half a surrogate pair that a test logged cannot be sent from a test worker."""
+    report = (yield).get_result()
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
