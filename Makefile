@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit bench setup test-cluster test-oldest clean
+.PHONY: run test lint types unit coverage bench setup test-cluster test-oldest clean
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
@@ -21,7 +21,10 @@ types: setup
 	$(BIN)/basedpyright
 
 unit: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 $(ARGS)
+
+coverage: setup
+	$(MAKE) unit ARGS="--cov --cov-report=term:skip-covered"
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
@@ -30,7 +33,7 @@ test-cluster: setup
 	tests/cluster/run.sh $(BIN)/python $(ARGS)
 
 test-oldest:
-	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="--no-cov -q"
+	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="-q"
 
 setup: $(READY)
 
