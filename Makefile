@@ -21,7 +21,7 @@ types: setup
 	$(BIN)/basedpyright
 
 unit: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: setup
 	$(MAKE) unit ARGS="--cov --cov-report=term:skip-covered"

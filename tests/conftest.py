@@ -1,5 +1,6 @@
 """Shapes and types of every annotated function are checked while tests run; nothing is fetched from a hub."""
 
+import logging
 import os
 
 import pytest
@@ -23,3 +24,15 @@ def pytest_runtest_makereport():
     """Half a surrogate pair that a test logged cannot be sent from a test worker."""
     report = (yield).get_result()
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """Hydra configures logging for the whole process; the next test should not hear of it."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers[:]:
+        if handler not in before and not type(handler).__module__.startswith("_pytest"):
+            root.removeHandler(handler)
+    root.setLevel(level)

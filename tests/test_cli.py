@@ -56,9 +56,11 @@ def read_only(tmp_path):
 @pytest.fixture
 def in_process(tmp_path, monkeypatch):
     """The Python interface, with the fake experiment, in an empty folder."""
-    stood = {name: sys.modules.get(name) for name in ("iclgd.experiment", "iclgd.report.console")}
+    stood = {name: sys.modules.get(name) for name in ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking")}
     runpy.run_path(str(ROOT / "tests" / "fake_experiment" / "sitecustomize.py"))
-    monkeypatch.setattr(package, "experiment", sys.modules["iclgd.experiment"], raising=False)
+    for name in ("experiment", "tracking"):
+        monkeypatch.setattr(package, name, sys.modules[f"iclgd.{name}"], raising=False)
+    monkeypatch.setattr("iclgd.report.console", sys.modules["iclgd.report.console"], raising=False)
     monkeypatch.chdir(tmp_path)
     yield package
     monkeypatch.undo()
