@@ -21,9 +21,7 @@ types: setup
 	$(BIN)/basedpyright
 
 unit: setup
-	@# Tests of time limits and signals can fail on a busy machine: what failed runs once more, alone.
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS) || \
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest --last-failed --last-failed-no-failures none $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: setup
 	$(MAKE) unit ARGS="--cov --cov-report=term:skip-covered"
