@@ -297,7 +297,7 @@ class RuntimeConfig:
     dtype: str = "auto"
     threads: int | None = None
     save_recordings: bool = False
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     padding: Padding = Padding.right
     cache: CacheMode = CacheMode.auto
     cache_gb: float = 4.0
@@ -342,15 +342,16 @@ class Config:
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
             "metric.bootstrap": (self.metric.bootstrap, 0),
-            "runtime.batch_tokens": (self.runtime.batch_tokens, 1),
             "runtime.replicas": (self.runtime.replicas, 1),
             "seed": (self.seed, 0),
         }
         for key, (value, least) in at_least.items():
             if value < least:
                 raise ConfigError(f"{key}={value} is too small: give {least} or more")
-        if self.runtime.threads is not None and self.runtime.threads < 1:
-            raise ConfigError(f"runtime.threads={self.runtime.threads} is too small: give 1 or more, or null")
+        for key in ("threads", "batch_tokens"):
+            value = getattr(self.runtime, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"runtime.{key}={value} is too small: give 1 or more, or null")
         if not 0 < self.finetune.lr < float("inf"):
             raise ConfigError(f"finetune.lr={self.finetune.lr} cannot train: give a positive, finite learning rate")
         if not 0 <= self.task.template < len(self.task.templates):

@@ -97,7 +97,7 @@ class Loop:
         finetune = self.config.finetune
         self.noise = torch_stream("random direction", self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
-        learner = self._optimizer()
+        learner, layers = self._optimizer(), [item.layer for item in self.trained]
         history: list[float] = []
         norms: list[Tensor] = []
         diverged_at = None
@@ -105,7 +105,7 @@ class Loop:
             loss, gradients = gradient_of(batch)
             history.append(loss)
             norms.append(layer_norms(self.trained, gradients, self.model.layers))
-            if not math.isfinite(loss) or not all(gradient.isfinite().all() for gradient in gradients):
+            if not math.isfinite(loss) or not norms[-1][layers].isfinite().all():
                 diverged_at = step
                 break
             self._step(learner, gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from iclgd.models.language_model import LanguageModel
 
-_CHUNK = 512  # rows of logits held at once
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**19, 2**26  # held at once: what stays in a core's cache, what fills a GPU
+_NARROWEST = 512  # columns of logits, however many rows there are
 
 
 @dataclass(frozen=True)
@@ -38,71 +40,70 @@ class Sequence:
 
 
 class _UnembeddedLoss(torch.autograd.Function):
-    """Weighted cross-entropy of rows under the unembedding, a chunk of rows at a time.
+    """Summed cross-entropy of rows under the unembedding, some columns of the logits at a time.
 
-    The gradient with respect to the rows is made in the same pass, so that each chunk of logits is made once; the
-    unembedding is frozen and has none.
+    The gradient with respect to the rows is made in the same pass, as flash attention makes its output: it is the
+    rows' attention to the unembedding, rescaled as the sum of exponentials grows. Each logit is made once and never
+    leaves the cache; the unembedding is frozen and has no gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        softcap: float | None,
-        targets: Tensor,
-        share: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        gradient = torch.empty_like(rows) if rows.requires_grad else None
-        losses = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
-        for start in range(0, len(rows), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            logits = rows[chunk] @ weight.T
-            if bias is not None:
-                logits += bias
-            logits = logits.float()
-            bent = None
-            if softcap is not None:
-                bent = torch.tanh(logits / softcap)
-                logits = bent * softcap
-            target = targets[chunk, None]
-            mass = logits.logsumexp(dim=-1, keepdim=True)
-            losses[chunk] = (mass - logits.gather(1, target)).squeeze(1)
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, targets: Tensor
+    ) -> Tensor:
+        held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
+        width = max(_NARROWEST, held // max(1, len(rows)))
+        log_mass = torch.full((len(rows), 1), -math.inf, device=rows.device)
+        gradient = torch.zeros(rows.shape, device=rows.device) if rows.requires_grad else None
+        for start in range(0, len(weight), width):
+            columns = weight[start : start + width]
+            logits, slope = _bent(rows @ columns.T, None if bias is None else bias[start : start + width], softcap)
+            first = logits[:, :1].clone()
+            shares = logits.log_softmax(dim=1)
+            part = first - shares[:, :1]
+            grown = torch.logaddexp(log_mass, part)
             if gradient is not None:
-                slope = logits.sub_(mass).exp_()
-                slope.scatter_add_(1, target, torch.full_like(mass, -1.0))
-                slope *= share[chunk, None]
-                if bent is not None:
-                    slope *= 1 - bent.square()
-                gradient[chunk] = slope.to(weight.dtype) @ weight
-        ctx.gradient = gradient
-        ctx.mark_non_differentiable(losses)
-        return (losses * share).sum(), losses
+                shares = shares.exp_() if slope is None else shares.exp_().mul_(slope)
+                pull = (shares.to(weight.dtype) @ columns).float()
+                gradient.mul_((log_mass - grown).exp()).add_(pull.mul_((part - grown).exp()))
+            log_mass = grown
+        aims = weight[targets]
+        logits, slope = _bent(
+            (rows.float() * aims.float()).sum(1, keepdim=True), None if bias is None else bias[targets, None], softcap
+        )
+        if gradient is not None:
+            gradient -= aims if slope is None else aims * slope
+            ctx.gradient = gradient.to(rows.dtype)
+        return (log_mass - logits).sum()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore
-        return ctx.gradient * outputs[0], None, None, None, None, None
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore
+        return ctx.gradient * outputs[0], None, None, None, None
+
+
+def _bent(products: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Logits in float32, and how fast they change with the products where a softcap bends them."""
+    logits = (products if bias is None else products + bias).float()
+    if softcap is None:
+        return logits, None
+    bent = torch.tanh(logits / softcap)
+    return bent * softcap, 1 - bent.square()
 
 
 def unembedded_loss(
-    model: LanguageModel,
-    hidden: Float[Tensor, "row d_model"],
-    targets: Int[Tensor, " row"],
-    share: Float[Tensor, " row"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, " row"]]:
+    model: LanguageModel, hidden: Float[Tensor, "row d_model"], targets: Int[Tensor, " row"]
+) -> Float[Tensor, ""]:
     """Cross-entropy of block outputs read by the model's own final norm and unembedding, both frozen.
 
     Args:
         model: the model.
         hidden: outputs of blocks, before the final norm.
         targets: the token that each row should predict.
-        share: each row's weight in the sum.
 
     Returns:
-        The weighted sum, differentiable in `hidden`, and each row's loss in nats.
+        The sum over rows in nats, differentiable in `hidden`.
     """
     finished = model.anatomy.finish(hidden)
     unembedding: Any = model.anatomy.unembedding
     bias = getattr(unembedding, "bias", None)
-    return _UnembeddedLoss.apply(finished, unembedding.weight, bias, model.anatomy.softcap, targets, share)  # pyright: ignore
+    return _UnembeddedLoss.apply(finished, unembedding.weight, bias, model.anatomy.softcap, targets)  # pyright: ignore

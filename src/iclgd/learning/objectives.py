@@ -101,8 +101,7 @@ class _Exits:
             return
         rows = torch.cat([output[0, self.sources] for output in self.waiting])
         leaf = rows.detach().requires_grad_(True)
-        share = torch.full((len(rows),), 1 / len(self.sources), device=rows.device)
-        loss, _ = unembedded_loss(self.model, leaf, self.targets.repeat(len(self.waiting)), share)
+        loss = unembedded_loss(self.model, leaf, self.targets.repeat(len(self.waiting))) / len(self.sources)
         loss.backward()
         rows.backward(leaf.grad)
         self.total += loss.item()
@@ -155,8 +154,7 @@ def _loss_at(model: LanguageModel, sequence: Sequence, layer: int) -> float:
     finally:
         handle.remove()
     rows = kept[0][0, sequence.sources().to(model.device)]
-    share = torch.full((len(rows),), 1 / len(rows), device=rows.device)
-    loss, _ = unembedded_loss(model, rows, sequence.targets().to(model.device), share)
+    loss = unembedded_loss(model, rows, sequence.targets().to(model.device)) / len(rows)
     if loss.requires_grad:
         loss.backward()
     return loss.item()

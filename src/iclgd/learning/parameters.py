@@ -92,11 +92,13 @@ def trainable(trained: Sequence[Trained]) -> Iterator[list[Tensor]]:
 
 def layer_norms(trained: Sequence[Trained], tensors: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:
     """The l2 norm over each layer's trained numbers; NaN in layers without any."""
-    squares = torch.full((layers,), float("nan"), dtype=torch.float64)
-    for item, tensor in zip(trained, tensors, strict=True):
-        square = item.part(tensor).detach().double().square().sum().cpu()
-        squares[item.layer] = torch.nan_to_num(squares[item.layer], nan=0.0) + square if not square.isnan() else square
-    return squares.sqrt().float()
+    norms = torch.full((layers,), float("nan"))
+    if trained:
+        parts = [item.part(tensor).detach().float() for item, tensor in zip(trained, tensors, strict=True)]
+        squares = torch.stack([torch.linalg.vector_norm(part) for part in parts]).cpu().double().square()
+        places = torch.tensor([item.layer for item in trained])
+        norms[places] = torch.zeros(layers, dtype=torch.float64).index_add_(0, places, squares).sqrt().float()[places]
+    return norms
 
 
 def update_ranks(trained: Sequence[Trained], before: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:

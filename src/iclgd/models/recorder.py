@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Tokens = tuple[int, ...]
 
+_TOKENS_ON_CPU, _TOKENS_ON_GPU = 512, 16384  # a pass: what stays in a CPU's cache, what fills a GPU
+
 
 @dataclass(frozen=True)
 class Question:
@@ -39,14 +41,14 @@ class RecordPlan:
     Attributes:
         optional: which of `records.OPTIONAL_RECORDS` to take.
         at_first_label_token: the published code's reading: append the first option's first token and record there.
-        batch_tokens: how many own tokens share a pass; halved when memory runs out.
+        batch_tokens: how many own tokens share a pass, halved when memory runs out; None: what suits the device.
         padding: how sequences of unequal length share a batch.
         mean_label: score options of several tokens by the mean log-probability of their tokens, else by the sum.
     """
 
     optional: frozenset[str] = frozenset()
     at_first_label_token: bool = False
-    batch_tokens: int = 4096
+    batch_tokens: int | None = None
     padding: Padding = Padding.right
     mean_label: bool = True
 
@@ -87,25 +89,24 @@ def record(
     probes = _probes(questions, plan)
     prefix = encode_prefix(model, context)
     collected = _Collected(len(questions), max(len(question.options) for question in questions))
-    budget = plan.batch_tokens
-    for batch in _batches(probes, plan):
-        pending = [batch]
-        while pending:
-            part = pending.pop()
-            try:
-                _run_batch(model, part, prefix, plan, collected)
-            except RuntimeError as error:
-                if not out_of_memory(error) or len(part) == 1:
-                    raise
-                half = len(part) // 2
-                pending += [part[half:], part[:half]]
-                budget = max(len(probe.token_ids) for probe in part) * half
-                log.warning(
-                    "out of memory: a batch of %d is split; runtime.batch_tokens=%d would fit", len(part), budget
-                )
-                _free_memory()
-            else:
-                advance(sum(probe.recorded for probe in part))
+    budget = plan.batch_tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ON_GPU)
+    waiting = sorted(probes, key=lambda probe: -len(probe.token_ids))  # memory runs out early if at all
+    while waiting:
+        batch = _batch(waiting, plan.padding, budget)
+        try:
+            _run_batch(model, batch, prefix, plan, collected)
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(batch) == 1:
+                raise
+            budget = len(batch[0].token_ids) * (len(batch) // 2)
+            log.warning(
+                "out of memory: a batch of %d is halved, and later ones; runtime.batch_tokens=%d", len(batch), budget
+            )
+        else:
+            del waiting[: len(batch)]
+            advance(sum(probe.recorded for probe in batch))
+            continue
+        _free_memory()
     return collected.recording(plan)
 
 
@@ -133,18 +134,11 @@ def _probes(questions: Sequence[Question], plan: RecordPlan) -> list[_Probe]:
     return probes
 
 
-def _batches(probes: Iterable[_Probe], plan: RecordPlan) -> Iterator[list[_Probe]]:
-    """Batches of like length within the token budget, longest first (so that memory runs out early if at all)."""
-    batch: list[_Probe] = []
-    for probe in sorted(probes, key=lambda probe: -len(probe.token_ids)):
-        width = len(batch[0].token_ids) if batch else 0
-        unequal = plan.padding is Padding.none and len(probe.token_ids) != width
-        if batch and (unequal or width * (len(batch) + 1) > plan.batch_tokens):
-            yield batch
-            batch = []
-        batch.append(probe)
-    if batch:
-        yield batch
+def _batch(waiting: Sequence[_Probe], padding: Padding, budget: int) -> list[_Probe]:
+    """The first of those that wait, longest first, as many as the token budget takes; one at least."""
+    width = len(waiting[0].token_ids)
+    batch = list(waiting[: max(1, budget // width)])
+    return [probe for probe in batch if len(probe.token_ids) == width] if padding is Padding.none else batch
 
 
 def _run_batch(
