@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclgd.report import control_figures, paper_figures, published, style, sweep_figures
+from iclgd.report import control_figures, controls, paper_figures, published, style, sweep_figures
 from iclgd.report.runs_frame import read_runs
 from iclgd.report.settings import group
 from report_fixtures import LABELS, write_run
@@ -147,7 +147,7 @@ def test_controls_stand_between_floor_and_ceiling(tmp_path, drawn):
         write_run(tmp_path / variant, variant=variant, shift=shift, diverged=variant == "none",
                   scores=(*LABELS, "sim_aou_reordered"))  # fmt: skip
     runs = _runs(tmp_path)
-    floor, ceiling, noise = control_figures.bounds(group(runs), "sim_aou")
+    floor, ceiling, noise = controls.bounds(group(runs), "sim_aou")
     assert (floor, ceiling) == (pytest.approx(0.0, abs=1e-9), pytest.approx(0.65))
     assert noise == pytest.approx(
         np.mean([run.estimate("sim_aou_reordered").mean for run in runs if run.variant != "none"])

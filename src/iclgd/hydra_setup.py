@@ -10,17 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from iclgd import paths
 from iclgd.config import ConfigError, as_dict, register_schema, typed
+from iclgd.report.published import published
 from iclgd.runs.identity import run_id
-
-# Deutch et al. (2024), published runs: the first of three seeds (their permutations are 0, 1, 2) and the learning rate
-PUBLISHED = {
-    "sst2": {"seed": 2, "lr": 5e-4},
-    "sst5": {"seed": 5, "lr": 1.6e-4},
-    "mr": {"seed": 5, "lr": 3e-3},
-    "subj": {"seed": 4, "lr": 3e-3},
-    "agnews": {"seed": 3, "lr": 0.2},
-    "cb": {"seed": 3, "lr": 0.08},
-}
 
 
 def register() -> None:
@@ -60,10 +51,11 @@ def _sweep_names() -> str:
 def _published(key: str, *, _root_: DictConfig) -> float:
     """The seed that goes with task.permutation, or the learning rate, of the published run on this task."""
     name = str(OmegaConf.select(_root_, "task.name"))
-    if name not in PUBLISHED:
-        raise ConfigError(f"task={name} has no published run: choose one of {', '.join(PUBLISHED)}")
+    known = published()["runs"]
+    if name not in known:
+        raise ConfigError(f"task={name} has no published run: choose one of {', '.join(known)}")
     offset = OmegaConf.select(_root_, "task.permutation") if key == "seed" else 0
-    return PUBLISHED[name][key] + offset
+    return known[name][key] + offset
 
 
 def points(config: DictConfig) -> list[list[str]] | None:

@@ -67,12 +67,13 @@ def report(folders: Sequence[Path], out: Path | None = None, records: Path | Non
 
 
 def _tables_and_page(found: Runs, title: str, out: Path) -> list[Path]:
-    from iclgd.report import formats, tables
+    from iclgd.report import controls, formats, tables
     from iclgd.report.page import write_page
     from iclgd.report.runs_frame import frame
     from iclgd.runs.files import replacing
 
-    made = [make(found.finished) for make in (tables.table1, tables.table2, tables.table3)]
+    makers = (tables.table1, tables.table2, tables.table3, controls.controls, controls.why_lcgd)
+    made = [table for make in makers if (table := make(found.finished)) is not None]
     written = [write_page(found.finished, found.left_out, made, title, out / "report.html")]
     endings: dict[str, Callable[[Table], str]] = {
         "md": formats.to_markdown,

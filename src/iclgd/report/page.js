@@ -61,6 +61,7 @@ const line = (variant) => {
 };
 const nameOf = (g) => plain([g.variant, g.setting].filter(Boolean).join(" · "));
 const place = (g) => JSON.stringify([g.task, g.model, g.weights]);
+const modelOf = (g) => JSON.stringify([g.model, g.weights]);
 const placeName = (key) => {
   const [task, model, weights] = JSON.parse(key);
   return weights === "pretrained" ? `${task} · ${model}` : `${task} · ${model} · ${weights}`;
@@ -134,25 +135,18 @@ const FIGURES = [
     },
   },
   {
-    title: DATA.controls ? "Between floor and ceiling" : "Scores by task",
+    title: "Scores by task",
     note: "Mean and 95 % interval: over seeds where there are several, else over queries.",
-    groups: DATA.groups,
-    choices: (groups) => [["score", scoresOf(groups, "scores")], ["model", unique(groups.map((g) => JSON.stringify([g.model, g.weights]))).map((key) => [key, JSON.parse(key).join(" · ")])]],
-    draw(groups, [score, model]) {
-      const shown = groups.filter((g) => JSON.stringify([g.model, g.weights]) === model && g.scores[score] && g.scores[score][0] !== null);
-      const several = unique(shown.map((g) => g.task)).length > 1;
-      const traces = shown.map((g) => {
-        const { marker } = line(g.variant);
-        const point = g.scores[score];
-        return {
-          y: [several ? `${nameOf(g)} · ${plain(g.task)}` : nameOf(g)], x: [point[0]], name: nameOf(g), mode: "markers",
-          marker: { ...marker, size: 10 }, error_x: { ...bars([point], 0), color: marker.color }, hovertemplate: "%{y}: %{x:.3f}<extra></extra>",
-        };
-      });
-      const marks = DATA.controls && !several ? bounds(shown, score) : [];
-      const height = Math.max(150, 70 + 28 * shown.length);
-      return [traces, layout(labelOf(score), "", { height, shapes: marks, yaxis: { autorange: "reversed" }, xaxis: { zeroline: true }, margin: { t: 4, r: 12, b: 48, l: 56 }, showlegend: false })];
-    },
+    groups: DATA.controls ? [] : DATA.groups,
+    choices: (groups) => [["score", scoresOf(groups, "scores")], ["model", unique(groups.map(modelOf)).map((key) => [key, JSON.parse(key).join(" · ")])]],
+    draw: (groups, [score, model]) => ladder(groups.filter((g) => modelOf(g) === model), score, []),
+  },
+  {
+    title: "Between floor and ceiling",
+    note: "Mean and 95 % interval: over seeds where there are several, else over queries. Each variant at the rate where its SimAOU is highest, and at the published rate.",
+    groups: DATA.groups.filter((g) => DATA.controls && g.rate !== null),
+    choices: (groups) => [["score", scoresOf(groups, "scores")], ["task and model", places(groups)]],
+    draw: (groups, [score, where]) => ladder(groups.filter((g) => place(g) === where), score, bounds(where, score)),
   },
   {
     title: "Gradient norms",
@@ -188,11 +182,31 @@ const FIGURES = [
   },
 ];
 
-function bounds(groups, score) {
-  const best = (names) => groups.filter((g) => names.includes(g.variant)).map((g) => g.scores[score][0]);
-  const trained = best(["activation_match"]);
-  const at = [[Math.max(...best(DATA.floors)), "dot"], [Math.max(...(trained.length ? trained : best(DATA.ceilings))), "dash"]];
-  return at.filter(([x]) => Number.isFinite(x)).map(([x, dash]) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash, width: 1.5, color: theme().soft } }));
+function ladder(groups, score, shapes) {
+  const shown = groups.filter((g) => g.scores[score] && g.scores[score][0] !== null);
+  const several = unique(shown.map((g) => g.task)).length > 1;
+  const traces = shown.map((g) => {
+    const { marker } = line(g.variant);
+    const point = g.scores[score];
+    const name = [nameOf(g), plain(g.rate ?? ""), several ? plain(g.task) : ""].filter(Boolean).join(" · ");
+    return {
+      y: [name], x: [point[0]], name, mode: "markers",
+      marker: { ...marker, size: 10 }, error_x: { ...bars([point], 0), color: marker.color }, hovertemplate: "%{y}: %{x:.3f}<extra></extra>",
+    };
+  });
+  const height = Math.max(150, 90 + 28 * shown.length);
+  return [traces, layout(labelOf(score), "", { height, shapes, yaxis: { autorange: "reversed" }, xaxis: { zeroline: true }, margin: { t: 24, r: 12, b: 48, l: 56 }, showlegend: false })];
+}
+
+function bounds(where, score) {
+  const lines = [["floor", "dot"], ["ceiling", "dash"], ["noise ceiling", "dashdot"]];
+  const found = DATA.bounds.find((entry) => place(entry) === where)?.scores[score] ?? [];
+  return found
+    .map((x, i) => ({
+      type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: lines[i][1], width: 1.5, color: theme().soft },
+      label: { text: lines[i][0], textposition: "end", textangle: 0, yanchor: "bottom", font: { size: 11 } },
+    }))
+    .filter((shape) => shape.x0 !== null);
 }
 
 function addFigure(figure) {

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from iclgd.report import control_figures, published, style
+from iclgd.report import controls, published, style
 from iclgd.report.finished_run import SETTINGS, BrokenRun, FinishedRun
 from iclgd.report.run_figures import gradient_grid
-from iclgd.report.settings import Group, group, numeric_axes, own_settings
+from iclgd.report.settings import Group, group, numeric_axes, own_settings, place
 from iclgd.report.summary import curve, summarise
 
 _MOST_QUERIES, _MOST_TEXT = 200, 2000
@@ -29,7 +29,9 @@ _FURTHER_DASHES = ("dashdot", "longdash", "longdashdot")  # dots are for what wa
 
 def page_data(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Everything the page's script draws from; floats have five digits, NaN is null."""
-    groups = control_figures.ordered(group(runs)) if control_figures.has_controls(runs) else group(runs)
+    controlled = controls.has_controls(runs)
+    groups = controls.ordered(group(runs)) if controlled else group(runs)
+    rates = {id(chosen.entry): chosen.rate for chosen in controls.contenders(groups)}
     variants = list(dict.fromkeys(run.variant for run in runs))
     looks = style.looks(variants)
     prompts: dict[str, Any] = {}
@@ -41,10 +43,9 @@ def page_data(runs: Sequence[FinishedRun]) -> dict[str, Any]:
             for at, name in enumerate(variants)
         },
         "axes": numeric_axes(runs),
-        "controls": control_figures.has_controls(runs),
-        "floors": list(control_figures.FLOORS),
-        "ceilings": list(control_figures.CEILINGS),
-        "groups": [_group(entry, groups) for entry in groups],
+        "controls": controlled,
+        "bounds": _bounds(groups) if controlled else [],
+        "groups": [_group(entry, groups) | {"rate": rates.get(id(entry))} for entry in groups],
         "runs": [_run(run, prompts) for run in runs],
         "prompts": prompts,
     }
@@ -73,6 +74,17 @@ def _group(entry: Group, groups: Sequence[Group]) -> dict[str, Any]:
         "diverged": sum(run.diverged for run in entry.runs),
         "draws": len(entry.runs),
     }
+
+
+def _bounds(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Floor, ceiling and noise ceiling of each place, by score."""
+    found = []
+    for where in dict.fromkeys(place(entry) for entry in groups):
+        members = [entry for entry in groups if place(entry) == where]
+        task, model, weights = where
+        scores = {name: _digits(controls.bounds(members, name)) for name in controls.SCORES}
+        found.append({"task": task, "model": model, "weights": weights, "scores": scores})
+    return found
 
 
 def _trajectory(run: FinishedRun) -> dict[str, Any]:

@@ -19,6 +19,12 @@ def published() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
+def learning_rate(task: str) -> float:
+    """The rate of the published runs on this task; SST-2's for a task that they did not have."""
+    known = published()["runs"]
+    return known.get(task, known["sst2"])["lr"]
+
+
 def matches(run: FinishedRun) -> bool:
     """Whether the papers measured this model with as many demonstrations; other models are not set beside them."""
     return run.model.lower() == published()["model"].lower() and run.shots == published()["shots"]

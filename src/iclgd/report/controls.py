@@ -1,0 +1,195 @@
+"""Is layer causality the cause? Which runs answer, at which learning rates, and what they say in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iclgd.report import published
+from iclgd.report.finished_run import FinishedRun
+from iclgd.report.formats import Table
+from iclgd.report.settings import Group, group, place
+from iclgd.report.summary import differences, summarise, zero_shot_notes
+from iclgd.report.tables import number
+
+FLOORS = ("none", "random_direction")
+CEILINGS = ("activation_match", "replay")
+RIVALS = ("lcgd_norm_matched", "gd_norm_matched", "label_shuffled", "other_task", "full_batch", "adam", "low_rank")
+CONTROLS = (*FLOORS, *RIVALS, *CEILINGS)
+SCORES = ("sim_aou", "sim_am_delta")
+QUESTIONS = (
+    ("lcgd", "gd", "layer causality, each at its own norms"),
+    ("lcgd_norm_matched", "gd", "layer causality, both at gd's norms"),
+    ("lcgd", "gd_norm_matched", "layer causality, both at lcgd's norms"),
+    ("lcgd", "lcgd_norm_matched", "the norms alone, both layer-causal"),
+    ("lcgd", "random_direction", "lcgd above the floor"),
+    ("gd", "random_direction", "gd above the floor"),
+    ("lcgd", "label_shuffled", "what the right labels add"),
+    ("lcgd", "other_task", "what this task's demonstrations add"),
+)
+_ORDER = (
+    "none", "random_direction", "other_task", "label_shuffled", "gd", "gd_norm_matched", "lcgd_norm_matched", "lcgd",
+    "full_batch", "adam", "low_rank", "activation_match", "replay",
+)  # fmt: skip
+_TRAINED_TOWARDS = {"sim_aou": "activation_match"}  # a ceiling only of the score that it is trained towards
+_RATE = "finetune.lr"
+_BESIDE = ("update_norm_ratio", "accuracy/ft")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A variant at one learning rate.
+
+    Attributes:
+        entry: its runs.
+        rate: why this rate: `best of 3 rates`, `published rate`, or nothing where there is no choice.
+    """
+
+    entry: Group
+    rate: str = ""
+
+
+def has_controls(runs: Sequence[FinishedRun]) -> bool:
+    """Whether any run is a control or a rival explanation."""
+    return any(run.variant in CONTROLS for run in runs)
+
+
+def ordered(groups: Sequence[Group]) -> list[Group]:
+    """Floors first, ceilings last, what is to be explained between them."""
+
+    def rank(entry: Group) -> tuple[int, str, float]:
+        variant = entry.runs[0].variant
+        at = _ORDER.index(variant) if variant in _ORDER else _ORDER.index("lcgd")
+        return at, variant, entry.runs[0].lr
+
+    return sorted(groups, key=rank)
+
+
+def contenders(groups: Sequence[Group]) -> list[Contender]:
+    """Each variant at the rate where its SimAOU is highest, and at the published rate where that is another.
+
+    The best rate is chosen by the runs that are then shown, which flatters every variant a little.
+    """
+    alike: dict[tuple[object, ...], list[Group]] = {}
+    for entry in ordered(groups):
+        others = tuple(text for key, text in entry.settings.items() if key != _RATE)
+        alike.setdefault((place(entry), entry.runs[0].variant, others), []).append(entry)
+    chosen = []
+    for members in alike.values():
+        known = [entry for entry in members if not math.isnan(summarise(entry.runs, SCORES[0]).mean)] or members
+        best = max(known, key=lambda entry: summarise(entry.runs, SCORES[0]).mean)
+        several = len(members) > 1
+        for entry in members:
+            at_published = several and entry.runs[0].lr == published.learning_rate(entry.runs[0].task)
+            if entry is best:
+                also = ", the published one" if at_published else ""
+                chosen.append(Contender(entry, f"best of {len(members)} rates{also}" if several else ""))
+            elif at_published:
+                chosen.append(Contender(entry, "published rate"))
+    return chosen
+
+
+def bounds(groups: Sequence[Group], name: str) -> tuple[float, float, float]:
+    """Floor, ceiling and noise ceiling of a score among variants in one place; NaN where not measured.
+
+    The floor is the best of no update and random directions over all their rates. The ceiling is what training on
+    ICL's own attention outputs reaches, and bounds SimAOU only. The noise ceiling is ICL against ICL with its
+    demonstrations in another order.
+    """
+    means = [(entry.runs[0].variant, summarise(entry.runs, name).mean) for entry in groups]
+    noise = {run.folder: run.estimate(f"{name}_reordered").mean for entry in groups for run in entry.runs}
+    known = [mean for mean in noise.values() if not math.isnan(mean)]
+    return (
+        _highest(mean for variant, mean in means if variant in FLOORS),
+        _highest(mean for variant, mean in means if variant == _TRAINED_TOWARDS.get(name)),
+        math.fsum(known) / len(known) if known else math.nan,
+    )
+
+
+def _highest(means: Any) -> float:
+    return max((mean for mean in means if not math.isnan(mean)), default=math.nan)
+
+
+def controls(runs: Sequence[FinishedRun]) -> Table | None:
+    """Every variant's scores at its best and at the published rate; None without controls."""
+    if not has_controls(runs):
+        return None
+    scores = [name for name in (*SCORES, *_BESIDE) if any(name in run.entries for run in runs)]
+    rows, records = [], []
+    everything = group(runs)
+    chosen = contenders(everything)
+    for where in dict.fromkeys(place(contender.entry) for contender in chosen):
+        for entry, rate in ((c.entry, c.rate) for c in chosen if place(c.entry) == where):
+            found = {name: summarise(entry.runs, name) for name in scores}
+            run = entry.runs[0]
+            cells = [number(found[name], name.startswith("accuracy/")) for name in scores]
+            rows.append((run.task, run.weights, run.variant, f"{run.lr:g}", rate, str(len(entry.runs)), *cells))
+            records += [
+                {"score": name, "task": run.task, "model": run.model, "weights": run.weights, "variant": run.variant,
+                 "lr": run.lr, "rate": rate} | vars(summary)
+                for name, summary in found.items()
+            ]  # fmt: skip
+        noise = [bounds([entry for entry in everything if place(entry) == where], name)[2] for name in scores]
+        if not all(map(math.isnan, noise)):
+            cells = ["" if math.isnan(value) else f"{value:.3f}" for value in noise]
+            rows.append((where[0], where[2], "ICL, reordered (noise ceiling)", "", "", "", *cells))
+    header = ("task", "weights", "variant", "lr", "rate", "draws", *(runs[0].label(name) for name in scores))
+    return Table("controls", "Variants between floor and ceiling", header, 6, tuple(rows), _notes(runs), tuple(records))
+
+
+def why_lcgd(runs: Sequence[FinishedRun]) -> Table | None:
+    """Paired differences that tell layer causality from its rivals; None without controls."""
+    if not has_controls(runs):
+        return None
+    best = [c.entry for c in contenders(group(runs)) if c.rate != "published rate"]
+    by_place: dict[tuple[str, str, str], dict[str, Group]] = {}
+    for entry in best:
+        by_place.setdefault(place(entry), {}).setdefault(entry.runs[0].variant, entry)
+    asked = [
+        (members[first], members[second], question)
+        for members in by_place.values()
+        for first, second, question in QUESTIONS
+        if first in members and second in members
+    ]
+    scores = [name for name in SCORES if any(name in run.entries for run in runs)]
+    found = {(id(d.first), id(d.second), d.score): d.result for d in differences([(a, b) for a, b, _ in asked], scores)}
+    rows, records = [], []
+    for first, second, question in asked:
+        run, cells = first.runs[0], []
+        for name in scores:
+            result = found.get((id(first), id(second), name))
+            if result is None or math.isnan(result.difference.mean):
+                cells.append("")
+                continue
+            d, told = result.difference, "" if result.p_holm is None else f" p {result.p_holm:.2g}"
+            mark = " *" if result.distinguishable else ""
+            cells.append(f"{d.mean:+z.3f} [{d.low:z.3f}, {d.high:z.3f}]{told}{mark}")
+            records.append(
+                {"score": name, "task": run.task, "weights": run.weights, "first": run.variant,
+                 "second": second.runs[0].variant, "difference": d.mean, "low": d.low, "high": d.high,
+                 "p_holm": result.p_holm, "over": result.over, "n": result.n,
+                 "distinguishable": result.distinguishable}
+            )  # fmt: skip
+        rows.append((run.task, run.weights, f"{run.variant} minus {second.runs[0].variant}", question, *cells))
+    header = ("task", "weights", "difference", "asks", *(runs[0].label(name) for name in scores))
+    note = f"* p < 0.05 after Holm's correction for {len(found)} comparisons; p is shown corrected."
+    return Table(
+        "why_lcgd", "Is layer causality the cause?", header, 4, tuple(rows), (note, *_notes(runs)), tuple(records)
+    )
+
+
+def _notes(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
+    draws = len({(run.seed, run.permutation) for run in runs})
+    notes = [
+        "Each variant at the rate where its SimAOU is highest, chosen by the very runs shown, and at the published "
+        "rate (for a task that is not the papers', SST-2's).",
+        f"Intervals and tests are over draws where there are several (Student's t; {draws} here at most), else over "
+        "queries.",
+    ]
+    if draws == 1:
+        notes.append(
+            "One draw only: a single random direction may lie anywhere, so the floor needs several (seed=0,1,2)."
+        )
+    return (*notes, *zero_shot_notes(runs))
