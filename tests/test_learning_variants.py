@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from iclgd.config import ConfigError, LossOn, StepPer, Trainable
+from iclgd.choices import LossOn, StepPer, Trainable
+from iclgd.config import ConfigError
 from iclgd.learning import finetuned, training_sequences
 from iclgd.learning.parameters import trained_parameters
 from iclgd.models import assemble

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from iclgd.config import ConfigError, ModelConfig, ModelSource, RuntimeConfig, Weights
+from iclgd.choices import ModelSource, Weights
+from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.models import (
     Question,
     RecordPlan,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iclgd.config import Padding
+from iclgd.choices import Padding
 from iclgd.learning import finetuned
 from iclgd.metrics.updates import sim_aou
 from learning_cases import learning, prompts

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from iclgd.config import Padding
+from iclgd.choices import Padding
 from iclgd.models import Question, RecordPlan, record, recorder, token_queries
 from iclgd.records import OPTIONAL_RECORDS
 from naive import Naive, naive_recording

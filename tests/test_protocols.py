@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configs import config
-from iclgd.config import DropFrom, Exit, RandomUpdate, RecordAt, StepPer
+from iclgd.choices import DropFrom, Exit, RandomUpdate, RecordAt, StepPer
 from iclgd.evidence import Laboratory
 from iclgd.learning import finetuned, training_sequences
 from iclgd.runs.progress import Progress

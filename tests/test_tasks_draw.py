@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from configs import config as config_of
 from iclgd import paths, seeding
-from iclgd.config import ConfigError, TaskSource, TrainingData
+from iclgd.choices import TaskSource, TrainingData
+from iclgd.config import ConfigError
 from iclgd.tasks import draw
 from iclgd.tasks.draw import label_shuffled
 from iclgd.tasks.sources import DataError

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from iclgd.config import Config, ConfigError, DropFrom, OnOverflow, RecordAt
+from iclgd.choices import DropFrom, OnOverflow, RecordAt
+from iclgd.config import Config, ConfigError
 from iclgd.records import Item, PromptSet
 from iclgd.tasks import Drawn, as_json, encode, from_json
 from iclgd.tasks.sources import DataError

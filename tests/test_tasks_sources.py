@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iclgd.config import ConfigError, TaskConfig, TaskSource
+from iclgd.choices import TaskSource
+from iclgd.config import ConfigError, TaskConfig
 from iclgd.tasks.sources import DataError, read_jsonl, read_parquet, read_split
 from task_cases import rows_of, write_jsonl, write_task
 

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from command_line import iclgd
 from configs import config
 from iclgd import paths
-from iclgd.config import RuntimeConfig, Weights
+from iclgd.choices import Weights
+from iclgd.config import RuntimeConfig
 from iclgd.models import load
 from iclgd.seeding import numpy_stream
 from iclgd.toy import language, training

@@ -24,8 +24,8 @@ from hydra.errors import HydraException
 from PIL import Image
 
 from configs import config as composed
+from iclgd import choices, tracking
 from iclgd import config as schema
-from iclgd import tracking
 from iclgd.tracking import session
 from iclgd.tracking.content import SweepContent, flattened, score_rows
 from report_fixtures import write_run
@@ -74,7 +74,7 @@ def settings(**entries: Any) -> schema.Config:
 
 
 def online() -> schema.Config:
-    return settings(mode=schema.TrackingMode.online)
+    return settings(mode=choices.TrackingMode.online)
 
 
 def track(folder: Path, config: schema.Config | None = None, run_id: str = "0123456789ab", **content: Any) -> None:

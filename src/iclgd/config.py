@@ -14,166 +14,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from iclgd import choices
+
 
 class ConfigError(ValueError):
     """A setting that cannot be run; the message names the key, what it got, and the remedy."""
-
-
-class ModelSource(StrEnum):
-    """Where a model comes from: a hub id or local folder, the GGUF file of a Python package, or this package."""
-
-    hub = "hub"
-    package = "package"
-    toy = "toy"
-
-
-class Weights(StrEnum):
-    """Trained weights, or the papers' two untrained baselines."""
-
-    pretrained = "pretrained"
-    random = "random"
-    keep_embeddings = "keep_embeddings"
-
-
-class TaskSource(StrEnum):
-    """Where rows come from: shipped with the package, or the hub or a local copy of it."""
-
-    bundled = "bundled"
-    hub = "hub"
-
-
-class OnOverflow(StrEnum):
-    """What happens when the context is longer than the model's window."""
-
-    error = "error"
-    drop = "drop"
-
-
-class Procedure(StrEnum):
-    """How the FT setting comes about."""
-
-    train = "train"
-    none = "none"
-    replay = "replay"
-    activation_match = "activation_match"
-
-
-class Trainable(StrEnum):
-    """Which parameters of a block are trained."""
-
-    attn_kv = "attn_kv"
-    attention = "attention"
-    mlp = "mlp"
-    all = "all"
-
-
-class LossOn(StrEnum):
-    """Which tokens of a demonstration have a loss."""
-
-    all_tokens = "all_tokens"
-    label = "label"
-
-
-class Batch(StrEnum):
-    """One step for each demonstration, or one for all of them."""
-
-    sequential = "sequential"
-    full = "full"
-
-
-class Optimizer(StrEnum):
-    """The optimiser that turns gradients into steps."""
-
-    sgd = "sgd"
-    adam = "adam"
-
-
-class Direction(StrEnum):
-    """The gradient's own direction, or a random one of the same norm in each layer."""
-
-    own = "own"
-    random = "random"
-
-
-class TrainingData(StrEnum):
-    """What finetuning sees: the demonstrations, or a control."""
-
-    demonstrations = "demonstrations"
-    label_shuffled = "label_shuffled"
-    other_task = "other_task"
-
-
-class RecordAt(StrEnum):
-    """The token at which the record is taken."""
-
-    last_prompt_token = "last_prompt_token"
-    first_label_token = "first_label_token"
-
-
-class RandomUpdate(StrEnum):
-    """What the random baseline's update is drawn from."""
-
-    gaussian = "gaussian"
-    uniform = "uniform"
-
-
-class DropFrom(StrEnum):
-    """From which settings an overlong demonstration is dropped."""
-
-    both = "both"
-    icl = "icl"
-
-
-class Exit(StrEnum):
-    """Where a layer-causal loss leaves the block."""
-
-    block_output = "block_output"
-    attention_output = "attention_output"
-
-
-class StepPer(StrEnum):
-    """What one gradient step is taken for."""
-
-    demonstration = "demonstration"
-    token = "token"
-
-
-class TrackerName(StrEnum):
-    """Where a run's results go besides its folder."""
-
-    none = "none"
-    wandb = "wandb"
-
-
-class TrackingMode(StrEnum):
-    """W&B's modes."""
-
-    offline = "offline"
-    online = "online"
-    disabled = "disabled"
-
-
-class Rerun(StrEnum):
-    """Which runs of a sweep that is started again are run again; those cut off always are."""
-
-    never = "never"
-    failed = "failed"
-    all = "all"
-
-
-class CacheMode(StrEnum):
-    """Whether recordings are shared between runs."""
-
-    auto = "auto"
-    off = "off"
-
-
-class Padding(StrEnum):
-    """How sequences of unequal length share a batch; `none` batches equal lengths only."""
-
-    none = "none"
-    right = "right"
-    left = "left"
 
 
 @dataclass
@@ -181,10 +26,10 @@ class ModelConfig:
     """A model and how its prompts are built (conf/model)."""
 
     name: str = MISSING
-    source: ModelSource = ModelSource.hub
+    source: choices.ModelSource = choices.ModelSource.hub
     file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
     revision: str | None = None
-    weights: Weights = Weights.pretrained
+    weights: choices.Weights = choices.Weights.pretrained
     weights_seed: int = 0
     bos: str | None = None  # a token, or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
@@ -197,7 +42,7 @@ class TaskConfig:
     """Rows, how they are worded, and how many are used (conf/task)."""
 
     name: str = MISSING
-    source: TaskSource = TaskSource.hub
+    source: choices.TaskSource = choices.TaskSource.hub
     hub: str | None = None  # data set id
     subset: str | None = None  # its configuration name
     revision: str | None = None
@@ -216,7 +61,7 @@ class TaskConfig:
     queries: int = 2000
     query_seed: int = 1
     permutation: int = 0
-    on_overflow: OnOverflow = OnOverflow.error
+    on_overflow: choices.OnOverflow = choices.OnOverflow.error
     length_normalised: bool = True
     rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})
 
@@ -226,19 +71,19 @@ class FinetuneConfig:
     """A finetuning variant (conf/finetune)."""
 
     name: str = MISSING
-    procedure: Procedure = Procedure.train
+    procedure: choices.Procedure = choices.Procedure.train
     objective: str = "gd"  # a function of iclgd.learning.objectives, or a dotted path to one of yours
     lr: float = MISSING
     layers: Any = "all"
-    trainable: Trainable = Trainable.attn_kv
+    trainable: choices.Trainable = choices.Trainable.attn_kv
     epochs: int = 1
-    loss_on: LossOn = LossOn.all_tokens
-    batch: Batch = Batch.sequential
-    optimizer: Optimizer = Optimizer.sgd
+    loss_on: choices.LossOn = choices.LossOn.all_tokens
+    batch: choices.Batch = choices.Batch.sequential
+    optimizer: choices.Optimizer = choices.Optimizer.sgd
     exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
-    direction: Direction = Direction.own
-    data: TrainingData = TrainingData.demonstrations
+    direction: choices.Direction = choices.Direction.own
+    data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train K and V through a low-rank change of this rank
 
@@ -248,11 +93,11 @@ class ProtocolConfig:
     """Where the papers and their published code differ (conf/protocol)."""
 
     name: str = MISSING
-    record_at: RecordAt = RecordAt.last_prompt_token
-    random_update: RandomUpdate = RandomUpdate.gaussian
-    drop_from: DropFrom = DropFrom.both
-    exit: Exit = Exit.block_output
-    step: StepPer = StepPer.demonstration
+    record_at: choices.RecordAt = choices.RecordAt.last_prompt_token
+    random_update: choices.RandomUpdate = choices.RandomUpdate.gaussian
+    drop_from: choices.DropFrom = choices.DropFrom.both
+    exit: choices.Exit = choices.Exit.block_output
+    step: choices.StepPer = choices.StepPer.demonstration
 
 
 @dataclass
@@ -282,8 +127,8 @@ class MetricConfig:
 class TrackingConfig:
     """Whether and how runs are logged (conf/tracking)."""
 
-    name: TrackerName = TrackerName.none
-    mode: TrackingMode = TrackingMode.offline
+    name: choices.TrackerName = choices.TrackerName.none
+    mode: choices.TrackingMode = choices.TrackingMode.offline
     project: str = "iclgd"
     entity: str | None = None
     dir: str | None = None
@@ -298,11 +143,10 @@ class RuntimeConfig:
     threads: int | None = None
     save_recordings: bool = False
     batch_tokens: int | None = None
-    padding: Padding = Padding.right
-    cache: CacheMode = CacheMode.auto
+    padding: choices.Padding = choices.Padding.right
+    cache: choices.CacheMode = choices.CacheMode.auto
     cache_gb: float = 4.0
-    rerun: Rerun = Rerun.failed
-    replicas: int = 1
+    rerun: choices.Rerun = choices.Rerun.failed
     objective: str | None = None  # the score whose mean the command returns, for sweepers that optimise
 
 
@@ -342,7 +186,6 @@ class Config:
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
             "metric.bootstrap": (self.metric.bootstrap, 0),
-            "runtime.replicas": (self.runtime.replicas, 1),
             "seed": (self.seed, 0),
         }
         for key, (value, least) in at_least.items():

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from iclgd.config import Config, ConfigError, Procedure, RandomUpdate, RecordAt, as_dict, typed
+from iclgd.choices import Procedure, RandomUpdate, RecordAt
+from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.learning import activation_matched, finetuned
 from iclgd.models import LanguageModel, Question, RecordPlan, record, token_queries
 from iclgd.paths import config_folder

@@ -26,6 +26,7 @@ def write_table(found: Mapping[str, Any], place: Path = PLACE) -> None:
     """Replace everything below the mark in BENCHMARKS.md."""
     if "ratios" not in found:
         return
+    _draw_cost(found["linear"], place.parent / "docs" / "cost.png")
     before = place.read_text().partition(MARK)[0] if place.exists() else "# Benchmarks\n\n"
     place.write_text(f"{before}{MARK}\n\n" + "\n".join(_lines(found)) + "\n")
 
@@ -50,10 +51,28 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     lines += ["", "| whole | times faster than the naive protocol |", "|---|---|"]
     lines += [f"| {name} | {ratio:.1f}x |" for name, ratio in found["ratios"].items()]
     lines += ["", f"Peak memory of one lcgd run: {found['peak_gb']:.2f} GB.", ""]
+    lines += ["![Time over tokens](docs/cost.png)", ""]
     lines += ["| queries | shots | tokens | icl recording, s | ms a token |", "|---|---|---|---|---|"]
     for queries, shots, tokens, seconds in found["linear"]["queries"] + found["linear"]["shots"]:
         lines.append(f"| {queries} | {shots} | {tokens} | {seconds:.2f} | {1000 * seconds / tokens:.2f} |")
     return lines
+
+
+def _draw_cost(linear: Mapping[str, Any], place: Path) -> None:
+    """Seconds of an icl recording over its tokens, as queries and as shots grow."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axis = figure.subplots()
+    looks = {"queries": ("o", "more queries, most shots"), "shots": ("s", "more shots, 50 queries")}
+    for name, (marker, label) in looks.items():
+        rows = linear[name]
+        axis.plot([row[2] for row in rows], [row[3] for row in rows], marker=marker, label=label)
+    axis.set(
+        xlabel="tokens: the context and every query once", ylabel="icl recording, s", xlim=(0, None), ylim=(0, None)
+    )
+    axis.legend(frameon=False)
+    figure.savefig(place, dpi=150)
 
 
 def _naive(entry: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from iclgd.config import Batch, Config, Direction, LossOn, Optimizer, StepPer, parse_layers
+from iclgd.choices import Batch, Direction, LossOn, Optimizer, StepPer
+from iclgd.config import Config, parse_layers
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
 from iclgd.learning.objectives import Objective, options_of, resolve_objective

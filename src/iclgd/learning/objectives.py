@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from iclgd.config import ConfigError, Exit, FinetuneConfig
+from iclgd.choices import Exit
+from iclgd.config import ConfigError, FinetuneConfig
 from iclgd.learning.losses import Sequence, unembedded_loss
 from iclgd.models.language_model import LanguageModel
 

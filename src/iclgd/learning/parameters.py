@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iclgd.config import ConfigError, Trainable
+from iclgd.choices import Trainable
+from iclgd.config import ConfigError
 from iclgd.models.language_model import LanguageModel
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from iclgd.config import ConfigError, ModelConfig, ModelSource, RuntimeConfig, Weights
+from iclgd.choices import ModelSource, Weights
+from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.language_model import LanguageModel

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iclgd.config import Padding
+from iclgd.choices import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward
 from iclgd.models.language_model import LanguageModel

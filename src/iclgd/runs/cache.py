@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd import paths
-from iclgd.config import CacheMode, RuntimeConfig
+from iclgd.choices import CacheMode
+from iclgd.config import RuntimeConfig
 from iclgd.runs.files import remove_leftovers, replacing
 from iclgd.runs.identity import canonical
 

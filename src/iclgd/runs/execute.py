@@ -12,12 +12,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from iclgd.config import Config, ConfigError, Rerun, as_dict
+from iclgd.choices import Rerun
+from iclgd.config import Config, ConfigError, as_dict
 from iclgd.runs.files import plain
 from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.identity import run_id
 from iclgd.runs.process import terminable
 from iclgd.runs.progress import Progress, duration
+from iclgd.runs.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ def _attempt(config: Config, folder: RunFolder, experiment: Experiment) -> Outco
             if not isinstance(error, Exception):
                 raise
             refused = isinstance(error, ConfigError)
-            message = str(error) if refused else f"{type(error).__name__}: {error}"
+            message = without_secrets(str(error) if refused else f"{type(error).__name__}: {error}")
             return Outcome(Ending.refused if refused else Ending.failed, folder.path, message=message)
         log.info("run %s is done, after %s", name, duration(time.monotonic() - began))
         return Outcome(Ending.done, folder.path, objective=_objective(scores, config))

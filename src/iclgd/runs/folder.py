@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from iclgd.runs import files
 from iclgd.runs.process import is_alive, this_process
+from iclgd.runs.secrets import Formatter, without_secrets
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -244,8 +245,9 @@ class RunFolder:
 
     def fail(self, error: BaseException) -> None:
         """Mark the run as failed and keep the traceback."""
-        lines = traceback.format_exception(error)
-        self._end(State.failed, error=f"{type(error).__name__}: {error}", traceback="".join(lines))
+        lines = "".join(traceback.format_exception(error))
+        message = without_secrets(f"{type(error).__name__}: {error}")
+        self._end(State.failed, error=message, traceback=without_secrets(lines))
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal; the next start runs it again."""
@@ -266,7 +268,7 @@ class RunFolder:
         """Inside, everything that is logged also goes to run.log."""
         self.path.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.path / _LOG, encoding="utf-8", errors="backslashreplace")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
         root.addHandler(handler)
         try:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from omegaconf import OmegaConf
 
 from iclgd import paths, seeding
-from iclgd.config import Config, ConfigError, TaskConfig, TrainingData
+from iclgd.choices import TrainingData
+from iclgd.config import Config, ConfigError, TaskConfig
 from iclgd.tasks.sources import DataError, Split, read_split
 from iclgd.tasks.wording import Example, check, label_words, tail_of, template_of, worded
 

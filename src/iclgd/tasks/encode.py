@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from iclgd.config import Config, ConfigError, DropFrom, OnOverflow, RecordAt
+from iclgd.choices import DropFrom, OnOverflow, RecordAt
+from iclgd.config import Config, ConfigError
 from iclgd.records import Item, PromptSet
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.sources import DataError

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from iclgd import paths
-from iclgd.config import ConfigError, TaskConfig, TaskSource
+from iclgd.choices import TaskSource
+from iclgd.config import ConfigError, TaskConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", re.ASCII)

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.config import Config, TrackerName, TrackingConfig, TrackingMode, as_dict
+from iclgd.choices import TrackerName, TrackingMode
+from iclgd.config import Config, TrackingConfig, as_dict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from iclgd.runs.secrets import without_secrets
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -24,7 +26,7 @@ CALL_SECONDS = 30.0  # for anything else, uploading at the end included
 HURRY_SECONDS = 5.0  # the same for a run that failed or was stopped
 PATIENCE = 600.0  # after which a server that could not be reached is tried again
 
-_KEY = re.compile(r"\b[0-9a-fA-F]{40}\b|\bwandb_v\d+_\w+|(?<=//)[^/@\s]+(?=@)")
+_KEY = re.compile(r"\b[0-9a-fA-F]{40}\b")  # W&B's older keys, which elsewhere would be a commit
 
 
 _unreached: tuple[float, Exception] | None = None  # when this process last failed to reach the server, and why
@@ -157,8 +159,7 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
 def describe(error: BaseException | None) -> str:
     """One line about an error, without anything that may be an API key."""
     first = (str(error).splitlines() or [""])[0]
-    secret = os.environ.get("WANDB_API_KEY")
-    return f"{type(error).__name__}: {_KEY.sub('***', first.replace(secret, '***') if secret else first)}"
+    return without_secrets(f"{type(error).__name__}: {_KEY.sub('***', first)}")
 
 
 def _open(identity: Identity, mode: str) -> Any:

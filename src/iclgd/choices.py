@@ -1,0 +1,160 @@
+"""Which words may a setting take? One enumeration for each key that chooses among a few."""
+
+from enum import StrEnum
+
+
+class ModelSource(StrEnum):
+    """Where a model comes from: a hub id or local folder, the GGUF file of a Python package, or this package."""
+
+    hub = "hub"
+    package = "package"
+    toy = "toy"
+
+
+class Weights(StrEnum):
+    """Trained weights, or the papers' two untrained baselines."""
+
+    pretrained = "pretrained"
+    random = "random"
+    keep_embeddings = "keep_embeddings"
+
+
+class TaskSource(StrEnum):
+    """Where rows come from: shipped with the package, or the hub or a local copy of it."""
+
+    bundled = "bundled"
+    hub = "hub"
+
+
+class OnOverflow(StrEnum):
+    """What happens when the context is longer than the model's window."""
+
+    error = "error"
+    drop = "drop"
+
+
+class Procedure(StrEnum):
+    """How the FT setting comes about."""
+
+    train = "train"
+    none = "none"
+    replay = "replay"
+    activation_match = "activation_match"
+
+
+class Trainable(StrEnum):
+    """Which parameters of a block are trained."""
+
+    attn_kv = "attn_kv"
+    attention = "attention"
+    mlp = "mlp"
+    all = "all"
+
+
+class LossOn(StrEnum):
+    """Which tokens of a demonstration have a loss."""
+
+    all_tokens = "all_tokens"
+    label = "label"
+
+
+class Batch(StrEnum):
+    """One step for each demonstration, or one for all of them."""
+
+    sequential = "sequential"
+    full = "full"
+
+
+class Optimizer(StrEnum):
+    """The optimiser that turns gradients into steps."""
+
+    sgd = "sgd"
+    adam = "adam"
+
+
+class Direction(StrEnum):
+    """The gradient's own direction, or a random one of the same norm in each layer."""
+
+    own = "own"
+    random = "random"
+
+
+class TrainingData(StrEnum):
+    """What finetuning sees: the demonstrations, or a control."""
+
+    demonstrations = "demonstrations"
+    label_shuffled = "label_shuffled"
+    other_task = "other_task"
+
+
+class RecordAt(StrEnum):
+    """The token at which the record is taken."""
+
+    last_prompt_token = "last_prompt_token"
+    first_label_token = "first_label_token"
+
+
+class RandomUpdate(StrEnum):
+    """What the random baseline's update is drawn from."""
+
+    gaussian = "gaussian"
+    uniform = "uniform"
+
+
+class DropFrom(StrEnum):
+    """From which settings an overlong demonstration is dropped."""
+
+    both = "both"
+    icl = "icl"
+
+
+class Exit(StrEnum):
+    """Where a layer-causal loss leaves the block."""
+
+    block_output = "block_output"
+    attention_output = "attention_output"
+
+
+class StepPer(StrEnum):
+    """What one gradient step is taken for."""
+
+    demonstration = "demonstration"
+    token = "token"
+
+
+class TrackerName(StrEnum):
+    """Where a run's results go besides its folder."""
+
+    none = "none"
+    wandb = "wandb"
+
+
+class TrackingMode(StrEnum):
+    """W&B's modes."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+class Rerun(StrEnum):
+    """Which runs of a sweep that is started again are run again; those cut off always are."""
+
+    never = "never"
+    failed = "failed"
+    all = "all"
+
+
+class CacheMode(StrEnum):
+    """Whether recordings are shared between runs."""
+
+    auto = "auto"
+    off = "off"
+
+
+class Padding(StrEnum):
+    """How sequences of unequal length share a batch; `none` batches equal lengths only."""
+
+    none = "none"
+    right = "right"
+    left = "left"
