@@ -17,6 +17,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from iclgd import choices
 
 
+_LARGEST_FLOAT32 = 3.4028235e38
+
+
 class ConfigError(ValueError):
     """A setting that cannot be run; the message names the key, what it got, and the remedy."""
 
@@ -195,8 +198,10 @@ class Config:
             value = getattr(self.runtime, key)
             if value is not None and value < 1:
                 raise ConfigError(f"runtime.{key}={value} is too small: give 1 or more, or null")
-        if not 0 < self.finetune.lr < float("inf"):
-            raise ConfigError(f"finetune.lr={self.finetune.lr} cannot train: give a positive, finite learning rate")
+        if not 0 < self.finetune.lr <= _LARGEST_FLOAT32:
+            raise ConfigError(
+                f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
+            )
         if not 0 <= self.task.template < len(self.task.templates):
             raise ConfigError(
                 f"task.template={self.task.template} does not exist: {self.task.name} has templates 0 to "
