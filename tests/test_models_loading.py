@@ -1,6 +1,10 @@
 """Models come from safetensors in local folders or the hub, and what cannot be used is refused before it is read."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,6 +41,22 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def nothing_held():
     loading._load.cache_clear()
+
+
+def test_a_hub_id_is_loaded_from_the_hubs_cache_and_its_commit_is_kept(folder, tmp_path):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    repository = tmp_path / "models--somebody--tiny"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = (
+        "from iclgd.config import ModelConfig, RuntimeConfig; from iclgd.models import load; "
+        "model = load(ModelConfig(name='somebody/tiny'), RuntimeConfig(device='cpu')); "
+        "print(model.identity['revision'], model.layers)"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[:1] == [commit], done.stderr
 
 
 def changed(folder, tmp_path, **entries):

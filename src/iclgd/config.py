@@ -16,7 +16,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from iclgd import choices
 
-
 _LARGEST_FLOAT32 = 3.4028235e38
 
 

@@ -12,7 +12,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import extract_commit_hash
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
@@ -98,7 +100,7 @@ def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -
         _from_hub(model, AutoTokenizer.from_pretrained, **place),
         identity={
             "name": model.name,
-            "revision": model.revision,
+            "revision": _commit(model, place) or model.revision,
             "weights": str(model.weights),
             "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
             "dtype": str(dtype).removeprefix("torch."),
@@ -182,6 +184,14 @@ def _weights(model: ModelConfig, place: dict[str, Any], dtype: torch.dtype) -> P
     if model.weights is Weights.keep_embeddings:
         return untrained(pretrained.config, dtype, model.weights_seed, keep=pretrained)
     return pretrained
+
+
+def _commit(model: ModelConfig, place: dict[str, Any]) -> str | None:
+    """The hub's commit that was loaded, from where the hub's cache keeps it; None for a local folder."""
+    name = place["pretrained_model_name_or_path"]
+    if Path(name).is_dir():
+        return None
+    return extract_commit_hash(cached_file(name, model.file or "config.json", revision=model.revision), None)
 
 
 def _digests(network: PreTrainedModel) -> dict[str, str]:
