@@ -12,9 +12,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
