@@ -27,13 +27,13 @@ def sweep(root, seeds=(0, 1, 2), variants=("gd", "lcgd", "lcgd_norm_matched", "r
 
 
 def test_a_variant_stands_at_its_best_rate_and_at_the_published_one(tmp_path):
-    chosen = [
-        (c.entry.runs[0].variant, c.entry.runs[0].lr, c.rate) for c in controls.contenders(group(sweep(tmp_path)))
-    ]
+    runs = sweep(tmp_path)
+    chosen = [(c.entry.runs[0].variant, c.entry.runs[0].lr, c.rate) for c in controls.contenders(group(runs))]
     for variant in ("gd", "lcgd", "lcgd_norm_matched", "random_direction"):
         rates = {rate: lr for name, lr, rate in chosen if name == variant}
         assert rates == {"best of 3 rates": BETTER, "published rate": PUBLISHED}
     assert [rate for name, _, rate in chosen if name in ("none", "activation_match")] == ["", ""]
+    assert not any("Best at the lowest or highest" in note for note in controls.controls(runs).notes)
 
 
 def test_the_best_rate_may_be_the_published_one(tmp_path):
@@ -41,6 +41,7 @@ def test_the_best_rate_may_be_the_published_one(tmp_path):
         write_run(tmp_path / str(lr), variant="gd", lr=lr, shift=shift)
     (only,) = controls.contenders(group(read_runs([tmp_path]).finished))
     assert (only.entry.runs[0].lr, only.rate) == (PUBLISHED, "best of 2 rates, the published one")
+    assert only.at_edge
 
 
 def test_a_rate_that_diverged_is_not_the_best(tmp_path):

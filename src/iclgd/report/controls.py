@@ -45,10 +45,12 @@ class Contender:
     Attributes:
         entry: its runs.
         rate: why this rate: `best of 3 rates`, `published rate`, or nothing where there is no choice.
+        at_edge: whether it is best at the lowest or the highest rate that was tried: beyond may be a better one.
     """
 
     entry: Group
     rate: str = ""
+    at_edge: bool = False
 
 
 def has_controls(runs: Sequence[FinishedRun]) -> bool:
@@ -80,12 +82,13 @@ def contenders(groups: Sequence[Group]) -> list[Contender]:
     for members in alike.values():
         known = [entry for entry in members if not math.isnan(summarise(entry.runs, SCORES[0]).mean)] or members
         best = max(known, key=lambda entry: summarise(entry.runs, SCORES[0]).mean)
-        several = len(members) > 1
+        several, rates = len(members) > 1, [entry.runs[0].lr for entry in members]
         for entry in members:
             at_published = several and entry.runs[0].lr == published.learning_rate(entry.runs[0].task)
             if entry is best:
                 also = ", the published one" if at_published else ""
-                chosen.append(Contender(entry, f"best of {len(members)} rates{also}" if several else ""))
+                edge = several and entry.runs[0].lr in (min(rates), max(rates))
+                chosen.append(Contender(entry, f"best of {len(members)} rates{also}" if several else "", edge))
             elif at_published:
                 chosen.append(Contender(entry, "published rate"))
     return chosen
@@ -188,6 +191,11 @@ def _notes(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
         f"Intervals and tests are over draws where there are several (Student's t; {draws} here at most), else over "
         "queries.",
     ]
+    edge = [c.entry.runs[0].variant for c in contenders(group(runs)) if c.at_edge]
+    if edge:
+        notes.append(
+            f"Best at the lowest or highest rate tried (another may be better): {', '.join(dict.fromkeys(edge))}."
+        )
     if draws == 1:
         notes.append(
             "One draw only: a single random direction may lie anywhere, so the floor needs several (seed=0,1,2)."
