@@ -83,7 +83,7 @@ const FIGURES = [
   {
     title: "Scores by layer",
     note: "Bars: standard deviation over seeds, or for one seed 1.96 standard errors over queries. Dotted: published.",
-    groups: DATA.groups.filter((g) => Object.keys(g.layers).length),
+    groups: DATA.groups.filter((g) => Object.keys(g.layers).length && g.rate !== null),
     choices: (groups) => [["score", scoresOf(groups, "layers")], ["task and model", places(groups)], ["setting", settings(groups)]],
     draw(groups, [score, where, setting]) {
       const shown = groups.filter((g) => place(g) === where && g.layers[score] && ["all", g.setting].includes(setting));
@@ -103,7 +103,7 @@ const FIGURES = [
           opacity: 0.75, hovertemplate: "published, layer %{x}: %{y:.3f}",
         });
       }
-      return [traces, layout("layer", labelOf(score))];
+      return [traces, layout("layer", labelOf(score), { height: 380 + 7 * traces.length })];
     },
   },
   {
@@ -143,7 +143,7 @@ const FIGURES = [
   },
   {
     title: "Between floor and ceiling",
-    note: "Mean and 95 % interval: over seeds where there are several, else over queries. Each variant at the rate where its SimAOU is highest, and at the published rate.",
+    note: "Mean and 95 % interval: over seeds where there are several, else over queries. Each variant at the rate where its SimAOU is highest, and at the published rate. Dotted: floor (no update, random directions); dashed: ceiling (trained towards ICL's outputs); dash-dotted: ICL in another order.",
     groups: DATA.groups.filter((g) => DATA.controls && g.rate !== null),
     choices: (groups) => [["score", scoresOf(groups, "scores")], ["task and model", places(groups)]],
     draw: (groups, [score, where]) => ladder(groups.filter((g) => place(g) === where), score, bounds(where, score)),
@@ -194,18 +194,15 @@ function ladder(groups, score, shapes) {
       marker: { ...marker, size: 10 }, error_x: { ...bars([point], 0), color: marker.color }, hovertemplate: "%{y}: %{x:.3f}<extra></extra>",
     };
   });
-  const height = Math.max(150, 90 + 28 * shown.length);
-  return [traces, layout(labelOf(score), "", { height, shapes, yaxis: { autorange: "reversed" }, xaxis: { zeroline: true }, margin: { t: 24, r: 12, b: 48, l: 56 }, showlegend: false })];
+  const height = Math.max(150, 70 + 28 * shown.length);
+  return [traces, layout(labelOf(score), "", { height, shapes, yaxis: { autorange: "reversed" }, xaxis: { zeroline: true }, margin: { t: 4, r: 12, b: 48, l: 56 }, showlegend: false })];
 }
 
 function bounds(where, score) {
-  const lines = [["floor", "dot"], ["ceiling", "dash"], ["noise ceiling", "dashdot"]];
+  const dashes = ["dot", "dash", "dashdot"]; // floor, ceiling, noise ceiling
   const found = DATA.bounds.find((entry) => place(entry) === where)?.scores[score] ?? [];
   return found
-    .map((x, i) => ({
-      type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: lines[i][1], width: 1.5, color: theme().soft },
-      label: { text: lines[i][0], textposition: "end", textangle: 0, yanchor: "bottom", font: { size: 11 } },
-    }))
+    .map((x, i) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: dashes[i], width: 1.5, color: theme().soft } }))
     .filter((shape) => shape.x0 !== null);
 }
 

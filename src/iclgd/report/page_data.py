@@ -31,7 +31,8 @@ def page_data(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Everything the page's script draws from; floats have five digits, NaN is null."""
     controlled = controls.has_controls(runs)
     groups = controls.ordered(group(runs)) if controlled else group(runs)
-    rates = {id(chosen.entry): chosen.rate for chosen in controls.contenders(groups)}
+    shown = controls.contenders(groups) if controlled else [controls.Contender(entry) for entry in groups]
+    rates = {id(chosen.entry): chosen.rate for chosen in shown}  # a group without one is shown among its rates only
     variants = list(dict.fromkeys(run.variant for run in runs))
     looks = style.looks(variants)
     prompts: dict[str, Any] = {}
