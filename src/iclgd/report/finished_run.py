@@ -113,6 +113,11 @@ class FinishedRun:
         """Whether finetuning ended in a loss that was not finite."""
         return bool(self.status.get("diverged", False))
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this run from others, by the names that frames and the page use."""
+        keys = ("task", "model", "weights", "variant", "lr", "shots", "seed", "permutation", "diverged")
+        return {"run": self.name, **{key: getattr(self, key) for key in keys}}
+
     @functools.cached_property
     def entries(self) -> dict[str, Mapping[str, Any]]:
         """Every score by the name it has in scores.parquet, grouped ones as `accuracy/icl`: mean, layers, n, ci, ..."""

@@ -224,7 +224,7 @@ function addFigure(figure) {
 }
 
 const COLUMNS = [
-  ["run", (r) => r.name], ["task", (r) => r.task], ["model", (r) => r.model], ["weights", (r) => r.weights], ["variant", (r) => r.variant],
+  ["run", (r) => r.run], ["task", (r) => r.task], ["model", (r) => r.model], ["weights", (r) => r.weights], ["variant", (r) => r.variant],
   ["lr", (r) => r.lr], ["shots", (r) => r.shots], ["seed", (r) => r.seed],
   ...["sim_aou", "sim_am_delta"].filter((s) => s in DATA.labels).map((s) => [labelOf(s), (r) => (r.diverged ? "diverged" : r.scores[s]?.toFixed(3) ?? "–"), true]),
   ["icl", (r) => percent(r.scores["accuracy/icl"]), true], ["ft", (r) => percent(r.scores["accuracy/ft"]), true],
@@ -261,7 +261,7 @@ function show(i) {
   const run = DATA.runs[i];
   [...byId("run-table").tBodies[0].rows].forEach((row, at) => row.setAttribute("aria-selected", String(at === i)));
   byId("run-detail").hidden = false;
-  byId("run-name").textContent = visible(run.name);
+  byId("run-name").textContent = visible(run.run);
   byId("run-config").textContent = visible(run.config);
   byId("run-environment").textContent = visible(run.environment);
   runChoice.value = String(i);
@@ -298,7 +298,7 @@ function addMark(marks, run, prompts, setting, i, label) {
 
 FIGURES.forEach(addFigure);
 addRuns();
-const runName = (r) => [r.name, r.task, r.variant, `lr ${r.lr}`, `seed ${r.seed}`].join(" · ");
+const runName = (r) => [r.run, r.task, r.variant, `lr ${r.lr}`, `seed ${r.seed}`].join(" · ");
 runChoice = choice(byId("prompt-controls"), "run", DATA.runs.map((r, i) => [String(i), runName(r)]), () => show(Number(runChoice.value)));
 kindChoice = choice(byId("prompt-controls"), "show", [["queries", "queries"], ["demonstrations", "demonstrations"]], showPrompts);
 if (DATA.runs.length) show(0);

@@ -100,16 +100,7 @@ def _trajectory(run: FinishedRun) -> dict[str, Any]:
 def _run(run: FinishedRun, prompts: dict[str, Any]) -> dict[str, Any]:
     facts = run.environment.get("iclgd") or {}
     return {
-        "name": run.name,
-        "task": run.task,
-        "model": run.model,
-        "weights": run.weights,
-        "variant": run.variant,
-        "lr": run.lr,
-        "shots": run.shots,
-        "seed": run.seed,
-        "permutation": run.permutation,
-        "diverged": run.diverged,
+        **run.identity(),
         "revision": facts.get("revision"),
         "dirty": bool(facts.get("dirty")),
         "seconds": run.status.get("seconds"),

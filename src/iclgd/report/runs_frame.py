@@ -87,23 +87,11 @@ def tidy(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """One row for each run, score and layer; `layer` is None for the mean over all layers."""
     rows = []
     for run in runs:
-        who = {
-            "run": run.name,
-            "task": run.task,
-            "model": run.model,
-            "weights": run.weights,
-            "variant": run.variant,
-            "lr": run.lr,
-            "shots": run.shots,
-            "seed": run.seed,
-            "permutation": run.permutation,
-            "diverged": run.diverged,
-        }
         for name in run.entries:
             whole = run.estimate(name)
-            rows.append(who | {"score": name, "layer": None} | vars(whole))
+            rows.append(run.identity() | {"score": name, "layer": None} | vars(whole))
             for layer, mean in enumerate(run.layers(name)):
-                rows.append(who | {"score": name, "layer": layer} | vars(Estimate(mean, NAN, NAN)))
+                rows.append(run.identity() | {"score": name, "layer": layer} | vars(Estimate(mean, NAN, NAN)))
     return rows
 
 
