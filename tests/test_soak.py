@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 RUNS = 200 if os.environ.get("ICLGD_SOAK") == "1" else 40
-WARM_UP = 10
-GROWTH = 24 * 2**20  # bytes: noise of the allocator; a run that keeps its model or figures exceeds it in 40 runs
+WARM_UP = 24  # runs until the allocator has settled
+GROWTH = 12 * 2**20  # bytes: twice the noise seen afterwards, in 40 runs and in 200
 CHEAP = (
     *("model=toy", "task=toy", "tracking=none", "task.queries=2", "task.shots=2", "runtime.cache=off"),
     *("metric=[sim_aou]", "metric.bootstrap=0", "finetune=lcgd"),
