@@ -53,7 +53,10 @@ def make_config(
         "finetune": {"name": variant, "objective": variant, "lr": lr, "layers": "all", "exit_layer": None}
         | (finetune or {}),
         "protocol": {"name": "deutch2024", "record_at": "last_prompt_token"},
-        "metric": {"scores": {name: {"function": name, "label": LABELS.get(name, name)} for name in scores}},
+        "metric": {
+            "scores": {name: {"function": name, "label": LABELS.get(name, name)} for name in scores}
+            | {f"accuracy/{s}": {"function": "accuracy", "limits": [0, 1]} for s in ("zsl", "icl", "ft")}
+        },
         "tracking": {"name": "none"},
         "runtime": {"device": "cpu", "dtype": "auto", "save_recordings": False},
         "paths": {"outputs": "outputs"},
@@ -88,6 +91,8 @@ def write_run(
     rng = np.random.default_rng(1000 * seed + len(variant))
     rows, scores = [], {}
     for name in config["metric"]["scores"]:
+        if name.startswith("accuracy/"):
+            continue
         centre = BASE.get((variant, name), 0.05) + slope * seed + shift
         curve = centre + 0.1 * np.sin(np.arange(layers))[None] + 0.02 * rng.standard_normal((examples, layers))
         curve += centre - curve.mean()

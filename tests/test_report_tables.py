@@ -106,6 +106,13 @@ def test_seed_summary_by_hand(paper):
     assert (found.low, found.high) == (pytest.approx(0.11 - half), pytest.approx(0.11 + half))
 
 
+def test_an_interval_ends_where_the_score_does(tmp_path):
+    for seed, share in enumerate((0.1, 0.9)):
+        write_run(tmp_path / str(seed), seed=seed, shots=4, accuracy=(0.5, share, 0.5))
+    found = summary.summarise(runs_frame.read_runs([tmp_path]).finished, "accuracy/icl")
+    assert (found.mean, found.low, found.high) == (pytest.approx(0.5), 0.0, 1.0)
+
+
 def test_curve_of_one_seed_has_standard_errors_and_of_several_standard_deviations(paper):
     runs = [run for run in paper if (run.task, run.variant, run.weights) == ("sst2", "gd", "pretrained")]
     mean, half = summary.curve(runs[:1], "sim_aou")

@@ -148,6 +148,12 @@ class FinishedRun:
         chosen = (self.config.get("metric") or {}).get("scores") or {}
         return score_label(score, {name: str((entry or {}).get("label") or "") for name, entry in chosen.items()})
 
+    def limits(self, score: str) -> tuple[float, float]:
+        """The least and the largest possible value of a score, as its yaml says; infinite where it says nothing."""
+        chosen = ((self.config.get("metric") or {}).get("scores") or {}).get(score) or {}
+        low, high = chosen.get("limits") or (-math.inf, math.inf)
+        return float(low), float(high)
+
     def estimate(self, score: str, over: str = "all") -> Estimate:
         """A score's mean over examples and layers, or an accuracy (`accuracy/icl`).
 

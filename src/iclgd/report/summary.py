@@ -21,7 +21,8 @@ class Summary:
     Attributes:
         mean: over seeds.
         std: standard deviation over seeds; NaN for one seed.
-        low: lower end of the 95 % interval, over queries for one seed (bootstrap), else over seeds (t).
+        low: lower end of the 95 % interval, over queries for one seed (bootstrap), else over seeds (t), where it does
+            not lie beyond what the score can be.
         high: its upper end.
         seeds: how many seeds have a value.
         undefined: how many values had no direction and are left out.
@@ -48,8 +49,9 @@ def summarise(runs: Sequence[FinishedRun], score: str, over: str = "all") -> Sum
         return Summary(known[0].mean, NAN, known[0].low, known[0].high, 1, undefined, diverged)
     means = [estimate.mean for estimate in known]
     interval = seed_interval(means)
-    spread = statistics.stdev(means)
-    return Summary(interval.mean, spread, interval.low, interval.high, len(known), undefined, diverged)
+    spread, (least, most) = statistics.stdev(means), runs[0].limits(score)
+    low, high = max(interval.low, least), min(interval.high, most)
+    return Summary(interval.mean, spread, low, high, len(known), undefined, diverged)
 
 
 def curve(runs: Sequence[FinishedRun], score: str) -> tuple[np.ndarray, np.ndarray]:
