@@ -108,7 +108,7 @@ def test_seed_summary_by_hand(paper):
 
 def test_an_interval_ends_where_the_score_does(tmp_path):
     for seed, share in enumerate((0.1, 0.9)):
-        write_run(tmp_path / str(seed), seed=seed, shots=4, accuracy=(0.5, share, 0.5))
+        write_run(tmp_path / str(seed), seed=seed, accuracy=(0.5, share, 0.5))
     found = summary.summarise(runs_frame.read_runs([tmp_path]).finished, "accuracy/icl")
     assert (found.mean, found.low, found.high) == (pytest.approx(0.5), 0.0, 1.0)
 
