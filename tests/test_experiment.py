@@ -14,7 +14,12 @@ from torch.nn import functional
 from configs import config
 from iclgd import experiment
 from iclgd.config import ConfigError
+from iclgd.evidence import Laboratory
+from iclgd.metrics import required_inputs
+from iclgd.models import load
 from iclgd.runs.folder import RunFolder
+from iclgd.runs.progress import Progress
+from iclgd.tasks import draw, encode
 
 SMALL = ("model=toy", "task=toy", "tracking=none", "task.queries=10", "metric.bootstrap=50", "runtime.cache=off")
 
@@ -131,6 +136,27 @@ def test_every_score_there_is(tmp_path: Path) -> None:
     assert (updates["rank"] >= 1).all() and (updates["norm"] > 0).all()
 
 
+def test_alpha_compares_with_the_other_variant_as_it_trains_itself(tmp_path: Path) -> None:
+    """Its own data and rate: comparing a with b and b with a is the same."""
+    alpha = {}
+    for one, other in (("lcgd", "label_shuffled"), ("label_shuffled", "lcgd")):
+        scores, _ = run(tmp_path / one, f"finetune={one}", "metric=[alpha]", f"metric.compare_with={other}")
+        alpha[one] = scores["alpha"]["mean"]
+    assert alpha["lcgd"] == pytest.approx(alpha["label_shuffled"], abs=1e-5) and alpha["lcgd"] < 0.99
+
+
+@pytest.mark.parametrize(("shots", "orders"), [(1, 1), (2, 2), (3, 5)])
+def test_orders_of_few_demonstrations_are_no_two_alike(tmp_path: Path, shots: int, orders: int) -> None:
+    settings = config(*SMALL, f"task.shots={shots}", "metric=[sim_aou_reordered,order_spread]")
+    model = load(settings.model, settings.runtime)
+    prompts = encode(draw(settings), settings, model.tokenizer, model.window)
+    laboratory = Laboratory(model, prompts, settings, required_inputs(settings.metric.scores), Progress())
+    assert len({order.in_context for order in laboratory.orders}) == len(laboratory.orders) == orders
+    scores, _ = run(tmp_path / "run", f"task.shots={shots}", "metric=[sim_aou_reordered,order_spread]")
+    mean = scores["sim_aou_reordered"]["mean"]
+    assert mean is None if shots == 1 else mean < 1 - 1e-6  # ICL against itself would be 1
+
+
 def test_alpha_of_a_variant_with_itself_is_one(tmp_path: Path) -> None:
     scores, _ = run(tmp_path / "run", "finetune=gd", "metric=[alpha]", "metric.compare_with=gd")
     assert scores["alpha"]["mean"] == pytest.approx(1, abs=1e-5)
@@ -144,6 +170,12 @@ def test_divergence_is_said_and_undefined(tmp_path: Path) -> None:
     assert scores["sim_aou"]["undefined"] == 10 * len(scores["sim_am_zsl"]["layers"])
     assert scores["sim_am_zsl"]["mean"] is not None
     assert scores["accuracy"]["ft"] is None and scores["accuracy"]["icl"] is not None
+
+
+def test_a_diverged_run_leaves_every_score_that_needs_it_undefined(tmp_path: Path) -> None:
+    wanted = "metric=[sim_aou,attention_kendall,recall_top_tokens,recall_top_examples,total_variation]"
+    scores, _ = run(tmp_path / "run", "finetune=gd", "finetune.lr=1e30", "finetune.trainable=all", wanted)
+    assert scores["attention_kendall"]["mean"] is None and scores["total_variation"]["mean"] is None
 
 
 def test_the_demonstrations_serve_icl_and_finetuning_alike(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from iclgd.choices import Padding
 from iclgd.learning import finetuned
+from iclgd.learning.losses import _UnembeddedLoss
 from iclgd.metrics.updates import sim_aou
 from learning_cases import learning, prompts
 from test_models_recorder import recorded
@@ -53,3 +54,36 @@ def test_scores_of_half_precision_recordings_are_single_or_better():
     values = sim_aou(icl.attention_output, ft.attention_output, zsl.attention_output)
     assert values.dtype in (torch.float32, torch.float64)
     assert values.isfinite().all() and values.abs().max() <= 1
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_steps_too_small_for_half_precision_add_up(dtype):
+    """Sixty of them, each below half a unit in the last place of a weight, move it as far as in float32."""
+    texts = ((11, 23, 35, 47, 59),) * 60
+    changes = []
+    for model in (shared_model("llama"), shared_model("llama", dtype)):
+        weight = model.network.model.layers[0].self_attn.v_proj.weight
+        before = weight.detach().float().clone()
+        with finetuned(model, prompts(texts), learning(lr=1e-3)):
+            changes.append((weight.detach().float() - before).flatten())
+    exact, found = changes
+    assert torch.cosine_similarity(exact, found, dim=0) > 0.9
+    assert 0.8 < found.norm() / exact.norm() < 1.25
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_adam_survives_half_precision(dtype):
+    model = shared_model("gpt2", dtype)
+    with finetuned(model, prompts(), learning("finetune.optimizer=adam", lr=1e-3)) as trace:
+        assert trace.diverged_at is None
+        assert all(parameter.isfinite().all() for parameter in model.network.parameters())
+
+
+def test_losses_in_bfloat16_are_never_negative():
+    torch.manual_seed(0)
+    weight = torch.randn(2000, 64).bfloat16()
+    targets = torch.arange(40)
+    losses = [
+        _UnembeddedLoss.apply(4 * weight[i : i + 1], weight, None, None, targets[i : i + 1]).item() for i in range(40)
+    ]
+    assert min(losses) >= 0

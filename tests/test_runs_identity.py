@@ -49,6 +49,8 @@ def test_layers_and_rates_may_be_written_in_several_ways():
     assert len(ways) == 1
     assert identity("finetune=gd", "task.rates.gd=0.5") == identity("finetune=gd", "finetune.lr=5e-1")
     assert identity("finetune=gd", "task.rates.lcgd=0.5") == identity("finetune=gd")
+    compared = ("finetune=gd", "metric=[alpha]", "metric.compare_with=lcgd")  # at the rate that the task has for it
+    assert identity(*compared, "task.rates.lcgd=0.5") != identity(*compared)
 
 
 def test_canonical_json_is_one_text_for_one_content():

@@ -201,6 +201,8 @@ class Config:
             raise ConfigError(
                 f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
             )
+        if self.finetune.rank is not None and self.finetune.rank < 1:
+            raise ConfigError(f"finetune.rank={self.finetune.rank} is too small: give 1 or more, or null for full rank")
         if not 0 <= self.task.template < len(self.task.templates):
             raise ConfigError(
                 f"task.template={self.task.template} does not exist: {self.task.name} has templates 0 to "

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from iclgd.choices import Procedure, RandomUpdate, RecordAt
+from iclgd.choices import Procedure, RandomUpdate, RecordAt, TrainingData
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.learning import activation_matched, finetuned
 from iclgd.models import LanguageModel, Question, RecordPlan, record, token_queries
 from iclgd.paths import config_folder
 from iclgd.records import OPTIONAL_RECORDS, Evidence, PromptSet, Recording, Trace
 from iclgd.runs.cache import recordings_cache
+from iclgd.runs.environment import made_with
 from iclgd.runs.progress import Progress
 from iclgd.seeding import permuted, torch_stream
+from iclgd.tasks import draw, encode
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +82,9 @@ class Laboratory:
             "optional": sorted(plan.optional),
             "record_at": str(self.config.protocol.record_at),
             "mean_label": plan.mean_label,
+            # what may round otherwise: an ft recording beside it is made here and now
+            "made_with": made_with(str(self.model.device)),
+            "batches": [plan.batch_tokens, str(plan.padding), torch.get_num_threads()],
         }
         recording, reused = self.cache.get_or_compute(key, lambda: self._record(setting, context, plan))
         log.info("%s: %s", setting, "reused a recording made before" if reused else "recorded")
@@ -89,13 +96,13 @@ class Laboratory:
     @contextmanager
     def learning(self, config: Config, prompts: PromptSet, icl: Recording, after: AfterStep) -> Iterator[Trace]:
         """Within the block the model is finetuned as `config.finetune` says."""
-        procedure, finetune = config.finetune.procedure, config.finetune
+        procedure, finetune, ranks = config.finetune.procedure, config.finetune, "trace.update_ranks" in self.wanted
         if procedure in (Procedure.none, Procedure.replay):
             yield _no_steps(self.model.layers)
         elif procedure is Procedure.activation_match:
             if config.protocol.record_at is not RecordAt.last_prompt_token:
                 raise ConfigError("finetune=activation_match needs protocol.record_at=last_prompt_token")
-            with activation_matched(self.model, prompts, icl.attention_output, config, after) as trace:
+            with activation_matched(self.model, prompts, icl.attention_output, config, after, ranks) as trace:
                 yield trace
         else:
             advance = self.progress.stage(f"finetune {finetune.name}", len(prompts.training_items()) * finetune.epochs)
@@ -104,7 +111,7 @@ class Laboratory:
                 advance(1)
                 after(done)
 
-            with finetuned(self.model, prompts, config, step, ranks="trace.update_ranks" in self.wanted) as trace:
+            with finetuned(self.model, prompts, config, step, ranks) as trace:
                 yield trace
 
     def learned(
@@ -130,7 +137,24 @@ class Laboratory:
 
     def _diverged(self, config: Config, trace: Trace, like: Recording, setting: str) -> Learned:
         log.warning("%s diverged at step %d: its scores are undefined", config.finetune.name, trace.diverged_at)
-        return Learned(trace, _undefined(like, self.plan(setting)), self._no_queries())
+        return Learned(trace, self._undefined(like, self.plan(setting)), self._no_queries())
+
+    def _undefined(self, like: Recording, plan: RecordPlan) -> Recording:
+        """A recording of the right shapes in which nothing is defined."""
+        shape = self.model.anatomy.shape
+        n, layers = like.attention_output.shape[:2]
+        optional: dict[str, Tensor] = {}
+        if "query_vectors" in plan.optional:
+            optional["query_vectors"] = torch.full((n, layers, shape.heads * shape.head_dim), float("nan"))
+        if "next_token_log_probs" in plan.optional:
+            vocabulary = cast(Tensor, self.model.anatomy.unembedding.weight).shape[0]
+            optional["next_token_log_probs"] = torch.full((n, vocabulary), float("nan"))
+        return Recording(
+            attention_output=torch.full_like(like.attention_output, float("nan")),
+            attention_scores=torch.full_like(like.attention_scores, float("nan")),
+            label_scores=torch.full_like(like.label_scores, float("nan")),
+            **optional,
+        )
 
     def training_queries(self) -> Float[Tensor, "context layer heads_x_head_dim"] | None:
         """The model's attention queries at every demonstration token, as it reads each demonstration alone."""
@@ -156,33 +180,34 @@ class Laboratory:
         Raises:
             ConfigError: it names none.
         """
-        return self.learned(settings, "other", variant(self.config, self.config.metric.compare_with)).recording
+        config, training = variant(self.config, self.config.metric.compare_with), None
+        if config.finetune.data is not TrainingData.demonstrations:
+            training = encode(draw(config), config, self.model.tokenizer, self.model.window).training
+        return self.learned(settings, "other", config, replace(self.prompts, training=training)).recording
 
-    def reordered(self, order: int) -> PromptSet:
-        """The same demonstrations in another order; 0 is the run's own."""
-        if order == 0:
-            return self.prompts
-        prompts, task = self.prompts, self.config.task
-        rank = permuted(len(prompts.in_context), self.config.seed, task.permutation + order)
-        items = prompts.training_items()
-        mixed = permuted(len(items), self.config.seed, task.permutation + order)
-        return replace(
-            prompts,
-            in_context=tuple(prompts.in_context[i] for i in rank),
-            training=tuple(items[i] for i in mixed),
-        )
+    @functools.cached_property
+    def orders(self) -> list[PromptSet]:
+        """The demonstrations in the run's own order and in `metric.orders` others, no two alike.
+
+        There are fewer where so few demonstrations do not have as many orders.
+        """
+        prompts, task, items = self.prompts, self.config.task, self.prompts.training_items()
+        count, found = len(prompts.in_context), {tuple(range(len(prompts.in_context))): prompts}
+        step, wanted = task.permutation, self.config.metric.orders + 1
+        while len(found) < wanted and (count > 8 or len(found) < math.factorial(count)):
+            step += 1
+            rank = tuple(permuted(count, self.config.seed, step))
+            mixed = permuted(len(items), self.config.seed, step)
+            training = tuple(items[i] for i in mixed)
+            reordered = replace(prompts, in_context=tuple(prompts.in_context[i] for i in rank), training=training)
+            found.setdefault(rank, reordered)
+        return list(found.values())
 
     def facts(self, settings: Mapping[str, Recording], learned: Learned, early: bool = False) -> dict[str, Any]:
         """Everything beside recordings that the scores name; `early`, what can be had while finetuning goes on."""
-        prompts, seed, orders = self.prompts, self.config.seed, range(self.config.metric.orders + 1)
+        prompts, seed = self.prompts, self.config.seed
         shape = settings["icl"].attention_output.shape
-        icl_orders = lambda: [self.untouched("icl", self.reordered(i)).label_scores for i in orders]  # noqa: E731
-        ft_orders = lambda: [  # noqa: E731
-            learned.recording.label_scores
-            if i == 0
-            else self.learned(settings, prompts=self.reordered(i)).recording.label_scores
-            for i in orders
-        ]
+        others = self.orders[1:]
         makers: dict[str, Callable[[], Any]] = {
             "labels": lambda: torch.tensor([query.label for query in prompts.queries]),
             "first_label_token": lambda: torch.tensor([prompts.options(q)[q.label][0] for q in prompts.queries]),
@@ -192,8 +217,13 @@ class Laboratory:
             "random_attention": lambda: torch.rand(
                 (*shape[:2], len(prompts.context())), generator=torch_stream("random attention", seed)
             ),
-            "icl_orders": lambda: torch.stack(icl_orders()),
-            "ft_orders": lambda: torch.stack(ft_orders()),
+            "icl_orders": lambda: torch.stack([self.untouched("icl", order).label_scores for order in self.orders]),
+            "ft_orders": lambda: torch.stack(
+                [
+                    learned.recording.label_scores,
+                    *(self.learned(settings, prompts=order).recording.label_scores for order in others),
+                ]
+            ),
         }
         if early:
             del makers["ft_orders"]  # would finetune within finetuning
@@ -220,7 +250,11 @@ class Laboratory:
         owners = {path.partition(".")[0] for path in self.wanted}
         settings = {"zsl": self.untouched("zsl"), "icl": self.untouched("icl")}
         if "reordered" in owners:
-            settings["reordered"] = self.untouched("reordered", self.reordered(1))
+            settings["reordered"] = (
+                self.untouched("reordered", self.orders[1])
+                if len(self.orders) > 1
+                else self._undefined(settings["icl"], self.plan("reordered"))  # one demonstration has one order
+            )
         if "other" in owners:
             settings["other"] = self.other(settings)
         every = self.config.metric.every
@@ -254,19 +288,3 @@ def variant(config: Config, name: str | None) -> Config:
 
 def _no_steps(layers: int) -> Trace:
     return Trace(torch.empty(0), torch.empty(0, layers), torch.zeros(layers), torch.zeros(layers))
-
-
-def _undefined(like: Recording, plan: RecordPlan) -> Recording:
-    """A recording of the right shapes in which nothing is defined."""
-    n, layers = like.attention_output.shape[:2]
-    optional: dict[str, Tensor] = {}
-    if "query_vectors" in plan.optional:
-        optional["query_vectors"] = torch.full((n, layers, 1), float("nan"))
-    if "next_token_log_probs" in plan.optional and like.next_token_log_probs is not None:
-        optional["next_token_log_probs"] = torch.full_like(like.next_token_log_probs, float("nan"))
-    return Recording(
-        attention_output=torch.full_like(like.attention_output, float("nan")),
-        attention_scores=torch.full_like(like.attention_scores, float("nan")),
-        label_scores=torch.full_like(like.label_scores, float("nan")),
-        **optional,
-    )

@@ -29,6 +29,7 @@ def activation_matched(
     target: Float[Tensor, "example layer d_model"],
     config: Config,
     after_step: AfterStep = lambda _: None,
+    ranks: bool = False,
 ) -> Iterator[Trace]:
     """Within the block, the model without context is trained to give ICL's attention outputs on the queries themselves.
 
@@ -41,6 +42,7 @@ def activation_matched(
         target: attention outputs of the icl recording.
         config: `finetune.lr`, `epochs`, `optimizer`, `layers`, `trainable` and `rank` hold.
         after_step: called with the number of steps done, after each.
+        ranks: also take the ranks of the weights' changes.
 
     Yields:
         What happened; the weights are put back afterwards.
@@ -54,7 +56,7 @@ def activation_matched(
         batches += [shuffled[start : start + _BATCH] for start in range(0, len(shuffled), _BATCH)]
     scale = target.square().mean(dim=(0, 2)).clamp(min=torch.finfo(torch.float32).tiny)
     with trainable(trained) as before:
-        loop = Loop(model, config, trained, before)
+        loop = Loop(model, config, trained, before, ranks)
 
         def gradient(batch: list[int]) -> tuple[float, list[Tensor]]:
             loss = _distance(model, prompts, batch, target[batch], scale)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iclgd.choices import Batch, Direction, LossOn, Optimizer, StepPer
 from iclgd.config import Config, parse_layers
@@ -98,6 +98,7 @@ class Loop:
         finetune = self.config.finetune
         self.noise = torch_stream("random direction", self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
+        self.precise = [_in_float32(item.parameter) for item in self.trained]
         learner, layers = self._optimizer(), [item.layer for item in self.trained]
         history: list[float] = []
         norms: list[Tensor] = []
@@ -114,7 +115,7 @@ class Loop:
         return self._trace(history, norms, diverged_at)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        leaves = self.low_rank.leaves if self.low_rank else [item.parameter for item in self.trained]
+        leaves = self.low_rank.leaves if self.low_rank else self.precise
         if self.config.finetune.optimizer is Optimizer.adam:
             return torch.optim.Adam(leaves, lr=self.config.finetune.lr)
         return torch.optim.SGD(leaves, lr=self.config.finetune.lr)
@@ -123,12 +124,16 @@ class Loop:
         if self.low_rank:
             self.low_rank.take(gradients)
         else:
-            for item, gradient in zip(self.trained, gradients, strict=True):
-                item.parameter.grad = gradient
+            for precise, gradient in zip(self.precise, gradients, strict=True):
+                precise.grad = gradient.to(precise)
         learner.step()
         learner.zero_grad(set_to_none=True)
         if self.low_rank:
             self.low_rank.write()
+        else:
+            for item, precise in zip(self.trained, self.precise, strict=True):
+                if precise is not item.parameter:
+                    item.parameter.data.copy_(precise.data)
 
     def gradient(self, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
         """The objective's gradient on some demonstrations, its norm or direction replaced where the variant says so."""
@@ -172,7 +177,10 @@ class Loop:
         return gradients
 
     def _trace(self, history: list[float], norms: list[Tensor], diverged_at: int | None) -> Trace:
-        changes = [item.parameter.detach() - original for item, original in zip(self.trained, self.before, strict=True)]
+        changes = [
+            item.parameter.detach().float() - original.float()
+            for item, original in zip(self.trained, self.before, strict=True)
+        ]
         finite = diverged_at is None
         undefined = torch.full((self.model.layers,), float("nan"))
         return Trace(
@@ -184,3 +192,10 @@ class Loop:
             else undefined,
             diverged_at=diverged_at,
         )
+
+
+def _in_float32(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimiser changes: the parameter, or for a half one a float32 copy, in which small steps add up."""
+    if parameter.dtype not in (torch.float16, torch.bfloat16):
+        return parameter
+    return nn.Parameter(parameter.detach().float())

@@ -55,9 +55,15 @@ class _UnembeddedLoss(torch.autograd.Function):
         width = max(_NARROWEST, held // max(1, len(rows)))
         log_mass = torch.full((len(rows), 1), -math.inf, device=rows.device)
         gradient = torch.zeros(rows.shape, device=rows.device) if rows.requires_grad else None
+        aimed, bend = torch.zeros_like(log_mass), torch.ones_like(log_mass)  # the targets' logits and slopes
         for start in range(0, len(weight), width):
             columns = weight[start : start + width]
             logits, slope = _bent(rows @ columns.T, None if bias is None else bias[start : start + width], softcap)
+            place = targets[:, None] - start
+            here, place = (place >= 0) & (place < len(columns)), place.clamp(0, len(columns) - 1)
+            aimed = torch.where(here, logits.gather(1, place), aimed)
+            if slope is not None:
+                bend = torch.where(here, slope.gather(1, place), bend)
             first = logits[:, :1].clone()
             shares = logits.log_softmax(dim=1)
             part = first - shares[:, :1]
@@ -67,14 +73,9 @@ class _UnembeddedLoss(torch.autograd.Function):
                 pull = (shares.to(weight.dtype) @ columns).float()
                 gradient.mul_((log_mass - grown).exp()).add_(pull.mul_((part - grown).exp()))
             log_mass = grown
-        aims = weight[targets]
-        logits, slope = _bent(
-            (rows.float() * aims.float()).sum(1, keepdim=True), None if bias is None else bias[targets, None], softcap
-        )
         if gradient is not None:
-            gradient -= aims if slope is None else aims * slope
-            ctx.gradient = gradient.to(rows.dtype)
-        return (log_mass - logits).sum()
+            ctx.gradient = gradient.sub_(weight[targets] * bend).to(rows.dtype)
+        return (log_mass - aimed).sum()
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore

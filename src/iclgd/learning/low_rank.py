@@ -15,7 +15,7 @@ class LowRank:
     """Each trained matrix changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685); vectors do not change.
 
     `down` starts Gaussian with variance 1/inputs and `up` at zero, so that the model starts unchanged. Gradients follow
-    from the whole weight's by the chain rule.
+    from the whole weight's by the chain rule. In a fused projection keys and values share one pair of factors.
     """
 
     def __init__(self, trained: Sequence[Trained], rank: int, seed: int) -> None:
@@ -27,23 +27,31 @@ class LowRank:
             matrix = self._matrix(item, item.parameter.detach())
             down = torch.randn(rank, matrix.shape[1], generator=noise) / matrix.shape[1] ** 0.5
             up = torch.zeros(matrix.shape[0], rank)
-            leaves = [nn.Parameter(tensor.to(item.parameter)) for tensor in (up, down)]
+            leaves = [nn.Parameter(tensor.to(item.parameter.device)) for tensor in (up, down)]
             self.pairs.append((item, item.parameter.detach().clone(), leaves[0], leaves[1]))
         self.index = [i for i, item in enumerate(trained) if item.parameter.ndim >= 2]
         self.leaves = [leaf for _, _, up, down in self.pairs for leaf in (up, down)]
 
     def _matrix(self, item: Trained, tensor: Tensor) -> Tensor:
-        return item.part(tensor).flatten(0, -2)
+        """[outputs, inputs], whichever way the family keeps it."""
+        matrix = item.part(tensor).flatten(0, -2)
+        return matrix.T if self._columns(item) else matrix
+
+    @staticmethod
+    def _columns(item: Trained) -> bool:
+        return item.model.anatomy.family.layout == "columns"
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Turn the whole weights' gradients into the factors'."""
         for (item, _, up, down), i in zip(self.pairs, self.index, strict=True):
-            whole = self._matrix(item, gradients[i])
+            whole = self._matrix(item, gradients[i]).float()
             up.grad, down.grad = whole @ down.detach().T, up.detach().T @ whole
 
     @torch.no_grad()
     def write(self) -> None:
         """Set the weights to what they were plus the product of the factors."""
         for item, original, up, down in self.pairs:
-            part = item.part(item.parameter.data)
-            part.copy_(item.part(original) + (up @ down).view(part.shape))
+            part, change = item.part(item.parameter.data), up @ down
+            if self._columns(item):
+                change = change.T
+            part.copy_(item.part(original).float() + change.reshape(part.shape))

@@ -244,8 +244,10 @@ class Anatomy:
         return hidden
 
     def unembed(self, finished: Tensor) -> Tensor:
-        """Logits in float32, from `finish`ed hidden states [..., d_model]."""
-        logits = self.unembedding(finished).float()
+        """Logits in float32, from `finish`ed hidden states [..., d_model]; half products would tie labels."""
+        bias = getattr(self.unembedding, "bias", None)
+        weight = cast(Tensor, self.unembedding.weight).float()
+        logits = nn.functional.linear(finished.float(), weight, None if bias is None else bias.float())
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def norms(self) -> tuple[nn.Module, ...]:

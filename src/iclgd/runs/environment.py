@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -36,6 +37,17 @@ def environment(device: str, dtype: str, threads: int, model_files: Mapping[str,
         "threads": threads,
         "cpus": os.cpu_count(),
         "model_files": dict(model_files),
+    }
+
+
+@functools.cache
+def made_with(device: str) -> dict[str, Any]:
+    """What the last digits of a recording depend on: versions, this checkout's revision and the kind of device."""
+    found = _versions()
+    return {
+        **{name: found.get(name) for name in ("torch", "transformers")},
+        "iclgd": [__version__, revision()["revision"]],
+        "device": _accelerator(device) or platform.machine(),
     }
 
 

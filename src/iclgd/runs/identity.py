@@ -31,6 +31,8 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {key: config[key] for key in SCIENCE}
     for group, dropped in _MACHINE.items():
         chosen[group] = {key: value for key, value in chosen[group].items() if key not in dropped}
+    if chosen["metric"].get("compare_with") is not None:  # whose rate is among the task's
+        chosen["task"] = config["task"]
     layers = parse_layers(chosen["finetune"]["layers"])
     chosen["finetune"] = {**chosen["finetune"], "layers": "all" if layers is None else list(layers)}
     chosen["dtype"] = config["runtime"]["dtype"]
