@@ -11,6 +11,7 @@ from rich.console import Console
 
 from iclgd.report import console, run_figures, runs_frame, settings, style
 from iclgd.report.finished_run import Estimate, ReportError
+from iclgd.shown import printable
 from report_fixtures import write_run
 
 
@@ -165,7 +166,7 @@ def test_band_is_196_standard_errors():
 
 def test_figure_text_holds_no_formula_and_no_control_character():
     assert style.figure_text("a$b$\x00\u202e\nc") == r"a\$b\$" + "\ufffd\ufffd c"
-    assert len(style.printable("x" * 100)) == 60
+    assert len(printable("x" * 100)) == 60
 
 
 def test_looks_differ():

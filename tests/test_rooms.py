@@ -9,7 +9,7 @@ import iclgd
 SOURCE = Path(iclgd.__file__).parent
 
 ORDER = (  # from the ground up; rooms of one line do not know each other
-    {"choices"},
+    {"choices", "shown"},
     {"records", "seeding", "config", "paths"},
     {"tasks"},
     {"models", "toy"},

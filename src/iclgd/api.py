@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from iclgd.command import REFUSED, Command
 from iclgd.command import run as run_command
 from iclgd.config import ConfigError
+from iclgd.hydra_setup import quoted
 from iclgd.report.runs_frame import FinishedRun, frame, read_run, read_runs
 
 if TYPE_CHECKING:
@@ -133,6 +134,5 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_value(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, str | Path) and not str(value).replace("_", "").isalnum():
-        escaped = str(value).replace("'", "\\'")
-        return f"'{escaped}'"
+        return quoted(str(value))
     return str(value)

@@ -17,9 +17,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from iclgd import hydra_setup, paths
-from iclgd.config import Config, ConfigError, typed
+from iclgd.config import Config, ConfigError, TrackingConfig, typed
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.invocation import VARIABLE, Invocation
 from iclgd.runs.process import Terminated, end_children, terminable
@@ -45,6 +46,7 @@ class Command:
         message: why it was refused, or could not go on.
         outcomes: how the run of a single run ended.
         invocation: the record of a sweep.
+        tracking: how this command's sweep is tracked.
         display: what is drawn on the terminal meanwhile.
     """
 
@@ -52,6 +54,7 @@ class Command:
     message: str = ""
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
     invocation: Invocation | None = None
+    tracking: DictConfig | None = None
     display: ExitStack = dataclasses.field(default_factory=ExitStack)
 
     def results(self) -> list[Outcome]:
@@ -85,8 +88,10 @@ class Watch(Callback):
         except OSError as error:
             sys.exit(_refuse(_unwritable(error)))
         with open_dict(config.hydra):
-            config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}='{invocation.folder}'")
+            place = hydra_setup.quoted(str(invocation.folder))
+            config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}={place}")
         _command.invocation = invocation
+        _command.tracking = config.tracking
         _command.display.enter_context(terminal())
         _command.display.enter_context(sweep_progress(total, invocation.count))
 
@@ -190,7 +195,7 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
     if command.code == 0 or (command.code == FAILED and results):
         command.code = max(command.code, _code(results))
     if command.invocation is not None and any(outcome.ending is Ending.done for outcome in results):
-        _log_sweep(results)
+        _log_sweep(command.tracking, results)
     if tell and results:
         _summarise(results)
     return command
@@ -236,13 +241,17 @@ def _code(results: Sequence[Outcome]) -> int:
     return 0 if not missing else REFUSED if all(o.ending is Ending.refused for o in missing) else FAILED
 
 
-def _log_sweep(results: Sequence[Outcome]) -> None:
-    """One summary run in W&B, as the sweep's runs are tracked; tracking.log_sweep warns and never raises."""
+def _log_sweep(how: DictConfig | None, results: Sequence[Outcome]) -> None:
+    """One summary run in W&B, as this command tracks its runs; tracking.log_sweep warns and never raises."""
     from iclgd import tracking
 
     folders = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
-    config = typed(cast(DictConfig, OmegaConf.load(folders[0] / "config.yaml")))
-    tracking.log_sweep(config.tracking, folders[0].parent.name, folders, folders[0].parent)
+    try:
+        settings = cast(TrackingConfig, OmegaConf.to_object(OmegaConf.merge(TrackingConfig, how or {})))
+    except OmegaConfBaseException as error:  # swept over, so that the sweep has no single way
+        log.warning("the sweep's summary is not tracked: %s", str(error).splitlines()[0])
+        return
+    tracking.log_sweep(settings, folders[0].parent.name, folders, folders[0].parent)
 
 
 def _summarise(results: Sequence[Outcome]) -> None:

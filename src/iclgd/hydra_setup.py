@@ -83,6 +83,12 @@ def count_points(config: DictConfig) -> int | None:
     return OmegaConf.select(config, "hydra.sweeper.n_trials") if chosen is None else len(chosen)
 
 
+def quoted(text: str) -> str:
+    """A text as Hydra's override grammar reads it, whatever is in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
 def explain(error: Exception) -> str | None:
     """What is wrong with the command line, in a few lines that name the key and the remedy.
 

@@ -51,10 +51,11 @@ def report(folders: Sequence[Path], out: Path | None = None, records: Path | Non
     from iclgd.report.export_records import export_records
     from iclgd.report.finished_run import ReportError
     from iclgd.report.runs_frame import read_runs
+    from iclgd.shown import printable
 
     found = read_runs(folders)
     for folder, reason in found.left_out:
-        log.warning("left out: %s %s", folder, reason)
+        log.warning("left out: %s %s", folder, printable(reason, 400))
     if not found.finished:
         where = ", ".join(str(folder) for folder in folders)
         raise ReportError(f"no finished run in {where}: there are {len(found.left_out)} others (see iclgd-status)")
@@ -81,7 +82,7 @@ def _tables_and_page(found: Runs, title: str, out: Path) -> list[Path]:
         "csv": formats.to_csv,
     }
     texts = {f"{table.name}.{ending}": write(table) for table in made for ending, write in endings.items()}
-    texts["scores.csv"] = frame(found.finished).to_csv(index=False)
+    texts["scores.csv"] = formats.frame_to_csv(frame(found.finished))
     for name, text in texts.items():
         written.append(out / name)
         with replacing(written[-1], sync=False) as part:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.report import style
 from iclgd.report.finished_run import SETTINGS, Estimate, FinishedRun, ReportError
 from iclgd.report.runs_frame import read_run, read_runs
 from iclgd.report.settings import Group, group
 from iclgd.report.summary import zero_shot_notes
+from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,7 @@ def run_table(folder: Path) -> Table:
         BrokenRun: the run is not finished or cannot be read.
     """
     run = read_run(folder)
-    return _scores_down([run], group([run]), f"{style.printable(run.task)} · {style.printable(run.model)}")
+    return _scores_down([run], group([run]), f"{printable(run.task)} · {printable(run.model)}")
 
 
 def sweep_table(folders: Sequence[Path]) -> Table:
@@ -45,7 +45,7 @@ def sweep_table(folders: Sequence[Path]) -> Table:
         raise ReportError(f"no finished run in {where}: {len(found.left_out)} others there (see iclgd-status)")
     groups = group(runs)
     where = " · ".join(
-        dict.fromkeys(style.printable(part) for part in (*_only(runs, "task"), *_only(runs, "model")))
+        dict.fromkeys(printable(part) for part in (*_only(runs, "task"), *_only(runs, "model")))
     )  # what all runs share is said once
     table = _scores_down if len(groups) <= _MOST_COLUMNS else _groups_down
     return table(runs, groups, where)
@@ -94,17 +94,17 @@ def _scores_down(runs: Sequence[FinishedRun], groups: Sequence[Group], title: st
     table = _table(title, _notes(runs, groups, names))
     table.add_column("score")
     for column in groups:
-        header = [style.printable(column.runs[0].variant)]
+        header = [printable(column.runs[0].variant)]
         header += [f"lr {lr:g}" for lr in sorted({run.lr for run in column.runs})[:1]]
         header += [
-            f"{_short(key)} {style.printable(value, 20)}"
+            f"{_short(key)} {printable(value, 20)}"
             for key, value in column.settings.items()
             if key not in ("finetune.name", "finetune.lr")
         ]
         table.add_column(Text("\n".join(header)), justify="right", no_wrap=True)
     for name in names:
         cells = [cell([run.estimate(name) for run in column.runs]) for column in groups]
-        table.add_row(Text(style.printable(runs[0].label(name), 24)), *cells)
+        table.add_row(Text(printable(runs[0].label(name), 24)), *cells)
     table.add_section()
     for setting in SETTINGS:
         cells = [cell([run.estimate(f"accuracy/{setting}") for run in column.runs], percent=True) for column in groups]
@@ -123,11 +123,11 @@ def _groups_down(runs: Sequence[FinishedRun], groups: Sequence[Group], title: st
     for key in keys:
         table.add_column(Text(_short(key)), no_wrap=True)
     for name in preferred:
-        table.add_column(Text(style.printable(runs[0].label(name), 24)), justify="right")
+        table.add_column(Text(printable(runs[0].label(name), 24)), justify="right")
     table.add_column("icl", justify="right")
     table.add_column("ft", justify="right")
     for row in groups:
-        shown: list[Any] = [Text(style.printable(row.settings.get(key, ""), 20)) for key in keys]
+        shown: list[Any] = [Text(printable(row.settings.get(key, ""), 20)) for key in keys]
         shown += [cell([run.estimate(name) for run in row.runs]) for name in preferred]
         for setting in ("icl", "ft"):
             shown.append(cell([run.estimate(f"accuracy/{setting}") for run in row.runs], percent=True).split(" ")[0])
@@ -147,14 +147,14 @@ def _notes(runs: Sequence[FinishedRun], groups: Sequence[Group], names: Sequence
         for run in runs:
             undefined = run.estimate(name).undefined
             if undefined and not run.diverged:
-                variant = style.printable(run.variant)
+                variant = printable(run.variant)
                 counts[variant] = counts.get(variant, 0) + undefined
         if counts:
             said = ", ".join(f"{undefined:,} ({variant})" for variant, undefined in counts.items())
-            notes.append(f"{style.printable(runs[0].label(name))}: values left out as undefined: {said}")
+            notes.append(f"{printable(runs[0].label(name))}: values left out as undefined: {said}")
     diverged = [run for run in runs if run.diverged]
     if diverged:
         notes.append(f"diverged: {len(diverged)} of {len(runs)} runs; their scores are undefined")
-    said = [style.printable(note, 200) for note in zero_shot_notes(runs)]
+    said = [printable(note, 200) for note in zero_shot_notes(runs)]
     notes += said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])
     return notes

@@ -122,37 +122,58 @@ def controls(runs: Sequence[FinishedRun]) -> Table | None:
     scores = [name for name in (*SCORES, *_BESIDE) if any(name in run.entries for run in runs)]
     rows, records = [], []
     everything = group(runs)
+    further = _further(everything)
     chosen = contenders(everything)
     for where in dict.fromkeys(place(contender.entry) for contender in chosen):
         for entry, rate in ((c.entry, c.rate) for c in chosen if place(c.entry) == where):
             found = {name: summarise(entry.runs, name) for name in scores}
             run = entry.runs[0]
             cells = [number(found[name], name.startswith("accuracy/")) for name in scores]
-            rows.append((run.task, run.weights, run.variant, f"{run.lr:g}", rate, str(len(entry.runs)), *cells))
-            records += [
-                {"score": name, "task": run.task, "model": run.model, "weights": run.weights, "variant": run.variant,
-                 "lr": run.lr, "rate": rate} | vars(summary)
-                for name, summary in found.items()
-            ]  # fmt: skip
+            who = (run.task, run.weights, *_texts(entry, further), run.variant, f"{run.lr:g}", rate)
+            rows.append((*who, str(len(entry.runs)), *cells))
+            about = _about(entry, further) | {"variant": run.variant, "lr": run.lr, "rate": rate}
+            records += [about | {"score": name} | vars(summary) for name, summary in found.items()]
         noise = [bounds([entry for entry in everything if place(entry) == where], name)[2] for name in scores]
         if not all(map(math.isnan, noise)):
             cells = ["" if math.isnan(value) else f"{value:.3f}" for value in noise]
-            rows.append((where[0], where[2], "ICL, reordered (noise ceiling)", "", "", "", *cells))
-    header = ("task", "weights", "variant", "lr", "rate", "draws", *(runs[0].label(name) for name in scores))
-    return Table("controls", "Variants between floor and ceiling", header, 6, tuple(rows), _notes(runs), tuple(records))
+            blanks = [""] * len(further)
+            rows.append((where[0], where[2], *blanks, "ICL, reordered (noise ceiling)", "", "", "", *cells))
+    names = [key.rpartition(".")[2] if key != "model.name" else "model" for key in further]
+    header = ("task", "weights", *names, "variant", "lr", "rate", "draws", *(runs[0].label(name) for name in scores))
+    title = "Variants between floor and ceiling"
+    return Table("controls", title, header, 6 + len(further), tuple(rows), _notes(runs), tuple(records))
+
+
+def _further(groups: Sequence[Group]) -> list[str]:
+    """What else was varied than task, weights, variant and rate."""
+    own = ("task.name", "model.weights", "finetune.name", _RATE)
+    return [key for key in (groups[0].settings if groups else ()) if key not in own]
+
+
+def _about(entry: Group, further: Sequence[str]) -> dict[str, Any]:
+    run = entry.runs[0]
+    known = {"task": run.task, "model": run.model, "weights": run.weights, "shots": run.shots}
+    return known | dict(zip(further, _texts(entry, further), strict=True))
+
+
+def _texts(entry: Group, keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(entry.runs[0].model if key == "model.name" else entry.settings[key] for key in keys)
 
 
 def why_lcgd(runs: Sequence[FinishedRun]) -> Table | None:
     """Paired differences that tell layer causality from its rivals; None without controls."""
     if not has_controls(runs):
         return None
-    best = [c.entry for c in contenders(group(runs)) if c.rate != "published rate"]
-    by_place: dict[tuple[str, str, str], dict[str, Group]] = {}
+    everything = group(runs)
+    further = _further(everything)
+    best = [c.entry for c in contenders(everything) if c.rate != "published rate"]
+    alike: dict[tuple[object, ...], dict[str, Group]] = {}  # what differs in variant and rate alone is compared
     for entry in best:
-        by_place.setdefault(place(entry), {}).setdefault(entry.runs[0].variant, entry)
+        others = tuple(text for key, text in entry.settings.items() if key not in ("finetune.name", _RATE))
+        alike.setdefault((place(entry), others), {})[entry.runs[0].variant] = entry
     asked = [
         (members[first], members[second], question)
-        for members in by_place.values()
+        for members in alike.values()
         for first, second, question in QUESTIONS
         if first in members and second in members
     ]
@@ -170,21 +191,29 @@ def why_lcgd(runs: Sequence[FinishedRun]) -> Table | None:
             mark = " *" if result.distinguishable else ""
             cells.append(f"{d.mean:+z.3f} [{d.low:z.3f}, {d.high:z.3f}]{told}{mark}")
             records.append(
-                {"score": name, "task": run.task, "weights": run.weights, "first": run.variant,
-                 "second": second.runs[0].variant, "difference": d.mean, "low": d.low, "high": d.high,
-                 "p_holm": result.p_holm, "over": result.over, "n": result.n,
-                 "distinguishable": result.distinguishable}
-            )  # fmt: skip
-        rows.append((run.task, run.weights, f"{run.variant} minus {second.runs[0].variant}", question, *cells))
-    header = ("task", "weights", "difference", "asks", *(runs[0].label(name) for name in scores))
+                _about(first, further)
+                | {"first": run.variant, "second": second.runs[0].variant, "score": name, "difference": d.mean}
+                | {"low": d.low, "high": d.high, "p_holm": result.p_holm, "over": result.over, "n": result.n}
+                | {"distinguishable": result.distinguishable}
+            )
+        what = f"{run.variant} minus {second.runs[0].variant}"
+        rows.append((run.task, run.weights, *_texts(first, further), what, question, *cells))
+    names = [key.rpartition(".")[2] if key != "model.name" else "model" for key in further]
+    header = ("task", "weights", *names, "difference", "asks", *(runs[0].label(name) for name in scores))
     note = f"* p < 0.05 after Holm's correction for {len(found)} comparisons; p is shown corrected."
     return Table(
-        "why_lcgd", "Is layer causality the cause?", header, 4, tuple(rows), (note, *_notes(runs)), tuple(records)
+        "why_lcgd",
+        "Is layer causality the cause?",
+        header,
+        4 + len(further),
+        tuple(rows),
+        (note, *_notes(runs)),
+        tuple(records),
     )
 
 
 def _notes(runs: Sequence[FinishedRun]) -> tuple[str, ...]:
-    draws = len({(run.seed, run.permutation) for run in runs})
+    draws = len({run.draw for run in runs})
     notes = [
         "Each variant at the rate where its SimAOU is highest, chosen by the very runs shown, and at the published "
         "rate (for a task that is not the papers', SST-2's).",

@@ -109,6 +109,11 @@ class FinishedRun:
         return int(self.config["task"].get("permutation", 0))
 
     @property
+    def draw(self) -> tuple[int, int, int]:
+        """What another run of the same settings differs in: seed, permutation, seed of untrained weights."""
+        return self.seed, self.permutation, int(self.config["model"].get("weights_seed") or 0)
+
+    @property
     def diverged(self) -> bool:
         """Whether finetuning ended in a loss that was not finite."""
         return bool(self.status.get("diverged", False))

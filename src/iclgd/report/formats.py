@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from iclgd.report.style import printable
+from iclgd.shown import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -18,6 +22,7 @@ _LATEX = {
     "\N{GREEK SMALL LETTER ALPHA}": r"$\alpha$", "τ": r"$\tau$", "\N{EN DASH}": "--",
 }  # fmt: skip
 _MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "\\~"}
+_LINK = re.compile(r"\]([(\[:])")  # what would make a bracketed text a link or an image
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -103,4 +108,16 @@ def _markdown_row(row: tuple[str, ...]) -> str:
 
 
 def _translated(text: str, escapes: Mapping[str, str], most: int = 80) -> str:
-    return "".join(escapes.get(character, character) for character in printable(text, most))
+    shown = "".join(escapes.get(character, character) for character in printable(text, most))
+    return _LINK.sub(r"]\\\1", shown) if escapes is _MARKDOWN else shown
+
+
+def frame_to_csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV in which no name and no cell starts a spreadsheet formula."""
+    from pandas.api.types import is_numeric_dtype
+
+    safe = frame.rename(columns=_csv_value)
+    for name, column in safe.items():
+        if not is_numeric_dtype(column):
+            safe[name] = column.map(_csv_value)
+    return safe.to_csv(index=False)

@@ -12,9 +12,9 @@ from typing import Any
 from iclgd.report.finished_run import FinishedRun
 from iclgd.report.formats import Table
 from iclgd.report.page_data import page_data
-from iclgd.report.style import printable
 from iclgd.report.summary import zero_shot_notes
 from iclgd.runs.files import replacing
+from iclgd.shown import printable
 
 _HERE = Path(__file__).parent
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}

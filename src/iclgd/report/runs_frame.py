@@ -42,13 +42,18 @@ def read_runs(folders: Iterable[Path]) -> Runs:
             hidden = any(part.startswith(".") for part in status.relative_to(folder).parts)
             if not hidden:
                 found.setdefault(status.parent.resolve(), status.parent)
-    finished, left_out = [], []
+    finished: dict[object, FinishedRun] = {}
+    left_out = []
     for folder in sorted(found.values()):
         try:
-            finished.append(read_run(folder))
+            run = read_run(folder)
         except BrokenRun as error:
             left_out.append((folder, str(error)))
-    return Runs(tuple(finished), tuple(left_out))
+            continue
+        first = finished.setdefault(run.status.get("run_id") or folder, run)
+        if first is not run:  # made in another sweep too: counted twice it would pass for a second draw
+            left_out.append((folder, f"is the same run as {first.folder}"))
+    return Runs(tuple(finished.values()), tuple(left_out))
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -14,7 +14,10 @@ REPETITIONS = ("seed", "task.permutation", "model.weights_seed")
 # What tables name first, in this order; anything else comes after, by the alphabet.
 _ORDER = "pretrained keep_embeddings random none gd lcgd sst2 sst5 mr subj agnews cb".split()
 # Where a run was computed, what was measured of it and what only follows from another key.
-_IGNORED = ("runtime.", "paths.", "tracking.", "metric.", "task.rates.", "protocol.name")
+_IGNORED = (
+    *("runtime.", "paths.", "tracking.", "metric.scores.", "metric.bootstrap", "metric.every"),
+    *("task.rates.", "protocol.name"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,11 @@ def group(runs: Sequence[FinishedRun]) -> list[Group]:
     keys = varied(runs)
     gathered: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in runs:
-        settings = flat(run.config)
+        settings = _settings(run)
         gathered.setdefault(tuple(as_text(settings.get(key)) for key in keys), []).append(run)
     groups = []
     for texts, members in gathered.items():
-        settings = flat(members[0].config)
+        settings = _settings(members[0])
         members.sort(key=lambda run: (run.seed, run.permutation, run.name))
         values = {key: settings.get(key) for key in keys}
         groups.append(Group(dict(zip(keys, texts, strict=True)), values, tuple(members)))
@@ -84,7 +87,7 @@ def varied(runs: Sequence[FinishedRun]) -> list[str]:
 
 def numeric_axes(runs: Sequence[FinishedRun]) -> list[str]:
     """The varied keys whose values are all numbers, at least two of them."""
-    settings = [flat(run.config) for run in runs]
+    settings = [_settings(run) for run in runs]
     return [
         key
         for key in varied(runs)
@@ -97,10 +100,14 @@ def as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
+def _settings(run: FinishedRun) -> dict[str, Any]:
+    """The config as dotted keys, with the dtype that `auto` came to."""
+    return {**flat(run.config), "dtype": run.environment.get("dtype")}
+
+
 def _science(run: FinishedRun) -> dict[str, Any]:
-    return {
-        key: value for key, value in flat(run.config).items() if not key.startswith(_IGNORED) and key not in REPETITIONS
-    }
+    chosen = _settings(run).items()
+    return {key: value for key, value in chosen if not key.startswith(_IGNORED) and key not in REPETITIONS}
 
 
 def _order(value: Any) -> tuple[int, float, str]:

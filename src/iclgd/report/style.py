@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.runs.files import replacing
+from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,13 +107,6 @@ def save(figure: Figure, path: Path, *, pdf: bool = False) -> list[Path]:
         with replacing(written[-1], sync=False) as part:
             figure.savefig(part, metadata=undated[ending])
     return written
-
-
-def printable(text: str, most: int = 60) -> str:
-    """Text from outside as it may stand in a figure: one line, no control or direction characters, not too long."""
-    clean = "".join(" " if character.isspace() else character for character in text)
-    clean = "".join(character if character.isprintable() else "�" for character in clean)
-    return clean if len(clean) <= most else clean[: most - 1] + "…"
 
 
 def figure_text(text: str, most: int = 60) -> str:

@@ -59,13 +59,17 @@ def curve(runs: Sequence[FinishedRun], score: str) -> tuple[np.ndarray, np.ndarr
 
     The bar is the standard deviation over seeds, as in the papers, or for one seed 1.96 standard errors over queries.
     """
-    curves = [run.layers(score) for run in runs if run.layers(score)]
-    depth = max((len(layers) for layers in curves), default=0)
-    stacked = np.array([layers for layers in curves if len(layers) == depth]).reshape(-1, depth)
+    known = [run for run in runs if not all(map(math.isnan, run.layers(score)))]
+    known = known or [run for run in runs if run.layers(score)]
+    depth = max((len(run.layers(score)) for run in known), default=0)
+    known = [run for run in known if len(run.layers(score)) == depth]
+    stacked = np.array([run.layers(score) for run in known]).reshape(-1, depth)
     mean = nanmean(stacked)
     if len(stacked) > 1:
-        return mean, np.sqrt(nanmean((stacked - mean) ** 2) * len(stacked) / (len(stacked) - 1))
-    values = runs[0].values.get(score, np.full((0, depth), NAN))
+        count = (~np.isnan(stacked)).sum(0)
+        spread = nanmean((stacked - mean) ** 2) * count / np.maximum(count - 1, 1)
+        return mean, np.where(count > 1, np.sqrt(spread), NAN)
+    values = known[0].values.get(score, np.full((0, depth), NAN)) if known else np.full((0, depth), NAN)
     count = np.maximum((~np.isnan(values)).sum(0), 1)
     spread = np.sqrt(nanmean((values - nanmean(values)) ** 2))
     return mean, 1.96 * spread / np.sqrt(np.maximum(count - 1, 1))
@@ -102,8 +106,8 @@ def differences(pairs: Sequence[tuple[Group, Group]], scores: Sequence[str]) -> 
 def _paired(
     first: Sequence[FinishedRun], second: Sequence[FinishedRun], score: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    by_draw = {(run.seed, run.permutation): run.values.get(score) for run in second}
-    pairs = [(run.values.get(score), by_draw.get((run.seed, run.permutation))) for run in first]
+    by_draw = {run.draw: run.values.get(score) for run in second}
+    pairs = [(run.values.get(score), by_draw.get(run.draw)) for run in first]
     whole = [(a, b) for a, b in pairs if a is not None and b is not None and a.shape == b.shape]
     if not whole or len({a.shape for a, _ in whole}) > 1:
         return None
@@ -115,11 +119,11 @@ def zero_shot_notes(runs: Sequence[FinishedRun]) -> list[str]:
 
     Neither accuracy depends on the variant or its rate, so that every draw is counted once.
     """
-    draws: dict[tuple[object, ...], dict[tuple[int, int], FinishedRun]] = {}
+    draws: dict[tuple[object, ...], dict[tuple[int, int, int], FinishedRun]] = {}
     for run in runs:
         if {"zsl", "icl"} <= run.accuracies().keys():
             where = (run.task, run.model, run.weights, run.shots)
-            draws.setdefault(where, {}).setdefault((run.seed, run.permutation), run)
+            draws.setdefault(where, {}).setdefault(run.draw, run)
     notes = []
     for (task, model, weights, shots), members in draws.items():
         said = _zero_shot_note(list(members.values()))

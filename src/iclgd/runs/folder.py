@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
+_DATA, _FIGURES = (".json", ".yaml", ".parquet", ".safetensors"), (".png", ".pdf")  # what a run leaves behind
 _SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
 _SILENCE = 3600.0  # seconds after which a run on another host counts as gone
 
@@ -278,9 +279,10 @@ class RunFolder:
             handler.close()
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
-        """What tells whether a data file was written anew, by name; without status, log and hidden files."""
-        found = [*self.path.glob("*"), *self.path.glob("figures/*")]
-        kept = [p for p in found if p.is_file() and not p.name.startswith(".") and p.name not in (_STATUS, _LOG)]
+        """What tells whether a data file was written anew, by name; a user's own notes and plots are left alone."""
+        found = [path for ending in _DATA for path in self.path.glob(f"*{ending}")]
+        found += [path for ending in _FIGURES for path in self.path.glob(f"figures/*{ending}")]
+        kept = [path for path in found if path.is_file() and not path.name.startswith(".") and path.name != _STATUS]
         return {
             path.relative_to(self.path).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
             for path in sorted(kept)

@@ -13,6 +13,7 @@ from pathlib import Path
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.invocation import Invocation
 from iclgd.runs.progress import duration
+from iclgd.shown import printable
 
 _STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
 
@@ -92,7 +93,7 @@ def _draw(lines: Sequence[RunLine]) -> None:
         state = Text(line.state, style=_STYLES.get(line.state, ""))
         took = duration(line.status.seconds) if line.status.seconds is not None else ""
         started = (line.status.started_at or "")[:19].replace("T", " ")
-        table.add_row(line.name, state, started, took, Text(line.progress()))
+        table.add_row(line.name, state, started, took, Text(printable(line.progress(), 400)))
     console.print(table)
 
 
