@@ -243,6 +243,13 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
         assert "Traceback" not in refused.stderr
 
 
+def test_a_path_may_hold_what_the_command_line_reads_as_quotes(tmp_path):
+    place = tmp_path / "o'brien" / 'a "b" c'
+    place.mkdir(parents=True)
+    done = iclgd(place, "-m", "seed=0,1")
+    assert done.returncode == 0 and "2 done" in done.stdout, done.stderr
+
+
 def test_a_read_only_disk_is_said_so(read_only, tmp_path):
     for arguments in ((), ("-m", "seed=0,1")):
         refused = iclgd(tmp_path, *arguments, f"paths.outputs={read_only}/outputs")

@@ -86,3 +86,16 @@ def test_without_controls_there_are_no_such_tables(tmp_path):
     write_run(tmp_path / "gd")
     runs = read_runs([tmp_path]).finished
     assert controls.controls(runs) is None and controls.why_lcgd(runs) is None
+
+
+def test_settings_that_differ_in_more_than_the_rate_are_never_paired(tmp_path):
+    for shots in (4, 8):
+        write_run(tmp_path / f"gd{shots}", variant="gd", shots=shots, shift=shots)
+    write_run(tmp_path / "lcgd", variant="lcgd", shots=8, shift=8)
+    write_run(tmp_path / "none", variant="none", shots=8)
+    runs = read_runs([tmp_path]).finished
+    table = controls.why_lcgd(runs)
+    (record,) = [r for r in table.records if (r["first"], r["score"]) == ("lcgd", "sim_aou")]
+    assert record["shots"] == 8 and record["difference"] == pytest.approx(0.1)
+    shown = controls.controls(runs)
+    assert "shots" in shown.header and len({row[:6] for row in shown.rows if row[3] == "gd"}) == 2

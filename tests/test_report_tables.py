@@ -8,12 +8,14 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import math
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -188,3 +190,54 @@ def test_any_text_keeps_the_tables_shape(text):
     stripped = latex.replace(r"\{", "").replace(r"\}", "")
     assert stripped.count("{") == stripped.count("}")
     assert latex.count("\\\\\n") == 2
+
+
+def test_a_run_that_two_sweeps_made_counts_once(tmp_path):
+    for sweep in ("single", "multirun"):
+        write_run(tmp_path / sweep / "0123456789ab")
+    found = runs_frame.read_runs([tmp_path])
+    assert len(found.finished) == 1
+    assert [reason.startswith("is the same run as") for _, reason in found.left_out] == [True]
+
+
+def test_precision_and_what_is_compared_with_are_settings_not_draws(tmp_path):
+    for name, dtype, other in (("a", "float32", "gd"), ("b", "bfloat16", "gd"), ("c", "float32", "lcgd")):
+        folder = write_run(tmp_path / name)
+        environment = json.loads((folder / "environment.json").read_text()) | {"dtype": dtype}
+        (folder / "environment.json").write_text(json.dumps(environment))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["metric"]["compare_with"] = other
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    groups = group(runs_frame.read_runs([tmp_path]).finished)
+    assert [len(entry.runs) for entry in groups] == [1, 1, 1]
+
+
+def test_draws_of_untrained_weights_are_paired_with_their_own(tmp_path):
+    for variant in ("gd", "lcgd"):
+        for seed in range(3):
+            folder = write_run(tmp_path / f"{variant}{seed}", variant=variant, weights="random", shift=10 * seed)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["model"]["weights_seed"] = seed
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    first, second = group(runs_frame.read_runs([tmp_path]).finished)
+    (found,) = summary.differences([(second, first)], ["sim_aou"])
+    assert found.result.n == 3 and found.result.difference.mean == pytest.approx(0.1)
+
+
+def test_a_diverged_seed_does_not_shrink_the_error_bars(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / str(seed), seed=seed, diverged=seed == 0)
+    runs = runs_frame.read_runs([tmp_path]).finished
+    known = np.array([run.layers("sim_aou") for run in runs if not run.diverged])
+    assert summary.curve(runs, "sim_aou")[1] == pytest.approx(known.std(0, ddof=1))
+    write_run(tmp_path / "other" / "0", diverged=True)
+    write_run(tmp_path / "other" / "1", seed=1)
+    pair = runs_frame.read_runs([tmp_path / "other"]).finished
+    assert summary.curve(pair, "sim_aou")[1] == pytest.approx(summary.curve(pair[1:], "sim_aou")[1])
+
+
+def test_the_frame_as_csv_and_links_in_markdown_are_only_text(tmp_path):
+    folder = write_run(tmp_path / "run", task='=HYPERLINK("https://e")', model="a/![x](https://e/p.png)")
+    runs = runs_frame.read_runs([tmp_path]).finished
+    assert "'=HYPERLINK" in formats.frame_to_csv(runs_frame.frame(runs)) and folder.is_dir()
+    assert "](https" not in formats.to_markdown(tables.table3(runs))

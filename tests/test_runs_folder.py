@@ -216,3 +216,15 @@ def test_progress_survives_a_full_disk(run, monkeypatch, caplog):
     monkeypatch.setattr(files.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     run.report_progress("finetune", 1, 2)
     assert "progress could not be written" in caplog.text
+
+
+def test_a_users_own_files_in_a_run_folder_are_left_alone(run):
+    finish(run)
+    (run.path / "notes.md").write_text("mine")
+    (run.figures / "mine.svg").write_text("<svg/>")
+    (run.path / "stale.parquet").write_bytes(b"an earlier attempt's")
+    finish(run)
+    assert (run.path / "notes.md").read_text() == "mine" and (run.figures / "mine.svg").is_file()
+    assert not (run.path / "stale.parquet").exists()
+    (run.path / "notes.md").write_text("changed")
+    assert run.is_done()
