@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -177,8 +177,12 @@ class RunFolder:
         return True
 
     @contextmanager
-    def claim(self) -> Iterator[None]:
-        """Inside, no other process computes this run; waits for one that does. A killed owner's claim dies with it."""
+    def claim(self, wait: bool = True) -> Iterator[None]:
+        """Inside, no other process computes this run; waits for one that does. A killed owner's claim dies with it.
+
+        Raises:
+            TimeoutError: another process computes it, and this one was not to wait.
+        """
         from filelock import FileLock
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -186,6 +190,8 @@ class RunFolder:
         try:
             lock.acquire(blocking=False)
         except TimeoutError:
+            if not wait:
+                raise
             log.info("%s is being computed by another process; waiting for it", self.path)
             lock.acquire()
         try:
@@ -255,10 +261,10 @@ class RunFolder:
         self._end(State.interrupted)
 
     def mark_cut_off(self) -> None:
-        """Mark a run whose process is gone as interrupted, and clear away what it left half-written."""
-        if self.state() is not State.stale:
+        """Mark a run whose process is gone as interrupted, and clear away its claim and what it left half-written."""
+        if self.state() is not State.stale and not (self.path / _CLAIM).exists():
             return
-        with self.claim():
+        with suppress(TimeoutError), self.claim(wait=False):
             status = self.status()
             if status is not None and self.state() is State.stale:
                 files.remove_leftovers(self.path)

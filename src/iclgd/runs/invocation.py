@@ -100,10 +100,9 @@ class Invocation:
         return len(ended), sum(entry not in (Ending.done, Ending.skipped) for entry in ended)
 
     def mark_cut_off(self) -> None:
-        """Say `interrupted` in the folder of each run that began and whose process is gone."""
+        """Say `interrupted` in the folder of each run that began and whose process is gone; no claim of it stays."""
         for outcome in self.outcomes():
-            if outcome.ending is Ending.interrupted:
-                RunFolder(outcome.folder).mark_cut_off()
+            RunFolder(outcome.folder).mark_cut_off()
 
     def _write(self, name: str, content: object) -> None:
         with files.replacing(self.folder / name, sync=False) as part:
