@@ -1,6 +1,7 @@
 """How the tests call the real command line in processes of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ def environment(fake: bool = True) -> dict[str, str]:
 
 
 def start(folder: Path, *arguments: str, module: str = "iclgd", fake: bool = True) -> subprocess.Popen[str]:
-    """The command, running in `folder`, in a process group of its own."""
+    """The command, running in `folder`, in a process group of its own.
+
+    A suite that a shell started in the background ignores Ctrl-C, and what it starts would inherit that.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
@@ -25,6 +29,7 @@ def start(folder: Path, *arguments: str, module: str = "iclgd", fake: bool = Tru
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
