@@ -68,3 +68,22 @@ def test_without_a_gradient_none_is_made():
     model = readout()
     loss = in_blocks(model, torch.randn(ROWS, WIDTH), torch.zeros(ROWS, dtype=torch.long))
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rises", [True, False])
+def test_blocks_whose_logits_lie_far_apart_are_joined(dtype, rises, monkeypatch):
+    monkeypatch.setattr(losses, "_LOGITS_ON_CPU", 512 * ROWS)
+    model, hidden = readout(dtype), torch.rand(ROWS, WIDTH).to(dtype)
+    with torch.no_grad():
+        model.weight.mul_(torch.linspace(*((0, 600) if rises else (600, 0)), VOCABULARY)[:, None].to(dtype))
+    targets = torch.randint(0, VOCABULARY, (ROWS,))
+    found, expected = hidden.clone().requires_grad_(True), hidden.float().requires_grad_(True)
+    mine, its = in_blocks(model, found, targets), plain(model.float(), expected, targets)
+    mine.backward()
+    its.backward()
+    exact = dtype is torch.float32
+    torch.testing.assert_close(mine, its, rtol=1e-5 if exact else 2e-2, atol=0)
+    assert found.grad.isfinite().all()
+    cosine = functional.cosine_similarity(found.grad.float(), expected.grad, dim=1)
+    assert (cosine > (1 - 1e-5 if exact else 0.9)).all(), cosine

@@ -18,8 +18,11 @@ class NaiveProtocol:
     """Naive recordings and finetuning on the same weights as `model`, for a Llama-like network."""
 
     def __init__(self, model: LanguageModel, prompts: PromptSet) -> None:
-        self.network = copy.deepcopy(model.network)
-        self.network.config._attn_implementation = "eager"
+        self.network = type(model.network)(
+            copy.deepcopy(model.network.config)
+        )  # transformers' own modules, none of ours
+        self.network.load_state_dict(model.network.state_dict())
+        self.network.eval().config._attn_implementation = "eager"
         self.layers = self.network.model.layers
         self.prompts = prompts
         for name, parameter in self.network.named_parameters():

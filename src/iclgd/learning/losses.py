@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.products import linear
 
-_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**19, 2**26  # held at once: what stays in a core's cache, what fills a GPU
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**20, 2**26  # held at once: what stays in a core's cache, what fills a GPU
 _NARROWEST = 512  # columns of logits, however many rows there are
+_HEADROOM = 40.0  # how far a block's logits may exceed the first's before all is rescaled: e^40 is far from overflow
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class _UnembeddedLoss(torch.autograd.Function):
     """Summed cross-entropy of rows under the unembedding, some columns of the logits at a time.
 
     The gradient with respect to the rows is made in the same pass, as flash attention makes its output: it is the
-    rows' attention to the unembedding, rescaled as the sum of exponentials grows. Each logit is made once and never
-    leaves the cache; the unembedding is frozen and has no gradient.
+    rows' attention to the unembedding, rescaled where a later block's logits would overflow. Each logit is made once
+    and never leaves the cache; the unembedding is frozen and has no gradient.
     """
 
     @staticmethod
@@ -53,33 +55,46 @@ class _UnembeddedLoss(torch.autograd.Function):
     ) -> Tensor:
         held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
         width = max(_NARROWEST, held // max(1, len(rows)))
-        log_mass = torch.full((len(rows), 1), -math.inf, device=rows.device)
+        headroom = _HEADROOM if weight.dtype is torch.float32 else 0.0
+        shift = torch.full((len(rows), 1), -math.inf, device=rows.device)  # what is taken from the exponents
+        mass = torch.zeros_like(shift)  # the sum of exponentials
+        aimed, bend = torch.zeros_like(shift), torch.ones_like(shift)  # the targets' logits and slopes
         gradient = torch.zeros(rows.shape, device=rows.device) if rows.requires_grad else None
-        aimed, bend = torch.zeros_like(log_mass), torch.ones_like(log_mass)  # the targets' logits and slopes
         for start in range(0, len(weight), width):
             columns = weight[start : start + width]
-            logits, slope = _bent(rows @ columns.T, None if bias is None else bias[start : start + width], softcap)
+            logits, slope = _bent(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
             place = targets[:, None] - start
             here, place = (place >= 0) & (place < len(columns)), place.clamp(0, len(columns) - 1)
             aimed = torch.where(here, logits.gather(1, place), aimed)
             if slope is not None:
                 bend = torch.where(here, slope.gather(1, place), bend)
-            first = logits[:, :1].clone()
-            shares = logits.log_softmax(dim=1)
-            part = first - shares[:, :1]
-            grown = torch.logaddexp(log_mass, part)
+            highest = logits.amax(dim=1, keepdim=True)
+            if start == 0 or (highest > shift + headroom).any():
+                raised = torch.maximum(shift, highest)
+                shrink = (shift - raised).exp()
+                shift, mass = raised, mass.mul_(shrink)
+                if gradient is not None:
+                    gradient.mul_(shrink)
+            exponentials = logits.sub_(shift).exp_()
+            part = exponentials.sum(dim=1, keepdim=True)
+            mass.add_(part)
             if gradient is not None:
-                shares = shares.exp_() if slope is None else shares.exp_().mul_(slope)
-                pull = (shares.to(weight.dtype) @ columns).float()
-                gradient.mul_((log_mass - grown).exp()).add_(pull.mul_((part - grown).exp()))
-            log_mass = grown
+                gradient.add_(_pull(exponentials if slope is None else exponentials.mul_(slope), part, columns))
         if gradient is not None:
-            ctx.gradient = gradient.sub_(weight[targets] * bend).to(rows.dtype)
-        return (log_mass - aimed).sum()
+            ctx.gradient = gradient.div_(mass).sub_(weight[targets] * bend).to(rows.dtype)
+        return (mass.log() + shift - aimed).sum()
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore
         return ctx.gradient * outputs[0], None, None, None, None
+
+
+def _pull(exponentials: Tensor, part: Tensor, columns: Tensor) -> Tensor:
+    """Where the rows are drawn by these columns; in half precision as shares of their sum, which cannot overflow."""
+    if columns.dtype is torch.float32:
+        return linear(exponentials, columns.T)
+    shares = exponentials / part.clamp(min=torch.finfo(part.dtype).tiny)  # all zero where other columns outweigh these
+    return linear(shares.to(columns.dtype), columns.T).float() * part
 
 
 def _bent(products: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from iclgd.config import ConfigError
+from iclgd.models.products import linear
 
 
 class UnsupportedModelError(ConfigError):
@@ -247,7 +248,7 @@ class Anatomy:
         """Logits in float32, from `finish`ed hidden states [..., d_model]; half products would tie labels."""
         bias = getattr(self.unembedding, "bias", None)
         weight = cast(Tensor, self.unembedding.weight).float()
-        logits = nn.functional.linear(finished.float(), weight, None if bias is None else bias.float())
+        logits = linear(finished.float(), weight, None if bias is None else bias.float())
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def norms(self) -> tuple[nn.Module, ...]:

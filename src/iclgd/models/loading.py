@@ -21,6 +21,7 @@ from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder, sha256_of
+from iclgd.models.products import use_linear
 from iclgd.models.self_test import check
 from iclgd.models.untrained import untrained
 from iclgd.paths import toy_model_folder
@@ -120,11 +121,12 @@ def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] 
     tied = anatomy.unembedding.weight is network.get_input_embeddings().weight
     notes = ("input and output embeddings are tied",) if tied else ()
     model = LanguageModel(network, anatomy, tokenizer, identity or {}, notes)
-    check(model, before=lambda: _use_interface(model))
+    check(model, before=lambda: _take_over(model))
     return model
 
 
-def _use_interface(model: LanguageModel) -> None:
+def _take_over(model: LanguageModel) -> None:
+    use_linear(model.network)
     if model.anatomy.family.interface:
         model.network.config._attn_implementation = INTERFACE_NAME
 
