@@ -157,3 +157,12 @@ def test_labels_are_scored_by_the_mean_or_the_sum():
     mean, total = (recorded(model, context, mean_label=mean).label_scores for mean in (True, False))
     lengths = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 3], [2, 1, torch.nan]])
     torch.testing.assert_close(total, mean * lengths, equal_nan=True)
+
+
+def test_labels_that_all_have_several_tokens_may_come_in_any_batches():
+    model = shared_model("llama")
+    questions = [Question((5, 6, 7), ((11, 12), (13, 14, 15))), Question((8, 9), ((11, 12), (13, 14, 15)))]
+    whole, single = (record(model, questions, (1,), RecordPlan(batch_tokens=n)) for n in (1000, 1))
+    assert whole.label_scores.isfinite().all()
+    torch.testing.assert_close(single.label_scores, whole.label_scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(single.attention_output, whole.attention_output, rtol=1e-5, atol=1e-5)

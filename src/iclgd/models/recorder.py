@@ -210,7 +210,8 @@ def _score_options(
         for row, probe in enumerate(batch)
         for number, option in probe.options
     ]
-    flat = torch.tensor([pair for _, _, pairs in wanted for pair in pairs], device=hidden.device).view(-1, 2)
+    pairs = [pair for _, _, pairs in wanted for pair in pairs]  # none where all labels of the batch have several tokens
+    flat = torch.tensor(pairs, dtype=torch.long, device=hidden.device).view(-1, 2)
     values = log_probs[flat[:, 0], flat[:, 1]].tolist()
     at = 0
     for example, number, pairs in wanted:
