@@ -1,0 +1,60 @@
+"""The same settings give the same bytes: by any launcher, with the cache or without, in one go or after kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from command_line import iclgd, start
+from iclgd.runs.folder import RunFolder
+
+SWEEP = (
+    *("-m", "model=toy", "task=toy", "tracking=none", "task.queries=12", "task.shots=4", "metric.bootstrap=50"),
+    *("finetune=gd,lcgd", "seed=0,1"),
+)
+SAME = ("scores.json", "prompts.json", "scores.parquet", "gradient_norms.parquet", "losses.parquet")
+RUNS = 4
+
+
+def written(sweep: Path) -> dict[str, bytes]:
+    """What the finished runs of a sweep hold, by run and file."""
+    runs = [path for path in sweep.glob("[!.]*/") if RunFolder(path).is_done()]
+    assert len(runs) == RUNS
+    return {f"{run.name}/{name}": (run / name).read_bytes() for run in runs for name in SAME}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("plain")
+    done = iclgd(folder, *SWEEP, "runtime.cache=off", fake=False)
+    assert done.returncode == 0, done.stderr
+    return written(folder / "outputs" / "multirun")
+
+
+def cut_off(folder: Path, *arguments: str) -> None:
+    """Start the sweep and kill it, workers and all, once a run is done."""
+    process = start(folder, *arguments, fake=False)
+    deadline = time.monotonic() + 90
+    while not list(folder.glob("outputs/multirun/*/scores.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == -9
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.parametrize("cache", ["off", "auto"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_launcher_cache_and_resuming_change_no_byte(plain, tmp_path, monkeypatch, launcher, cache, resumed):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = (*SWEEP, f"hydra/launcher={launcher}", f"runtime.cache={cache}")
+    if resumed:
+        cut_off(tmp_path, *command)
+    done = iclgd(tmp_path, *command, fake=False)
+    assert done.returncode == 0, done.stderr
+    assert written(tmp_path / "outputs" / "multirun") == plain
+    assert any((tmp_path / "cache").rglob("*.safetensors")) == (cache == "auto")
