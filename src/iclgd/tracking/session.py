@@ -195,7 +195,6 @@ def _settings(mode: str) -> Any:
         "disable_job_creation": True,
         "save_code": False,
         "symlink": False,
-        "use_dot_wandb": False,
         "x_disable_machine_info": True,
         "x_disable_meta": True,
         "x_disable_stats": True,
