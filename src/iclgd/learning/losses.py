@@ -13,7 +13,7 @@ from torch import Tensor
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.products import linear
 
-_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**20, 2**26  # held at once: what stays in a core's cache, what fills a GPU
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**21, 2**26  # held at once: what stays in the cache, what fills a GPU
 _NARROWEST = 512  # columns of logits, however many rows there are
 _HEADROOM = 40.0  # how far a block's logits may exceed the first's before all is rescaled: e^40 is far from overflow
 
