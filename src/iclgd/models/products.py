@@ -74,10 +74,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # pyright: ignore
         (output,), (rows, weight) = outputs, ctx.saved_tensors
         for_rows, for_weight, for_bias = ctx.needs_input_grad
-        flat = output.flatten(0, -2)
+        flat = output.reshape(-1, output.shape[-1])
         return (
             _product(output, weight.T, None) if for_rows else None,
-            _product(flat.T, rows.flatten(0, -2).T, None) if for_weight else None,
+            _product(flat.T, rows.reshape(-1, rows.shape[-1]).T, None) if for_weight else None,
             flat.sum(dim=0) if for_bias else None,
         )
 
