@@ -18,9 +18,8 @@ class NaiveProtocol:
     """Naive recordings and finetuning on the same weights as `model`, for a Llama-like network."""
 
     def __init__(self, model: LanguageModel, prompts: PromptSet) -> None:
-        self.network = type(model.network)(
-            copy.deepcopy(model.network.config)
-        )  # transformers' own modules, none of ours
+        # built anew, so that its modules are transformers' own and none of ours
+        self.network = type(model.network)(copy.deepcopy(model.network.config))
         self.network.load_state_dict(model.network.state_dict())
         self.network.eval().config._attn_implementation = "eager"
         self.layers = self.network.model.layers
