@@ -158,3 +158,26 @@ class Padding(StrEnum):
     none = "none"
     right = "right"
     left = "left"
+
+
+class Role(StrEnum):
+    """What a finetuning variant is in a comparison.
+
+    A floor cannot be like ICL, a control lacks one thing that learning from the demonstrations needs, a rival explains
+    a difference otherwise, an anchor is ICL by construction, and a ceiling is as like ICL as training can make it.
+    """
+
+    floor = "floor"
+    control = "control"
+    variant = "variant"
+    rival = "rival"
+    anchor = "anchor"
+    ceiling = "ceiling"
+
+
+class Better(StrEnum):
+    """Which values of a score mean that two things are more alike."""
+
+    higher = "higher"
+    lower = "lower"
+    neither = "neither"

@@ -88,6 +88,10 @@ class FinetuneConfig:
     data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train K and V through a low-rank change of this rank
+    label: str | None = None  # what tables and figures call it; null: its name
+    role: choices.Role = choices.Role.variant  # what it is in a comparison
+    order: int = 50  # where it stands among the others, lowest first
+    color: str | None = None  # of its lines and marks; null: the next free one of the palette
 
 
 @dataclass
@@ -112,6 +116,9 @@ class ScoreConfig:
     axes: list[str] = field(default_factory=lambda: ["example", "layer"])
     label: str = MISSING  # what tables and figures call it
     limits: list[float] | None = None  # the least and the largest possible value, where there are such: axes of figures
+    headline: bool = False  # whether short tables and the first figures show it
+    better: choices.Better = choices.Better.higher  # which values mean "more alike"
+    share: bool = False  # whether its mean is a share of queries, shown in percent
 
 
 @dataclass

@@ -11,6 +11,7 @@ from iclgd.config import parse_layers
 
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _MACHINE = {"model": ("device_map",), "task": ("rates",)}  # the rate that counts is finetune.lr
+_LOOKS = {"finetune": ("label", "role", "order", "color"), "score": ("label", "limits", "headline", "better", "share")}
 
 
 def canonical(content: Any) -> str:
@@ -35,8 +36,15 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
         chosen["task"] = config["task"]
     layers = parse_layers(chosen["finetune"]["layers"])
     chosen["finetune"] = {**chosen["finetune"], "layers": "all" if layers is None else list(layers)}
+    chosen["finetune"] = _without(chosen["finetune"], _LOOKS["finetune"])
+    scores = (chosen["metric"].get("scores") or {}).items()
+    chosen["metric"] = {**chosen["metric"], "scores": {name: _without(s, _LOOKS["score"]) for name, s in scores}}
     chosen["dtype"] = config["runtime"]["dtype"]
     return chosen
+
+
+def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 def run_id(config: Mapping[str, Any]) -> str:
