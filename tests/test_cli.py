@@ -210,9 +210,10 @@ def test_a_signal_ends_the_command_in_seconds_and_leaves_nothing_behind(tmp_path
     assert "Traceback" not in err
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     states = [run.state() for run in runs(folder)]
-    counted = {word: int(n) for n, word in re.findall(r"(\d+) (done|interrupted)", out)}  # none, if between two runs
+    counted = {word: int(n) for n, word in re.findall(r"(\d+) (done|interrupted)", out)}
     assert set(states) <= {State.done, State.interrupted, None} and 1 <= states.count(State.done) < 30
-    assert counted == {state: states.count(state) for state in (State.done, State.interrupted) if state in states}
+    assert counted["done"] == states.count(State.done)
+    assert counted.get("interrupted", 0) >= states.count(State.interrupted)  # none between two runs; more before a start
     left = {path: RunFolder(path.parent).state() for path in folder.rglob(".*") if path.name != ".invocations"}
     assert left == {}, (out, err)
 
