@@ -13,7 +13,8 @@ from iclgd.report import conclusions, published
 from iclgd.report.conclusions import Contender, Difference
 from iclgd.report.formats import UNDEFINED, Table, number, p_value, signed
 from iclgd.report.reading import FinishedRun, ReportError
-from iclgd.report.results import Results, heading, whole
+from iclgd.report.results import Results, whole
+from iclgd.runs import varied
 from iclgd.statistics import Comparison, draws_interval
 
 SCORE = "score"  # stands among rows or columns for the scores' names
@@ -65,7 +66,7 @@ def summary(
         theirs = [_published(row[column]) if column in row else "" for column in header]
         if any(theirs):
             printed.append(("published", *[""] * (len(label) - 1 + draws), *theirs))
-    names = [heading(key, results.keys) for key in down] + ["draws"] * draws
+    names = [varied.heading(key, results.keys) for key in down] + ["draws"] * draws
     title = "Likeness of finetuning to in-context learning"
     columns_shown = [" · ".join(column) for column in header]
     notes = _notes(results, records)
@@ -87,7 +88,7 @@ def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]
         rows.append((*who, label, shown, str(len(contender.rates)), *cells))
         about = {**contender.others, "finetune.name": contender.variant, "rates": shown}
         records += [about | {"score": name} | values for name, values in found.items()]
-    names = [heading(key, results.keys) for key in keys]
+    names = [varied.heading(key, results.keys) for key in keys]
     header = (*names, "variant", "chosen rates", "draws", *(results.scores[name].label for name in scores))
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
     if any(one.at_edge for one in among):
@@ -117,7 +118,7 @@ def comparisons(results: Results, made: Sequence[Difference]) -> Table:
         "intervals 3. In parentheses the draws with which the interval would be about ± 0.05.",
         conclusions.power_text(made),
     )
-    names = [heading(key, results.keys) for key in keys]
+    names = [varied.heading(key, results.keys) for key in keys]
     header = (*names, "difference", "tells", "draws", *(results.scores[score].label for score in scores))
     title = "Differences between variants, paired by draw"
     return Table("comparisons", title, header, 3 + len(names), tuple(rows), notes, tuple(records))
@@ -140,7 +141,7 @@ def data(results: Results) -> Table:
         tokens = [f"{mean[name]:.1f}" for name in ("demonstration_tokens", "query_tokens", "context_tokens")]
         rows.append((*(results.text(*pair) for pair in zip(keys, setting, strict=True)), *counts, *tokens))
         records.append(dict(zip(keys, setting, strict=True)) | mean)
-    names = [heading(key, results.keys) for key in keys]
+    names = [varied.heading(key, results.keys) for key in keys]
     counted = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
     header = (*names, *counted, "tokens of the context")
     note = "Tokens are means over demonstrations or queries, then over draws; the context has bos and separators."
@@ -160,7 +161,8 @@ def _scores(results: Results, chosen: Sequence[str]) -> list[str]:
 
 def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tuple[list[str], list[str]]:
     """The keys down and across; what varied and is not named comes below the rows named, a seed never."""
-    known = {heading(key, results.keys): key for key in results.keys} | {key: key for key in (*results.keys, SCORE)}
+    known = {varied.heading(key, results.keys): key for key in results.keys}
+    known |= {key: key for key in (*results.keys, SCORE)}
     unknown = [key for key in (*rows, *columns) if key not in known]
     if unknown:
         raise ReportError(f"no column {unknown[0]!r}: choose from score, {', '.join(results.keys)}")
@@ -194,7 +196,7 @@ def _record(results: Results, row: Mapping[str, Any]) -> dict[str, Any]:
 def _cell(results: Results, record: Mapping[str, Any]) -> str:
     if math.isnan(record["mean"]) and _excluded(record):
         return "diverged" if record["diverged"] else "unstable"
-    return number(*(record[name] for name in ("mean", "low", "high", "std")), results.scores[record[SCORE]].share)
+    return number(record["mean"], record["low"], record["high"], record["std"], results.scores[record[SCORE]].share)
 
 
 def _excluded(record: Mapping[str, Any]) -> int:

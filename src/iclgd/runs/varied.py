@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from iclgd.runs.identity import science
 
@@ -26,10 +29,7 @@ def settings(config: Mapping[str, Any], dtype: str | None = None) -> dict[str, A
     """
     chosen = science(config)
     chosen["runtime"] = {"dtype": dtype or chosen.pop("dtype")}
-    keys = _flat({group: chosen[group] for group in chosen if group != "dtype"})
-    if keys.get("model.weights") == "pretrained":  # no weight is drawn
-        keys.pop("model.weights_seed", None)
-    return keys
+    return _flat({group: chosen[group] for group in chosen if group != "dtype"})
 
 
 def varied(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -68,6 +68,28 @@ def varied(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 def as_text(value: Any) -> str:
     """A setting as tables name it."""
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def heading(key: str, among: Iterable[str]) -> str:
+    """A key's last part as far as it tells it from the others: `finetune.lr` is lr, `finetune.name` is variant."""
+    own = {"finetune.name": "variant", "model.name": "model", "task.name": "task", "runtime.dtype": "dtype"}
+    name = own.get(key) or key.rpartition(".")[2]
+    alike = [other for other in among if other != key and own.get(other, other.rpartition(".")[2]) == name]
+    return key if alike else name
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no YAML.
+    """
+    # The loader of libyaml, where PyYAML was built with it, takes a tenth of the time.
+    try:
+        return yaml.load((folder / "config.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def _brings(name: str, key: str) -> bool:
