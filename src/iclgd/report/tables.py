@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from iclgd.report import conclusions, published
 from iclgd.report.conclusions import Contender, Difference
 from iclgd.report.formats import UNDEFINED, Table, number, p_value, signed
@@ -60,7 +62,7 @@ def summary(
     draws = any(record["draws"] > 1 or _excluded(record) for record in records)
     printed: list[_Row] = []
     for label, row in cells.items():
-        counted = (_draws(list(row.values())),) if draws else ()
+        counted = (_draws(results, list(row.values())),) if draws else ()
         values = (_cell(results, row[column]) if column in row else "" for column in header)
         printed.append((*label, *counted, *values))
         theirs = [_published(row[column]) if column in row else "" for column in header]
@@ -76,7 +78,7 @@ def summary(
 def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]) -> Table:
     """Each variant at the rate that its other draws chose, where it ran at several."""
     keys = _other_keys(results)
-    scores = _scores(results, ())
+    scores = [name for name, score in results.scores.items() if score.learned]
     rows, records = [], []
     for contender in (one for one in among if len(one.tried) > 1):
         found = {name: _over_draws(results, name, contender) for name in scores if name in contender.values}
@@ -203,7 +205,9 @@ def _excluded(record: Mapping[str, Any]) -> int:
     return record["unstable"] + record["diverged"]
 
 
-def _draws(row: Sequence[Mapping[str, Any]]) -> str:
+def _draws(results: Results, row: Sequence[Mapping[str, Any]]) -> str:
+    """How many draws count, and how many do not, of the scores that depend on finetuning if there are such."""
+    row = [record for record in row if results.scores[record[SCORE]].learned] or row
     said = [str(max(record["draws"] for record in row))]
     for kind in ("unstable", "diverged"):
         count = max(record[kind] for record in row)
@@ -237,12 +241,14 @@ def _other_keys(results: Results) -> list[str]:
 
 
 def _over_draws(results: Results, score: str, contender: Contender) -> dict[str, Any]:
-    values = [value for value in contender.values[score].values() if not math.isnan(value)]
-    share, limits = results.scores[score].share, results.scores[score].limits
-    interval = draws_interval(values, limits)
-    mean = math.fsum(values) / len(values) if values else math.nan
-    spread = math.nan if len(values) < 2 else math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "std": spread, "share": share}
+    """A contender's mean over draws; shares without an interval, for that takes the number of queries."""
+    values = np.array([value for value in contender.values[score].values() if not math.isnan(value)])
+    share = results.scores[score].share
+    interval = draws_interval(values[:0] if share else values, results.scores[score].limits)
+    mean, std = (float(values.mean()) if len(values) else math.nan), math.nan
+    if len(values) > 1:
+        std = float(values.std(ddof=1))
+    return {"mean": mean, "low": interval.low, "high": interval.high, "std": std, "share": share}
 
 
 def _who(results: Results, difference: Difference, one: Contender) -> str:

@@ -38,7 +38,7 @@ class RunLine:
         if facts.get("diverged"):
             return f"diverged at step {facts.get('diverged_at')}"
         if facts.get("unstable"):
-            return "unstable"
+            return f"unstable: {facts.get('unstable_because')}"
         now = self.status.progress
         return f"{now['stage']} {now['done']}/{now['total']}" if now and self.state is not State.done else ""
 

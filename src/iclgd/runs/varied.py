@@ -49,7 +49,7 @@ def varied(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     for values in columns.values():
         values.extend([None] * (len(runs) - len(values)))
     present = {key: [_owner(key) in run for run in runs] for key, values in columns.items() if None in values}
-    names = [key for key in _NAMES if key in columns and len(set(columns[key])) > 1]
+    names = [key for key in _NAMES if len({run[key] for run in runs if key in run}) > 1]
     chosen = list(names)
     for key, values in columns.items():
         if key in _NAMES or key in DRAW or len(set(values)) == 1:
@@ -83,13 +83,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is no YAML.
+        ValueError: it is no YAML, or no mapping.
     """
     # The loader of libyaml, where PyYAML was built with it, takes a tenth of the time.
     try:
-        return yaml.load((folder / "config.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load((folder / "config.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no mapping")
+    return content
 
 
 def _brings(name: str, key: str) -> bool:
