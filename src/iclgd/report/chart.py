@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from iclgd.report.catalogue import Variant
 
 TEXT_WIDTH, COLUMN_WIDTH = 470, 230  # points: a page's text, and one of its two columns
+DATA = "rows"
 # Okabe and Ito (2008), which colour-blind readers can tell apart, then Tol's muted ones, for variants without a colour
 PALETTE = (
     "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#882255", "#117733", "#44AA99", "#999933", "#661100",
@@ -35,7 +36,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
     axis |= {"labelFontSize": 7.5, "titleFontSize": 8.5, "titleFontWeight": "normal", "tickSize": 3, "gridWidth": 0.6}
     axis |= {"domainWidth": 0.6, "tickWidth": 0.6, "titlePadding": 5, "labelPadding": 2, "labelLimit": 200}
     legend = {"orient": "top", "title": None, "labelFontSize": 8, "labelColor": ink, "symbolStrokeWidth": 1.4}
-    legend |= {"symbolSize": 32, "labelLimit": 150, "columnPadding": 9, "rowPadding": 1.5, "offset": 5, "symbolLimit": 0}
+    legend |= {"symbolSize": 32, "labelLimit": 150, "columnPadding": 9, "rowPadding": 1.5, "offset": 5, "symbolLimit": 0, "symbolOpacity": 1}
     legend |= {"gradientThickness": 7, "gradientLength": 130, "titleColor": ink, "titleFontSize": 8}
     small = {"labelFontSize": 8.5, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
     return {
@@ -58,9 +59,9 @@ def theme(dark: bool = False) -> dict[str, Any]:
     }
 
 
-def themed(chart: Any) -> Any:
-    """The chart, with the theme of all figures."""
-    chart.config = theme()
+def themed(chart: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The chart with its rows, which it knows as `DATA`, and the theme of all figures."""
+    chart.datasets, chart.config = {DATA: list(rows)}, theme()
     return chart
 
 
@@ -121,29 +122,38 @@ class Looks:
     """How the variants of one report are told apart: by colour, by mark and by dashes, so that print in grey works."""
 
     labels: Mapping[str, str]
-    colors: Mapping[str, str]
+    colors: Sequence[str]
 
-    def of(self, labels: Sequence[str], width: float, legend: bool | None = None) -> dict[str, Any]:
-        """Encodings of the field `variant` for those that are shown, with one legend no wider than the figure."""
+    def of(self, labels: Sequence[str], legend_for: str | None = "color") -> dict[str, Any]:
+        """Encodings of the field `variant` for those that are shown, with at most one legend.
+
+        Args:
+            labels: the variants that are shown.
+            legend_for: "strokeDash" for lines, "color" for marks, None for no legend; one variant alone has none.
+        """
         import altair as alt
 
         everyone = list(self.labels.values())
         shown = [label for label in everyone if label in set(labels)]
         at = [everyone.index(label) for label in shown]
-        own = list(self.colors.values())
-        columns = max(1, int(width // (4.4 * max((len(label) for label in shown), default=1) + 24)))
-        wanted = len(shown) > 1 if legend is None else legend
-        drawn = alt.Legend(columns=columns) if wanted else None
-        ranges = {
-            "color": [own[i] for i in at],
-            "shape": [SHAPES[i % len(SHAPES)] for i in range(len(at))],
-            "strokeDash": [DASHES[i % len(DASHES)] for i in range(len(at))],
+        ranges: dict[str, tuple[Any, list[Any]]] = {
+            "color": (alt.Color, [self.colors[i] for i in at]),
+            "fill": (alt.Fill, [self.colors[i] for i in at]),
+            "shape": (alt.Shape, [SHAPES[i % len(SHAPES)] for i in range(len(at))]),
+            "strokeDash": (alt.StrokeDash, [DASHES[i % len(DASHES)] for i in range(len(at))]),
         }
-        kinds = {"color": alt.Color, "shape": alt.Shape, "strokeDash": alt.StrokeDash}
-        return {
-            name: kinds[name]("variant:N", scale=alt.Scale(domain=shown, range=values), legend=drawn, title=None)
-            for name, values in ranges.items()
-        }
+        columns = max(1, int(TEXT_WIDTH // (4.3 * max((len(label) for label in shown), default=1) + 26)))
+        beside: dict[str, Any] = {"orient": "right"} if len(shown) > 6 else {"columns": columns}
+        beside |= {"symbolType": "stroke", "symbolSize": 240} if legend_for == "strokeDash" else {}
+        legend = alt.Legend(**beside) if len(shown) > 1 else None
+        keyed = {"strokeDash": ("strokeDash", "color"), "color": ("color", "shape")}.get(legend_for or "", ())
+        encodings = {}
+        for name, (channel, values) in ranges.items():
+            # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is
+            # another one, so that channels without a legend leave the others theirs.
+            scale = alt.Scale(domain=shown, range=values) if name in keyed else alt.Scale(domain=shown[::-1], range=values[::-1])
+            encodings[name] = channel("variant:N", scale=scale, legend=legend if name in keyed else None, title=None)
+        return encodings
 
 
 def looks(variants: Mapping[str, Variant]) -> Looks:
@@ -158,4 +168,4 @@ def looks(variants: Mapping[str, Variant]) -> Looks:
         labels[name] = label if label not in labels.values() else f"{label} ({printable(name, 40)})"
         known = variants[name].color
         colors[name] = known or free[sum(variants[other].color is None for other in colors) % len(free)]
-    return Looks(labels, colors)
+    return Looks(labels, list(colors.values()))

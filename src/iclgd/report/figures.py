@@ -9,18 +9,19 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclgd.choices import Role
+from iclgd.choices import Better, Role
 from iclgd.config import ConfigError, parse_layers
 from iclgd.report import published
-from iclgd.report.chart import TEXT_WIDTH, Figure, looks, themed
+from iclgd.report.chart import DATA, Figure, looks, themed
 from iclgd.report.panels import PLACE, Grid, free_keys, grid, in_order, place_texts, records, setting_texts, text
 from iclgd.shown import printable
 
 if TYPE_CHECKING:
-    from iclgd.report.finished_run import FinishedRun
+    from iclgd.report.reading import FinishedRun
     from iclgd.report.results import Results
 
 _VALUES = ("mean", "low", "high", "published")
+_PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _MAPS = {"diverging": "purpleorange", "sequential": "viridis"}
 _MOST_STEPS, _MOST_RUNS, _LOG_RATIO = 40, 24, 30  # rows of a ladder, runs whose tables are read, when an axis is log
 
@@ -40,13 +41,13 @@ def by_layer(results: Results) -> list[Figure]:
             continue
         rows["published"] = _published(results, rows, score)
         split = grid(results, rows)
-        look = looks(results.variants).of(rows["variant"].unique(), split.total)
+        look = looks(results.variants).of(rows["variant"].unique(), "strokeDash")
         axis = alt.Axis(format="d", tickMinStep=1, tickCount=6)
         x = alt.X("layer:Q", title="layer", axis=axis, scale=alt.Scale(nice=False, zero=False, padding=3))
-        beside = alt.Chart().mark_line(strokeDash=[1, 2], strokeWidth=1.1).encode(x, alt.Y("published:Q"), look["color"])
+        marks = _lines(results, score, rows, x, look, "layer", marked=rows["layer"].max() < 16)
+        beside = alt.Chart().mark_line(strokeDash=[1, 2], strokeWidth=1.1)
         theirs = rows["published"].notna().any()
-        small = 15 if rows["layer"].max() < 16 else 7
-        marks = [*_lines(results, score, rows, x, look, "layer", small), *([beside] if theirs else [])]
+        marks += [beside.encode(x, alt.Y("published:Q"), look["color"])] if theirs else []
         caption = f"{_label(results, score)} by layer. {_interval_words(rows)}"
         caption += " Fine dots: published values (Deutch et al., 2024, figure 3)." if theirs else ""
         made.append(_figure(results, "layers", score, names, "Scores by layer", split.draw(*marks), caption))
@@ -65,14 +66,13 @@ def along_axes(results: Results) -> list[Figure]:
             if rows["x"].isna().any() or rows["x"].nunique() < 2 or rows[key].map(type).eq(bool).any():
                 continue
             split = grid(results, rows, used=[key])
-            look = looks(results.variants).of(rows["variant"].unique(), split.total)
-            marks = _lines(results, score, rows, _number_axis(key, rows["x"]), look, "x", 22)
-            lost = alt.Chart().mark_point(shape="cross", angle=45, size=26, opacity=1).transform_filter(
-                "datum.mean === null"
-            ).encode(_number_axis(key, rows["x"]), alt.Y(value=split.height - 5), look["color"])
+            look = looks(results.variants).of(rows["variant"].unique(), "strokeDash")
+            marks = _lines(results, score, rows, _number_axis(key, rows["x"]), look, "x")
+            lost = alt.Chart().mark_text(text="×", fontSize=12, baseline="bottom").transform_filter("datum.mean === null")
+            lost = lost.encode(_number_axis(key, rows["x"]), alt.Y(value=split.height), look["fill"])
             diverged = rows["mean"].isna().any()
             caption = f"{_label(results, score)} against {key}. {_interval_words(rows)}"
-            caption += " Crosses: every draw diverged." if diverged else ""
+            caption += " Crosses: no draw gave a usable result." if diverged else ""
             chart = split.draw(*marks, *([lost] if diverged else []))
             title = f"Scores along {printable(key)}"
             made.append(_figure(results, f"along.{key}", score, names, title, chart, caption))
@@ -81,7 +81,7 @@ def along_axes(results: Results) -> list[Figure]:
 
 def ladder(results: Results) -> list[Figure]:
     """Every variant from floor to ceiling, a row for each of its settings; the headline scores side by side."""
-    names = _scores(results, layered=False)
+    names = [name for name in _scores(results, layered=False) if not _reads_other(results, name)]
     first = [name for name in names if _is_headline(results, name, names)][:3]
     sets = [first, *[[name] for name in names if name not in first]] if len(first) > 1 else [[name] for name in names]
     made = []
@@ -94,7 +94,7 @@ def ladder(results: Results) -> list[Figure]:
         caption = f"{labels} of each variant. {_interval_words(split.rows)}"
         if split.rows[["floor", "ceiling"]].notna().any(axis=None):
             caption += " Dotted: the best floor; dashed: the best ceiling."
-        chart = split.choosing(alt.hconcat(*inside, data=alt.Data(values=records(split.rows))))
+        chart = split.choosing(alt.hconcat(*inside), filtered=True)
         name, choice = ("headline", "headline scores") if len(scores) > 1 else (scores[0], labels)
         headline = any(_is_headline(results, score, names) for score in scores)
         made.append(Figure(f"ladder/{name}", "Between floor and ceiling", chart, caption, choice, headline))
@@ -117,28 +117,25 @@ def _ladder_rows(results: Results, scores: Sequence[str]) -> Grid | None:
     if whole.groupby("panel")["about"].nunique().max() > _MOST_STEPS:
         whole = rows.assign(about=rows["variant"], setting=setting_texts(rows, keys))
     choices = in_order(whole, "setting", keys) if "setting" in whole else []
-    order = list(looks(results.variants).labels.values())
-    whole["rank"] = whole["variant"].map(order.index)
-    whole = whole.sort_values(["rank", *[k for k in keys if pd.api.types.is_numeric_dtype(whole[k])]], kind="stable")
+    whole["rank"] = whole["variant"].map(list(looks(results.variants).labels.values()).index)
     roles = whole["finetune.name"].map(lambda name: results.variants[name].role)
     for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
         best = {}
         for (panel, at), part in whole[roles == role].groupby(["panel", "value"]):
-            lower = results.scores[scores[at]].better == "lower"
+            lower = results.scores[scores[at]].better is Better.lower
             best[panel, at] = part["mean"].min() if lower else part["mean"].max()
         whole[column] = [best.get(where, np.nan) for where in zip(whole["panel"], whole["value"], strict=True)]
     if whole["about"].nunique() < 2:
         return None
-    return Grid(whole, in_order(whole, "panel", PLACE), [], choices)
+    return Grid(whole, in_order(whole, "panel", PLACE), in_order(whole, "about", ["rank", *keys]), choices)
 
 
 def _steps(results: Results, score: str, at: int, split: Grid, count: int) -> Any:
     """One score of a ladder: rows are variants, the first score names them."""
     rows = split.rows[split.rows["value"] == at]
     labels = rows["variant"].unique()
-    look = looks(results.variants).of(labels, TEXT_WIDTH, legend=False)
-    order = list(dict.fromkeys(split.rows["about"]))
-    y = alt.Y("about:N", sort=order, title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
+    look = looks(results.variants).of(labels, None)
+    y = alt.Y("about:N", sort=list(split.across), title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
     x = _value(results, score, rows, alt.X)
     base = alt.Chart()
     marks = [
@@ -154,9 +151,12 @@ def _steps(results: Results, score: str, at: int, split: Grid, count: int) -> An
     panel: Any = alt.layer(*marks).properties(width=width, height=alt.Step(13))
     if len(split.panels) > 1:
         header = alt.Header(labelOrient="top", labelAnchor="start", labels=at == 0, labelPadding=2)
-        panel = panel.facet(row=alt.Row("panel:N", sort=list(split.panels), header=header, title=None))
-        panel = panel.resolve_scale(y="independent")
-    return panel.transform_filter(f"datum.value === {at}")
+        row = alt.Row("panel:N", sort=list(split.panels), header=header, title=None)
+        panel = panel.facet(row=row, data=alt.NamedData(name=DATA)).resolve_scale(y="independent")
+    else:
+        panel.data = alt.NamedData(name=DATA)
+    wanted = " && datum.setting === setting" if len(split.choices) > 1 else ""
+    return panel.transform_filter(f"datum.value === {at}{wanted}")
 
 
 def layer_map(results: Results) -> list[Figure]:
@@ -191,12 +191,11 @@ def trained_layer(layers: Any) -> float:
 def between_variants(results: Results) -> list[Figure]:
     """Scores that compare two finetuning variants (such as alpha), by task and model."""
     made, names = [], _scores(results, layered=False)
-    partner = {s: run for run in results.runs for s, entry in _score_configs(run).items() if _reads_other(entry)}
-    for score in [name for name in names if name in partner]:
+    for score in [name for name in names if _reads_other(results, name)]:
         rows = _rows(results, score, layered=False).dropna(subset="mean")
         rows["about"] = [place or "" for place in place_texts(results, rows)]
-        split = grid(results, rows, panel=[])
-        look = looks(results.variants).of(rows["variant"].unique(), split.total, legend=True)
+        split = grid(results, rows, places=False)
+        look = looks(results.variants).of(rows["variant"].unique())
         x = alt.X("about:N", sort=in_order(rows, "about", PLACE), title=None, axis=alt.Axis(labelAngle=-35))
         offset = alt.XOffset("variant:N")
         base = alt.Chart()
@@ -206,19 +205,15 @@ def between_variants(results: Results) -> list[Figure]:
             base.mark_rule(strokeWidth=1.3).encode(x, offset, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"]),
             mark.encode(x, offset, _value(results, score, rows), look["color"], look["shape"]),
         ]
-        caption = f"{_label(results, score)}: likeness of each variant's changes of attention to those of "
-        caption += f"{printable(str((partner[score].config.get('metric') or {}).get('compare_with')))}. "
+        others = {str((run.config.get("metric") or {}).get("compare_with")) for run in results.runs if score in run.scores}
+        caption = f"{_label(results, score)} between each variant and {printable(', '.join(sorted(others)))}. "
         chart = split.draw(*marks)
         made.append(_figure(results, "pairs", score, [score], "Between variants", chart, caption + _interval_words(rows)))
     return made
 
 
-def _score_configs(run: FinishedRun) -> dict[str, Any]:
-    return (run.config.get("metric") or {}).get("scores") or {}
-
-
-def _reads_other(entry: Any) -> bool:
-    return any(str(path).startswith("other.") for path in ((entry or {}).get("inputs") or {}).values())
+def _reads_other(results: Results, score: str) -> bool:
+    return any(path.startswith("other.") for path in (results.scores[score].inputs or {}).values())
 
 
 def gradient_norms(results: Results) -> list[Figure]:
@@ -239,7 +234,7 @@ def by_head(results: Results) -> list[Figure]:
     for score in results.scores:
         parts = []
         for settings, run in _some_runs(results):
-            heads = (run.entries.get(score) or {}).get("heads") or []
+            heads = (run.scores.get(score) or {}).get("heads") or []
             cells = [(y, x, v) for y, layer in enumerate(heads) for x, v in enumerate(layer) if v is not None]
             parts.append(pd.DataFrame(cells, columns=["y", "x", "mean"]).assign(**settings))
         rows = _mean_over_draws(parts, ["y", "x"], "mean")
@@ -265,7 +260,7 @@ def training(results: Results) -> list[Figure]:
             continue
         split = grid(results, part)
         label = _label(results, score) if score in results.scores else score
-        look = looks(results.variants).of(part["variant"].unique(), split.total)
+        look = looks(results.variants).of(part["variant"].unique(), "strokeDash")
         x = _number_axis("step", part["x"], step=True)
         y = alt.Y("mean:Q", title=label, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
         line = alt.Chart().mark_line().encode(x, y, look["color"], look["strokeDash"])
@@ -311,13 +306,13 @@ def matrix(
     ink = alt.when(dark).then(alt.value("white")).otherwise(alt.value("#1d2327"))
     x = alt.X("x:N", sort=across, title=None, axis=alt.Axis(orient="top", labelAngle=-35, domain=False, ticks=False))
     y = alt.Y("y:N", sort=down, title=None)
-    base = alt.Chart(alt.Data(values=records(cells)))
+    base = alt.Chart(alt.NamedData(name=DATA))
     number = base.mark_text(dy=-5 if low else 0).encode(x, y, alt.Text("value:N"), color=ink)
     layers = [base.mark_rect(stroke="white", strokeWidth=1).encode(x, y, color), number]
     if low and high:
         layers.append(base.mark_text(dy=6, fontSize=6).encode(x, y, alt.Text("about:N"), color=ink))
     size = {"width": alt.Step(42 if low else 30), "height": alt.Step(27 if low else 20)}
-    return themed(alt.layer(*layers).properties(**size))
+    return themed(alt.layer(*layers).properties(**size), records(cells))
 
 
 # What figures share
@@ -343,7 +338,7 @@ def _rows(results: Results, score: str, layered: bool) -> pd.DataFrame:
     """The summary's rows of one score; those without a mean only where every draw diverged."""
     summary = results.summary
     of = (summary["score"] == score) & (summary["examples"] == "all") & (summary["layer"].notna() == layered)
-    rows = summary[of & (summary["mean"].notna() | (summary["diverged"] > 0))]
+    rows = summary[of & (summary["mean"].notna() | (summary[["diverged", "unstable"]].sum(axis=1) > 0))]
     return rows.assign(variant=rows["finetune.name"].map(looks(results.variants).labels))
 
 
@@ -356,29 +351,25 @@ def _scores(results: Results, layered: bool) -> list[str]:
 
 
 def _lines(
-    results: Results, score: str, rows: pd.DataFrame, x: Any, look: dict[str, Any], about: str, size: int
+    results: Results, score: str, rows: pd.DataFrame, x: Any, look: dict[str, Any], about: str, marked: bool = True
 ) -> list[Any]:
-    """A line, a band and marks for each variant."""
+    """A line and a band for each variant, with marks where there is room for them."""
     base, y = alt.Chart(), _value(results, score, rows)
-    band = base.mark_area(opacity=0.16, clip=True).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"])
-    line = base.mark_line(clip=True).encode(x, y, look["color"], look["strokeDash"])
-    point = base.mark_point(filled=True, size=size, opacity=1).transform_filter("datum.mean !== null")
-    point = point.encode(x, y, look["color"], look["shape"], tooltip=_tooltip(results, score, about))
-    return [*_zero(rows), band, line, point]
+    opacity = 0.16 if rows["variant"].nunique() <= 6 else 0.07
+    band = base.mark_area(opacity=opacity).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["fill"])
+    line = base.mark_line().encode(x, y, look["color"], look["strokeDash"])
+    point = base.mark_point(filled=True, size=20, opacity=int(marked)).transform_filter("datum.mean !== null")
+    seen = [look["fill"], look["shape"]] if marked else []
+    return [*_zero(rows), band, line, point.encode(x, y, *seen, tooltip=_tooltip(results, score, about))]
 
 
 def _value(results: Results, score: str, rows: pd.DataFrame, channel: Any = alt.Y) -> Any:
-    """The axis of a score: it holds zero where the score can be negative or comes near it, and ends at the limits."""
+    """The axis of a score: it holds zero where the score can be negative, or where its values come near zero."""
     info = results.scores[score]
-    known = rows[[name for name in _VALUES if name in rows]].to_numpy(dtype=float)
-    low, high = (float(np.nanmin(known)), float(np.nanmax(known))) if np.isfinite(known).any() else (0.0, 1.0)
-    least, most = info.limits or (-np.inf, np.inf)
-    if least < 0 or low < 0.35 * high:
-        low, high = min(low, 0.0), max(high, 0.0)
-    room = 0.04 * (high - low) or 0.05
-    domain = [max(low - room, least) if low else 0.0, min(high + room, most) if high else 0.0]
-    axis = alt.Axis(tickCount=5, format="~%" if info.share else "~g")
-    return channel("mean:Q", title=_label(results, score), scale=alt.Scale(domain=domain, nice=False), axis=axis)
+    known = rows[[name for name in _VALUES if name in rows]]
+    zero = info.limits[0] < 0 or bool(known.min().min() < 0.35 * known.max().max())
+    axis = alt.Axis(tickCount=5, format="~%") if info.share else alt.Axis(tickCount=5, labelExpr=_PLAIN)
+    return channel("mean:Q", title=_label(results, score), scale=alt.Scale(zero=zero, nice=True), axis=axis)
 
 
 def _number_axis(key: str, values: pd.Series, step: bool = False) -> Any:
@@ -389,7 +380,7 @@ def _number_axis(key: str, values: pd.Series, step: bool = False) -> Any:
     ticks: dict[str, Any] = {"values": known} if len(known) <= 8 else {"tickCount": 6}
     ticks |= {"tickMinStep": 1} if counted and not log else {}
     scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=4)
-    axis = alt.Axis(format="~g", labelOverlap=True, **ticks)
+    axis = alt.Axis(labelExpr=_PLAIN, labelOverlap=True, labelFlush=True, **ticks)
     return alt.X("x:Q", title=printable(key), scale=scale, axis=axis)
 
 
@@ -420,28 +411,28 @@ def _interval_words(rows: pd.DataFrame) -> str:
 
 def _published(results: Results, rows: pd.DataFrame, score: str) -> list[float]:
     """For each row the published value of its layer, NaN where there is none."""
-    keys = (*PLACE, "finetune.name", "task.shots")
-    curves = {
-        (run.task, str(run.config["model"]["name"]), run.weights, run.variant, run.shots): curve
-        for run in results.runs
-        if (curve := published.layers(run, score)) is not None
-    }
-    if not curves:
-        return [np.nan] * len(rows)
-    known = [dict(enumerate(curves.get(where, []))) for where in zip(*(rows[key] for key in keys), strict=True)]
-    return [curve.get(int(layer), np.nan) for curve, layer in zip(known, rows["layer"], strict=True)]
+    known = published.published()
+    curves = known["layers"].get(score, {})
+    alike = (rows["task.shots"] == known["shots"]) & (rows["model.weights"] == "pretrained")
+    alike &= rows["model.name"].str.lower().str.endswith(known["model"].lower())
+    values = []
+    for same, task, variant, layer in zip(alike, rows["task.name"], rows["finetune.name"], rows["layer"], strict=True):
+        curve = curves.get(task, {}).get(variant, []) if same else []
+        values.append(curve[layer] if layer < len(curve) else np.nan)
+    return values
 
 
 def _map(
     split: Grid, label: str, x: str, y: str, limits: Sequence[float] | None, log: bool = False
 ) -> Any:
     """Heat maps that share one colour scale, counted from the lower left."""
-    ends = {name: int(split.rows[name].max()) for name in ("x", "y")}
-    ticks = {name: list(range(0, end + 1, max(1, -(-(end + 1) // 8)))) for name, end in ends.items()}
-    axes = {name: alt.Axis(values=ticks[name], labelAngle=0, grid=False, domain=False) for name in ends}
-    across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=list(range(ends["x"] + 1)), padding=0))
-    up = alt.Y("y:O", title=y, axis=axes["y"], sort="descending", scale=alt.Scale(padding=0))
-    up.scale.domain = list(range(ends["y"] + 1))
+    known = {name: sorted({int(value) for value in split.rows[name]}) for name in ("x", "y")}
+    axes = {
+        name: alt.Axis(values=values[:: -(-len(values) // 8)], labelAngle=0, grid=False, domain=False)
+        for name, values in known.items()
+    }
+    across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=known["x"], padding=0))
+    up = alt.Y("y:O", title=y, axis=axes["y"], sort=None, scale=alt.Scale(domain=known["y"][::-1], padding=0))
     cell = alt.Chart().mark_rect().encode(across, up, _color(split.rows["mean"], label, limits, log))
     cell = cell.encode(tooltip=["variant:N", alt.Tooltip("y:O", title=y), alt.Tooltip("x:O", title=x), "mean:Q"])
     return split.draw(cell, height=min(0.85 * split.width, 180))
@@ -462,12 +453,14 @@ def _color(values: pd.Series, label: str, limits: Sequence[float] | None, log: b
 
 def _some_runs(results: Results) -> list[tuple[dict[str, Any], FinishedRun]]:
     """Runs whose own tables are read, first draws first, and their settings; a few, for each costs a file."""
-    settings = results.frame.drop_duplicates("run").set_index("run")
     labels = looks(results.variants).labels
-    keys = [key for key in settings if key in results.varied or key in PLACE or key.startswith("finetune.")]
-    ordered = sorted(results.runs, key=lambda run: (run.draw, labels[run.variant]))[:_MOST_RUNS]
-    known = settings[keys].to_dict("index")
-    return [({**known[run.name], "variant": labels[run.variant], "draw": str(run.draw)}, run) for run in ordered]
+    pairs = sorted(zip(results.setting_of, results.runs, strict=True), key=lambda pair: (str(pair[1].draw), pair[0]))
+    chosen = []
+    for at, run in pairs[:_MOST_RUNS]:
+        settings = results.settings.iloc[at].to_dict()
+        settings |= {"variant": labels[settings["finetune.name"]], "draw": str(run.draw)}
+        chosen.append((settings, run))
+    return chosen
 
 
 def _tables(results: Results, name: str, by: list[str], value: str = "value") -> pd.DataFrame:
@@ -475,7 +468,7 @@ def _tables(results: Results, name: str, by: list[str], value: str = "value") ->
     parts = []
     for settings, run in _some_runs(results):
         table = run.table(name)
-        if table is not None and len(table) and not run.diverged:
+        if table is not None and len(table) and run.state == "sane":
             mean = table.groupby(by, as_index=False, sort=False)[value].mean().rename(columns={value: "value"})
             parts.append(mean.assign(**settings))
     return _mean_over_draws(parts, by, "value")
@@ -486,8 +479,7 @@ def _mean_over_draws(parts: Sequence[pd.DataFrame], by: Sequence[str], value: st
     if not parts:
         return pd.DataFrame(columns=[*by, value, "variant", "draws"])
     rows = pd.concat(parts, ignore_index=True)
-    keys = [key for key in rows if key not in (value, "draw", "seed", "task.permutation", "model.weights_seed")]
-    rows[keys] = rows[keys].map(lambda v: str(v) if isinstance(v, list) else v)
+    keys = [key for key in rows if key not in (value, "draw")]
     found = rows.groupby(keys, as_index=False, sort=False, dropna=False)
     return found.agg(**{value: (value, "mean"), "draws": ("draw", "nunique")})
 

@@ -10,15 +10,14 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclgd.report.chart import COLUMN_WIDTH, TEXT_WIDTH, themed
-from iclgd.report.results import short_name
+from iclgd.report.chart import COLUMN_WIDTH, DATA, TEXT_WIDTH, themed
+from iclgd.runs import varied
 from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from iclgd.report.results import Results
 
 PLACE = ("task.name", "model.name", "model.weights")
-_DRAW = ("seed", "task.permutation", "model.weights_seed")
 _GAP, _AXIS = 14, 42  # points between panels, and for the labels of the first one's axis
 _MOST_ACROSS, _MOST_PANELS = 6, 12
 _FIELDS = "variant panel across setting about layer x y value mean low high floor ceiling published".split()
@@ -57,11 +56,6 @@ class Grid:
         """Of one panel."""
         return max(90.0, min(0.7 * self.width, 135.0))
 
-    @property
-    def total(self) -> float:
-        """The width of all panels together."""
-        return self.columns * self.width + _GAP * (self.columns - 1)
-
     def draw(self, *layers: Any, height: float | None = None) -> Any:
         """The layers in every panel, with a choice among settings where there are more than panels show."""
         panel: Any = alt.layer(*layers).properties(width=self.width, height=height or self.height)
@@ -70,7 +64,7 @@ class Grid:
             for name, order in (("panel", self.panels), ("across", self.across))
             if len(order) > 1
         }
-        data = alt.Data(values=records(self.rows))
+        data = alt.NamedData(name=DATA)
         if len(facets) == 2:
             chart = panel.facet(row=alt.Row(**facets["panel"]), column=alt.Column(**facets["across"]), data=data)
         elif facets:
@@ -79,17 +73,20 @@ class Grid:
             panel.data, chart = data, panel
         return self.choosing(chart)
 
-    def choosing(self, chart: Any) -> Any:
+    def choosing(self, chart: Any, filtered: bool = False) -> Any:
         """The chart with a menu of settings, which one is shown written above it; themed."""
         if len(self.choices) > 1:
             menu = alt.binding_select(options=list(self.choices), name="setting ")
             setting = alt.param(name="setting", value=_most_common(self.rows, self.choices), bind=menu)
-            chart = chart.transform_filter("datum.setting === setting").properties(title={"text": {"expr": "setting"}})
+            chart = chart if filtered else chart.transform_filter("datum.setting === setting")
+            chart = chart.properties(title={"text": {"expr": "setting"}})
             chart.params = [setting.param]
-        return themed(chart)
+        return themed(chart, records(self.rows))
 
 
-def grid(results: Results, rows: pd.DataFrame, used: Sequence[str] = (), panel: Sequence[str] = ()) -> Grid:
+def grid(
+    results: Results, rows: pd.DataFrame, used: Sequence[str] = (), panel: Sequence[str] = (), places: bool = True
+) -> Grid:
     """Split rows by what was varied.
 
     Args:
@@ -97,9 +94,11 @@ def grid(results: Results, rows: pd.DataFrame, used: Sequence[str] = (), panel: 
         rows: some of `results.summary`, with a column `variant`.
         used: keys that the figure itself shows.
         panel: further columns that have panels of their own, such as `variant`.
+        places: whether each task, model and kind of weights has a panel of its own.
     """
     rows = rows.copy()
-    rows["panel"] = _joined(place_texts(results, rows), *(rows[name] for name in panel))
+    where = place_texts(results, rows) if places else [""] * len(rows)
+    rows["panel"] = _joined(where, *(rows[name] for name in panel))
     panels = in_order(rows, "panel", [*PLACE, *panel])
     keys = [key for key in free_keys(results, rows) if key not in used]
     across = next((key for key in keys if rows[key].map(text).nunique() <= _MOST_ACROSS), None)
@@ -116,16 +115,15 @@ def grid(results: Results, rows: pd.DataFrame, used: Sequence[str] = (), panel: 
 
 def free_keys(results: Results, rows: pd.DataFrame) -> list[str]:
     """The varied keys that differ within one variant and place; a rate that a variant brings with it does not."""
-    keys = [key for key in results.varied if key in rows and key not in (*PLACE, *_DRAW, "finetune.name")]
+    keys = [key for key in results.varied if key in rows and key not in (*PLACE, "finetune.name")]
     within = [rows[key].map(text) for key in (*PLACE, "finetune.name") if key in rows]
     return [key for key in keys if rows[key].map(text).groupby(within).nunique().max() > 1]
 
 
 def text(value: Any) -> str:
-    """A setting's value as figures name it."""
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return "none"
-    return printable(f"{value:g}" if isinstance(value, float) else str(value), 40)
+    """A setting's value as figures name it; what pandas fills in for None is none."""
+    lacks = value is pd.NA or (isinstance(value, float) and np.isnan(value))
+    return printable(varied.as_text(None if lacks else value), 40)
 
 
 def setting_texts(rows: pd.DataFrame, keys: Sequence[str]) -> list[str]:
@@ -139,7 +137,7 @@ def setting_texts(rows: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 def place_texts(results: Results, rows: pd.DataFrame) -> list[str]:
     """For each row its task, model and weights, as far as the rows differ in them."""
     keys = [key for key in PLACE if key in rows and rows[key].nunique() > 1]
-    columns = [[short_name(results, v) if key == "model.name" else v for v in rows[key]] for key in keys]
+    columns = [[results.short_name(v) if key == "model.name" else v for v in rows[key]] for key in keys]
     return _joined(*columns) if columns else [""] * len(rows)
 
 
