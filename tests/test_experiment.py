@@ -14,11 +14,9 @@ from torch.nn import functional
 from configs import config
 from iclgd import experiment
 from iclgd.config import ConfigError
-from iclgd.evidence import Laboratory
-from iclgd.metrics import required_inputs
+from iclgd.evidence.orders import orders
 from iclgd.models import load
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.progress import Progress
 from iclgd.tasks import draw, encode
 
 SMALL = ("model=toy", "task=toy", "tracking=none", "task.queries=10", "metric.bootstrap=50", "runtime.cache=off")
@@ -57,7 +55,7 @@ def test_scores_follow_from_the_recordings(tmp_path: Path) -> None:
     labels = torch.tensor([query["label"] for query in prompts["queries"]])
     for name in ("zsl", "icl", "ft"):
         right = stored[f"{name}.label_scores"].argmax(-1) == labels
-        assert scores["accuracy"][name] == pytest.approx(right.float().mean().item())
+        assert scores[f"accuracy/{name}"]["mean"] == pytest.approx(right.float().mean().item())
     assert set(prompts) >= {"bos", "separator", "demonstrations", "queries", "label_words", "label_token_ids"}
 
 
@@ -97,7 +95,7 @@ def test_the_cache_changes_nothing(tmp_path: Path) -> None:
 def test_batching_changes_rounding_only(tmp_path: Path, change: str) -> None:
     one, _ = run(tmp_path / "one", "finetune=lcgd", "runtime.save_recordings=true")
     other, _ = run(tmp_path / "other", "finetune=lcgd", "runtime.save_recordings=true", change)
-    assert one["accuracy"] == other["accuracy"]
+    assert all(one[f"accuracy/{s}"] == other[f"accuracy/{s}"] for s in ("zsl", "icl", "ft"))
     for name in ("sim_aou", "sim_am_delta"):
         assert other[name]["mean"] == pytest.approx(one[name]["mean"], abs=1e-4)
 
@@ -145,13 +143,13 @@ def test_alpha_compares_with_the_other_variant_as_it_trains_itself(tmp_path: Pat
     assert alpha["lcgd"] == pytest.approx(alpha["label_shuffled"], abs=1e-5) and alpha["lcgd"] < 0.99
 
 
-@pytest.mark.parametrize(("shots", "orders"), [(1, 1), (2, 2), (3, 5)])
-def test_orders_of_few_demonstrations_are_no_two_alike(tmp_path: Path, shots: int, orders: int) -> None:
+@pytest.mark.parametrize(("shots", "many"), [(1, 1), (2, 2), (3, 5)])
+def test_orders_of_few_demonstrations_are_no_two_alike(tmp_path: Path, shots: int, many: int) -> None:
     settings = config(*SMALL, f"task.shots={shots}", "metric=[sim_aou_reordered,order_spread]")
     model = load(settings.model, settings.runtime)
     prompts = encode(draw(settings), settings, model.tokenizer, model.window)
-    laboratory = Laboratory(model, prompts, settings, required_inputs(settings.metric.scores), Progress())
-    assert len({order.in_context for order in laboratory.orders}) == len(laboratory.orders) == orders
+    chosen = orders(prompts, settings)
+    assert len({order.in_context for order in chosen}) == len(chosen) == many
     scores, _ = run(tmp_path / "run", f"task.shots={shots}", "metric=[sim_aou_reordered,order_spread]")
     mean = scores["sim_aou_reordered"]["mean"]
     assert mean is None if shots == 1 else mean < 1 - 1e-6  # ICL against itself would be 1
@@ -169,7 +167,7 @@ def test_divergence_is_said_and_undefined(tmp_path: Path) -> None:
     assert scores["sim_aou"]["mean"] is None
     assert scores["sim_aou"]["undefined"] == 10 * len(scores["sim_am_zsl"]["layers"])
     assert scores["sim_am_zsl"]["mean"] is not None
-    assert scores["accuracy"]["ft"] is None and scores["accuracy"]["icl"] is not None
+    assert scores["accuracy/ft"]["mean"] is None and scores["accuracy/icl"]["mean"] is not None
 
 
 def test_a_diverged_run_leaves_every_score_that_needs_it_undefined(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Tables, figures, page, status, the Python interface and W&B read these and nothi
 from __future__ import annotations
 
 import functools
+import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from iclgd.report import catalogue
 from iclgd.report.catalogue import ScoreInfo, Variant
 from iclgd.report.reading import FinishedRun, ReportError, read_runs
 from iclgd.runs import varied
+from iclgd.statistics import draws_interval
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 EXAMPLES = ("all", "flipped")
@@ -135,25 +137,29 @@ class Results:
     def summary(self) -> pd.DataFrame:
         """One row for each setting, score, examples and layer, over its sane draws.
 
-        Orders of one draw's demonstrations are averaged within it. `low` and `high` are over `unit`: "draws"
-        (Student's t) where there are at least two, else "queries" of the one draw. `unstable` and `diverged` count
-        runs that are left out of everything else; `n` and `undefined` add up the values of the others.
+        Orders of one draw's demonstrations are averaged within it. `low` and `high` are over `unit`: "draws" where
+        there are at least two, else "queries" of the one draw. `unstable` and `diverged` count runs that are left out
+        of everything else, as far as the score depends on finetuning; `n` and `undefined` add up the others' values.
         """
         rows: Any = self._rows  # what pandas' stubs make of grouped frames cannot be followed
         draws = {draw: at for at, draw in enumerate(dict.fromkeys(run.draw for run in self.runs))}
         rows["setting"] = np.array(self.setting_of, dtype=int)[rows["run"]]
         rows["draw"] = np.array([draws[run.draw] for run in self.runs], dtype=int)[rows["run"]]
         state = np.array([run.state for run in self.runs], dtype=object)[rows["run"]]
+        state[~np.array([score.learned for score in self.scores.values()], dtype=bool)[rows["score"]]] = "sane"
         rows["unstable"], rows["diverged"] = state == "unstable", state == "diverged"
         keys = ["setting", "score", "examples", "layer"]
         counts = rows.groupby(keys, sort=True)[["unstable", "diverged"]].sum()
         sane = rows[state == "sane"]
         sums = sane.groupby(keys)[["n", "undefined"]].sum()
-        over = sane.groupby([*keys, "draw"])[["mean", "low", "high"]].mean().groupby(level=keys)
+        by_draw = sane.groupby([*keys, "draw"])[["mean", "low", "high", "n", "undefined"]].mean()
+        over = by_draw.groupby(level=keys)
         means, ends = over["mean"].agg(["mean", "std", "count"]), over[["low", "high"]].mean()
         found = counts.join([means, ends, sums]).reset_index().rename(columns={"count": "draws"})
         found = found.fillna({"draws": 0, "n": 0, "undefined": 0}).astype({"draws": int, "n": int, "undefined": int})
-        self._draws_intervals(found)
+        found["unit"] = np.where(found["draws"] > 1, "draws", "queries")
+        self._set_draws_intervals(found)
+        self._set_share_intervals(found.set_index(keys), by_draw, found)
         named = self._named(found[["score", "examples", "layer"]])
         settings = self.settings.take(found["setting"]).reset_index(drop=True)
         columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined"]
@@ -162,6 +168,24 @@ class Results:
     def short_name(self, model: str) -> str:
         """A model's name without the owner or the folders before it, as far as it stays distinct among these runs."""
         return self._short_names.get(model, model)
+
+    def text(self, key: str, value: Any) -> str:
+        """A setting as tables show it: a variant by its label, a model by its short name."""
+        if key == "finetune.name" and value in self.variants:
+            return self.variants[value].label
+        return self.short_name(value) if key == "model.name" else varied.as_text(value)
+
+    def table(self) -> pd.DataFrame:
+        """The headline scores' means, a row for each setting and a column for each score."""
+        keys = [*self.varied] or ["finetune.name"]
+        shown = whole(self.summary)
+        shown = shown[shown["score"].isin(self.headline)]
+        index = pd.MultiIndex.from_frame(shown[keys].astype(object)) if keys else None
+        wide = shown.set_axis(index).set_index("score", append=True)["mean"].unstack("score", sort=False)
+        return wide[self.headline]
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.table().to_html() if self.runs else ''}"
 
     @functools.cached_property
     def _short_names(self) -> dict[str, str]:
@@ -199,24 +223,35 @@ class Results:
         wanted = ["score", "examples", "layer", "mean", "low", "high", "n", "undefined"]
         return named[[name for name in wanted if name in named]]
 
-    def _draws_intervals(self, found: Any) -> None:
-        """Set `unit`, and `low` and `high` where there are several draws, not beyond what the score can be."""
-        several, count = found["draws"] > 1, found["draws"].clip(lower=2)
-        half = stats.t.ppf(0.975, count - 1) * found["std"] / np.sqrt(count)
+    def _set_draws_intervals(self, found: Any) -> None:
+        """`statistics.draws_interval` for all scores that are no shares at once: one by one it would take minutes."""
         limits = np.array([score.limits for score in self.scores.values()]).reshape(-1, 2)[found["score"]]
-        found["unit"] = np.where(several, "draws", "queries")
-        found["low"] = np.where(several, np.maximum(found["mean"] - half, limits[:, 0]), found["low"])
-        found["high"] = np.where(several, np.minimum(found["mean"] + half, limits[:, 1]), found["high"])
+        count, mean = found["draws"].clip(lower=2), found["mean"]
+        half = stats.t.ppf(0.975, count - 1) * found["std"] / np.sqrt(count)
+        half = half.where(found["std"] > 1e-9 * mean.abs().clip(lower=1e-12))  # what has no spread has no interval
+        several = found["draws"] > 1
+        found["low"] = found["low"].mask(several, np.maximum(mean - half, limits[:, 0]))
+        found["high"] = found["high"].mask(several, np.minimum(mean + half, limits[:, 1]))
+
+    def _set_share_intervals(self, keyed: Any, by_draw: Any, found: Any) -> None:
+        shares = [at for at, score in enumerate(self.scores.values()) if score.share]
+        chosen = by_draw[by_draw.index.get_level_values("score").isin(shares)]
+        for key, draws in chosen.groupby(level=list(keyed.index.names)):
+            if len(draws) > 1:
+                trials = (draws["n"] - draws["undefined"]).astype(int).tolist()
+                interval = draws_interval(draws["mean"].tolist(), trials=trials)
+                found.loc[keyed.index.get_loc(key), ["low", "high"]] = interval.low, interval.high
 
     @functools.cached_property
     def _settings(self) -> list[tuple[Any, ...]]:
         rows = dict.fromkeys(self._setting(run) for run in self.runs)
-        return sorted(rows, key=lambda row: [self._rank(*pair) for pair in zip(self.keys, row, strict=True)])
+        return sorted(rows, key=lambda row: [self.rank(*pair) for pair in zip(self.keys, row, strict=True)])
 
     def _setting(self, run: FinishedRun) -> tuple[Any, ...]:
         return tuple(run.settings.get(key) for key in self.keys)
 
-    def _rank(self, key: str, value: Any) -> tuple[int, float, str]:
+    def rank(self, key: str, value: Any) -> tuple[int, float, str]:
+        """Where a value of a setting stands among the others: variants by their order, numbers by size."""
         if key == "finetune.name":
             return 0, float(list(self.variants).index(value)), ""
         if key == "model.weights" and value in _WEIGHTS:
@@ -224,6 +259,20 @@ class Results:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return 0, float(value), ""
         return (1, 0.0, "") if value is None else (2, 0.0, str(value))
+
+
+def whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a frame or a summary that are over all examples and all layers."""
+    rows: Any = frame[frame["layer"].isna() & (frame["examples"] == "all")]
+    return rows
+
+
+def heading(key: str, among: Iterable[str]) -> str:
+    """A key's last part as far as it tells it from the others: `finetune.lr` is lr, `finetune.name` is variant."""
+    own = {"finetune.name": "variant", "model.name": "model", "task.name": "task", "runtime.dtype": "dtype"}
+    name = own.get(key) or key.rpartition(".")[2]
+    alike = [other for other in among if other != key and own.get(other, other.rpartition(".")[2]) == name]
+    return key if alike else name
 
 
 def _equal(value: Any, text: str) -> bool:
