@@ -59,9 +59,9 @@ def theme(dark: bool = False) -> dict[str, Any]:
     }
 
 
-def themed(chart: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+def themed(chart: Any, rows: list[dict[str, Any]]) -> Any:
     """The chart with its rows, which it knows as `DATA`, and the theme of all figures."""
-    chart.datasets, chart.config = {DATA: list(rows)}, theme()
+    chart.datasets, chart.config = {DATA: rows}, theme()  # last, for Altair copies a chart at every step
     return chart
 
 
@@ -93,7 +93,11 @@ class Figure:
     @functools.cached_property
     def specification(self) -> dict[str, Any]:
         """The chart as Vega-Lite, with its data: what all three places draw from."""
-        return self.chart.to_dict(validate=False)
+        import altair as alt
+
+        chart: Any = self.chart.copy(deep=False)  # Altair would walk through every row, which are plain values already
+        chart.datasets = alt.Undefined
+        return chart.to_dict(validate=False) | {"datasets": self.chart["datasets"]}
 
     def save(self, path: Path) -> Path:
         """Write it as the path's ending says: png, pdf or svg, or html with controls. Needs no network.

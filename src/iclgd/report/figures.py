@@ -230,8 +230,9 @@ def gradient_norms(results: Results) -> list[Figure]:
 
 def by_head(results: Results) -> list[Figure]:
     """Scores of every head, as a map of layers and heads."""
-    made, names = [], []
-    for score in results.scores:
+    made: list[Figure] = []
+    names = [name for name in results.scores if any(run.scores.get(name, {}).get("heads") for run in results.runs)]
+    for score in names:
         parts = []
         for settings, run in _some_runs(results):
             heads = (run.scores.get(score) or {}).get("heads") or []
@@ -240,7 +241,6 @@ def by_head(results: Results) -> list[Figure]:
         rows = _mean_over_draws(parts, ["y", "x"], "mean")
         if rows.empty:
             continue
-        names.append(score)
         split = grid(results, rows, panel=["variant"])
         chart = _map(split, _label(results, score), "head", "layer", results.scores[score].limits)
         caption = f"{_label(results, score)} of each head; {_draws_words(rows)}"

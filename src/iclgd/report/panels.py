@@ -101,7 +101,7 @@ def grid(
     rows["panel"] = _joined(where, *(rows[name] for name in panel))
     panels = in_order(rows, "panel", [*PLACE, *panel])
     keys = [key for key in free_keys(results, rows) if key not in used]
-    across = next((key for key in keys if rows[key].map(text).nunique() <= _MOST_ACROSS), None)
+    across = next((key for key in keys if rows[key].nunique(dropna=False) <= _MOST_ACROSS), None)
     across = across if len(panels) <= 4 else None
     others = [key for key in keys if key != across]
     rows["across"] = setting_texts(rows, [across] if across else [])
@@ -116,8 +116,9 @@ def grid(
 def free_keys(results: Results, rows: pd.DataFrame) -> list[str]:
     """The varied keys that differ within one variant and place; a rate that a variant brings with it does not."""
     keys = [key for key in results.varied if key in rows and key not in (*PLACE, "finetune.name")]
-    within = [rows[key].map(text) for key in (*PLACE, "finetune.name") if key in rows]
-    return [key for key in keys if rows[key].map(text).groupby(within).nunique().max() > 1]
+    settings = rows[[*keys, *PLACE, "finetune.name"]].drop_duplicates()
+    within = [*PLACE, "finetune.name"]
+    return [key for key in keys if settings.groupby(within, dropna=False)[key].nunique(dropna=False).max() > 1]
 
 
 def text(value: Any) -> str:
@@ -126,23 +127,28 @@ def text(value: Any) -> str:
     return printable(varied.as_text(None if lacks else value), 40)
 
 
+def _texts(column: pd.Series) -> np.ndarray:
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    return np.array([text(value) for value in values], dtype=object)[codes]
+
+
 def setting_texts(rows: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     """For each row its values of the keys, as `lr 0.01 · shots 8`; a key's last word names it, or all of a doubled one."""
     last = [key.rpartition(".")[2] for key in keys]
     names = [key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)]
-    columns = [[f"{name} {text(value)}" for value in rows[key]] for key, name in zip(keys, names, strict=True)]
+    columns = [name + " " + _texts(rows[key]) for key, name in zip(keys, names, strict=True)]
     return _joined(*columns) if columns else [""] * len(rows)
 
 
 def place_texts(results: Results, rows: pd.DataFrame) -> list[str]:
     """For each row its task, model and weights, as far as the rows differ in them."""
     keys = [key for key in PLACE if key in rows and rows[key].nunique() > 1]
-    columns = [[results.short_name(v) if key == "model.name" else v for v in rows[key]] for key in keys]
-    return _joined(*columns) if columns else [""] * len(rows)
+    shown = [rows[key].map(results.short_name) if key == "model.name" else rows[key] for key in keys]
+    return _joined(*map(_texts, shown)) if keys else [""] * len(rows)
 
 
 def _joined(*columns: Iterable[Any]) -> list[str]:
-    return [" · ".join(printable(str(part), 40) for part in parts if part != "") for parts in zip(*columns, strict=True)]
+    return [" · ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
 
 
 def in_order(rows: pd.DataFrame, label: str, keys: Iterable[str]) -> list[str]:
@@ -150,8 +156,7 @@ def in_order(rows: pd.DataFrame, label: str, keys: Iterable[str]) -> list[str]:
     ranks = {}
     for key in (key for key in keys if key in rows):
         numbers = pd.to_numeric(rows[key], errors="coerce")
-        texts = rows[key].map(text)
-        ranks[key] = numbers if numbers.notna().all() else texts.map({v: i for i, v in enumerate(dict.fromkeys(texts))})
+        ranks[key] = numbers if numbers.notna().all() else pd.factorize(_texts(rows[key]))[0]
     ranked = pd.DataFrame({**ranks, label: rows[label]}).drop_duplicates(label)
     return ranked.sort_values(list(ranks), kind="stable")[label].tolist() if ranks else ranked[label].tolist()
 
@@ -165,12 +170,12 @@ def _most_common(rows: pd.DataFrame, options: Sequence[str]) -> str:
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain values: floats with five digits, None where undefined, and no column that is empty throughout."""
-    columns = {name: [_plain(value) for value in rows[name]] for name in _FIELDS if name in rows}
+    columns = {name: _plain(rows[name]) for name in _FIELDS if name in rows}
     columns = {name: values for name, values in columns.items() if any(value not in (None, "") for value in values)}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float | np.floating):
-        return float(f"{float(value):.5g}") if np.isfinite(value) else None
-    return None if value is pd.NA else int(value) if isinstance(value, int | np.integer) else value
+def _plain(column: pd.Series) -> list[Any]:
+    if pd.api.types.is_float_dtype(column.dtype):
+        return [float(f"{value:.5g}") if np.isfinite(value) else None for value in column.tolist()]
+    return column.astype(object).where(column.notna(), None).tolist()
