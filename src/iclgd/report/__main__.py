@@ -64,6 +64,8 @@ def report(
     """
     from iclgd.report import tables
     from iclgd.report.export_records import export_records
+    from iclgd.report.figures import figures
+    from iclgd.report.page import write_page
     from iclgd.report.reading import ReportError
     from iclgd.report.results import Results
     from iclgd.shown import printable
@@ -82,31 +84,16 @@ def report(
     made = tables.tables(results, **layout)
     out = folders[0] / "report" if out is None else out
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    written += _page_and_figures(folders, made, title, out)
-    written += _write(results, made, out)
+    drawn = figures(results)
+    written.append(write_page(results, drawn, made, title, out / "report.html"))
+    written += _tables(results, made, out)
+    for figure in drawn:
+        if figure.headline:
+            written += [figure.save(out / "figures" / f"{figure.file_name}{ending}") for ending in (".png", ".pdf")]
     return written + [note for table in made if table.name == "comparisons" for note in table.notes[-1:] if note]
 
 
-def _page_and_figures(folders: Sequence[Path], made: Sequence[Table], title: str, out: Path) -> list[Path]:
-    from iclgd.report import control_figures, paper_figures, style, sweep_figures
-    from iclgd.report.page import write_page
-    from iclgd.report.runs_frame import read_runs
-
-    found = read_runs(folders)
-    written = [write_page(found.finished, found.left_out, made, title, out / "report.html")]
-    draw = (
-        paper_figures.draw_alpha,
-        paper_figures.draw_by_layer,
-        paper_figures.draw_gradient_norms,
-        sweep_figures.draw_axes,
-        sweep_figures.draw_layer_map,
-        control_figures.draw_why_lcgd,
-    )
-    with style.print_style():
-        return written + [path for figure in draw for path in figure(found.finished, out / "figures")]
-
-
-def _write(results: Results, made: Sequence[Table], out: Path) -> list[Path]:
+def _tables(results: Results, made: Sequence[Table], out: Path) -> list[Path]:
     from iclgd.report import formats
     from iclgd.runs.files import replacing
 
