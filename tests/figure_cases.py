@@ -23,7 +23,11 @@ CONF = Path(__file__).parents[1] / "conf"
 def described(kind: str) -> dict[str, Any]:
     """What the files of conf/finetune say by variant, or those of conf/metric by score."""
     contents = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (CONF / kind).glob("*.yaml")}
-    return contents if kind == "finetune" else {name: one for content in contents.values() for name, one in content.items()}
+    return (
+        contents
+        if kind == "finetune"
+        else {name: one for content in contents.values() for name, one in content.items()}
+    )
 
 
 def results(
@@ -51,7 +55,9 @@ def results(
     known = {**described("finetune"), **described("metric"), **(own or {})}
     for variant, *values, seed in itertools.product(variants, *axes.values(), range(seeds)):
         config = make_config(variant=variant, seed=seed, scores=())
-        config["finetune"] |= {k: v for k, v in known.get(variant, {}).items() if k in ("label", "role", "order", "color")}
+        config["finetune"] |= {
+            k: v for k, v in known.get(variant, {}).items() if k in ("label", "role", "order", "color")
+        }
         config["metric"]["scores"] = {name: known.get(name, {"function": name}) for name in scores}
         chosen = dict(zip(axes, values, strict=True))
         for key, value in chosen.items():
@@ -70,7 +76,9 @@ def results(
             pairs = [[float(v - error), float(v + error)] for v in curve]
             mean = float(curve.mean())
             raw[name] = {"mean": mean, "n": 100, "undefined": 0, "ci": [mean - error, mean + error]}
-            raw[name] |= {"layers": [], "layers_ci": []} if share else {"layers": list(map(float, curve)), "layers_ci": pairs}
+            raw[name] |= (
+                {"layers": [], "layers_ci": []} if share else {"layers": list(map(float, curve)), "layers_ci": pairs}
+            )
         status = {"state": "done", "diverged": bad}
         folder = Path(f"run{len(runs)}")
         runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings, reading._records(raw)))

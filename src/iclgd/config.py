@@ -156,6 +156,7 @@ class RuntimeConfig:
     dtype: str = "auto"
     threads: int | None = None
     save_recordings: bool = False
+    figures: bool = False
     batch_tokens: int | None = None
     padding: choices.Padding = choices.Padding.right
     cache: choices.CacheMode = choices.CacheMode.auto

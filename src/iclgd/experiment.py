@@ -15,7 +15,6 @@ from iclgd.evidence import Laboratory, gather
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
-from iclgd.report.run_figures import draw_run_figures
 from iclgd.runs.environment import environment
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
@@ -61,9 +60,9 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         _store(folder, summary, frame, norms, evidence, trajectory)
         if config.runtime.save_recordings:
             folder.write_tensors("recordings.safetensors", _tensors(evidence))
-        figures = draw_run_figures(summary, frame, norms, settings, folder.figures)
         facts = {"diverged": evidence.trace.diverged_at is not None}
-        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, figures, facts)
+        losses = evidence.trace.losses.tolist()
+        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, losses, facts)
     return summary
 
 

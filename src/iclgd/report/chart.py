@@ -36,7 +36,15 @@ def theme(dark: bool = False) -> dict[str, Any]:
     axis |= {"labelFontSize": 7.5, "titleFontSize": 8.5, "titleFontWeight": "normal", "tickSize": 3, "gridWidth": 0.6}
     axis |= {"domainWidth": 0.6, "tickWidth": 0.6, "titlePadding": 5, "labelPadding": 2, "labelLimit": 200}
     legend = {"orient": "top", "title": None, "labelFontSize": 8, "labelColor": ink, "symbolStrokeWidth": 1.4}
-    legend |= {"symbolSize": 32, "labelLimit": 150, "columnPadding": 9, "rowPadding": 1.5, "offset": 5, "symbolLimit": 0, "symbolOpacity": 1}
+    legend |= {
+        "symbolSize": 32,
+        "labelLimit": 150,
+        "columnPadding": 9,
+        "rowPadding": 1.5,
+        "offset": 5,
+        "symbolLimit": 0,
+        "symbolOpacity": 1,
+    }
     legend |= {"gradientThickness": 7, "gradientLength": 130, "titleColor": ink, "titleFontSize": 8}
     small = {"labelFontSize": 8.5, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
     return {
@@ -80,7 +88,7 @@ class Figure:
 
     name: str
     title: str
-    chart: alt.TopLevelMixin
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
     caption: str
     choice: str = ""
     headline: bool = True
@@ -97,7 +105,7 @@ class Figure:
 
         chart: Any = self.chart.copy(deep=False)  # Altair would walk through every row, which are plain values already
         chart.datasets = alt.Undefined
-        return chart.to_dict(validate=False) | {"datasets": self.chart["datasets"]}
+        return chart.to_dict(validate=False) | {"datasets": getattr(self.chart, "datasets", {})}
 
     def save(self, path: Path) -> Path:
         """Write it as the path's ending says: png, pdf or svg, or html with controls. Needs no network.
@@ -111,7 +119,7 @@ class Figure:
             ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
             ".pdf": vl_convert.vegalite_to_pdf,
             ".svg": vl_convert.vegalite_to_svg,
-            ".html": functools.partial(vl_convert.vegalite_to_html, bundle=True, vega_embed_opts={"ast": True}),
+            ".html": functools.partial(vl_convert.vegalite_to_html, bundle=True),
         }
         if path.suffix not in writers:
             raise ValueError(f"{path.name} is no figure's name: end it in {', '.join(writers)}")
@@ -119,6 +127,12 @@ class Figure:
         with replacing(path, sync=False) as part:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
+
+
+def write(figures: Sequence[Figure], out: Path) -> list[Path]:
+    """Write the headline figures as PNG and PDF, named after what they show."""
+    wanted = [figure for figure in figures if figure.headline]
+    return [figure.save(out / f"{figure.file_name}{ending}") for figure in wanted for ending in (".png", ".pdf")]
 
 
 @dataclass(frozen=True)
@@ -155,7 +169,11 @@ class Looks:
         for name, (channel, values) in ranges.items():
             # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is
             # another one, so that channels without a legend leave the others theirs.
-            scale = alt.Scale(domain=shown, range=values) if name in keyed else alt.Scale(domain=shown[::-1], range=values[::-1])
+            scale = (
+                alt.Scale(domain=shown, range=values)
+                if name in keyed
+                else alt.Scale(domain=shown[::-1], range=values[::-1])
+            )
             encodings[name] = channel("variant:N", scale=scale, legend=legend if name in keyed else None, title=None)
         return encodings
 

@@ -28,9 +28,7 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 _MOST_FIGURES, _MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 3_500_000, 12, 60, 1500  # characters, sets, texts, characters
 
 
-def write_page(
-    results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str, path: Path
-) -> Path:
+def write_page(results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str, path: Path) -> Path:
     """Write report.html.
 
     Args:
@@ -151,7 +149,7 @@ def _runs(results: Results) -> dict[str, Any]:
     for run in (results[at] for at in order):
         means = [run.mean(name) for name in scores]
         cells = [f"{m:.1%}" if results.scores[n].share else f"{m:.3f}" for n, m in zip(scores, means, strict=True)]
-        cells = ["–" if math.isnan(mean) else cell for cell, mean in zip(cells, means, strict=True)]
+        cells = ["\N{EN DASH}" if math.isnan(mean) else cell for cell, mean in zip(cells, means, strict=True)]
         rows.append([*(text(run.settings.get(key)) for key in keys), *cells, run.state, run.name])
     head = [*keys, *(results.scores[name].label for name in scores), "state", "run"]
     return {"head": head, "rows": rows, "numbers": range(len(keys), len(keys) + len(scores))}
@@ -180,7 +178,10 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
         try:
             content = run.prompts()
             words = [str(word) for word in content.get("label_words") or []]
-            lists = {kind: [_item(item, words) for item in content[kind][:_MOST_ITEMS]] for kind in ("demonstrations", "queries")}
+            lists = {
+                kind: [_item(item, words) for item in content[kind][:_MOST_ITEMS]]
+                for kind in ("demonstrations", "queries")
+            }
             left = len(content["queries"]) - len(lists["queries"])
         except (BrokenRun, KeyError, TypeError, ValueError):
             yield {"name": name, "lists": {}, "left": 0, "marks": []}
@@ -197,7 +198,9 @@ def _item(item: Mapping[str, Any], words: Sequence[str]) -> tuple[str, str, int]
 
 def _marks(results: Results, run: FinishedRun, count: int) -> Iterator[list[tuple[str, bool]]]:
     """For each query the scores that are shares, such as accuracies: their label, and whether this query counts."""
-    values: dict[str, np.ndarray] = {n: v[:, 0] for n, v in run.values.items() if n in results.scores and v.shape[1] == 1}
+    values: dict[str, np.ndarray] = {
+        n: v[:, 0] for n, v in run.values.items() if n in results.scores and v.shape[1] == 1
+    }
     shares = [name for name in values if results.scores[name].share]
     for at in range(count):
         known = [(n, float(values[n][at])) for n in shares if at < len(values[n]) and not math.isnan(values[n][at])]

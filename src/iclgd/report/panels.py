@@ -17,6 +17,7 @@ from iclgd.shown import printable
 if TYPE_CHECKING:
     from iclgd.report.results import Results
 
+Frame = Any  # a pandas DataFrame; what pandas' stubs make of one cannot be followed
 PLACE = ("task.name", "model.name", "model.weights")
 _GAP, _AXIS = 14, 42  # points between panels, and for the labels of the first one's axis
 _MOST_ACROSS, _MOST_PANELS = 6, 12
@@ -34,7 +35,7 @@ class Grid:
         choices: the values of `setting`, one of which is shown: all other swept keys together.
     """
 
-    rows: pd.DataFrame
+    rows: Frame
     panels: Sequence[str]
     across: Sequence[str] = ()
     choices: Sequence[str] = ()
@@ -85,7 +86,7 @@ class Grid:
 
 
 def grid(
-    results: Results, rows: pd.DataFrame, used: Sequence[str] = (), panel: Sequence[str] = (), places: bool = True
+    results: Results, rows: Frame, used: Sequence[str] = (), panel: Sequence[str] = (), places: bool = True
 ) -> Grid:
     """Split rows by what was varied.
 
@@ -113,7 +114,7 @@ def grid(
     return Grid(rows, panels, columns, in_order(rows, "setting", others))
 
 
-def free_keys(results: Results, rows: pd.DataFrame) -> list[str]:
+def free_keys(results: Results, rows: Frame) -> list[str]:
     """The varied keys that differ within one variant and place; a rate that a variant brings with it does not."""
     keys = [key for key in results.varied if key in rows and key not in (*PLACE, "finetune.name")]
     settings = rows[[*keys, *PLACE, "finetune.name"]].drop_duplicates()
@@ -127,20 +128,20 @@ def text(value: Any) -> str:
     return printable(varied.as_text(None if lacks else value), 40)
 
 
-def _texts(column: pd.Series) -> np.ndarray:
+def _texts(column: Frame) -> np.ndarray:
     codes, values = pd.factorize(column, use_na_sentinel=False)
     return np.array([text(value) for value in values], dtype=object)[codes]
 
 
-def setting_texts(rows: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """For each row its values of the keys, as `lr 0.01 · shots 8`; a key's last word names it, or all of a doubled one."""
+def setting_texts(rows: Frame, keys: Sequence[str]) -> list[str]:
+    """For each row its values of the keys, as `lr 0.01 · shots 8`, keys by their last word while those differ."""
     last = [key.rpartition(".")[2] for key in keys]
     names = [key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)]
     columns = [name + " " + _texts(rows[key]) for key, name in zip(keys, names, strict=True)]
     return _joined(*columns) if columns else [""] * len(rows)
 
 
-def place_texts(results: Results, rows: pd.DataFrame) -> list[str]:
+def place_texts(results: Results, rows: Frame) -> list[str]:
     """For each row its task, model and weights, as far as the rows differ in them."""
     keys = [key for key in PLACE if key in rows and rows[key].nunique() > 1]
     shown = [rows[key].map(results.short_name) if key == "model.name" else rows[key] for key in keys]
@@ -151,31 +152,31 @@ def _joined(*columns: Iterable[Any]) -> list[str]:
     return [" · ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
 
 
-def in_order(rows: pd.DataFrame, label: str, keys: Iterable[str]) -> list[str]:
+def in_order(rows: Frame, label: str, keys: Iterable[str]) -> list[str]:
     """The values of a column in the order of the keys' values: numbers by size, texts as they come."""
-    ranks = {}
+    ranks: dict[str, Any] = {}
     for key in (key for key in keys if key in rows):
-        numbers = pd.to_numeric(rows[key], errors="coerce")
+        numbers: Any = pd.to_numeric(rows[key], errors="coerce")
         ranks[key] = numbers if numbers.notna().all() else pd.factorize(_texts(rows[key]))[0]
-    ranked = pd.DataFrame({**ranks, label: rows[label]}).drop_duplicates(label)
+    ranked: Frame = pd.DataFrame({**ranks, label: rows[label]}).drop_duplicates(label)
     return ranked.sort_values(list(ranks), kind="stable")[label].tolist() if ranks else ranked[label].tolist()
 
 
-def _most_common(rows: pd.DataFrame, options: Sequence[str]) -> str:
+def _most_common(rows: Frame, options: Sequence[str]) -> str:
     """The setting that most panels and variants have; of equals the middle one."""
     counts = rows.drop_duplicates(["setting", "panel", "variant"])["setting"].value_counts()
     best = [option for option in options if counts[option] == counts.max()]
     return best[len(best) // 2]
 
 
-def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def records(rows: Frame) -> list[dict[str, Any]]:
     """Rows as plain values: floats with five digits, None where undefined, and no column that is empty throughout."""
     columns = {name: _plain(rows[name]) for name in _FIELDS if name in rows}
     columns = {name: values for name, values in columns.items() if any(value not in (None, "") for value in values)}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _plain(column: pd.Series) -> list[Any]:
+def _plain(column: Frame) -> list[Any]:
     if pd.api.types.is_float_dtype(column.dtype):
         return [float(f"{value:.5g}") if np.isfinite(value) else None for value in column.tolist()]
     return column.astype(object).where(column.notna(), None).tolist()

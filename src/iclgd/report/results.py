@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from iclgd.report.catalogue import ScoreInfo, Variant
 from iclgd.report.reading import FinishedRun, ReportError, read_runs
 from iclgd.runs import varied
 from iclgd.statistics import draws_interval
+
+if TYPE_CHECKING:
+    from iclgd.report.chart import Figure
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 EXAMPLES = ("all", "flipped")
@@ -166,6 +169,13 @@ class Results:
         settings = self.settings.take(found["setting"]).reset_index(drop=True)
         columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined"]
         return pd.concat([settings, named, found[columns]], axis=1)
+
+    @functools.cached_property
+    def figures(self) -> dict[str, Figure]:
+        """Every figure by its name: `results.figures["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
+        from iclgd.report.figures import figures
+
+        return {figure.name: figure for figure in figures(self)}
 
     def short_name(self, model: str) -> str:
         """A model's name without the owner or the folders before it, as far as it stays distinct among these runs."""
