@@ -88,6 +88,9 @@ class FinetuneConfig:
     data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train K and V through a low-rank change of this rank
+    patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
+    calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
+    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the mean squared length of its inputs
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
@@ -192,6 +195,7 @@ class Config:
             "task.queries": (self.task.queries, 1),
             "task.permutation": (self.task.permutation, 0),
             "finetune.epochs": (self.finetune.epochs, 1),
+            "finetune.calibration": (self.finetune.calibration, 1),
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
             "metric.bootstrap": (self.metric.bootstrap, 0),
@@ -208,6 +212,8 @@ class Config:
             raise ConfigError(
                 f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
             )
+        if not self.finetune.ridge > 0:
+            raise ConfigError(f"finetune.ridge={self.finetune.ridge} leaves the fit open: give a positive number")
         if self.finetune.rank is not None and self.finetune.rank < 1:
             raise ConfigError(f"finetune.rank={self.finetune.rank} is too small: give 1 or more, or null for full rank")
         if not 0 <= self.task.template < len(self.task.templates):

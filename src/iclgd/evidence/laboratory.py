@@ -12,6 +12,7 @@ from torch import Tensor
 from iclgd.choices import RecordAt
 from iclgd.config import Config
 from iclgd.models import LanguageModel, Question, RecordPlan, record
+from iclgd.models.recorder import Around
 from iclgd.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.environment import made_with
@@ -53,10 +54,10 @@ class Laboratory:
             mean_label=self.config.task.length_normalised,
         )
 
-    def record(self, stage: str, context: tuple[int, ...], plan: RecordPlan) -> Recording:
+    def record(self, stage: str, context: tuple[int, ...], plan: RecordPlan, **around: Around) -> Recording:
         """A recording of the model as it is now, of all queries after `context`."""
         questions = self.questions()
-        return record(self.model, questions, context, plan, self.progress.stage(stage, len(questions)))
+        return record(self.model, questions, context, plan, self.progress.stage(stage, len(questions)), **around)
 
     def untouched(self, setting: str, prompts: PromptSet | None = None) -> Recording:
         """A recording of the model as it was loaded: `zsl`, or `icl` with the prompts' or another order."""

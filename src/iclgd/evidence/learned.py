@@ -15,7 +15,7 @@ from torch import Tensor
 from iclgd.choices import Procedure, RecordAt, TrainingData
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.learning import activation_matched, finetuned
+from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
 from iclgd.paths import config_folder
 from iclgd.records import PromptSet, Recording, Trace
@@ -60,6 +60,10 @@ def learn(
         after: called with the number of steps done, after each.
     """
     prompts, finetune = prompts or lab.prompts, lab.config.finetune
+    if finetune.procedure is Procedure.exact_patch:  # changes of weights that belong to a token come with its pass
+        patch = ExactPatch(lab.model, prompts.context(), lab.config)
+        recording = lab.record(setting, prompts.bos, lab.plan(setting), around=patch)
+        return Learned(patch.trace(), recording, training_queries(lab))
     with _learning(lab, prompts, settings.icl, after) as trace:
         diverged_at, recording = trace.diverged_at, settings.icl
         if diverged_at is None and finetune.procedure is not Procedure.replay:
@@ -111,6 +115,9 @@ def _learning(lab: Laboratory, prompts: PromptSet, icl: Recording, after: AfterS
         if config.protocol.record_at is not RecordAt.last_prompt_token:
             raise ConfigError("finetune=activation_match needs protocol.record_at=last_prompt_token")
         with activation_matched(lab.model, prompts, icl.attention_output, config, after, ranks) as trace:
+            yield trace
+    elif procedure is Procedure.static_patch:
+        with statically_patched(lab.model, prompts, config, ranks) as trace:
             yield trace
     else:
         advance = lab.progress.stage(f"finetune {finetune.name}", len(prompts.training_items()) * finetune.epochs)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from iclgd.choices import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward
-from iclgd.models.hooks import hooks
+from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import Recording
 
 log = logging.getLogger(__name__)
 
 Tokens = tuple[int, ...]
+Around = Callable[
+    [Int[Tensor, "example token"], AttentionPass, Int[Tensor, " example"]], AbstractContextManager[object]
+]
 
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 512, 16384  # a pass: what stays in a CPU's cache, what fills a GPU
 
@@ -65,6 +69,10 @@ class _Probe:
     recorded: bool
 
 
+def _nothing(*_: object) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 @torch.inference_mode()
 def record(
     model: LanguageModel,
@@ -72,6 +80,7 @@ def record(
     context: Tokens,
     plan: RecordPlan,
     advance: Callable[[int], object] = lambda _: None,
+    around: Around = _nothing,
 ) -> Recording:
     """Run every question after `context` and record it (Deutch et al. 2024, sec. 2).
 
@@ -83,6 +92,7 @@ def record(
         context: tokens before each query: bos for zsl and ft, bos and demonstrations for icl.
         plan: what to record, and how.
         advance: called with the number of questions done.
+        around: entered around each batch's pass, with its tokens, its `AttentionPass` and the lengths of its queries.
 
     Returns:
         The recording, in the order of `questions`.
@@ -95,7 +105,7 @@ def record(
     while waiting:
         batch = _batch(waiting, plan.padding, budget)
         try:
-            _run_batch(model, batch, prefix, plan, collected)
+            _run_batch(model, batch, prefix, plan, collected, around)
         except RuntimeError as error:
             if not out_of_memory(error) or len(batch) == 1:
                 raise
@@ -143,7 +153,12 @@ def _batch(waiting: Sequence[_Probe], padding: Padding, budget: int) -> list[_Pr
 
 
 def _run_batch(
-    model: LanguageModel, batch: Sequence[_Probe], prefix: Prefix | None, plan: RecordPlan, collected: _Collected
+    model: LanguageModel,
+    batch: Sequence[_Probe],
+    prefix: Prefix | None,
+    plan: RecordPlan,
+    collected: _Collected,
+    around: Around,
 ) -> None:
     now = AttentionPass(
         lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
@@ -153,10 +168,13 @@ def _run_batch(
         keep_queries="last" if "query_vectors" in plan.optional else None,
     )
     width = max(len(probe.token_ids) for probe in batch)
-    padded = [_pad(probe.token_ids, width, now.left) for probe in batch]
-    with added_outputs(model, now) as added:
-        hidden = forward(model, torch.tensor(padded), now)
-    collected.take_attention(batch, now, added)
+    padded = torch.tensor([_pad(probe.token_ids, width, now.left) for probe in batch])
+    blocks: dict[int, Tensor] = {}
+    watch = _last_outputs(model.anatomy.blocks, now, blocks) if "block_output" in plan.optional else nullcontext()
+    asked = torch.tensor([probe.query_length for probe in batch])
+    with around(padded, now, asked), added_outputs(model, now) as added, watch:
+        hidden = forward(model, padded, now)
+    collected.take_attention(batch, now, added, blocks)
     _score_options(model, batch, hidden, now, plan, collected)
 
 
@@ -169,12 +187,17 @@ def _pad(token_ids: Tokens, width: int, left: bool) -> Tokens:
 def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
     """By layer, what attention adds to the residual stream at each sequence's last token."""
     added: dict[int, Tensor] = {}
-
-    def keep(layer: int, _module: nn.Module, _args: object, output: Tensor) -> None:
-        added[layer] = now.last(output, 1)
-
-    with hooks(after=[(model.anatomy.added(layer), partial(keep, layer)) for layer in range(model.layers)]):
+    with _last_outputs([model.anatomy.added(layer) for layer in range(model.layers)], now, added):
         yield added
+
+
+def _last_outputs(
+    modules: Sequence[nn.Module], now: AttentionPass, kept: dict[int, Tensor]
+) -> AbstractContextManager[None]:
+    def keep(layer: int, _module: nn.Module, _args: object, output: Any) -> None:
+        kept[layer] = now.last(hidden_of(output), 1)
+
+    return hooks(after=[(module, partial(keep, layer)) for layer, module in enumerate(modules)])
 
 
 def _score_options(
@@ -224,7 +247,9 @@ class _Collected:
         self.next_token: list[Tensor] = [torch.empty(0)] * examples
         self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
 
-    def take_attention(self, batch: Sequence[_Probe], now: AttentionPass, added: dict[int, Tensor]) -> None:
+    def take_attention(
+        self, batch: Sequence[_Probe], now: AttentionPass, added: dict[int, Tensor], blocks: dict[int, Tensor]
+    ) -> None:
         rows = [row for row, probe in enumerate(batch) if probe.recorded]
         if not rows:
             return
@@ -235,6 +260,8 @@ class _Collected:
             kept["context_scores"] = now.context_scores
         if now.keep_queries:
             kept["query_vectors"] = now.queries
+        if blocks:
+            kept["block_output"] = blocks
         stacked = {
             name: torch.stack([layers[layer][rows] for layer in range(len(layers))], dim=1).float().cpu()
             for name, layers in kept.items()
@@ -260,6 +287,7 @@ class _Collected:
             context_scores=joined.get("context_scores"),
             query_vectors=joined.get("query_vectors"),
             next_token_log_probs=next_token,
+            block_output=joined.get("block_output"),
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from omegaconf import OmegaConf
 
 from iclgd import paths, seeding
-from iclgd.choices import TrainingData
+from iclgd.choices import Procedure, TrainingData
 from iclgd.config import Config, ConfigError, TaskConfig
 from iclgd.tasks.sources import DataError, Split, read_split
 from iclgd.tasks.wording import Example, check, label_words, tail_of, template_of, worded
@@ -25,6 +25,7 @@ class Drawn:
         tail: what stands right before every answer: the end of the template.
         training: what finetuning sees where that is not the demonstrations (controls).
         training_tail: the tail of its template.
+        calibration: rows of the train split, neither demonstrations nor queries, if something is fitted to them.
     """
 
     demonstrations: tuple[Example, ...]
@@ -33,6 +34,7 @@ class Drawn:
     tail: str
     training: tuple[Example, ...] | None = None
     training_tail: str = ""
+    calibration: tuple[Example, ...] = ()
 
 
 def draw(config: Config) -> Drawn:
@@ -57,6 +59,8 @@ def draw(config: Config) -> Drawn:
         raise DataError(f"{evaluation.origin} has no row left for a query: lower task.shots")
     demonstrations = tuple(worded(train, index, task) for index in chosen)
     training, training_task = _training(demonstrations, config)
+    asked = set(order[: task.queries]) if same else set()
+    calibration = _spare(train, config, {*chosen, *asked}) if _is_calibrated(config) else []
     return Drawn(
         demonstrations=demonstrations,
         queries=tuple(worded(evaluation, index, task) for index in order[: task.queries]),
@@ -64,7 +68,24 @@ def draw(config: Config) -> Drawn:
         tail=tail_of(template_of(task)),
         training=training,
         training_tail="" if training is None else tail_of(template_of(training_task)),
+        calibration=tuple(worded(train, index, task) for index in calibration),
     )
+
+
+def _is_calibrated(config: Config) -> bool:
+    paths_named = {path for score in config.metric.scores.values() for path in score.inputs.values()}
+    return config.finetune.procedure is Procedure.static_patch or "static_changes" in paths_named
+
+
+def _spare(train: Split, config: Config, taken: set[int]) -> list[int]:
+    """Rows for calibration, from the end of the order whose beginning is drawn for demonstrations."""
+    spare = [index for index in reversed(seeding.shuffled(len(train.rows), config.seed)) if index not in taken]
+    if not spare:
+        raise ConfigError(
+            f"finetune=static_patch is fitted to rows of {train.origin} that are neither demonstrations nor queries, "
+            "and none is left: lower task.shots or task.queries"
+        )
+    return spare[: config.finetune.calibration]
 
 
 def _checked(task: TaskConfig, split: str, data_dir: str | None) -> Split:

@@ -51,7 +51,8 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
             that does not fit; the message names the key and the remedy.
         DataError: an example that is longer than the window by itself, or has no tokens.
     """
-    words = {word for example in (*drawn.demonstrations, *drawn.queries) for word in example.options}
+    shown = (*drawn.demonstrations, *drawn.queries, *drawn.calibration)
+    words = {word for example in shown for word in example.options}
     answers = _answers(sorted(words | set(drawn.label_words)), drawn.tail, tokenizer)
     _refuse_equal_labels(drawn.label_words, answers)
     own = not drawn.label_words
@@ -71,6 +72,7 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
         label_token_ids=tuple(answers[word] for word in drawn.label_words),
         in_context=tuple(range(len(demonstrations))),
         training=training,
+        calibration=_items(drawn.calibration, answers, tokenizer, own),
     )
     return prompts if window is None else _fitted(prompts, drawn, config, window)
 
@@ -163,7 +165,8 @@ def _demonstrations(
 def _fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> PromptSet:
     appended = int(config.protocol.record_at is RecordAt.first_label_token)
     room = len(prompts.bos)
-    for item, example in zip(prompts.queries, drawn.queries, strict=True):
+    asked = zip((*prompts.queries, *prompts.calibration), (*drawn.queries, *drawn.calibration), strict=True)
+    for item, example in asked:
         tail = max(appended, *(len(option) - 1 for option in prompts.options(item)))
         room = max(room, _refuse_longer(len(prompts.bos) + len(item.token_ids) + tail, window, example))
     needed = len(prompts.context()) - len(prompts.bos) + room
