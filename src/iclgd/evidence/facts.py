@@ -13,11 +13,14 @@ from iclgd.config import Config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
 from iclgd.evidence.orders import orders
+from iclgd.evidence.reference import Reference
 from iclgd.records import PromptSet
 from iclgd.seeding import torch_stream
 
 
-def facts(lab: Laboratory, settings: Settings, learned: Learned, early: bool = False) -> dict[str, Any]:
+def facts(
+    lab: Laboratory, reference: Reference, settings: Settings, learned: Learned, early: bool = False
+) -> dict[str, Any]:
     """Every fact that the scores name; `early`, those that can be had while finetuning goes on."""
     prompts, config, shape = lab.prompts, lab.config, settings.icl.attention_output.shape
     attention_shape = (*shape[:2], len(prompts.context()))
@@ -30,7 +33,7 @@ def facts(lab: Laboratory, settings: Settings, learned: Learned, early: bool = F
         "random_attention": lambda: torch.rand(
             attention_shape, generator=torch_stream("random attention", config.seed)
         ),
-        "icl_orders": lambda: _icl_orders(lab),
+        "icl_orders": lambda: _icl_orders(reference),
         "ft_orders": lambda: _ft_orders(lab, settings, learned),
     }
     if early:
@@ -53,8 +56,8 @@ def _context_example(prompts: PromptSet) -> Tensor:
     return owners
 
 
-def _icl_orders(lab: Laboratory) -> Tensor:
-    return torch.stack([lab.untouched("icl", order).label_scores for order in orders(lab.prompts, lab.config)])
+def _icl_orders(reference: Reference) -> Tensor:
+    return torch.stack([reference.recording("icl", order).label_scores for order in reference.orders()])
 
 
 def _ft_orders(lab: Laboratory, settings: Settings, learned: Learned) -> Tensor:

@@ -6,19 +6,21 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from iclgd.choices import Procedure, RecordAt, TrainingData
+from iclgd.choices import CacheMode, Procedure, RecordAt, TrainingData
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
 from iclgd.paths import config_folder
 from iclgd.records import PromptSet, Recording, Trace
+from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,35 @@ def learn(
     return Learned(replace(trace, diverged_at=diverged_at), undefined, _undefined_queries(lab))
 
 
+_LAST: dict[str, Learned] = {}  # of this process: a sweep asks for the same finetuning against one truth after another
+
+
+def learned_once(lab: Laboratory, settings: Settings) -> Learned:
+    """As `learn`, but what the last call left is given again where nothing that it depends on has changed."""
+    if lab.config.runtime.cache is CacheMode.off:
+        return learn(lab, settings)
+    facts_wanted = sorted({"trace.update_ranks", "training_query_vectors"} & lab.wanted)
+    key = canonical({**learning_key(lab, "ft", lab.prompts), "wanted": facts_wanted})
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = learn(lab, settings)
+    return _LAST[key]
+
+
+def learning_key(lab: Laboratory, setting: str, prompts: PromptSet) -> dict[str, Any]:
+    """Everything that what a variant leaves depends on, as plain values: a key of caches."""
+    settings = as_dict(lab.config)
+    shown = (prompts.training_items(), prompts.calibration)
+    return {
+        **lab.recording_key(setting, prompts.bos),
+        "finetune": settings["finetune"],
+        "protocol": settings["protocol"],
+        "seed": lab.config.seed,
+        "in_context": prompts.context(),
+        "shown": [[[item.token_ids, item.label_length] for item in items] for items in shown],
+    }
+
+
 def compared(lab: Laboratory, settings: Settings) -> Recording:
     """The recording of the variant that `metric.compare_with` names.
 
@@ -89,18 +120,16 @@ def compared(lab: Laboratory, settings: Settings) -> Recording:
     return learn(replace(lab, config=config), settings, "other", replace(lab.prompts, training=training)).recording
 
 
-def variant(config: Config, name: str | None) -> Config:
+def variant(config: Config, name: str | None, key: str = "metric.compare_with") -> Config:
     """The same run with another finetuning variant, as its yaml says.
 
     Raises:
-        ConfigError: there is no such yaml.
+        ConfigError: there is no such yaml; the message names `key`.
     """
     path = config_folder() / "finetune" / f"{name}.yaml"
     if name is None or not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(
-            f"metric.compare_with={name} is needed by a score that compares variants: name one of {known}"
-        )
+        raise ConfigError(f"{key}={name} is no variant that another can be compared with: name one of {known}")
     return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from omegaconf import OmegaConf
@@ -37,12 +38,16 @@ class Drawn:
     calibration: tuple[Example, ...] = ()
 
 
-def draw(config: Config) -> Drawn:
+def draw(config: Config, sample: int = 0) -> Drawn:
     """Draw demonstrations and queries as the papers' code did.
 
     Demonstrations are the first `task.shots` rows of the train split shuffled with `seed`, then reordered by
     `task.permutation`. Queries are the first `task.queries` rows of the evaluation split shuffled with
     `task.query_seed`, and never a demonstration where both splits are the same. Every row of both splits is checked.
+
+    Args:
+        config: the run.
+        sample: 0, or which further sample of demonstrations to take; none shares a row with another or with queries.
 
     Raises:
         ConfigError: more shots than rows, or a control that cannot be had.
@@ -57,9 +62,10 @@ def draw(config: Config) -> Drawn:
     order = [index for index in seeding.shuffled(len(evaluation.rows), task.query_seed) if index not in taken]
     if not order:
         raise DataError(f"{evaluation.origin} has no row left for a query: lower task.shots")
-    demonstrations = tuple(worded(train, index, task) for index in chosen)
-    training, training_task = _training(demonstrations, config)
     asked = set(order[: task.queries]) if same else set()
+    chosen = _chosen(task, train, config, sample, asked)
+    demonstrations = tuple(worded(train, index, task) for index in chosen)
+    training, training_task = _training(demonstrations, config, sample)
     calibration = _spare(train, config, {*chosen, *asked}) if _is_calibrated(config) else []
     return Drawn(
         demonstrations=demonstrations,
@@ -94,15 +100,26 @@ def _checked(task: TaskConfig, split: str, data_dir: str | None) -> Split:
     return rows
 
 
-def _chosen(task: TaskConfig, train: Split, config: Config) -> list[int]:
+def _chosen(
+    task: TaskConfig, train: Split, config: Config, sample: int = 0, asked: Set[int] = frozenset()
+) -> list[int]:
     shots = config.task.shots
     if shots > len(train.rows):
         raise ConfigError(f"task.shots={shots} is more than the {len(train.rows)} rows of {train.origin}: lower it")
-    drawn = seeding.shuffled(len(train.rows), config.seed)[:shots]
+    order = seeding.shuffled(len(train.rows), config.seed)
+    rest = [index for index in order[shots:] if index not in asked]
+    drawn = rest[(sample - 1) * shots : sample * shots] if sample else order[:shots]
+    if len(drawn) < shots:
+        raise ConfigError(
+            f"reference.draw={sample} needs {shots} rows of {train.origin} that nothing else uses, and it has "
+            f"{len(drawn)}: lower it, task.shots or task.queries"
+        )
     return [drawn[index] for index in seeding.permuted(shots, config.seed, config.task.permutation)]
 
 
-def _training(demonstrations: tuple[Example, ...], config: Config) -> tuple[tuple[Example, ...] | None, TaskConfig]:
+def _training(
+    demonstrations: tuple[Example, ...], config: Config, sample: int
+) -> tuple[tuple[Example, ...] | None, TaskConfig]:
     if config.finetune.data is TrainingData.label_shuffled:
         return label_shuffled(demonstrations, config.seed), config.task
     if config.finetune.data is TrainingData.other_task:
@@ -112,7 +129,7 @@ def _training(demonstrations: tuple[Example, ...], config: Config) -> tuple[tupl
                 f"finetune.other_task={config.finetune.other_task} is the task that is measured: name another one"
             )
         train = _checked(other, other.train_split, config.paths.data_dir)
-        return tuple(worded(train, index, other) for index in _chosen(other, train, config)), other
+        return tuple(worded(train, index, other) for index in _chosen(other, train, config, sample)), other
     return None, config.task
 
 
