@@ -11,7 +11,7 @@ import torch
 
 from iclgd import tracking
 from iclgd.config import Config, as_dict
-from iclgd.evidence import Laboratory, gather
+from iclgd.evidence import LATE_FACTS, Laboratory, gather
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
@@ -89,7 +89,7 @@ def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable
     early = {
         name: spec
         for name, spec in config.metric.scores.items()
-        if not any(path.startswith("trace.") or path == "ft_orders" for path in spec.inputs.values())
+        if not any(path.startswith("trace.") or path in LATE_FACTS for path in spec.inputs.values())
     }
     frame = to_frame(measure(early, evidence))
     means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()

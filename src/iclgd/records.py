@@ -92,6 +92,7 @@ class Recording:
         query_vectors: attention queries of all heads, scaled as in attention.
         next_token_log_probs: over the whole vocabulary, at the token that predicts the label.
         block_output: the residual stream after each block.
+        context_mass: share of each head's attention that goes to the context, bos left out.
     """
 
     attention_output: Float[Tensor, "example layer d_model"]
@@ -101,9 +102,10 @@ class Recording:
     query_vectors: Float[Tensor, "example layer heads_x_head_dim"] | None = None
     next_token_log_probs: Float[Tensor, "example vocabulary"] | None = None
     block_output: Float[Tensor, "example layer d_model"] | None = None
+    context_mass: Float[Tensor, "example layer head"] | None = None
 
 
-OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output")
+OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output", "context_mass")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,12 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
 from iclgd.evidence.orders import orders
 from iclgd.evidence.reference import Reference
+from iclgd.evidence.weights import context_changes, random_changes, undefined_changes
 from iclgd.records import PromptSet
 from iclgd.seeding import torch_stream
+
+# Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
+LATE_FACTS = ("ft_orders", "trained_changes", "static_changes", "one_shot_updates")
 
 
 def facts(
@@ -33,11 +38,15 @@ def facts(
         "random_attention": lambda: torch.rand(
             attention_shape, generator=torch_stream("random attention", config.seed)
         ),
+        "trained_changes": lambda: learned.changes or undefined_changes(lab),
+        "static_changes": lambda: context_changes(lab),
+        "random_changes": lambda: random_changes(lab),
+        "one_shot_updates": lambda: _one_shot_updates(reference, settings),
         "icl_orders": lambda: _icl_orders(reference),
         "ft_orders": lambda: _ft_orders(lab, settings, learned),
     }
     if early:
-        del makers["ft_orders"]  # would finetune within finetuning
+        makers = {name: make for name, make in makers.items() if name not in LATE_FACTS}
     return {name: make() for name, make in makers.items() if name in lab.wanted or name == "labels"}
 
 
@@ -54,6 +63,14 @@ def _context_example(prompts: PromptSet) -> Tensor:
     for number, (start, end) in enumerate(prompts.context_spans()):
         owners[start:end] = number
     return owners
+
+
+def _one_shot_updates(reference: Reference, settings: Settings) -> Tensor:
+    """The sum of the updates that the reference's demonstrations make one by one."""
+    prompts, items = reference.prompts, reference.prompts.training_items()
+    alone = [replace(prompts, in_context=(index,), training=(items[index],)) for index in prompts.in_context]
+    updates = (reference.recording("icl", one).attention_output - settings.zsl.attention_output for one in alone)
+    return sum(updates, torch.zeros(()))
 
 
 def _icl_orders(reference: Reference) -> Tensor:

@@ -51,6 +51,7 @@ class Laboratory:
             at_first_label_token=protocol.record_at is RecordAt.first_label_token,
             batch_tokens=runtime.batch_tokens,
             padding=runtime.padding,
+            bos=len(self.prompts.bos),
             mean_label=self.config.task.length_normalised,
         )
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from iclgd.choices import CacheMode, Procedure, RecordAt, TrainingData
-from iclgd.config import Config, ConfigError, as_dict, typed
+from iclgd.config import ConfigError, as_dict
 from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.variants import variant
+from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
-from iclgd.paths import config_folder
 from iclgd.records import PromptSet, Recording, Trace
 from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
@@ -38,11 +38,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """What finetuning left: its trace, the ft recording, and attention queries at the demonstrations if wanted."""
+    """What finetuning left: its trace, the ft recording, and, if wanted, attention queries and changes of weights.
+
+    Attributes:
+        trace: what happened.
+        recording: of the finetuned model.
+        training_queries: attention queries at the demonstrations.
+        changes: of the feed-forward weights.
+    """
 
     trace: Trace
     recording: Recording
     training_queries: Float[Tensor, "context layer heads_x_head_dim"] | None = None
+    changes: Changes | None = None
 
 
 def learn(
@@ -66,6 +74,7 @@ def learn(
         patch = ExactPatch(lab.model, prompts.context(), lab.config)
         recording = lab.record(setting, prompts.bos, lab.plan(setting), around=patch)
         return Learned(patch.trace(), recording, training_queries(lab))
+    before = weights_now(lab)
     with _learning(lab, prompts, settings.icl, after) as trace:
         diverged_at, recording = trace.diverged_at, settings.icl
         if diverged_at is None and finetune.procedure is not Procedure.replay:
@@ -73,7 +82,7 @@ def learn(
             if not recording.attention_output.isfinite().all():  # the last step's harm shows only now
                 diverged_at = len(trace.losses)
         if diverged_at is None:
-            return Learned(trace, recording, training_queries(lab))
+            return Learned(trace, recording, training_queries(lab), changes_since(lab, before))
     log.warning("%s diverged at step %d: its scores are undefined", finetune.name, diverged_at)
     undefined = lab.undefined(settings.zsl, setting)
     return Learned(replace(trace, diverged_at=diverged_at), undefined, _undefined_queries(lab))
@@ -86,7 +95,7 @@ def learned_once(lab: Laboratory, settings: Settings) -> Learned:
     """As `learn`, but what the last call left is given again where nothing that it depends on has changed."""
     if lab.config.runtime.cache is CacheMode.off:
         return learn(lab, settings)
-    facts_wanted = sorted({"trace.update_ranks", "training_query_vectors"} & lab.wanted)
+    facts_wanted = sorted({"trace.update_ranks", "training_query_vectors", "trained_changes"} & lab.wanted)
     key = canonical({**learning_key(lab, "ft", lab.prompts), "wanted": facts_wanted})
     if key not in _LAST:
         _LAST.clear()
@@ -118,19 +127,6 @@ def compared(lab: Laboratory, settings: Settings) -> Recording:
     if config.finetune.data is not TrainingData.demonstrations:
         training = encode(draw(config), config, lab.model.tokenizer, lab.model.window).training
     return learn(replace(lab, config=config), settings, "other", replace(lab.prompts, training=training)).recording
-
-
-def variant(config: Config, name: str | None, key: str = "metric.compare_with") -> Config:
-    """The same run with another finetuning variant, as its yaml says.
-
-    Raises:
-        ConfigError: there is no such yaml; the message names `key`.
-    """
-    path = config_folder() / "finetune" / f"{name}.yaml"
-    if name is None or not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(f"{key}={name} is no variant that another can be compared with: name one of {known}")
-    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import torch
 from iclgd.choices import Procedure
 from iclgd.config import Config
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.learned import Settings, learn, learning_key, variant
+from iclgd.evidence.learned import Settings, learn, learning_key
 from iclgd.evidence.orders import orders
+from iclgd.evidence.variants import variant
 from iclgd.records import PromptSet, Recording
 from iclgd.runs.cache import recordings_cache
 from iclgd.tasks import draw, encode

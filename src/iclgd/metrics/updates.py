@@ -110,3 +110,19 @@ def sim_centred(
         return cosine(first - first.nanmean(0), second - second.nanmean(0))
 
     return torch.stack([of_layer(icl[:, i], ft[:, i], zsl[:, i]) for i in range(zsl.shape[1])], dim=1)
+
+
+@metric
+def additivity(
+    icl: Float[Tensor, "example layer d_model"],
+    zsl: Float[Tensor, "example layer d_model"],
+    one_shot: Float[Tensor, "example layer d_model"],
+) -> Float[Tensor, "example layer"]:
+    """Cosine between the update that all demonstrations make and the sum of those that each makes alone.
+
+    A gradient step on a sum of losses is the sum of the steps on each; softmax attention shares one mass among all.
+
+    Returns:
+        Values in [-1, 1], unaveraged; 1 for a single demonstration. NaN where either is exactly zero.
+    """
+    return by_examples(lambda i, z, s: cosine(difference(i, z), s), icl, zsl, one_shot)

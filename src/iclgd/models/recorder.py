@@ -48,6 +48,7 @@ class RecordPlan:
         at_first_label_token: the published code's reading: append the first option's first token and record there.
         batch_tokens: how many own tokens share a pass, halved when memory runs out; None: what suits the device.
         padding: how sequences of unequal length share a batch.
+        bos: how many tokens stand first in every context and are none of it.
         mean_label: score options of several tokens by the mean log-probability of their tokens, else by the sum.
     """
 
@@ -55,6 +56,7 @@ class RecordPlan:
     at_first_label_token: bool = False
     batch_tokens: int | None = None
     padding: Padding = Padding.right
+    bos: int = 0
     mean_label: bool = True
 
 
@@ -165,6 +167,7 @@ def _run_batch(
         left=plan.padding is Padding.left,
         prefix=prefix,
         keep_context="context_scores" in plan.optional,
+        mass_from=plan.bos if "context_mass" in plan.optional else None,
         keep_queries="last" if "query_vectors" in plan.optional else None,
     )
     width = max(len(probe.token_ids) for probe in batch)
@@ -258,6 +261,8 @@ class _Collected:
         kept = {"attention_output": added, "attention_scores": scores}
         if now.keep_context and now.context_scores:
             kept["context_scores"] = now.context_scores
+        if now.context_mass:
+            kept["context_mass"] = now.context_mass
         if now.keep_queries:
             kept["query_vectors"] = now.queries
         if blocks:
@@ -288,6 +293,7 @@ class _Collected:
             query_vectors=joined.get("query_vectors"),
             next_token_log_probs=next_token,
             block_output=joined.get("block_output"),
+            context_mass=joined.get("context_mass"),
         )
 
 
