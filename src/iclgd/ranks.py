@@ -107,16 +107,33 @@ def put(tensor: Any, values: Tensor) -> None:
     tensor.copy_(distribute_tensor(values, tensor.device_mesh, tensor.placements, src_data_rank=None))
 
 
+def mine(tensor: Any) -> tuple[Any, int]:
+    """This process's rows of a parameter that is split by rows, and how many rows stand before them."""
+    if not is_split(tensor):
+        return tensor, 0
+    return tensor.to_local(), min(own() * _chunk(len(tensor)), len(tensor))
+
+
+def _chunk(size: int) -> int:
+    return -(-size // count())
+
+
 def joined(part: Tensor, axis: int, size: int) -> Tensor:
-    """The parts of all processes along an axis of that size; the tensor itself where it has that size already."""
+    """The parts of all processes along an axis of that size; the tensor itself where it has that size already.
+
+    As PyTorch's sharding has it, all parts are equally long but the last ones, which may be shorter.
+    """
     if part.shape[axis] == size:
         return part
     import torch
     from torch import distributed
 
-    parts = [torch.empty_like(part) for _ in range(count())]
-    distributed.all_gather(parts, part.contiguous())
-    return torch.cat(parts, dim=axis)
+    part = part.movedim(axis, 0)
+    padded = part.new_zeros((_chunk(size), *part.shape[1:]))
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in range(count())]
+    distributed.all_gather(parts, padded)
+    return torch.cat(parts)[:size].movedim(0, axis)
 
 
 def summed(part: Tensor) -> Tensor:

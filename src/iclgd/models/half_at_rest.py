@@ -50,6 +50,11 @@ class _Embedding(nn.Embedding):
         return rows * (scale.float() if isinstance(scale, Tensor) else scale)
 
 
+def used_dtype(network: PreTrainedModel) -> torch.dtype:
+    """The dtype in which a model computes."""
+    return torch.float32 if isinstance(network.get_input_embeddings(), _Embedding) else network.dtype
+
+
 def compute_in_float32(network: PreTrainedModel) -> None:
     """Let a model with half weights compute in float32; norms, biases and position embeddings become float32."""
     words = network.get_input_embeddings()
@@ -73,18 +78,21 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 @contextmanager
-def in_float32(parameters: Sequence[nn.Parameter], wanted: bool) -> Iterator[None]:
-    """Within the block these parameters are float32 where `wanted`; afterwards what they were, bit for bit.
+def in_float32(parameters: Sequence[nn.Parameter], used: torch.dtype) -> Iterator[None]:
+    """Within the block, parameters that rest in half precision are float32; afterwards what they were, bit for bit.
 
-    A float32 copy of what is trained alone: steps far smaller than a half number's rounding add up in it.
+    This copies only what is trained: steps far smaller than a half number's rounding add up in the copy.
+
+    Args:
+        parameters: those that are to be trained.
+        used: the dtype in which the model computes; parameters of a model that computes in half precision stay.
     """
-    before = [parameter.data for parameter in parameters]
+    resting = [parameter for parameter in parameters if parameter.dtype in HALF and used is torch.float32]
+    before = [parameter.data for parameter in resting]
     try:
-        if wanted:
-            for parameter in parameters:
-                parameter.data = parameter.data.float()
+        for parameter in resting:
+            parameter.data = parameter.data.float()
         yield
     finally:
-        if wanted:
-            for parameter, original in zip(parameters, before, strict=True):
-                parameter.data = original
+        for parameter, original in zip(resting, before, strict=True):
+            parameter.data = original

@@ -154,8 +154,22 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def placement_key(runtime: RuntimeConfig) -> str:
+    """What tells placements apart."""
+    return str((runtime.placement, runtime.device_map, runtime.max_memory, runtime.offload_folder, ranks.count()))
+
+
+def placed(network: PreTrainedModel, runtime: RuntimeConfig, device: torch.device) -> PreTrainedModel:
+    """The model where it belongs: transformers has placed one that was read, but not one that was made in memory."""
+    if runtime.placement is Placement.single:
+        return cast(PreTrainedModel, cast(nn.Module, network).to(device))
+    if runtime.placement is Placement.tensor_parallel or hasattr(network, "hf_device_map"):
+        return network
+    return dispatched(network, loading_arguments(runtime, network.config))
+
+
 def dispatched(network: PreTrainedModel, arguments: Mapping[str, Any]) -> PreTrainedModel:
-    """A model that was made in memory, dealt out as `loading_arguments` says of one that is read."""
+    """A model in CPU memory, dealt out by accelerate as `loading_arguments` says."""
     from accelerate import dispatch_model, infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 
