@@ -20,10 +20,18 @@ class Weights(StrEnum):
 
 
 class TaskSource(StrEnum):
-    """Where rows come from: shipped with the package, or the hub or a local copy of it."""
+    """Where rows come from: shipped with the package, the hub or a local copy of it, or lm-evaluation-harness."""
 
     bundled = "bundled"
     hub = "hub"
+    lm_eval = "lm_eval"
+
+
+class Chat(StrEnum):
+    """Whether a prompt is plain text, or turns of a conversation in the tokenizer's chat template."""
+
+    none = "none"
+    template = "template"
 
 
 class OnOverflow(StrEnum):
@@ -159,6 +167,14 @@ class CacheMode(StrEnum):
 
     auto = "auto"
     off = "off"
+
+
+class Placement(StrEnum):
+    """How a model lies on devices: on one, dealt out layer by layer by accelerate, or each matrix over processes."""
+
+    single = "single"
+    auto = "auto"
+    tensor_parallel = "tensor_parallel"
 
 
 class Padding(StrEnum):

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from iclgd import ranks
 from iclgd.config import ConfigError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import forward
@@ -82,7 +83,7 @@ def weight_of(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
 
 def without_bias(module: nn.Module, rows: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
     """A projection's product with its weight alone."""
-    return linear(rows, weight_of(module))
+    return linear(rows, weight_of(module).to(rows.dtype))
 
 
 @torch.inference_mode()
@@ -90,12 +91,15 @@ def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
     """Refuse a model whose blocks do not put out input + attention + feed-forward part, as a few tokens show.
 
     Raises:
-        ConfigError: a norm stands behind attention or the feed-forward part, or the sum does not come out.
+        ConfigError: a norm stands behind attention or the feed-forward part, the sum does not come out, or the weights
+            are shared among processes or wait outside the device.
     """
     family, kind = model.anatomy.family, type(model.network).__name__
-    remedy = f"finetune={name} has no exact form for {kind}"
+    refusal = f"finetune={name} has no exact form for {kind}"
     if family.mlp_out is None:
-        raise ConfigError(f"{remedy}: a norm stands behind its feed-forward part; choose another model or variant")
+        raise ConfigError(f"{refusal}: a norm stands behind its feed-forward part; choose another model or variant")
+    if ranks.count() > 1 or any(parameter.is_meta for parameter in model.network.parameters()):
+        raise ConfigError(f"finetune={name} needs all weights on the device of one process: set model.device_map=null")
     sums, outputs = _Sums(), {}
 
     def leave(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
@@ -109,7 +113,7 @@ def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
         allowed = 100 * torch.finfo(output.dtype).eps * output.abs().max()
         if not (output - sums.of[layer]).abs().max() <= allowed:
             raise ConfigError(
-                f"{remedy}: block {layer} puts out something else than its input, attention and feed-forward part"
+                f"{refusal}: block {layer} puts out something else than its input, attention and feed-forward part"
             )
 
 
