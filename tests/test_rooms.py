@@ -11,6 +11,8 @@ SOURCE = Path(iclgd.__file__).parent
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
     {"records", "seeding", "config", "paths"},
+    {"digests"},
+    {"model_files"},
     {"tasks"},
     {"models", "toy"},
     {"learning"},
