@@ -346,7 +346,9 @@ def trial(name, change, base):
     shutil.rmtree(outputs, ignore_errors=True)
     shutil.copytree(WORLD / "outputs", outputs)
     with change() as given:
-        given = given if any(a.startswith("paths.data_dir") for a in given) else (*given, f"paths.data_dir={DATA.parent}")
+        given = (
+            given if any(a.startswith("paths.data_dir") for a in given) else (*given, f"paths.data_dir={DATA.parent}")
+        )
         ending, folder = start(outputs, given)
     log = (folder / "run.log").read_text() if folder else ""
     scores = (folder / "scores.parquet").read_bytes() if folder and (folder / "scores.parquet").exists() else b""

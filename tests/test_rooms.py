@@ -20,7 +20,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"runs"},
     {"tracking"},
     {"dashboard", "evidence"},
-    {"experiment"},
+    {"experiment", "verify"},
     {"report"},
     {"hydra_setup"},
     {"command"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,10 @@ def _rows(config: Config) -> Fingerprint:
     }
     if drawn.training is not None:
         groups[f"training rows of {config.finetune.other_task or task.name}, {config.finetune.data}"] = drawn.training
-    parts = {name: _digest([[e.text, e.options, e.label] for e in rows]) for name, rows in groups.items()}
+    parts = {name: _digest([_content(example) for example in rows]) for name, rows in groups.items()}
+    parts[f"wording of {task.name}"] = _digest(
+        {name: value for name, value in vars(drawn).items() if name not in ("demonstrations", "queries", "training")}
+    )
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
@@ -169,6 +172,10 @@ def _rows(config: Config) -> Fingerprint:
         if all(map(is_settled, seen.values())):
             _draws[key] = (seen, found)
     return found
+
+
+def _content(example: Example) -> dict[str, Any]:
+    return {name: value for name, value in asdict(example).items() if name != "where"}
 
 
 def _same(path: Path, stamp: Stamp) -> bool:
