@@ -297,7 +297,7 @@ MUTATIONS = {  # name: (change, what the log names, whether numbers must change)
         True,
     ),
     "the other task's rows": (
-        edit(PACKAGE / "tasks/bundled/toy_other/train.jsonl", '"label": 0', '"label": 1'),
+        lines(PACKAGE / "tasks/bundled/toy_other/train.jsonl", lambda rows: [r.replace(": 0}", ": 1}") for r in rows]),
         "toy_other/train.jsonl",
         False,
     ),

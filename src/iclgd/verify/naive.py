@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from iclgd.choices import Batch, Direction, Exit, LossOn, Optimizer, Procedure, RecordAt, StepPer, Trainable
+from iclgd.choices import Batch, Direction, Exit, LossOn, Optimizer, Placement, Procedure, RecordAt, StepPer, Trainable
 from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
@@ -45,6 +45,10 @@ def unknown_to_it(config: Config) -> list[str]:
             found.append(f"finetune.{entry.name}={value}")
     if config.protocol.step is not StepPer.demonstration:
         found.append(f"protocol.step={config.protocol.step}")
+    if config.runtime.placement is not Placement.single:
+        found.append(f"runtime.placement={config.runtime.placement}")
+    if "_from_" in config.runtime.dtype:
+        found.append(f"runtime.dtype={config.runtime.dtype}")
     reference = getattr(config, "reference", None)
     if reference is not None and getattr(reference, "name", "icl") != "icl":
         found.append(f"reference={reference.name}")

@@ -68,8 +68,10 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
     wanted = required_inputs(scores)
     laboratory = Laboratory(model, few, config, wanted, Progress())
     evidence = gather(laboratory)
-    with _rounded_otherwise(model):
-        rounding = _distances(evidence, gather(laboratory))
+    rounding: dict[str, float] = {}
+    if all(parameter.device.type != "meta" for parameter in model.network.parameters()):  # none waits elsewhere
+        with _rounded_otherwise(model):
+            rounding = _distances(evidence, gather(laboratory))
     evidence = replace(evidence, facts=_of_the_whole(evidence, config, len(prompts.queries), sample))
     unknown, naive = unknown_to_it(config), None
     if not unknown:
@@ -219,7 +221,7 @@ def _explained(
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How far values lie apart, relative to the larger where it exceeds 1; 0 where both are undefined, else infinite."""
+    """How far values lie apart, relative to the larger one if it exceeds 1; 0 if both are undefined, infinite if one."""
     undefined = np.isnan(a).astype(int) + np.isnan(b)
     with np.errstate(invalid="ignore"):
         apart = np.abs(a - b) / np.fmax(1.0, np.fmax(np.abs(a), np.abs(b)))
