@@ -10,7 +10,9 @@ SOURCE = Path(iclgd.__file__).parent
 
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
-    {"records", "seeding", "config", "paths"},
+    {"records", "seeding", "config", "paths", "ranks"},
+    {"digests"},
+    {"model_files"},
     {"tasks"},
     {"models", "toy"},
     {"learning"},
@@ -20,7 +22,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"report"},
     {"tracking"},
     {"dashboard", "evidence"},
-    {"experiment"},
+    {"experiment", "verify"},
     {"hydra_setup"},
     {"command"},
     {"api", "__main__"},
