@@ -95,6 +95,7 @@ class FinetuneConfig:
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
+    against: dict[str, str] | None = None  # variants it is compared with, and what each difference tells
     color: str | None = None  # of its lines and marks; null: the next free one of the palette
 
 

@@ -58,6 +58,8 @@ class Results:
         Raises:
             ReportError: no run has such a key, or none is left.
         """
+        known = {varied.heading(key, self.keys): key for key in self.keys}
+        conditions = {known.get(key, key): text for key, text in conditions.items()}
         for key in conditions:
             if not any(key in run.settings for run in self.runs):
                 raise ReportError(f"no run has a setting {key!r}: varied here are {', '.join(self.varied) or 'none'}")
@@ -188,7 +190,7 @@ class Results:
     def table(self) -> pd.DataFrame:
         """The headline scores' means, a row for each setting and a column for each score."""
         keys = [*self.varied] or ["finetune.name"]
-        shown = whole(self.summary)
+        shown: Any = whole(self.summary)
         shown = shown[shown["score"].isin(self.headline)]
         index = pd.MultiIndex.from_frame(shown[keys].astype(object)) if keys else None
         wide = shown.set_axis(index).set_index("score", append=True)["mean"].unstack("score", sort=False)
@@ -271,18 +273,9 @@ class Results:
         return (1, 0.0, "") if value is None else (2, 0.0, str(value))
 
 
-def whole(frame: pd.DataFrame) -> pd.DataFrame:
+def whole(frame: pd.DataFrame) -> Any:
     """The rows of a frame or a summary that are over all examples and all layers."""
-    rows: Any = frame[frame["layer"].isna() & (frame["examples"] == "all")]
-    return rows
-
-
-def heading(key: str, among: Iterable[str]) -> str:
-    """A key's last part as far as it tells it from the others: `finetune.lr` is lr, `finetune.name` is variant."""
-    own = {"finetune.name": "variant", "model.name": "model", "task.name": "task", "runtime.dtype": "dtype"}
-    name = own.get(key) or key.rpartition(".")[2]
-    alike = [other for other in among if other != key and own.get(other, other.rpartition(".")[2]) == name]
-    return key if alike else name
+    return frame[frame["layer"].isna() & (frame["examples"] == "all")]
 
 
 def _equal(value: Any, text: str) -> bool:

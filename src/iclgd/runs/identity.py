@@ -11,7 +11,10 @@ from iclgd.config import parse_layers
 
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _MACHINE = {"model": ("device_map",), "task": ("rates",)}  # the rate that counts is finetune.lr
-_LOOKS = {"finetune": ("label", "role", "order", "color"), "score": ("label", "limits", "headline", "better", "share")}
+_LOOKS = {
+    "finetune": ("label", "role", "order", "against", "color"),
+    "score": ("label", "limits", "headline", "better", "share"),
+}
 
 
 def canonical(content: Any) -> str:
