@@ -134,15 +134,16 @@ def _ladder_rows(results: Results, scores: Sequence[str]) -> Grid | None:
         several = own.groupby(["panel", "variant"])["text"].transform("nunique") > 1
         whole["about"] = np.where(several, own["variant"] + " · " + own["text"], own["variant"])
     if whole.groupby("panel")["about"].nunique().max() > _MOST_STEPS:
-        whole: Frame = rows.assign(about=rows["variant"], setting=setting_texts(rows, keys))
+        whole = rows.assign(about=rows["variant"], setting=setting_texts(rows, keys))
     choices = in_order(whole, "setting", keys) if "setting" in whole else []
     whole["rank"] = whole["variant"].map(list(looks(results.variants).labels.values()).index)
     roles = whole["finetune.name"].map(lambda name: results.variants[name].role)
     for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
         best = {}
-        for where, part in whole[roles == role].groupby(["panel", "value"]):
-            lower = results.scores[scores[where[1]]].better is Better.lower
-            best[where] = part["mean"].min() if lower else part["mean"].max()
+        groups: Any = whole[roles == role].groupby(["panel", "value"])
+        for (panel, at), part in groups:
+            lower = results.scores[scores[at]].better is Better.lower
+            best[panel, at] = part["mean"].min() if lower else part["mean"].max()
         whole[column] = [best.get(where, np.nan) for where in zip(whole["panel"], whole["value"], strict=True)]
     if whole["about"].nunique() < 2:
         return None
