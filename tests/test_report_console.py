@@ -95,7 +95,7 @@ def test_nothing_finished_is_said(tmp_path):
 
 
 def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
-    monkeypatch.setattr("iclgd.report.figures.figures", lambda results: [])
+    monkeypatch.setattr(Results, "figures", {})
     for shots in (4, 8):
         for variant in ("gd", "lcgd"):
             write_run(tmp_path / f"{shots}{variant}", shots=shots, variant=variant)
