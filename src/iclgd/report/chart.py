@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +142,7 @@ class Looks:
     labels: Mapping[str, str]
     colors: Sequence[str]
 
-    def of(self, labels: Sequence[str], legend_for: str | None = "color") -> dict[str, Any]:
+    def of(self, labels: Iterable[str], legend_for: str | None = "color") -> dict[str, Any]:
         """Encodings of the field `variant` for those that are shown, with at most one legend.
 
         Args:
@@ -152,7 +152,8 @@ class Looks:
         import altair as alt
 
         everyone = list(self.labels.values())
-        shown = [label for label in everyone if label in set(labels)]
+        wanted = set(labels)
+        shown = [label for label in everyone if label in wanted]
         at = [everyone.index(label) for label in shown]
         ranges: dict[str, tuple[Any, list[Any]]] = {
             "color": (alt.Color, [self.colors[i] for i in at]),

@@ -59,7 +59,7 @@ def by_layer(results: Results) -> list[Figure]:
         look = looks(results.variants).of(rows["variant"].unique(), "strokeDash")
         axis = alt.Axis(format="d", tickMinStep=1, tickCount=6)
         x = alt.X("layer:Q", title="layer", axis=axis, scale=alt.Scale(nice=False, zero=False, padding=3))
-        marks = lines(results, score, rows, x, look, "layer", marked=rows["layer"].max() < 16)
+        marks = lines(results, score, rows, x, look, "layer", marked=bool(rows["layer"].max() < 16))
         beside = alt.Chart().mark_line(strokeDash=[1, 2], strokeWidth=1.1)
         theirs = rows["published"].notna().any()
         marks += [beside.encode(x, alt.Y("published:Q"), look["color"])] if theirs else []
@@ -142,7 +142,7 @@ def _ladder_rows(results: Results, scores: Sequence[str]) -> Grid | None:
         best = {}
         groups: Any = whole[roles == role].groupby(["panel", "value"])
         for (panel, at), part in groups:
-            lower = results.scores[scores[at]].better is Better.lower
+            lower = results.scores[scores[int(at)]].better is Better.lower
             best[panel, at] = part["mean"].min() if lower else part["mean"].max()
         whole[column] = [best.get(where, np.nan) for where in zip(whole["panel"], whole["value"], strict=True)]
     if whole["about"].nunique() < 2:
