@@ -117,7 +117,7 @@ class Figure:
 
         writers: Mapping[str, Any] = {
             ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
-            ".pdf": vl_convert.vegalite_to_pdf,
+            ".pdf": lambda chart: _ordered(vl_convert.vegalite_to_pdf(chart)),
             ".svg": vl_convert.vegalite_to_svg,
             ".html": functools.partial(vl_convert.vegalite_to_html, bundle=True),
         }
@@ -127,6 +127,13 @@ class Figure:
         with replacing(path, sync=False) as part:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
+
+
+def _ordered(pdf: bytes) -> bytes:
+    """The same PDF with its fonts in order: the writer lists them as a hash table has them, anew in every call."""
+    return re.sub(
+        rb"(?:^ +/fo\d+ \d+ \d+ R\n)+", lambda fonts: b"".join(sorted(fonts[0].splitlines(True))), pdf, flags=re.M
+    )
 
 
 def write(figures: Sequence[Figure], out: Path) -> list[Path]:
