@@ -77,7 +77,7 @@ def test_an_axis_is_logarithmic_by_its_own_values_and_has_its_ticks_there(values
     key = "finetune.lr" if isinstance(values[0], float) else "task.shots"
     figure = drawn(figures.along_axes(results(**{key.replace(".", "__"): values})))[f"along.{key}/sim_aou"]
     axis = next(x for x in encoded(figure, "x") if x.get("field") == "x")
-    assert axis["scale"]["type"] == ("log" if log else "linear")
+    assert axis["scale"].get("type") == ("log" if log else None)
     assert axis["axis"]["values"] == values and axis["title"] == key
 
 

@@ -46,7 +46,8 @@ def theme(dark: bool = False) -> dict[str, Any]:
         "symbolOpacity": 1,
     }
     legend |= {"gradientThickness": 7, "gradientLength": 130, "titleColor": ink, "titleFontSize": 8}
-    small = {"labelFontSize": 8.5, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
+    # One weight of one font: the PDF writer puts several fonts into the file in an order of its own, anew each time.
+    small = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
     return {
         "background": "transparent" if dark else "white",
         "padding": 3,
@@ -56,7 +57,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
         "axisX": {"grid": False},
         "axisY": {"domain": False, "ticks": False},
         "legend": {**legend, "titleFontWeight": "normal"},
-        "header": {**small, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "bold"},
+        "header": {**small, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
         "title": {"fontSize": 8.5, "color": ink, "fontWeight": "normal", "anchor": "start", "offset": 6},
         "line": {"strokeWidth": 1.4},
         "rule": {"color": soft, "strokeWidth": 0.7},
@@ -130,9 +131,9 @@ class Figure:
 
 
 def _ordered(pdf: bytes) -> bytes:
-    """The same PDF with its fonts in order: the writer lists them as a hash table has them, anew in every call."""
+    """The same PDF with its resources in order: the writer lists them as a hash table has them, anew in every call."""
     return re.sub(
-        rb"(?:^ +/fo\d+ \d+ \d+ R\n)+", lambda fonts: b"".join(sorted(fonts[0].splitlines(True))), pdf, flags=re.M
+        rb"(?:^ +/[a-z]+\d+ \d+ \d+ R\n)+", lambda fonts: b"".join(sorted(fonts[0].splitlines(True))), pdf, flags=re.M
     )
 
 

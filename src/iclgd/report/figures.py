@@ -158,10 +158,14 @@ def _steps(results: Results, score: str, at: int, split: Grid, count: int) -> An
     y = alt.Y("about:N", sort=list(split.across), title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
     x = score_axis(results, score, rows, alt.X)
     base = alt.Chart()
+    bounds = [("floor", [1, 2]), ("ceiling", [5, 2])]
     marks = [
         *zero_rule(rows, "x"),
-        base.mark_rule(strokeDash=[1, 2], strokeWidth=1).encode(alt.X("max(floor):Q")),
-        base.mark_rule(strokeDash=[5, 2], strokeWidth=1).encode(alt.X("max(ceiling):Q")),
+        *(
+            base.mark_rule(strokeDash=dash, strokeWidth=1).encode(alt.X(f"max({name}):Q"))
+            for name, dash in bounds
+            if rows[name].notna().any()
+        ),
         base.mark_rule(strokeWidth=1.4).encode(alt.X("low:Q"), alt.X2("high:Q"), y, look["color"]),
         base.mark_point(filled=True, size=34, opacity=1).encode(
             x, y, look["color"], look["shape"], tooltip=tooltip(results, score, "about")
