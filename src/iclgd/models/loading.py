@@ -1,4 +1,4 @@
-"""How does a model get from a config into memory? From safetensors only, without any code but transformers' own."""
+"""Models get from a config into memory: from safetensors or GGUF only, without any code but transformers' own."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
+from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refuse_incomplete, refuse_oversized, refusing
+from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder, sha256_of
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check
+from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
 from iclgd.models.untrained import untrained
 from iclgd.paths import toy_model_folder
 
 log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEIGHT_FILES = ("*.safetensors", "*.gguf")
+_DAMAGED = "its files are damaged, or are not what they say: get them again, or name another model"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -90,22 +91,24 @@ class _Held:
 def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -> LanguageModel:
     model = held.model
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    place, digests = _locate(model)
-    _refuse_unknown_family(model, place)
-    network = _weights(model, place, dtype)
+    accepted, digests = _locate(model)
+    config = _config(model, accepted)
+    network = _weights(model, accepted, config, dtype)
     if not hasattr(network, "hf_device_map"):
         network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
+    with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
+        tokenizer = AutoTokenizer.from_pretrained(**accepted.arguments())
     return assemble(
         network.eval(),
-        _from_hub(model, AutoTokenizer.from_pretrained, **place),
+        tokenizer,
         identity={
             "name": model.name,
-            "revision": _commit(model, place) or model.revision,
+            "revision": accepted.commit or model.revision,
             "weights": str(model.weights),
             "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
             "dtype": str(dtype).removeprefix("torch."),
             "device_type": device.type,
-            "sha256": digests or _digests(network),
+            "sha256": digests or {name: sha256_of(path) for name, path in accepted.weights.items()},
         },
     )
 
@@ -131,72 +134,44 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arguments for transformers' loaders, and sha256 by file where known already."""
+def _locate(model: ModelConfig) -> tuple[AcceptedModel, dict[str, str]]:
+    """The model's files, checked, and their sha256 by name where known already."""
     if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
         raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
+    with_weights = model.weights is not Weights.random
     if model.source is ModelSource.package:
         folder, digest = converted_folder(model)
-        return {"pretrained_model_name_or_path": str(folder)}, {str(model.file): digest}
+        return accept(str(folder), weights=with_weights), {str(model.file): digest}
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
     folder = Path(name).expanduser()
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
-    place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else name}
-    if model.revision is not None:
-        place["revision"] = model.revision
-    if model.file is not None:
-        place["gguf_file"] = model.file
-    return place, {}
+    return accept(str(folder) if folder.is_dir() else name, model.revision, model.file, with_weights), {}
 
 
-def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
-    try:
-        return loader(**arguments, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ConfigError(
-            f"model.name={model.name} could not be loaded: {reason} -- without access to the hub, name a local folder: "
-            "model=hf model.name=FOLDER (config, tokenizer and *.safetensors; pickled weights and a repository's own "
-            "code are not read)"
-        ) from error
-
-
-def _refuse_unknown_family(model: ModelConfig, place: dict[str, Any]) -> PretrainedConfig:
-    config = _from_hub(model, AutoConfig.from_pretrained, **place)
-    kind = config.model_type
-    if kind not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model.name={model.name} is of the family {kind!r}, which iclgd does not know; it knows "
-            f"{', '.join(sorted(FAMILIES))}"
-        )
+def _config(model: ModelConfig, accepted: AcceptedModel) -> PretrainedConfig:
+    with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
+        config = AutoConfig.from_pretrained(**accepted.arguments())
+    refuse_unknown_family(config.model_type, model.name)
+    check_bounds(config, model.name)
     return config
 
 
-def _weights(model: ModelConfig, place: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    common: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
-    if model.weights is Weights.random:
-        config = _from_hub(model, AutoConfig.from_pretrained, **place)
-        return untrained(config, dtype, model.weights_seed)
-    if model.device_map is not None:
-        common["device_map"] = model.device_map
-    safe = {} if "gguf_file" in place else {"use_safetensors": True}
-    pretrained = _from_hub(model, AutoModelForCausalLM.from_pretrained, **place, **common, **safe)
-    if model.weights is Weights.keep_embeddings:
-        return untrained(pretrained.config, dtype, model.weights_seed, keep=pretrained)
-    return pretrained
-
-
-def _commit(model: ModelConfig, place: dict[str, Any]) -> str | None:
-    """The hub's commit that was loaded, from where the hub's cache keeps it; None for a local folder."""
-    name = place["pretrained_model_name_or_path"]
-    if Path(name).is_dir():
-        return None
-    return extract_commit_hash(cached_file(name, model.file or "config.json", revision=model.revision), None)
-
-
-def _digests(network: PreTrainedModel) -> dict[str, str]:
-    folder = Path(network.config._name_or_path)
-    if not folder.is_dir():
-        return {}
-    return {path.name: sha256_of(path) for pattern in _WEIGHT_FILES for path in sorted(folder.glob(pattern))}
+def _weights(model: ModelConfig, accepted: AcceptedModel, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    with refusing(f"model.name={model.name} could not be loaded", _DAMAGED):
+        if model.weights is Weights.random:
+            return untrained(config, dtype, model.weights_seed)
+        with torch.device("meta"):
+            refuse_oversized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), accepted)
+        settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+        if model.device_map is not None:
+            settings["device_map"] = model.device_map
+        if accepted.gguf is None:
+            settings |= {"use_safetensors": True, "config": config}
+        settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named
+        network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**accepted.arguments(), **settings)
+        refuse_incomplete(network, info, model.name)
+        network.config._name_or_path = accepted.name
+        if model.weights is Weights.keep_embeddings:
+            return untrained(network.config, dtype, model.weights_seed, keep=network)
+        return network
