@@ -16,9 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refuse_incomplete, refuse_oversized, refusing
+from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
+from iclgd.models.completeness import refuse_incomplete, refuse_oversized
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder, sha256_of
 from iclgd.models.products import use_linear
@@ -98,19 +99,20 @@ def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -
         network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
         tokenizer = AutoTokenizer.from_pretrained(**accepted.arguments())
-    return assemble(
-        network.eval(),
-        tokenizer,
-        identity={
-            "name": model.name,
-            "revision": accepted.commit or model.revision,
-            "weights": str(model.weights),
-            "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device_type": device.type,
-            "sha256": digests or {name: sha256_of(path) for name, path in accepted.weights.items()},
-        },
-    )
+    with refusing(f"model.name={model.name} failed its self-test", _DAMAGED):
+        return assemble(
+            network.eval(),
+            tokenizer,
+            identity={
+                "name": model.name,
+                "revision": accepted.commit or model.revision,
+                "weights": str(model.weights),
+                "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
+                "dtype": str(dtype).removeprefix("torch."),
+                "device_type": device.type,
+                "sha256": digests or {name: sha256_of(path) for name, path in accepted.weights.items()},
+            },
+        )
 
 
 def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] | None = None) -> LanguageModel:

@@ -67,35 +67,28 @@ def cleaned_config(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     refuse_unknown_family(kind, name)
     known = CONFIG_MAPPING[kind]
     fields = {*getattr(known, "__dataclass_fields__", {}), *known.attribute_map, "model_type", "rope_scaling"}
-    kept = _without(content, _OVERRULED, 0)
+    kept = _without(content, _OVERRULED, name)
     return {key: value for key, value in kept.items() if key in fields or not hasattr(known, key)}
 
 
-def cleaned_tokenizer_config(content: Mapping[str, Any]) -> dict[str, Any]:
+def cleaned_tokenizer_config(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A tokenizer's config without what is not obeyed: code, and files elsewhere.
 
     Raises:
         ConfigError: nesting that no config has.
     """
-    kept = _without(content, _TOKENIZER_OVERRULED, 0)
+    kept = _without(content, _TOKENIZER_OVERRULED, name)
     return {key: value for key, value in kept.items() if not key.endswith(("_file", "_files"))}
 
 
-def _without(content: Mapping[str, Any], dropped: set[str], depth: int) -> dict[str, Any]:
-    kept = {}
-    for key, value in content.items():
-        if key in dropped or (key.startswith("_") and key != "__type"):
-            continue
-        kept[key] = _inner(value, dropped, depth + 1)
-    return kept
-
-
-def _inner(value: Any, dropped: set[str], depth: int) -> Any:
+def _without(content: Mapping[str, Any], dropped: set[str], name: str, depth: int = 0) -> dict[str, Any]:
     if depth > _DEEPEST:
-        raise ConfigError(f"a config of the model is nested more than {_DEEPEST} deep")
-    if isinstance(value, Mapping):
-        return _without(value, dropped, depth)
-    return [_inner(each, dropped, depth + 1) for each in value] if isinstance(value, list) else value
+        raise ConfigError(f"{name}: a config of the model is nested more than {_DEEPEST} deep")
+    kept = {key: value for key, value in content.items() if key not in dropped and not key.startswith("_")}
+    return {
+        key: _without(value, dropped, name, depth + 1) if isinstance(value, Mapping) else value
+        for key, value in kept.items()
+    }
 
 
 def check_bounds(config: PretrainedConfig, name: str) -> None:
