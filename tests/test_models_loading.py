@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.digests import digest_of
+from iclgd.model_files import packaged_file
 from iclgd.models import (
     Question,
     RecordPlan,
@@ -23,7 +25,6 @@ from iclgd.models import (
     resolve_device,
     resolve_dtype,
 )
-from iclgd.models.packaged import packaged_file, sha256_of
 from tiny import tiny_tokenizer
 from tiny_models import tiny_network
 
@@ -71,7 +72,8 @@ def test_a_local_folder_is_loaded(folder):
     expected = tiny_network("llama", vocab_size=384, hidden_size=16, intermediate_size=16, head_dim=4)
     for name, parameter in model.network.named_parameters():
         assert torch.equal(parameter, dict(expected.named_parameters())[name]), name
-    assert model.identity["sha256"] == {"model.safetensors": sha256_of(folder / "model.safetensors")}
+    files = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    assert model.identity["sha256"] == {name: digest_of(folder / name) for name in files}
     assert model.identity["weights_seed"] is None and model.identity["dtype"] == "float32"
     assert model.tokenizer.bos_token == "<|endoftext|>"
     assert model.window == 128 and model.device.type == "cpu"

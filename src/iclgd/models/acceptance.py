@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from iclgd.config import ConfigError
-from iclgd.models.source_files import INDEX, Source, read_object
+from iclgd.model_files import read_object
+from iclgd.models.source_files import INDEX, Source
 from iclgd.models.strangers_config import cleaned_config, cleaned_tokenizer_config
 from iclgd.shown import printable
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import re
+import weakref
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +17,13 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.model_files import model_inputs, refuse_file_elsewhere
 from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.completeness import refuse_incomplete, refuse_oversized
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.packaged import converted_folder, sha256_of
+from iclgd.models.packaged import converted_folder
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check
 from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
@@ -71,6 +73,8 @@ def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.
 def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     """A model, checked, on its device; the last one loaded is kept for the next run of the same process.
 
+    What is kept belongs to the content of its files: when one of them has changed, the model is loaded anew.
+
     Raises:
         ConfigError: it is not there, or not in a form that is safe to read.
         UnsupportedModelError: its family is unknown, or its self-test failed.
@@ -78,7 +82,14 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(runtime.dtype, device, model)
     key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
-    return _load(key, device, dtype, _Held(model))
+    return _load(key, tuple(sorted(_inputs(model).items())), device, dtype, _Held(model))
+
+
+def _inputs(model: ModelConfig) -> dict[str, str]:
+    try:
+        return model_inputs(model)
+    except OSError:  # whatever is amiss, loading says it better
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,30 +100,34 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -> LanguageModel:
-    model = held.model
+def _load(
+    _key: object, inputs: tuple[tuple[str, str], ...], device: torch.device, dtype: torch.dtype, held: _Held
+) -> LanguageModel:
+    model, digests = held.model, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    accepted, digests = _locate(model)
+    accepted = _locate(model, digests.get("commit") or model.revision)
     config = _config(model, accepted)
     network = _weights(model, accepted, config, dtype)
     if not hasattr(network, "hf_device_map"):
         network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
         tokenizer = AutoTokenizer.from_pretrained(**accepted.arguments())
+    now = _inputs(model)
+    if digests and now != digests:
+        changed = ", ".join(sorted(name for name in {*now, *digests} if now.get(name) != digests.get(name)))
+        raise ConfigError(f"model.name={model.name}: {changed} changed while the model was being loaded: try again")
+    commit = now.pop("commit", None)
+    identity = {
+        "name": model.name,
+        "revision": commit or accepted.commit or model.revision,
+        "weights": str(model.weights),
+        "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device_type": device.type,
+        "sha256": now,
+    }
     with refusing(f"model.name={model.name} failed its self-test", _DAMAGED):
-        return assemble(
-            network.eval(),
-            tokenizer,
-            identity={
-                "name": model.name,
-                "revision": accepted.commit or model.revision,
-                "weights": str(model.weights),
-                "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
-                "dtype": str(dtype).removeprefix("torch."),
-                "device_type": device.type,
-                "sha256": digests or {name: sha256_of(path) for name, path in accepted.weights.items()},
-            },
-        )
+        return assemble(network.eval(), tokenizer, identity)
 
 
 def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] | None = None) -> LanguageModel:
@@ -136,19 +151,17 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig) -> tuple[AcceptedModel, dict[str, str]]:
-    """The model's files, checked, and their sha256 by name where known already."""
-    if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
-        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
+def _locate(model: ModelConfig, revision: str | None) -> AcceptedModel:
+    """The model's files, checked."""
+    refuse_file_elsewhere(model)
     with_weights = model.weights is not Weights.random
     if model.source is ModelSource.package:
-        folder, digest = converted_folder(model)
-        return accept(str(folder), weights=with_weights), {str(model.file): digest}
+        return accept(str(converted_folder(model)), weights=with_weights)
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
     folder = Path(name).expanduser()
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
-    return accept(str(folder) if folder.is_dir() else name, model.revision, model.file, with_weights), {}
+    return accept(str(folder) if folder.is_dir() else name, revision, model.file, with_weights)
 
 
 def _config(model: ModelConfig, accepted: AcceptedModel) -> PretrainedConfig:
@@ -174,6 +187,9 @@ def _weights(model: ModelConfig, accepted: AcceptedModel, config: PretrainedConf
         network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**accepted.arguments(), **settings)
         refuse_incomplete(network, info, model.name)
         network.config._name_or_path = accepted.name
+        weakref.finalize(
+            network, bool, accepted
+        )  # layers kept on disk are read from its files as long as they are used
         if model.weights is Weights.keep_embeddings:
             return untrained(network.config, dtype, model.weights_seed, keep=network)
         return network

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from iclgd.config import ConfigError
+from iclgd.model_files import read_object, weight_map
 from iclgd.shown import printable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_LARGEST_JSON = 256 << 20  # bytes; the tokenizer.json of Gemma 3 has 33 MB
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BUFFERS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.(masked_)?bias$|(^|\.)position_ids$")  # masks, numbers
 
@@ -66,7 +65,7 @@ class Source:
         if self.find(WEIGHTS) is not None:
             shards = {WEIGHTS: self.known[WEIGHTS]}
         elif self.find(INDEX) is not None:
-            self.weight_map = _weight_map(self.json(INDEX), self.name)
+            self.weight_map = weight_map(self.json(INDEX), f"{self.name}: {INDEX}")
             shards = {shard: self.file(shard) for shard in sorted(set(self.weight_map.values()))}
         else:
             raise ConfigError(
@@ -93,39 +92,6 @@ class Source:
         if not real.exists() or not stat.S_ISREG(real.stat().st_mode):
             raise ConfigError(f"{self.name}: {printable(name)} is no regular file")
         return real
-
-
-def read_object(path: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a model's folder.
-
-    Raises:
-        ConfigError: it is none, or too large; the message names the file.
-    """
-    if path.stat().st_size > _LARGEST_JSON:
-        raise ConfigError(f"{name} has {path.stat().st_size:,} bytes, more than the {_LARGEST_JSON:,} that are read")
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is no JSON: {printable(str(error), 200)}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{name} holds a JSON {type(content).__name__}, not an object")
-    return content
-
-
-def _weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
-    entries = index.get("weight_map")
-    if not isinstance(entries, dict) or not entries:
-        raise ConfigError(f"{name}: {INDEX} has no weight_map from tensors to files")
-    if not isinstance(index.get("metadata", {}), dict):
-        raise ConfigError(f"{name}: metadata in {INDEX} is no object")
-    for tensor, shard in entries.items():
-        plain = isinstance(shard, str) and "\\" not in shard and "\0" not in shard and shard.endswith(".safetensors")
-        if not plain or PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
-            raise ConfigError(
-                f"{name}: {INDEX} keeps {printable(tensor)} in {printable(str(shard))!r}; only *.safetensors files "
-                "inside the folder are read"
-            )
-    return entries
 
 
 def _checked_header(path: Path, name: str) -> set[str]:
