@@ -261,7 +261,7 @@ CASES: dict[str, Case] = {
     "a kernel for attention": Case(config(_attn_implementation="owner/kernel"), None),
     "another attention": Case(config(attn_implementation="sdpa", _attn_implementation_internal="x/y"), None),
     "kernels": Case(config(use_kernels=True, kernel_config={"RMSNorm": "x/y:Z"}, fusion_config={"a": 1}), None),
-    "quantised by its word": Case(config(quantization_config={"quant_method": "gptq", "bits": 4}), None),
+    "quantised by its word": Case(config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by gptq"),
     "code of its own": Case(both(code, config(auto_map=AUTO_MAP), tokens(auto_map=AUTO_MAP)), None),
     "weights named by the config": Case(config(transformers_weights="../outside/model.safetensors"), None),
     "fields that are methods": Case(config(to_dict=1, base_model_tp_plan={"*": "x"}, validate=3), None),

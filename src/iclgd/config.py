@@ -17,6 +17,24 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from iclgd import choices
 
 _LARGEST_FLOAT32 = 3.4028235e38
+_LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which draws the papers' orders, takes no larger one
+_LARGEST_LAYER = 100_000
+_BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do is not begun
+    "seed": (0, _LARGEST_SEED),
+    "model.weights_seed": (0, _LARGEST_SEED),
+    "task.query_seed": (0, _LARGEST_SEED),
+    "task.shots": (1, 1_000_000),
+    "task.queries": (1, 1_000_000_000),
+    "task.permutation": (0, 100_000),
+    "finetune.epochs": (1, 1_000_000),
+    "finetune.rank": (1, 1_000_000),
+    "metric.every": (0, 1_000_000_000),
+    "metric.orders": (1, 10_000),
+    "metric.bootstrap": (0, 1_000_000),
+    "runtime.threads": (1, 10_000),
+    "runtime.batch_tokens": (1, 1_000_000_000),
+    "runtime.cache_gb": (0, 1_000_000),
+}
 
 
 class ConfigError(ValueError):
@@ -36,7 +54,7 @@ class ModelConfig:
     bos: str | None = None  # a token, or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
     dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
-    device_map: str | None = None
+    chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
 
 
 @dataclass
@@ -152,6 +170,10 @@ class RuntimeConfig:
     """The machine: none of this changes what is measured beyond rounding (conf/runtime)."""
 
     device: str = "auto"
+    placement: choices.Placement = choices.Placement.single
+    device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
+    max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
+    offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"
     threads: int | None = None
     save_recordings: bool = False
@@ -191,29 +213,20 @@ class Config:
         Raises:
             ConfigError: naming the key and the remedy.
         """
-        at_least = {
-            "task.shots": (self.task.shots, 1),
-            "task.queries": (self.task.queries, 1),
-            "task.permutation": (self.task.permutation, 0),
-            "finetune.epochs": (self.finetune.epochs, 1),
-            "metric.every": (self.metric.every, 0),
-            "metric.orders": (self.metric.orders, 1),
-            "metric.bootstrap": (self.metric.bootstrap, 0),
-            "seed": (self.seed, 0),
-        }
-        for key, (value, least) in at_least.items():
-            if value < least:
-                raise ConfigError(f"{key}={value} is too small: give {least} or more")
-        for key in ("threads", "batch_tokens"):
-            value = getattr(self.runtime, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"runtime.{key}={value} is too small: give 1 or more, or null")
+        for key, (least, most) in _BOUNDS.items():
+            value = getattr(getattr(self, key.rpartition(".")[0], self), key.rpartition(".")[2])
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{key}={value} is out of bounds: give {least:,} to {most:,}")
+        for name, rate in self.task.rates.items():
+            if not 0 < rate <= _LARGEST_FLOAT32:
+                raise ConfigError(f"task.rates.{name}={rate} cannot train: give a positive rate that float32 can hold")
+        for name, score in self.metric.scores.items():
+            if score.limits is not None and not (len(score.limits) == 2 and score.limits[0] < score.limits[1]):
+                raise ConfigError(f"metric.scores.{name}.limits={score.limits} are no limits: give [LEAST, LARGEST]")
         if not 0 < self.finetune.lr <= _LARGEST_FLOAT32:
             raise ConfigError(
                 f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
             )
-        if self.finetune.rank is not None and self.finetune.rank < 1:
-            raise ConfigError(f"finetune.rank={self.finetune.rank} is too small: give 1 or more, or null for full rank")
         if not self.metric.scores:
             raise ConfigError("metric=[] measures nothing: name one or more of conf/metric, such as metric=[sim_aou]")
         if self.runtime.objective is not None and self.runtime.objective not in self.metric.scores:
@@ -260,9 +273,11 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
     chosen: set[int] = set()
     for part in parts:
         first, dash, last = str(part).strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        last = last if dash else first
+        plain = all(number.isdecimal() and len(number) < 10 for number in (first, last))
+        if not plain or not int(first) <= int(last) <= _LARGEST_LAYER:
             raise ConfigError(f"finetune.layers={spec!r} cannot be read: {remedy}")
-        chosen.update(range(int(first), int(last if dash else first) + 1))
+        chosen.update(range(int(first), int(last) + 1))
     if not chosen:
         raise ConfigError(f"finetune.layers={spec!r} names no layer: {remedy}")
     return tuple(sorted(chosen))

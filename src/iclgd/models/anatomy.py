@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from iclgd import ranks
 from iclgd.config import ConfigError
 from iclgd.models.layout import LAYOUTS, Layout, Shape
+from iclgd.models.offload import resident
 from iclgd.models.products import linear
 
 
@@ -225,9 +227,12 @@ class Anatomy:
 
     def unembed(self, finished: Tensor) -> Tensor:
         """Logits in float32, from `finish`ed hidden states [..., d_model]; half products would tie labels."""
-        bias = getattr(self.unembedding, "bias", None)
-        weight = cast(Tensor, self.unembedding.weight).float()
-        logits = linear(finished.float(), weight, None if bias is None else bias.float())
+        with resident([self.unembedding]):
+            vocabulary = len(cast(Tensor, self.unembedding.weight))
+            weight, _ = ranks.mine(self.unembedding.weight)
+            bias, _ = ranks.mine(getattr(self.unembedding, "bias", None))
+            logits = linear(finished.to(weight.device).float(), weight, None if bias is None else bias.float())
+        logits = ranks.joined(logits, -1, vocabulary)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def norms(self) -> tuple[nn.Module, ...]:

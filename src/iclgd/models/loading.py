@@ -1,4 +1,4 @@
-"""Models get from a config into memory: from safetensors or GGUF only, without any code but transformers' own."""
+"""A model from a config into memory: from safetensors or GGUF only, without any code but transformers' own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -22,8 +21,10 @@ from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.completeness import refuse_incomplete, refuse_oversized
+from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
+from iclgd.models.placement import loading_arguments, placed, placement_key, refuse_impossible
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check
 from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
@@ -57,7 +58,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.dtype:
-    """The dtype that `runtime.dtype` means; `auto` is float32 on the CPU and the model's own on a GPU.
+    """The dtype in which `runtime.dtype` computes; `auto` is float32 on the CPU and the model's own on a GPU.
 
     Raises:
         ConfigError: not a dtype that a model can run in.
@@ -65,9 +66,12 @@ def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.
     if name == "auto":
         name = "float32" if device.type == "cpu" else (model.dtype or "bfloat16")
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-    if name not in known:
-        raise ConfigError(f"runtime.dtype={name} is not known: write auto or one of {', '.join(known)}")
-    return known[name]
+    if name not in known and not stored_apart(name):
+        raise ConfigError(
+            f"runtime.dtype={name} is not known: write auto or one of {', '.join(known)}, or float32_from_bfloat16 or "
+            "float32_from_float16 for half weights used in float32"
+        )
+    return known.get(name, torch.float32)
 
 
 def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
@@ -82,7 +86,8 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(runtime.dtype, device, model)
     key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
-    return _load(key, tuple(sorted(_inputs(model).items())), device, dtype, _Held(model))
+    inputs = tuple(sorted(_inputs(model).items()))
+    return _load(key, inputs, device, dtype, placement_key(runtime), _Held(model, runtime))
 
 
 def _inputs(model: ModelConfig) -> dict[str, str]:
@@ -97,19 +102,26 @@ class _Held:
     """Carries a config past the cache, whose key says all of it already."""
 
     model: ModelConfig = dataclasses.field(hash=False, compare=False)
+    runtime: RuntimeConfig = dataclasses.field(hash=False, compare=False)
 
 
 @functools.lru_cache(maxsize=1)
 def _load(
-    _key: object, inputs: tuple[tuple[str, str], ...], device: torch.device, dtype: torch.dtype, held: _Held
+    _key: object,
+    inputs: tuple[tuple[str, str], ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    _placement: str,
+    held: _Held,
 ) -> LanguageModel:
-    model, digests = held.model, dict(inputs)
+    model, runtime, digests = held.model, held.runtime, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
     accepted = _locate(model, digests.get("commit") or model.revision)
     config = _config(model, accepted)
-    network = _weights(model, accepted, config, dtype)
-    if not hasattr(network, "hf_device_map"):
-        network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
+    refuse_impossible(model, runtime, config)
+    network = placed(_weights(model, accepted, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
+    if stored_apart(runtime.dtype):
+        compute_in_float32(network)
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
         tokenizer = AutoTokenizer.from_pretrained(**accepted.arguments())
     now = _inputs(model)
@@ -122,7 +134,7 @@ def _load(
         "revision": commit or accepted.commit or model.revision,
         "weights": str(model.weights),
         "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
         "device_type": device.type,
         "sha256": now,
     }
@@ -172,15 +184,17 @@ def _config(model: ModelConfig, accepted: AcceptedModel) -> PretrainedConfig:
     return config
 
 
-def _weights(model: ModelConfig, accepted: AcceptedModel, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def _weights(
+    model: ModelConfig, accepted: AcceptedModel, dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
+) -> PreTrainedModel:
     with refusing(f"model.name={model.name} could not be loaded", _DAMAGED):
         if model.weights is Weights.random:
             return untrained(config, dtype, model.weights_seed)
         with torch.device("meta"):
             refuse_oversized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), accepted)
         settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
-        if model.device_map is not None:
-            settings["device_map"] = model.device_map
+        if model.weights is Weights.pretrained:
+            settings |= loading_arguments(runtime, config)
         if accepted.gguf is None:
             settings |= {"use_safetensors": True, "config": config}
         settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named

@@ -23,7 +23,6 @@ _OVERRULED = {
     "fusion_config",
     "kernel_config",
     "name_or_path",
-    "quantization_config",
     "torch_dtype",
     "transformers_weights",
     "trust_remote_code",
@@ -54,9 +53,10 @@ def refuse_unknown_family(kind: object, name: str) -> None:
 
 
 def cleaned_config(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A config without what is not obeyed: private fields, code, kernels, attention, quantisation, other places.
+    """A config without what is not obeyed: private fields, code, kernels, attention, other places.
 
     Fields that would replace a part of transformers' config class, such as `to_dict` or `base_model_tp_plan`, go too.
+    `quantization_config` stays, so that it can be refused by name.
 
     Raises:
         ConfigError: an unknown family, or nesting that no config has.

@@ -10,7 +10,7 @@ from typing import Any
 from iclgd.config import parse_layers
 
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
-_MACHINE = {"model": ("device_map",), "task": ("rates",)}  # the rate that counts is finetune.lr
+_MACHINE = {"task": ("rates",)}  # the rate that counts is finetune.lr
 _LOOKS = {"finetune": ("label", "role", "order", "color"), "score": ("label", "limits", "headline", "better", "share")}
 
 
