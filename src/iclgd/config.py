@@ -19,7 +19,7 @@ from iclgd import choices
 _LARGEST_FLOAT32 = 3.4028235e38
 _LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which draws the papers' orders, takes no larger one
 _LARGEST_LAYER = 100_000
-_BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do is not begun
+_BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do, or no generator takes, is not begun
     "seed": (0, _LARGEST_SEED),
     "model.weights_seed": (0, _LARGEST_SEED),
     "task.query_seed": (0, _LARGEST_SEED),
@@ -28,6 +28,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do is not b
     "task.permutation": (0, 100_000),
     "finetune.epochs": (1, 1_000_000),
     "finetune.rank": (1, 1_000_000),
+    "finetune.calibration": (1, 1_000_000),
+    "finetune.noise": (0, 1e30),
+    "reference.permutation": (0, 100_000),
+    "reference.draw": (0, _LARGEST_SEED),
+    "reference.noise": (0, 1e30),
     "metric.every": (0, 1_000_000_000),
     "metric.orders": (1, 10_000),
     "metric.bootstrap": (0, 1_000_000),
@@ -110,10 +115,27 @@ class FinetuneConfig:
     data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train K and V through a low-rank change of this rank
+    noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
+    patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
+    calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
+    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the mean squared length of its inputs
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
     color: str | None = None  # of its lines and marks; null: the next free one of the palette
+
+
+@dataclass
+class ReferenceConfig:
+    """Who plays ICL's part in every score (conf/reference): ICL itself, or a variant, so that the truth is known."""
+
+    name: str = "icl"  # icl, or a file of conf/finetune, whose settings hold
+    lr: float | None = None  # its learning rate; null: that of its file
+    lr_factor: float = 1.0  # a multiple of that rate
+    permutation: int | None = None  # the order of its demonstrations; null: task.permutation
+    draw: int = 0  # which sample of demonstrations it has: 0 the run's, k the k-th that shares no row with it
+    noise: float = 0.0  # noise added to its weights' changes, as finetune.noise
+    label: str | None = None  # what tables and figures call it; null: its name
 
 
 @dataclass
@@ -200,6 +222,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -227,6 +250,16 @@ class Config:
             raise ConfigError(
                 f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
             )
+        if self.finetune.noise and self.finetune.procedure is not choices.Procedure.train:
+            raise ConfigError(
+                f"finetune.noise is for variants that train, and {self.finetune.name} does not: set it to 0"
+            )
+        for key in ("lr", "lr_factor"):
+            value = getattr(self.reference, key)
+            if value is not None and not 0 < value <= _LARGEST_FLOAT32:
+                raise ConfigError(f"reference.{key}={value} cannot train: give a positive number")
+        if not self.finetune.ridge > 0:
+            raise ConfigError(f"finetune.ridge={self.finetune.ridge} leaves the fit open: give a positive number")
         if not self.metric.scores:
             raise ConfigError("metric=[] measures nothing: name one or more of conf/metric, such as metric=[sim_aou]")
         if self.runtime.objective is not None and self.runtime.objective not in self.metric.scores:
