@@ -39,7 +39,8 @@ class LowRank:
 
     @staticmethod
     def _columns(item: Trained) -> bool:
-        return item.model.anatomy.family.layout == "columns"
+        layout = item.model.anatomy.layout
+        return layout is not None and layout.columns and not item.key_value_only
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Turn the whole weights' gradients into the factors'."""

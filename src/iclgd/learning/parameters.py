@@ -61,7 +61,7 @@ def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[i
 def _modules(model: LanguageModel, kind: Trainable, layer: int) -> list[tuple[nn.Module, str, bool]]:
     family = model.anatomy.family
     if kind is Trainable.attn_kv:
-        fused = family.layout != "separate"
+        fused = model.anatomy.layout is not None
         attention = model.anatomy.attention(layer)
         return [(attention.get_submodule(name), f"{family.attention}.{name}", fused) for name in family.key_value]
     if kind is Trainable.attention:

@@ -1,4 +1,4 @@
-"""What does the model do at the last token of each query, after a given context?"""
+"""Records of what the model does at the last token of each query, after a given context."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from iclgd.choices import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward
+from iclgd.models.hooks import hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import Recording
 
@@ -168,21 +169,12 @@ def _pad(token_ids: Tokens, width: int, left: bool) -> Tokens:
 def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
     """By layer, what attention adds to the residual stream at each sequence's last token."""
     added: dict[int, Tensor] = {}
-    handles = [
-        model.anatomy.added(layer).register_forward_hook(partial(_keep_last, added, now, layer))
-        for layer in range(model.layers)
-    ]
-    try:
+
+    def keep(layer: int, _module: nn.Module, _args: object, output: Tensor) -> None:
+        added[layer] = now.last(output, 1)
+
+    with hooks(after=[(model.anatomy.added(layer), partial(keep, layer)) for layer in range(model.layers)]):
         yield added
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _keep_last(
-    added: dict[int, Tensor], now: AttentionPass, layer: int, _module: nn.Module, _args: object, output: Tensor
-) -> None:
-    added[layer] = now.last(output, 1)
 
 
 def _score_options(
