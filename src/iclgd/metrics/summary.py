@@ -1,4 +1,4 @@
-"""What does a run's table of unaveraged scores come to? The one place where scores are averaged and bootstrapped.
+"""Summaries of a run's unaveraged scores: the one place where scores are averaged and bootstrapped.
 
 A mean is taken over examples within each layer, then over layers; what is undefined (NaN) is left out of both and
 counted. Intervals are over queries: for these demonstrations, had other queries been asked.
@@ -30,7 +30,7 @@ def summarise(
     """The content of scores.json: every score's mean, by layer and overall, with its interval.
 
     Args:
-        scores: unaveraged, by name. `accuracy/zsl` and `accuracy/icl` stand together under `accuracy`.
+        scores: unaveraged, by name.
         flipped: which examples go from wrong to right in both ICL and FT; scores are also taken over these alone.
         bootstrap: resamples for the 95 % percentile intervals; 0 leaves them out.
         seed: of the intervals; each score has a random stream of its own, so that one score more changes no other.
@@ -38,26 +38,11 @@ def summarise(
     Returns:
         By score {"mean", "layers", "n", "undefined", "ci", "flipped"}: n examples of which `undefined` values are
         NaN; `ci` is null below two examples and n, ci and flipped are null without examples; layers is empty without
-        layers; with heads there is also "heads", [layer][head]. Grouped scores without layers are
-        {child: mean, ..., "ci": {child: ...}, "n", "undefined": {child: ...}}. Numbers have 12 significant digits,
-        more than any recording's precision and few enough that the order of a sum does not show; NaN is null.
+        layers; with heads there is also "heads", [layer][head]. Numbers have 12 significant digits, more than any
+        recording's precision and few enough that the order of a sum does not show; NaN is null.
     """
-    result: dict[str, Any] = {}
     chosen = flipped.cpu()
-    for name, score in scores.items():
-        summary = _with_flipped(name, score, chosen, bootstrap, seed)
-        group, grouped, child = name.partition("/")
-        if not grouped:
-            result[name] = summary
-        elif summary["layers"]:
-            result.setdefault(group, {})[child] = summary
-        else:
-            members = result.setdefault(group, {})
-            members[child] = summary["mean"]
-            members.setdefault("ci", {})[child] = summary["ci"]
-            members["n"] = summary["n"]
-            members.setdefault("undefined", {})[child] = summary["undefined"]
-    return result
+    return {name: _with_flipped(name, score, chosen, bootstrap, seed) for name, score in scores.items()}
 
 
 def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
