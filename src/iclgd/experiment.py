@@ -41,8 +41,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     """
     progress = progress or Progress()
     wanted = required_inputs(config.metric.scores)
-    device = resolve_device(config.runtime.device)
-    resolve_dtype(config.runtime.dtype, device, config.model)
+    resolve_device(config.runtime.device)
+    resolve_dtype(config.runtime.dtype, config.model)
     drawn = draw(config)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)

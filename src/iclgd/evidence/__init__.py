@@ -1,6 +1,7 @@
 """Everything that the scores of one run need, recorded: only what some score names."""
 
 from iclgd.evidence.gather import gather
+from iclgd.evidence.jitter import before_the_end, moved, repeats, spread
 from iclgd.evidence.laboratory import Laboratory
 
-__all__ = ["Laboratory", "gather"]
+__all__ = ["Laboratory", "before_the_end", "gather", "moved", "repeats", "spread"]

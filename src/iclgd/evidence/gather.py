@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from iclgd.choices import Layer0
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, compared, learn, no_steps, training_queries
 from iclgd.evidence.orders import orders
-from iclgd.records import Evidence
+from iclgd.records import Evidence, Recording
 
 
 def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None = None) -> Evidence:
@@ -19,12 +21,15 @@ def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None =
         after_step: called every `metric.every` steps of finetuning with the evidence so far.
     """
     owners = {path.partition(".")[0] for path in lab.wanted}
-    settings = Settings(lab.untouched("zsl"), lab.untouched("icl"))
+    zsl = lab.untouched("zsl")
+    settings = Settings(zsl, _without_rounding(lab, lab.untouched("icl"), zsl))
     recordings = {"zsl": settings.zsl, "icl": settings.icl}
     if "reordered" in owners:
         others = orders(lab.prompts, lab.config)[1:]  # one demonstration has one order
         recordings["reordered"] = (
-            lab.untouched("reordered", others[0]) if others else lab.undefined(settings.icl, "reordered")
+            _without_rounding(lab, lab.untouched("reordered", others[0]), zsl)
+            if others
+            else lab.undefined(settings.icl, "reordered")
         )
     if "other" in owners:
         recordings["other"] = compared(lab, settings)
@@ -39,3 +44,16 @@ def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None =
 
     learned = learn(lab, settings, after=after)
     return Evidence({**recordings, "ft": learned.recording}, learned.trace, facts(lab, settings, learned))
+
+
+def _without_rounding(lab: Laboratory, icl: Recording, zsl: Recording) -> Recording:
+    """The recording with zsl's scores in a first layer that cannot see the context.
+
+    There the two differ by rounding alone. Made equal, their difference is zero, which has no direction, and counts as
+    undefined.
+    """
+    if lab.model.first_layer_sees_context or lab.config.protocol.layer0 is Layer0.published:
+        return icl
+    scores = icl.attention_scores.clone()
+    scores[:, 0] = zsl.attention_scores[:, 0]
+    return replace(icl, attention_scores=scores)

@@ -143,11 +143,11 @@ class Loop:
             _, others = self._of(resolve_objective(finetune.norm_of, "finetune.norm_of"), batch)
             self._rescale(gradients, layer_norms(self.trained, others, self.model.layers))
         if finetune.direction is Direction.random:
-            wanted = layer_norms(self.trained, gradients, self.model.layers)
             for item, gradient in zip(self.trained, gradients, strict=True):
-                part = item.part(gradient)
-                part.copy_(torch.randn(part.shape, generator=self.noise))
-            self._rescale(gradients, wanted)
+                for matrix in item.matrices(gradient):
+                    wanted = torch.linalg.vector_norm(matrix)
+                    matrix.copy_(torch.randn(matrix.shape, generator=self.noise))
+                    matrix.mul_(wanted / torch.linalg.vector_norm(matrix))
         return loss, gradients
 
     def _rescale(self, gradients: Sequence[Tensor], wanted: Tensor) -> None:

@@ -29,6 +29,13 @@ class Trained:
         """What is trained of the parameter, or of a tensor of its shape: a view."""
         return self.model.anatomy.key_value_view(tensor) if self.key_value_only else tensor
 
+    def matrices(self, tensor: Tensor) -> list[Tensor]:
+        """The trained part as views of its matrices: in a fused projection, keys and values apart."""
+        layout = self.model.anatomy.layout
+        if layout is None or not self.key_value_only:
+            return [tensor]
+        return [layout.of_parameter(tensor, part) for part in ("k", "v")]
+
 
 def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[int] | None) -> list[Trained]:
     """The parameters that a variant trains, from the input side up.

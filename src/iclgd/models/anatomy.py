@@ -224,10 +224,14 @@ class Anatomy:
         return hidden
 
     def unembed(self, finished: Tensor) -> Tensor:
-        """Logits in float32, from `finish`ed hidden states [..., d_model]; half products would tie labels."""
-        bias = getattr(self.unembedding, "bias", None)
-        weight = cast(Tensor, self.unembedding.weight).float()
-        logits = linear(finished.float(), weight, None if bias is None else bias.float())
+        """Logits in float32 (float64 of a float64 model), from `finish`ed hidden states [..., d_model].
+
+        Half products would tie labels.
+        """
+        weight, bias = cast(Tensor, self.unembedding.weight), getattr(self.unembedding, "bias", None)
+        precision = torch.promote_types(weight.dtype, torch.float32)
+        weight, bias = weight.to(precision), None if bias is None else bias.to(precision)
+        logits = linear(finished.to(precision), weight, bias)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def norms(self) -> tuple[nn.Module, ...]:
