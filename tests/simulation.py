@@ -52,9 +52,9 @@ def beta_cosines(a: float, b: float, n: int, generator: np.random.Generator) -> 
 
 def binomial_coverage(p: float, n: int) -> float:
     """The exact coverage of a share's interval."""
-    counts = np.arange(n + 1)
+    counts = np.arange(n + 1).tolist()
     chances = np.exp([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in counts])
-    chances *= p**counts * (1 - p) ** (n - counts)
+    chances *= [p**k * (1 - p) ** (n - k) for k in counts]
     intervals = [share_interval(k, n) for k in counts]
     return float(sum(c for c, found in zip(chances, intervals, strict=True) if found.low <= p <= found.high))
 
@@ -171,7 +171,8 @@ def report(repeats: int) -> Iterator[str]:
     yield from _table("coverage, means over draws", draws_coverage(repeats))
     for share, draws, sd in itertools.product((False, True), (5, 8, 20), (0.0, 0.005, 0.02, 0.1)):
         kind = "shares" if share else "cosines"
-        yield f"false marks, 28 pairs of {kind}, {draws} draws, sd {sd}: {false_marks(draws, sd, repeats, share=share):.3f}"
+        share_marked = false_marks(draws, sd, repeats, share=share)
+        yield f"false marks, 28 pairs of {kind}, {draws} draws, sd {sd}: {share_marked:.3f}"
     for draws, noise in itertools.product((3, 5, 8), (0.02, 0.1, 0.3)):
         bias = chosen_rate_bias(draws, 2 * repeats, noise)
         yield f"bias of a chosen rate, {draws} draws, noise {noise}: " + ", ".join(

@@ -166,7 +166,6 @@ def test_cuda_that_is_absent_is_refused(monkeypatch):
 
 
 def test_dtypes_are_resolved():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert resolve_dtype("auto", ModelConfig(dtype="float16")) is torch.float32, "on every device"
     assert resolve_dtype("model", ModelConfig(dtype="float16")) is torch.float16
     assert resolve_dtype("model", ModelConfig()) is torch.bfloat16

@@ -134,7 +134,6 @@ class MetricConfig:
     every: int = 0  # also after every n-th step of finetuning; 0: only at the end
     compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
     orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
-    bootstrap: int = 2000  # resamples for the 95 % intervals
 
 
 @dataclass
@@ -201,7 +200,6 @@ class Config:
             "finetune.epochs": (self.finetune.epochs, 1),
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
-            "metric.bootstrap": (self.metric.bootstrap, 0),
             "seed": (self.seed, 0),
             "runtime.jitter": (self.runtime.jitter, 0),
         }

@@ -10,8 +10,8 @@ from iclgd.config import ScoreConfig, parse_layers
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn
+from iclgd.learning import jittered
 from iclgd.learning.parameters import trained_parameters
-from iclgd.learning.stability import jittered
 from iclgd.records import Evidence
 
 

@@ -2,5 +2,6 @@
 
 from iclgd.learning.activation_match import activation_matched
 from iclgd.learning.finetuning import finetuned, training_sequences
+from iclgd.learning.stability import instability, jittered
 
-__all__ = ["activation_matched", "finetuned", "training_sequences"]
+__all__ = ["activation_matched", "finetuned", "instability", "jittered", "training_sequences"]

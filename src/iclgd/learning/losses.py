@@ -58,7 +58,9 @@ class _UnembeddedLoss(torch.autograd.Function):
         width = max(_NARROWEST, held // max(1, len(rows)))
         headroom = _HEADROOM if weight.dtype in _WHOLE else 0.0
         precision = torch.promote_types(weight.dtype, torch.float32)
-        shift = torch.full((len(rows), 1), -math.inf, dtype=precision, device=rows.device)  # what is taken from the exponents
+        shift = torch.full(
+            (len(rows), 1), -math.inf, dtype=precision, device=rows.device
+        )
         mass = torch.zeros_like(shift)  # the sum of exponentials
         aimed, bend = torch.zeros_like(shift), torch.ones_like(shift)  # the targets' logits and slopes
         gradient = torch.zeros(rows.shape, dtype=precision, device=rows.device) if rows.requires_grad else None

@@ -29,8 +29,8 @@ from iclgd.paths import toy_model_folder
 log = logging.getLogger(__name__)
 
 _HALF = (
-    "measured in {dtype}: gradients in bfloat16 were measured to differ by 26 to 30 % from float32's, and scores of small "
-    "steps by a factor of two (SmolLM2, 4 shots); runtime.dtype=float32 measures without that"
+    "measured in {dtype}: gradients in bfloat16 were measured to differ by 26 to 30 % from float32's, and scores of "
+    "small steps by a factor of two (SmolLM2, 4 shots); runtime.dtype=float32 measures without that"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

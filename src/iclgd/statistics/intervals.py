@@ -51,7 +51,7 @@ def mean_of_means(values: Float[Array, "query ..."]) -> float:
     return float(nanmean(nanmean(_columns(values))))
 
 
-def share_interval(successes: float, n: float, level: float = 0.95) -> Interval:
+def share_interval(successes: int | float, n: int | float, level: float = 0.95) -> Interval:
     """Interval of a share.
 
     Wilson's score interval (1927), and where at most three succeed or at most three fail the wider of it and
@@ -181,7 +181,7 @@ def _columns(values: Float[Array, "query ..."]) -> Float[Array, "query column"]:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def _by_query(values: Float[Array, "query ..."]) -> tuple[float, Float[Array, " query"]]:
+def _by_query(values: Float[Array, "query ..."]) -> tuple[float, Float[Array, " defined"]]:
     """The mean of means, and what each query with a defined value says of it; these average to it."""
     columns = _columns(values.astype(np.float64))
     columns = columns[:, ~np.isnan(columns).all(0)]
@@ -198,7 +198,7 @@ def _without_spread(values: Float[Array, " n"]) -> bool:
     return bool(values.std(ddof=1) <= _NO_SPREAD * max(1e-12, float(np.abs(values).max())))
 
 
-def _effective(share: float, variance: float, trials: int, n: int, level: float) -> float:
+def _effective(share: float, variance: float, trials: int, n: int, level: float) -> int | float:
     """Trials, at most as given, of a simple sample whose share has this variance, which n values told."""
     simple = share * (1 - share)
     if variance <= 0 or simple <= 0:
@@ -207,7 +207,7 @@ def _effective(share: float, variance: float, trials: int, n: int, level: float)
     return min(trials, simple / variance * float(stats.norm.ppf(quantile) / stats.t.ppf(quantile, n - 1)) ** 2)
 
 
-def _share_bounds(successes: float, n: float, level: float) -> tuple[float, float]:
+def _share_bounds(successes: int | float, n: int | float, level: float) -> tuple[float, float]:
     failures = max(n - successes, 0.0)
     low, high = _wilson(successes, n, float(stats.norm.ppf((1 + level) / 2)))
     if min(successes, failures) <= _FEW:
@@ -218,7 +218,7 @@ def _share_bounds(successes: float, n: float, level: float) -> tuple[float, floa
     return low, high
 
 
-def _wilson(successes: float, n: float, quantile: float) -> tuple[float, float]:
+def _wilson(successes: int | float, n: int | float, quantile: float) -> tuple[float, float]:
     square = quantile**2
     center = (successes + square / 2) / (n + square)
     half = quantile / (n + square) * math.sqrt(successes * max(n - successes, 0.0) / n + square / 4)
