@@ -10,7 +10,9 @@ SOURCE = Path(iclgd.__file__).parent
 
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
-    {"records", "seeding", "config", "paths"},
+    {"records", "seeding", "config", "paths", "ranks"},
+    {"digests"},
+    {"model_files"},
     {"tasks"},
     {"models", "toy"},
     {"learning"},
@@ -19,7 +21,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"runs"},
     {"tracking"},
     {"dashboard", "evidence"},
-    {"experiment"},
+    {"experiment", "verify"},
     {"report"},
     {"hydra_setup"},
     {"command"},

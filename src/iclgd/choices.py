@@ -27,6 +27,13 @@ class TaskSource(StrEnum):
     lm_eval = "lm_eval"
 
 
+class Chat(StrEnum):
+    """Whether a prompt is plain text, or turns of a conversation in the tokenizer's chat template."""
+
+    none = "none"
+    template = "template"
+
+
 class OnOverflow(StrEnum):
     """What happens when the context is longer than the model's window."""
 
@@ -41,6 +48,15 @@ class Procedure(StrEnum):
     none = "none"
     replay = "replay"
     activation_match = "activation_match"
+    exact_patch = "exact_patch"
+    static_patch = "static_patch"
+
+
+class PatchTokens(StrEnum):
+    """Which tokens a patch of the feed-forward weights serves: the query's last, or every token of the query."""
+
+    last = "last"
+    query = "query"
 
 
 class Trainable(StrEnum):
@@ -165,6 +181,14 @@ class Layer0(StrEnum):
 
     undefined = "undefined"
     published = "published"
+
+
+class Placement(StrEnum):
+    """How a model lies on devices: on one, dealt out layer by layer by accelerate, or each matrix over processes."""
+
+    single = "single"
+    auto = "auto"
+    tensor_parallel = "tensor_parallel"
 
 
 class Padding(StrEnum):

@@ -17,7 +17,7 @@ from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
 from iclgd.report.run_figures import draw_run_figures
-from iclgd.runs.environment import environment
+from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
@@ -53,6 +53,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         prompts = encode(drawn, config, model.tokenizer, model.window)
         folder.write_json("prompts.json", as_json(prompts))
         folder.write_json("environment.json", _environment(model))
+        if patch := source_patch():
+            folder.write_text("source.patch", patch)
         laboratory = Laboratory(model, prompts, config, wanted, progress)
         trajectory: list[dict[Hashable, Any]] = []
         evidence = gather(laboratory, lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from iclgd.config import ScoreConfig, parse_layers
-from iclgd.evidence.facts import facts
+from iclgd.evidence.facts import LATE_FACTS, facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn
+from iclgd.evidence.reference import referred
 from iclgd.learning import jittered
 from iclgd.learning.parameters import trained_parameters
 from iclgd.records import Evidence
@@ -20,13 +21,14 @@ def before_the_end(scores: Mapping[str, ScoreConfig]) -> dict[str, ScoreConfig]:
     return {
         name: spec
         for name, spec in scores.items()
-        if not any(path.startswith("trace.") or path == "ft_orders" for path in spec.inputs.values())
+        if not any(path.startswith("trace.") or path in LATE_FACTS for path in spec.inputs.values())
     }
 
 
 def repeats(lab: Laboratory, evidence: Evidence) -> Iterator[Evidence]:
     """The run's evidence for each of `runtime.jitter` repeats; zsl and icl are those of the run."""
-    finetune, settings = lab.config.finetune, Settings(evidence.recordings["zsl"], evidence.recordings["icl"])
+    finetune, settings = lab.config.finetune, Settings(evidence.recordings["zsl"], lab.untouched("icl"))
+    reference = referred(lab, settings)
     trained = trained_parameters(lab.model, finetune.trainable, parse_layers(finetune.layers))
     for repeat in range(lab.config.runtime.jitter):
         with jittered(trained, repeat, lab.config.seed):
@@ -34,7 +36,7 @@ def repeats(lab: Laboratory, evidence: Evidence) -> Iterator[Evidence]:
         yield Evidence(
             {**evidence.recordings, "ft": learned.recording},
             learned.trace,
-            facts(lab, settings, learned, early=True),
+            facts(lab, reference, settings, learned, early=True),
         )
 
 

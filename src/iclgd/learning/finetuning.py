@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from iclgd import ranks
 from iclgd.choices import Batch, Direction, LossOn, Optimizer, StepPer
 from iclgd.config import Config, parse_layers
 from iclgd.learning import losses
@@ -77,6 +78,8 @@ def finetuned(
     with trainable(trained) as before:
         loop = Loop(model, config, trained, before, ranks)
         trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
+        if finetune.noise:
+            trace = loop.with_noise(trace)
         steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
         yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
 
@@ -114,11 +117,25 @@ class Loop:
             after_step(step + 1)
         return self._trace(history, norms, diverged_at)
 
+    @torch.no_grad()
+    def with_noise(self, trace: Trace) -> Trace:
+        """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
+        stream = torch_stream("update noise", self.config.seed)
+        for item, original in zip(self.trained, self.before, strict=True):
+            part, was = item.part(item.parameter.data), item.part(original)
+            noise = torch.randn(part.shape, generator=stream).to(part)
+            item.write(
+                item.parameter.data, part + noise * (self.config.finetune.noise * (part - was).norm() / noise.norm())
+            )
+        after = self._trace(trace.losses.tolist(), list(trace.gradient_norms), trace.diverged_at)
+        return replace(trace, update_norms=after.update_norms, update_ranks=after.update_ranks)
+
     def _optimizer(self) -> torch.optim.Optimizer:
         leaves = self.low_rank.leaves if self.low_rank else self.precise
+        foreach = None if ranks.count() == 1 else False  # no list may mix parameters shared by processes and others
         if self.config.finetune.optimizer is Optimizer.adam:
-            return torch.optim.Adam(leaves, lr=self.config.finetune.lr)
-        return torch.optim.SGD(leaves, lr=self.config.finetune.lr)
+            return torch.optim.Adam(leaves, lr=self.config.finetune.lr, foreach=foreach)
+        return torch.optim.SGD(leaves, lr=self.config.finetune.lr, foreach=foreach)
 
     def _step(self, learner: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
         if self.low_rank:
@@ -144,17 +161,18 @@ class Loop:
             self._rescale(gradients, layer_norms(self.trained, others, self.model.layers))
         if finetune.direction is Direction.random:
             for item, gradient in zip(self.trained, gradients, strict=True):
-                for matrix in item.matrices(gradient):
-                    wanted = torch.linalg.vector_norm(matrix)
-                    matrix.copy_(torch.randn(matrix.shape, generator=self.noise))
-                    matrix.mul_(wanted / torch.linalg.vector_norm(matrix))
+                own = item.part(gradient)
+                drawn = torch.randn(own.shape, generator=self.noise)
+                for matrix, random in zip(item.matrices(own), item.matrices(drawn), strict=True):
+                    random.mul_((torch.linalg.vector_norm(matrix) / torch.linalg.vector_norm(random)).to(random))
+                item.write(gradient, drawn)
         return loss, gradients
 
     def _rescale(self, gradients: Sequence[Tensor], wanted: Tensor) -> None:
         have = layer_norms(self.trained, gradients, self.model.layers)
         for item, gradient in zip(self.trained, gradients, strict=True):
             if have[item.layer] > 0:
-                gradient.mul_((wanted[item.layer] / have[item.layer]).to(gradient))
+                gradient.mul_(float(wanted[item.layer] / have[item.layer]))
 
     def _of(self, objective: Objective, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
         layers = tuple(sorted({item.layer for item in self.trained}))
@@ -172,7 +190,7 @@ class Loop:
                 gradient = torch.zeros_like(item.parameter)
             elif item.key_value_only:
                 whole, gradient = gradient, torch.zeros_like(gradient)
-                item.part(gradient).copy_(item.part(whole))
+                item.write(gradient, item.part(whole))
             gradients.append(gradient.div_(count) if count > 1 else gradient)
         return gradients
 

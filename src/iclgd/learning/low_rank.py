@@ -55,7 +55,7 @@ class LowRank:
     def write(self) -> None:
         """Set the weights to what they were plus the product of the factors."""
         for item, original, up, down in self.pairs:
-            part, change = item.part(item.parameter.data), up @ down
+            part, change = item.part(original).float(), up @ down
             if self._columns(item):
                 change = change.T
-            part.copy_(item.part(original).float() + change.reshape(part.shape))
+            item.write(item.parameter.data, part + change.reshape(part.shape))

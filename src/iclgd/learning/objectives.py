@@ -19,6 +19,7 @@ from iclgd.config import ConfigError, FinetuneConfig
 from iclgd.learning.losses import Sequence, unembedded_loss
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.offload import read_again
 
 _ROWS = 512  # layer-causal exits are gathered until they fill one product with the unembedding
 
@@ -77,7 +78,7 @@ def lcgd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) ->
     """
     exits = _Exits(model, sequence)
     module = model.anatomy.added if options.exit is Exit.attention_output else model.anatomy.blocks.__getitem__
-    with torch.enable_grad(), _hooks(model, options.layers, exits, module):
+    with torch.enable_grad(), read_again(model.network), _hooks(model, options.layers, exits, module):
         _run(model, sequence)
         exits.flush()
     return exits.total
@@ -88,20 +89,19 @@ class _Exits:
 
     def __init__(self, model: LanguageModel, sequence: Sequence) -> None:
         self.model = model
-        self.sources = sequence.sources().to(model.device)
-        self.targets = sequence.targets().to(model.device)
+        self.sources, self.targets = sequence.sources(), sequence.targets()
         self.waiting: list[Tensor] = []
         self.total = 0.0
 
     def add(self, output: Tensor) -> None:
-        self.waiting.append(output)
+        self.waiting.append(output[0, self.sources.to(output.device)])
         if len(self.waiting) * len(self.sources) >= _ROWS:
             self.flush()
 
     def flush(self) -> None:
         if not self.waiting:
             return
-        rows = torch.cat([output[0, self.sources] for output in self.waiting])
+        rows = torch.cat([output.to(self.waiting[-1].device) for output in self.waiting])
         leaf = rows.detach().requires_grad_(True)
         loss = unembedded_loss(self.model, leaf, self.targets.repeat(len(self.waiting))) / len(self.sources)
         loss.backward()
@@ -137,12 +137,13 @@ def _loss_at(model: LanguageModel, sequence: Sequence, layer: int) -> float:
         kept.append(hidden_of(output))
         raise _ReachedError
 
-    with torch.enable_grad(), hooks(after=[(model.anatomy.blocks[layer], leave)]), suppress(_ReachedError):
-        _run(model, sequence)
-    rows = kept[0][0, sequence.sources().to(model.device)]
-    loss = unembedded_loss(model, rows, sequence.targets().to(model.device)) / len(rows)
-    if loss.requires_grad:
-        loss.backward()
+    with torch.enable_grad(), read_again(model.network):
+        with hooks(after=[(model.anatomy.blocks[layer], leave)]), suppress(_ReachedError):
+            _run(model, sequence)
+        rows = kept[0][0, sequence.sources().to(kept[0].device)]
+        loss = unembedded_loss(model, rows, sequence.targets()) / len(rows)
+        if loss.requires_grad:
+            loss.backward()
     return loss.item()
 
 

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from iclgd import ranks
 from iclgd.learning.parameters import Trained
+from iclgd.models.offload import resident
 from iclgd.seeding import torch_stream
 
 FAR_ABOVE = 1.5  # SmolLM2, SST-2, 32 shots, gd: 0.7 at rates of 0.003 and 0.01, 1.6 at 0.03, where scores are chaotic
@@ -41,15 +43,16 @@ def jittered(trained: Sequence[Trained], repeat: int, seed: int) -> Iterator[Non
         seed: the run's.
     """
     signs = torch_stream(f"jitter {repeat}", seed)
-    before = [item.parameter.detach().clone() for item in trained]
-    try:
-        with torch.no_grad():
-            for item, original in zip(trained, before, strict=True):
-                up = (torch.rand(original.shape, generator=signs) < 0.5).to(original.device)
-                far = torch.full_like(original, torch.inf)
-                item.parameter.copy_(torch.nextafter(original, torch.where(up, far, -far)))
-        yield
-    finally:
-        with torch.no_grad():
-            for item, original in zip(trained, before, strict=True):
-                item.parameter.copy_(original)
+    with resident(item.module for item in trained):
+        before = [ranks.whole(item.parameter.detach()).clone() for item in trained]
+        try:
+            with torch.no_grad():
+                for item, original in zip(trained, before, strict=True):
+                    up = (torch.rand(original.shape, generator=signs) < 0.5).to(original.device)
+                    far = torch.full_like(original, torch.inf)
+                    ranks.put(item.parameter, torch.nextafter(original, torch.where(up, far, -far)))
+            yield
+        finally:
+            with torch.no_grad():
+                for item, original in zip(trained, before, strict=True):
+                    ranks.put(item.parameter, original)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from iclgd import ranks
 from iclgd.config import ConfigError
 from iclgd.models.layout import LAYOUTS, Layout, Shape
+from iclgd.models.offload import resident
 from iclgd.models.products import linear
 
 
@@ -228,10 +230,14 @@ class Anatomy:
 
         Half products would tie labels.
         """
-        weight, bias = cast(Tensor, self.unembedding.weight), getattr(self.unembedding, "bias", None)
-        precision = torch.promote_types(weight.dtype, torch.float32)
-        weight, bias = weight.to(precision), None if bias is None else bias.to(precision)
-        logits = linear(finished.to(precision), weight, bias)
+        with resident([self.unembedding]):
+            vocabulary = len(cast(Tensor, self.unembedding.weight))
+            weight, _ = ranks.mine(self.unembedding.weight)
+            bias, _ = ranks.mine(getattr(self.unembedding, "bias", None))
+            precision = torch.promote_types(weight.dtype, torch.float32)
+            bias = None if bias is None else bias.to(precision)
+            logits = linear(finished.to(weight.device, precision), weight, bias)
+        logits = ranks.joined(logits, -1, vocabulary)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def norms(self) -> tuple[nn.Module, ...]:

@@ -44,7 +44,7 @@ class Layout:
         """The view of a part (`q`, `k`, `v` or `kv`) of a tensor whose `axis` is the projection's output."""
         ends = {"q": 0, "k": self.queries, "v": self.queries + self.keys, "": self.queries + 2 * self.keys}
         stop = {"q": "k", "k": "v", "v": "", "kv": ""}[part]
-        heads = tensor.movedim(axis, 0).unflatten(0, (self.groups, ends[""], self.head_dim))
+        heads = tensor.movedim(axis, 0).unflatten(0, (-1, ends[""], self.head_dim))
         return heads[:, ends[part[0]] : ends[stop]]
 
     def of_parameter(self, parameter: Tensor, part: str) -> Float[Tensor, "group head head_dim *rest"]:

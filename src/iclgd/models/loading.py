@@ -7,10 +7,9 @@ import functools
 import logging
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -19,8 +18,10 @@ from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.model_files import model_inputs
 from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
 from iclgd.models.attention import INTERFACE_NAME
+from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
+from iclgd.models.placement import loading_arguments, placed, placement_key, refuse_impossible
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.untrained import untrained
@@ -56,7 +57,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, model: ModelConfig) -> torch.dtype:
-    """The dtype that `runtime.dtype` means; `auto` is float32 on every device, `model` the precision of its files.
+    """The dtype in which `runtime.dtype` computes; `auto` is float32 everywhere, `model` the precision of its files.
 
     In bfloat16, gradients of SmolLM2 differ by 26 to 30 % from float32's, and scores of small steps by a factor of two.
 
@@ -65,9 +66,12 @@ def resolve_dtype(name: str, model: ModelConfig) -> torch.dtype:
     """
     name = {"auto": "float32", "model": model.dtype or "bfloat16"}.get(name, name)
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-    if name not in known:
-        raise ConfigError(f"runtime.dtype={name} is not known: write auto or one of {', '.join(known)}")
-    return known[name]
+    if name not in known and not stored_apart(name):
+        raise ConfigError(
+            f"runtime.dtype={name} is not known: write auto or one of {', '.join(known)}, or float32_from_bfloat16 or "
+            "float32_from_float16 for half weights used in float32"
+        )
+    return known.get(name, torch.float32)
 
 
 def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
@@ -83,7 +87,8 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     dtype = resolve_dtype(runtime.dtype, model)
     torch.set_float32_matmul_precision("highest" if runtime.matmul is Matmul.highest else "high")
     key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
-    return _load(key, tuple(sorted(_inputs(model).items())), device, dtype, _Held(model))
+    inputs = tuple(sorted(_inputs(model).items()))
+    return _load(key, inputs, device, dtype, placement_key(runtime), _Held(model, runtime))
 
 
 def _inputs(model: ModelConfig) -> dict[str, str]:
@@ -98,19 +103,26 @@ class _Held:
     """Carries a config past the cache, whose key says all of it already."""
 
     model: ModelConfig = dataclasses.field(hash=False, compare=False)
+    runtime: RuntimeConfig = dataclasses.field(hash=False, compare=False)
 
 
 @functools.lru_cache(maxsize=1)
 def _load(
-    _key: object, inputs: tuple[tuple[str, str], ...], device: torch.device, dtype: torch.dtype, held: _Held
+    _key: object,
+    inputs: tuple[tuple[str, str], ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    _placement: str,
+    held: _Held,
 ) -> LanguageModel:
-    model, digests = held.model, dict(inputs)
+    model, runtime, digests = held.model, held.runtime, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    place = _locate(model)
-    _refuse_unknown_family(model, place)
-    network = _weights(model, place, dtype)
-    if not hasattr(network, "hf_device_map"):
-        network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
+    place = _locate(model, digests.get("commit"))
+    config = _refuse_unknown_family(model, place)
+    refuse_impossible(model, runtime, config)
+    network = placed(_weights(model, place, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
+    if stored_apart(runtime.dtype):
+        compute_in_float32(network)
     tokenizer = _from_hub(model, AutoTokenizer.from_pretrained, **place)
     now = _inputs(model)
     if digests and now != digests:
@@ -125,7 +137,7 @@ def _load(
             "revision": commit or model.revision,
             "weights": str(model.weights),
             "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
             "device_type": device.type,
             "sha256": now,
         },
@@ -142,9 +154,10 @@ def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] 
     network.requires_grad_(False)
     tied = anatomy.unembedding.weight is network.get_input_embeddings().weight
     notes = ("input and output embeddings are tied",) if tied else ()
-    if network.dtype in (torch.float16, torch.bfloat16):
-        notes += (_HALF.format(dtype=str(network.dtype).removeprefix("torch.")),)
     model = LanguageModel(network, anatomy, tokenizer, identity or {}, notes)
+    if model.dtype in (torch.float16, torch.bfloat16):
+        note = _HALF.format(dtype=str(model.dtype).removeprefix("torch."))
+        model = dataclasses.replace(model, notes=(*notes, note))
     check(model, before=lambda: _take_over(model))
     return dataclasses.replace(model, first_layer_sees_context=first_layer_sees_context(model))
 
@@ -155,10 +168,8 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig) -> dict[str, Any]:
-    """Arguments for transformers' loaders."""
-    if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
-        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
+def _locate(model: ModelConfig, commit: str | None) -> dict[str, Any]:
+    """Arguments for transformers' loaders; of a hub's model exactly the commit that was asked for."""
     if model.source is ModelSource.package:
         return {"pretrained_model_name_or_path": str(converted_folder(model))}
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
@@ -166,8 +177,8 @@ def _locate(model: ModelConfig) -> dict[str, Any]:
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else name}
-    if model.revision is not None:
-        place["revision"] = model.revision
+    if commit or model.revision:
+        place["revision"] = commit or model.revision
     if model.file is not None:
         place["gguf_file"] = model.file
     return place
@@ -196,13 +207,15 @@ def _refuse_unknown_family(model: ModelConfig, place: dict[str, Any]) -> Pretrai
     return config
 
 
-def _weights(model: ModelConfig, place: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def _weights(
+    model: ModelConfig, place: dict[str, Any], dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
+) -> PreTrainedModel:
     common: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
     if model.weights is Weights.random:
         config = _from_hub(model, AutoConfig.from_pretrained, **place)
         return untrained(config, dtype, model.weights_seed)
-    if model.device_map is not None:
-        common["device_map"] = model.device_map
+    if model.weights is Weights.pretrained:
+        common |= loading_arguments(runtime, config)
     safe = {} if "gguf_file" in place else {"use_safetensors": True}
     pretrained = _from_hub(model, AutoModelForCausalLM.from_pretrained, **place, **common, **safe)
     if model.weights is Weights.keep_embeddings:

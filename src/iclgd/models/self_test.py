@@ -10,6 +10,7 @@ from typing import NoReturn, cast
 import torch
 from torch import Tensor
 
+from iclgd import ranks
 from iclgd.models.anatomy import Anatomy, UnsupportedModelError
 from iclgd.models.attention import AttentionPass, precise
 from iclgd.models.forward import encode_prefix, forward
@@ -88,7 +89,7 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
     try:
         expected = precise(network(input_ids=inputs, use_cache=False).logits[0])
     except RuntimeError as error:
-        _refuse(model, f"it does not run in {network.dtype} ({error}); choose another runtime.dtype")
+        _refuse(model, f"it does not run in {model.dtype} ({error}); choose another runtime.dtype")
     if not model.anatomy.family.interface and network._supports_sdpa:
         try:
             network.config._attn_implementation = "sdpa"
@@ -101,7 +102,7 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
 
 def _check_scores(model: LanguageModel, now: AttentionPass, seen: _Seen) -> None:
     for layer in range(model.layers):
-        if now.scores[layer].shape != (1, model.anatomy.shape.heads, _TOKENS):
+        if now.scores[layer].shape != (1, model.own_heads, _TOKENS):
             _refuse(model, f"layer {layer} recorded scores of shape {tuple(now.scores[layer].shape)}")
         if not now.scores[layer][..., -1].isfinite().all():
             _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
@@ -119,7 +120,9 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
     anatomy, shape = model.anatomy, model.anatomy.shape
     wanted = 2 * shape.key_value_heads * shape.head_dim * model.network.config.hidden_size
     for layer in range(model.layers):
-        weights = [anatomy.attention(layer).get_submodule(name).weight for name in anatomy.family.key_value]
+        weights = [
+            ranks.whole(anatomy.attention(layer).get_submodule(name).weight) for name in anatomy.family.key_value
+        ]
         if (found := sum(anatomy.key_value_view(cast(Tensor, weight)).numel() for weight in weights)) != wanted:
             _refuse(model, f"layer {layer} has {wanted} key and value weights, but {found} would be trained")
     other = (tokens * 3 + 1) % model.network.config.vocab_size
@@ -160,8 +163,8 @@ def _refuse(model: LanguageModel, what: str) -> NoReturn:
 def _agree(model: LanguageModel, what: str, found: Tensor, expected: Tensor) -> None:
     scale = expected.abs().max().clamp(min=1e-6)
     error = ((found - expected.to(found.device)).abs().max() / scale).item()
-    if not error <= _TOLERANCE[model.network.dtype]:
-        _refuse(model, f"{what} (relative error {error:.1e}, allowed {_TOLERANCE[model.network.dtype]:.0e})")
+    if not error <= _TOLERANCE[model.dtype]:
+        _refuse(model, f"{what} (relative error {error:.1e}, allowed {_TOLERANCE[model.dtype]:.0e})")
 
 
 def _weighted_values(model: LanguageModel, scores: Tensor, projected: Tensor) -> Tensor:
@@ -195,7 +198,7 @@ class _Seen:
     def _values(self, layer: int, _module: object, _args: object, output: Tensor) -> None:
         layout, shape = self.model.anatomy.layout, self.model.anatomy.shape
         if layout is None:
-            self.key_values[layer] = output[0].unflatten(-1, (shape.key_value_heads, shape.head_dim))
+            self.key_values[layer] = output[0].unflatten(-1, (-1, shape.head_dim))
         else:
             self.key_values[layer] = layout.outputs(output[0], "v", -1).flatten(0, 1).permute(2, 0, 1)
 
