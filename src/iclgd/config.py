@@ -35,7 +35,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do, or no g
     "reference.noise": (0, 1e30),
     "metric.every": (0, 1_000_000_000),
     "metric.orders": (1, 10_000),
-    "metric.bootstrap": (0, 1_000_000),
+    "runtime.jitter": (0, 10_000),
     "runtime.threads": (1, 10_000),
     "runtime.batch_tokens": (1, 1_000_000_000),
     "runtime.cache_gb": (0, 1_000_000),
@@ -56,9 +56,9 @@ class ModelConfig:
     revision: str | None = None
     weights: choices.Weights = choices.Weights.pretrained
     weights_seed: int = 0
-    bos: str | None = None  # a token, or null: nothing stands first
+    bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
-    dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
+    dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
     chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
 
 
@@ -148,6 +148,7 @@ class ProtocolConfig:
     drop_from: choices.DropFrom = choices.DropFrom.both
     exit: choices.Exit = choices.Exit.block_output
     step: choices.StepPer = choices.StepPer.demonstration
+    layer0: choices.Layer0 = choices.Layer0.undefined
 
 
 @dataclass
@@ -173,7 +174,6 @@ class MetricConfig:
     every: int = 0  # also after every n-th step of finetuning; 0: only at the end
     compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
     orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
-    bootstrap: int = 2000  # resamples for the 95 % intervals
 
 
 @dataclass
@@ -197,6 +197,8 @@ class RuntimeConfig:
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"
+    matmul: choices.Matmul = choices.Matmul.highest
+    jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None
     save_recordings: bool = False
     batch_tokens: int | None = None
@@ -266,6 +268,8 @@ class Config:
             raise ConfigError(
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
             )
+        if self.model.weights is choices.Weights.pretrained:
+            self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)
         self._check_wording()
 
