@@ -43,7 +43,7 @@ ENDINGS = [
 
 def _claims(split: str) -> list[dict]:
     lines = (paths.bundled_data_folder() / "entailment" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines[:24]]
+    return [json.loads(line) for line in lines[:8]]
 
 
 def _capitals() -> list[dict]:
@@ -87,8 +87,8 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
     """The yaml of each task by name, with its rows beside it."""
     rows = {
         "claims": (_claims("train"), _claims("test")),
-        "capitals": (_capitals()[:10], _capitals()[10:]),
-        "endings": (_endings()[:8], _endings()[8:]),
+        "capitals": (_capitals()[:10], _capitals()[10:18]),
+        "endings": (_endings()[:8], _endings()[8:16]),
     }
     written = {}
     for name, (train, test) in rows.items():

@@ -52,6 +52,7 @@ def theirs(model: LanguageModel, drawn: Drawn, file: Path, shots: int) -> tuple[
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
+    _loaded.cache_clear()  # a task keeps the number of shots that it was once scored with
     task = _loaded(str(file))
     rows = [int(re.search(r"row (\d+)$", each.where)[1]) for each in drawn.demonstrations]
     docs = list(task.fewshot_docs())
@@ -85,8 +86,7 @@ def tiny_model() -> LanguageModel:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("shots", [0, 3])
-@pytest.mark.parametrize("name", ["claims", "capitals", "endings"])
+@pytest.mark.parametrize(("name", "shots"), [("claims", 3), ("capitals", 0), ("capitals", 3), ("endings", 3)])
 def test_log_likelihoods_and_accuracies_are_the_harness_own(name: str, shots: int, tiny_model, tmp_path: Path):
     accuracy, other, apart = compared(tiny_model, write_harness_tasks(tmp_path)[name], shots)
     assert accuracy == pytest.approx(other) and apart < 2e-3
@@ -111,7 +111,7 @@ def test_what_is_drawn_is_the_tasks_own_wording(tmp_path: Path):
     assert claims.description == "Decide what follows from each passage.\n\n"
     assert (claims.separator, capitals.separator) == ("\n\n", "\n")
     assert all(e.text.endswith("\nAnswer:") and e.delimiter == " " for e in (*claims.queries, *capitals.queries))
-    assert len(claims.queries) == 24 and len(capitals.demonstrations) == 2
+    assert len(claims.queries) == 8 and len(capitals.demonstrations) == 2
     assert {e.answer for e in capitals.queries} >= {"Vienna", "Brasília"}
     assert run_of(files["claims"]).task.name == "claims"
     assert draw(run_of(files["claims"], "task.separator=X")).separator == "X"
