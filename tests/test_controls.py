@@ -11,7 +11,7 @@ import torch
 
 from configs import config
 from iclgd.config import Config, ConfigError
-from iclgd.evidence import Laboratory
+from iclgd.evidence import Laboratory, gather
 from iclgd.learning import training_sequences
 from iclgd.learning.finetuning import Loop
 from iclgd.learning.parameters import layer_norms, trainable, trained_parameters
@@ -53,7 +53,7 @@ def prepared(*overrides: str) -> tuple[Config, LanguageModel, PromptSet]:
 def toy(*overrides: str) -> Measured:
     run, model, prompts = prepared(*overrides)
     laboratory = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
-    evidence = laboratory.evidence()
+    evidence = gather(laboratory)
     return Measured(evidence, measure(run.metric.scores, evidence), prompts)
 
 

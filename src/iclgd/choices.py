@@ -27,6 +27,13 @@ class TaskSource(StrEnum):
     lm_eval = "lm_eval"
 
 
+class Chat(StrEnum):
+    """Whether a prompt is plain text, or turns of a conversation in the tokenizer's chat template."""
+
+    none = "none"
+    template = "template"
+
+
 class OnOverflow(StrEnum):
     """What happens when the context is longer than the model's window."""
 
@@ -151,6 +158,14 @@ class CacheMode(StrEnum):
 
     auto = "auto"
     off = "off"
+
+
+class Placement(StrEnum):
+    """How a model lies on devices: on one, dealt out layer by layer by accelerate, or each matrix over processes."""
+
+    single = "single"
+    auto = "auto"
+    tensor_parallel = "tensor_parallel"
 
 
 class Padding(StrEnum):

@@ -36,7 +36,7 @@ class ModelConfig:
     bos: str | None = None  # a token, or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
     dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
-    device_map: str | None = None
+    chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
 
 
 @dataclass
@@ -152,6 +152,10 @@ class RuntimeConfig:
     """The machine: none of this changes what is measured beyond rounding (conf/runtime)."""
 
     device: str = "auto"
+    placement: choices.Placement = choices.Placement.single
+    device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
+    max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
+    offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"
     threads: int | None = None
     save_recordings: bool = False

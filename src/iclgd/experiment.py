@@ -11,7 +11,7 @@ import torch
 
 from iclgd import tracking
 from iclgd.config import Config, as_dict
-from iclgd.evidence import Laboratory
+from iclgd.evidence import Laboratory, gather
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
@@ -54,7 +54,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         folder.write_json("environment.json", _environment(model))
         laboratory = Laboratory(model, prompts, config, wanted, progress)
         trajectory: list[dict[Hashable, Any]] = []
-        evidence = laboratory.evidence(lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
+        evidence = gather(laboratory, lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
         scores = measure(config.metric.scores, evidence)
         summary = summarise(scores, _flipped(evidence), config.metric.bootstrap, config.seed)
         frame, norms = to_frame(scores), _gradient_norms(evidence.trace)

@@ -84,27 +84,31 @@ sweep() { "$python" -m iclgd "${arguments[@]}"; }
 outputs="$state/work/outputs/smoke"
 cd "$state/work"
 
-echo "== first: the second task is cancelled while it runs"
+states() { grep -ho '"state": "[a-z]*"' "$outputs"/*/status.json 2> /dev/null | sort | uniq -c || true; }
+done_runs() { grep -l '"state": "done"' "$outputs"/*/status.json 2> /dev/null | wc -l || true; }
+
+echo "== first: a task is cancelled while it runs, once another is done"
 sweep &
 command=$!
-for _ in $(seq 1200); do
+while kill -0 "$command" 2> /dev/null; do # a task that was just ending when it was cancelled is done: take the next one
     running=$(grep -l '"state": "running"' "$outputs"/*/status.json 2> /dev/null | head -1 || true)
-    done_count=$({ grep -l '"state": "done"' "$outputs"/*/status.json 2> /dev/null || true; } | wc -l)
-    [ -n "$running" ] && [ "$done_count" -ge 1 ] && break
-    kill -0 "$command" 2> /dev/null || break
+    task=$(squeue -h -t R -o %i | head -1)
+    if [ -n "$running" ] && [ -n "$task" ] && [ "$(done_runs)" -ge 1 ]; then
+        scancel "$task"
+        while squeue -h -o %i 2> /dev/null | grep -qx "$task"; do sleep 0.2; done
+        grep -q '"state": "done"' "$running" || { echo "cancelled $task ($running)"; break; }
+    fi
     sleep 0.1
 done
-task=$(squeue -h -t R -o %i | head -1)
-squeue
-scancel "$task"
-echo "cancelled $task ($running)"
 code=0
 wait "$command" || code=$?
 "$python" -m iclgd.runs.status "$outputs"
+finished=$(done_runs)
+[ "$finished" -lt 4 ] || { echo "every task ended before it could be cancelled" >&2; states; exit 1; }
 [ "$code" = 1 ] || { echo "the first sweep should end with 1, not $code" >&2; exit 1; }
 
-echo "== again: only the cancelled run is computed"
+echo "== again: only what was cancelled is computed"
 sweep | tee "$state/again.log"
 "$python" -m iclgd.runs.status "$outputs"
-grep -q "1 done, 3 skipped" "$state/again.log"
+grep -q "$((4 - finished)) done, $finished skipped" "$state/again.log"
 echo "== the cluster test passed"

@@ -15,6 +15,7 @@ from iclgd.learning.parameters import trainable, trained_parameters
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import forward
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.offload import read_again
 from iclgd.models.recorder import added_outputs
 from iclgd.records import PromptSet, Trace
 from iclgd.seeding import numpy_stream
@@ -73,7 +74,8 @@ def _distance(
     width = max(map(len, rows))
     padded = torch.tensor([row + (row[-1],) * (width - len(row)) for row in rows])
     now = AttentionPass(lengths=torch.tensor([len(row) for row in rows], device=model.device))
-    with torch.enable_grad(), added_outputs(model, now) as added:
+    with torch.enable_grad(), read_again(model.network), added_outputs(model, now) as added:
         forward(model, padded, now)
-        found = torch.stack([added[layer] for layer in range(model.layers)], dim=1).float()
+        home = added[model.layers - 1].device  # blocks may lie on several devices
+        found = torch.stack([added[layer].to(home) for layer in range(model.layers)], dim=1).float()
         return ((found - target.to(found)).square().mean(dim=(0, 2)) / scale.to(found)).mean()

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from iclgd import ranks
 from iclgd.choices import Batch, Direction, LossOn, Optimizer, StepPer
 from iclgd.config import Config, parse_layers
 from iclgd.learning import losses
@@ -116,9 +117,10 @@ class Loop:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         leaves = self.low_rank.leaves if self.low_rank else self.precise
+        foreach = None if ranks.count() == 1 else False  # no list may mix parameters shared by processes and others
         if self.config.finetune.optimizer is Optimizer.adam:
-            return torch.optim.Adam(leaves, lr=self.config.finetune.lr)
-        return torch.optim.SGD(leaves, lr=self.config.finetune.lr)
+            return torch.optim.Adam(leaves, lr=self.config.finetune.lr, foreach=foreach)
+        return torch.optim.SGD(leaves, lr=self.config.finetune.lr, foreach=foreach)
 
     def _step(self, learner: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
         if self.low_rank:
@@ -145,8 +147,7 @@ class Loop:
         if finetune.direction is Direction.random:
             wanted = layer_norms(self.trained, gradients, self.model.layers)
             for item, gradient in zip(self.trained, gradients, strict=True):
-                part = item.part(gradient)
-                part.copy_(torch.randn(part.shape, generator=self.noise))
+                item.write(gradient, torch.randn(item.part(gradient).shape, generator=self.noise))
             self._rescale(gradients, wanted)
         return loss, gradients
 
@@ -154,7 +155,7 @@ class Loop:
         have = layer_norms(self.trained, gradients, self.model.layers)
         for item, gradient in zip(self.trained, gradients, strict=True):
             if have[item.layer] > 0:
-                gradient.mul_((wanted[item.layer] / have[item.layer]).to(gradient))
+                gradient.mul_(float(wanted[item.layer] / have[item.layer]))
 
     def _of(self, objective: Objective, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
         layers = tuple(sorted({item.layer for item in self.trained}))
@@ -172,7 +173,7 @@ class Loop:
                 gradient = torch.zeros_like(item.parameter)
             elif item.key_value_only:
                 whole, gradient = gradient, torch.zeros_like(gradient)
-                item.part(gradient).copy_(item.part(whole))
+                item.write(gradient, item.part(whole))
             gradients.append(gradient.div_(count) if count > 1 else gradient)
         return gradients
 

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from iclgd import ranks
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.offload import resident
 from iclgd.models.products import linear
 
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**21, 2**26  # held at once: what stays in the cache, what fills a GPU
@@ -51,17 +53,23 @@ class _UnembeddedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, targets: Tensor
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        targets: Tensor,
+        shared: bool,
     ) -> Tensor:
         held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
         width = max(_NARROWEST, held // max(1, len(rows)))
-        headroom = _HEADROOM if weight.dtype is torch.float32 else 0.0
+        headroom = _HEADROOM if rows.dtype is torch.float32 else 0.0
         shift = torch.full((len(rows), 1), -math.inf, device=rows.device)  # what is taken from the exponents
         mass = torch.zeros_like(shift)  # the sum of exponentials
         aimed, bend = torch.zeros_like(shift), torch.ones_like(shift)  # the targets' logits and slopes
         gradient = torch.zeros(rows.shape, device=rows.device) if rows.requires_grad else None
         for start in range(0, len(weight), width):
-            columns = weight[start : start + width]
+            columns = weight[start : start + width].to(rows.dtype)
             logits, slope = _bent(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
             place = targets[:, None] - start
             here, place = (place >= 0) & (place < len(columns)), place.clamp(0, len(columns) - 1)
@@ -81,12 +89,22 @@ class _UnembeddedLoss(torch.autograd.Function):
             if gradient is not None:
                 gradient.add_(_pull(exponentials if slope is None else exponentials.mul_(slope), part, columns))
         if gradient is not None:
-            ctx.gradient = gradient.div_(mass).sub_(weight[targets] * bend).to(rows.dtype)
+            ours = (targets >= 0) & (targets < len(weight))  # the others' columns are in other processes
+            pull = weight[targets.clamp(0, len(weight) - 1)] * bend
+            pull = torch.where(ours[:, None], pull, 0)
+        if shared:
+            highest = ranks.largest(shift.clone())
+            shrink = (shift - highest).exp()
+            shift, mass, aimed = highest, ranks.summed(mass.mul_(shrink)), ranks.summed(aimed)
+            if gradient is not None:
+                gradient, pull = ranks.summed(gradient.mul_(shrink)), ranks.summed(pull)
+        if gradient is not None:
+            ctx.gradient = gradient.div_(mass).sub_(pull).to(rows.dtype)
         return (mass.log() + shift - aimed).sum()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore
-        return ctx.gradient * outputs[0], None, None, None, None
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore
+        return ctx.gradient * outputs[0], None, None, None, None, None
 
 
 def _pull(exponentials: Tensor, part: Tensor, columns: Tensor) -> Tensor:
@@ -121,5 +139,9 @@ def unembedded_loss(
     """
     finished = model.anatomy.finish(hidden)
     unembedding: Any = model.anatomy.unembedding
-    bias = getattr(unembedding, "bias", None)
-    return _UnembeddedLoss.apply(finished, unembedding.weight, bias, model.anatomy.softcap, targets)  # pyright: ignore
+    with resident([unembedding]):
+        weight, first = ranks.mine(unembedding.weight)
+        bias, _ = ranks.mine(getattr(unembedding, "bias", None))
+        rows, targets = finished.to(weight.device), targets.to(weight.device) - first
+        shared = ranks.is_split(unembedding.weight)
+        return _UnembeddedLoss.apply(rows, weight, bias, model.anatomy.softcap, targets, shared)  # pyright: ignore

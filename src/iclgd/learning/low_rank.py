@@ -39,7 +39,8 @@ class LowRank:
 
     @staticmethod
     def _columns(item: Trained) -> bool:
-        return item.model.anatomy.family.layout == "columns"
+        layout = item.model.anatomy.layout
+        return layout is not None and layout.columns and not item.key_value_only
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Turn the whole weights' gradients into the factors'."""
@@ -51,7 +52,7 @@ class LowRank:
     def write(self) -> None:
         """Set the weights to what they were plus the product of the factors."""
         for item, original, up, down in self.pairs:
-            part, change = item.part(item.parameter.data), up @ down
+            part, change = item.part(original).float(), up @ down
             if self._columns(item):
                 change = change.T
-            part.copy_(item.part(original).float() + change.reshape(part.shape))
+            item.write(item.parameter.data, part + change.reshape(part.shape))

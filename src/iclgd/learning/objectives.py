@@ -1,4 +1,4 @@
-"""What gradient does a demonstration give? One function a variant; each adds to `.grad` and returns its loss.
+"""The gradient that a demonstration gives: one function a variant, which adds to `.grad` and returns its loss.
 
 A user's own objective is a function of the same form, named in its yaml by a dotted path.
 """
@@ -6,8 +6,8 @@ A user's own objective is a function of the same form, named in its yaml by a do
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from iclgd.choices import Exit
 from iclgd.config import ConfigError, FinetuneConfig
 from iclgd.learning.losses import Sequence, unembedded_loss
+from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.offload import read_again
 
 _ROWS = 512  # layer-causal exits are gathered until they fill one product with the unembedding
 
@@ -76,7 +78,7 @@ def lcgd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) ->
     """
     exits = _Exits(model, sequence)
     module = model.anatomy.added if options.exit is Exit.attention_output else model.anatomy.blocks.__getitem__
-    with torch.enable_grad(), _hooks(model, options.layers, exits, module):
+    with torch.enable_grad(), read_again(model.network), _hooks(model, options.layers, exits, module):
         _run(model, sequence)
         exits.flush()
     return exits.total
@@ -87,20 +89,19 @@ class _Exits:
 
     def __init__(self, model: LanguageModel, sequence: Sequence) -> None:
         self.model = model
-        self.sources = sequence.sources().to(model.device)
-        self.targets = sequence.targets().to(model.device)
+        self.sources, self.targets = sequence.sources(), sequence.targets()
         self.waiting: list[Tensor] = []
         self.total = 0.0
 
     def add(self, output: Tensor) -> None:
-        self.waiting.append(output)
+        self.waiting.append(output[0, self.sources.to(output.device)])
         if len(self.waiting) * len(self.sources) >= _ROWS:
             self.flush()
 
     def flush(self) -> None:
         if not self.waiting:
             return
-        rows = torch.cat([output[0, self.sources] for output in self.waiting])
+        rows = torch.cat([output.to(self.waiting[-1].device) for output in self.waiting])
         leaf = rows.detach().requires_grad_(True)
         loss = unembedded_loss(self.model, leaf, self.targets.repeat(len(self.waiting))) / len(self.sources)
         loss.backward()
@@ -109,10 +110,9 @@ class _Exits:
         self.waiting = []
 
 
-@contextmanager
 def _hooks(
     model: LanguageModel, layers: tuple[int, ...], exits: _Exits, module: Callable[[int], nn.Module]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     def cut(
         _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -121,18 +121,9 @@ def _hooks(
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        exits.add(output[0] if isinstance(output, tuple) else output)
+        exits.add(hidden_of(output))
 
-    handles = []
-    try:
-        for layer in range(model.layers):
-            handles.append(model.anatomy.blocks[layer].register_forward_pre_hook(cut, with_kwargs=True))
-            if layer in layers:
-                handles.append(module(layer).register_forward_hook(leave))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooks([(block, cut) for block in model.anatomy.blocks], [(module(layer), leave) for layer in layers])
 
 
 class _ReachedError(Exception):
@@ -143,21 +134,16 @@ def _loss_at(model: LanguageModel, sequence: Sequence, layer: int) -> float:
     kept: list[Tensor] = []
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        kept.append(output[0] if isinstance(output, tuple) else output)
+        kept.append(hidden_of(output))
         raise _ReachedError
 
-    handle = model.anatomy.blocks[layer].register_forward_hook(leave)
-    try:
-        with torch.enable_grad():
+    with torch.enable_grad(), read_again(model.network):
+        with hooks(after=[(model.anatomy.blocks[layer], leave)]), suppress(_ReachedError):
             _run(model, sequence)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
-    rows = kept[0][0, sequence.sources().to(model.device)]
-    loss = unembedded_loss(model, rows, sequence.targets().to(model.device)) / len(rows)
-    if loss.requires_grad:
-        loss.backward()
+        rows = kept[0][0, sequence.sources().to(kept[0].device)]
+        loss = unembedded_loss(model, rows, sequence.targets()) / len(rows)
+        if loss.requires_grad:
+            loss.backward()
     return loss.item()
 
 

@@ -10,24 +10,50 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iclgd import ranks
 from iclgd.choices import Trainable
 from iclgd.config import ConfigError
+from iclgd.models.half_at_rest import in_float32
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.offload import resident
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One parameter of one layer that is trained, whole or (in a fused projection) its keys and values only."""
+    """One parameter of one layer that is trained, whole or (in a fused projection) its keys and values only.
+
+    Attributes:
+        layer: the block.
+        name: the parameter's, from the block.
+        module: what owns it.
+        key: what it is called there.
+        key_value_only: whether only the keys' and values' part of it is trained.
+        model: the model.
+    """
 
     layer: int
     name: str
-    parameter: nn.Parameter
+    module: nn.Module
+    key: str
     key_value_only: bool
     model: LanguageModel
 
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as it is now: where weights wait elsewhere, another object at each of its turns."""
+        return self.module.get_parameter(self.key)
+
     def part(self, tensor: Tensor) -> Tensor:
-        """What is trained of the parameter, or of a tensor of its shape: a view."""
+        """What is trained of the parameter, or of a tensor of its shape: a view, or a copy where processes share it."""
+        tensor = ranks.whole(tensor)
         return self.model.anatomy.key_value_view(tensor) if self.key_value_only else tensor
+
+    def write(self, tensor: Tensor, part: Tensor) -> None:
+        """Set what is trained of the parameter, or of a tensor of its shape."""
+        whole = ranks.whole(tensor)
+        self.part(whole).copy_(part)
+        if ranks.is_split(tensor):
+            ranks.put(tensor, whole)
 
 
 def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[int] | None) -> list[Trained]:
@@ -52,8 +78,8 @@ def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[i
     for layer in chosen:
         for module, prefix, key_value_only in _modules(model, kind, layer):
             found += [
-                Trained(layer, f"{prefix}.{name}", parameter, key_value_only, model)
-                for name, parameter in module.named_parameters()
+                Trained(layer, f"{prefix}.{name}", module, name, key_value_only, model)
+                for name, _ in module.named_parameters()
             ]
     return found
 
@@ -61,7 +87,7 @@ def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[i
 def _modules(model: LanguageModel, kind: Trainable, layer: int) -> list[tuple[nn.Module, str, bool]]:
     family = model.anatomy.family
     if kind is Trainable.attn_kv:
-        fused = family.layout != "separate"
+        fused = model.anatomy.layout is not None
         attention = model.anatomy.attention(layer)
         return [(attention.get_submodule(name), f"{family.attention}.{name}", fused) for name in family.key_value]
     if kind is Trainable.attention:
@@ -78,17 +104,20 @@ def trainable(trained: Sequence[Trained]) -> Iterator[list[Tensor]]:
     Yields:
         What each parameter was.
     """
-    before = [item.parameter.detach().clone() for item in trained]
-    try:
-        for item in trained:
-            item.parameter.requires_grad_(True)
-        yield before
-    finally:
-        with torch.no_grad():
-            for item, original in zip(trained, before, strict=True):
-                item.parameter.requires_grad_(False)
-                item.parameter.grad = None
-                item.parameter.copy_(original)
+    with resident(item.module for item in trained):
+        parameters = [item.parameter for item in trained]
+        with in_float32(parameters, trained[0].model.dtype if trained else torch.float32):
+            before = [parameter.detach().clone() for parameter in parameters]
+            try:
+                for parameter in parameters:
+                    parameter.requires_grad_(True)
+                yield before
+            finally:
+                with torch.no_grad():
+                    for parameter, original in zip(parameters, before, strict=True):
+                        parameter.requires_grad_(False)
+                        parameter.grad = None
+                        parameter.copy_(original)
 
 
 def layer_norms(trained: Sequence[Trained], tensors: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:
@@ -96,7 +125,8 @@ def layer_norms(trained: Sequence[Trained], tensors: Sequence[Tensor], layers: i
     norms = torch.full((layers,), float("nan"))
     if trained:
         parts = [item.part(tensor).detach().float() for item, tensor in zip(trained, tensors, strict=True)]
-        squares = torch.stack([torch.linalg.vector_norm(part) for part in parts]).cpu().double().square()
+        each = [torch.linalg.vector_norm(part) for part in parts]
+        squares = torch.stack([norm.to(each[0].device) for norm in each]).cpu().double().square()
         places = torch.tensor([item.layer for item in trained])
         norms[places] = torch.zeros(layers, dtype=torch.float64).index_add_(0, places, squares).sqrt().float()[places]
     return norms

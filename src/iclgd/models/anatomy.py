@@ -1,8 +1,7 @@
-"""Where does each architecture keep its parts? A table of data; adding a family is adding a row."""
+"""Where each architecture keeps its parts: a table of data, to which a family is added as a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from iclgd import ranks
 from iclgd.config import ConfigError
+from iclgd.models.layout import LAYOUTS, Layout, Shape
+from iclgd.models.offload import resident
 from iclgd.models.products import linear
 
 
@@ -29,8 +31,11 @@ class Family:
         added: the module whose output attention adds to the residual stream, from a block; the projection, unless a
             norm stands between the two.
         key_value: the projections that make keys and values, from the attention module.
-        layout: how keys and values lie in those projections' output; a key of `LAYOUTS`.
+        query: the projection that makes queries, unless it is the same.
+        layout: how a fused projection holds queries, keys and values; a key of `LAYOUTS`, or `separate`.
         mlp: the feed-forward modules, from a block.
+        mlp_in: the projections that read the feed-forward part's input, from a block.
+        mlp_out: the projection whose output it adds to the residual stream, from a block; None where a norm follows.
         final: what stands between the last block and the unembedding, in order, from the model.
         positions: the learned position embeddings, from the model.
         interface: whether attention is computed through transformers' AttentionInterface.
@@ -45,8 +50,11 @@ class Family:
     key_value: tuple[str, ...]
     final: tuple[str, ...]
     added: str | None = None
+    query: str = "q_proj"
     layout: str = "separate"
     mlp: tuple[str, ...] = ("mlp",)
+    mlp_in: tuple[str, ...] = ()
+    mlp_out: str | None = None
     positions: tuple[str, ...] = ()
     interface: bool = True
     scales_scores: bool = False
@@ -60,11 +68,17 @@ def _llama_like(**changes: Any) -> Family:
         "projection": "self_attn.o_proj",
         "key_value": ("k_proj", "v_proj"),
         "final": ("model.norm",),
+        "mlp_in": ("mlp.gate_proj", "mlp.up_proj"),
+        "mlp_out": "mlp.down_proj",
     }
     return Family(**{**parts, **changes})
 
 
-_NORM_AFTER_ATTENTION = {"added": "post_attention_layernorm"}
+_NORM_AFTER_ATTENTION = {"added": "post_attention_layernorm", "mlp_out": None}
+_FC = {"mlp_in": ("mlp.fc1",), "mlp_out": "mlp.fc2"}
+_FC_IN_BLOCK = {"mlp": ("fc1", "fc2"), "mlp_in": ("fc1",), "mlp_out": "fc2"}
+_DENSE = {"mlp_in": ("mlp.dense_h_to_4h",), "mlp_out": "mlp.dense_4h_to_h"}
+_CONV = {"mlp_in": ("mlp.c_fc",), "mlp_out": "mlp.c_proj"}
 
 FAMILIES: dict[str, Family] = {
     "llama": _llama_like(),
@@ -75,14 +89,14 @@ FAMILIES: dict[str, Family] = {
     "gemma2": _llama_like(**_NORM_AFTER_ATTENTION),
     "gemma3_text": _llama_like(**_NORM_AFTER_ATTENTION),
     "olmo2": _llama_like(**_NORM_AFTER_ATTENTION),
-    "phi": _llama_like(projection="self_attn.dense", final=("model.final_layernorm",)),
-    "phi3": _llama_like(key_value=("qkv_proj",), layout="rows"),
+    "phi": _llama_like(projection="self_attn.dense", final=("model.final_layernorm",), **_FC),
+    "phi3": _llama_like(key_value=("qkv_proj",), layout="rows", mlp_in=("mlp.gate_up_proj",)),
     "opt": _llama_like(
         blocks="model.decoder.layers",
         projection="self_attn.out_proj",
         final=("model.decoder.final_layer_norm?", "model.decoder.project_out?"),
-        mlp=("fc1", "fc2"),
         positions=("model.decoder.embed_positions",),
+        **_FC_IN_BLOCK,
     ),
     "gpt2": Family(
         blocks="transformer.h",
@@ -92,6 +106,7 @@ FAMILIES: dict[str, Family] = {
         layout="columns",
         final=("transformer.ln_f",),
         positions=("transformer.wpe",),
+        **_CONV,
     ),
     "gpt_neox": Family(
         blocks="gpt_neox.layers",
@@ -100,10 +115,9 @@ FAMILIES: dict[str, Family] = {
         key_value=("query_key_value",),
         layout="heads",
         final=("gpt_neox.final_layer_norm",),
+        **_DENSE,
     ),
-    "xglm": _llama_like(
-        projection="self_attn.out_proj", final=("model.layer_norm",), mlp=("fc1", "fc2"), interface=False
-    ),
+    "xglm": _llama_like(projection="self_attn.out_proj", final=("model.layer_norm",), interface=False, **_FC_IN_BLOCK),
     "gpt_neo": Family(
         blocks="transformer.h",
         attention="attn.attention",
@@ -113,6 +127,7 @@ FAMILIES: dict[str, Family] = {
         positions=("transformer.wpe",),
         interface=False,
         local_mask="bias",
+        **_CONV,
     ),
     "gptj": Family(
         blocks="transformer.h",
@@ -122,6 +137,8 @@ FAMILIES: dict[str, Family] = {
         final=("transformer.ln_f",),
         interface=False,
         scales_scores=True,
+        mlp_in=("mlp.fc_in",),
+        mlp_out="mlp.fc_out",
     ),
     "bloom": Family(
         blocks="transformer.h",
@@ -132,6 +149,7 @@ FAMILIES: dict[str, Family] = {
         final=("transformer.ln_f",),
         interface=False,
         scales_scores=True,
+        **_DENSE,
     ),
     "falcon": Family(
         blocks="transformer.h",
@@ -142,19 +160,9 @@ FAMILIES: dict[str, Family] = {
         final=("transformer.ln_f",),
         interface=False,
         scales_scores=True,
+        **_DENSE,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model, whatever its config calls them."""
-
-    layers: int
-    heads: int
-    key_value_heads: int
-    head_dim: int
-    window: int | None  # how many positions there are; None where positions are not bounded
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
@@ -174,42 +182,6 @@ def _falcon_key_value_heads(config: Any) -> int:
     return 1 if config.multi_query else config.num_attention_heads
 
 
-# How to see only the keys and values of a projection's weight [out, in] or bias [out]: a view, so that writing to it
-# writes to the parameter. GPT-2's Conv1D holds its weight as [in, out].
-Layout = Callable[[Tensor, Shape, PretrainedConfig], Tensor]
-
-
-def _rows(parameter: Tensor, shape: Shape, _: PretrainedConfig) -> Tensor:
-    return parameter[shape.heads * shape.head_dim :]
-
-
-def _columns(parameter: Tensor, shape: Shape, _: PretrainedConfig) -> Tensor:
-    return parameter[..., shape.heads * shape.head_dim :]
-
-
-def _heads(parameter: Tensor, shape: Shape, _: PretrainedConfig) -> Tensor:
-    return parameter.view(shape.heads, 3, shape.head_dim, *parameter.shape[1:])[:, 1:]
-
-
-def _falcon(parameter: Tensor, shape: Shape, config: PretrainedConfig) -> Tensor:
-    rest = parameter.shape[1:]
-    if cast(Any, config).new_decoder_architecture:
-        group = shape.heads // shape.key_value_heads
-        return parameter.view(shape.key_value_heads, group + 2, shape.head_dim, *rest)[:, group:]
-    if cast(Any, config).multi_query:
-        return parameter.view(shape.heads + 2, shape.head_dim, *rest)[shape.heads :]
-    return _heads(parameter, shape, config)
-
-
-LAYOUTS: dict[str, Layout] = {
-    "separate": lambda parameter, _shape, _config: parameter,
-    "rows": _rows,
-    "columns": _columns,
-    "heads": _heads,
-    "falcon": _falcon,
-}
-
-
 @dataclass(frozen=True)
 class Anatomy:
     """The parts of one model in memory."""
@@ -221,6 +193,7 @@ class Anatomy:
     final: tuple[nn.Module, ...]
     unembedding: nn.Module
     softcap: float | None  # of the logits (Gemma2)
+    layout: Layout | None  # of a fused projection; None where q, k and v have projections of their own
 
     def part(self, layer: int, path: str) -> nn.Module:
         """A module of one block, by its path in the family's row."""
@@ -234,9 +207,17 @@ class Anatomy:
         """The module whose output attention adds to the residual stream."""
         return self.part(layer, self.family.added or self.family.projection)
 
+    def projection(self, layer: int, part: str) -> nn.Module:
+        """The projection that makes queries (`q`), keys (`k`) or values (`v`), or attention's output (`o`)."""
+        if part == "o":
+            return self.part(layer, self.family.projection)
+        names = self.family.key_value
+        separate = {"q": self.family.query, "k": names[0], "v": names[-1]}
+        return self.attention(layer).get_submodule(names[0] if self.layout else separate[part])
+
     def key_value_view(self, parameter: Tensor) -> Tensor:
         """The keys' and values' part of a projection's parameter (or of its gradient), as a view."""
-        return LAYOUTS[self.family.layout](parameter, self.shape, self.network.config)
+        return self.layout.of_parameter(parameter, "kv") if self.layout else parameter
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What the unembedding reads, from what a block puts out: the model's own final norm."""
@@ -246,9 +227,12 @@ class Anatomy:
 
     def unembed(self, finished: Tensor) -> Tensor:
         """Logits in float32, from `finish`ed hidden states [..., d_model]; half products would tie labels."""
-        bias = getattr(self.unembedding, "bias", None)
-        weight = cast(Tensor, self.unembedding.weight).float()
-        logits = linear(finished.float(), weight, None if bias is None else bias.float())
+        with resident([self.unembedding]):
+            vocabulary = len(cast(Tensor, self.unembedding.weight))
+            weight, _ = ranks.mine(self.unembedding.weight)
+            bias, _ = ranks.mine(getattr(self.unembedding, "bias", None))
+            logits = linear(finished.to(weight.device).float(), weight, None if bias is None else bias.float())
+        logits = ranks.joined(logits, -1, vocabulary)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def norms(self) -> tuple[nn.Module, ...]:
@@ -275,14 +259,16 @@ def dissect(network: PreTrainedModel) -> Anatomy:
             "a family is added as a row of iclgd/models/anatomy.py"
         )
     final = [_optional(network, path) for path in family.final]
+    shape = shape_of(network.config)
     return Anatomy(
         family=family,
-        shape=shape_of(network.config),
+        shape=shape,
         network=network,
         blocks=tuple(cast(nn.ModuleList, network.get_submodule(family.blocks))),
         final=tuple(module for module in final if module is not None),
         unembedding=cast(nn.Module, network.get_output_embeddings()),
         softcap=getattr(network.config, "final_logit_softcapping", None),
+        layout=None if family.layout == "separate" else LAYOUTS[family.layout](shape, network.config),
     )
 
 

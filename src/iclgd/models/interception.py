@@ -1,4 +1,4 @@
-"""How are attention scores had from families that do not honour AttentionInterface?
+"""Attention scores of families that do not honour AttentionInterface.
 
 They compute attention eagerly in their own forward, so the argument of the one softmax inside each attention module is
 exactly the scores before softmax (with masked places at the lowest float), and the left factor of the product before it
@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
 from iclgd.models.attention import AttentionPass, visible_keys
+from iclgd.models.hooks import hooks
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
@@ -105,19 +106,11 @@ def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int, width: int) ->
         batch: how many sequences the pass has.
         width: how many tokens each has, padding included.
     """
-    watch = _Watch(anatomy, now, batch)
-
-    handles = []
-    try:
-        for layer in range(len(anatomy.blocks)):
-            module = anatomy.attention(layer)
-            handles.append(module.register_forward_pre_hook(partial(watch.enter, layer), with_kwargs=True))
-            handles.append(module.register_forward_hook(watch.leave))
+    watch, modules = _Watch(anatomy, now, batch), [anatomy.attention(layer) for layer in range(len(anatomy.blocks))]
+    entries = [(module, partial(watch.enter, layer)) for layer, module in enumerate(modules)]
+    with hooks(entries, [(module, watch.leave) for module in modules]):
         with watch, _windows_without_padding(anatomy, now, width):
             yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

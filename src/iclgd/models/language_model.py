@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from iclgd import ranks
 from iclgd.models.anatomy import Anatomy
+from iclgd.models.half_at_rest import used_dtype
+from iclgd.models.offload import device_of
+from iclgd.models.placement import splits_heads
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,18 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        return self.network.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
+        return device_of(self.network.get_input_embeddings())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which precision it computes; its weights may rest in another."""
+        return used_dtype(self.network)
+
+    @property
+    def own_heads(self) -> int:
+        """How many attention heads of each layer this process computes: all of them, but for tensor parallelism."""
+        split = ranks.is_split(self.anatomy.projection(0, "k").weight) and splits_heads(self.network.config)
+        return self.anatomy.shape.heads // (ranks.count() if split else 1)
 
     @property
     def window(self) -> int | None:

@@ -1,4 +1,4 @@
-"""How does a model get from a config into memory? From safetensors only, without any code but transformers' own."""
+"""A model from a config into memory: from safetensors only, without any code but transformers' own."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.model_files import model_inputs
 from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
 from iclgd.models.attention import INTERFACE_NAME
+from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.packaged import converted_folder, sha256_of
+from iclgd.models.packaged import converted_folder
+from iclgd.models.placement import loading_arguments, placed, placement_key, refuse_impossible
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check
 from iclgd.models.untrained import untrained
@@ -29,7 +31,6 @@ from iclgd.paths import toy_model_folder
 log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEIGHT_FILES = ("*.safetensors", "*.gguf")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -53,7 +54,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.dtype:
-    """The dtype that `runtime.dtype` means; `auto` is float32 on the CPU and the model's own on a GPU.
+    """The dtype in which `runtime.dtype` computes; `auto` is float32 on the CPU and the model's own on a GPU.
 
     Raises:
         ConfigError: not a dtype that a model can run in.
@@ -61,13 +62,18 @@ def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.
     if name == "auto":
         name = "float32" if device.type == "cpu" else (model.dtype or "bfloat16")
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-    if name not in known:
-        raise ConfigError(f"runtime.dtype={name} is not known: write auto or one of {', '.join(known)}")
-    return known[name]
+    if name not in known and not stored_apart(name):
+        raise ConfigError(
+            f"runtime.dtype={name} is not known: write auto or one of {', '.join(known)}, or float32_from_bfloat16 or "
+            "float32_from_float16 for half weights used in float32"
+        )
+    return known.get(name, torch.float32)
 
 
 def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     """A model, checked, on its device; the last one loaded is kept for the next run of the same process.
+
+    What is kept belongs to the content of its files: when one of them has changed, the model is loaded anew.
 
     Raises:
         ConfigError: it is not there, or not in a form that is safe to read.
@@ -76,7 +82,15 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(runtime.dtype, device, model)
     key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
-    return _load(key, device, dtype, _Held(model))
+    inputs = tuple(sorted(_inputs(model).items()))
+    return _load(key, inputs, device, dtype, placement_key(runtime), _Held(model, runtime))
+
+
+def _inputs(model: ModelConfig) -> dict[str, str]:
+    try:
+        return model_inputs(model)
+    except OSError:  # whatever is amiss, loading says it better
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,28 +98,43 @@ class _Held:
     """Carries a config past the cache, whose key says all of it already."""
 
     model: ModelConfig = dataclasses.field(hash=False, compare=False)
+    runtime: RuntimeConfig = dataclasses.field(hash=False, compare=False)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(_key: object, device: torch.device, dtype: torch.dtype, held: _Held) -> LanguageModel:
-    model = held.model
+def _load(
+    _key: object,
+    inputs: tuple[tuple[str, str], ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    _placement: str,
+    held: _Held,
+) -> LanguageModel:
+    model, runtime, digests = held.model, held.runtime, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    place, digests = _locate(model)
-    _refuse_unknown_family(model, place)
-    network = _weights(model, place, dtype)
-    if not hasattr(network, "hf_device_map"):
-        network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
+    place = _locate(model)
+    config = _refuse_unknown_family(model, place)
+    refuse_impossible(model, runtime, config)
+    network = placed(_weights(model, place, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
+    if stored_apart(runtime.dtype):
+        compute_in_float32(network)
+    tokenizer = _from_hub(model, AutoTokenizer.from_pretrained, **place)
+    now = _inputs(model)
+    if digests and now != digests:
+        changed = ", ".join(sorted(name for name in {*now, *digests} if now.get(name) != digests.get(name)))
+        raise ConfigError(f"model.name={model.name}: {changed} changed while the model was being loaded: try again")
+    commit = now.pop("commit", None)
     return assemble(
         network.eval(),
-        _from_hub(model, AutoTokenizer.from_pretrained, **place),
+        tokenizer,
         identity={
             "name": model.name,
-            "revision": _commit(model, place) or model.revision,
+            "revision": commit or model.revision,
             "weights": str(model.weights),
             "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
             "device_type": device.type,
-            "sha256": digests or _digests(network),
+            "sha256": now,
         },
     )
 
@@ -131,13 +160,12 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arguments for transformers' loaders, and sha256 by file where known already."""
+def _locate(model: ModelConfig) -> dict[str, Any]:
+    """Arguments for transformers' loaders."""
     if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
         raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
     if model.source is ModelSource.package:
-        folder, digest = converted_folder(model)
-        return {"pretrained_model_name_or_path": str(folder)}, {str(model.file): digest}
+        return {"pretrained_model_name_or_path": str(converted_folder(model))}
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
     folder = Path(name).expanduser()
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
@@ -147,7 +175,7 @@ def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
         place["revision"] = model.revision
     if model.file is not None:
         place["gguf_file"] = model.file
-    return place, {}
+    return place
 
 
 def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
@@ -173,30 +201,17 @@ def _refuse_unknown_family(model: ModelConfig, place: dict[str, Any]) -> Pretrai
     return config
 
 
-def _weights(model: ModelConfig, place: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def _weights(
+    model: ModelConfig, place: dict[str, Any], dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
+) -> PreTrainedModel:
     common: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
     if model.weights is Weights.random:
         config = _from_hub(model, AutoConfig.from_pretrained, **place)
         return untrained(config, dtype, model.weights_seed)
-    if model.device_map is not None:
-        common["device_map"] = model.device_map
+    if model.weights is Weights.pretrained:
+        common |= loading_arguments(runtime, config)
     safe = {} if "gguf_file" in place else {"use_safetensors": True}
     pretrained = _from_hub(model, AutoModelForCausalLM.from_pretrained, **place, **common, **safe)
     if model.weights is Weights.keep_embeddings:
         return untrained(pretrained.config, dtype, model.weights_seed, keep=pretrained)
     return pretrained
-
-
-def _commit(model: ModelConfig, place: dict[str, Any]) -> str | None:
-    """The hub's commit that was loaded, from where the hub's cache keeps it; None for a local folder."""
-    name = place["pretrained_model_name_or_path"]
-    if Path(name).is_dir():
-        return None
-    return extract_commit_hash(cached_file(name, model.file or "config.json", revision=model.revision), None)
-
-
-def _digests(network: PreTrainedModel) -> dict[str, str]:
-    folder = Path(network.config._name_or_path)
-    if not folder.is_dir():
-        return {}
-    return {path.name: sha256_of(path) for pattern in _WEIGHT_FILES for path in sorted(folder.glob(pattern))}

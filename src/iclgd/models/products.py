@@ -24,9 +24,10 @@ def linear(
 ) -> Float[Tensor, "*row d_out"]:
     """`rows @ weight.T + bias`, as `torch.nn.functional.linear`, to float32's rounding; any strides.
 
-    Differentiable in all three; the gradient itself is not differentiable.
+    Differentiable in all three; the gradient itself is not differentiable. A weight of another dtype is taken in the
+    rows' dtype for the product only, and again for its gradient: no copy of it stays.
     """
-    if not _faster(rows, weight):
+    if weight.dtype is rows.dtype and not _faster(rows, weight):
         return functional.linear(rows, weight, bias)
     if torch.is_grad_enabled() and any(factor is not None and factor.requires_grad for factor in (rows, weight, bias)):
         return _Linear.apply(rows, weight, bias)  # pyright: ignore[reportReturnType]
@@ -54,12 +55,17 @@ def _faster(rows: Tensor, weight: Tensor) -> bool:
 def _available() -> bool:
     """Whether this PyTorch has the operator as we know it: it is none of its public interfaces."""
     try:
-        return _product(torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor([1.0])).item() == 7
+        return _by_onednn(torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor([1.0])).item() == 7
     except (AttributeError, TypeError, RuntimeError):
         return False
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    weight = weight.to(rows.dtype)
+    return _by_onednn(rows, weight, bias) if _faster(rows, weight) else functional.linear(rows, weight, bias)
+
+
+def _by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 

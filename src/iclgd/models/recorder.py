@@ -1,4 +1,4 @@
-"""What does the model do at the last token of each query, after a given context?"""
+"""Records of what the model does at the last token of each query, after a given context."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from iclgd import ranks
 from iclgd.choices import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward
+from iclgd.models.hooks import hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import Recording
 
@@ -88,7 +90,7 @@ def record(
     """
     probes = _probes(questions, plan)
     prefix = encode_prefix(model, context)
-    collected = _Collected(len(questions), max(len(question.options) for question in questions))
+    collected = _Collected(model, len(questions), max(len(question.options) for question in questions))
     budget = plan.batch_tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ON_GPU)
     waiting = sorted(probes, key=lambda probe: -len(probe.token_ids))  # memory runs out early if at all
     while waiting:
@@ -96,7 +98,7 @@ def record(
         try:
             _run_batch(model, batch, prefix, plan, collected)
         except RuntimeError as error:
-            if not out_of_memory(error) or len(batch) == 1:
+            if not out_of_memory(error) or len(batch) == 1 or ranks.count() > 1:  # the others would wait for this one
                 raise
             budget = len(batch[0].token_ids) * (len(batch) // 2)
             log.warning(
@@ -108,6 +110,11 @@ def record(
             continue
         _free_memory()
     return collected.recording(plan)
+
+
+def _stacked(by_layer: Sequence[Tensor]) -> Tensor:
+    """One tensor of all layers, which may lie on several devices; layers along axis 1."""
+    return torch.stack([tensor.to(by_layer[-1].device) for tensor in by_layer], dim=1).float()
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -168,21 +175,12 @@ def _pad(token_ids: Tokens, width: int, left: bool) -> Tokens:
 def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
     """By layer, what attention adds to the residual stream at each sequence's last token."""
     added: dict[int, Tensor] = {}
-    handles = [
-        model.anatomy.added(layer).register_forward_hook(partial(_keep_last, added, now, layer))
-        for layer in range(model.layers)
-    ]
-    try:
+
+    def keep(layer: int, _module: nn.Module, _args: object, output: Tensor) -> None:
+        added[layer] = now.last(output, 1)
+
+    with hooks(after=[(model.anatomy.added(layer), partial(keep, layer)) for layer in range(model.layers)]):
         yield added
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _keep_last(
-    added: dict[int, Tensor], now: AttentionPass, layer: int, _module: nn.Module, _args: object, output: Tensor
-) -> None:
-    added[layer] = now.last(output, 1)
 
 
 def _score_options(
@@ -211,7 +209,7 @@ def _score_options(
         for number, option in probe.options
     ]
     pairs = [pair for _, _, pairs in wanted for pair in pairs]  # none where all labels of the batch have several tokens
-    flat = torch.tensor(pairs, dtype=torch.long, device=hidden.device).view(-1, 2)
+    flat = torch.tensor(pairs, dtype=torch.long, device=log_probs.device).view(-1, 2)
     values = log_probs[flat[:, 0], flat[:, 1]].tolist()
     at = 0
     for example, number, pairs in wanted:
@@ -227,7 +225,8 @@ def _score_options(
 class _Collected:
     """Records by example, in whatever order batches come."""
 
-    def __init__(self, examples: int, options: int) -> None:
+    def __init__(self, model: LanguageModel, examples: int, options: int) -> None:
+        self.model = model
         self.label_scores = torch.full((examples, options), float("nan"))
         self.next_token: list[Tensor] = [torch.empty(0)] * examples
         self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
@@ -243,11 +242,19 @@ class _Collected:
             kept["context_scores"] = now.context_scores
         if now.keep_queries:
             kept["query_vectors"] = now.queries
-        stacked = {
-            name: torch.stack([layers[layer][rows] for layer in range(len(layers))], dim=1).float().cpu()
-            for name, layers in kept.items()
-        }
+        stacked = {name: _stacked([layers[i][rows] for i in range(len(layers))]) for name, layers in kept.items()}
+        stacked = {name: self._of_all_heads(name, tensor).cpu() for name, tensor in stacked.items()}
         self.batches.append(([batch[row].example for row in rows], stacked))
+
+    def _of_all_heads(self, name: str, tensor: Tensor) -> Tensor:
+        """Each process may have seen some of the heads only."""
+        shape = self.model.anatomy.shape
+        if self.model.own_heads == shape.heads:
+            return tensor
+        sizes = {"attention_scores": shape.heads, "query_vectors": shape.heads * shape.head_dim}
+        if name in sizes:
+            return ranks.joined(tensor, 2, sizes[name])
+        return ranks.summed(tensor) if name == "context_scores" else tensor
 
     def recording(self, plan: RecordPlan) -> Recording:
         order = torch.tensor([example for examples, _ in self.batches for example in examples]).argsort()
@@ -276,10 +283,11 @@ def token_queries(
     model: LanguageModel, sequences: Sequence[Tokens], bos: Tokens
 ) -> list[Float[Tensor, "token layer heads_x_head_dim"]]:
     """Attention queries, scaled as in attention, at every token of each sequence read after bos."""
-    prefix = encode_prefix(model, bos)
+    prefix, shape = encode_prefix(model, bos), model.anatomy.shape
     found = []
     for tokens in sequences:
         now = AttentionPass(lengths=torch.tensor([len(tokens)]), prefix=prefix, keep_queries="all")
         forward(model, torch.tensor([tokens]), now)
-        found.append(torch.stack([now.queries[layer][0] for layer in range(model.layers)], dim=1).float().cpu())
+        queries = _stacked([now.queries[layer][0] for layer in range(model.layers)])
+        found.append(ranks.joined(queries, 2, shape.heads * shape.head_dim).cpu())
     return found

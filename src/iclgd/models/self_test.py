@@ -1,18 +1,20 @@
-"""Can this model be recorded rightly? A few tokens through it, checked against the model's own arithmetic."""
+"""The check that a model can be recorded: a few tokens through it, against the model's own arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
 
+from iclgd import ranks
 from iclgd.models.anatomy import Anatomy, UnsupportedModelError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
+from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 
 _TOKENS, _PREFIX = 9, 4
@@ -44,7 +46,7 @@ def check(model: LanguageModel, before: Callable[[], None]) -> None:
 def _check(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None:
     seen = _Seen(model)
     now = AttentionPass(lengths=torch.tensor([_TOKENS]))
-    with seen:
+    with seen.watching():
         hidden = forward(model, tokens[None], now)
     _agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
     _check_scores(model, now, seen)
@@ -70,7 +72,7 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
     try:
         expected = network(input_ids=inputs, use_cache=False).logits[0].float()
     except RuntimeError as error:
-        _refuse(model, f"it does not run in {network.dtype} ({error}); choose another runtime.dtype")
+        _refuse(model, f"it does not run in {model.dtype} ({error}); choose another runtime.dtype")
     if not model.anatomy.family.interface and network._supports_sdpa:
         try:
             network.config._attn_implementation = "sdpa"
@@ -83,7 +85,7 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
 
 def _check_scores(model: LanguageModel, now: AttentionPass, seen: _Seen) -> None:
     for layer in range(model.layers):
-        if now.scores[layer].shape != (1, model.anatomy.shape.heads, _TOKENS):
+        if now.scores[layer].shape != (1, model.own_heads, _TOKENS):
             _refuse(model, f"layer {layer} recorded scores of shape {tuple(now.scores[layer].shape)}")
         if not now.scores[layer][..., -1].isfinite().all():
             _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
@@ -101,7 +103,7 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
     anatomy, shape = model.anatomy, model.anatomy.shape
     wanted = 2 * shape.key_value_heads * shape.head_dim * model.network.config.hidden_size
     for layer in range(model.layers):
-        weights = [anatomy.attention(layer).get_submodule(name).weight for name in anatomy.family.key_value]
+        weights = [ranks.whole(anatomy.attention(layer).get_submodule(name).weight) for name in anatomy.family.key_value]
         if (found := sum(anatomy.key_value_view(cast(Tensor, weight)).numel() for weight in weights)) != wanted:
             _refuse(model, f"layer {layer} has {wanted} key and value weights, but {found} would be trained")
     other = (tokens * 3 + 1) % model.network.config.vocab_size
@@ -117,24 +119,16 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
             _refuse(model, f"layer {layer} has queries in the part that would be trained as keys and values")
 
 
-@contextmanager
-def _without_keys_and_values(model: LanguageModel) -> Iterator[None]:
-    handles = [
-        model.anatomy.attention(layer).get_submodule(name).register_forward_hook(partial(_zeroed, model.anatomy))
-        for layer in range(model.layers)
-        for name in model.anatomy.family.key_value
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _without_keys_and_values(model: LanguageModel) -> AbstractContextManager[None]:
+    anatomy = model.anatomy
+    names = [(layer, name) for layer in range(model.layers) for name in anatomy.family.key_value]
+    projections = [anatomy.attention(layer).get_submodule(name) for layer, name in names]
+    return hooks(after=[(projection, partial(_zeroed, anatomy)) for projection in projections])
 
 
 def _zeroed(anatomy: Anatomy, _module: object, _args: object, output: Tensor) -> Tensor:
     output = output.clone()
-    fused = anatomy.family.layout not in ("separate", "columns")
-    anatomy.key_value_view(output.movedim(-1, 0) if fused else output).zero_()
+    (anatomy.layout.outputs(output, "kv", -1) if anatomy.layout else output).zero_()
     return output
 
 
@@ -150,8 +144,8 @@ def _refuse(model: LanguageModel, what: str) -> NoReturn:
 def _agree(model: LanguageModel, what: str, found: Tensor, expected: Tensor) -> None:
     scale = expected.abs().max().clamp(min=1e-6)
     error = ((found - expected.to(found.device)).abs().max() / scale).item()
-    if not error <= _TOLERANCE[model.network.dtype]:
-        _refuse(model, f"{what} (relative error {error:.1e}, allowed {_TOLERANCE[model.network.dtype]:.0e})")
+    if not error <= _TOLERANCE[model.dtype]:
+        _refuse(model, f"{what} (relative error {error:.1e}, allowed {_TOLERANCE[model.dtype]:.0e})")
 
 
 def _weighted_values(model: LanguageModel, scores: Tensor, projected: Tensor) -> Tensor:
@@ -171,41 +165,26 @@ class _Seen:
         self.mixed: dict[int, Tensor] = {}
         self.block_output: dict[int, Tensor] = {}
 
-    def __enter__(self) -> None:
-        anatomy, self.handles = self.model.anatomy, []
-        for layer in range(self.model.layers):
-            value = anatomy.attention(layer).get_submodule(anatomy.family.key_value[-1])
-            self.handles += [
-                value.register_forward_hook(partial(self._values, layer)),
-                anatomy.part(layer, anatomy.family.projection).register_forward_pre_hook(partial(self._mixed, layer)),
-                anatomy.blocks[layer].register_forward_hook(partial(self._block, layer)),
-            ]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
+    def watching(self) -> AbstractContextManager[None]:
+        anatomy, layers = self.model.anatomy, range(self.model.layers)
+        values = [anatomy.attention(layer).get_submodule(anatomy.family.key_value[-1]) for layer in layers]
+        return hooks(
+            before=[(anatomy.projection(layer, "o"), partial(self._mixed, layer)) for layer in layers],
+            after=[
+                *((values[layer], partial(self._values, layer)) for layer in layers),
+                *((anatomy.blocks[layer], partial(self._block, layer)) for layer in layers),
+            ],
+        )
 
     def _values(self, layer: int, _module: object, _args: object, output: Tensor) -> None:
-        anatomy, shape = self.model.anatomy, self.model.anatomy.shape
-        if len(anatomy.family.key_value) == 2:
-            self.key_values[layer] = output[0].unflatten(-1, (shape.key_value_heads, shape.head_dim))
-        else:  # a fused projection: the token axis stands where a weight has its inputs
-            transposed = output[0].T if anatomy.family.layout != "columns" else output[0]
-            self.key_values[layer] = self._fused(anatomy.key_value_view(transposed.contiguous()))
+        layout, shape = self.model.anatomy.layout, self.model.anatomy.shape
+        if layout is None:
+            self.key_values[layer] = output[0].unflatten(-1, (-1, shape.head_dim))
+        else:
+            self.key_values[layer] = layout.outputs(output[0], "v", -1).flatten(0, 1).permute(2, 0, 1)
 
-    def _fused(self, view: Tensor) -> Tensor:
-        shape, layout = self.model.anatomy.shape, self.model.anatomy.family.layout
-        size = shape.key_value_heads * shape.head_dim
-        if layout == "columns":
-            return view[:, size:].unflatten(-1, (shape.key_value_heads, shape.head_dim))
-        if layout == "rows":
-            return view[size:].T.unflatten(-1, (shape.key_value_heads, shape.head_dim))
-        if view.ndim == 4:  # heads x (key, value) x head_dim x token
-            return view[:, 1].permute(2, 0, 1)
-        return view[1:].permute(2, 0, 1)  # falcon with one key and one value head
-
-    def _mixed(self, layer: int, _module: object, args: tuple[Tensor, ...]) -> None:
+    def _mixed(self, layer: int, _module: object, args: tuple[Tensor, ...], _kwargs: object) -> None:
         self.mixed[layer] = args[0][0, -1].float().flatten()
 
-    def _block(self, layer: int, _module: object, _args: object, output: Tensor | tuple[Tensor | None, ...]) -> None:
-        self.block_output[layer] = cast(Tensor, output[0] if isinstance(output, tuple) else output)[0]
+    def _block(self, layer: int, _module: object, _args: object, output: object) -> None:
+        self.block_output[layer] = hidden_of(output)[0]

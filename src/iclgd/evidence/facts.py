@@ -1,0 +1,62 @@
+"""Tensors beside the recordings that scores may name, each made only if one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iclgd.choices import RandomUpdate
+from iclgd.config import Config
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.learned import Learned, Settings, learn
+from iclgd.evidence.orders import orders
+from iclgd.records import PromptSet
+from iclgd.seeding import torch_stream
+
+
+def facts(lab: Laboratory, settings: Settings, learned: Learned, early: bool = False) -> dict[str, Any]:
+    """Every fact that the scores name; `early`, those that can be had while finetuning goes on."""
+    prompts, config, shape = lab.prompts, lab.config, settings.icl.attention_output.shape
+    attention_shape = (*shape[:2], len(prompts.context()))
+    makers: dict[str, Callable[[], Any]] = {
+        "labels": lambda: torch.tensor([query.label for query in prompts.queries]),
+        "first_label_token": lambda: torch.tensor([prompts.options(q)[q.label][0] for q in prompts.queries]),
+        "random_update": lambda: random_update(shape, config),
+        "context_example": lambda: _context_example(prompts),
+        "training_query_vectors": lambda: learned.training_queries,
+        "random_attention": lambda: torch.rand(
+            attention_shape, generator=torch_stream("random attention", config.seed)
+        ),
+        "icl_orders": lambda: _icl_orders(lab),
+        "ft_orders": lambda: _ft_orders(lab, settings, learned),
+    }
+    if early:
+        del makers["ft_orders"]  # would finetune within finetuning
+    return {name: make() for name, make in makers.items() if name in lab.wanted or name == "labels"}
+
+
+def random_update(shape: torch.Size, config: Config) -> Tensor:
+    """What the random baseline takes for finetuning's update."""
+    stream = torch_stream("random update", config.seed)
+    if config.protocol.random_update is RandomUpdate.uniform:
+        return torch.rand(shape, generator=stream)
+    return torch.randn(shape, generator=stream)
+
+
+def _context_example(prompts: PromptSet) -> Tensor:
+    owners = torch.full((len(prompts.context()),), -1)
+    for number, (start, end) in enumerate(prompts.context_spans()):
+        owners[start:end] = number
+    return owners
+
+
+def _icl_orders(lab: Laboratory) -> Tensor:
+    return torch.stack([lab.untouched("icl", order).label_scores for order in orders(lab.prompts, lab.config)])
+
+
+def _ft_orders(lab: Laboratory, settings: Settings, learned: Learned) -> Tensor:
+    others = [learn(lab, settings, prompts=order).recording for order in orders(lab.prompts, lab.config)[1:]]
+    return torch.stack([recording.label_scores for recording in (learned.recording, *others)])

@@ -1,0 +1,41 @@
+"""The evidence of one run: zsl, icl, finetuning and ft, and what else the scores name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from iclgd.evidence.facts import facts
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.learned import Learned, Settings, compared, learn, no_steps, training_queries
+from iclgd.evidence.orders import orders
+from iclgd.records import Evidence
+
+
+def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None = None) -> Evidence:
+    """Everything the scores need.
+
+    Args:
+        lab: the model, its prompts and what is wanted.
+        after_step: called every `metric.every` steps of finetuning with the evidence so far.
+    """
+    owners = {path.partition(".")[0] for path in lab.wanted}
+    settings = Settings(lab.untouched("zsl"), lab.untouched("icl"))
+    recordings = {"zsl": settings.zsl, "icl": settings.icl}
+    if "reordered" in owners:
+        others = orders(lab.prompts, lab.config)[1:]  # one demonstration has one order
+        recordings["reordered"] = (
+            lab.untouched("reordered", others[0]) if others else lab.undefined(settings.icl, "reordered")
+        )
+    if "other" in owners:
+        recordings["other"] = compared(lab, settings)
+    every = lab.config.metric.every
+
+    def after(done: int) -> None:
+        if after_step and every and done % every == 0:
+            so_far = lab.record("ft so far", lab.prompts.bos, lab.plan("ft"))
+            learned = Learned(no_steps(lab.model.layers), so_far, training_queries(lab))
+            early = facts(lab, settings, learned, early=True)
+            after_step(done, Evidence({**recordings, "ft": so_far}, learned.trace, early))
+
+    learned = learn(lab, settings, after=after)
+    return Evidence({**recordings, "ft": learned.recording}, learned.trace, facts(lab, settings, learned))

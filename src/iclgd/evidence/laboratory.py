@@ -1,0 +1,101 @@
+"""One model, one set of prompts, and how both are recorded."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from iclgd.choices import RecordAt
+from iclgd.config import Config
+from iclgd.models import LanguageModel, Question, RecordPlan, record
+from iclgd.records import OPTIONAL_RECORDS, PromptSet, Recording
+from iclgd.runs.cache import recordings_cache
+from iclgd.runs.environment import made_with
+from iclgd.runs.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Records one model on one set of prompts.
+
+    Attributes:
+        model: the model.
+        prompts: demonstrations and queries.
+        config: the run.
+        wanted: the input paths that scores name (`metrics.required_inputs`).
+        progress: where stages are shown.
+    """
+
+    model: LanguageModel
+    prompts: PromptSet
+    config: Config
+    wanted: set[str]
+    progress: Progress
+
+    def questions(self) -> list[Question]:
+        """The queries as the recorder takes them."""
+        return [Question(query.token_ids, self.prompts.options(query)) for query in self.prompts.queries]
+
+    def plan(self, setting: str) -> RecordPlan:
+        """How a setting is recorded."""
+        runtime, protocol = self.config.runtime, self.config.protocol
+        return RecordPlan(
+            optional=frozenset(name for name in OPTIONAL_RECORDS if f"{setting}.{name}" in self.wanted),
+            at_first_label_token=protocol.record_at is RecordAt.first_label_token,
+            batch_tokens=runtime.batch_tokens,
+            padding=runtime.padding,
+            mean_label=self.config.task.length_normalised,
+        )
+
+    def record(self, stage: str, context: tuple[int, ...], plan: RecordPlan) -> Recording:
+        """A recording of the model as it is now, of all queries after `context`."""
+        questions = self.questions()
+        return record(self.model, questions, context, plan, self.progress.stage(stage, len(questions)))
+
+    def untouched(self, setting: str, prompts: PromptSet | None = None) -> Recording:
+        """A recording of the model as it was loaded: `zsl`, or `icl` with the prompts' or another order."""
+        prompts = prompts or self.prompts
+        context = prompts.bos if setting == "zsl" else prompts.context()
+        plan = self.plan(setting)
+        key = {
+            "model": dict(self.model.identity),
+            "context": context,
+            "questions": [[question.token_ids, question.options] for question in self.questions()],
+            "optional": sorted(plan.optional),
+            "record_at": str(self.config.protocol.record_at),
+            "mean_label": plan.mean_label,
+            # what may round otherwise: an ft recording beside it is made here and now
+            "made_with": made_with(str(self.model.device)),
+            "batches": [plan.batch_tokens, str(plan.padding), torch.get_num_threads()],
+        }
+        cache = recordings_cache(self.config.runtime)
+        recording, reused = cache.get_or_compute(key, lambda: self.record(setting, context, plan))
+        log.info("%s: %s", setting, "reused a recording made before" if reused else "recorded")
+        return recording
+
+    def undefined(self, like: Recording, setting: str) -> Recording:
+        """A recording of the right shapes in which nothing is defined."""
+        shape, optional = self.model.anatomy.shape, self.plan(setting).optional
+        n, layers, d_model = like.attention_output.shape
+        vocabulary = cast(Tensor, self.model.anatomy.unembedding.weight).shape[0]
+        sizes = {
+            "attention_output": like.attention_output.shape,
+            "attention_scores": like.attention_scores.shape,
+            "label_scores": like.label_scores.shape,
+            "query_vectors": (n, layers, shape.heads * shape.head_dim),
+            "next_token_log_probs": (n, vocabulary),
+            "block_output": (n, layers, d_model),
+        }
+        return Recording(
+            **{
+                name: torch.full(size, float("nan"))
+                for name, size in sizes.items()
+                if name in optional or name not in OPTIONAL_RECORDS
+            }
+        )

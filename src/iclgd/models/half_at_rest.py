@@ -1,0 +1,98 @@
+"""Weights that rest in bfloat16 or float16 while everything is computed in float32.
+
+A matrix is taken to float32 for one product and dropped; its gradient takes it again. So a model needs the memory of
+its half weights, and its numbers are those of a float32 model with the same, rounded, weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from iclgd.models.products import linear
+
+HALF = (torch.bfloat16, torch.float16)
+_APART = {"float32_from_bfloat16": torch.bfloat16, "float32_from_float16": torch.float16}
+
+
+def stored_apart(name: str) -> bool:
+    """Whether a `runtime.dtype` lets weights rest in another dtype than the one they are used in."""
+    return name in _APART
+
+
+def stored_dtype(name: str, used: torch.dtype) -> torch.dtype:
+    """The dtype in which weights rest, for a `runtime.dtype` that computes in `used`."""
+    return _APART.get(name, used)
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+class _Conv1D(Conv1D):  # GPT-2's, whose weight is [in, out]
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.T, self.bias)
+
+
+class _Embedding(nn.Embedding):
+    def forward(self, input: Tensor) -> Tensor:
+        rows = functional.embedding(input, self.weight).float()
+        scale: Any = getattr(self, "embed_scale", 1.0)  # Gemma's and XGLM's
+        return rows * (scale.float() if isinstance(scale, Tensor) else scale)
+
+
+def used_dtype(network: PreTrainedModel) -> torch.dtype:
+    """The dtype in which a model computes."""
+    return torch.float32 if isinstance(network.get_input_embeddings(), _Embedding) else network.dtype
+
+
+def compute_in_float32(network: PreTrainedModel) -> None:
+    """Let a model with half weights compute in float32; norms, biases and position embeddings become float32."""
+    words = network.get_input_embeddings()
+    matrices = {id(words.weight)}
+    for module in network.modules():
+        if module is words:
+            _become(module, _Embedding)
+        elif isinstance(module, nn.Linear | Conv1D):
+            _become(module, _Linear if isinstance(module, nn.Linear) else _Conv1D)
+            matrices.add(id(module.weight))
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in matrices and parameter.dtype in HALF:
+                module.register_parameter(name, nn.Parameter(parameter.detach().float(), requires_grad=False))
+
+
+def _become(module: nn.Module, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
+    if "_old_forward" in vars(module):  # accelerate's wrapper calls this instead of the class's
+        vars(module)["_old_forward"] = MethodType(kind.forward, module)
+
+
+@contextmanager
+def in_float32(parameters: Sequence[nn.Parameter], used: torch.dtype) -> Iterator[None]:
+    """Within the block, parameters that rest in half precision are float32; afterwards what they were, bit for bit.
+
+    This copies only what is trained: steps far smaller than a half number's rounding add up in the copy.
+
+    Args:
+        parameters: those that are to be trained.
+        used: the dtype in which the model computes; parameters of a model that computes in half precision stay.
+    """
+    resting = [parameter for parameter in parameters if parameter.dtype in HALF and used is torch.float32]
+    before = [parameter.data for parameter in resting]
+    try:
+        for parameter in resting:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter, original in zip(resting, before, strict=True):
+            parameter.data = original

@@ -1,0 +1,79 @@
+"""How an attention module's projections hold queries, keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, whatever its config calls them."""
+
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    window: int | None  # how many positions there are; None where positions are not bounded
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where queries, keys and values lie in a fused projection: `groups` times (queries, keys, values), in heads.
+
+    Attributes:
+        groups: how often the pattern repeats.
+        queries: query heads in a group.
+        keys: key heads in a group; there are as many value heads.
+        head_dim: size of a head.
+        columns: the weight is held as [in, out], as in GPT-2's Conv1D.
+    """
+
+    groups: int
+    queries: int
+    keys: int
+    head_dim: int
+    columns: bool = False
+
+    def outputs(self, tensor: Tensor, part: str, axis: int) -> Float[Tensor, "group head head_dim *rest"]:
+        """The view of a part (`q`, `k`, `v` or `kv`) of a tensor whose `axis` is the projection's output."""
+        ends = {"q": 0, "k": self.queries, "v": self.queries + self.keys, "": self.queries + 2 * self.keys}
+        stop = {"q": "k", "k": "v", "v": "", "kv": ""}[part]
+        heads = tensor.movedim(axis, 0).unflatten(0, (-1, ends[""], self.head_dim))
+        return heads[:, ends[part[0]] : ends[stop]]
+
+    def of_parameter(self, parameter: Tensor, part: str) -> Float[Tensor, "group head head_dim *rest"]:
+        """The view of a part of the projection's weight or bias (or of a gradient): writing to it writes there."""
+        return self.outputs(parameter, part, -1 if self.columns else 0)
+
+
+def _rows(shape: Shape, _: PretrainedConfig) -> Layout:
+    return Layout(1, shape.heads, shape.key_value_heads, shape.head_dim)
+
+
+def _columns(shape: Shape, _: PretrainedConfig) -> Layout:
+    return Layout(1, shape.heads, shape.key_value_heads, shape.head_dim, columns=True)
+
+
+def _heads(shape: Shape, _: PretrainedConfig) -> Layout:
+    return Layout(shape.heads, 1, 1, shape.head_dim)
+
+
+def _falcon(shape: Shape, config: Any) -> Layout:
+    if config.new_decoder_architecture:
+        return Layout(shape.key_value_heads, shape.heads // shape.key_value_heads, 1, shape.head_dim)
+    return _rows(shape, config) if config.multi_query else _heads(shape, config)
+
+
+# A family names one of these, or `separate`: a projection for each of q, k and v.
+LAYOUTS: dict[str, Callable[[Shape, Any], Layout]] = {
+    "rows": _rows,
+    "columns": _columns,
+    "heads": _heads,
+    "falcon": _falcon,
+}

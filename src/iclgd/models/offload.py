@@ -1,0 +1,99 @@
+"""Weights that accelerate keeps elsewhere (CPU memory, disk) and brings in for each module's turn.
+
+Outside its turn such a module's parameters are on the meta device, without numbers. Whoever reads or trains them must
+have them stay: `resident`. Whoever needs them again for the backward pass reads them again: `read_again`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def _hook(module: nn.Module) -> Any:
+    """The hook of accelerate that brings this module's own parameters in; None where they are at hand."""
+    hook = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        if getattr(each, "offload", False):
+            return each
+    return None
+
+
+def is_offloaded(network: nn.Module) -> bool:
+    """Whether any module's parameters are brought in for its turn only."""
+    return any(_hook(module) is not None for module in network.modules())
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    hook = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        if getattr(each, "execution_device", None) is not None:
+            device = each.execution_device
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return next(module.parameters()).device
+
+
+@contextmanager
+def resident(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block these modules hold their parameters; afterwards they are elsewhere again, as they were."""
+    with ExitStack() as stack:
+        for module in dict.fromkeys(modules):
+            for part in module.modules():
+                hook = _hook(part)
+                if hook is not None:
+                    hook.pre_forward(part)
+                    hook.offload = False
+                    stack.callback(_send_away, hook, part)
+        yield
+
+
+def _send_away(hook: Any, module: nn.Module) -> None:
+    hook.offload = True
+    hook.post_forward(module, None)
+
+
+@contextmanager
+def read_again(network: nn.Module) -> Iterator[None]:
+    """Within the block, a backward pass reads offloaded weights again.
+
+    Autograd would otherwise keep every weight that a forward pass used, so that the whole model would be in memory at
+    the end of it.
+    """
+    modules = [module for module in network.modules() if _hook(module) is not None]
+    if not modules:
+        yield
+        return
+    running: list[nn.Module] = []
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        running.append(module)
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        running.pop()
+
+    def pack(tensor: Tensor) -> Any:
+        for name, own in running[-1].named_parameters(recurse=False) if running else ():
+            if own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                return partial(_view, running[-1], name, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return tensor
+
+    handles = [module.register_forward_pre_hook(enter) for module in modules]
+    handles += [module.register_forward_hook(leave, always_call=True) for module in modules]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept() if callable(kept) else kept):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _view(module: nn.Module, name: str, shape: torch.Size, stride: tuple[int, ...], offset: int) -> Tensor:
+    with resident([module]):
+        weight = module.get_parameter(name).detach()
+    return weight.as_strided(shape, stride, offset)

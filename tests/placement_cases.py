@@ -1,0 +1,83 @@
+"""What a model gives wherever it lies: recordings without and with context, and after each kind of finetuning."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iclgd import ranks
+from iclgd.learning import activation_matched, finetuned
+from iclgd.metrics.updates import sim_aou
+from iclgd.models import LanguageModel, Question, RecordPlan, record, token_queries
+from iclgd.models.offload import resident
+from iclgd.records import OPTIONAL_RECORDS
+from learning_cases import learning, prompts
+
+FAMILIES = ("llama", "mistral", "phi3", "gpt_neox", "bloom", "gemma2", "xglm", "phi")  # GQA, windows, fused, ALiBi
+VARIANTS = {
+    "gd": learning(objective="gd"),
+    "lcgd": learning(objective="lcgd"),
+    "random": learning("finetune.norm_of=gd", objective="random_direction", lr=1.0),
+    "low_rank": learning("finetune.rank=2", objective="gd", lr=1.0),
+    "block": learning("finetune.trainable=all", objective="gd"),
+}
+QUESTIONS = [Question((14, 26, 38), ((5,), (6, 7))), Question((9, 8, 7, 6, 5), ((5,), (6, 7)))]
+PLAN = RecordPlan(optional=frozenset(OPTIONAL_RECORDS))
+
+
+def everything(model: LanguageModel, variants: tuple[str, ...] = tuple(VARIANTS)) -> dict[str, Tensor]:
+    """Recordings and scores of every kind, by name."""
+    cases, before = prompts(), weights(model)
+    plans = {name: record(model, QUESTIONS, cases.bos if name == "zsl" else cases.context(), PLAN) for name in ("zsl", "icl")}
+    facts = {}
+    for name in variants:
+        with finetuned(model, cases, VARIANTS[name], ranks=True) as trace:
+            plans[name] = record(model, QUESTIONS, cases.bos, PLAN)
+        facts |= {f"{name}.loss": trace.losses, f"{name}.norms": trace.gradient_norms, f"{name}.ranks": trace.update_ranks}
+    target = plans["icl"].attention_output
+    # Plain SGD: Adam would turn the rounding of a key bias's gradient, which is zero, into steps.
+    ceiling = learning("finetune.optimizer=sgd", "finetune.epochs=4", objective="activation_match", lr=0.1)
+    with activation_matched(model, _queries_of(cases), target, ceiling) as trace:
+        plans["activation_match"] = record(model, QUESTIONS, cases.bos, PLAN)
+    facts["activation_match.loss"] = trace.losses
+    facts["token_queries"] = token_queries(model, [(3, 4, 5)], cases.bos)[0]
+    for name, recording in plans.items():
+        for field in type(recording).__dataclass_fields__:
+            if getattr(recording, field) is not None:
+                facts[f"{name}.{field}"] = getattr(recording, field)
+        if name not in ("zsl", "icl"):
+            outputs = [plans[key].attention_output for key in ("icl", name, "zsl")]
+            facts[f"{name}.sim_aou"] = sim_aou(*outputs)
+    after = weights(model)
+    assert all(torch.equal(before[key], after[key]) for key in before), "the weights are not what they were"
+    return facts
+
+
+def _queries_of(cases):
+    from dataclasses import replace
+
+    from iclgd.records import Item
+
+    return replace(cases, queries=tuple(Item("", question.token_ids, 0) for question in QUESTIONS))
+
+
+def weights(model: LanguageModel) -> dict[str, Tensor]:
+    """All of every parameter, wherever it lies."""
+    kept = {}
+    for name, module in model.network.named_modules():
+        with resident([module] if not list(module.children()) else []):
+            for key, parameter in module.named_parameters(recurse=False):
+                kept[f"{name}.{key}"] = ranks.whole(parameter.detach()).clone()
+    return kept
+
+
+def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest difference between two, relative to each tensor's largest value (at least 1), and where it is."""
+    assert one.keys() == other.keys()
+    worst = (0.0, "")
+    for name, expected in one.items():
+        actual = other[name]
+        assert actual.shape == expected.shape and torch.equal(actual.isnan(), expected.isnan()), name
+        scale = max(1.0, expected.nan_to_num().abs().max().item())
+        worst = max(worst, ((actual - expected).nan_to_num().abs().max().item() / scale, name))
+    return worst
