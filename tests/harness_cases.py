@@ -103,7 +103,9 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
             "output_type": "multiple_choice",
             "training_split": "train",
             "test_split": "test",
-            "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+            "metric_list": [
+                {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")
+            ],
             **TASKS[name],
         }
         written[name] = folder / f"{name}.yaml"

@@ -70,7 +70,9 @@ def compared(model: LanguageModel, file: Path, shots: int) -> tuple[float, float
     sums, accuracy = ours(model, drawn, config, shots > 0)
     by_row, other = theirs(model, drawn, file, shots)
     rows = [int(re.search(r"row (\d+)$", each.where)[1]) for each in drawn.queries]
-    apart = max(abs(a - b) for row, mine in zip(rows, sums, strict=True) for a, b in zip(mine, by_row[row], strict=True))
+    apart = max(
+        abs(a - b) for row, mine in zip(rows, sums, strict=True) for a, b in zip(mine, by_row[row], strict=True)
+    )
     return accuracy, other, apart
 
 

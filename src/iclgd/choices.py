@@ -51,8 +51,12 @@ class Procedure(StrEnum):
 
 
 class Trainable(StrEnum):
-    """Which parameters of a block are trained."""
+    """Parameters of a block: queries, keys, values, attention's output, keys and values, ..., all of it."""
 
+    q = "q"
+    k = "k"
+    v = "v"
+    o = "o"
     attn_kv = "attn_kv"
     attention = "attention"
     mlp = "mlp"
@@ -71,13 +75,6 @@ class Batch(StrEnum):
 
     sequential = "sequential"
     full = "full"
-
-
-class Optimizer(StrEnum):
-    """The optimiser that turns gradients into steps."""
-
-    sgd = "sgd"
-    adam = "adam"
 
 
 class Direction(StrEnum):

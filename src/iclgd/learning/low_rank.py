@@ -1,4 +1,4 @@
-"""What if the change of each weight may only have a low rank?"""
+"""Changes of low rank: each trained matrix moves by the product of two thin ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from iclgd.config import ConfigError
 from iclgd.learning.parameters import Trained
 from iclgd.seeding import torch_stream
 
@@ -15,7 +16,8 @@ class LowRank:
     """Each trained matrix changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685); vectors do not change.
 
     `down` starts Gaussian with variance 1/inputs and `up` at zero, so that the model starts unchanged. Gradients follow
-    from the whole weight's by the chain rule. In a fused projection keys and values share one pair of factors.
+    from the whole weight's by the chain rule. What is trained of a fused projection shares one
+    pair of factors.
     """
 
     def __init__(self, trained: Sequence[Trained], rank: int, seed: int) -> None:
@@ -29,6 +31,8 @@ class LowRank:
             up = torch.zeros(matrix.shape[0], rank)
             leaves = [nn.Parameter(tensor.to(item.parameter.device)) for tensor in (up, down)]
             self.pairs.append((item, item.parameter.detach().clone(), leaves[0], leaves[1]))
+        if not self.pairs:
+            raise ConfigError("finetune.rank changes matrices, and finetune.trainable names none: set it to null")
         self.index = [i for i, item in enumerate(trained) if item.parameter.ndim >= 2]
         self.leaves = [leaf for _, _, up, down in self.pairs for leaf in (up, down)]
 
@@ -40,7 +44,7 @@ class LowRank:
     @staticmethod
     def _columns(item: Trained) -> bool:
         layout = item.model.anatomy.layout
-        return layout is not None and layout.columns and not item.key_value_only
+        return layout is not None and layout.columns and not item.parts
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Turn the whole weights' gradients into the factors'."""

@@ -103,7 +103,9 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
     anatomy, shape = model.anatomy, model.anatomy.shape
     wanted = 2 * shape.key_value_heads * shape.head_dim * model.network.config.hidden_size
     for layer in range(model.layers):
-        weights = [ranks.whole(anatomy.attention(layer).get_submodule(name).weight) for name in anatomy.family.key_value]
+        weights = [
+            ranks.whole(anatomy.attention(layer).get_submodule(name).weight) for name in anatomy.family.key_value
+        ]
         if (found := sum(anatomy.key_value_view(cast(Tensor, weight)).numel() for weight in weights)) != wanted:
             _refuse(model, f"layer {layer} has {wanted} key and value weights, but {found} would be trained")
     other = (tokens * 3 + 1) % model.network.config.vocab_size

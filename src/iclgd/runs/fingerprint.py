@@ -173,7 +173,9 @@ def _rows(config: Config) -> Fingerprint:
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
         files.add(paths.config_folder() / "task" / f"{config.finetune.other_task or task.name}.yaml")
-        folders = {folder for file in files for folder in list(file.parents)[:2]}  # a new file there may be read instead
+        folders = {
+            folder for file in files for folder in list(file.parents)[:2]
+        }  # a new file there may be read instead
         seen = {path: stamp_of(path) for path in files | folders if path.exists()}
         if all(map(is_settled, seen.values())):
             _draws[key] = (seen, found)

@@ -55,7 +55,9 @@ def normal(source: str, name: str) -> str:
 def own_code() -> dict[str, str]:
     """Digests by file of this package's code that draws, records, trains and scores, as this process found it."""
     files = [path for path in sorted(_PACKAGE.rglob("*.py")) if _room(path) not in _NO_NUMBERS]
-    return {f"iclgd/{path.relative_to(_PACKAGE).as_posix()}": normal(path.read_text("utf-8"), str(path)) for path in files}
+    return {
+        f"iclgd/{path.relative_to(_PACKAGE).as_posix()}": normal(path.read_text("utf-8"), str(path)) for path in files
+    }
 
 
 def _room(path: Path) -> str:
