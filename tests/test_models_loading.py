@@ -1,5 +1,6 @@
 """Models come from safetensors in local folders or the hub, and what cannot be used is refused before it is read."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.model_files import packaged_file
 from iclgd.models import (
     Question,
     RecordPlan,
@@ -23,7 +25,6 @@ from iclgd.models import (
     resolve_device,
     resolve_dtype,
 )
-from iclgd.models.packaged import packaged_file, sha256_of
 from tiny import tiny_tokenizer
 from tiny_models import tiny_network
 
@@ -71,7 +72,11 @@ def test_a_local_folder_is_loaded(folder):
     expected = tiny_network("llama", vocab_size=384, hidden_size=16, intermediate_size=16, head_dim=4)
     for name, parameter in model.network.named_parameters():
         assert torch.equal(parameter, dict(expected.named_parameters())[name]), name
-    assert model.identity["sha256"] == {"model.safetensors": sha256_of(folder / "model.safetensors")}
+    content = (folder / "model.safetensors").read_bytes()
+    assert model.identity["sha256"]["model.safetensors"] == hashlib.sha256(content).hexdigest()
+    assert set(model.identity["sha256"]) == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    }
     assert model.identity["weights_seed"] is None and model.identity["dtype"] == "float32"
     assert model.tokenizer.bos_token == "<|endoftext|>"
     assert model.window == 128 and model.device.type == "cpu"

@@ -11,7 +11,8 @@ SOURCE = Path(iclgd.__file__).parent
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
     {"records", "seeding", "config", "paths", "ranks"},
-    {"imports"},
+    {"digests", "imports"},
+    {"model_files"},
     {"tasks"},
     {"models", "toy"},
     {"learning"},
@@ -19,7 +20,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"runs"},
     {"tracking"},
     {"dashboard", "evidence"},
-    {"experiment"},
+    {"experiment", "verify"},
     {"report"},
     {"hydra_setup"},
     {"command"},

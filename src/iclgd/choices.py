@@ -48,6 +48,15 @@ class Procedure(StrEnum):
     none = "none"
     replay = "replay"
     activation_match = "activation_match"
+    exact_patch = "exact_patch"
+    static_patch = "static_patch"
+
+
+class PatchTokens(StrEnum):
+    """Which tokens a patch of the feed-forward weights serves: the query's last, or every token of the query."""
+
+    last = "last"
+    query = "query"
 
 
 class Trainable(StrEnum):

@@ -93,10 +93,27 @@ class FinetuneConfig:
     data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
+    noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
+    patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
+    calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
+    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the mean squared length of its inputs
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
     color: str | None = None  # of its lines and marks; null: the next free one of the palette
+
+
+@dataclass
+class ReferenceConfig:
+    """Who plays ICL's part in every score (conf/reference): ICL itself, or a variant, so that the truth is known."""
+
+    name: str = "icl"  # icl, or a file of conf/finetune, whose settings hold
+    lr: float | None = None  # its learning rate; null: that of its file
+    lr_factor: float = 1.0  # a multiple of that rate
+    permutation: int | None = None  # the order of its demonstrations; null: task.permutation
+    draw: int = 0  # which sample of demonstrations it has: 0 the run's, k the k-th that shares no row with it
+    noise: float = 0.0  # noise added to its weights' changes, as finetune.noise
+    label: str | None = None  # what tables and figures call it; null: its name
 
 
 @dataclass
@@ -183,6 +200,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -201,6 +219,11 @@ class Config:
             "task.queries": (self.task.queries, 1),
             "task.permutation": (self.task.permutation, 0),
             "finetune.epochs": (self.finetune.epochs, 1),
+            "finetune.calibration": (self.finetune.calibration, 1),
+            "finetune.noise": (self.finetune.noise, 0),
+            "reference.permutation": (self.reference.permutation or 0, 0),
+            "reference.draw": (self.reference.draw, 0),
+            "reference.noise": (self.reference.noise, 0),
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
             "metric.bootstrap": (self.metric.bootstrap, 0),
@@ -217,6 +240,16 @@ class Config:
             raise ConfigError(
                 f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
             )
+        if self.finetune.noise and self.finetune.procedure is not choices.Procedure.train:
+            raise ConfigError(
+                f"finetune.noise is for variants that train, and {self.finetune.name} does not: set it to 0"
+            )
+        for key in ("lr", "lr_factor"):
+            value = getattr(self.reference, key)
+            if value is not None and not 0 < value <= _LARGEST_FLOAT32:
+                raise ConfigError(f"reference.{key}={value} cannot train: give a positive number")
+        if not self.finetune.ridge > 0:
+            raise ConfigError(f"finetune.ridge={self.finetune.ridge} leaves the fit open: give a positive number")
         if self.finetune.rank is not None and self.finetune.rank < 1:
             raise ConfigError(f"finetune.rank={self.finetune.rank} is too small: give 1 or more, or null for full rank")
         if not self.metric.scores:

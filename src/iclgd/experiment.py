@@ -11,12 +11,12 @@ import torch
 
 from iclgd import tracking
 from iclgd.config import Config, as_dict
-from iclgd.evidence import Laboratory, gather
+from iclgd.evidence import LATE_FACTS, Laboratory, gather
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
 from iclgd.report.run_figures import draw_run_figures
-from iclgd.runs.environment import environment
+from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
@@ -52,6 +52,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         prompts = encode(drawn, config, model.tokenizer, model.window)
         folder.write_json("prompts.json", as_json(prompts))
         folder.write_json("environment.json", _environment(model))
+        if patch := source_patch():
+            folder.write_text("source.patch", patch)
         laboratory = Laboratory(model, prompts, config, wanted, progress)
         trajectory: list[dict[Hashable, Any]] = []
         evidence = gather(laboratory, lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
@@ -89,7 +91,7 @@ def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable
     early = {
         name: spec
         for name, spec in config.metric.scores.items()
-        if not any(path.startswith("trace.") or path == "ft_orders" for path in spec.inputs.values())
+        if not any(path.startswith("trace.") or path in LATE_FACTS for path in spec.inputs.values())
     }
     frame = to_frame(measure(early, evidence))
     means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()

@@ -27,7 +27,7 @@ from benchmarks.table import write_table
 from configs import config as composed
 from iclgd.config import Config
 from iclgd.evidence import Laboratory, gather
-from iclgd.evidence.learned import variant as named_variant
+from iclgd.evidence.variants import variant as named_variant
 from iclgd.learning import finetuned, training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
 from iclgd.models import LanguageModel, Question, RecordPlan, load, record

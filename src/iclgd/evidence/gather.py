@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.learned import Learned, Settings, compared, learn, no_steps, training_queries
-from iclgd.evidence.orders import orders
+from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, no_steps, training_queries
+from iclgd.evidence.reference import referred
 from iclgd.records import Evidence
 
 
@@ -20,11 +20,12 @@ def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None =
     """
     owners = {path.partition(".")[0] for path in lab.wanted}
     settings = Settings(lab.untouched("zsl"), lab.untouched("icl"))
-    recordings = {"zsl": settings.zsl, "icl": settings.icl}
+    reference = referred(lab, settings)
+    recordings = {"zsl": settings.zsl, "icl": reference.recording("icl")}
     if "reordered" in owners:
-        others = orders(lab.prompts, lab.config)[1:]  # one demonstration has one order
+        others = reference.orders()[1:]  # one demonstration has one order
         recordings["reordered"] = (
-            lab.untouched("reordered", others[0]) if others else lab.undefined(settings.icl, "reordered")
+            reference.recording("reordered", others[0]) if others else lab.undefined(settings.icl, "reordered")
         )
     if "other" in owners:
         recordings["other"] = compared(lab, settings)
@@ -34,8 +35,8 @@ def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None =
         if after_step and every and done % every == 0:
             so_far = lab.record("ft so far", lab.prompts.bos, lab.plan("ft"))
             learned = Learned(no_steps(lab.model.layers), so_far, training_queries(lab))
-            early = facts(lab, settings, learned, early=True)
+            early = facts(lab, reference, settings, learned, early=True)
             after_step(done, Evidence({**recordings, "ft": so_far}, learned.trace, early))
 
-    learned = learn(lab, settings, after=after)
-    return Evidence({**recordings, "ft": learned.recording}, learned.trace, facts(lab, settings, learned))
+    learned = learn(lab, settings, after=after) if after_step and every else learned_once(lab, settings)
+    return Evidence({**recordings, "ft": learned.recording}, learned.trace, facts(lab, reference, settings, learned))

@@ -2,5 +2,6 @@
 
 from iclgd.learning.activation_match import activation_matched
 from iclgd.learning.finetuning import finetuned, training_sequences
+from iclgd.learning.patches import ExactPatch, statically_patched
 
-__all__ = ["activation_matched", "finetuned", "training_sequences"]
+__all__ = ["ExactPatch", "activation_matched", "finetuned", "statically_patched", "training_sequences"]

@@ -78,6 +78,8 @@ def finetuned(
     with trainable(trained) as before:
         loop = Loop(model, config, trained, before, ranks)
         trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
+        if finetune.noise:
+            trace = loop.with_noise(trace)
         steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
         yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
 
@@ -114,6 +116,19 @@ class Loop:
             self._step(learner, gradients)
             after_step(step + 1)
         return self._trace(history, norms, diverged_at)
+
+    @torch.no_grad()
+    def with_noise(self, trace: Trace) -> Trace:
+        """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
+        stream = torch_stream("update noise", self.config.seed)
+        for item, original in zip(self.trained, self.before, strict=True):
+            part, was = item.part(item.parameter.data), item.part(original)
+            noise = torch.randn(part.shape, generator=stream).to(part)
+            item.write(
+                item.parameter.data, part + noise * (self.config.finetune.noise * (part - was).norm() / noise.norm())
+            )
+        after = self._trace(trace.losses.tolist(), list(trace.gradient_norms), trace.diverged_at)
+        return replace(trace, update_norms=after.update_norms, update_ranks=after.update_ranks)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         leaves = self.low_rank.leaves if self.low_rank else self.leaves

@@ -37,6 +37,7 @@ class AttentionPass:
         prefix: keys and values of the shared prefix, by layer.
         keep_keys: keep this pass's own keys and values (it is the pass over the prefix itself).
         keep_context: also record scores with the prefix's tokens, summed over heads.
+        mass_from: also record the share of attention that goes to the prefix's tokens from this place on, by head.
         keep_queries: also record the attention queries of the last token (`last`) or of every token (`all`).
     """
 
@@ -45,11 +46,13 @@ class AttentionPass:
     prefix: list[KeyValues] | None = None
     keep_keys: bool = False
     keep_context: bool = False
+    mass_from: int | None = None
     keep_queries: str | None = None
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
     context_scores: dict[int, Float[Tensor, "example context"]] = field(default_factory=dict)
+    context_mass: dict[int, Float[Tensor, "example head"]] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
 
     def prefix_length(self) -> int:
@@ -126,16 +129,31 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     grouped = last.unflatten(1, (key.shape[1], groups))
     own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, key.float()).flatten(1, 2))
     now.scores[layer] = _blank_unseen(own, now, rule.window)
-    if now.keep_context and prefix is not None:
-        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, prefix[0][0].float())).sum(dim=(1, 2))
+    if (now.keep_context or now.mass_from is not None) and prefix is not None:
+        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, prefix[0][0].float())).flatten(1, 2)
         if rule.window is not None:
-            distance = now.lengths.to(seen.device)[:, None] + torch.arange(seen.shape[1], 0, -1, device=seen.device) - 1
-            seen = seen.masked_fill(distance >= rule.window, float("nan"))
-        now.context_scores[layer] = seen
+            places = torch.arange(seen.shape[-1], 0, -1, device=seen.device)
+            distance = now.lengths.to(seen.device)[:, None] + places - 1
+            seen = seen.masked_fill((distance >= rule.window)[:, None], float("nan"))
+        record_context(now, layer, seen, now.scores[layer])
     if now.keep_queries == "last":
         now.queries[layer] = (last * rule.scale).flatten(1)
     elif now.keep_queries == "all":
         now.queries[layer] = (query.float() * rule.scale).transpose(1, 2).flatten(2)
+
+
+def record_context(
+    now: AttentionPass,
+    layer: int,
+    context: Float[Tensor, "example head context"],
+    own: Float[Tensor, "example head key"],
+) -> None:
+    """Keep what is wanted of the last token's scores with the prefix; NaN where a token is not visible."""
+    if now.keep_context:
+        now.context_scores[layer] = context.sum(dim=1)
+    if now.mass_from is not None:
+        shares = torch.cat([context, own], dim=-1).nan_to_num(nan=float("-inf")).softmax(-1)
+        now.context_mass[layer] = shares[..., now.mass_from : context.shape[-1]].sum(-1)
 
 
 def _blank_unseen(

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
-from iclgd.models.attention import AttentionPass, visible_keys
+from iclgd.models.attention import AttentionPass, record_context, visible_keys
 from iclgd.models.hooks import hooks
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
@@ -69,8 +69,8 @@ class _Watch(TorchFunctionMode):
             own = own.gather(2, order[:, None].expand_as(own))
         beyond = torch.arange(width, device=own.device) >= now.lengths.to(own.device)[:, None]
         now.scores[layer] = own.masked_fill(beyond[:, None], float("nan"))
-        if now.keep_context and before:
-            now.context_scores[layer] = last[..., :before].sum(dim=1)
+        if before:
+            record_context(now, layer, last[..., :before], now.scores[layer])
         if now.keep_queries and self.query is not None:
             self.take_query(layer, self.query)
 

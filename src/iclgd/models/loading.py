@@ -111,7 +111,7 @@ def _load(
 ) -> LanguageModel:
     model, runtime, digests = held.model, held.runtime, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    place = _locate(model)
+    place = _locate(model, digests.get("commit"))
     config = _refuse_unknown_family(model, place)
     refuse_impossible(model, runtime, config)
     network = placed(_weights(model, place, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
@@ -159,10 +159,8 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig) -> dict[str, Any]:
-    """Arguments for transformers' loaders."""
-    if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
-        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
+def _locate(model: ModelConfig, commit: str | None) -> dict[str, Any]:
+    """Arguments for transformers' loaders; of a hub's model exactly the commit that was asked for."""
     if model.source is ModelSource.package:
         return {"pretrained_model_name_or_path": str(converted_folder(model))}
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
@@ -170,8 +168,8 @@ def _locate(model: ModelConfig) -> dict[str, Any]:
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else name}
-    if model.revision is not None:
-        place["revision"] = model.revision
+    if commit or model.revision:
+        place["revision"] = commit or model.revision
     if model.file is not None:
         place["gguf_file"] = model.file
     return place
