@@ -96,6 +96,9 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
             "train": str(write_jsonl(folder / name / "train.jsonl", train)),
             "test": str(write_jsonl(folder / name / "test.jsonl", test)),
         }
+        metrics = [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ]
         content = {
             "task": name,
             "dataset_path": "json",
@@ -103,9 +106,7 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
             "output_type": "multiple_choice",
             "training_split": "train",
             "test_split": "test",
-            "metric_list": [
-                {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")
-            ],
+            "metric_list": metrics,
             **TASKS[name],
         }
         written[name] = folder / f"{name}.yaml"

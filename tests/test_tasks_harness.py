@@ -41,9 +41,9 @@ def ours(model: LanguageModel, drawn: Drawn, config: Config, shots: bool) -> tup
     questions = [Question(query.token_ids, prompts.options(query)) for query in prompts.queries]
     context = prompts.context() if shots else prompts.bos
     scores = record(model, questions, context, RecordPlan(mean_label=config.task.length_normalised)).label_scores
-    right = [row[: len(q.options)].argmax() == item.label for row, q, item in zip(scores, questions, prompts.queries)]
     sums = [row[: len(question.options)].tolist() for row, question in zip(scores, questions, strict=True)]
-    return sums, sum(map(bool, right)) / len(right)
+    right = [row.index(max(row)) == query.label for row, query in zip(sums, prompts.queries, strict=True)]
+    return sums, sum(right) / len(right)
 
 
 def theirs(model: LanguageModel, drawn: Drawn, file: Path, shots: int) -> tuple[dict[int, list[float]], float]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from iclgd import tracking
+from iclgd import learning, tracking
 from iclgd.config import Config, as_dict
 from iclgd.evidence import LATE_FACTS, Laboratory, gather
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
@@ -43,6 +43,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     wanted = required_inputs(config.metric.scores)
     device = resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, device, config.model)
+    learning.check(config.finetune)
     drawn = draw(config)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)

@@ -11,12 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from iclgd.choices import Batch, Direction, LossOn, StepPer
-from iclgd.config import Config, parse_layers
+from iclgd.choices import Batch, Direction, LossOn, Procedure, StepPer
+from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
 from iclgd.learning.objectives import Objective, options_of, resolve_objective
-from iclgd.learning.optimisers import optimiser
+from iclgd.learning.optimisers import optimiser, optimiser_class
 from iclgd.learning.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import PromptSet, Trace
@@ -205,6 +205,19 @@ class Loop:
             else undefined,
             diverged_at=diverged_at,
         )
+
+
+def check(finetune: FinetuneConfig) -> None:
+    """Refuse objectives and optimisers that are not there, before a model loads.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if finetune.procedure is Procedure.train:
+        resolve_objective(finetune.objective)
+        if finetune.norm_of is not None:
+            resolve_objective(finetune.norm_of, "finetune.norm_of")
+    optimiser_class(finetune.optimizer)
 
 
 def _leaf(item: Trained) -> nn.Parameter:

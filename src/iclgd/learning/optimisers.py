@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from iclgd.imports import imported
 _SHORT = {"sgd": "torch.optim.SGD", "adam": "torch.optim.Adam"}
 
 
-def optimiser_class(spec: str | Mapping[str, Any]) -> type[torch.optim.Optimizer]:
+def optimiser_class(spec: str | Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
     """The class that `finetune.optimizer` names.
 
     Raises:
@@ -45,4 +45,5 @@ def optimiser(spec: str | Mapping[str, Any], parameters: Sequence[nn.Parameter],
     try:
         return kind(parameters, lr=lr, **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"finetune.optimizer: {kind.__name__} refuses {arguments}: {error}") from error
+        name = getattr(kind, "__name__", "it")
+        raise ConfigError(f"finetune.optimizer: {name} refuses {arguments}: {error}") from error

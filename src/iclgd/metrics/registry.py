@@ -38,8 +38,7 @@ def find(name: str) -> Metric:
     """
     if name in _METRICS:
         return _METRICS[name]
-    module, dot, attribute = name.rpartition(".")
-    if not dot:
+    if "." not in name:
         near = difflib.get_close_matches(name, _METRICS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(_METRICS))}"
         raise ConfigError(f"no metric function is called {name!r}: {hint} (one of yours needs a dotted path)")
