@@ -16,6 +16,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"tasks"},
     {"models", "toy"},
     {"learning"},
+    {"statistics"},
     {"metrics"},
     {"runs"},
     {"tracking"},

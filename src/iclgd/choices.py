@@ -166,6 +166,20 @@ class CacheMode(StrEnum):
     off = "off"
 
 
+class Matmul(StrEnum):
+    """How float32 products are computed on a GPU: `highest` in float32, `tf32` with inputs of 10 bits' precision."""
+
+    highest = "highest"
+    tf32 = "tf32"
+
+
+class Layer0(StrEnum):
+    """Scores of a layer whose attention cannot depend on the context: undefined, or the cosine of rounding errors."""
+
+    undefined = "undefined"
+    published = "published"
+
+
 class Placement(StrEnum):
     """How a model lies on devices: on one, dealt out layer by layer by accelerate, or each matrix over processes."""
 

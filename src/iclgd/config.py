@@ -34,9 +34,9 @@ class ModelConfig:
     revision: str | None = None
     weights: choices.Weights = choices.Weights.pretrained
     weights_seed: int = 0
-    bos: str | None = None  # a token, or null: nothing stands first
+    bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
-    dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
+    dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
     chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
 
 
@@ -126,6 +126,7 @@ class ProtocolConfig:
     drop_from: choices.DropFrom = choices.DropFrom.both
     exit: choices.Exit = choices.Exit.block_output
     step: choices.StepPer = choices.StepPer.demonstration
+    layer0: choices.Layer0 = choices.Layer0.undefined
 
 
 @dataclass
@@ -151,7 +152,6 @@ class MetricConfig:
     every: int = 0  # also after every n-th step of finetuning; 0: only at the end
     compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
     orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
-    bootstrap: int = 2000  # resamples for the 95 % intervals
 
 
 @dataclass
@@ -175,6 +175,8 @@ class RuntimeConfig:
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"
+    matmul: choices.Matmul = choices.Matmul.highest
+    jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None
     save_recordings: bool = False
     batch_tokens: int | None = None
@@ -226,8 +228,8 @@ class Config:
             "reference.noise": (self.reference.noise, 0),
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
-            "metric.bootstrap": (self.metric.bootstrap, 0),
             "seed": (self.seed, 0),
+            "runtime.jitter": (self.runtime.jitter, 0),
         }
         for key, (value, least) in at_least.items():
             if value < least:
@@ -258,6 +260,8 @@ class Config:
             raise ConfigError(
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
             )
+        if self.model.weights is choices.Weights.pretrained:
+            self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)
         _check_trainable(self.finetune.trainable)
         _check_optimizer(self.finetune.optimizer)

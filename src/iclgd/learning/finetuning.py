@@ -157,10 +157,12 @@ class Loop:
             _, others = self._of(resolve_objective(finetune.norm_of, "finetune.norm_of"), batch)
             self._rescale(gradients, layer_norms(self.trained, others, self.model.layers))
         if finetune.direction is Direction.random:
-            wanted = layer_norms(self.trained, gradients, self.model.layers)
             for item, gradient in zip(self.trained, gradients, strict=True):
-                item.write(gradient, torch.randn(item.part(gradient).shape, generator=self.noise))
-            self._rescale(gradients, wanted)
+                own = item.part(gradient)
+                drawn = torch.randn(own.shape, generator=self.noise)
+                for matrix, random in zip(item.matrices(own), item.matrices(drawn), strict=True):
+                    random.mul_((torch.linalg.vector_norm(matrix) / torch.linalg.vector_norm(random)).to(random))
+                item.write(gradient, drawn)
         return loss, gradients
 
     def _rescale(self, gradients: Sequence[Tensor], wanted: Tensor) -> None:

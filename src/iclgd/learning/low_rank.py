@@ -15,9 +15,11 @@ from iclgd.seeding import torch_stream
 class LowRank:
     """Each trained matrix changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685); vectors do not change.
 
-    `down` starts Gaussian with variance 1/inputs and `up` at zero, so that the model starts unchanged. Gradients follow
-    from the whole weight's by the chain rule. What is trained of a fused projection shares one
-    pair of factors.
+    `up` starts at zero, so that the model starts unchanged. `down` starts Gaussian with variance
+    1 / sqrt(rank * inputs): a first step G at rate lr then changes the weight by lr G down' down, whose norm is on
+    average that of lr G, so that full rank's rate fits. (With LoRA's usual 1 / inputs it is sqrt(rank / inputs) of it.)
+    Gradients follow from the whole weight's by the chain rule. What is trained of a fused projection shares
+    one pair of factors.
     """
 
     def __init__(self, trained: Sequence[Trained], rank: int, seed: int) -> None:
@@ -27,7 +29,7 @@ class LowRank:
             if item.parameter.ndim < 2:
                 continue
             matrix = self._matrix(item, item.parameter.detach())
-            down = torch.randn(rank, matrix.shape[1], generator=noise) / matrix.shape[1] ** 0.5
+            down = torch.randn(rank, matrix.shape[1], generator=noise) / (rank * matrix.shape[1]) ** 0.25
             up = torch.zeros(matrix.shape[0], rank)
             leaves = [nn.Parameter(tensor.to(item.parameter.device)) for tensor in (up, down)]
             self.pairs.append((item, item.parameter.detach().clone(), leaves[0], leaves[1]))

@@ -49,6 +49,13 @@ class Trained:
         tensor, layout = ranks.whole(tensor), self.model.anatomy.layout
         return layout.of_parameter(tensor, self.parts) if layout and self.parts else tensor
 
+    def matrices(self, part: Tensor) -> list[Tensor]:
+        """The matrices of which `part` is made, as views: in a fused projection, keys and values apart."""
+        layout = self.model.anatomy.layout
+        if layout is None or not self.key_value_only:
+            return [part]
+        return [part[:, : layout.keys], part[:, layout.keys :]]
+
     def write(self, tensor: Tensor, part: Tensor) -> None:
         """Set what is trained of the parameter, or of a tensor of its shape."""
         whole, layout = ranks.whole(tensor), self.model.anatomy.layout
