@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,17 +105,17 @@ class FinetuneConfig:
     objective: str = "gd"  # a function of iclgd.learning.objectives, or a dotted path to one of yours
     lr: float = MISSING
     layers: Any = "all"
-    trainable: choices.Trainable = choices.Trainable.attn_kv
+    trainable: Any = "attn_kv"  # q, k, v, o, attn_kv, attention, mlp, all, a regular expression, or a list of these
     epochs: int = 1
     loss_on: choices.LossOn = choices.LossOn.all_tokens
     batch: choices.Batch = choices.Batch.sequential
-    optimizer: choices.Optimizer = choices.Optimizer.sgd
+    optimizer: Any = "sgd"  # or adam, or {_target_: torch.optim.AdamW, weight_decay: 0.1}: a class and its arguments
     exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
     direction: choices.Direction = choices.Direction.own
     data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
-    rank: int | None = None  # train K and V through a low-rank change of this rank
+    rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
     noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
     patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
     calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
@@ -271,6 +272,8 @@ class Config:
         if self.model.weights is choices.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)
+        _check_trainable(self.finetune.trainable)
+        _check_optimizer(self.finetune.optimizer)
         self._check_wording()
 
     def _check_wording(self) -> None:
@@ -292,6 +295,31 @@ class Config:
         repeated = sorted({word for word in labels if labels.count(word) > 1})
         if repeated:
             raise ConfigError(f"task.labels names {', '.join(repeated)} twice: every label needs a word of its own")
+
+
+def _check_trainable(chosen: Any) -> None:
+    for choice in chosen if isinstance(chosen, list) else [chosen]:
+        try:
+            re.compile(choice)
+        except (re.error, TypeError) as error:
+            raise ConfigError(
+                f"finetune.trainable={chosen!r} cannot be read ({error}): write one of "
+                f"{', '.join(choices.Trainable)}, a regular expression for names of parameters, or a list of these"
+            ) from error
+    if chosen == []:
+        raise ConfigError("finetune.trainable=[] trains nothing: name something, or use finetune=none")
+
+
+def _check_optimizer(spec: Any) -> None:
+    if spec in ("sgd", "adam"):
+        return
+    if not isinstance(spec, dict) or not isinstance(spec.get("_target_"), str):
+        raise ConfigError(
+            f"finetune.optimizer={spec!r} is no optimiser: write sgd, adam, or a class with its arguments, such as "
+            "{_target_: torch.optim.AdamW, weight_decay: 0.1}"
+        )
+    if {"params", "lr"} & spec.keys():
+        raise ConfigError("finetune.optimizer takes neither params nor lr: the rate is finetune.lr")
 
 
 def parse_layers(spec: Any) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ import torch
 from iclgd import tracking
 from iclgd.config import Config, as_dict
 from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
-from iclgd.learning import instability
+from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
@@ -44,6 +44,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     wanted = required_inputs(config.metric.scores)
     resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, config.model)
+    check(config.finetune)
     drawn = draw(config)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
