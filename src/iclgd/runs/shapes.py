@@ -59,6 +59,13 @@ def inner_path(value: Any, where: str) -> None:
         raise _other(value, where, "a path inside the folder")
 
 
+def plain_name(value: Any, where: str) -> None:
+    """A name without a folder."""
+    text(value, where)
+    if value in ("", ".", "..") or "/" in value or "\0" in value:
+        raise _other(value, where, "a plain name")
+
+
 def anything(value: Any, where: str) -> None:
     """Whatever it is."""
 
