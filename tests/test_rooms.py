@@ -11,11 +11,12 @@ SOURCE = Path(iclgd.__file__).parent
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
     {"records", "seeding", "config", "paths", "ranks"},
-    {"digests"},
+    {"digests", "imports"},
     {"model_files"},
     {"tasks"},
     {"models", "toy"},
     {"learning"},
+    {"statistics"},
     {"metrics"},
     {"runs"},
     {"tracking"},

@@ -52,7 +52,8 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
             that does not fit; the message names the key and the remedy.
         DataError: an example that is longer than the window by itself, or has no tokens.
     """
-    answers = _answers([*drawn.demonstrations, *drawn.queries, *(drawn.training or ())], tokenizer)
+    shown = (*drawn.demonstrations, *drawn.queries, *(drawn.training or ()), *drawn.calibration)
+    answers = _answers(shown, tokenizer)
     separator = config.model.separator if drawn.separator is None else drawn.separator
     demonstrations = _items(drawn.demonstrations, drawn.label_words, answers, tokenizer, answered=True)
     prompts = PromptSet(
@@ -66,6 +67,7 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
         training=None
         if drawn.training is None
         else _items(drawn.training, drawn.label_words, answers, tokenizer, answered=True),
+        calibration=_items(drawn.calibration, drawn.label_words, answers, tokenizer),
     )
     return prompts if window is None else _fitted(prompts, drawn, config, window)
 
@@ -112,6 +114,8 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
 
 
 def _bos(token: str | None, tokenizer: Tokenizer) -> Ids:
+    if token == "auto":
+        token = getattr(tokenizer, "bos_token", None)
     if token is None:
         return ()
     known = tokenizer.get_vocab()
@@ -172,7 +176,8 @@ def _items(
 def _fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> PromptSet:
     appended = int(config.protocol.record_at is RecordAt.first_label_token)
     room = len(prompts.bos)
-    for item, example in zip(prompts.queries, drawn.queries, strict=True):
+    asked = zip((*prompts.queries, *prompts.calibration), (*drawn.queries, *drawn.calibration), strict=True)
+    for item, example in asked:
         tail = max(appended, *(len(option) - 1 for option in prompts.options(item)))
         room = max(room, _refuse_longer(len(prompts.bos) + len(item.token_ids) + tail, window, example))
     needed = len(prompts.context()) - len(prompts.bos) + room

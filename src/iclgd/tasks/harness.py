@@ -105,7 +105,9 @@ def _examples(name: str, found: Any, docs: Any, split: str, wording: tuple[Any, 
             raise DataError(f"{where}: lm-evaluation-harness cannot word it ({error})") from error
         label = options.index(target) if target in options else target
         if not isinstance(text, str) or not isinstance(label, int) or not 0 <= label < len(options) >= 2:
-            raise DataError(f"{where}: text {brief(text)}, choices {brief(options)} and target {brief(target)} do not fit")
+            raise DataError(
+                f"{where}: text {brief(text)}, choices {brief(options)} and target {brief(target)} do not fit"
+            )
         bare = text.rstrip()  # the harness, too, counts the spaces before an answer as the answer's
         return Example(bare, options, int(label), where, tail.rstrip(), text[len(bare) :] + delimiter)
 
