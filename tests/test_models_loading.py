@@ -171,14 +171,13 @@ def test_cuda_that_is_absent_is_refused(monkeypatch):
 
 
 def test_dtypes_are_resolved():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert resolve_dtype("auto", cpu, ModelConfig(dtype="float16")) is torch.float32
-    assert resolve_dtype("auto", cuda, ModelConfig(dtype="float16")) is torch.float16
-    assert resolve_dtype("auto", cuda, ModelConfig()) is torch.bfloat16
-    assert resolve_dtype("float64", cuda, ModelConfig()) is torch.float64
+    assert resolve_dtype("auto", ModelConfig(dtype="float16")) is torch.float32, "on every device"
+    assert resolve_dtype("model", ModelConfig(dtype="float16")) is torch.float16
+    assert resolve_dtype("model", ModelConfig()) is torch.bfloat16
+    assert resolve_dtype("float64", ModelConfig()) is torch.float64
     for wrong in ("int8", "half"):
         with pytest.raises(ConfigError, match=rf"runtime\.dtype={wrong} is not known: write auto or one of float32"):
-            resolve_dtype(wrong, cpu, ModelConfig())
+            resolve_dtype(wrong, ModelConfig())
 
 
 def test_what_is_loaded_records_as_the_same_network_in_memory(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,9 +34,9 @@ class ModelConfig:
     revision: str | None = None
     weights: choices.Weights = choices.Weights.pretrained
     weights_seed: int = 0
-    bos: str | None = None  # a token, or null: nothing stands first
+    bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
-    dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
+    dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
     chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
 
 
@@ -81,17 +82,17 @@ class FinetuneConfig:
     objective: str = "gd"  # a function of iclgd.learning.objectives, or a dotted path to one of yours
     lr: float = MISSING
     layers: Any = "all"
-    trainable: choices.Trainable = choices.Trainable.attn_kv
+    trainable: Any = "attn_kv"  # q, k, v, o, attn_kv, attention, mlp, all, a regular expression, or a list of these
     epochs: int = 1
     loss_on: choices.LossOn = choices.LossOn.all_tokens
     batch: choices.Batch = choices.Batch.sequential
-    optimizer: choices.Optimizer = choices.Optimizer.sgd
+    optimizer: Any = "sgd"  # or adam, or {_target_: torch.optim.AdamW, weight_decay: 0.1}: a class and its arguments
     exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
     direction: choices.Direction = choices.Direction.own
     data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
-    rank: int | None = None  # train K and V through a low-rank change of this rank
+    rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
     noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
     patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
     calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
@@ -125,6 +126,7 @@ class ProtocolConfig:
     drop_from: choices.DropFrom = choices.DropFrom.both
     exit: choices.Exit = choices.Exit.block_output
     step: choices.StepPer = choices.StepPer.demonstration
+    layer0: choices.Layer0 = choices.Layer0.undefined
 
 
 @dataclass
@@ -150,7 +152,6 @@ class MetricConfig:
     every: int = 0  # also after every n-th step of finetuning; 0: only at the end
     compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
     orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
-    bootstrap: int = 2000  # resamples for the 95 % intervals
 
 
 @dataclass
@@ -174,6 +175,8 @@ class RuntimeConfig:
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"
+    matmul: choices.Matmul = choices.Matmul.highest
+    jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None
     save_recordings: bool = False
     batch_tokens: int | None = None
@@ -225,8 +228,8 @@ class Config:
             "reference.noise": (self.reference.noise, 0),
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
-            "metric.bootstrap": (self.metric.bootstrap, 0),
             "seed": (self.seed, 0),
+            "runtime.jitter": (self.runtime.jitter, 0),
         }
         for key, (value, least) in at_least.items():
             if value < least:
@@ -257,7 +260,11 @@ class Config:
             raise ConfigError(
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
             )
+        if self.model.weights is choices.Weights.pretrained:
+            self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)
+        _check_trainable(self.finetune.trainable)
+        _check_optimizer(self.finetune.optimizer)
         self._check_wording()
 
     def _check_wording(self) -> None:
@@ -279,6 +286,31 @@ class Config:
         repeated = sorted({word for word in labels if labels.count(word) > 1})
         if repeated:
             raise ConfigError(f"task.labels names {', '.join(repeated)} twice: every label needs a word of its own")
+
+
+def _check_trainable(chosen: Any) -> None:
+    for choice in chosen if isinstance(chosen, list) else [chosen]:
+        try:
+            re.compile(choice)
+        except (re.error, TypeError) as error:
+            raise ConfigError(
+                f"finetune.trainable={chosen!r} cannot be read ({error}): write one of "
+                f"{', '.join(choices.Trainable)}, a regular expression for names of parameters, or a list of these"
+            ) from error
+    if chosen == []:
+        raise ConfigError("finetune.trainable=[] trains nothing: name something, or use finetune=none")
+
+
+def _check_optimizer(spec: Any) -> None:
+    if spec in ("sgd", "adam"):
+        return
+    if not isinstance(spec, dict) or not isinstance(spec.get("_target_"), str):
+        raise ConfigError(
+            f"finetune.optimizer={spec!r} is no optimiser: write sgd, adam, or a class with its arguments, such as "
+            "{_target_: torch.optim.AdamW, weight_decay: 0.1}"
+        )
+    if {"params", "lr"} & spec.keys():
+        raise ConfigError("finetune.optimizer takes neither params nor lr: the rate is finetune.lr")
 
 
 def parse_layers(spec: Any) -> tuple[int, ...] | None:

@@ -114,6 +114,8 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
 
 
 def _bos(token: str | None, tokenizer: Tokenizer) -> Ids:
+    if token == "auto":
+        token = getattr(tokenizer, "bos_token", None)
     if token is None:
         return ()
     known = tokenizer.get_vocab()

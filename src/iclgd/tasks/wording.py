@@ -124,7 +124,7 @@ class Wording:
             where = split.where(index)
             absent = self.columns - row.keys()
             if absent:
-                self.template.fill(row, where)  # unless it stands in a branch for just this case, this refuses the row
+                self.template.fill(row, where)  # refuses the row, unless the template has a branch for this case
             self.label_of(row, len(self.options_of(row, where)), where)
         return Examples(
             split.origin, len(split.rows), lambda index: self.example(split.rows[index], split.where(index))
