@@ -23,7 +23,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"dashboard", "evidence"},
     {"experiment", "verify"},
     {"report"},
-    {"hydra_setup"},
+    {"hydra_setup", "rerun"},
     {"command"},
     {"api", "__main__"},
     {"__init__"},

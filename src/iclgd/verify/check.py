@@ -182,8 +182,8 @@ def _check_numbers(
         verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
     for score in sorted(set(config.metric.scores) ^ set(stored["score"])):
         verdict.problems.append(f"score {score} is only in one of config.yaml and scores.parquet")
-    for score in again.own["score"].unique():
-        line = _line(str(score), stored, again)
+    for score in dict.fromkeys(map(str, again.own["score"])):
+        line = _line(score, stored, again)
         verdict.scores.append(line)
         if not line.holds:
             verdict.problems.append(f"score {score} is off by {line.rest:.2g} more than rounding explains")
@@ -192,16 +192,16 @@ def _check_numbers(
 
 
 def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
-    def of(frame: pd.DataFrame) -> pd.Series:
-        return frame[frame["score"] == score].set_index(KEY)["value"]
+    own = _values(again.own, score)
 
-    own, values, explained = of(again.own), of(stored), of(again.explained)
-    explained = explained.to_numpy()
-    there = values.reindex(own.index).to_numpy()  # a value that is missing counts as undefined
-    ways = [distance(there, own.to_numpy())]
-    naive = None if again.naive is None else of(again.naive)
-    if naive is not None and len(naive):
-        ways.append(distance(there, naive.reindex(own.index).to_numpy()))
+    def along(frame: pd.DataFrame) -> np.ndarray:  # a value that is missing counts as undefined
+        values = _values(frame, score)
+        return np.array([values.get(place, np.nan) for place in own])
+
+    there, explained = along(stored), along(again.explained)
+    ways = [distance(there, along(again.own))]
+    if again.naive is not None and _values(again.naive, score):
+        ways.append(distance(there, along(again.naive)))
     furthest = np.max(ways, axis=0)
     with np.errstate(invalid="ignore"):
         rest = np.where(explained == np.inf, 0.0, np.maximum(furthest - explained, 0.0))
@@ -216,19 +216,26 @@ def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
     )
 
 
+def _values(frame: pd.DataFrame, score: str) -> dict[tuple[int, int], float]:
+    """A score's values by query and layer."""
+    chosen = frame[frame["score"] == score]
+    return dict(zip(zip(chosen["example"], chosen["layer"], strict=True), chosen["value"], strict=True))
+
+
 def _check_means(folder: RunFolder, stored: pd.DataFrame, verdict: Verdict) -> None:
     """scores.json says what scores.parquet does: mean by layer, and their mean."""
     try:
         summary = folder.read_json("scores.json")
-        for score, rows in stored.groupby("score"):
+        means = stored.groupby(["score", "layer"], sort=True).agg(mean=("value", "mean")).reset_index()
+        for score in dict.fromkeys(map(str, stored["score"])):
             entry = summary.get(score)
             if not isinstance(entry, dict) or "mean" not in entry:
                 continue
-            layers = rows.groupby("layer")["value"].mean()
+            layers = means[means["score"] == score]["mean"].to_numpy(float)
             told = [entry["mean"], *entry.get("layers", [])]
-            made = [layers.mean(), *(layers.tolist() if entry.get("layers") else [])]
+            made = [np.nanmean(layers) if np.isfinite(layers).any() else math.nan, *layers][: len(told)]
             found = np.array([math.nan if value is None else float(value) for value in told])
-            if len(found) != len(made) or distance(found, np.array(made, float)).max() > 1e-6:
+            if len(found) != len(made) or distance(found, np.array(made)).max() > 1e-6:
                 verdict.problems.append(f"scores.json has another {score} than scores.parquet gives")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         verdict.problems.append(f"scores.json cannot be read: {error}")
