@@ -109,7 +109,7 @@ def test_one_run_then_again_then_damaged(tmp_path):
     first = iclgd(tmp_path, "seed=1")
     assert first.returncode == 0, first.stderr
     (folder,) = (tmp_path / "outputs" / "single").iterdir()
-    assert f"table of {folder.name}" in first.stdout and f"{folder.name}/figures" in first.stdout
+    assert f"table of {folder.name}" in first.stdout and f"iclgd-report outputs/single/{folder.name}" in first.stdout
     assert re.fullmatch(r"[0-9a-f]{12}", folder.name) and RunFolder(folder).is_done()
     assert sorted(path.name for path in folder.iterdir()) == [
         *("config.yaml", "environment.json", "fingerprint.json", "run.log", "scores.json", "status.json")

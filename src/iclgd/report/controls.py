@@ -9,10 +9,9 @@ from typing import Any
 
 from iclgd.report import published
 from iclgd.report.finished_run import FinishedRun
-from iclgd.report.formats import Table
+from iclgd.report.formats import Table, number
 from iclgd.report.settings import Group, group, place
 from iclgd.report.summary import differences, summarise, zero_shot_notes
-from iclgd.report.tables import number
 
 FLOORS = ("none", "random_direction")
 CEILINGS = ("activation_match", "replay")
@@ -128,7 +127,7 @@ def controls(runs: Sequence[FinishedRun]) -> Table | None:
         for entry, rate in ((c.entry, c.rate) for c in chosen if place(c.entry) == where):
             found = {name: summarise(entry.runs, name) for name in scores}
             run = entry.runs[0]
-            cells = [number(found[name], name.startswith("accuracy/")) for name in scores]
+            cells = [number(found[name].mean) for name in scores]
             who = (run.task, run.weights, *_texts(entry, further), run.variant, f"{run.lr:g}", rate)
             rows.append((*who, str(len(entry.runs)), *cells))
             about = _about(entry, further) | {"variant": run.variant, "lr": run.lr, "rate": rate}
