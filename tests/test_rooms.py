@@ -68,4 +68,5 @@ def test_an_import_that_leads_upward_is_seen(tmp_path):
     (tmp_path / "tasks" / "draw.py").write_text("from iclgd import paths\nfrom iclgd.config import Config\n")
     (tmp_path / "config.py").write_text("def late():\n    from iclgd import tasks\n")
     (tmp_path / "toy.py").write_text("import iclgd.models.loading\n")
-    assert upward(tmp_path) == {("config", "tasks"), ("toy", "models.loading")}
+    (tmp_path / "report.py").write_text("from iclgd.tracking import content\n")
+    assert upward(tmp_path) == {("config", "tasks"), ("toy", "models.loading"), ("report", "tracking.content")}

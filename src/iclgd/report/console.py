@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MOST_COLUMNS = 4  # more settings than this become rows
-_SHARED = ("task.name", "model.name", "finetune.name", "finetune.lr")
+_SHARED = ("task.name", "model.name", "finetune.name")
 _Cells = Mapping[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -48,11 +48,13 @@ def _table(results: Results) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    keys = list(results.varied) or ["finetune.name", "finetune.lr"]
+    keys = results.shown or ["finetune.name"]
     summary = whole(results.summary)
     cells = {(*(row[key] for key in keys), row["score"]): row for row in summary.to_dict("records")}
     settings = list(dict.fromkeys(key[:-1] for key in cells))
-    shared = [results.text(key, results.runs[0].settings[key]) for key in _SHARED if key not in keys]
+    first = results.runs[0].settings
+    shared = [_text(results, key, first[key]) for key in _SHARED if key not in keys]
+    shared += [f"lr {_text(results, 'finetune.lr', first['finetune.lr'])}"] * ("finetune.lr" not in keys)
     wide = len(settings) > _MOST_COLUMNS
     scores = _short_list(results) if wide else list(results.scores)
     table = Table(

@@ -87,6 +87,12 @@ class Results:
         """The Hydra keys that tell settings apart; those of the draw are not among them."""
         return tuple(varied.varied([run.settings for run in self.runs]))
 
+    @property
+    def shown(self) -> list[str]:
+        """The keys that tables name: what varied, and the rate wherever there are several, also one for each variant."""
+        several = len({run.settings["finetune.lr"] for run in self.runs}) > 1
+        return [*self.varied, *(["finetune.lr"] if several and "finetune.lr" not in self.varied else [])]
+
     @functools.cached_property
     def variants(self) -> dict[str, Variant]:
         """The finetuning variants by name, in their order."""
@@ -189,7 +195,7 @@ class Results:
 
     def table(self) -> pd.DataFrame:
         """The headline scores' means, a row for each setting and a column for each score."""
-        keys = [*self.varied] or ["finetune.name"]
+        keys = self.shown or ["finetune.name"]
         shown: Any = whole(self.summary)
         shown = shown[shown["score"].isin(self.headline)]
         index = pd.MultiIndex.from_frame(shown[keys].astype(object)) if keys else None

@@ -169,7 +169,7 @@ def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tu
     if unknown:
         raise ReportError(f"no column {unknown[0]!r}: choose from score, {', '.join(results.keys)}")
     down, across = [known[key] for key in rows], [known[key] for key in columns]
-    down += [key for key in results.varied if key not in (*down, *across)]
+    down += [key for key in results.shown if key not in (*down, *across)]
     if SCORE not in (*down, *across):
         across.append(SCORE)
     return down or (["finetune.name"] if "finetune.name" not in across else ["model.name"]), across

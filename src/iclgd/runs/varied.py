@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from iclgd.config import ReferenceConfig
 from iclgd.runs.identity import science
 
 # A run of the same settings with another of these is another draw, or another order of one draw's demonstrations.
@@ -28,6 +29,7 @@ def settings(config: Mapping[str, Any], dtype: str | None = None) -> dict[str, A
         ValueError: `finetune.layers` cannot be read.
     """
     chosen = science(config)
+    chosen.setdefault("reference", {"name": ReferenceConfig().name})  # of ICL itself, the identity says nothing
     chosen["runtime"] = {"dtype": dtype or chosen.pop("dtype")}
     return _flat({group: chosen[group] for group in chosen if group != "dtype"})
 
