@@ -19,7 +19,7 @@ from iclgd.models import load
 from iclgd.runs.folder import RunFolder
 from iclgd.tasks import draw, encode
 
-SMALL = ("model=toy", "task=toy", "tracking=none", "task.queries=10", "metric.bootstrap=50", "runtime.cache=off")
+SMALL = ("model=toy", "task=toy", "tracking=none", "task.queries=10", "runtime.cache=off")
 
 
 @pytest.fixture(autouse=True)
