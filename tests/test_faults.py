@@ -18,7 +18,7 @@ from iclgd.report.__main__ import cli
 from iclgd.runs.execute import Ending, execute
 from iclgd.runs.folder import RunFolder, State
 
-CHEAP = ("model=toy", "task=toy", "tracking=none", "task.shots=2", "metric=[sim_aou,accuracy]", "metric.bootstrap=0")
+CHEAP = ("model=toy", "task=toy", "tracking=none", "task.shots=2", "metric=[sim_aou,accuracy]")
 FULL = 2**50  # bytes: more than any machine has, so that the allocator itself says no
 
 HOSTILE = (

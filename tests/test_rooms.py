@@ -11,7 +11,7 @@ SOURCE = Path(iclgd.__file__).parent
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
     {"records", "seeding", "config", "paths", "ranks"},
-    {"digests"},
+    {"digests", "imports"},
     {"model_files"},
     {"tasks"},
     {"models", "toy"},
@@ -23,7 +23,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"tracking"},
     {"dashboard", "evidence"},
     {"experiment", "verify"},
-    {"hydra_setup"},
+    {"hydra_setup", "rerun"},
     {"command"},
     {"api", "__main__"},
     {"__init__"},

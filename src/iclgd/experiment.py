@@ -11,9 +11,10 @@ import torch
 
 from iclgd import tracking
 from iclgd.config import Config, as_dict
-from iclgd.evidence import LATE_FACTS, Laboratory, gather
+from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
+from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
-from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
+from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
@@ -40,8 +41,9 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     """
     progress = progress or Progress()
     wanted = required_inputs(config.metric.scores)
-    device = resolve_device(config.runtime.device)
-    resolve_dtype(config.runtime.dtype, device, config.model)
+    resolve_device(config.runtime.device)
+    resolve_dtype(config.runtime.dtype, config.model)
+    check(config.finetune)
     drawn = draw(config)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
@@ -49,6 +51,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
+        refuse_unknown_tokens(prompts, model)
         folder.write_json("prompts.json", as_json(prompts))
         folder.write_json("environment.json", _environment(model))
         if patch := source_patch():
@@ -57,12 +60,12 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         trajectory: list[dict[Hashable, Any]] = []
         evidence = gather(laboratory, lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
         scores = measure(config.metric.scores, evidence)
-        summary = summarise(scores, _flipped(evidence), config.metric.bootstrap, config.seed)
+        summary = summarise(scores, _flipped(evidence), config.metric.scores)
         frame, norms = to_frame(scores), _gradient_norms(evidence.trace)
         _store(folder, summary, frame, norms, evidence, trajectory)
+        facts = _sanity(laboratory, evidence, summary, folder)
         if config.runtime.save_recordings:
             folder.write_tensors("recordings.safetensors", _tensors(evidence))
-        facts = {"diverged": evidence.trace.diverged_at is not None}
         losses = evidence.trace.losses.tolist()
         tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, losses, facts)
     return summary
@@ -87,14 +90,28 @@ def _flipped(evidence: Evidence) -> torch.Tensor:
 
 def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable, Any]]:
     """Means by layer of the scores that make sense before finetuning has ended."""
-    early = {
-        name: spec
-        for name, spec in config.metric.scores.items()
-        if not any(path.startswith("trace.") or path in LATE_FACTS for path in spec.inputs.values())
-    }
-    frame = to_frame(measure(early, evidence))
+    frame = to_frame(measure(before_the_end(config.metric.scores), evidence))
     means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()
     return means.assign(step=step).to_dict("records")
+
+
+def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """Whether finetuning diverged or is unstable: facts for status.json, and the spread over repeats in jitter.json."""
+    trace = evidence.trace
+    because = instability(trace.losses)
+    if lab.config.runtime.jitter and trace.diverged_at is None:
+        specs = before_the_end(lab.config.metric.scores)
+        repeated = [summarise(measure(specs, again), _flipped(again), specs) for again in repeats(lab, evidence)]
+        spreads = spread(summary, repeated)
+        folder.write_json("jitter.json", spreads)
+        because = because or moved(spreads)
+    if trace.diverged_at is None and because is not None:
+        log.warning("%s is unstable: %s", lab.config.finetune.name, because)
+    else:
+        because = None  # what diverged has no scores to be unstable
+    folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)
+    folder.note(unstable=because is not None, unstable_because=because)
+    return {"diverged": trace.diverged_at is not None, "unstable": because is not None}
 
 
 def _gradient_norms(trace: Trace) -> pd.DataFrame:
@@ -122,7 +139,6 @@ def _store(
     trajectory: list[dict[Hashable, Any]],
 ) -> None:
     trace = evidence.trace
-    folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)
     folder.write_json("scores.json", summary)
     folder.write_table("scores.parquet", frame)
     folder.write_table("gradient_norms.parquet", norms)

@@ -146,7 +146,7 @@ def test_metrics(
     laboratory = Laboratory(model, prompts, config, required_inputs(config.metric.scores), Progress())
     evidence = gather(laboratory)
     chosen = torch.ones(len(prompts.queries), dtype=torch.bool)
-    work = lambda: summarise(measure(config.metric.scores, evidence), chosen, config.metric.bootstrap, 0)  # noqa: E731
+    work = lambda: summarise(measure(config.metric.scores, evidence), chosen, config.metric.scores)  # noqa: E731
     results["metrics"] = {"ours": seconds_of(benchmark, work)}
 
 

@@ -109,6 +109,11 @@ def recorded_attention(
     return _attend(query, key, value, prefix, now, rule).transpose(1, 2).contiguous(), None
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is in float64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class _Rule:
     scale: float
@@ -124,13 +129,13 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     now.calls.append(layer)
     if now.keep_keys:
         return
-    last = now.last(query, 2).float()  # example head head_dim
+    last = precise(now.last(query, 2))  # example head head_dim
     groups = query.shape[1] // key.shape[1]
     grouped = last.unflatten(1, (key.shape[1], groups))
-    own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, key.float()).flatten(1, 2))
+    own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, precise(key)).flatten(1, 2))
     now.scores[layer] = _blank_unseen(own, now, rule.window)
     if (now.keep_context or now.mass_from is not None) and prefix is not None:
-        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, prefix[0][0].float())).flatten(1, 2)
+        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
         if rule.window is not None:
             places = torch.arange(seen.shape[-1], 0, -1, device=seen.device)
             distance = now.lengths.to(seen.device)[:, None] + places - 1
@@ -139,7 +144,7 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     if now.keep_queries == "last":
         now.queries[layer] = (last * rule.scale).flatten(1)
     elif now.keep_queries == "all":
-        now.queries[layer] = (query.float() * rule.scale).transpose(1, 2).flatten(2)
+        now.queries[layer] = (precise(query) * rule.scale).transpose(1, 2).flatten(2)
 
 
 def record_context(
@@ -218,11 +223,11 @@ def _with_log_mass(
             query, key, value, None, True, 0.0, causal, scale=scale
         )
         return out, mass[..., : query.shape[2]]
-    scores = (query.float() @ key.float().transpose(-1, -2)) * scale
+    scores = (precise(query) @ precise(key).transpose(-1, -2)) * scale
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
-    return (scores.softmax(-1) @ value.float()).to(query.dtype), scores.logsumexp(-1)
+    return (scores.softmax(-1) @ precise(value)).to(query.dtype), scores.logsumexp(-1)
 
 
 def _attend_densely(
@@ -237,7 +242,7 @@ def _attend_densely(
         value = torch.cat([prefix[1].expand(batch, -1, -1, -1), value], dim=2)
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    scores = rule.scores((query @ key.transpose(-1, -2)).float())
+    scores = rule.scores(precise(query @ key.transpose(-1, -2)))
     visible = visible_keys(query.shape[2], before, rule.window, now, query.device)
     scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
     return scores.softmax(-1).to(value.dtype) @ value

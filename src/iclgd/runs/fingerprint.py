@@ -75,10 +75,10 @@ def runtime_parts(config: Config) -> dict[str, str]:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = config.runtime.dtype
-    if dtype == "auto":
-        from iclgd.models import resolve_device, resolve_dtype
+    if dtype in ("auto", "model"):
+        from iclgd.models import resolve_dtype
 
-        dtype = str(resolve_dtype(dtype, resolve_device(device), config.model)).removeprefix("torch.")
+        dtype = str(resolve_dtype(dtype, config.model)).removeprefix("torch.")
     versions = {f"version of {name}": version for name, version in computing_versions().items()}
     return {"dtype": dtype, "device": device.partition(":")[0], **versions}
 

@@ -13,6 +13,7 @@ from iclgd.config import ReferenceConfig, parse_layers
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _ICL = dataclasses.asdict(ReferenceConfig())
 _MACHINE = {"task": ("rates",)}  # the rate that counts is finetune.lr
+_MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
 _LOOKS = {
     "finetune": ("label", "role", "order", "against", "color"),
     "score": ("label", "limits", "headline", "better", "share"),
@@ -51,6 +52,9 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
     scores = (chosen["metric"].get("scores") or {}).items()
     chosen["metric"] = {**chosen["metric"], "scores": {name: _without(s, _LOOKS["score"]) for name, s in scores}}
     chosen["dtype"] = config["runtime"]["dtype"]
+    for key, usual in _MEASURING.items():
+        if config["runtime"].get(key, usual) != usual:
+            chosen[key] = config["runtime"][key]
     return chosen
 
 
