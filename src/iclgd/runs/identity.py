@@ -14,7 +14,10 @@ SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _ICL = dataclasses.asdict(ReferenceConfig())
 _MACHINE = {"task": ("rates",)}  # the rate that counts is finetune.lr
 _MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
-_LOOKS = {"finetune": ("label", "role", "order", "color"), "score": ("label", "limits", "headline", "better", "share")}
+_LOOKS = {
+    "finetune": ("label", "role", "order", "against", "color"),
+    "score": ("label", "limits", "headline", "better", "share"),
+}
 
 
 def canonical(content: Any) -> str:
