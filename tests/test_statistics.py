@@ -147,6 +147,14 @@ def test_equal_differences_are_no_evidence():
     assert math.isnan(compare({}, {}).mean) and compare({}, {}).draws == 0
 
 
+def test_differences_at_chosen_rates_have_wider_intervals():
+    first, second = by_draw(0.5, 0.61, 0.7, 0.55, 0.66), by_draw(0.4, 0.55, 0.62, 0.5, 0.51)
+    plain, chosen = compare(first, second), compare(first, second, chosen=True)
+    assert chosen.mean == plain.mean and chosen.p > plain.p and chosen.needed > plain.needed
+    assert (chosen.high - chosen.low) / (plain.high - plain.low) == pytest.approx(math.sqrt(2.5))
+    assert not holm_corrected({"a": compare(by_draw(*[0.3] * 8), by_draw(*[0.1] * 8), chosen=True)})["a"].marked
+
+
 def test_needed_draws_are_those_of_the_interval():
     values = by_draw(0.0, 0.1, 0.2, 0.1, 0.0)
     found = compare(values, by_draw(*[0.0] * 5))
