@@ -43,7 +43,7 @@ ENDINGS = [
 
 def _claims(split: str) -> list[dict]:
     lines = (paths.bundled_data_folder() / "entailment" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines[:24]]
+    return [json.loads(line) for line in lines[:8]]
 
 
 def _capitals() -> list[dict]:
@@ -87,8 +87,8 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
     """The yaml of each task by name, with its rows beside it."""
     rows = {
         "claims": (_claims("train"), _claims("test")),
-        "capitals": (_capitals()[:10], _capitals()[10:]),
-        "endings": (_endings()[:8], _endings()[8:]),
+        "capitals": (_capitals()[:10], _capitals()[10:18]),
+        "endings": (_endings()[:8], _endings()[8:16]),
     }
     written = {}
     for name, (train, test) in rows.items():
@@ -96,6 +96,9 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
             "train": str(write_jsonl(folder / name / "train.jsonl", train)),
             "test": str(write_jsonl(folder / name / "test.jsonl", test)),
         }
+        metrics = [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
+        ]
         content = {
             "task": name,
             "dataset_path": "json",
@@ -103,9 +106,7 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
             "output_type": "multiple_choice",
             "training_split": "train",
             "test_split": "test",
-            "metric_list": [
-                {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")
-            ],
+            "metric_list": metrics,
             **TASKS[name],
         }
         written[name] = folder / f"{name}.yaml"

@@ -29,7 +29,7 @@ REFUSED = [
     ("task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("+task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("task.shots=many", "task.shots=many: Value 'many' of type 'str' could not be converted to Integer"),
-    ("task.shots=0", "task.shots=0 is too small: give 1 or more"),
+    ("task.shots=0", "task.shots=0 is out of bounds: give 1 to 1,000,000"),
     ("task=nope", "task=nope does not exist: choose one of agnews,"),
     ("sweeps=nope", "sweeps=nope does not exist: choose one of exit_layers, first_look,"),
     ("finetune.trainable=some", "expected one of [attn_kv, attention, mlp, all]"),
@@ -109,7 +109,7 @@ def test_one_run_then_again_then_damaged(tmp_path):
     first = iclgd(tmp_path, "seed=1")
     assert first.returncode == 0, first.stderr
     (folder,) = (tmp_path / "outputs" / "single").iterdir()
-    assert f"table of {folder.name}" in first.stdout and f"{folder.name}/figures" in first.stdout
+    assert f"table of {folder.name}" in first.stdout and f"iclgd-report outputs/single/{folder.name}" in first.stdout
     assert re.fullmatch(r"[0-9a-f]{12}", folder.name) and RunFolder(folder).is_done()
     assert sorted(path.name for path in folder.iterdir()) == [
         *("config.yaml", "environment.json", "fingerprint.json", "run.log", "scores.json", "status.json")

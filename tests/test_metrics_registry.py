@@ -125,7 +125,7 @@ WHERE = r"conf/metric/mine\.yaml \(metric\.scores\.mine\)"
     [
         (spec("sim_em"), "did you mean sim_am"),
         (spec("zzz"), "known here: accuracy"),
-        (spec("no_such_package.f"), "cannot be imported: No module named 'no_such_package'"),
+        (spec("no_such_package.f"), "cannot be imported .No module named 'no_such_package'"),
         (spec("math.no_such_function"), "cannot be imported"),
         (spec(".f"), "cannot be imported"),
         (spec("math.pi"), "is a float: a metric needs a function"),

@@ -41,9 +41,9 @@ def ours(model: LanguageModel, drawn: Drawn, config: Config, shots: bool) -> tup
     questions = [Question(query.token_ids, prompts.options(query)) for query in prompts.queries]
     context = prompts.context() if shots else prompts.bos
     scores = record(model, questions, context, RecordPlan(mean_label=config.task.length_normalised)).label_scores
-    right = [row[: len(q.options)].argmax() == item.label for row, q, item in zip(scores, questions, prompts.queries)]
     sums = [row[: len(question.options)].tolist() for row, question in zip(scores, questions, strict=True)]
-    return sums, sum(map(bool, right)) / len(right)
+    right = [row.index(max(row)) == query.label for row, query in zip(sums, prompts.queries, strict=True)]
+    return sums, sum(right) / len(right)
 
 
 def theirs(model: LanguageModel, drawn: Drawn, file: Path, shots: int) -> tuple[dict[int, list[float]], float]:
@@ -52,6 +52,7 @@ def theirs(model: LanguageModel, drawn: Drawn, file: Path, shots: int) -> tuple[
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
+    _loaded.cache_clear()  # a task keeps the number of shots that it was once scored with
     task = _loaded(str(file))
     rows = [int(re.search(r"row (\d+)$", each.where)[1]) for each in drawn.demonstrations]
     docs = list(task.fewshot_docs())
@@ -87,8 +88,7 @@ def tiny_model() -> LanguageModel:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("shots", [0, 3])
-@pytest.mark.parametrize("name", ["claims", "capitals", "endings"])
+@pytest.mark.parametrize(("name", "shots"), [("claims", 3), ("capitals", 0), ("capitals", 3), ("endings", 3)])
 def test_log_likelihoods_and_accuracies_are_the_harness_own(name: str, shots: int, tiny_model, tmp_path: Path):
     accuracy, other, apart = compared(tiny_model, write_harness_tasks(tmp_path)[name], shots)
     assert accuracy == pytest.approx(other) and apart < 2e-3
@@ -113,7 +113,7 @@ def test_what_is_drawn_is_the_tasks_own_wording(tmp_path: Path):
     assert claims.description == "Decide what follows from each passage.\n\n"
     assert (claims.separator, capitals.separator) == ("\n\n", "\n")
     assert all(e.text.endswith("\nAnswer:") and e.delimiter == " " for e in (*claims.queries, *capitals.queries))
-    assert len(claims.queries) == 24 and len(capitals.demonstrations) == 2
+    assert len(claims.queries) == 8 and len(capitals.demonstrations) == 2
     assert {e.answer for e in capitals.queries} >= {"Vienna", "Brasília"}
     assert run_of(files["claims"]).task.name == "claims"
     assert draw(run_of(files["claims"], "task.separator=X")).separator == "X"

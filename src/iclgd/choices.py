@@ -60,8 +60,12 @@ class PatchTokens(StrEnum):
 
 
 class Trainable(StrEnum):
-    """Which parameters of a block are trained."""
+    """Parameters of a block: queries, keys, values, attention's output, keys and values, ..., all of it."""
 
+    q = "q"
+    k = "k"
+    v = "v"
+    o = "o"
     attn_kv = "attn_kv"
     attention = "attention"
     mlp = "mlp"
@@ -80,13 +84,6 @@ class Batch(StrEnum):
 
     sequential = "sequential"
     full = "full"
-
-
-class Optimizer(StrEnum):
-    """The optimiser that turns gradients into steps."""
-
-    sgd = "sgd"
-    adam = "adam"
 
 
 class Direction(StrEnum):

@@ -12,9 +12,9 @@ import torch
 from iclgd import tracking
 from iclgd.config import Config, as_dict
 from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
-from iclgd.learning import instability
+from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
-from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
+from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
@@ -43,6 +43,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     wanted = required_inputs(config.metric.scores)
     resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, config.model)
+    check(config.finetune)
     drawn = draw(config)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
@@ -50,6 +51,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
+        refuse_unknown_tokens(prompts, model)
         folder.write_json("prompts.json", as_json(prompts))
         folder.write_json("environment.json", _environment(model))
         if patch := source_patch():

@@ -62,10 +62,8 @@ def report(
         ReportError: a folder does not exist, no run in them is finished, or recordings to export are missing.
         OSError: nothing can be written there.
     """
-    from iclgd.report import tables
+    from iclgd.report import chart, page, tables
     from iclgd.report.export_records import export_records
-    from iclgd.report.figures import figures
-    from iclgd.report.page import write_page
     from iclgd.report.reading import ReportError
     from iclgd.report.results import Results
     from iclgd.shown import printable
@@ -84,16 +82,14 @@ def report(
     made = tables.tables(results, **layout)
     out = folders[0] / "report" if out is None else out
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    drawn = figures(results)
-    written.append(write_page(results, drawn, made, title, out / "report.html"))
-    written += _tables(results, made, out)
-    for figure in drawn:
-        if figure.headline:
-            written += [figure.save(out / "figures" / f"{figure.file_name}{ending}") for ending in (".png", ".pdf")]
+    figures = list(results.figures.values())
+    written += [page.write_page(results, figures, made, title, out / "report.html")]
+    written += chart.write(figures, out / "figures")
+    written += _write(results, made, out)
     return written + [note for table in made if table.name == "comparisons" for note in table.notes[-1:] if note]
 
 
-def _tables(results: Results, made: Sequence[Table], out: Path) -> list[Path]:
+def _write(results: Results, made: Sequence[Table], out: Path) -> list[Path]:
     from iclgd.report import formats
     from iclgd.runs.files import replacing
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,8 @@ def theme(dark: bool = False) -> dict[str, Any]:
         "symbolOpacity": 1,
     }
     legend |= {"gradientThickness": 7, "gradientLength": 130, "titleColor": ink, "titleFontSize": 8}
-    small = {"labelFontSize": 8.5, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
+    # One weight of one font: the PDF writer puts several fonts into the file in an order of its own, anew each time.
+    small = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
     return {
         "background": "transparent" if dark else "white",
         "padding": 3,
@@ -56,7 +57,7 @@ def theme(dark: bool = False) -> dict[str, Any]:
         "axisX": {"grid": False},
         "axisY": {"domain": False, "ticks": False},
         "legend": {**legend, "titleFontWeight": "normal"},
-        "header": {**small, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "bold"},
+        "header": {**small, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
         "title": {"fontSize": 8.5, "color": ink, "fontWeight": "normal", "anchor": "start", "offset": 6},
         "line": {"strokeWidth": 1.4},
         "rule": {"color": soft, "strokeWidth": 0.7},
@@ -117,7 +118,7 @@ class Figure:
 
         writers: Mapping[str, Any] = {
             ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
-            ".pdf": vl_convert.vegalite_to_pdf,
+            ".pdf": lambda chart: _ordered(vl_convert.vegalite_to_pdf(chart)),
             ".svg": vl_convert.vegalite_to_svg,
             ".html": functools.partial(vl_convert.vegalite_to_html, bundle=True),
         }
@@ -127,6 +128,13 @@ class Figure:
         with replacing(path, sync=False) as part:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
+
+
+def _ordered(pdf: bytes) -> bytes:
+    """The same PDF with its resources in order: the writer lists them as a hash table has them, anew in every call."""
+    return re.sub(
+        rb"(?:^ +/[a-z]+\d+ \d+ \d+ R\n)+", lambda fonts: b"".join(sorted(fonts[0].splitlines(True))), pdf, flags=re.M
+    )
 
 
 def write(figures: Sequence[Figure], out: Path) -> list[Path]:
@@ -142,7 +150,7 @@ class Looks:
     labels: Mapping[str, str]
     colors: Sequence[str]
 
-    def of(self, labels: Sequence[str], legend_for: str | None = "color") -> dict[str, Any]:
+    def of(self, labels: Iterable[str], legend_for: str | None = "color") -> dict[str, Any]:
         """Encodings of the field `variant` for those that are shown, with at most one legend.
 
         Args:
@@ -152,7 +160,8 @@ class Looks:
         import altair as alt
 
         everyone = list(self.labels.values())
-        shown = [label for label in everyone if label in set(labels)]
+        wanted = set(labels)
+        shown = [label for label in everyone if label in wanted]
         at = [everyone.index(label) for label in shown]
         ranges: dict[str, tuple[Any, list[Any]]] = {
             "color": (alt.Color, [self.colors[i] for i in at]),

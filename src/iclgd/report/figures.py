@@ -59,7 +59,7 @@ def by_layer(results: Results) -> list[Figure]:
         look = looks(results.variants).of(rows["variant"].unique(), "strokeDash")
         axis = alt.Axis(format="d", tickMinStep=1, tickCount=6)
         x = alt.X("layer:Q", title="layer", axis=axis, scale=alt.Scale(nice=False, zero=False, padding=3))
-        marks = lines(results, score, rows, x, look, "layer", marked=rows["layer"].max() < 16)
+        marks = lines(results, score, rows, x, look, "layer", marked=bool(rows["layer"].max() < 16))
         beside = alt.Chart().mark_line(strokeDash=[1, 2], strokeWidth=1.1)
         theirs = rows["published"].notna().any()
         marks += [beside.encode(x, alt.Y("published:Q"), look["color"])] if theirs else []
@@ -134,15 +134,16 @@ def _ladder_rows(results: Results, scores: Sequence[str]) -> Grid | None:
         several = own.groupby(["panel", "variant"])["text"].transform("nunique") > 1
         whole["about"] = np.where(several, own["variant"] + " · " + own["text"], own["variant"])
     if whole.groupby("panel")["about"].nunique().max() > _MOST_STEPS:
-        whole: Frame = rows.assign(about=rows["variant"], setting=setting_texts(rows, keys))
+        whole = rows.assign(about=rows["variant"], setting=setting_texts(rows, keys))
     choices = in_order(whole, "setting", keys) if "setting" in whole else []
     whole["rank"] = whole["variant"].map(list(looks(results.variants).labels.values()).index)
     roles = whole["finetune.name"].map(lambda name: results.variants[name].role)
     for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
         best = {}
-        for where, part in whole[roles == role].groupby(["panel", "value"]):
-            lower = results.scores[scores[where[1]]].better is Better.lower
-            best[where] = part["mean"].min() if lower else part["mean"].max()
+        groups: Any = whole[roles == role].groupby(["panel", "value"])
+        for (panel, at), part in groups:
+            lower = results.scores[scores[int(at)]].better is Better.lower
+            best[panel, at] = part["mean"].min() if lower else part["mean"].max()
         whole[column] = [best.get(where, np.nan) for where in zip(whole["panel"], whole["value"], strict=True)]
     if whole["about"].nunique() < 2:
         return None
@@ -157,10 +158,14 @@ def _steps(results: Results, score: str, at: int, split: Grid, count: int) -> An
     y = alt.Y("about:N", sort=list(split.across), title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
     x = score_axis(results, score, rows, alt.X)
     base = alt.Chart()
+    bounds = [("floor", [1, 2]), ("ceiling", [5, 2])]
     marks = [
         *zero_rule(rows, "x"),
-        base.mark_rule(strokeDash=[1, 2], strokeWidth=1).encode(alt.X("max(floor):Q")),
-        base.mark_rule(strokeDash=[5, 2], strokeWidth=1).encode(alt.X("max(ceiling):Q")),
+        *(
+            base.mark_rule(strokeDash=dash, strokeWidth=1).encode(alt.X(f"max({name}):Q"))
+            for name, dash in bounds
+            if rows[name].notna().any()
+        ),
         base.mark_rule(strokeWidth=1.4).encode(alt.X("low:Q"), alt.X2("high:Q"), y, look["color"]),
         base.mark_point(filled=True, size=34, opacity=1).encode(
             x, y, look["color"], look["shape"], tooltip=tooltip(results, score, "about")

@@ -68,7 +68,12 @@ def lines(
     line = base.mark_line().encode(x, y, look["color"], look["strokeDash"])
     point = base.mark_point(filled=True, size=20, opacity=int(marked)).transform_filter("datum.mean !== null")
     seen = [look["fill"], look["shape"]] if marked else []
-    return [*zero_rule(rows), band, line, point.encode(x, y, *seen, tooltip=tooltip(results, score, about))]
+    return [
+        *zero_rule(rows),
+        *([band] if rows["low"].notna().any() else []),
+        line,
+        point.encode(x, y, *seen, tooltip=tooltip(results, score, about)),
+    ]
 
 
 def score_axis(results: Results, score: str, rows: Frame, channel: Any = alt.Y) -> Any:
@@ -87,7 +92,7 @@ def number_axis(key: str, values: Frame, step: bool = False) -> Any:
     counted = all(value.is_integer() for value in known)
     ticks: dict[str, Any] = {"values": known} if len(known) <= 8 else {"tickCount": 6}
     ticks |= {"tickMinStep": 1} if counted and not log else {}
-    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=4)
+    scale = alt.Scale(type="log", nice=False, padding=4) if log else alt.Scale(zero=False, nice=False, padding=4)
     axis = alt.Axis(labelExpr=_PLAIN, labelOverlap=True, labelFlush=True, **ticks)
     return alt.X("x:Q", title=printable(key), scale=scale, axis=axis)
 

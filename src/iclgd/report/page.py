@@ -150,8 +150,13 @@ def _runs(results: Results) -> dict[str, Any]:
         means = [run.mean(name) for name in scores]
         cells = [f"{m:.1%}" if results.scores[n].share else f"{m:.3f}" for n, m in zip(scores, means, strict=True)]
         cells = ["\N{EN DASH}" if math.isnan(mean) else cell for cell, mean in zip(cells, means, strict=True)]
-        rows.append([*(text(run.settings.get(key)) for key in keys), *cells, run.state, run.name])
-    head = [*keys, *(results.scores[name].label for name in scores), "state", "run"]
+        rows.append([*(results.text(key, run.settings.get(key)) for key in keys), *cells, run.state, run.name])
+    head = [
+        *(varied.heading(key, keys) for key in keys),
+        *(results.scores[name].label for name in scores),
+        "state",
+        "run",
+    ]
     return {"head": head, "rows": rows, "numbers": range(len(keys), len(keys) + len(scores))}
 
 

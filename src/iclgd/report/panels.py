@@ -135,9 +135,7 @@ def _texts(column: Frame) -> np.ndarray:
 
 def setting_texts(rows: Frame, keys: Sequence[str]) -> list[str]:
     """For each row its values of the keys, as `lr 0.01 · shots 8`, keys by their last word while those differ."""
-    last = [key.rpartition(".")[2] for key in keys]
-    names = [key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)]
-    columns = [name + " " + _texts(rows[key]) for key, name in zip(keys, names, strict=True)]
+    columns = [f"{varied.heading(key, keys)} " + _texts(rows[key]) for key in keys]
     return _joined(*columns) if columns else [""] * len(rows)
 
 

@@ -1,7 +1,8 @@
-"""How does a file get written so that nobody ever reads half of it? Beside its place, synced, then renamed."""
+"""Files that nobody ever reads half of: written beside their place, synced, then renamed."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -39,6 +40,22 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def refuse_link_out(folder: Path, name: str) -> None:
+    """Refuse to write where a link inside the folder leads out of it; the file itself is replaced, never followed.
+
+    Args:
+        folder: what the user named; it may be a link itself.
+        name: the file's path inside it.
+
+    Raises:
+        OSError: naming the link.
+    """
+    root, parent = folder.resolve(), (folder / name).parent
+    for place in (parent, folder / name) if (folder / name).is_dir() else (parent,):
+        if not place.resolve().is_relative_to(root):
+            raise OSError(errno.EPERM, "a link leads out of the folder that was named; remove it", str(place))
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -71,7 +88,7 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> list[str]:
 def plain(content: Any) -> Any:
     """Content as strict JSON has it: tuples as lists, numpy scalars as numbers, NaN and infinities as null."""
     if isinstance(content, Mapping):
-        return {str(key): plain(value) for key, value in content.items()}
+        return {key if isinstance(key, int) else str(key): plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [plain(value) for value in content]
     if isinstance(content, float):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,13 +134,21 @@ class SweepContent:
         for axis, score in itertools.product(self.axes, self.results.scores):
             title = f"{score} by {axis}"
             content[f"plots/{title}"] = wandb.plot.scatter(table, axis, score, title=title)
-        with tempfile.TemporaryDirectory() as folder:
-            for figure in self.figures:
-                if figure.headline:
-                    path = figure.save(Path(folder) / f"{figure.file_name}.png")
-                    content[f"figures/{figure.name}"] = wandb.Image(str(path), caption=figure.caption)
-            run.log(content, step=len(self.results))
+        content |= {
+            f"figures/{one.name}": wandb.Html(_drawn(one), inject=False) for one in self.figures if one.headline
+        }
+        run.log(content, step=len(self.results))
         run.summary.update({"runs": len(self.results) + len(self.results.left_out), "done": len(self.results)})
+
+
+def _drawn(figure: Figure) -> str:
+    """A figure as vectors, with its caption; W&B's images need Pillow, which nothing else does."""
+    import html
+
+    import vl_convert
+
+    drawn = vl_convert.vegalite_to_svg(figure.specification)
+    return f"<style>svg {{width: 100%; height: auto}}</style>{drawn}<p>{html.escape(figure.caption)}</p>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:

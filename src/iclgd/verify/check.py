@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.models import LanguageModel, load
@@ -22,6 +21,7 @@ from iclgd.runs.execute import FINGERPRINT
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.identity import run_id
+from iclgd.runs.stored import settings_of
 from iclgd.tasks import as_json, draw, encode
 from iclgd.verify.numbers import KEY, Again, compute, distance
 
@@ -91,7 +91,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
         return verdict
     _check_files(folder, status, verdict)
     try:
-        config = typed(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+        config = typed(settings_of(path))
         before: Mapping[str, Any] = folder.read_json(FINGERPRINT)
         before = before if isinstance(before, dict) else {}
         _check_settings(config, status, before, verdict)
@@ -101,7 +101,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
             torch.set_num_threads(here.runtime.threads)
         model = load(here.model, here.runtime)
         prompts = encode(draw(here), here, model.tokenizer, model.window)
-    except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
+    except (ConfigError, OSError, ValueError) as error:
         verdict.problems.append(f"it cannot be computed again: {error}")
         return verdict
     _check_prompts(folder, prompts, verdict)
@@ -182,8 +182,8 @@ def _check_numbers(
         verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
     for score in sorted(set(config.metric.scores) ^ set(stored["score"])):
         verdict.problems.append(f"score {score} is only in one of config.yaml and scores.parquet")
-    for score in again.own["score"].unique():
-        line = _line(str(score), stored, again)
+    for score in dict.fromkeys(map(str, again.own["score"])):
+        line = _line(score, stored, again)
         verdict.scores.append(line)
         if not line.holds:
             verdict.problems.append(f"score {score} is off by {line.rest:.2g} more than rounding explains")
@@ -192,16 +192,16 @@ def _check_numbers(
 
 
 def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
-    def of(frame: pd.DataFrame) -> pd.Series:
-        return frame[frame["score"] == score].set_index(KEY)["value"]
+    own = _values(again.own, score)
 
-    own, values, explained = of(again.own), of(stored), of(again.explained)
-    explained = explained.to_numpy()
-    there = values.reindex(own.index).to_numpy()  # a value that is missing counts as undefined
-    ways = [distance(there, own.to_numpy())]
-    naive = None if again.naive is None else of(again.naive)
-    if naive is not None and len(naive):
-        ways.append(distance(there, naive.reindex(own.index).to_numpy()))
+    def along(frame: pd.DataFrame) -> np.ndarray:  # a value that is missing counts as undefined
+        values = _values(frame, score)
+        return np.array([values.get(place, np.nan) for place in own])
+
+    there, explained = along(stored), along(again.explained)
+    ways = [distance(there, along(again.own))]
+    if again.naive is not None and _values(again.naive, score):
+        ways.append(distance(there, along(again.naive)))
     furthest = np.max(ways, axis=0)
     with np.errstate(invalid="ignore"):
         rest = np.where(explained == np.inf, 0.0, np.maximum(furthest - explained, 0.0))
@@ -216,19 +216,33 @@ def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
     )
 
 
+def _values(frame: pd.DataFrame, score: str) -> dict[tuple[int, int], float]:
+    """A score's values by query and layer."""
+    chosen = (frame["score"] == score).to_numpy()
+    columns = [frame[name].to_numpy()[chosen].tolist() for name in ("example", "layer", "value")]
+    return {(example, layer): value for example, layer, value in zip(*columns, strict=True)}
+
+
+def _layer_means(values: Mapping[tuple[int, int], float]) -> np.ndarray:
+    by_layer: dict[int, list[float]] = {}
+    for (_, layer), value in sorted(values.items()):
+        by_layer.setdefault(layer, []).append(value)
+    return np.array([np.nanmean(each) if np.isfinite(each).any() else np.nan for each in by_layer.values()])
+
+
 def _check_means(folder: RunFolder, stored: pd.DataFrame, verdict: Verdict) -> None:
     """scores.json says what scores.parquet does: mean by layer, and their mean."""
     try:
         summary = folder.read_json("scores.json")
-        for score, rows in stored.groupby("score"):
+        for score in dict.fromkeys(map(str, stored["score"])):
             entry = summary.get(score)
             if not isinstance(entry, dict) or "mean" not in entry:
                 continue
-            layers = rows.groupby("layer")["value"].mean()
+            layers = _layer_means(_values(stored, score))
             told = [entry["mean"], *entry.get("layers", [])]
-            made = [layers.mean(), *(layers.tolist() if entry.get("layers") else [])]
+            made = [np.nanmean(layers) if np.isfinite(layers).any() else math.nan, *layers][: len(told)]
             found = np.array([math.nan if value is None else float(value) for value in told])
-            if len(found) != len(made) or distance(found, np.array(made, float)).max() > 1e-6:
+            if len(found) != len(made) or distance(found, np.array(made)).max() > 1e-6:
                 verdict.problems.append(f"scores.json has another {score} than scores.parquet gives")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         verdict.problems.append(f"scores.json cannot be read: {error}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from iclgd.choices import Batch, Direction, Exit, LossOn, Optimizer, Placement, Procedure, RecordAt, StepPer, Trainable
+from iclgd.choices import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer, Trainable
 from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
@@ -28,9 +28,10 @@ _LOOKS = ("name", "label", "role", "order", "color")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is
     "procedure": (Procedure.train, Procedure.none, Procedure.replay),
     "objective": _OBJECTIVES,
-    "optimizer": (Optimizer.sgd, "sgd"),
+    "optimizer": ("sgd",),
+    "trainable": ("attn_kv", "attention", "mlp", "all"),
     "direction": (Direction.own,),
-    **dict.fromkeys(("lr", "layers", "trainable", "epochs", "loss_on", "batch", "exit_layer", "data", "other_task")),
+    **dict.fromkeys(("lr", "layers", "epochs", "loss_on", "batch", "exit_layer", "data", "other_task")),
 }
 
 
@@ -186,7 +187,7 @@ class Naive:
         for layer in range(len(self.blocks)) if chosen is None else chosen:
             for path in paths:
                 for parameter in self.blocks[layer].get_submodule(path).parameters():
-                    fused = kind is Trainable.attn_kv and family.layout != "separate"
+                    fused = kind == Trainable.attn_kv and family.layout != "separate"
                     found.append((layer, parameter, self._key_value_mask(parameter) if fused else None))
         return found
 
