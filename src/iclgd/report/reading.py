@@ -144,8 +144,6 @@ class FinishedRun:
 
 
 def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    import numpy as np
-
     lacking = {"score", "example", "layer", "value"} - set(table.columns)
     kinds = {name: table[name].dtype.kind for name in ("example", "layer", "value") if name not in lacking}
     if lacking or kinds["example"] not in "iu" or kinds["layer"] not in "iu" or kinds["value"] != "f":
@@ -153,7 +151,7 @@ def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:
     values = {}
     for name, part in table.groupby("score", sort=False):
         cells = part["example"].nunique() * part["layer"].nunique()
-        if cells != len(part) or bool(np.any(part.duplicated(["example", "layer"]))):
+        if cells != len(part) or part.duplicated(["example", "layer"]).to_numpy().any():
             raise BrokenRun(f"scores.parquet has {len(part):,} rows of {printable(str(name))} for {cells:,} values")
         values[str(name)] = part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
     return values
