@@ -184,6 +184,11 @@ class RunFolder:
         status = self.status()
         if status is None or status.state is not State.done:
             return False
+        if not status.files:  # every finished run has noted some
+            log.warning(
+                "%s does not say which files the run wrote; the run will be computed again", self.path / _STATUS
+            )
+            return False
         for name, made in status.files.items():
             path = self.path / name
             size = path.lstat().st_size if path.is_file() and not path.is_symlink() else -1
