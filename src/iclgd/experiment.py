@@ -16,7 +16,6 @@ from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
-from iclgd.report.run_figures import draw_run_figures
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
@@ -67,8 +66,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         facts = _sanity(laboratory, evidence, summary, folder)
         if config.runtime.save_recordings:
             folder.write_tensors("recordings.safetensors", _tensors(evidence))
-        figures = draw_run_figures(summary, frame, norms, settings, folder.figures)
-        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, figures, facts)
+        losses = evidence.trace.losses.tolist()
+        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, losses, facts)
     return summary
 
 
