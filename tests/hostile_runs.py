@@ -185,7 +185,7 @@ CASES: dict[str, Case] = {
     "state: failed of escapes": Case(status(state="failed", error=ESCAPES), "is failed"),
     "run_id: a list": Case(status(run_id=["x"]), "status.json.run_id is a list"),
     "run_id: an object": Case(status(run_id={"a": 1}), "status.json.run_id is a dict"),
-    "run_id: another run's": Case(claims_another, "claims another run's id"),
+    "run_id: another run's": Case(claims_another, "claims the id .* of another run"),
     "run_id: escapes": Case(status(run_id=ESCAPES), None),
     "files: a list of numbers": Case(status(files=[1]), "status.json.files is a list"),
     "files: no sizes": Case(status(files={SCORES: {}}), "has no bytes"),
