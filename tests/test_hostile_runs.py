@@ -87,8 +87,9 @@ def test_a_sweep_that_comes_upon_a_strangers_run_skips_it_or_makes_it_again(name
     folder = RunFolder(sweep_of(whole, tmp_path, name) / "a000")
     settings = config("model=toy", "task=toy", "tracking=none", "metric=[sim_aou]")
     outcome = execute(settings, folder.path, experiment)
-    if name == "figures elsewhere":
-        assert outcome.ending is Ending.skipped or "a link leads out" in outcome.message
+    if outcome.ending is Ending.failed:
+        assert name in ("figures elsewhere", "scores: a folder")  # in the way of what the run writes, and named
+        assert re.search("a link leads out|Is a directory", outcome.message)
     else:
         assert outcome.ending in (Ending.done, Ending.skipped) and folder.is_done()
     if outcome.ending is Ending.done:

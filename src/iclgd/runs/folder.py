@@ -172,11 +172,15 @@ class RunFolder:
     def state(self) -> State | None:
         """Where the run stands now; None if it never started."""
         status = self.status()
-        if status is None or status.state is not State.running:
-            return None if status is None else status.state
+        return None if status is None else self.state_of(status)
+
+    def state_of(self, status: Status) -> State:
+        """Where a run with this status stands now."""
+        if status.state is not State.running:
+            return status.state
         alive = is_alive(status.owner)
         if alive is None:
-            alive = time.time() - (self.path / _STATUS).stat().st_mtime < _SILENCE
+            alive = time.time() - (self.path / _STATUS).lstat().st_mtime < _SILENCE
         return State.running if alive else State.stale
 
     def is_done(self) -> bool:
