@@ -29,7 +29,7 @@ REFUSED = [
     ("task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("+task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("task.shots=many", "task.shots=many: Value 'many' of type 'str' could not be converted to Integer"),
-    ("task.shots=0", "task.shots=0 is too small: give 1 or more"),
+    ("task.shots=0", "task.shots=0 is out of bounds: give 1 to 1,000,000"),
     ("task=nope", "task=nope does not exist: choose one of agnews,"),
     ("sweeps=nope", "sweeps=nope does not exist: choose one of exit_layers, first_look,"),
     ("finetune.trainable=some", "expected one of [attn_kv, attention, mlp, all]"),

@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import subprocess
 
 import pytest
 
@@ -135,3 +136,37 @@ def test_the_revision_is_unknown_outside_a_checkout(monkeypatch, tmp_path):
 def test_status_reads_what_it_writes():
     status_ = Status(State.failed, "abc", 2, {"pid": 1}, error="e", facts={"diverged": False})
     assert Status.from_dict(status_.as_dict()) == dataclasses.replace(status_)
+
+
+def test_what_differs_from_the_revision_is_kept_without_secrets(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    git("init", "-q")
+    for name, text in {"a.py": "A = 1\n", ".gitignore": "ignored.py\n"}.items():
+        (tmp_path / name).write_text(text)
+    git("add", ".")
+    git("-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qm", "m")
+    monkeypatch.setattr(environment.paths, "project_root", lambda: tmp_path)
+    environment._checkout.cache_clear()
+    assert environment.revision()["dirty"] is False and environment.source_patch() == ""
+    token = "hf_" + "a" * 30
+    for name, text in {
+        "a.py": f"A = 2  # {token}\n",
+        "new.py": "B = 3",
+        "ignored.py": "C = 4\n",
+        ".env": "KEY=5\n",
+        "large.py": "D = 6\n" * 200_000,
+    }.items():
+        (tmp_path / name).write_text(text)
+    environment._checkout.cache_clear()
+    assert {**environment.revision(), "revision": None} == {"revision": None, "dirty": True, "untracked": True}
+    patch = environment.source_patch()
+    assert "+A = 2  # ***" in patch and "+B = 3" in patch and token not in patch
+    assert not any(word in patch for word in ("C = 4", "KEY", "D = 6"))
+    git("checkout", "-q", "a.py")
+    (tmp_path / "new.py").unlink()
+    (tmp_path / "change").write_text(patch)
+    git("apply", "change")
+    assert (tmp_path / "new.py").read_text() == "B = 3"
+    environment._checkout.cache_clear()
