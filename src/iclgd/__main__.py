@@ -11,7 +11,11 @@ def cli() -> None:
     arguments = sys.argv[1:]
     if os.getcwd() not in sys.path:  # functions of the user's own lie there; last, so that they shadow nothing
         sys.path.append(os.getcwd())
-    sys.exit(_run(arguments))
+    try:
+        sys.exit(_run(arguments))
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _run(arguments: list[str]) -> int:

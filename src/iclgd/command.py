@@ -1,4 +1,4 @@
-"""What happens between the command line and the experiment, and how does the command end?"""
+"""What happens between the command line and the experiment, and how the command ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from iclgd import hydra_setup, paths, rerun
+from iclgd import early, hydra_setup, paths, rerun
 from iclgd.config import Config, ConfigError, TrackingConfig, typed
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.invocation import VARIABLE, Invocation
@@ -113,6 +113,7 @@ def job(composed: DictConfig) -> float:
     record(None)
     try:
         config = placed(typed(composed), settings)
+        early.refuse(config)
         outcome = execute(config, path, _experiment, _made_of)
         if outcome.ending is Ending.skipped:
             _track_skipped(config, path)

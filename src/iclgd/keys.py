@@ -50,16 +50,20 @@ def _of(schema: type, prefix: str) -> Iterator[Key]:
 
 def _comments(schema: type) -> dict[str, str]:
     """What stands behind each field in its class's source."""
-    found = re.findall(r"^    (\w+): [^#\n]*?(?:\"[^\"\n]*\"[^#\n]*?)?  # (.*)$", inspect.getsource(schema), re.MULTILINE)
+    found = re.findall(
+        r"^    (\w+): [^#\n]*?(?:\"[^\"\n]*\"[^#\n]*?)?  # (.*)$", inspect.getsource(schema), re.MULTILINE
+    )
     return dict(found)
 
 
 def _kind(kind: Any) -> str:
+    if kind is Any:
+        return "any"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "|".join(kind)
     if isinstance(kind, type) and not typing.get_args(kind):
         return kind.__name__
-    return "any" if kind is Any else str(kind).replace("typing.", "")
+    return str(kind).replace("typing.", "")
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -144,10 +144,16 @@ def show(arguments: Sequence[str]) -> int:
         return 2
     for run in runs:
         state = "refused" if run.refused else str(run.state or "to do")
-        sys.stdout.write(f"{state:<12} {run.folder.name}  {' '.join(run.overrides)}{'  ' + run.refused}".rstrip() + "\n")
+        sys.stdout.write(
+            f"{state:<12} {run.folder.name}  {' '.join(run.overrides)}{'  ' + run.refused}".rstrip() + "\n"
+        )
     todo = [run for run in runs if run.state is not State.done and not run.refused]
     known = [run.seconds for run in todo if not math.isnan(run.seconds)]
-    time = f"about {duration(mean(known) * len(todo))}, one after the other" if known else "no run of this kind tells how long"
+    time = (
+        f"about {duration(mean(known) * len(todo))}, one after the other"
+        if known
+        else "no run of this kind tells how long"
+    )
     done = sum(run.state is State.done for run in runs)
     sys.stdout.write(f"{len(runs)} runs: {done} done, {len(todo)} to do" + (f" ({time})" if todo else "") + "\n")
     return 2 if any(run.refused for run in runs) else 0

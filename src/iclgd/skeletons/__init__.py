@@ -1,8 +1,7 @@
-"""Skeletons of what users add: `iclgd new metric|objective|task|model NAME` writes yaml, function and a test that runs."""
+"""Skeletons of what users add: `iclgd new KIND NAME` writes a commented yaml, a function, and a test that runs."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 import sys
@@ -39,7 +38,9 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{name!r} is no plain name: small letters, digits and _ only, a letter first")
     sources = sorted(path for path in (_FILES / kind).rglob("*") if path.is_file())
-    targets = [Path(str(path.relative_to(_FILES / kind)).replace("NAME", name).removesuffix(".txt")) for path in sources]
+    targets = [
+        Path(str(path.relative_to(_FILES / kind)).replace("NAME", name).removesuffix(".txt")) for path in sources
+    ]
     there = [str(target) for target in targets if (folder / target).exists()]
     if there:
         raise FileExistsError(f"{', '.join(there)}: there already; choose another name, or remove it")
@@ -78,17 +79,15 @@ def _filled(text: str) -> str:
 
 
 def _inputs() -> list[str]:
-    from iclgd.records import Recording, Trace
+    from iclgd.records import Recording, Trace, axes_of
 
     lines = []
     for prefix, record in (("SETTING", Recording), ("trace", Trace)):
-        for field in dataclasses.fields(record):
-            axes = re.search(r"'([^']*)'", str(field.type).replace('"', "'"))
-            meaning = _meanings(record).get(field.name, "")
-            shape = f" [{', '.join(axes[1].split())}]" if axes else ""
-            lines += textwrap.wrap(f"{prefix}.{field.name}{shape}: {meaning}".rstrip(": "), 105, subsequent_indent="    ")
-    lines += ["labels [example]: the right option of every query"]
-    return lines
+        axes = axes_of(record)
+        for name, meaning in _meanings(record).items():
+            shape = f" [{', '.join(axes[name].split())}]" if name in axes else ""
+            lines += textwrap.wrap(f"{prefix}.{name}{shape}: {meaning}", 105, subsequent_indent="    ")
+    return [*lines, "labels [example]: the right option of every query; further facts stand in iclgd/evidence/facts.py"]
 
 
 def _meanings(record: type) -> dict[str, str]:
