@@ -127,6 +127,7 @@ class FinetuneConfig:
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
+    against: dict[str, str] | None = None  # variants it is compared with, and what each difference tells
     color: str | None = None  # of its lines and marks; null: the next free one of the palette
 
 
@@ -206,6 +207,7 @@ class RuntimeConfig:
     jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None
     save_recordings: bool = False
+    figures: bool = False
     batch_tokens: int | None = None
     padding: choices.Padding = choices.Padding.right
     cache: choices.CacheMode = choices.CacheMode.auto

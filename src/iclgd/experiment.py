@@ -17,7 +17,6 @@ from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace, axes_of
-from iclgd.report.run_figures import draw_run_figures
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
@@ -67,10 +66,10 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         _store(folder, summary, frame, norms, evidence, trajectory)
         facts = _sanity(laboratory, evidence, summary, folder)
         if config.runtime.save_recordings:
-            facts_of_it = {"run": folder.path.name, "model": config.model.name, "axes": json.dumps(axes_of(Recording))}
-            folder.write_tensors("recordings.safetensors", _tensors(evidence), {"iclgd": __version__, **facts_of_it})
-        figures = draw_run_figures(summary, frame, norms, settings, folder.figures)
-        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, figures, facts)
+            metadata = {"run": folder.path.name, "model": config.model.name, "axes": json.dumps(axes_of(Recording))}
+            folder.write_tensors("recordings.safetensors", _tensors(evidence), {"iclgd": __version__, **metadata})
+        losses = evidence.trace.losses.tolist()
+        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, losses, facts)
     return summary
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -62,6 +63,12 @@ def _published(key: str, *, _root_: DictConfig) -> float:
         raise ConfigError(f"task={name} has no published run: choose one of {', '.join(known)}")
     offset = OmegaConf.select(_root_, "task.permutation") if key == "seed" else 0
     return known[name][key] + offset
+
+
+def ordered(arguments: Sequence[str]) -> list[str]:
+    """A command line with its `-m` first: between overrides, Hydra's parser would not know those that follow."""
+    flags = ("-m", "--multirun")
+    return [*(a for a in arguments if a in flags), *(a for a in arguments if a not in flags)]
 
 
 def points(config: DictConfig) -> list[list[str]] | None:

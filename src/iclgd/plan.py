@@ -57,7 +57,7 @@ def planned(arguments: Sequence[str]) -> list[Planned]:
     """
     from hydra._internal.utils import get_args_parser
 
-    chosen = get_args_parser().parse_args(list(arguments))
+    chosen = get_args_parser().parse_args(hydra_setup.ordered(arguments))
     overrides = list(chosen.overrides)
     if chosen.config_dir:
         folder = Path(chosen.config_dir).resolve()

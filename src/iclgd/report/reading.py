@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from iclgd.runs import varied
 
 if TYPE_CHECKING:
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 NAN = float("nan")
 _NEEDED = ("model.name", "task.name", "task.shots", "finetune.name", "finetune.lr", "seed")
-# Six to ten times as fast as the one written in Python, where libyaml was there when PyYAML was built.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ReportError(ValueError):
@@ -175,8 +171,8 @@ def read_run(folder: Path) -> FinishedRun:
         reason = str(status.get("error") or "").strip().splitlines()
         raise BrokenRun(f"is {state}" + (f": {reason[0]}" if reason else ""))
     try:
-        config = yaml.load((folder / "config.yaml").read_bytes(), _Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        config = varied.read_config(folder)
+    except (OSError, ValueError, RecursionError) as error:
         raise BrokenRun(f"config.yaml cannot be read: {_first_line(error)}") from error
     environment, scores = _json(folder / "environment.json"), _json(folder / "scores.json")
     try:
