@@ -73,10 +73,11 @@ def planned(arguments: Sequence[str]) -> list[Planned]:
         if points is None:
             raise ConfigError("the sweeper chooses its runs as it goes: they cannot be listed beforehand")
         own = [o for o in overrides if o.startswith("hydra")]
+        common = set(points[0]).intersection(*points[1:]) if len(points) > 1 else set()
         runs = []
         for point in points:
-            composed = _composed([*own, *point])
-            runs.append(_one(tuple(point), composed, Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir))
+            composed, apart = _composed([*own, *point]), tuple(override for override in point if override not in common)
+            runs.append(_one(apart, composed, Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir))
         return _timed(runs)
 
 

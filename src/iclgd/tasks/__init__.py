@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from iclgd.tasks.draw import Drawn, draw
 
 if TYPE_CHECKING:
-    from iclgd.tasks.encode import encode
+    from iclgd.tasks.encoding import encode
     from iclgd.tasks.prompts_json import as_json, from_json
 
 __all__ = ["Drawn", "as_json", "draw", "encode", "from_json"]
@@ -16,7 +16,7 @@ __all__ = ["Drawn", "as_json", "draw", "encode", "from_json"]
 def __getattr__(name: str) -> Any:
     """What needs torch, imported when first used: rows are drawn and refused without it."""
     if name == "encode":
-        from iclgd.tasks.encode import encode
+        from iclgd.tasks.encoding import encode
 
         return encode
     if name in ("as_json", "from_json"):
