@@ -8,7 +8,7 @@ import yaml
 from iclgd import command, experiment
 
 SMALL = (
-    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3", "metric.bootstrap=0"),
+    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3"),
     *("metric=[sim_aou]", "finetune=lcgd", "finetune.lr=0.05", "task.template_labels={1:[B,A]}"),
     "task.templates=['{{ text }} ->','{{ text }} \\${x} ->']",
 )

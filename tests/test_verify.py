@@ -25,7 +25,7 @@ SCORES = (
     "weight_update_norm,label_agreement,total_variation"
 )
 SMALL = (
-    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3", "metric.bootstrap=0"),
+    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3"),
     *("runtime.cache=off", "runtime.dtype=float32", "runtime.device=cpu", f"metric=[{SCORES}]", "finetune.lr=0.05"),
 )
 
