@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import iclgd
-from iclgd import command, experiment
+from iclgd import command, experiment  # noqa: F401  loaded before anything is forked
 
 WORLD, MODE = Path(sys.argv[1]), sys.argv[2]
 PACKAGE = Path(iclgd.__file__).parent
@@ -392,7 +392,6 @@ def apart(call, *given):
 def main():
     torch.set_num_threads(1)
     sys.path.insert(0, str(CODE))
-    experiment.draw_run_figures = lambda *_: []
     logging.disable(logging.INFO)
     make_world()
     apart(start, WORLD / "outputs", (*ARGUMENTS, f"paths.data_dir={DATA.parent}"))

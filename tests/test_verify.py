@@ -30,11 +30,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    monkeypatch.setattr(experiment, "draw_run_figures", lambda *_: [])
-
-
 def made(path, *overrides):
     outcome = execute(config(*SMALL, *overrides), path, experiment.run, fingerprint)
     assert outcome.ending is Ending.done, outcome.message
@@ -45,9 +40,7 @@ def made(path, *overrides):
 def whole(tmp_path_factory):
     """A run with its recordings, of which the others are copies."""
     place = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "draw_run_figures", lambda *_: [])
-        return made(place, "finetune=lcgd", "runtime.save_recordings=true")
+    return made(place, "finetune=lcgd", "runtime.save_recordings=true")
 
 
 def assert_holds(verdict, naive=True):
