@@ -28,12 +28,18 @@ PLAN = RecordPlan(optional=frozenset(OPTIONAL_RECORDS))
 def everything(model: LanguageModel, variants: tuple[str, ...] = tuple(VARIANTS)) -> dict[str, Tensor]:
     """Recordings and scores of every kind, by name."""
     cases, before = prompts(), weights(model)
-    plans = {name: record(model, QUESTIONS, cases.bos if name == "zsl" else cases.context(), PLAN) for name in ("zsl", "icl")}
+    plans = {
+        name: record(model, QUESTIONS, cases.bos if name == "zsl" else cases.context(), PLAN) for name in ("zsl", "icl")
+    }
     facts = {}
     for name in variants:
         with finetuned(model, cases, VARIANTS[name], ranks=True) as trace:
             plans[name] = record(model, QUESTIONS, cases.bos, PLAN)
-        facts |= {f"{name}.loss": trace.losses, f"{name}.norms": trace.gradient_norms, f"{name}.ranks": trace.update_ranks}
+        facts |= {
+            f"{name}.loss": trace.losses,
+            f"{name}.norms": trace.gradient_norms,
+            f"{name}.ranks": trace.update_ranks,
+        }
     target = plans["icl"].attention_output
     # Plain SGD: Adam would turn the rounding of a key bias's gradient, which is zero, into steps.
     ceiling = learning("finetune.optimizer=sgd", "finetune.epochs=4", objective="activation_match", lr=0.1)

@@ -43,7 +43,7 @@ def make_config(
         "task": {
             "name": task,
             "source": "bundled",
-            "templates": ["Sentence: {sentence} Label:"],
+            "templates": ["Sentence: {{ sentence }} Label:"],
             "labels": ["Negative", "Positive"],
             "shots": shots,
             "queries": 20,

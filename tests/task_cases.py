@@ -101,7 +101,7 @@ def rows_of(count: int) -> list[dict[str, Any]]:
 
 def make_config(data_dir: Path | None = None, finetune: dict[str, Any] | None = None, **task: Any) -> Config:
     """A config of a two-label task named `things`."""
-    wording: dict[str, Any] = {"templates": ["Thing: {text} Kind:"], "labels": ["Negative", "Positive"], "shots": 2}
+    wording: dict[str, Any] = {"templates": ["Thing: {{ text }} Kind:"], "labels": ["Negative", "Positive"], "shots": 2}
     if task.get("options") or task.get("options_column"):
         wording["labels"] = []
     config = Config(

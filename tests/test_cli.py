@@ -56,7 +56,8 @@ def read_only(tmp_path):
 @pytest.fixture
 def in_process(tmp_path, monkeypatch):
     """The Python interface, with the fake experiment, in an empty folder."""
-    stood = {name: sys.modules.get(name) for name in ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking")}
+    faked = ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking", "iclgd.runs.fingerprint")
+    stood = {name: sys.modules.get(name) for name in faked}
     runpy.run_path(str(ROOT / "tests" / "fake_experiment" / "sitecustomize.py"))
     for name in ("experiment", "tracking"):
         monkeypatch.setattr(package, name, sys.modules[f"iclgd.{name}"], raising=False)
@@ -111,7 +112,7 @@ def test_one_run_then_again_then_damaged(tmp_path):
     assert f"table of {folder.name}" in first.stdout and f"{folder.name}/figures" in first.stdout
     assert re.fullmatch(r"[0-9a-f]{12}", folder.name) and RunFolder(folder).is_done()
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("config.yaml", "environment.json", "run.log", "scores.json", "status.json")
+        *("config.yaml", "environment.json", "fingerprint.json", "run.log", "scores.json", "status.json")
     ]
     assert "Traceback" not in first.stderr and "Warning" not in first.stderr
     assert "1 skipped" in iclgd(tmp_path, "seed=1", "runtime.threads=1").stdout

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from iclgd.choices import ModelSource, Weights
+from iclgd.choices import ModelSource, Placement, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.models import (
     Question,
@@ -98,7 +98,7 @@ def test_untrained_weights_are_loaded(folder, weights):
 
 
 def test_a_device_map_goes_through_accelerate(folder):
-    model = load(ModelConfig(name=str(folder), device_map="auto"), RUNTIME)
+    model = load(ModelConfig(name=str(folder)), RuntimeConfig(device="cpu", placement=Placement.auto))
     assert model.device.type == "cpu"
     plain = load(ModelConfig(name=str(folder)), RUNTIME)
     tokens = torch.arange(5)[None]

@@ -25,20 +25,20 @@ from iclgd.tasks.sources import DataError
 from iclgd.tasks.wording import Example
 from task_cases import HUB_ROWS, make_config, rows_of, write_jsonl, write_task
 
-TASK_FILES = sorted(file.stem for file in (paths.config_folder() / "task").glob("*.yaml"))
+TASK_FILES = sorted(file.stem for file in (paths.config_folder() / "task").glob("*.yaml") if file.stem != "lm_eval")
 PAPER = {  # the table of MEASUREMENT.md: template, label words, published rate
-    "sst2": ("Sentence: {sentence} Label:", ["Negative", "Positive"], 5e-4),
-    "sst5": ("Sentence: {text} Label:", ["terrible", "bad", "neutral", "good", "great"], 1.6e-4),
-    "mr": ("Review: {text} Sentiment:", ["Negative", "Positive"], 3e-3),
-    "subj": ("Input: {text} Type:", ["objective", "subjective"], 3e-3),
+    "sst2": ("Sentence: {{ sentence }} Label:", ["Negative", "Positive"], 5e-4),
+    "sst5": ("Sentence: {{ text }} Label:", ["terrible", "bad", "neutral", "good", "great"], 1.6e-4),
+    "mr": ("Review: {{ text }} Sentiment:", ["Negative", "Positive"], 3e-3),
+    "subj": ("Input: {{ text }} Type:", ["objective", "subjective"], 3e-3),
     "agnews": (
         "Classify the news articles into the categories of World, Sports, Business, and Technology. "
-        "Article: {text} Answer:",
+        "Article: {{ text }} Answer:",
         ["World", "Sports", "Business", "Technology"],
         0.2,
     ),
     "cb": (
-        "{premise} Question: {hypothesis}. True, False, or Neither? Answer:",
+        "{{ premise }} Question: {{ hypothesis }}. True, False, or Neither? Answer:",
         ["True", "False", "Neither"],
         0.08,
     ),
@@ -73,7 +73,7 @@ def test_every_task_file_words_rows_like_the_hubs(name: str, tmp_path: Path):
         for example in (*drawn.demonstrations, *drawn.queries):
             assert example.text and not set(example.text) & set("{}") and example.text == example.text.strip()
             assert drawn.label_words in ((), example.options)
-            assert example.text.endswith(drawn.tail)
+            assert example.text.endswith(example.tail)
     if task.source is TaskSource.hub and task.labels:
         assert {example.label for example in drawn.queries} == set(range(len(HUB_ROWS[name])))
 
@@ -193,7 +193,7 @@ def test_shuffled_labels_are_the_same_ones_and_wrong_wherever_they_can_be(labels
 def test_label_shuffled_trains_on_wrong_labels_and_multiple_choice_on_wrong_options(tmp_path: Path):
     shuffled = {"data": TrainingData.label_shuffled}
     drawn = draw(make_config(write_task(tmp_path, rows_of(40)), finetune=shuffled, shots=10))
-    assert drawn.training is not None and drawn.training_tail == " Kind:"
+    assert drawn.training is not None
     assert [e.text for e in drawn.training] == [e.text for e in drawn.demonstrations]
     assert [e.label for e in drawn.training] != [e.label for e in drawn.demonstrations]
     rows = [{"text": f"q {i}", "all": [f"{i} a", f"{i} b", f"{i} c"], "label": i % 3} for i in range(12)]
@@ -213,7 +213,8 @@ def test_labels_that_cannot_all_be_wrong_are_counted_in_a_warning(tmp_path: Path
 def test_other_task_trains_on_as_many_of_its_demonstrations(tmp_path: Path):
     other = {"data": TrainingData.other_task, "other_task": "headlines"}
     drawn = draw(make_config(write_task(tmp_path, rows_of(40)), finetune=other, shots=6))
-    assert drawn.training is not None and len(drawn.training) == 6 and drawn.training_tail == " Topic:"
+    assert drawn.training is not None and len(drawn.training) == 6
+    assert drawn.training[0].tail == " Topic:" and drawn.queries[0].tail == " Kind:"
     assert drawn.training[0].options == ("Politics", "Sports", "Science", "Food")
     assert drawn.label_words == ("Negative", "Positive")
 

@@ -31,13 +31,13 @@ def ids_of(text: str, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> tuple[i
 
 def examples(count: int, words: int = 3, options: tuple[str, ...] = LABELS) -> tuple[Example, ...]:
     return tuple(
-        Example(f"Thing: {' '.join([f'word{i}'] * words)}{TAIL}", options, i % len(options), f"t.jsonl, line {i + 1}")
+        Example(f"Thing: {' '.join([f'word{i}'] * words)}{TAIL}", options, i % len(options), f"t.jsonl, line {i + 1}", TAIL)
         for i in range(count)
     )
 
 
 def drawn_of(**values) -> Drawn:
-    usual = {"demonstrations": examples(4), "queries": examples(3), "label_words": LABELS, "tail": TAIL}
+    usual = {"demonstrations": examples(4), "queries": examples(3), "label_words": LABELS}
     return Drawn(**{**usual, **values})
 
 
@@ -82,7 +82,7 @@ def test_sequences_are_put_together_as_the_run_folder_promises():
 @given(st.text(max_size=60))
 @example("<|endoftext|></s><s> {0} \x00 \u202e \u2028 ")
 def test_any_text_is_encoded_without_loss_and_without_special_tokens(text: str):
-    query = Example(f"{text} Kind:", LABELS, 0, "here")
+    query = Example(f"{text} Kind:", LABELS, 0, "here", TAIL)
     prompts = encode(drawn_of(demonstrations=(query, query), queries=(query,)), config_with(), TOKENIZER, None)
     ids = prompts.queries[0].token_ids
     assert not set(ids) & {TOKENIZER.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<|endoftext|>")}
@@ -100,19 +100,20 @@ def test_labels_are_what_the_tokenizer_adds_after_the_template():
     model.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=300, show_progress=False))
     tokenizer = wrapped(model)
     text = SENTENCES[0].removesuffix(" Negative")
-    drawn = Drawn((Example(text, LABELS, 0, ""),), (Example(text, LABELS, 0, ""),), LABELS, " Sentiment:")
+    probed, bare = Example(text, LABELS, 0, "", tail=" Sentiment:"), Example(text, LABELS, 0, "")
+    drawn = Drawn((probed,), (probed,), LABELS)
     prompts = encode(drawn, config_with(bos=None, separator=""), tokenizer, None)
     assert prompts.demonstrations[0].token_ids == ids_of(SENTENCES[0], tokenizer)
     assert prompts.label_token_ids[0] != ids_of(" Negative", tokenizer)
-    unprobed = encode(replace(drawn, tail=""), config_with(bos=None, separator=""), tokenizer, None)
+    unprobed = encode(Drawn((bare,), (bare,), LABELS), config_with(bos=None, separator=""), tokenizer, None)
     assert unprobed.label_token_ids == prompts.label_token_ids
 
 
 def test_labels_that_would_merge_with_the_template_are_tokenised_alone():
     vocabulary = {"a": 0, " ": 1, "b": 2, "a ": 3, "c": 4}
     tokenizer = wrapped(Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", " ")])))
-    one = (Example("ba", ("b", "c"), 0, ""),)
-    prompts = encode(Drawn(one, one, ("b", "c"), "a"), config_with(bos=None, separator=""), tokenizer, None)
+    one = (Example("ba", ("b", "c"), 0, "", tail="a"),)
+    prompts = encode(Drawn(one, one, ("b", "c")), config_with(bos=None, separator=""), tokenizer, None)
     assert prompts.label_token_ids == ((1, 2), (1, 4))
 
 
@@ -161,6 +162,25 @@ def test_separators_are_text_or_tokens():
         encode(drawn_of(), config_with(separator="\n"), blind, None)
 
 
+def test_a_tasks_own_separator_description_and_delimiter_hold():
+    glued = tuple(replace(each, delimiter="=") for each in examples(4))
+    drawn = drawn_of(demonstrations=glued, queries=glued, description="Kinds of things.\n\n", separator="\n")
+    prompts = encode(drawn, config_with(separator="</s>"), TOKENIZER, None)
+    assert TOKENIZER.decode(list(prompts.context()), clean_up_tokenization_spaces=False) == (
+        "<|endoftext|>Kinds of things.\n\n" + "".join(f"{e.text}={e.answer}\n" for e in glued)
+    )
+    assert prompts.bos[1:] == ids_of("Kinds of things.\n\nA")[:-1]
+    assert prompts.demonstrations[1].text == f"{glued[1].text}=Positive"
+
+
+def test_separators_are_split_as_they_are_before_a_letter():
+    whole = Tokenizer(models.BPE(vocab={"a": 0, "A": 1, "Ċ": 2, "ĊĊ": 3}, merges=[("Ċ", "Ċ")]))
+    whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's
+    one = (Example("a", ("A", "a"), 0, "", delimiter=""),)
+    prompts = encode(Drawn(one, one, ("A", "a")), config_with(bos=None, separator="\n\n"), wrapped(whole), None)
+    assert prompts.separator == (2, 2) and ids_of("a\n\n", wrapped(whole)) == (0, 3)
+
+
 def test_texts_without_tokens_are_refused_by_line():
     blind = tiny_tokenizer()
     blind.backend_tokenizer.normalizer = normalizers.Replace("zz", "")
@@ -169,7 +189,7 @@ def test_texts_without_tokens_are_refused_by_line():
 
 
 def test_multiple_choice_brings_options_and_ends_demonstrations_with_the_right_one():
-    drawn = Drawn(choices(3), choices(4), (), "")
+    drawn = Drawn(choices(3), choices(4), ())
     prompts = encode(drawn, config_with(), TOKENIZER, 500)
     assert prompts.label_words == prompts.label_token_ids == ()
     for item, given_ in zip(prompts.queries, choices(4), strict=True):
@@ -182,12 +202,12 @@ def test_multiple_choice_brings_options_and_ends_demonstrations_with_the_right_o
 
 def test_training_items_of_a_control_are_encoded_by_their_own_labels():
     relabelled = tuple(replace(each, label=1 - each.label) for each in examples(4))
-    shuffled = encode(drawn_of(training=relabelled, training_tail=TAIL), config_with(), TOKENIZER, None)
+    shuffled = encode(drawn_of(training=relabelled), config_with(), TOKENIZER, None)
     assert [item.label for item in shuffled.training_items()] == [1, 0, 1, 0]
     assert all(item.options is None for item in shuffled.training_items())
     assert shuffled.training[0].token_ids[-2:] != shuffled.demonstrations[0].token_ids[-2:]
-    other = tuple(Example(f"News {i} Topic:", ("World", "Food"), i % 2, "") for i in range(4))
-    foreign = encode(drawn_of(training=other, training_tail=" Topic:"), config_with(), TOKENIZER, None)
+    other = tuple(Example(f"News {i} Topic:", ("World", "Food"), i % 2, "", tail=" Topic:") for i in range(4))
+    foreign = encode(drawn_of(training=other), config_with(), TOKENIZER, None)
     assert foreign.training[1].text == "News 1 Topic: Food"
     assert foreign.training[1].options == (ids_of(" World"), ids_of(" Food"))
     assert foreign.training[1].token_ids == ids_of("News 1 Topic:") + ids_of(" Food")
@@ -234,7 +254,7 @@ def test_dropping_keeps_the_first_demonstrations_that_fit(drop_from: DropFrom, c
     last = len(whole.demonstrations[3].token_ids) + len(whole.separator)
     for window, kept in ((needed_by(whole) - 1, 3), (needed_by(whole) - last, 3), (needed_by(whole) - last - 1, 2)):
         config = config_with(OnOverflow.drop, drop_from)
-        prompts = encode(drawn_of(training=training, training_tail=TAIL), config, TOKENIZER, window)
+        prompts = encode(drawn_of(training=training), config, TOKENIZER, window)
         assert prompts.in_context == tuple(range(kept))
         assert needed_by(prompts) <= window
         left = 4 if drop_from is DropFrom.icl else kept
@@ -268,7 +288,7 @@ def test_what_cannot_fit_is_refused():
     with pytest.raises(DataError, match=r"t\.jsonl, line 77: this example alone needs .* has 200 positions"):
         encode(trained, only_icl, TOKENIZER, 200)
     assert len(encode(trained, drop, TOKENIZER, 200).demonstrations) == 3
-    control = drawn_of(training=(huge,) * 4, training_tail=TAIL)
+    control = drawn_of(training=(huge,) * 4)
     with pytest.raises(DataError, match=r"line 77: this example alone needs"):
         encode(control, drop, TOKENIZER, 200)
 
@@ -280,7 +300,7 @@ def test_prompts_json_has_exactly_the_promised_keys():
     plain = as_json(encode(drawn_of(), config_with(), TOKENIZER, None))
     assert set(plain) == {"bos", "separator", "demonstrations", "queries", "label_words", "label_token_ids"}
     assert all(set(item) == ITEM for item in (*plain["demonstrations"], *plain["queries"]))
-    own = as_json(encode(Drawn(choices(3), choices(2), (), ""), config_with(), TOKENIZER, None))
+    own = as_json(encode(Drawn(choices(3), choices(2), ()), config_with(), TOKENIZER, None))
     assert set(own) == set(plain) and all(set(item) == {*ITEM, "options"} for item in own["queries"])
 
 
@@ -290,12 +310,12 @@ def test_prompts_json_comes_back_as_it_was(kind: str):
     if kind == "dropped":
         config, window = config_with(OnOverflow.drop, DropFrom.icl), 90
     elif kind == "choices":
-        drawn = Drawn(choices(3), choices(4), (), "")
+        drawn = Drawn(choices(3), choices(4), ())
     elif kind == "control":
         relabelled = tuple(replace(each, label=1 - each.label) for each in examples(4))
-        drawn = drawn_of(training=relabelled, training_tail=TAIL)
+        drawn = drawn_of(training=relabelled)
     elif kind == "foreign":
-        drawn = drawn_of(training=choices(4), training_tail="")
+        drawn = drawn_of(training=choices(4))
     elif kind == "empty separator":
         config = config_with(separator="", bos=None)
     prompts = encode(drawn, config, TOKENIZER, window)

@@ -22,7 +22,7 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 
 def task(**values) -> TaskConfig:
-    return TaskConfig(**{"name": "things", "templates": ["{text}"], "labels": ["a", "b"], **values})
+    return TaskConfig(**{"name": "things", "templates": ["{{ text }}"], "labels": ["a", "b"], **values})
 
 
 def test_lines_end_at_newline_alone_and_marks_are_passed_over(tmp_path: Path):

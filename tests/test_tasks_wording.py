@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from iclgd.config import ConfigError, TaskConfig
 from iclgd.tasks.sources import DataError, Split
-from iclgd.tasks.wording import check, fill, label_of, label_words, lookup, tail_of, template_of, worded
+from iclgd.tasks.templates import LONGEST, Expression, Template
+from iclgd.tasks.wording import Example, Wording, label_words
 
 FUZZ = settings(max_examples=100, deadline=None)
 ANY_JSON = st.recursive(
@@ -19,60 +20,109 @@ ANY_JSON = st.recursive(
 
 
 def task(**values) -> TaskConfig:
-    return TaskConfig(**{"name": "things", "templates": ["Thing: {text} Kind:"], "labels": ["a", "b"], **values})
+    return TaskConfig(**{"name": "things", "templates": ["Thing: {{ text }} Kind:"], "labels": ["a", "b"], **values})
 
 
-def one(row: dict) -> Split:
-    return Split("things.jsonl", [row], [7])
+def one(row: dict, task_: TaskConfig | None = None) -> Example:
+    """The example of a split of one row, which stands in line 7."""
+    return Wording(task_ or task()).examples(Split("things.jsonl", [row], [7]))[0]
+
+
+def fill(template: str, row: dict, where: str = "things.jsonl, line 7") -> str:
+    return Template(template, "task.templates[0]").fill(row, where)
 
 
 def test_columns_are_filled_once_and_all_else_is_text():
-    row = {"text": "{other} {0} {text}", "other": 3, "a-b": 1.5, "nest": {"x": ["p", "q"]}}
-    template = "{text}|{other}|{a-b}|{nest.x.1}|{0}|{__class__}|{}|{{text}}|{text!r}|{text:>9}"
-    assert fill(template, row, "here") == (
-        "{other} {0} {text}|3|1.5|q|{0}|{__class__}|{}|{{other} {0} {text}}|{text!r}|{text:>9}"
+    row = {"text": "{{ other }} {0} {% if %}", "other": 3, "a b": 1.5, "nest": {"x": ["p", "q"]}, "options": ["s", "t"]}
+    assert fill("{{ text }}|{{other}}|{{ nest.x[1] }}|{0}|{}|$x\n", row) == (
+        "{{ other }} {0} {% if %}|3|q|{0}|{}|$x\n"
     )
+    listed = "{% for o in options %}{{ loop.index }}. {{ o | upper }}\n{% endfor %}"
+    assert fill(listed, row) == "1. S\n2. T\n"
+    assert fill("{{ '{word}' }} {{ text[:2] }} <b>&", row) == "{word} {{ <b>&"
 
 
 @FUZZ
 @given(st.text(max_size=60))
-@example("{0} {__class__} {text.__class__} %s \x00\u202e<b>&\\input{x}")
+@example("{0} {{ text }} {% raw %} {# %s \x00\u202e<b>&\\input{x}")
 @example("\ud800 half a pair")
 def test_values_come_through_as_they_are(value: str):
-    filled = fill("<{text}>", {"text": value}, "here")
-    assert len(filled) == len(value) + 2 if value.isascii() else True
+    filled = fill("<{{ text }}>", {"text": value})
     assert filled == f"<{value.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')}>"
     filled.encode("utf-8")
 
 
 @FUZZ
-@given(st.text(max_size=40), ANY_JSON)
+@given(st.text(alphabet="{}%#|. ()'\"[]*~-0a\n\x00\u20ac", max_size=40), ANY_JSON)
 def test_no_template_and_no_value_crashes(template: str, value):
     try:
-        fill(template + "{text}{text.0}{text.a}", {"text": value}, "things.jsonl, line 7")
-    except DataError as error:
-        assert str(error).startswith("things.jsonl, line 7: ")
+        fill(template + "{{ text }}{{ text[0] }}{{ text.a }}", {"text": value})
+    except ConfigError as error:
+        assert str(error).startswith(("things.jsonl, line 7: ", "task.templates[0]="))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ text * 10**9 }}",
+        "{{ text.center(10**10) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '{:>999999999}'.format(text) }}",
+        "{{ text.__class__.__mro__ }}",
+        "{{ options.append('x') }}",
+        "{{ lipsum.__globals__ }}",
+        "{{ range(9) }}",
+        "{% for a in many %}{% for b in many %}{{ text }}{% endfor %}{% endfor %}",
+        "{{ text / 0 }}",
+    ],
+)
+def test_a_template_reads_its_row_and_nothing_else_and_ends(template: str):
+    row = {"text": "a" * 100, "options": ["a"], "many": list(range(1000))}
+    with pytest.raises(DataError, match=r"^things\.jsonl, line 7: "):
+        fill(template, row)
+    assert len(fill("{{ text * 9 }}", row)) == 900 < LONGEST
+
+
+@pytest.mark.parametrize(
+    ("template", "new"),
+    [
+        ("Review: {text} Sentiment:", "'Review: {{ text }} Sentiment:'"),
+        ("{choices.text} {{ a }}", "'{{ choices.text }} {{ a }}'"),
+    ],
+)
+def test_the_old_form_is_refused_and_the_new_one_shown(template: str, new: str):
+    with pytest.raises(ConfigError) as refused:
+        Wording(task(templates=["{{ text }}", template], template=1))
+    assert f"task.templates[1]={template!r} has single braces" in str(refused.value) and new in str(refused.value)
+
+
+@pytest.mark.parametrize("template", ["{{ text", "{{ text | nosuchfilter }}", "{% if text %}", "{% include 'x' %}{{"])
+def test_what_is_no_template_is_refused(template: str):
+    with pytest.raises(ConfigError, match=r"task\.templates\[0\]=.* is no Jinja2 template: "):
+        Wording(task(templates=[template]))
 
 
 @pytest.mark.parametrize("value", [None, True, ["a"], {"a": 1}])
 def test_a_value_that_is_no_text_is_refused(value):
     with pytest.raises(DataError, match=r"things\.jsonl, line 7: column 'text' holds .*, not text or a number"):
-        worded(one({"text": value, "label": 0}), 0, task())
+        one({"text": value, "label": 0})
 
 
 def test_a_missing_column_names_those_that_are_there():
     with pytest.raises(DataError, match=r"things\.jsonl, line 7: no column 'text' \(columns there: sentence, label\)"):
-        worded(one({"sentence": "a", "label": 0}), 0, task())
+        one({"sentence": "a", "label": 0})
     with pytest.raises(DataError, match=r"line 7: no column 'label'"):
-        worded(one({"text": "a"}), 0, task())
+        one({"text": "a"})
 
 
-def test_lookup_goes_into_objects_and_lists():
-    row = {"a.b": 1, "a": {"b": 2, "c": [5, 6]}, "list": [{"x": "p"}, {"x": "q"}]}
-    assert [lookup(row, column) for column in ("a.b", "a.c.1", "list.x", "list.0.x")] == [1, 6, ["p", "q"], "p"]
-    for absent in ("c", "a.d", "a.c.2", "a.b.c.d", "list.y", "a.c.x"):
-        with pytest.raises(KeyError):
-            lookup({"a": row["a"], "list": row["list"]}, absent)
+def test_a_column_is_a_name_or_an_expression():
+    row = {"a.b": 1, "a": {"b": 2, "c": [5, 6]}, "coarse-label": 3, "what kind?": 4, "list": [{"x": "p"}, {"x": "q"}]}
+    for column, value in {"a.b": 1, "a.c[1]": 6, "a['b']": 2, "coarse-label": 3, "what kind?": 4}.items():
+        assert Expression(column, "task.label_column").of(row, "here") == value
+    assert Expression("list | map(attribute='x') | list", "task.options_column").of(row, "here") == ["p", "q"]
+    for absent in ("c", "a.d", "a.c[2]", "b-c", "no name?"):
+        with pytest.raises(DataError, match="here: "):
+            Expression(absent, "task.label_column").of(row, "here")
 
 
 @pytest.mark.parametrize("label", [2, -1, 10**30])
@@ -80,13 +130,13 @@ def test_labels_out_of_range_are_refused_by_line(label: int):
     with pytest.raises(
         DataError, match=rf"things\.jsonl, line 7: label {label} in column 'label' is out of range 0 to 1"
     ):
-        worded(one({"text": "a", "label": label}), 0, task())
+        one({"text": "a", "label": label})
 
 
 @pytest.mark.parametrize("label", ["1", "positive", 1.0, True, None, [1], {"a": 1}])
 def test_labels_of_another_type_are_refused_by_line(label):
     with pytest.raises(DataError, match=r"things\.jsonl, line 7: label .* is no label id .*task\.label_values"):
-        worded(one({"text": "a", "label": label}), 0, task())
+        one({"text": "a", "label": label})
 
 
 @FUZZ
@@ -94,7 +144,7 @@ def test_labels_of_another_type_are_refused_by_line(label):
 def test_any_label_is_an_index_or_refused(label, named: bool):
     values = ["x", "true"] if named else None
     try:
-        found = label_of({"label": label}, task(label_values=values), 2, "things.jsonl, line 7")
+        found = Wording(task(label_values=values)).label_of({"label": label}, 2, "things.jsonl, line 7")
     except DataError as error:
         assert str(error).startswith("things.jsonl, line 7: label ")
     else:
@@ -103,47 +153,51 @@ def test_any_label_is_an_index_or_refused(label, named: bool):
 
 
 def test_label_values_and_each_rows_own_names_give_the_index():
-    assert label_of({"label": "b"}, task(label_values=["a", "b"]), 2, "") == 1
-    assert label_of({"label": 2}, task(label_values=["1", "2"]), 2, "") == 1
-    assert label_of({"label": False}, task(label_values=["False", "True"]), 2, "") == 0
-    among = task(label_column="key", label_among="choices.label")
-    assert label_of({"key": "3", "choices": {"label": ["1", "2", "3"]}}, among, 3, "") == 2
+    def label(row: dict, options: int = 2, **how) -> int:
+        return Wording(task(**how)).label_of(row, options, "here")
+
+    assert label({"label": "b"}, label_values=["a", "b"]) == 1
+    assert label({"label": 2}, label_values=["1", "2"]) == 1
+    assert label({"label": False}, label_values=["False", "True"]) == 0
+    among = {"label_column": "key", "label_among": "choices.label"}
+    assert label({"key": "3", "choices": {"label": ["1", "2", "3"]}}, 3, **among) == 2
     with pytest.raises(DataError, match="here: label 'E' in column 'key' is none of A, B"):
-        label_of({"key": "E", "choices": {"label": ["A", "B"]}}, among, 2, "here")
+        label({"key": "E", "choices": {"label": ["A", "B"]}}, **among)
     with pytest.raises(DataError, match=r"here: column 'choices\.label' holds 'AB', not a list"):
-        label_of({"key": "A", "choices": {"label": "AB"}}, among, 2, "here")
+        label({"key": "A", "choices": {"label": "AB"}}, **among)
 
 
 def test_options_come_from_templates_or_a_column():
     row = {"text": "q", "one": "x", "two": "y", "all": ["p", "q", "r"], "label": 1}
-    fixed = worded(one(row), 0, task(labels=[], options=["{one}", "the {two}"]))
+    fixed = one(row, task(labels=[], options=["{{ one }}", "the {{ two }}"]))
     assert (fixed.options, fixed.answer) == (("x", "the y"), "the y")
-    listed = worded(one(row), 0, task(labels=[], options_column="all"))
+    listed = one(row, task(labels=[], options_column="all"))
     assert (listed.options, listed.answer) == (("p", "q", "r"), "q")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [(["x"], "too few"), (["x", " "], "too few or blank"), ("xy", "not a list")]
+    ("options", "said"), [(["x"], "too few"), (["x", " "], "too few or blank"), ("xy", "not a list"), ([None], "not a")]
 )
 def test_bad_options_are_refused_by_line(options, said: str):
     with pytest.raises(DataError, match=rf"things\.jsonl, line 7: .*{said}"):
-        worded(one({"text": "q", "all": options, "label": 0}), 0, task(labels=[], options_column="all"))
+        one({"text": "q", "all": options, "label": 0}, task(labels=[], options_column="all"))
 
 
 def test_blank_text_is_refused_only_where_nothing_else_stands():
-    assert worded(one({"text": "", "label": 0}), 0, task()).text == "Thing:  Kind:"
+    assert one({"text": "", "label": 0}).text == "Thing:  Kind:"
     with pytest.raises(DataError, match="line 7: the filled template is blank"):
-        worded(one({"text": " ", "label": 0}), 0, task(templates=["{text}"]))
+        one({"text": " ", "label": 0}, task(templates=["{{ text }}"]))
 
 
 def test_templates_have_tails_columns_and_label_words_of_their_own():
-    several = task(templates=["{text} is", "{text}"], template_labels={1: ["c", "d"]})
-    assert [tail_of(template) for template in several.templates] == [" is", ""]
+    several = task(templates=["{{ text }} is", "{{ text }}", "{% if text %}{{ text }}{% endif %}:"])
+    several.template_labels = {1: ["c", "d"]}
+    assert [Template(template, "").tail for template in several.templates] == [" is", "", ":"]
     assert label_words(several) == ("a", "b")
     several.template = 1
     assert label_words(several) == ("c", "d")
     with pytest.raises(ConfigError, match=r"task\.templates\[0\]='no column \{0\}' fills in no column"):
-        template_of(task(templates=["no column {0}"]))
+        Wording(task(templates=["no column {0}"]))
     with pytest.raises(ConfigError, match=r"task\.template_labels\.0 has 1 words for 2 labels"):
         label_words(task(template_labels={0: ["c"]}))
     for words in (["c", "c"], ["c", " "]):
@@ -153,7 +207,7 @@ def test_templates_have_tails_columns_and_label_words_of_their_own():
 
 def test_every_row_is_checked_drawn_or_not():
     rows = [{"text": "a", "label": 0}] * 50
-    check(Split("things.jsonl", rows, range(1, 51)), task())
+    Wording(task()).examples(Split("things.jsonl", rows, range(1, 51)))
     for bad, said in (({"label": 0}, "no column 'text'"), ({"text": "a", "label": 2}, "out of range")):
         with pytest.raises(DataError, match=rf"things\.jsonl, line 51: .*{said}"):
-            check(Split("things.jsonl", [*rows, bad], range(1, 52)), task())
+            Wording(task()).examples(Split("things.jsonl", [*rows, bad], range(1, 52)))

@@ -20,10 +20,11 @@ class Weights(StrEnum):
 
 
 class TaskSource(StrEnum):
-    """Where rows come from: shipped with the package, or the hub or a local copy of it."""
+    """Where rows come from: shipped with the package, the hub or a local copy of it, or lm-evaluation-harness."""
 
     bundled = "bundled"
     hub = "hub"
+    lm_eval = "lm_eval"
 
 
 class Chat(StrEnum):

@@ -111,7 +111,10 @@ def job(composed: DictConfig) -> float:
     record = functools.partial(_record, invocation, number, path)
     record(None)
     try:
-        outcome = execute(placed(typed(composed), settings), path, _experiment)
+        config = placed(typed(composed), settings)
+        outcome = execute(config, path, _experiment, _made_of)
+        if outcome.ending is Ending.skipped:
+            _track_skipped(config, path)
     except ConfigError as error:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -143,6 +146,18 @@ def _experiment(*arguments: Any) -> Any:
     from iclgd import experiment
 
     return experiment.run(*arguments)
+
+
+def _made_of(config: Config) -> Any:
+    from iclgd.runs.fingerprint import fingerprint
+
+    return fingerprint(config)
+
+
+def _track_skipped(config: Config, path: Path) -> None:
+    from iclgd import tracking
+
+    tracking.send_finished(config, path)
 
 
 def placed(config: Config, settings: DictConfig) -> Config:

@@ -48,10 +48,14 @@ class TaskConfig:
     hub: str | None = None  # data set id
     subset: str | None = None  # its configuration name
     revision: str | None = None
-    templates: list[str] = MISSING  # {column} is filled from the row
+    lm_eval: str | None = None  # a task of lm-evaluation-harness, or the path of a task's yaml, for source=lm_eval
+    templates: list[str] = field(default_factory=list)  # Jinja2, filled from the row: "Review: {{ text }} Sentiment:"
     template: int = 0  # which of them
+    description: str = ""  # stands once before everything else
+    delimiter: str = " "  # between a text and its answer
+    separator: str | None = None  # between demonstrations; null: the model's
     labels: list[str] = field(default_factory=list)  # label words, by label id; empty for multiple choice
-    label_column: str = "label"
+    label_column: str = "label"  # a column, or a Jinja2 expression such as answers[0]
     label_values: list[str] | None = None  # the label column's values by label id, where it does not hold ids
     label_among: str | None = None  # or the column that lists each row's own values ("choices.label")
     template_labels: dict[int, list[str]] = field(default_factory=dict)  # label words that one template has instead
@@ -214,11 +218,6 @@ class Config:
             )
         if self.finetune.rank is not None and self.finetune.rank < 1:
             raise ConfigError(f"finetune.rank={self.finetune.rank} is too small: give 1 or more, or null for full rank")
-        if not 0 <= self.task.template < len(self.task.templates):
-            raise ConfigError(
-                f"task.template={self.task.template} does not exist: {self.task.name} has templates 0 to "
-                f"{len(self.task.templates) - 1}"
-            )
         if not self.metric.scores:
             raise ConfigError("metric=[] measures nothing: name one or more of conf/metric, such as metric=[sim_aou]")
         if self.runtime.objective is not None and self.runtime.objective not in self.metric.scores:
@@ -226,9 +225,18 @@ class Config:
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
             )
         parse_layers(self.finetune.layers)
-        self._check_labels()
+        self._check_wording()
 
-    def _check_labels(self) -> None:
+    def _check_wording(self) -> None:
+        if self.task.source is choices.TaskSource.lm_eval:
+            if not self.task.lm_eval:
+                raise ConfigError("task=lm_eval needs task.lm_eval=NAME, a task of lm-evaluation-harness, or its yaml")
+            return
+        if not 0 <= self.task.template < len(self.task.templates):
+            raise ConfigError(
+                f"task.template={self.task.template} does not exist: {self.task.name} has templates 0 to "
+                f"{len(self.task.templates) - 1}"
+            )
         labels, chosen = self.task.labels, self.task.options or self.task.options_column
         if bool(labels) == bool(chosen):
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +23,7 @@ def register() -> None:
         "iclgd.sweep_name": _sweep_name,
         "iclgd.sweep_names": _sweep_names,
         "iclgd.published": _published,
+        "iclgd.stem": lambda path: Path(str(path)).name.removesuffix(".yaml").removesuffix(".yml"),
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

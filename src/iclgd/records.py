@@ -38,6 +38,7 @@ class PromptSet:
     """Every token that a run shows to the model; one set of demonstrations serves ICL and finetuning.
 
     Attributes:
+        bos: what stands first in every sequence: the model's bos, and the task's description if it has one.
         in_context: which demonstrations stand in the ICL context, in order. All of them, unless the protocol drops
             overlong ones from ICL only, as the published code did.
         training: what finetuning sees where that is not the demonstrations (controls: shuffled labels, another task).

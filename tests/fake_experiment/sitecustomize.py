@@ -26,8 +26,11 @@ def run(config, folder, progress):
 
 experiment, console = types.ModuleType("iclgd.experiment"), types.ModuleType("iclgd.report.console")
 tracking = types.ModuleType("iclgd.tracking")
-tracking.log_sweep = lambda *arguments: None
+tracking.log_sweep = tracking.send_finished = lambda *arguments: None
 experiment.run = run
 console.run_table = lambda folder: f"table of {folder.name}"
 console.sweep_table = lambda folders: f"table of {len(folders)} runs"
-sys.modules |= {module.__name__: module for module in (experiment, console, tracking)}
+fingerprint = types.ModuleType("iclgd.runs.fingerprint")
+fingerprint.fingerprint = lambda config: types.SimpleNamespace(parts={})
+fingerprint.changes = lambda before, now: []
+sys.modules |= {module.__name__: module for module in (experiment, console, tracking, fingerprint)}

@@ -1,4 +1,4 @@
-"""How does a model get from a config into memory? From safetensors only, without any code but transformers' own."""
+"""A model from a config into memory: from safetensors only, without any code but transformers' own."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import functools
 import logging
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.model_files import model_inputs
 from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.packaged import converted_folder, sha256_of
+from iclgd.models.packaged import converted_folder
 from iclgd.models.placement import loading_arguments, placed, placement_key, refuse_impossible
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check
@@ -31,7 +30,6 @@ from iclgd.paths import toy_model_folder
 log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_WEIGHT_FILES = ("*.safetensors", "*.gguf")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -74,6 +72,8 @@ def resolve_dtype(name: str, device: torch.device, model: ModelConfig) -> torch.
 def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     """A model, checked, on its device; the last one loaded is kept for the next run of the same process.
 
+    What is kept belongs to the content of its files: when one of them has changed, the model is loaded anew.
+
     Raises:
         ConfigError: it is not there, or not in a form that is safe to read.
         UnsupportedModelError: its family is unknown, or its self-test failed.
@@ -81,7 +81,15 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(runtime.dtype, device, model)
     key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
-    return _load(key, device, dtype, placement_key(runtime), _Held(model, runtime))
+    settings = (placement_key(runtime), stored_dtype(runtime.dtype, dtype))
+    return _load(key, tuple(sorted(_inputs(model).items())), device, dtype, settings, _Held(model, runtime))
+
+
+def _inputs(model: ModelConfig) -> dict[str, str]:
+    try:
+        return model_inputs(model)
+    except OSError:  # whatever is amiss, loading says it better
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,26 +101,39 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(_key: object, device: torch.device, dtype: torch.dtype, _placement: str, held: _Held) -> LanguageModel:
-    model, runtime = held.model, held.runtime
+def _load(
+    _key: object,
+    inputs: tuple[tuple[str, str], ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    _settings: object,
+    held: _Held,
+) -> LanguageModel:
+    model, runtime, digests = held.model, held.runtime, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    place, digests = _locate(model)
+    place = _locate(model)
     config = _refuse_unknown_family(model, place)
     refuse_impossible(model, runtime, config)
     network = placed(_weights(model, place, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
     if stored_apart(runtime.dtype):
         compute_in_float32(network)
+    tokenizer = _from_hub(model, AutoTokenizer.from_pretrained, **place)
+    now = _inputs(model)
+    if digests and now != digests:
+        changed = ", ".join(sorted(name for name in {*now, *digests} if now.get(name) != digests.get(name)))
+        raise ConfigError(f"model.name={model.name}: {changed} changed while the model was being loaded: try again")
+    commit = now.pop("commit", None)
     return assemble(
         network.eval(),
-        _from_hub(model, AutoTokenizer.from_pretrained, **place),
+        tokenizer,
         identity={
             "name": model.name,
-            "revision": _commit(model, place) or model.revision,
+            "revision": commit or model.revision,
             "weights": str(model.weights),
             "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
             "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
             "device_type": device.type,
-            "sha256": digests or _digests(network),
+            "sha256": now,
         },
     )
 
@@ -138,13 +159,12 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """Arguments for transformers' loaders, and sha256 by file where known already."""
+def _locate(model: ModelConfig) -> dict[str, Any]:
+    """Arguments for transformers' loaders."""
     if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
         raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
     if model.source is ModelSource.package:
-        folder, digest = converted_folder(model)
-        return {"pretrained_model_name_or_path": str(folder)}, {str(model.file): digest}
+        return {"pretrained_model_name_or_path": str(converted_folder(model))}
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
     folder = Path(name).expanduser()
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
@@ -154,7 +174,7 @@ def _locate(model: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
         place["revision"] = model.revision
     if model.file is not None:
         place["gguf_file"] = model.file
-    return place, {}
+    return place
 
 
 def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
@@ -194,18 +214,3 @@ def _weights(
     if model.weights is Weights.keep_embeddings:
         return untrained(pretrained.config, dtype, model.weights_seed, keep=pretrained)
     return pretrained
-
-
-def _commit(model: ModelConfig, place: dict[str, Any]) -> str | None:
-    """The hub's commit that was loaded, from where the hub's cache keeps it; None for a local folder."""
-    name = place["pretrained_model_name_or_path"]
-    if Path(name).is_dir():
-        return None
-    return extract_commit_hash(cached_file(name, model.file or "config.json", revision=model.revision), None)
-
-
-def _digests(network: PreTrainedModel) -> dict[str, str]:
-    folder = Path(network.config._name_or_path)
-    if not folder.is_dir():
-        return {}
-    return {path.name: sha256_of(path) for pattern in _WEIGHT_FILES for path in sorted(folder.glob(pattern))}

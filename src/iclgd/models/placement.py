@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from iclgd import ranks
 from iclgd.choices import Placement, Weights
@@ -137,8 +137,8 @@ def loading_arguments(runtime: RuntimeConfig, config: PretrainedConfig) -> dict[
         return {}
     if runtime.placement is Placement.tensor_parallel:
         ranks.connect()
-        own = {"tp_plan": _PLANS[config.model_type]} if config.model_type in _PLANS else {}
-        return {"distributed_config": DistributedConfig(tp_size=ranks.count(), **own)}
+        plan = _PLANS.get(config.model_type)  # None: transformers' own
+        return {"distributed_config": DistributedConfig(tp_size=ranks.count(), tp_plan=plan)}
     chosen: dict[str, Any] = {"device_map": _plain(runtime.device_map or "auto")}
     if runtime.max_memory is not None:
         chosen["max_memory"] = _plain(runtime.max_memory)

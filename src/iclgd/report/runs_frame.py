@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from iclgd.report.finished_run import NAN, BrokenRun, Estimate, FinishedRun, ReportError, first_line, read_json
+from iclgd.runs.folder import EARLIER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ def read_runs(folders: Iterable[Path]) -> Runs:
         if not folder.is_dir():
             raise ReportError(f"{folder} is no folder: name a run folder or a sweep's, such as outputs/first_look")
         for status in folder.rglob("status.json"):
-            hidden = any(part.startswith(".") for part in status.relative_to(folder).parts)
+            hidden = any(part.startswith(".") or part == EARLIER for part in status.relative_to(folder).parts)
             if not hidden:
                 found.setdefault(status.parent.resolve(), status.parent)
     finished: dict[object, FinishedRun] = {}

@@ -1,4 +1,4 @@
-"""What is the life of one run? Skip it if it is done, claim it, compute it, and leave its folder in a known state."""
+"""The life of one run: skip it if it is done and its inputs are what they were, else claim it and compute it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iclgd.choices import Rerun
 from iclgd.config import Config, ConfigError, as_dict
@@ -21,8 +21,12 @@ from iclgd.runs.process import terminable
 from iclgd.runs.progress import Progress, duration
 from iclgd.runs.secrets import without_secrets
 
+if TYPE_CHECKING:
+    from iclgd.runs.fingerprint import Fingerprint
+
 log = logging.getLogger(__name__)
 
+FINGERPRINT = "fingerprint.json"
 Experiment = Callable[[Config, RunFolder, Progress], Mapping[str, Any]]
 
 
@@ -53,32 +57,51 @@ class Outcome:
     objective: float = math.nan
 
 
-def execute(config: Config, path: Path, experiment: Experiment) -> Outcome:
+@dataclass(frozen=True)
+class _Job:
+    """A run to bring to its end: its settings, its folder, and what it would be made of now."""
+
+    config: Config
+    folder: RunFolder
+    experiment: Experiment
+    made_of: Callable[[Config], Fingerprint] | None
+
+    def inputs(self) -> Fingerprint | None:
+        """What it would be made of, as it is now; None where nobody asks."""
+        return None if self.made_of is None else self.made_of(self.config)
+
+
+def execute(
+    config: Config, path: Path, experiment: Experiment, made_of: Callable[[Config], Fingerprint] | None = None
+) -> Outcome:
     """Bring one run to its end, unless it is there already.
 
     Args:
         config: the run.
         path: its folder.
         experiment: computes the scores and writes the files; called only if there is something to compute.
+        made_of: what a run is made of, as it is now. A finished run that was made of something else is computed anew,
+            and its results are kept in the folder `earlier`; None: only settings count.
 
     Raises:
         KeyboardInterrupt: a signal stopped the run; its folder says so.
     """
-    folder = RunFolder(path)
-    known = _known(folder, config)
+    job = _Job(config, RunFolder(path), experiment, made_of)
+    known = _known(job)
     if known is not None:
         return known
-    seen = folder.status()
-    with folder.claim():
-        if folder.status() != seen:  # another process was at it while this one waited
-            known = _known(folder, config, waited=True)
-        return known or _attempt(config, folder, experiment)
+    seen = job.folder.status()
+    with job.folder.claim():
+        if job.folder.status() != seen:  # another process was at it while this one waited
+            known = _known(job, waited=True)
+        return known or _attempt(job)
 
 
-def _known(folder: RunFolder, config: Config, waited: bool = False) -> Outcome | None:
+def _known(job: _Job, waited: bool = False) -> Outcome | None:
     """What there is to say of a run that need not be computed; None if it must be."""
+    folder, config = job.folder, job.config
     rerun, state = config.runtime.rerun, folder.state()
-    if state is State.done and (waited or rerun is not Rerun.all) and folder.is_done():
+    if state is State.done and (waited or rerun is not Rerun.all) and folder.is_done() and not _changed(job):
         return Outcome(Ending.skipped, folder.path, objective=_objective(folder.read_json("scores.json"), config))
     if state is State.failed and (waited or rerun is Rerun.never):
         status = folder.status()
@@ -90,15 +113,45 @@ def _known(folder: RunFolder, config: Config, waited: bool = False) -> Outcome |
     return None
 
 
-def _attempt(config: Config, folder: RunFolder, experiment: Experiment) -> Outcome:
+def _changed(job: _Job) -> list[str]:
+    """The inputs in which a finished run differs from now's, in words."""
+    from iclgd.runs.fingerprint import changes
+
+    if job.made_of is None:
+        return []
+    name = job.folder.path.name
+    try:
+        now = job.made_of(job.config)
+    except (ConfigError, OSError) as error:
+        log.warning("run %s is done; whether its inputs are what they were cannot be told: %s", name, error)
+        return []
+    try:
+        before = job.folder.read_json(FINGERPRINT)
+    except (OSError, ValueError):
+        return ["its inputs, which were not written down"]
+    return changes(before, now)
+
+
+def _attempt(job: _Job) -> Outcome:
+    config, folder = job.config, job.folder
     name, began = folder.path.name, time.monotonic()
+    if folder.state() is State.done and (differing := _changed(job)):
+        place = folder.retire()
+        log.warning(
+            "run %s was made from other inputs and is computed anew; changed: %s. Its results are kept in %s",
+            *(name, ", ".join(differing), place),
+        )
     with folder.log_file(), terminable(), Progress(folder, name) as progress:
         try:
             settings = as_dict(config)
             folder.start(run_id(settings))
+            inputs = job.inputs()
             folder.write_yaml("config.yaml", settings)
+            if inputs is not None:
+                folder.write_json(FINGERPRINT, inputs.parts)
             log.info("run %s starts: %s", name, _headline(config))
-            scores = plain(experiment(config, folder, progress))
+            scores = plain(job.experiment(config, folder, progress))
+            _refuse_change(job, inputs)
             folder.finish()
         except KeyboardInterrupt:
             log.warning("run %s was interrupted", name)
@@ -114,6 +167,16 @@ def _attempt(config: Config, folder: RunFolder, experiment: Experiment) -> Outco
             return Outcome(Ending.refused if refused else Ending.failed, folder.path, message=message)
         log.info("run %s is done, after %s", name, duration(time.monotonic() - began))
         return Outcome(Ending.done, folder.path, objective=_objective(scores, config))
+
+
+def _refuse_change(job: _Job, before: Fingerprint | None) -> None:
+    """Raise if an input changed while the run was computed: nobody could say what its numbers belong to."""
+    from iclgd.runs.fingerprint import changes
+
+    now = job.inputs()
+    differing = changes(before.parts, now) if before is not None and now is not None else []
+    if differing:
+        raise RuntimeError(f"{', '.join(differing)} changed while the run was computed; start it again")
 
 
 def _mark(write: Callable[[], None]) -> None:

@@ -1,9 +1,10 @@
-"""What does a run leave behind, and how does one know that it is whole?"""
+"""A run's folder: what the run leaves behind, its status, and whether it is whole."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
-_DATA, _FIGURES = (".json", ".yaml", ".parquet", ".safetensors"), (".png", ".pdf")  # what a run leaves behind
+_DATA, _FIGURES = (".json", ".yaml", ".parquet", ".safetensors", ".patch"), (".png", ".pdf")  # what a run leaves
+EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
 _SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
 _SILENCE = 3600.0  # seconds after which a run on another host counts as gone
 
@@ -175,6 +177,26 @@ class RunFolder:
                 log.warning("%s is not what the finished run wrote; the run will be computed again", path)
                 return False
         return True
+
+    def retire(self) -> Path:
+        """Move the results, with their log and what W&B keeps beside them, out of the way of new ones; under the claim.
+
+        status.json goes last, so that a process that is killed here leaves a folder of which the rest is moved later.
+
+        Returns:
+            Where they are now: `earlier/NUMBER`.
+        """
+        numbers = range(1, len(list((self.path / EARLIER).glob("*/status.json"))) + 2)
+        place = next(self.path / EARLIER / str(n) for n in numbers if not self._retired(n))
+        for name in (*self._stamps(), _LOG, "wandb", _STATUS):
+            source, target = self.path / name, place / name
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, target)
+        return place
+
+    def _retired(self, number: int) -> bool:
+        return (self.path / EARLIER / str(number) / _STATUS).exists()
 
     @contextmanager
     def claim(self, wait: bool = True) -> Iterator[None]:

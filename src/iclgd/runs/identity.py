@@ -1,4 +1,4 @@
-"""Which run is this? Two configs are one run exactly if they ask the same scientific question."""
+"""The name of a run by its settings: two configs are one run exactly if they ask the same scientific question."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         model, task, finetune, protocol, metric, seed and runtime.dtype; `finetune.layers` as a list or "all", whichever
-        way it was written; without the settings that only place the work on a machine.
+        way it was written; without the settings that only place the work on a machine, and without the seed of
+        untrained weights where the weights are pretrained.
     """
     chosen = {key: config[key] for key in SCIENCE}
     for group, dropped in _MACHINE.items():
         chosen[group] = {key: value for key, value in chosen[group].items() if key not in dropped}
+    if chosen["model"].get("weights") == "pretrained":
+        del chosen["model"]["weights_seed"]  # nothing is drawn
     if chosen["metric"].get("compare_with") is not None:  # whose rate is among the task's
         chosen["task"] = config["task"]
     layers = parse_layers(chosen["finetune"]["layers"])

@@ -1,4 +1,4 @@
-"""Which demonstrations and which queries does a run see, and in which order?"""
+"""The demonstrations and queries of a run, and their order."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 
 from iclgd import paths, seeding
 from iclgd.choices import TrainingData
-from iclgd.config import Config, ConfigError, TaskConfig
-from iclgd.tasks.sources import DataError, Split, read_split
-from iclgd.tasks.wording import Example, check, label_words, tail_of, template_of, worded
+from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
+from iclgd.tasks.sources import DataError
+from iclgd.tasks.wording import Example, Examples, worded
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +22,17 @@ class Drawn:
 
     Attributes:
         label_words: by label id; empty for multiple choice, where each example brings its options.
-        tail: what stands right before every answer: the end of the template.
         training: what finetuning sees where that is not the demonstrations (controls).
-        training_tail: the tail of its template.
+        description: what stands once before everything else.
+        separator: what stands between demonstrations; None where the model says so.
     """
 
     demonstrations: tuple[Example, ...]
     queries: tuple[Example, ...]
     label_words: tuple[str, ...]
-    tail: str
     training: tuple[Example, ...] | None = None
-    training_tail: str = ""
+    description: str = ""
+    separator: str | None = None
 
 
 def draw(config: Config) -> Drawn:
@@ -46,53 +46,39 @@ def draw(config: Config) -> Drawn:
         ConfigError: more shots than rows, or a control that cannot be had.
         DataError: rows that are not there or cannot be used, by file and line.
     """
-    task = config.task
-    train = _checked(task, task.train_split, config.paths.data_dir)
-    same = task.eval_split == task.train_split
-    evaluation = train if same else _checked(task, task.eval_split, config.paths.data_dir)
-    chosen = _chosen(task, train, config)
-    taken = set(chosen) if same else set()
-    order = [index for index in seeding.shuffled(len(evaluation.rows), task.query_seed) if index not in taken]
-    if not order:
-        raise DataError(f"{evaluation.origin} has no row left for a query: lower task.shots")
-    demonstrations = tuple(worded(train, index, task) for index in chosen)
-    training, training_task = _training(demonstrations, config)
+    pool = worded(config.task, config.paths.data_dir)
+    chosen = _chosen(pool.train, config)
+    taken = set(chosen) if pool.same else set()
+    shuffled = seeding.shuffled(len(pool.evaluation), config.task.query_seed)
+    queries = [index for index in shuffled if index not in taken][: config.task.queries]
+    if not queries:
+        raise DataError(f"{pool.evaluation.origin} has no row left for a query: lower task.shots")
+    demonstrations = tuple(pool.train[index] for index in chosen)
     return Drawn(
         demonstrations=demonstrations,
-        queries=tuple(worded(evaluation, index, task) for index in order[: task.queries]),
-        label_words=label_words(task),
-        tail=tail_of(template_of(task)),
-        training=training,
-        training_tail="" if training is None else tail_of(template_of(training_task)),
+        queries=tuple(pool.evaluation[index] for index in queries),
+        label_words=pool.label_words,
+        training=_training(demonstrations, config),
+        description=pool.description,
+        separator=pool.separator,
     )
 
 
-def _checked(task: TaskConfig, split: str, data_dir: str | None) -> Split:
-    rows = read_split(task, split, data_dir)
-    check(rows, task)
-    return rows
-
-
-def _chosen(task: TaskConfig, train: Split, config: Config) -> list[int]:
+def _chosen(train: Examples, config: Config) -> list[int]:
     shots = config.task.shots
-    if shots > len(train.rows):
-        raise ConfigError(f"task.shots={shots} is more than the {len(train.rows)} rows of {train.origin}: lower it")
-    drawn = seeding.shuffled(len(train.rows), config.seed)[:shots]
+    if shots > len(train):
+        raise ConfigError(f"task.shots={shots} is more than the {len(train)} rows of {train.origin}: lower it")
+    drawn = seeding.shuffled(len(train), config.seed)[:shots]
     return [drawn[index] for index in seeding.permuted(shots, config.seed, config.task.permutation)]
 
 
-def _training(demonstrations: tuple[Example, ...], config: Config) -> tuple[tuple[Example, ...] | None, TaskConfig]:
+def _training(demonstrations: tuple[Example, ...], config: Config) -> tuple[Example, ...] | None:
     if config.finetune.data is TrainingData.label_shuffled:
-        return label_shuffled(demonstrations, config.seed), config.task
+        return label_shuffled(demonstrations, config.seed)
     if config.finetune.data is TrainingData.other_task:
-        other = _other_task(config.finetune.other_task)
-        if other.name == config.task.name:
-            raise ConfigError(
-                f"finetune.other_task={config.finetune.other_task} is the task that is measured: name another one"
-            )
-        train = _checked(other, other.train_split, config.paths.data_dir)
-        return tuple(worded(train, index, other) for index in _chosen(other, train, config)), other
-    return None, config.task
+        train = worded(_other_task(config.finetune, config.task), config.paths.data_dir).train
+        return tuple(train[index] for index in _chosen(train, config))
+    return None
 
 
 def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Example, ...]:
@@ -121,15 +107,17 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
     return tuple(replace(example, label=label) for example, label in zip(demonstrations, wrong, strict=True))
 
 
-def _other_task(name: str | None) -> TaskConfig:
+def _other_task(finetune: FinetuneConfig, measured: TaskConfig) -> TaskConfig:
     folder = paths.config_folder() / "task"
     known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in known:
+    if finetune.other_task not in known:
         raise ConfigError(
-            f"finetune.data=other_task needs the name of a task in finetune.other_task, got {name}: "
+            f"finetune.data=other_task needs the name of a task in finetune.other_task, got {finetune.other_task}: "
             f"one of {', '.join(known)}"
         )
-    merged = OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(folder / f"{name}.yaml"))
-    task = OmegaConf.to_object(merged)
+    file = OmegaConf.load(folder / f"{finetune.other_task}.yaml")
+    task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), file))
     assert isinstance(task, TaskConfig)
+    if task.name == measured.name:
+        raise ConfigError(f"finetune.other_task={task.name} is the task that is measured: name another one")
     return task

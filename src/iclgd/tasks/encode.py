@@ -1,4 +1,4 @@
-"""Which token ids does a run show to the model, and do they fit its window?"""
+"""The token ids that a run shows to the model, fitted into its window."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from iclgd.tasks.wording import Example
 log = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
+Continuation = tuple[str, str]  # a probe that stands before an option, and delimiter + option
 
 
 @runtime_checkable
@@ -36,9 +37,9 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
     """Tokenise what was drawn, and fit it into the window.
 
     Each text is tokenised alone and without special tokens (a special token's name inside data stays text); the tokens
-    of a label are those the tokenizer adds for a space and the word after the end of the template, so that they are
-    the same wherever the label stands. What does not fit is refused or dropped, as `task.on_overflow` says: dropping
-    keeps the first demonstrations, as many as leave room for the longest query, as the published code does.
+    of a label are those the tokenizer adds for the delimiter and the word after the end of the template, so that they
+    are the same wherever the label stands. What does not fit is refused or dropped, as `task.on_overflow` says:
+    dropping keeps the first demonstrations, as many as leave room for the longest query, as the published code does.
 
     Args:
         drawn: from `draw`.
@@ -51,26 +52,20 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
             that does not fit; the message names the key and the remedy.
         DataError: an example that is longer than the window by itself, or has no tokens.
     """
-    words = {word for example in (*drawn.demonstrations, *drawn.queries) for word in example.options}
-    answers = _answers(sorted(words | set(drawn.label_words)), drawn.tail, tokenizer)
-    _refuse_equal_labels(drawn.label_words, answers)
-    own = not drawn.label_words
-    training = None
-    if drawn.training is not None:
-        theirs = sorted({word for example in drawn.training for word in example.options})
-        others = _answers(theirs, drawn.training_tail, tokenizer)
-        foreign = own or drawn.training[0].options != drawn.label_words
-        training = _demonstrations(drawn.training, others, tokenizer, foreign)
-    demonstrations = _demonstrations(drawn.demonstrations, answers, tokenizer, own)
+    answers = _answers([*drawn.demonstrations, *drawn.queries, *(drawn.training or ())], tokenizer)
+    separator = config.model.separator if drawn.separator is None else drawn.separator
+    demonstrations = _items(drawn.demonstrations, drawn.label_words, answers, tokenizer, answered=True)
     prompts = PromptSet(
-        bos=_bos(config.model.bos, tokenizer),
-        separator=_separator(config.model.separator, tokenizer),
+        bos=_bos(config.model.bos, tokenizer) + (_between(drawn.description, tokenizer) if drawn.description else ()),
+        separator=_separator(separator, tokenizer),
         demonstrations=demonstrations,
-        queries=_items(drawn.queries, answers, tokenizer, own),
+        queries=_items(drawn.queries, drawn.label_words, answers, tokenizer),
         label_words=drawn.label_words,
-        label_token_ids=tuple(answers[word] for word in drawn.label_words),
+        label_token_ids=_label_token_ids(drawn, answers),
         in_context=tuple(range(len(demonstrations))),
-        training=training,
+        training=None
+        if drawn.training is None
+        else _items(drawn.training, drawn.label_words, answers, tokenizer, answered=True),
     )
     return prompts if window is None else _fitted(prompts, drawn, config, window)
 
@@ -82,34 +77,38 @@ def _tokens(texts: Sequence[str], tokenizer: Tokenizer, special: bool = False) -
     return [tuple(ids) for ids in found["input_ids"]]
 
 
-def _continuations(texts: Sequence[str], probe: str, tokenizer: Tokenizer, special: bool = False) -> list[Ids]:
-    """What the tokenizer adds for each text after the probe; the text's own tokens where they would merge with it."""
-    before = _tokens([probe], tokenizer)[0]
-    longer = _tokens([probe + text for text in texts], tokenizer, special)
-    alone = _tokens(texts, tokenizer, special)
-    return [
-        both[len(before) :] if both[: len(before)] == before else own for both, own in zip(longer, alone, strict=True)
-    ]
-
-
-def _answers(words: Sequence[str], tail: str, tokenizer: Tokenizer) -> dict[str, Ids]:
-    probe = tail if tail.strip() else "a"
-    answers = dict(zip(words, _continuations([f" {word}" for word in words], probe, tokenizer), strict=True))
-    for word, ids in answers.items():
-        if not ids:
+def _answers(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[Continuation, Ids]:
+    """What the tokenizer adds for each option after its probe; the option's own tokens where the two would merge."""
+    pairs = list(dict.fromkeys(pair for example in examples for pair in _continuations(example)))
+    before = _tokens([probe for probe, _ in pairs], tokenizer)
+    longer = _tokens([probe + option for probe, option in pairs], tokenizer)
+    alone = _tokens([option for _, option in pairs], tokenizer)
+    answers = {}
+    for pair, start, both, own in zip(pairs, before, longer, alone, strict=True):
+        answers[pair] = both[len(start) :] if both[: len(start)] == start else own
+        if not answers[pair]:
+            word = pair[1].strip()
             raise ConfigError(f"the label word {word!r} has no tokens in this model's tokenizer: choose another word")
     return answers
 
 
-def _refuse_equal_labels(words: tuple[str, ...], answers: Mapping[str, Ids]) -> None:
-    seen: dict[Ids, str] = {}
-    for word in words:
-        other = seen.setdefault(answers[word], word)
-        if other != word:
+def _continuations(example: Example) -> list[Continuation]:
+    probe = example.tail if example.tail.strip() else "a"
+    return [(probe, example.delimiter + option) for option in example.options]
+
+
+def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple[Ids, ...]:
+    if not drawn.label_words:
+        return ()
+    found = tuple(answers[pair] for pair in _continuations(drawn.demonstrations[0]))
+    for index, ids in enumerate(found):
+        if ids in found[:index]:
+            words = [drawn.label_words[i] for i in (found.index(ids), index)]
             raise ConfigError(
-                f"the label words {other!r} and {word!r} have the same tokens {list(answers[word])} in this model's "
+                f"the label words {words[0]!r} and {words[1]!r} have the same tokens {list(ids)} in this model's "
                 "tokenizer: change one of them in task.labels"
             )
+    return found
 
 
 def _bos(token: str | None, tokenizer: Tokenizer) -> Ids:
@@ -125,7 +124,7 @@ def _separator(separator: str, tokenizer: Tokenizer) -> Ids:
     if not separator:
         return ()
     known = tokenizer.get_vocab()
-    ids = (known[separator],) if separator in known else _continuations([separator], "a", tokenizer, special=True)[0]
+    ids = (known[separator],) if separator in known else _between(separator, tokenizer)
     if not ids:
         raise ConfigError(
             f"model.separator={separator!r} has no tokens in this model's tokenizer: name a token such as </s>, "
@@ -134,30 +133,40 @@ def _separator(separator: str, tokenizer: Tokenizer) -> Ids:
     return ids
 
 
+def _between(text: str, tokenizer: Tokenizer) -> Ids:
+    r"""The tokens of a text that has letters before and after it.
+
+    Many tokenizers split "\n\n" before a letter, but keep it whole at the end of a text.
+    """
+    before, around, after = _tokens(["a", f"a{text}A", "A"], tokenizer, special=True)
+    if around[: len(before)] == before and around[len(around) - len(after) :] == after:
+        return around[len(before) : len(around) - len(after)]
+    follows = _tokens([f"a{text}"], tokenizer, special=True)[0]
+    alone = _tokens([text], tokenizer, special=True)[0]
+    return follows[len(before) :] if follows[: len(before)] == before else alone
+
+
 def _items(
-    examples: Sequence[Example], answers: Mapping[str, Ids], tokenizer: Tokenizer, own: bool
+    examples: Sequence[Example],
+    label_words: tuple[str, ...],
+    answers: Mapping[Continuation, Ids],
+    tokenizer: Tokenizer,
+    answered: bool = False,
 ) -> tuple[Item, ...]:
+    """Queries, or demonstrations, which have their answers at the end."""
     items = []
     for example, ids in zip(examples, _tokens([each.text for each in examples], tokenizer), strict=True):
         if not ids:
             raise DataError(f"{example.where}: the filled template {example.text!r} has no tokens in this tokenizer")
-        options = tuple(answers[word] for word in example.options) if own else None
-        items.append(Item(example.text, ids, example.label, options=options))
+        tokens = tuple(answers[pair] for pair in _continuations(example))
+        options = None if example.options == label_words else tokens
+        item = Item(example.text, ids, example.label, options=options)
+        if answered:
+            answer = tokens[example.label]
+            text = f"{example.text}{example.delimiter}{example.answer}"
+            item = replace(item, text=text, token_ids=ids + answer, label_length=len(answer))
+        items.append(item)
     return tuple(items)
-
-
-def _demonstrations(
-    examples: Sequence[Example], answers: Mapping[str, Ids], tokenizer: Tokenizer, own: bool
-) -> tuple[Item, ...]:
-    return tuple(
-        replace(
-            item,
-            text=f"{item.text} {example.answer}",
-            token_ids=item.token_ids + answers[example.answer],
-            label_length=len(answers[example.answer]),
-        )
-        for item, example in zip(_items(examples, answers, tokenizer, own), examples, strict=True)
-    )
 
 
 def _fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> PromptSet:

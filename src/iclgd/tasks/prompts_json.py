@@ -1,4 +1,4 @@
-"""How are a run's prompts kept in prompts.json, for readers and for other programs?"""
+"""A run's prompts as prompts.json keeps them, for readers and for other programs."""
 
 from __future__ import annotations
 

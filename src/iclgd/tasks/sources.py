@@ -1,4 +1,4 @@
-"""Where do a task's rows come from, and which line is wrong? Bundled files, a local copy, or the hub."""
+"""A task's rows from bundled files, a local copy or the hub; a wrong line is named."""
 
 from __future__ import annotations
 

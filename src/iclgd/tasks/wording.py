@@ -1,16 +1,15 @@
-"""How does a row become words: a filled template, the options that may follow it, and which of them is right?"""
+"""A task in words: examples with a text, the options that may follow it, and which of them is right."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from iclgd.choices import TaskSource
 from iclgd.config import ConfigError, TaskConfig
-from iclgd.tasks.sources import DataError, Split
-
-_PLACEHOLDER = re.compile(r"\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}", re.ASCII)
+from iclgd.tasks.sources import DataError, Split, read_split
+from iclgd.tasks.templates import Expression, Template, brief
 
 
 @dataclass(frozen=True)
@@ -19,15 +18,19 @@ class Example:
 
     Attributes:
         text: the filled template; it ends where the answer would come.
-        options: what may follow it, after a space: the task's label words, or this row's own options.
+        options: what may follow it: the task's label words, or this row's own options.
         label: index of the right option.
         where: the file and line that it comes from.
+        tail: the end of the text that all examples share: options are tokenised behind it.
+        delimiter: what stands between the text and an option.
     """
 
     text: str
     options: tuple[str, ...]
     label: int
     where: str
+    tail: str = ""
+    delimiter: str = " "
 
     @property
     def answer(self) -> str:
@@ -35,16 +38,152 @@ class Example:
         return self.options[self.label]
 
 
-def template_of(task: TaskConfig) -> str:
-    """The chosen template.
+@dataclass(frozen=True)
+class Examples:
+    """The examples of a split, each worded when it is asked for."""
+
+    origin: str
+    length: int
+    word: Callable[[int], Example]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Example:
+        return self.word(index)
+
+
+@dataclass(frozen=True)
+class Worded:
+    """A task whose examples can be drawn.
+
+    Attributes:
+        train: demonstrations are drawn from these.
+        evaluation: and queries from these.
+        same: whether both are one split, so that no demonstration may be a query.
+        label_words: by label id; empty for multiple choice, where each example brings its options.
+        description: what stands once before everything else.
+        separator: what stands between demonstrations; None where the model says so.
+    """
+
+    train: Examples
+    evaluation: Examples
+    same: bool
+    label_words: tuple[str, ...]
+    description: str = ""
+    separator: str | None = None
+
+
+def worded(task: TaskConfig, data_dir: str | None) -> Worded:
+    """Read a task's rows, check every one of them, and word them as its config says.
 
     Raises:
-        ConfigError: it fills in no column, so that every example would read the same.
+        ConfigError: templates or label words that cannot be used.
+        DataError: rows that are not there or cannot be used, by file and line.
     """
-    template = task.templates[task.template]
-    if not _PLACEHOLDER.search(template):
-        raise ConfigError(f"task.templates[{task.template}]={template!r} fills in no column: write one as {{column}}")
-    return template
+    if task.source is TaskSource.lm_eval:
+        from iclgd.tasks.harness import harness_task
+
+        return harness_task(task)
+    wording = Wording(task)
+    train = wording.examples(read_split(task, task.train_split, data_dir))
+    same = task.eval_split == task.train_split
+    evaluation = train if same else wording.examples(read_split(task, task.eval_split, data_dir))
+    return Worded(train, evaluation, same, wording.label_words, task.description, task.separator)
+
+
+class Wording:
+    """The chosen template and how options and labels are read, compiled once for all rows."""
+
+    def __init__(self, task: TaskConfig) -> None:
+        """Compile what a task's config says.
+
+        Raises:
+            ConfigError: a template fills in no column or cannot be read, or the label words are not usable.
+        """
+        key = f"task.templates[{task.template}]"
+        self.template = Template(task.templates[task.template], key)
+        if not self.template.columns:
+            raise ConfigError(f"{key}={self.template.source!r} fills in no column: write one as {{{{ column }}}}")
+        self.delimiter = task.delimiter
+        self.label_words = label_words(task)
+        self._label = Expression(task.label_column, "task.label_column")
+        self._among = None if task.label_among is None else Expression(task.label_among, "task.label_among")
+        self._values = task.label_values
+        self._listed = Expression(task.options_column, "task.options_column") if task.options_column else None
+        self._options = [Template(text, f"task.options[{i}]") for i, text in enumerate(task.options or ())]
+        self.columns = self.template.columns.union(*(option.columns for option in self._options))
+
+    def examples(self, split: Split) -> Examples:
+        """The examples of a split, after a look at every row, drawn or not.
+
+        Raises:
+            DataError: a row lacks a column or has a label that is none, by file and line.
+        """
+        for index, row in enumerate(split.rows):
+            where = split.where(index)
+            absent = self.columns - row.keys()
+            if absent:
+                self.template.fill(row, where)  # unless it stands in a branch for just this case, this refuses the row
+            self.label_of(row, len(self.options_of(row, where)), where)
+        return Examples(split.origin, len(split.rows), lambda index: self.example(split.rows[index], split.where(index)))
+
+    def example(self, row: Mapping[str, Any], where: str) -> Example:
+        """A row in words.
+
+        Raises:
+            DataError: the row cannot be worded; the message names file and line.
+        """
+        text, options = self.template.fill(row, where), self.options_of(row, where)
+        if not text.strip():
+            raise DataError(f"{where}: the filled template is blank")
+        label = self.label_of(row, len(options), where)
+        return Example(text, options, label, where, self.template.tail, self.delimiter)
+
+    def options_of(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+        """What may follow a row's text.
+
+        Raises:
+            DataError: fewer than two options, or a blank one.
+        """
+        if self.label_words:
+            return self.label_words
+        if self._listed is None:
+            options = [option.fill(row, where) for option in self._options]
+        else:
+            options = self._listed.of(row, where)
+            if not isinstance(options, list | tuple) or not all(isinstance(o, str | int | float) for o in options):
+                raise DataError(f"{where}: column {self._listed.source!r} holds {brief(options)}, not a list of options")
+        options = tuple(str(option) for option in options)
+        if len(options) < 2 or any(not option.strip() for option in options):
+            raise DataError(f"{where}: the options {brief(list(options))} are too few or blank: two or more are needed")
+        return options
+
+    def label_of(self, row: Mapping[str, Any], options: int, where: str) -> int:
+        """The right option's index.
+
+        Raises:
+            DataError: a label of another type, or outside `range(options)`.
+        """
+        raw, column = self._label.of(row, where), self._label.source
+        names = self._values
+        if self._among is not None:
+            names = self._among.of(row, where)
+            if not isinstance(names, list | tuple):
+                raise DataError(f"{where}: column {self._among.source!r} holds {brief(names)}, not a list of labels")
+        if names is not None:
+            known = [_plain(name) for name in names]
+            if _plain(raw) not in known:
+                raise DataError(f"{where}: label {brief(raw)} in column {column!r} is none of {', '.join(known)}")
+            raw = known.index(_plain(raw))
+        elif isinstance(raw, bool) or not isinstance(raw, int):
+            raise DataError(
+                f"{where}: label {brief(raw)} in column {column!r} is no label id (a whole number); "
+                "where the column holds names, list them by id in task.label_values"
+            )
+        if not 0 <= raw < options:
+            raise DataError(f"{where}: label {raw} in column {column!r} is out of range 0 to {options - 1}")
+        return raw
 
 
 def label_words(task: TaskConfig) -> tuple[str, ...]:
@@ -63,143 +202,5 @@ def label_words(task: TaskConfig) -> tuple[str, ...]:
     return tuple(words)
 
 
-def tail_of(template: str) -> str:
-    """What stands after the template's last column; empty if nothing does."""
-    return template[[match.end() for match in _PLACEHOLDER.finditer(template)][-1] :]
-
-
-def lookup(values: Mapping[str, Any], column: str) -> Any:
-    """The value of a column; dots go into it, by name or by number: `choices.text`, `answers.0`.
-
-    Raises:
-        KeyError: there is no such value.
-    """
-    if column in values:
-        return values[column]
-    found: Any = values
-    for step in column.split("."):
-        if isinstance(found, list | tuple):
-            if step.isdecimal() and int(step) < len(found):
-                found = found[int(step)]
-            elif not step.isdecimal() and all(isinstance(each, Mapping) and step in each for each in found):
-                found = [each[step] for each in found]
-            else:
-                raise KeyError(column)
-        elif isinstance(found, Mapping) and step in found:
-            found = found[step]
-        else:
-            raise KeyError(column)
-    return found
-
-
-def fill(template: str, values: Mapping[str, Any], where: str) -> str:
-    """The template with each `{column}` replaced by the row's value, once: braces inside values stay as they are.
-
-    A column begins with a letter; other braces, such as `{0}` or `{__class__}`, are text.
-
-    Raises:
-        DataError: a column that is missing, empty of a value, or not text or a number.
-    """
-    return _PLACEHOLDER.sub(lambda match: _as_text(_column(values, match[1], where), match[1], where), template)
-
-
-def _column(values: Mapping[str, Any], column: str, where: str) -> Any:
-    try:
-        return lookup(values, column)
-    except KeyError:
-        there = ", ".join(map(str, values)) or "none"
-        raise DataError(f"{where}: no column {column!r} (columns there: {there})") from None
-
-
-def _as_text(value: Any, column: str, where: str) -> str:
-    if isinstance(value, str):  # half a surrogate pair is no text, and no tokenizer takes it
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise DataError(f"{where}: column {column!r} holds {_brief(value)}, not text or a number")
-
-
-def _options(values: Mapping[str, Any], task: TaskConfig, words: tuple[str, ...], where: str) -> tuple[str, ...]:
-    if words:
-        return words
-    if task.options is not None:
-        options = tuple(fill(option, values, where) for option in task.options)
-    else:
-        column = task.options_column or ""
-        listed = _column(values, column, where)
-        if not isinstance(listed, list | tuple):
-            raise DataError(f"{where}: column {column!r} holds {_brief(listed)}, not a list of options")
-        options = tuple(_as_text(option, column, where) for option in listed)
-    if len(options) < 2 or any(not option.strip() for option in options):
-        raise DataError(f"{where}: the options {_brief(list(options))} are too few or blank: two or more are needed")
-    return options
-
-
-def label_of(values: Mapping[str, Any], task: TaskConfig, options: int, where: str) -> int:
-    """The right option's index, from the row's label column.
-
-    Raises:
-        DataError: a label of another type, or outside `range(options)`.
-    """
-    raw, column = _column(values, task.label_column, where), task.label_column
-    names = None
-    if task.label_among is not None:
-        names = _column(values, task.label_among, where)
-        if not isinstance(names, list | tuple):
-            raise DataError(f"{where}: column {task.label_among!r} holds {_brief(names)}, not a list of labels")
-    elif task.label_values is not None:
-        names = task.label_values
-    if names is not None:
-        known = [_plain(name) for name in names]
-        if _plain(raw) not in known:
-            raise DataError(f"{where}: label {_brief(raw)} in column {column!r} is none of {', '.join(known)}")
-        raw = known.index(_plain(raw))
-    elif isinstance(raw, bool) or not isinstance(raw, int):
-        raise DataError(
-            f"{where}: label {_brief(raw)} in column {column!r} is no label id (a whole number); "
-            "where the column holds names, list them by id in task.label_values"
-        )
-    if not 0 <= raw < options:
-        raise DataError(f"{where}: label {raw} in column {column!r} is out of range 0 to {options - 1}")
-    return raw
-
-
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value in ("True", "False") else str(value)
-
-
-def _brief(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
-
-
-def worded(split: Split, index: int, task: TaskConfig) -> Example:
-    """A row in the words of the chosen template.
-
-    Raises:
-        DataError: the row cannot be worded; the message names file and line.
-    """
-    values, where = split.rows[index], split.where(index)
-    options = _options(values, task, label_words(task), where)
-    text = fill(template_of(task), values, where)
-    if not text.strip():
-        raise DataError(f"{where}: the filled template is blank")
-    return Example(text, options, label_of(values, task, len(options), where), where)
-
-
-def check(split: Split, task: TaskConfig) -> None:
-    """Refuse a split of which any row, drawn or not, lacks a column or has a label that is none.
-
-    Raises:
-        DataError: naming file, line and column.
-    """
-    template, words = template_of(task), label_words(task)
-    columns = dict.fromkeys(
-        match[1] for text in (template, *(task.options or ())) for match in _PLACEHOLDER.finditer(text)
-    )
-    for index, values in enumerate(split.rows):
-        where = split.where(index)
-        for column in columns:
-            if column not in values:
-                _column(values, column, where)
-        label_of(values, task, len(_options(values, task, words, where)), where)

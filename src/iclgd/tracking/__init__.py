@@ -1,4 +1,4 @@
-"""Where do a run's results go besides its folder? To W&B, or nowhere.
+"""Where a run's results go besides its folder: to W&B, or nowhere.
 
 W&B is real, offline unless tracking.mode says otherwise, and never in the way: what fails is a warning that says what
 was not sent and how to send it later.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Tracker", "log_sweep", "tracker"]
+__all__ = ["Tracker", "log_sweep", "send_finished", "tracker"]
 
 
 class Tracker:
@@ -51,8 +51,10 @@ class Tracker:
         if self._session is None:
             return
         from iclgd.tracking.content import RunContent
+        from iclgd.tracking.session import artifact_of
 
         self._session.write(RunContent(scores, gradient_norms, trajectory, figures, facts or {}).write)
+        self._session.write(artifact_of(self._session.identity))
 
 
 def is_off(tracking: TrackingConfig) -> bool:
@@ -67,17 +69,20 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
     Args:
         config: of the run; all of it goes to W&B, which is never given keys.
         folder: the run's own, where W&B's files go unless tracking.dir names another.
-        run_id: the run's name in W&B; a run that is tried again resumes its own.
+        run_id: how the run's id in W&B begins; a run that is tried again in its folder resumes its own, and the same
+            run in another sweep's folder is another one there.
         sweep_name: the group.
     """
     if is_off(config.tracking):
         yield Tracker()
         return
+    from iclgd.tracking.kept import Kept, destination
     from iclgd.tracking.session import Identity, Session
 
-    variant = config.finetune.name
+    variant, kept = config.finetune.name, Kept.of(folder, run_id)
+    kept.write(folder)
     identity = Identity(
-        id=run_id,
+        id=kept.id,
         name=f"{variant} {config.task.name} {run_id}",
         group=sweep_name,
         job_type=variant,
@@ -95,6 +100,49 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
         exit_code = 0
     finally:
         session.close(exit_code)
+        if exit_code == 0 and session.went is not None:
+            kept.modes[destination(config.tracking)] = session.went
+            kept.write(folder)
+
+
+def send_finished(config: Config, folder: Path) -> None:
+    """Log a run that was skipped as done, from its folder, if it has never gone where `tracking` now wants it.
+
+    Nothing is computed, and nothing raises.
+    """
+    if is_off(config.tracking):
+        return
+    from iclgd.runs.identity import run_id
+    from iclgd.tracking.kept import Kept
+
+    name = run_id(as_dict(config))
+    if not Kept.of(folder, name).lacks(config.tracking, _wandb_parent(config.tracking, folder)):
+        return
+    try:
+        content = _stored(folder)
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("W&B: the results of %s were not sent: %s", folder.name, error)
+        return
+    log.info("W&B: run %s was done before and is logged now, from its folder", folder.name)
+    with tracker(config, folder, name, folder.parent.name) as opened:
+        opened.log_run(**content)
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """What `log_run` takes, from a finished run's folder."""
+    import pandas as pd
+
+    from iclgd.runs.folder import RunFolder
+
+    run = RunFolder(folder)
+    status, trajectory = run.status(), folder / "trajectory.parquet"
+    return {
+        "scores": run.read_json("scores.json"),
+        "gradient_norms": pd.read_parquet(folder / "gradient_norms.parquet"),
+        "trajectory": pd.read_parquet(trajectory) if trajectory.is_file() else None,
+        "figures": sorted((folder / "figures").glob("*.png")),
+        "facts": {"diverged": bool(status and status.facts.get("diverged"))},
+    }
 
 
 def log_sweep(
@@ -104,7 +152,7 @@ def log_sweep(
 
     Args:
         tracking: of the sweep's runs; with tracking=none nothing happens.
-        sweep_name: the group; the run is `sweep-NAME` and is resumed when the sweep is started again.
+        sweep_name: the group; the run's id begins with `sweep-NAME`, and it is resumed when the sweep is started again.
         folders: of the runs, in order.
         out: the sweep's folder, where W&B's files go unless tracking.dir names another.
         figures: image files.
@@ -112,6 +160,7 @@ def log_sweep(
     if is_off(tracking) or not folders:
         return
     from iclgd.tracking.content import SweepContent
+    from iclgd.tracking.kept import Kept
     from iclgd.tracking.session import Identity, Session
 
     try:
@@ -119,8 +168,10 @@ def log_sweep(
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("W&B: the summary of sweep %s was not made: %s", sweep_name, error)
         return
+    kept = Kept.of(out, f"sweep-{sweep_name}")
+    kept.write(out)
     identity = Identity(
-        id=f"sweep-{sweep_name}",
+        id=kept.id,
         name=f"sweep {sweep_name}",
         group=sweep_name,
         job_type="sweep",

@@ -1,4 +1,4 @@
-"""How is W&B kept from ever harming a run? Each call has a time limit, and what fails is recorded anew, offline."""
+"""A W&B run that can never harm ours: each call has a time limit, and what fails is recorded anew, offline."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ INIT_SECONDS = 10.0  # to reach the server
 CALL_SECONDS = 30.0  # for anything else, uploading at the end included
 HURRY_SECONDS = 5.0  # the same for a run that failed or was stopped
 PATIENCE = 600.0  # after which a server that could not be reached is tried again
+
+_ARTIFACT = ("fingerprint.json", "config.yaml", "prompts.json", "scores.json", "environment.json", "source.patch")
 
 _KEY = re.compile(r"\b[0-9a-fA-F]{40}\b")  # W&B's older keys, which elsewhere would be a commit
 
@@ -67,10 +69,14 @@ class Session:
     Args:
         identity: whose run it is.
         mode: `offline` or `online`.
+
+    Attributes:
+        went: after closing, how all of it was recorded: `online`, `offline`, or None if it was not.
     """
 
     def __init__(self, identity: Identity, mode: str) -> None:
-        self._identity, self._mode = identity, mode
+        self.identity, self._mode = identity, mode
+        self.went: str | None = None
         self._contents: list[Content] = []
         self._failure: Exception | None = None
         self._run: Any = None
@@ -94,7 +100,9 @@ class Session:
             self._attempt(seconds, lambda: self._run.finish(exit_code=exit_code))
         if self._failure is not None:
             self._record_again(exit_code)
-        elif self._mode == "offline":
+            return
+        self.went = self._mode
+        if self._mode == "offline":
             folder = Path(self._run.dir).parent
             log.info("W&B: recorded offline; to send it: wandb sync %s", folder)
 
@@ -107,13 +115,14 @@ class Session:
             return None
 
     def _record_again(self, exit_code: int) -> None:
-        failure, name, results = describe(self._failure), self._identity.name, self._identity.results
+        failure, name, results = describe(self._failure), self.identity.name, self.identity.results
         self._failure = None
-        run: Any = self._attempt(2 * INIT_SECONDS, lambda: _open(self._identity, "offline"))
+        run: Any = self._attempt(2 * INIT_SECONDS, lambda: _open(self.identity, "offline"))
         for content in [*self._contents, lambda run: run.finish(exit_code=exit_code)]:
             if self._failure is None:
                 self._attempt(CALL_SECONDS, lambda content=content: content(run))
         if self._failure is None:
+            self.went = "offline"
             message = "W&B failed (%s): %s was not sent, or not all of it; to send it later: wandb sync %s"
             log.warning(message, failure, name, Path(run.dir).parent)
         else:
@@ -121,6 +130,22 @@ class Session:
                 "W&B failed (%s; offline: %s): %s was not recorded there, and cannot be sent; its results are in %s"
             )
             log.warning(message, failure, describe(self._failure), name, results)
+
+
+def artifact_of(identity: Identity) -> Content:
+    """What a run was made of and what came out, as files of an artifact whose source is the run."""
+
+    def write(run: Any) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"result-{identity.id}", type="result")
+        for name in _ARTIFACT:
+            path = identity.results / name
+            if path.is_file():
+                artifact.add_file(str(path), name=name)
+        run.log_artifact(artifact)
+
+    return write
 
 
 def _recent_failure() -> Exception | None:

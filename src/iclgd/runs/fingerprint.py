@@ -1,0 +1,196 @@
+"""What a run's numbers are made of, by content and not by name, in parts that can be named when one has changed.
+
+Nothing here loads a model: rows are drawn as text, and files are hashed once (`iclgd.digests`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from iclgd import paths
+from iclgd.choices import TrainingData
+from iclgd.config import Config, FinetuneConfig, as_dict, typed
+from iclgd.digests import Stamp, digest_of_text, is_settled, stamp_of
+from iclgd.model_files import model_inputs
+from iclgd.runs.identity import canonical, run_id
+from iclgd.runs.source_code import own_code, user_code
+from iclgd.tasks import draw
+from iclgd.tasks.wording import Example
+
+_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_PLACE = re.compile(r", (?:line|row) \d+$")
+
+_draws: dict[str, tuple[dict[Path, Stamp], Fingerprint]] = {}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a run is made of.
+
+    Attributes:
+        parts: the content of fingerprint.json: a digest, or a plain value, by part.
+        words: how a part is called where its name does not say it, such as "the rows of sst2/train.jsonl".
+    """
+
+    parts: dict[str, Any]
+    words: dict[str, str]
+
+    def __or__(self, other: Fingerprint) -> Fingerprint:
+        return Fingerprint({**self.parts, **other.parts}, {**self.words, **other.words})
+
+
+def fingerprint(config: Config) -> Fingerprint:
+    """The inputs of a run as they are now.
+
+    Raises:
+        ConfigError: data or a model that is not there or cannot be used.
+        OSError: a file cannot be read, or the hub cannot be reached.
+    """
+    settings = as_dict(config)
+    parts = Fingerprint({"settings": run_id(settings), **runtime_parts(config)}, {}) | _rows(config) | _model(config)
+    finetunes = [settings["finetune"]]
+    other = compared(config)
+    if other is not None:
+        finetunes.append(as_dict(other)["finetune"])
+        name = f"variant {config.metric.compare_with}"
+        parts |= Fingerprint({name: _digest(finetunes[-1])}, {name: f"conf/finetune/{config.metric.compare_with}.yaml"})
+        if other.finetune.data is not TrainingData.demonstrations:
+            parts |= _rows(other)
+    named = sorted({*_dotted(finetunes), *_dotted(settings.get("reference")), *_dotted(_scores(settings))})
+    return parts | Fingerprint({f"code {file}": digest for file, digest in (own_code() | user_code(named)).items()}, {})
+
+
+def runtime_parts(config: Config) -> dict[str, str]:
+    """The precision, the kind of device and the versions that a run is made with."""
+    device = config.runtime.device
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = config.runtime.dtype
+    if dtype == "auto":
+        from iclgd.models import resolve_device, resolve_dtype
+
+        dtype = str(resolve_dtype(dtype, resolve_device(device), config.model)).removeprefix("torch.")
+    return {"dtype": dtype, "device": device.partition(":")[0], **versions()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes, without the build: `2.13.0+cpu` and `2.13.0+cu128` are one version."""
+    found = {}
+    for name in _VERSIONS:
+        try:
+            found[f"version of {name}"] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def changes(before: Mapping[str, Any], now: Fingerprint) -> list[str]:
+    """The parts in which a stored fingerprint differs from now's, in words.
+
+    Args:
+        before: the content of a run's fingerprint.json.
+        now: its inputs now.
+    """
+    differing = [name for name in {**now.parts, **before} if before.get(name) != now.parts.get(name)]
+    return [_in_words(name, before.get(name), now) for name in differing]
+
+
+def _in_words(name: str, before: Any, now: Fingerprint) -> str:
+    kind, _, rest = name.partition(" ")
+    word = now.words.get(name) or (rest if kind == "code" else f"the {name}")
+    if name in ("dtype", "device") or kind == "version":
+        return f"{word} ({before}, now {now.parts.get(name)})"
+    if before is None or name not in now.parts:
+        return f"{word} ({'new' if before is None else 'no longer there'})"
+    return word
+
+
+def compared(config: Config) -> Config | None:
+    """The run with the variant that `metric.compare_with` names; None if there is none."""
+    path = paths.config_folder() / "finetune" / f"{config.metric.compare_with}.yaml"
+    if config.metric.compare_with is None or not path.is_file():
+        return None
+    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
+
+
+def _scores(settings: Mapping[str, Any]) -> list[Any]:
+    return [score.get("function") for score in settings["metric"]["scores"].values()]
+
+
+def _dotted(settings: Any) -> Iterator[str]:
+    """Every value that may be a dotted path to a function."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, str):
+        if _DOTTED.fullmatch(settings):
+            yield settings
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from _dotted(value)
+
+
+def _digest(content: Any) -> str:
+    return digest_of_text(canonical(content))
+
+
+def _model(config: Config) -> Fingerprint:
+    inputs = model_inputs(config.model)
+    if "commit" in inputs:
+        return Fingerprint({"model commit": inputs["commit"]}, {"model commit": f"the commit of {config.model.name}"})
+    parts = {f"model {name}": digest for name, digest in inputs.items()}
+    return Fingerprint(parts, {f"model {name}": f"the model's {name}" for name in inputs})
+
+
+def _rows(config: Config) -> Fingerprint:
+    """What is drawn, as text; drawn again only if a file may have changed since this process did."""
+    chosen = {"data": config.finetune.data, "other_task": config.finetune.other_task}
+    finetune = replace(FinetuneConfig(name="", lr=1.0), **chosen)
+    settings = as_dict(replace(config, finetune=finetune))
+    key = canonical([settings["task"], settings["finetune"], settings["paths"]["data_dir"], settings["seed"]])
+    stamps, known = _draws.get(key, ({}, None))
+    if known is not None and all(_same(path, stamp) for path, stamp in stamps.items()):
+        return known
+    drawn = draw(config)
+    task = config.task
+    groups = {
+        f"demonstrations of {task.name}/{task.train_split}": drawn.demonstrations,
+        f"queries of {task.name}/{task.eval_split}": drawn.queries,
+    }
+    if drawn.training is not None:
+        groups[f"training rows of {config.finetune.other_task or task.name}, {config.finetune.data}"] = drawn.training
+    parts = {name: _digest([[e.text, e.options, e.label] for e in rows]) for name, rows in groups.items()}
+    found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
+    files = {Path(_origin(rows)) for rows in groups.values()}
+    if all(file.is_file() for file in files):
+        files.add(paths.config_folder() / "task" / f"{config.finetune.other_task or task.name}.yaml")
+        folders = {folder for file in files for folder in list(file.parents)[:2]}  # a new file there may be read instead
+        seen = {path: stamp_of(path) for path in files | folders if path.exists()}
+        if all(map(is_settled, seen.values())):
+            _draws[key] = (seen, found)
+    return found
+
+
+def _same(path: Path, stamp: Stamp) -> bool:
+    try:
+        return stamp_of(path) == stamp
+    except OSError:
+        return False
+
+
+def _origin(rows: Sequence[Example]) -> str:
+    """The file, or the hub's split, that rows come from."""
+    return _PLACE.sub("", rows[0].where)
+
+
+def _short(origin: str) -> str:
+    return "/".join(Path(origin).parts[-2:]) if Path(origin).is_file() else origin

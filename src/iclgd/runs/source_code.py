@@ -1,0 +1,186 @@
+"""The code that makes numbers, by content: this package's own, and the user's functions named by a dotted path.
+
+Comments, docstrings and layout do not count. Of a user's function its module's file counts, and every module of the
+user's that this one imports, directly or not; installed packages and the standard library do not. Files that code
+opens by itself are not seen.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import marshal
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import iclgd
+from iclgd.config import ConfigError
+from iclgd.digests import digest_of_text
+
+_PACKAGE = Path(iclgd.__file__).resolve().parent
+# What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
+_NO_NUMBERS = (
+    *("__init__", "__main__", "api", "command", "config", "dashboard", "digests", "hydra_setup", "model_files"),
+    *("paths", "report", "runs", "shown", "toy", "tracking", "verify"),
+)
+_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+
+_loaded: dict[str, str] = {}  # by module, the digest of the source that this process has executed
+
+
+def normal(source: str, name: str) -> str:
+    """The digest of a Python source without comments, docstrings and layout.
+
+    Raises:
+        ConfigError: it is not Python.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be read: {error}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return digest_of_text(ast.unparse(tree))
+
+
+@functools.cache
+def own_code() -> dict[str, str]:
+    """Digests by file of this package's code that draws, records, trains and scores, as this process found it."""
+    files = [path for path in sorted(_PACKAGE.rglob("*.py")) if _room(path) not in _NO_NUMBERS]
+    return {f"iclgd/{path.relative_to(_PACKAGE).as_posix()}": normal(path.read_text("utf-8"), str(path)) for path in files}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(_PACKAGE).with_suffix("").parts[0]
+
+
+def user_code(functions: Sequence[str]) -> dict[str, str]:
+    """Digests by file of what defines the user's functions; afterwards this process has executed exactly that source.
+
+    Args:
+        functions: dotted paths. One that cannot be imported is passed over: whoever calls it says so better.
+
+    Raises:
+        ConfigError: a file is not Python, or fails when it is executed again after a change.
+    """
+    digests: dict[str, str] = {}
+    for path in functions:
+        module, _, name = path.rpartition(".")
+        if module.split(".")[0] == _PACKAGE.name or not _import(module):
+            continue
+        sources = _sources(module)
+        if not sources:  # made in a notebook or a console
+            code = getattr(getattr(sys.modules[module], name, None), "__code__", None)
+            digests[path] = digest_of_text(marshal.dumps(code).hex()) if code else "unknown"
+        _execute_changed(sources)
+        digests |= {_label(name, file): normal(text, str(file)) for name, (file, text) in sources.items()}
+    return digests
+
+
+def _import(module: str) -> bool:
+    try:
+        importlib.invalidate_caches()
+        importlib.import_module(module)
+    except Exception:
+        return False
+    return True
+
+
+def _label(module: str, file: Path) -> str:
+    parts = module.count(".") + 1 + (file.stem == "__init__")
+    return "/".join(file.parts[-parts:])
+
+
+def _sources(root: str) -> dict[str, tuple[Path, str]]:
+    """By module: file and text of the root and of all modules of the user's below it, each after those it imports."""
+    found: dict[str, tuple[Path, str]] = {}
+    seen: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in seen or (name != root and _is_installed(_file(name.split(".")[0]))):
+            return
+        seen.add(name)
+        file = _file(name)
+        if file is None:
+            return
+        text = file.read_text("utf-8")
+        if not _is_installed(file):
+            package = name if file.stem == "__init__" else name.rpartition(".")[0]
+            for imported in _imported(text, package, str(file)):
+                visit(imported)
+        found[name] = (file, text)
+
+    visit(root)
+    return found
+
+
+def _file(name: str) -> Path | None:
+    """The source file of a module, without executing anything but the packages that it lies in."""
+    if name.split(".")[0] in (*sys.stdlib_module_names, _PACKAGE.name) and name != "__main__":
+        return None
+    module = sys.modules.get(name)
+    origin = getattr(module, "__file__", None)
+    if module is None:
+        try:
+            spec = importlib.util.find_spec(name)
+        except Exception:
+            return None
+        origin = spec.origin if spec is not None else None
+    path = Path(origin).resolve() if origin else None
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
+
+
+def _is_installed(file: Path | None) -> bool:
+    return file is not None and (
+        any(file.is_relative_to(folder) for folder in _INSTALLED)
+        or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    )
+
+
+def _imported(text: str, package: str, file: str) -> Iterator[str]:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, [*above, node.module or ""]))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+def _execute_changed(sources: dict[str, tuple[Path, str]]) -> None:
+    """Execute the modules' sources where the process has, or may have, executed others.
+
+    Bytecode files cannot be relied on: a change within the same second and of the same length escapes them.
+    """
+    texts = {name: digest_of_text(text) for name, (_, text) in sources.items()}
+    if all(_loaded.get(name) == digest for name, digest in texts.items()):
+        return
+    for name, (file, text) in sources.items():
+        module = sys.modules.get(name)
+        if module is not None and name != "__main__" and not _is_installed(file):
+            _execute(module, file, text)
+    _loaded.update(texts)
+
+
+def _execute(module: ModuleType, file: Path, text: str) -> None:
+    try:
+        exec(compile(text, str(file), "exec"), module.__dict__)
+    except Exception as error:
+        raise ConfigError(f"{file} fails: {type(error).__name__}: {error}") from error

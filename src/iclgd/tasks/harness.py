@@ -1,0 +1,122 @@
+"""Tasks of lm-evaluation-harness, with its own rows, wording, choices, delimiters and splits."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from iclgd.config import ConfigError, TaskConfig
+from iclgd.tasks.sources import DataError
+from iclgd.tasks.templates import brief
+from iclgd.tasks.wording import Example, Examples, Worded
+
+
+def harness_task(task: TaskConfig) -> Worded:
+    """A multiple-choice task of lm-evaluation-harness as it would put it.
+
+    Its description, texts, choices, delimiters and splits hold; demonstrations are drawn here, by `seed`, and not by
+    its own sampler. A row is worded, and checked, when it is drawn.
+
+    Raises:
+        ConfigError: lm_eval is not installed, there is no such task, or it is of a kind that one query with several
+            options cannot put.
+        DataError: its rows cannot be had.
+    """
+    name = str(task.lm_eval)
+    found = _loaded(name)
+    config, few = found.config, found.fewshot_cfg
+    _refuse_other_kinds(name, found)
+    trained_on = few.split or config.training_split or config.validation_split or config.test_split
+    asked = config.test_split or config.validation_split
+    shown = (few.doc_to_text, few.doc_to_choice, few.doc_to_target, few.target_delimiter)
+    usual = (config.doc_to_text, config.doc_to_choice, config.doc_to_target, config.target_delimiter)
+    own_samples = few.split is None and few.samples is not None
+    return Worded(
+        train=_examples(name, found, found.fewshot_docs(), "samples" if own_samples else trained_on, shown),
+        evaluation=_examples(name, found, found.eval_docs, asked, usual),
+        same=trained_on == asked and not own_samples,
+        label_words=_label_words(config.doc_to_choice) if few.doc_to_choice == config.doc_to_choice else (),
+        description=config.description or "",
+        separator=few.fewshot_delimiter if task.separator is None else task.separator,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(name: str) -> Any:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError("task=lm_eval needs lm-evaluation-harness: pip install 'iclgd[lm-eval]'") from error
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"task.lm_eval={name} is no file: name a task's yaml, or a task")
+        manager = TaskManager(include_path=str(path.resolve().parent), include_defaults=False)
+        key = _task_key(path)
+    else:
+        manager, key = TaskManager(), name
+    try:
+        loaded = manager.load(key)
+    except (KeyError, FileNotFoundError) as error:
+        raise ConfigError(f"task.lm_eval={name}: lm-evaluation-harness cannot load it ({brief(error)})") from error
+    except Exception as error:  # what data sets, templates and a task's own code raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"task.lm_eval={name} cannot be loaded ({type(error).__name__}: {reason})") from error
+    if loaded.get("groups") or len(loaded["tasks"]) != 1:
+        members = ", ".join(sorted(loaded["tasks"])[:8])
+        raise ConfigError(f"task.lm_eval={name} is a group of tasks: name one of its members, such as {members}")
+    return next(iter(loaded["tasks"].values()))
+
+
+def _task_key(path: Path) -> str:
+    """The task that a yaml defines, without running the functions that its tags may name."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key == "task":
+            return value.split(" #")[0].strip().strip("'\"")
+    raise ConfigError(f"task.lm_eval={path} defines no task: it needs a line `task: NAME`")
+
+
+def _refuse_other_kinds(name: str, found: Any) -> None:
+    reasons = {
+        f"its output_type is {found.OUTPUT_TYPE}, not multiple_choice": found.OUTPUT_TYPE != "multiple_choice",
+        "each of its choices has a text of its own": found.multiple_input,
+        "a row may have several right choices": found.multiple_target,
+        "it starts answers with a gen_prefix": found.config.gen_prefix or found.fewshot_cfg.gen_prefix,
+        "it shows images or sound": found.MULTIMODAL,
+        "its description differs from row to row": "{{" in (found.config.description or ""),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"task.lm_eval={name} cannot be measured: {reason}")
+
+
+def _label_words(choices: Any) -> tuple[str, ...]:
+    """Choices that are the same for all rows."""
+    if isinstance(choices, dict):
+        choices = list(choices.values())
+    return tuple(map(str, choices)) if isinstance(choices, list) else ()
+
+
+def _examples(name: str, found: Any, docs: Any, split: str, wording: tuple[Any, Any, Any, str]) -> Examples:
+    docs = docs if hasattr(docs, "__getitem__") else list(docs)
+    to_text, to_choice, to_target, delimiter = wording
+    tail = to_text.rpartition("}}")[2] if isinstance(to_text, str) else ""
+    origin = f"{name}, split {split}"
+
+    def example(index: int) -> Example:
+        doc, where = docs[index], f"{origin}, row {index}"
+        try:
+            text = found.doc_to_text(doc, to_text)
+            options = tuple(map(str, found.doc_to_choice(doc, to_choice)))
+            target = found.doc_to_target(doc, to_target)
+        except Exception as error:  # what a template or a task's own function raises on a row
+            raise DataError(f"{where}: lm-evaluation-harness cannot word it ({error})") from error
+        label = options.index(target) if target in options else target
+        if not isinstance(text, str) or not isinstance(label, int) or not 0 <= label < len(options) >= 2:
+            raise DataError(f"{where}: text {brief(text)}, choices {brief(options)} and target {brief(target)} do not fit")
+        bare = text.rstrip()  # the harness, too, counts the spaces before an answer as the answer's
+        return Example(bare, options, int(label), where, tail.rstrip(), text[len(bare) :] + delimiter)
+
+    return Examples(origin, len(docs), example)
