@@ -38,6 +38,6 @@ if __name__ == "__main__":
         shared = everything(assemble(split.eval(), None))
         alone = everything(assemble(network, None))
         if ranks.own() == 0:
-            sys.stdout.write(f"{family} {furthest(alone, shared)}\n")
+            sys.stdout.write("{} {:.1e} {}\n".format(family, *furthest(alone, shared)))
             sys.stdout.flush()
     ranks.disconnect()

@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 
 from iclgd import tracking
-from iclgd.config import Config, as_dict
+from iclgd.config import Config, RuntimeConfig, as_dict
 from iclgd.evidence import Laboratory, gather
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
+from iclgd.models.placement import check_processes, devices_of
 from iclgd.records import Evidence, Recording, Trace
 from iclgd.report.run_figures import draw_run_figures
 from iclgd.runs.environment import environment
@@ -43,6 +44,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     wanted = required_inputs(config.metric.scores)
     device = resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, device, config.model)
+    check_processes(config.runtime)
     drawn = draw(config)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
@@ -51,7 +53,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
         folder.write_json("prompts.json", as_json(prompts))
-        folder.write_json("environment.json", _environment(model))
+        folder.write_json("environment.json", _environment(model, config.runtime))
         laboratory = Laboratory(model, prompts, config, wanted, progress)
         trajectory: list[dict[Hashable, Any]] = []
         evidence = gather(laboratory, lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
@@ -67,13 +69,14 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     return summary
 
 
-def _environment(model: LanguageModel) -> dict[str, Any]:
+def _environment(model: LanguageModel, runtime: RuntimeConfig) -> dict[str, Any]:
     facts = environment(
         str(model.device), str(model.identity["dtype"]), torch.get_num_threads(), model.identity["sha256"]
     )
     return {
         **facts,
         "model": {key: model.identity[key] for key in ("name", "revision", "weights", "weights_seed")},
+        "placement": {"kind": str(runtime.placement), "devices": list(devices_of(model.network))},
         "notes": list(model.notes),
     }
 

@@ -156,7 +156,7 @@ def _plain(value: Any) -> Any:
 
 def placement_key(runtime: RuntimeConfig) -> str:
     """What tells placements apart."""
-    return str((runtime.placement, runtime.device_map, runtime.max_memory, runtime.offload_folder, ranks.count()))
+    return str((str(runtime.placement), runtime.device_map, runtime.max_memory, ranks.count()))
 
 
 def placed(network: PreTrainedModel, runtime: RuntimeConfig, device: torch.device) -> PreTrainedModel:
