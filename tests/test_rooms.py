@@ -17,7 +17,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"metrics"},
     {"runs"},
     {"tracking"},
-    {"dashboard", "evidence"},
+    {"dashboard", "evidence", "memory"},
     {"experiment"},
     {"report"},
     {"hydra_setup"},

@@ -2,7 +2,7 @@
 
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.loading import assemble, load, resolve_device, resolve_dtype
+from iclgd.models.loading import assemble, load, read_config, resolve_device, resolve_dtype
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "UnsupportedModelError",
     "assemble",
     "load",
+    "read_config",
     "record",
     "resolve_device",
     "resolve_dtype",

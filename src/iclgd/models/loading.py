@@ -189,6 +189,15 @@ def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
         ) from error
 
 
+def read_config(model: ModelConfig) -> PretrainedConfig:
+    """The model's config.json; no weight is read.
+
+    Raises:
+        ConfigError: it is not there, or of a family that is not known.
+    """
+    return _refuse_unknown_family(model, _locate(model))
+
+
 def _refuse_unknown_family(model: ModelConfig, place: dict[str, Any]) -> PretrainedConfig:
     config = _from_hub(model, AutoConfig.from_pretrained, **place)
     kind = config.model_type

@@ -79,7 +79,7 @@ def read_again(network: nn.Module) -> Iterator[None]:
 
     def pack(tensor: Tensor) -> Any:
         for name, own in running[-1].named_parameters(recurse=False) if running else ():
-            if own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+            if own.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
                 return partial(_view, running[-1], name, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
         return tensor
 

@@ -15,7 +15,7 @@ from iclgd.choices import Placement
 from iclgd.config import RuntimeConfig
 from iclgd.models import assemble
 from iclgd.models.placement import loading_arguments
-from placement_cases import everything, furthest
+from placement.placement_cases import everything, furthest
 from tiny_models import tiny_network
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 aten = torch.ops.aten
@@ -76,15 +75,11 @@ def _named(device):
 
 
 class _Moves(TorchFunctionMode):
-    """Moves to pretend devices, tensors made there, and what would read a tensor's memory directly."""
+    """Tensors made on pretend devices, and what would read a tensor's memory directly."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if func is torch.Tensor.to and len(args) + len(kwargs) > 1:
-            return _moved(args[0], list(args[1:]), kwargs)
-        if func is torch.Tensor.cpu:
-            return _moved(args[0], [torch.device("cpu")], {})
         if name in ("tolist", "numpy") and isinstance(args[0], Placed):
             return func(args[0].inner.detach(), *args[1:], **kwargs)
         place = _named(kwargs.get("device"))
@@ -94,7 +89,10 @@ class _Moves(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _moved(tensor, rest, kwargs):
+_to, _cpu = torch.Tensor.to, torch.Tensor.cpu
+
+
+def _moved(tensor, *rest, **kwargs):
     targets = [*rest, *kwargs.values()]
     other = next((each for each in targets if isinstance(each, torch.Tensor)), None)
     if other is not None:
@@ -106,11 +104,11 @@ def _moved(tensor, rest, kwargs):
         rest = [each for each in rest if not isinstance(each, str | torch.device)]
         kwargs = {key: value for key, value in kwargs.items() if key != "device"}
         if place == "meta":
-            return tensor.to(*rest, device="meta", **kwargs)
+            return _to(tensor, *rest, device="meta", **kwargs)
     kwargs.pop("non_blocking", None)
     rest = [each for each in rest if not isinstance(each, bool)]
     if rest or kwargs:
-        tensor = torch.Tensor.to(tensor, *rest, **kwargs)
+        tensor = _to(tensor, *rest, **kwargs)
     if place is None or place == (tensor.place if isinstance(tensor, Placed) else "cpu"):
         return tensor
     return _Carry.apply(tensor, place)
@@ -133,5 +131,9 @@ class _Carry(torch.autograd.Function):
 @contextmanager
 def pretending():
     """Within the block, `cpu:0`, `cpu:1` and so on are devices of their own."""
-    with _Moves():
-        yield
+    torch.Tensor.to, torch.Tensor.cpu = _moved, lambda tensor: _moved(tensor, "cpu")  # a backward pass knows no modes
+    try:
+        with _Moves():
+            yield
+    finally:
+        torch.Tensor.to, torch.Tensor.cpu = _to, _cpu
