@@ -1,12 +1,13 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
 # make bench  benchmarks -> BENCHMARKS.md      make test-cluster, make test-oldest: slower checks
+# make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit coverage bench setup test-cluster test-oldest clean
+.PHONY: run test lint types unit coverage bench simulate setup test-cluster test-oldest clean
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
@@ -28,6 +29,9 @@ coverage: setup
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
+
+simulate: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)
 
 test-cluster: setup
 	tests/cluster/run.sh $(BIN)/python $(ARGS)

@@ -38,7 +38,7 @@ PARTS = {
 @dataclass
 class Seen:
     """One sequence: logits [token, vocabulary]; by layer queries and keys [head, token, head_dim] (queries scaled),
-    scores [head, query, key] with NaN where not visible, weights (transformers' own), added [token, d_model]."""
+    scores [head, query, key] with NaN where not visible, weights (transformers' own), added, blocks [token, d_model]."""
 
     logits: Tensor
     queries: list[Tensor]
@@ -46,6 +46,7 @@ class Seen:
     scores: list[Tensor]
     weights: list[Tensor]
     added: list[Tensor]
+    blocks: list[Tensor]
 
 
 class Naive:
@@ -80,12 +81,13 @@ class Naive:
         output = self.network(input_ids=torch.tensor([tokens]), use_cache=False, output_attentions=True)
         for handle in handles:
             handle.remove()
-        seen = Seen(output.logits[0], [], [], [], [w[0] for w in output.attentions], [])
+        seen = Seen(output.logits[0], [], [], [], [w[0] for w in output.attentions], [], [])
         for i in range(len(self.blocks)):
             query, key = self.queries_and_keys(i, kept)
             seen.queries.append(query)
             seen.keys.append(key)
             seen.scores.append(self.scores(i, query, key))
+            seen.blocks.append(kept[i, "", "out"])
             into, out = kept[i, "", "in"], kept[i, "", "out"]
             seen.added.append(kept[i, "after", "in"] - into if self.after else out - into - kept[i, "after", "out"])
         return seen
@@ -184,10 +186,11 @@ class Naive:
         return scores.masked_fill(~visible, float("nan"))
 
 
-def naive_recording(network, questions, context, at_first_label_token=False):
+def naive_recording(network, questions, context, at_first_label_token=False, bos=1):
     """What `iclgd.models.record` should give: a dict of tensors, padded with NaN."""
     naive = Naive(network)
     columns = {name: [] for name in ("attention_output", "attention_scores", "context_scores", "query_vectors")}
+    columns |= {"block_output": [], "context_mass": []}
     label_scores, next_tokens = [], []
     for tokens, options in questions:
         whole = [*context, *tokens]
@@ -199,6 +202,9 @@ def naive_recording(network, questions, context, at_first_label_token=False):
         last = torch.stack([x[:, -1] for x in seen.scores])
         columns["attention_scores"].append(last[..., len(context) :])
         columns["context_scores"].append(last[..., : len(context)].sum(1))
+        columns["block_output"].append(torch.stack([x[-1] for x in seen.blocks]))
+        weights = torch.stack([x[:, -1] for x in seen.weights])  # of transformers' own eager attention
+        columns["context_mass"].append(weights[..., bos : len(context)].sum(-1))
         columns["query_vectors"].append(torch.stack([x[:, -1].flatten() for x in seen.queries]))
     return {
         **{name: stack_ragged(rows) for name, rows in columns.items()},

@@ -104,8 +104,9 @@ def write_run(
             rows.append((name, example, layer, curve[example, layer]))
         scores[name] = _entry(curve) | {"flipped": _entry(curve[: examples // 2])}
     n = examples
-    ci = {s: [max(a - 0.1, 0), min(a + 0.1, 1)] for s, a in zip(("zsl", "icl", "ft"), accuracy, strict=True)}
-    scores["accuracy"] = {**dict(zip(("zsl", "icl", "ft"), accuracy, strict=True)), "ci": ci, "n": n}
+    for setting, share in zip(("zsl", "icl", "ft"), accuracy, strict=True):
+        ci = [max(share - 0.1, 0), min(share + 0.1, 1)]
+        scores[f"accuracy/{setting}"] = {"mean": share, "layers": [], "n": n, "undefined": 0, "ci": ci}
     for setting, share in zip(("zsl", "icl", "ft"), accuracy, strict=True):
         rows += [(f"accuracy/{setting}", i, -1, float(i < round(share * n))) for i in range(n)]
     pd.DataFrame(rows, columns=["score", "example", "layer", "value"]).to_parquet(folder / "scores.parquet")

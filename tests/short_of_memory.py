@@ -20,7 +20,7 @@ from tiny import tiny_tokenizer
 
 LEFT = 224 * 2**20  # bytes beyond what is loaded
 WIDE = 16384  # of the feed-forward part: 64 KB a token in each of its tensors
-CHEAP = ("tracking=none", "task.shots=2", "metric=[sim_aou,accuracy]", "metric.bootstrap=0", "runtime.cache=off")
+CHEAP = ("tracking=none", "task.shots=2", "metric=[sim_aou,accuracy]", "runtime.cache=off")
 
 
 def _wide_model(folder: Path) -> None:

@@ -214,7 +214,9 @@ def test_a_signal_ends_the_command_in_seconds_and_leaves_nothing_behind(tmp_path
     counted = {word: int(n) for n, word in re.findall(r"(\d+) (done|interrupted)", out)}
     assert set(states) <= {State.done, State.interrupted, None} and 1 <= states.count(State.done) < 30
     assert counted["done"] == states.count(State.done)
-    assert counted.get("interrupted", 0) >= states.count(State.interrupted)  # none between two runs; more before a start
+    assert counted.get("interrupted", 0) >= states.count(
+        State.interrupted
+    )  # none between two runs; more before a start
     left = {path: RunFolder(path.parent).state() for path in folder.rglob(".*") if path.name != ".invocations"}
     assert left == {}, (out, err)
 

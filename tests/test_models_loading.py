@@ -1,5 +1,6 @@
 """Models come from safetensors in local folders or the hub, and what cannot be used is refused before it is read."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from iclgd.choices import ModelSource, Placement, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.model_files import packaged_file
 from iclgd.models import (
     Question,
     RecordPlan,
@@ -23,7 +25,6 @@ from iclgd.models import (
     resolve_device,
     resolve_dtype,
 )
-from iclgd.models.packaged import packaged_file, sha256_of
 from tiny import tiny_tokenizer
 from tiny_models import tiny_network
 
@@ -71,7 +72,11 @@ def test_a_local_folder_is_loaded(folder):
     expected = tiny_network("llama", vocab_size=384, hidden_size=16, intermediate_size=16, head_dim=4)
     for name, parameter in model.network.named_parameters():
         assert torch.equal(parameter, dict(expected.named_parameters())[name]), name
-    assert model.identity["sha256"] == {"model.safetensors": sha256_of(folder / "model.safetensors")}
+    content = (folder / "model.safetensors").read_bytes()
+    assert model.identity["sha256"]["model.safetensors"] == hashlib.sha256(content).hexdigest()
+    assert set(model.identity["sha256"]) == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    }
     assert model.identity["weights_seed"] is None and model.identity["dtype"] == "float32"
     assert model.tokenizer.bos_token == "<|endoftext|>"
     assert model.window == 128 and model.device.type == "cpu"
@@ -166,14 +171,13 @@ def test_cuda_that_is_absent_is_refused(monkeypatch):
 
 
 def test_dtypes_are_resolved():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert resolve_dtype("auto", cpu, ModelConfig(dtype="float16")) is torch.float32
-    assert resolve_dtype("auto", cuda, ModelConfig(dtype="float16")) is torch.float16
-    assert resolve_dtype("auto", cuda, ModelConfig()) is torch.bfloat16
-    assert resolve_dtype("float64", cuda, ModelConfig()) is torch.float64
+    assert resolve_dtype("auto", ModelConfig(dtype="float16")) is torch.float32, "on every device"
+    assert resolve_dtype("model", ModelConfig(dtype="float16")) is torch.float16
+    assert resolve_dtype("model", ModelConfig()) is torch.bfloat16
+    assert resolve_dtype("float64", ModelConfig()) is torch.float64
     for wrong in ("int8", "half"):
         with pytest.raises(ConfigError, match=rf"runtime\.dtype={wrong} is not known: write auto or one of float32"):
-            resolve_dtype(wrong, cpu, ModelConfig())
+            resolve_dtype(wrong, ModelConfig())
 
 
 def test_what_is_loaded_records_as_the_same_network_in_memory(folder):

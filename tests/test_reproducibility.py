@@ -13,7 +13,7 @@ from command_line import iclgd, start
 from iclgd.runs.folder import RunFolder
 
 SWEEP = (
-    *("-m", "model=toy", "task=toy", "tracking=none", "task.queries=12", "task.shots=4", "metric.bootstrap=50"),
+    *("-m", "model=toy", "task=toy", "tracking=none", "task.queries=12", "task.shots=4"),
     *("finetune=gd,lcgd", "seed=0,1"),
 )
 SAME = ("scores.json", "prompts.json", "scores.parquet", "gradient_norms.parquet", "losses.parquet")

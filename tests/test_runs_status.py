@@ -126,7 +126,10 @@ def test_the_revision_is_the_checkout_s():
 
 def test_the_revision_is_unknown_outside_a_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr(environment.paths, "project_root", lambda: tmp_path)
-    assert environment.revision() == {"revision": None, "dirty": None}
+    environment._checkout.cache_clear()
+    assert environment.revision() == {"revision": None, "dirty": None, "untracked": None}
+    assert environment.source_patch() == ""
+    environment._checkout.cache_clear()
 
 
 def test_status_reads_what_it_writes():

@@ -31,7 +31,9 @@ def ids_of(text: str, tokenizer: PreTrainedTokenizerFast = TOKENIZER) -> tuple[i
 
 def examples(count: int, words: int = 3, options: tuple[str, ...] = LABELS) -> tuple[Example, ...]:
     return tuple(
-        Example(f"Thing: {' '.join([f'word{i}'] * words)}{TAIL}", options, i % len(options), f"t.jsonl, line {i + 1}", TAIL)
+        Example(
+            f"Thing: {' '.join([f'word{i}'] * words)}{TAIL}", options, i % len(options), f"t.jsonl, line {i + 1}", TAIL
+        )
         for i in range(count)
     )
 

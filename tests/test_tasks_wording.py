@@ -34,9 +34,7 @@ def fill(template: str, row: dict, where: str = "things.jsonl, line 7") -> str:
 
 def test_columns_are_filled_once_and_all_else_is_text():
     row = {"text": "{{ other }} {0} {% if %}", "other": 3, "a b": 1.5, "nest": {"x": ["p", "q"]}, "options": ["s", "t"]}
-    assert fill("{{ text }}|{{other}}|{{ nest.x[1] }}|{0}|{}|$x\n", row) == (
-        "{{ other }} {0} {% if %}|3|q|{0}|{}|$x\n"
-    )
+    assert fill("{{ text }}|{{other}}|{{ nest.x[1] }}|{0}|{}|$x\n", row) == ("{{ other }} {0} {% if %}|3|q|{0}|{}|$x\n")
     listed = "{% for o in options %}{{ loop.index }}. {{ o | upper }}\n{% endfor %}"
     assert fill(listed, row) == "1. S\n2. T\n"
     assert fill("{{ '{word}' }} {{ text[:2] }} <b>&", row) == "{word} {{ <b>&"

@@ -42,14 +42,9 @@ SCORES = {
         "flipped": {"mean": None, "layers": [None, None, None], "n": 0, "undefined": 0, "ci": None},
     },
     "spread/of": {"mean": 0.5, "layers": [], "n": 20, "undefined": 0, "ci": [0.4, 0.6], "flipped": None},
-    "accuracy": {
-        "zsl": 0.55,
-        "icl": 0.8,
-        "ft": 2 / 3,
-        "ci": {"zsl": [0.5, 0.6], "icl": [0.7, 0.9], "ft": None},
-        "n": 20,
-        "undefined": {"zsl": 0, "icl": 0, "ft": 0},
-    },
+    "accuracy/zsl": {"mean": 0.55, "layers": [], "n": 20, "undefined": 0, "ci": [0.5, 0.6]},
+    "accuracy/icl": {"mean": 0.8, "layers": [], "n": 20, "undefined": 0, "ci": [0.7, 0.9]},
+    "accuracy/ft": {"mean": 2 / 3, "layers": [], "n": 20, "undefined": 0, "ci": None},
 }
 TRAJECTORY = pd.DataFrame(
     [(1, "sim_aou", 0, 0.1), (1, "sim_aou", 1, 0.3), (2, "sim_aou", 0, None), (2, "sim_aou", 1, 0.7)],
@@ -138,7 +133,7 @@ def test_an_offline_run_reads_back_as_scores_json(tmp_path: Path) -> None:
         assert recorded.summary[name] == scores[name]["mean"]
         assert recorded.metrics[name].step_metric == "layer"
     for setting in ("zsl", "icl", "ft"):
-        assert recorded.summary[f"accuracy/{setting}"] == scores["accuracy"][setting]
+        assert recorded.summary[f"accuracy/{setting}"] == scores[f"accuracy/{setting}"]["mean"]
 
 
 def test_identity_tables_figures_and_trajectory(tmp_path: Path) -> None:
@@ -396,7 +391,7 @@ def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture
     for folder, row in zip(folders[:3], rows, strict=False):
         scores = json.loads((folder / "scores.json").read_text())
         assert row["sim_aou"] == scores["sim_aou"]["mean"]
-        assert row["accuracy/icl"] == scores["accuracy"]["icl"]
+        assert row["accuracy/icl"] == scores["accuracy/icl"]["mean"]
     assert rows[3]["sim_aou"] is None
     assert recorded.config["axes"] == ["finetune.lr"]
     assert any("sim_aou by finetune.lr" in key for row in recorded.history for key in row)

@@ -48,11 +48,24 @@ class Procedure(StrEnum):
     none = "none"
     replay = "replay"
     activation_match = "activation_match"
+    exact_patch = "exact_patch"
+    static_patch = "static_patch"
+
+
+class PatchTokens(StrEnum):
+    """Which tokens a patch of the feed-forward weights serves: the query's last, or every token of the query."""
+
+    last = "last"
+    query = "query"
 
 
 class Trainable(StrEnum):
-    """Which parameters of a block are trained."""
+    """Parameters of a block: queries, keys, values, attention's output, keys and values, ..., all of it."""
 
+    q = "q"
+    k = "k"
+    v = "v"
+    o = "o"
     attn_kv = "attn_kv"
     attention = "attention"
     mlp = "mlp"
@@ -71,13 +84,6 @@ class Batch(StrEnum):
 
     sequential = "sequential"
     full = "full"
-
-
-class Optimizer(StrEnum):
-    """The optimiser that turns gradients into steps."""
-
-    sgd = "sgd"
-    adam = "adam"
 
 
 class Direction(StrEnum):
@@ -158,6 +164,20 @@ class CacheMode(StrEnum):
 
     auto = "auto"
     off = "off"
+
+
+class Matmul(StrEnum):
+    """How float32 products are computed on a GPU: `highest` in float32, `tf32` with inputs of 10 bits' precision."""
+
+    highest = "highest"
+    tf32 = "tf32"
+
+
+class Layer0(StrEnum):
+    """Scores of a layer whose attention cannot depend on the context: undefined, or the cosine of rounding errors."""
+
+    undefined = "undefined"
+    published = "published"
 
 
 class Placement(StrEnum):

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from iclgd import hydra_setup, paths, ranks
+from iclgd import hydra_setup, paths, ranks, rerun
 from iclgd.config import Config, ConfigError, TrackingConfig, typed
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.invocation import VARIABLE, Invocation
@@ -204,6 +205,20 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
         tell = False
         logging.disable(logging.CRITICAL)
     hydra_setup.register()
+    with ExitStack() as stack:
+        if arguments and arguments[0] == rerun.OPTION:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iclgd-rerun-")))
+            try:
+                arguments = rerun.composed_from(arguments, place)
+            except ConfigError as error:
+                _refuse(str(error))
+                return command
+        _run(arguments)
+    return _ended(command, tell)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    command = _command
     main = hydra.main(version_base="1.3", config_path=str(paths.config_folder()), config_name="config")(job)
     wants_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
@@ -223,6 +238,9 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
         _explain(error)
     except SystemExit as end:
         command.code = end.code if isinstance(end.code, int) else FAILED
+
+
+def _ended(command: Command, tell: bool) -> Command:
     if command.invocation is not None:
         command.invocation.mark_cut_off()
     results = command.results()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,9 +34,9 @@ class ModelConfig:
     revision: str | None = None
     weights: choices.Weights = choices.Weights.pretrained
     weights_seed: int = 0
-    bos: str | None = None  # a token, or null: nothing stands first
+    bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
-    dtype: str | None = None  # what runtime.dtype=auto takes on a GPU
+    dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
     chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
 
 
@@ -81,21 +82,38 @@ class FinetuneConfig:
     objective: str = "gd"  # a function of iclgd.learning.objectives, or a dotted path to one of yours
     lr: float = MISSING
     layers: Any = "all"
-    trainable: choices.Trainable = choices.Trainable.attn_kv
+    trainable: Any = "attn_kv"  # q, k, v, o, attn_kv, attention, mlp, all, a regular expression, or a list of these
     epochs: int = 1
     loss_on: choices.LossOn = choices.LossOn.all_tokens
     batch: choices.Batch = choices.Batch.sequential
-    optimizer: choices.Optimizer = choices.Optimizer.sgd
+    optimizer: Any = "sgd"  # or adam, or {_target_: torch.optim.AdamW, weight_decay: 0.1}: a class and its arguments
     exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
     direction: choices.Direction = choices.Direction.own
     data: choices.TrainingData = choices.TrainingData.demonstrations
     other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
-    rank: int | None = None  # train K and V through a low-rank change of this rank
+    rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
+    noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
+    patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
+    calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
+    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the mean squared length of its inputs
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
     color: str | None = None  # of its lines and marks; null: the next free one of the palette
+
+
+@dataclass
+class ReferenceConfig:
+    """Who plays ICL's part in every score (conf/reference): ICL itself, or a variant, so that the truth is known."""
+
+    name: str = "icl"  # icl, or a file of conf/finetune, whose settings hold
+    lr: float | None = None  # its learning rate; null: that of its file
+    lr_factor: float = 1.0  # a multiple of that rate
+    permutation: int | None = None  # the order of its demonstrations; null: task.permutation
+    draw: int = 0  # which sample of demonstrations it has: 0 the run's, k the k-th that shares no row with it
+    noise: float = 0.0  # noise added to its weights' changes, as finetune.noise
+    label: str | None = None  # what tables and figures call it; null: its name
 
 
 @dataclass
@@ -108,6 +126,7 @@ class ProtocolConfig:
     drop_from: choices.DropFrom = choices.DropFrom.both
     exit: choices.Exit = choices.Exit.block_output
     step: choices.StepPer = choices.StepPer.demonstration
+    layer0: choices.Layer0 = choices.Layer0.undefined
 
 
 @dataclass
@@ -133,7 +152,6 @@ class MetricConfig:
     every: int = 0  # also after every n-th step of finetuning; 0: only at the end
     compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
     orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
-    bootstrap: int = 2000  # resamples for the 95 % intervals
 
 
 @dataclass
@@ -157,6 +175,8 @@ class RuntimeConfig:
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"
+    matmul: choices.Matmul = choices.Matmul.highest
+    jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None
     save_recordings: bool = False
     batch_tokens: int | None = None
@@ -182,6 +202,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     metric: MetricConfig = field(default_factory=MetricConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -200,10 +221,15 @@ class Config:
             "task.queries": (self.task.queries, 1),
             "task.permutation": (self.task.permutation, 0),
             "finetune.epochs": (self.finetune.epochs, 1),
+            "finetune.calibration": (self.finetune.calibration, 1),
+            "finetune.noise": (self.finetune.noise, 0),
+            "reference.permutation": (self.reference.permutation or 0, 0),
+            "reference.draw": (self.reference.draw, 0),
+            "reference.noise": (self.reference.noise, 0),
             "metric.every": (self.metric.every, 0),
             "metric.orders": (self.metric.orders, 1),
-            "metric.bootstrap": (self.metric.bootstrap, 0),
             "seed": (self.seed, 0),
+            "runtime.jitter": (self.runtime.jitter, 0),
         }
         for key, (value, least) in at_least.items():
             if value < least:
@@ -216,6 +242,16 @@ class Config:
             raise ConfigError(
                 f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
             )
+        if self.finetune.noise and self.finetune.procedure is not choices.Procedure.train:
+            raise ConfigError(
+                f"finetune.noise is for variants that train, and {self.finetune.name} does not: set it to 0"
+            )
+        for key in ("lr", "lr_factor"):
+            value = getattr(self.reference, key)
+            if value is not None and not 0 < value <= _LARGEST_FLOAT32:
+                raise ConfigError(f"reference.{key}={value} cannot train: give a positive number")
+        if not self.finetune.ridge > 0:
+            raise ConfigError(f"finetune.ridge={self.finetune.ridge} leaves the fit open: give a positive number")
         if self.finetune.rank is not None and self.finetune.rank < 1:
             raise ConfigError(f"finetune.rank={self.finetune.rank} is too small: give 1 or more, or null for full rank")
         if not self.metric.scores:
@@ -224,7 +260,11 @@ class Config:
             raise ConfigError(
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
             )
+        if self.model.weights is choices.Weights.pretrained:
+            self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)
+        _check_trainable(self.finetune.trainable)
+        _check_optimizer(self.finetune.optimizer)
         self._check_wording()
 
     def _check_wording(self) -> None:
@@ -246,6 +286,31 @@ class Config:
         repeated = sorted({word for word in labels if labels.count(word) > 1})
         if repeated:
             raise ConfigError(f"task.labels names {', '.join(repeated)} twice: every label needs a word of its own")
+
+
+def _check_trainable(chosen: Any) -> None:
+    for choice in chosen if isinstance(chosen, list) else [chosen]:
+        try:
+            re.compile(choice)
+        except (re.error, TypeError) as error:
+            raise ConfigError(
+                f"finetune.trainable={chosen!r} cannot be read ({error}): write one of "
+                f"{', '.join(choices.Trainable)}, a regular expression for names of parameters, or a list of these"
+            ) from error
+    if chosen == []:
+        raise ConfigError("finetune.trainable=[] trains nothing: name something, or use finetune=none")
+
+
+def _check_optimizer(spec: Any) -> None:
+    if spec in ("sgd", "adam"):
+        return
+    if not isinstance(spec, dict) or not isinstance(spec.get("_target_"), str):
+        raise ConfigError(
+            f"finetune.optimizer={spec!r} is no optimiser: write sgd, adam, or a class with its arguments, such as "
+            "{_target_: torch.optim.AdamW, weight_decay: 0.1}"
+        )
+    if {"params", "lr"} & spec.keys():
+        raise ConfigError("finetune.optimizer takes neither params nor lr: the rate is finetune.lr")
 
 
 def parse_layers(spec: Any) -> tuple[int, ...] | None:

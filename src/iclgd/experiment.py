@@ -11,13 +11,14 @@ import torch
 
 from iclgd import tracking
 from iclgd.config import Config, RuntimeConfig, as_dict
-from iclgd.evidence import Laboratory, gather
+from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
+from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, resolve_device, resolve_dtype
 from iclgd.models.placement import check_processes, devices_of
 from iclgd.records import Evidence, Recording, Trace
 from iclgd.report.run_figures import draw_run_figures
-from iclgd.runs.environment import environment
+from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
@@ -42,8 +43,9 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     """
     progress = progress or Progress()
     wanted = required_inputs(config.metric.scores)
-    device = resolve_device(config.runtime.device)
-    resolve_dtype(config.runtime.dtype, device, config.model)
+    resolve_device(config.runtime.device)
+    resolve_dtype(config.runtime.dtype, config.model)
+    check(config.finetune)
     check_processes(config.runtime)
     drawn = draw(config)
     if config.runtime.threads is not None:
@@ -54,17 +56,19 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         prompts = encode(drawn, config, model.tokenizer, model.window)
         folder.write_json("prompts.json", as_json(prompts))
         folder.write_json("environment.json", _environment(model, config.runtime))
+        if patch := source_patch():
+            folder.write_text("source.patch", patch)
         laboratory = Laboratory(model, prompts, config, wanted, progress)
         trajectory: list[dict[Hashable, Any]] = []
         evidence = gather(laboratory, lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
         scores = measure(config.metric.scores, evidence)
-        summary = summarise(scores, _flipped(evidence), config.metric.bootstrap, config.seed)
+        summary = summarise(scores, _flipped(evidence), config.metric.scores)
         frame, norms = to_frame(scores), _gradient_norms(evidence.trace)
         _store(folder, summary, frame, norms, evidence, trajectory)
+        facts = _sanity(laboratory, evidence, summary, folder)
         if config.runtime.save_recordings:
             folder.write_tensors("recordings.safetensors", _tensors(evidence))
         figures = draw_run_figures(summary, frame, norms, settings, folder.figures)
-        facts = {"diverged": evidence.trace.diverged_at is not None}
         tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, figures, facts)
     return summary
 
@@ -89,14 +93,28 @@ def _flipped(evidence: Evidence) -> torch.Tensor:
 
 def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable, Any]]:
     """Means by layer of the scores that make sense before finetuning has ended."""
-    early = {
-        name: spec
-        for name, spec in config.metric.scores.items()
-        if not any(path.startswith("trace.") or path == "ft_orders" for path in spec.inputs.values())
-    }
-    frame = to_frame(measure(early, evidence))
+    frame = to_frame(measure(before_the_end(config.metric.scores), evidence))
     means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()
     return means.assign(step=step).to_dict("records")
+
+
+def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """Whether finetuning diverged or is unstable: facts for status.json, and the spread over repeats in jitter.json."""
+    trace = evidence.trace
+    because = instability(trace.losses)
+    if lab.config.runtime.jitter and trace.diverged_at is None:
+        specs = before_the_end(lab.config.metric.scores)
+        repeated = [summarise(measure(specs, again), _flipped(again), specs) for again in repeats(lab, evidence)]
+        spreads = spread(summary, repeated)
+        folder.write_json("jitter.json", spreads)
+        because = because or moved(spreads)
+    if trace.diverged_at is None and because is not None:
+        log.warning("%s is unstable: %s", lab.config.finetune.name, because)
+    else:
+        because = None  # what diverged has no scores to be unstable
+    folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)
+    folder.note(unstable=because is not None, unstable_because=because)
+    return {"diverged": trace.diverged_at is not None, "unstable": because is not None}
 
 
 def _gradient_norms(trace: Trace) -> pd.DataFrame:
@@ -124,7 +142,6 @@ def _store(
     trajectory: list[dict[Hashable, Any]],
 ) -> None:
     trace = evidence.trace
-    folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)
     folder.write_json("scores.json", summary)
     folder.write_table("scores.parquet", frame)
     folder.write_table("gradient_norms.parquet", norms)

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from iclgd import ranks
-from iclgd.choices import CacheMode, Optimizer, Placement, Procedure
+from iclgd.choices import CacheMode, Placement, Procedure
 from iclgd.config import Config, ConfigError, parse_layers
 from iclgd.learning.parameters import trained_parameters
 from iclgd.models import LanguageModel, read_config, resolve_device, resolve_dtype
@@ -53,7 +53,7 @@ class Machine:
     def here(cls, config: Config) -> Machine:
         """This machine, as `config.runtime` uses it; the rate is measured on one product."""
         device = resolve_device(config.runtime.device)
-        dtype = resolve_dtype(config.runtime.dtype, device, config.model)
+        dtype = resolve_dtype(config.runtime.dtype, config.model)
         host = psutil.virtual_memory().available / GB
         folder = next(place for place in (cache_folder(), *cache_folder().parents) if place.exists())
         memory = (host,)
@@ -146,7 +146,7 @@ def refuse_too_large(found: Estimate) -> None:
 def estimate_of(settings: PretrainedConfig, config: Config, machine: Machine, lengths: Lengths) -> Estimate:
     """The same for an architecture, on any machine."""
     counted = _counted(settings, config)
-    used = resolve_dtype(config.runtime.dtype, torch.device(machine.kind), config.model)
+    used = resolve_dtype(config.runtime.dtype, config.model)
     rest = stored_dtype(config.runtime.dtype, used)
     weights = counted.parameters * rest.itemsize / GB
     trained = counted.trained * _bytes_trained(config, used, rest) / GB
@@ -188,9 +188,8 @@ def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
         chosen = trained_parameters(model, config.finetune.trainable, parse_layers(config.finetune.layers))
         trained = sum(item.parameter.numel() for item in chosen)
     shape, vocabulary = anatomy.shape, model.network.config.vocab_size
-    matrices = [module.weight for module in anatomy.blocks[0].modules() if getattr(module, "weight", None) is not None]
     d_model = model.network.config.hidden_size
-    width = sum(max(weight.shape) for weight in matrices if weight.ndim == 2) + 4 * d_model
+    width = 4 * d_model + sum(max(weight.shape) for weight in anatomy.blocks[0].parameters() if weight.ndim == 2)
     return _Counted(
         layers=layers,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -207,7 +206,7 @@ def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
 def _bytes_trained(config: Config, used: torch.dtype, rest: torch.dtype) -> int:
     """Of one trained number: what it was, its gradient, its change at the end; a float32 copy; Adam's moments."""
     copy = 4 if rest.itemsize == 2 else 0
-    moments = 8 if config.finetune.optimizer is Optimizer.adam else 0
+    moments = 0 if config.finetune.optimizer == "sgd" else 8
     return 2 * used.itemsize + 4 + copy + moments
 
 
@@ -257,9 +256,7 @@ def _dealt(
     return needs | waiting, missing if on_disk > machine.disk else (), waiting
 
 
-def _seconds(
-    counted: _Counted, config: Config, machine: Machine, lengths: Lengths, waiting: dict[str, float]
-) -> float:
+def _seconds(counted: _Counted, config: Config, machine: Machine, lengths: Lengths, waiting: dict[str, float]) -> float:
     on_gpu = machine.kind == "cuda"
     split = config.runtime.placement is Placement.tensor_parallel and len(machine.memory) > 1
     rate = machine.rate * (len(machine.memory) * _SPLIT if split else 1)

@@ -47,9 +47,11 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
     that an index names. Untrained weights (`model.weights=random`) read no weight file.
 
     Raises:
-        ConfigError: the model is not there.
+        ConfigError: the model is not there, or `model.file` lies outside of it.
         OSError: a file cannot be read, or the hub cannot be reached and has not been before.
     """
+    if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
+        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
     if model.source is ModelSource.package:
         return {str(model.file): digest_of(packaged_file(model))}
     folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
@@ -83,7 +85,7 @@ def commit_of(model: ModelConfig) -> str:
     Raises:
         OSError: neither knows it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     key = (model.name, model.file or "config.json", model.revision)
     asked, commit = _commits.get(key, (-_FRESH, ""))
@@ -97,5 +99,6 @@ def commit_of(model: ModelConfig) -> str:
         except ValueError as error:  # no hub id
             raise FileNotFoundError(str(error)) from error
         commit = path.parts[path.parts.index("snapshots") + 1]
-    _commits[key] = (time.monotonic(), commit)
+    if not constants.HF_HUB_OFFLINE:
+        _commits[key] = (time.monotonic(), commit)
     return commit

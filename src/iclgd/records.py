@@ -41,6 +41,7 @@ class PromptSet:
         bos: what stands first in every sequence: the model's bos, and the task's description if it has one.
         in_context: which demonstrations stand in the ICL context, in order. All of them, unless the protocol drops
             overlong ones from ICL only, as the published code did.
+        calibration: queries of the train split, neither demonstrations nor measured; for the static patch.
         training: what finetuning sees where that is not the demonstrations (controls: shuffled labels, another task).
     """
 
@@ -52,6 +53,7 @@ class PromptSet:
     label_token_ids: tuple[tuple[int, ...], ...]
     in_context: tuple[int, ...]
     training: tuple[Item, ...] | None = None
+    calibration: tuple[Item, ...] = ()
 
     def context(self) -> tuple[int, ...]:
         """The tokens before the query under ICL: bos, then each demonstration and a separator."""
@@ -90,6 +92,8 @@ class Recording:
         context_scores: the same with the tokens of the context, summed over heads.
         query_vectors: attention queries of all heads, scaled as in attention.
         next_token_log_probs: over the whole vocabulary, at the token that predicts the label.
+        block_output: the residual stream after each block.
+        context_mass: share of each head's attention that goes to the context, bos left out.
     """
 
     attention_output: Float[Tensor, "example layer d_model"]
@@ -98,9 +102,11 @@ class Recording:
     context_scores: Float[Tensor, "example layer context"] | None = None
     query_vectors: Float[Tensor, "example layer heads_x_head_dim"] | None = None
     next_token_log_probs: Float[Tensor, "example vocabulary"] | None = None
+    block_output: Float[Tensor, "example layer d_model"] | None = None
+    context_mass: Float[Tensor, "example layer head"] | None = None
 
 
-OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs")
+OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output", "context_mass")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from benchmarks.table import write_table
 from configs import config as composed
 from iclgd.config import Config
 from iclgd.evidence import Laboratory, gather
-from iclgd.evidence.learned import variant as named_variant
+from iclgd.evidence.variants import variant as named_variant
 from iclgd.learning import finetuned, training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
 from iclgd.models import LanguageModel, Question, RecordPlan, load, record
@@ -146,7 +146,7 @@ def test_metrics(
     laboratory = Laboratory(model, prompts, config, required_inputs(config.metric.scores), Progress())
     evidence = gather(laboratory)
     chosen = torch.ones(len(prompts.queries), dtype=torch.bool)
-    work = lambda: summarise(measure(config.metric.scores, evidence), chosen, config.metric.bootstrap, 0)  # noqa: E731
+    work = lambda: summarise(measure(config.metric.scores, evidence), chosen, config.metric.scores)  # noqa: E731
     results["metrics"] = {"ours": seconds_of(benchmark, work)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +14,18 @@ from iclgd.config import Config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
 from iclgd.evidence.orders import orders
+from iclgd.evidence.reference import Reference
+from iclgd.evidence.weights import context_changes, random_changes, undefined_changes
 from iclgd.records import PromptSet
 from iclgd.seeding import torch_stream
 
+# Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
+LATE_FACTS = ("ft_orders", "trained_changes", "static_changes", "one_shot_updates")
 
-def facts(lab: Laboratory, settings: Settings, learned: Learned, early: bool = False) -> dict[str, Any]:
+
+def facts(
+    lab: Laboratory, reference: Reference, settings: Settings, learned: Learned, early: bool = False
+) -> dict[str, Any]:
     """Every fact that the scores name; `early`, those that can be had while finetuning goes on."""
     prompts, config, shape = lab.prompts, lab.config, settings.icl.attention_output.shape
     attention_shape = (*shape[:2], len(prompts.context()))
@@ -30,11 +38,15 @@ def facts(lab: Laboratory, settings: Settings, learned: Learned, early: bool = F
         "random_attention": lambda: torch.rand(
             attention_shape, generator=torch_stream("random attention", config.seed)
         ),
-        "icl_orders": lambda: _icl_orders(lab),
+        "trained_changes": lambda: learned.changes or undefined_changes(lab),
+        "static_changes": lambda: context_changes(lab),
+        "random_changes": lambda: random_changes(lab),
+        "one_shot_updates": lambda: _one_shot_updates(reference, settings),
+        "icl_orders": lambda: _icl_orders(reference),
         "ft_orders": lambda: _ft_orders(lab, settings, learned),
     }
     if early:
-        del makers["ft_orders"]  # would finetune within finetuning
+        makers = {name: make for name, make in makers.items() if name not in LATE_FACTS}
     return {name: make() for name, make in makers.items() if name in lab.wanted or name == "labels"}
 
 
@@ -53,8 +65,16 @@ def _context_example(prompts: PromptSet) -> Tensor:
     return owners
 
 
-def _icl_orders(lab: Laboratory) -> Tensor:
-    return torch.stack([lab.untouched("icl", order).label_scores for order in orders(lab.prompts, lab.config)])
+def _one_shot_updates(reference: Reference, settings: Settings) -> Tensor:
+    """The sum of the updates that the reference's demonstrations make one by one."""
+    prompts, items = reference.prompts, reference.prompts.training_items()
+    alone = [replace(prompts, in_context=(index,), training=(items[index],)) for index in prompts.in_context]
+    updates = (reference.recording("icl", one).attention_output - settings.zsl.attention_output for one in alone)
+    return sum(updates, torch.zeros(()))
+
+
+def _icl_orders(reference: Reference) -> Tensor:
+    return torch.stack([reference.recording("icl", order).label_scores for order in reference.orders()])
 
 
 def _ft_orders(lab: Laboratory, settings: Settings, learned: Learned) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from iclgd.choices import RecordAt
 from iclgd.config import Config
 from iclgd.models import LanguageModel, Question, RecordPlan, record
 from iclgd.models.placement import placement_key
+from iclgd.models.recorder import Around
 from iclgd.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.environment import made_with
@@ -53,20 +54,29 @@ class Laboratory:
             at_first_label_token=protocol.record_at is RecordAt.first_label_token,
             batch_tokens=runtime.batch_tokens,
             padding=runtime.padding,
+            bos=len(self.prompts.bos),
             mean_label=self.config.task.length_normalised,
         )
 
-    def record(self, stage: str, context: tuple[int, ...], plan: RecordPlan) -> Recording:
+    def record(self, stage: str, context: tuple[int, ...], plan: RecordPlan, **around: Around) -> Recording:
         """A recording of the model as it is now, of all queries after `context`."""
         questions = self.questions()
-        return record(self.model, questions, context, plan, self.progress.stage(stage, len(questions)))
+        return record(self.model, questions, context, plan, self.progress.stage(stage, len(questions)), **around)
 
     def untouched(self, setting: str, prompts: PromptSet | None = None) -> Recording:
         """A recording of the model as it was loaded: `zsl`, or `icl` with the prompts' or another order."""
         prompts = prompts or self.prompts
         context = prompts.bos if setting == "zsl" else prompts.context()
+        plan, key = self.plan(setting), self.recording_key(setting, context)
+        cache = recordings_cache(self.config.runtime)
+        recording, reused = ranks.once(partial(cache.get_or_compute, key), lambda: self.record(setting, context, plan))
+        log.info("%s: %s", setting, "reused a recording made before" if reused else "recorded")
+        return recording
+
+    def recording_key(self, setting: str, context: tuple[int, ...]) -> dict[str, Any]:
+        """Everything that a recording of the model as it was loaded depends on, as plain values."""
         plan = self.plan(setting)
-        key = {
+        return {
             "model": dict(self.model.identity),
             "context": context,
             "questions": [[question.token_ids, question.options] for question in self.questions()],
@@ -78,10 +88,6 @@ class Laboratory:
             "placement": placement_key(self.config.runtime),
             "batches": [plan.batch_tokens, str(plan.padding), torch.get_num_threads()],
         }
-        cache = recordings_cache(self.config.runtime)
-        recording, reused = ranks.once(partial(cache.get_or_compute, key), lambda: self.record(setting, context, plan))
-        log.info("%s: %s", setting, "reused a recording made before" if reused else "recorded")
-        return recording
 
     def undefined(self, like: Recording, setting: str) -> Recording:
         """A recording of the right shapes in which nothing is defined."""

@@ -6,19 +6,21 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from iclgd.choices import Procedure, RecordAt, TrainingData
-from iclgd.config import Config, ConfigError, as_dict, typed
+from iclgd.choices import CacheMode, Procedure, RecordAt, TrainingData
+from iclgd.config import ConfigError, as_dict
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.learning import activation_matched, finetuned
+from iclgd.evidence.variants import variant
+from iclgd.evidence.weights import Changes, changes_since, weights_now
+from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
-from iclgd.paths import config_folder
 from iclgd.records import PromptSet, Recording, Trace
+from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
 
 log = logging.getLogger(__name__)
@@ -36,11 +38,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """What finetuning left: its trace, the ft recording, and attention queries at the demonstrations if wanted."""
+    """What finetuning left: its trace, the ft recording, and, if wanted, attention queries and changes of weights.
+
+    Attributes:
+        trace: what happened.
+        recording: of the finetuned model.
+        training_queries: attention queries at the demonstrations.
+        changes: of the feed-forward weights.
+    """
 
     trace: Trace
     recording: Recording
     training_queries: Float[Tensor, "context layer heads_x_head_dim"] | None = None
+    changes: Changes | None = None
 
 
 def learn(
@@ -60,6 +70,11 @@ def learn(
         after: called with the number of steps done, after each.
     """
     prompts, finetune = prompts or lab.prompts, lab.config.finetune
+    if finetune.procedure is Procedure.exact_patch:  # changes of weights that belong to a token come with its pass
+        patch = ExactPatch(lab.model, prompts.context(), lab.config)
+        recording = lab.record(setting, prompts.bos, lab.plan(setting), around=patch)
+        return Learned(patch.trace(), recording, training_queries(lab))
+    before = weights_now(lab)
     with _learning(lab, prompts, settings.icl, after) as trace:
         diverged_at, recording = trace.diverged_at, settings.icl
         if diverged_at is None and finetune.procedure is not Procedure.replay:
@@ -67,10 +82,39 @@ def learn(
             if not recording.attention_output.isfinite().all():  # the last step's harm shows only now
                 diverged_at = len(trace.losses)
         if diverged_at is None:
-            return Learned(trace, recording, training_queries(lab))
+            return Learned(trace, recording, training_queries(lab), changes_since(lab, before))
     log.warning("%s diverged at step %d: its scores are undefined", finetune.name, diverged_at)
     undefined = lab.undefined(settings.zsl, setting)
     return Learned(replace(trace, diverged_at=diverged_at), undefined, _undefined_queries(lab))
+
+
+_LAST: dict[str, Learned] = {}  # of this process: a sweep asks for the same finetuning against one truth after another
+
+
+def learned_once(lab: Laboratory, settings: Settings) -> Learned:
+    """As `learn`, but what the last call left is given again where nothing that it depends on has changed."""
+    if lab.config.runtime.cache is CacheMode.off:
+        return learn(lab, settings)
+    facts_wanted = sorted({"trace.update_ranks", "training_query_vectors", "trained_changes"} & lab.wanted)
+    key = canonical({**learning_key(lab, "ft", lab.prompts), "wanted": facts_wanted})
+    if key not in _LAST:
+        _LAST.clear()
+        _LAST[key] = learn(lab, settings)
+    return _LAST[key]
+
+
+def learning_key(lab: Laboratory, setting: str, prompts: PromptSet) -> dict[str, Any]:
+    """Everything that what a variant leaves depends on, as plain values: a key of caches."""
+    settings = as_dict(lab.config)
+    shown = (prompts.training_items(), prompts.calibration)
+    return {
+        **lab.recording_key(setting, prompts.bos),
+        "finetune": settings["finetune"],
+        "protocol": settings["protocol"],
+        "seed": lab.config.seed,
+        "in_context": prompts.context(),
+        "shown": [[[item.token_ids, item.label_length] for item in items] for items in shown],
+    }
 
 
 def compared(lab: Laboratory, settings: Settings) -> Recording:
@@ -85,21 +129,6 @@ def compared(lab: Laboratory, settings: Settings) -> Recording:
     return learn(replace(lab, config=config), settings, "other", replace(lab.prompts, training=training)).recording
 
 
-def variant(config: Config, name: str | None) -> Config:
-    """The same run with another finetuning variant, as its yaml says.
-
-    Raises:
-        ConfigError: there is no such yaml.
-    """
-    path = config_folder() / "finetune" / f"{name}.yaml"
-    if name is None or not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(
-            f"metric.compare_with={name} is needed by a score that compares variants: name one of {known}"
-        )
-    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
-
-
 @contextmanager
 def _learning(lab: Laboratory, prompts: PromptSet, icl: Recording, after: AfterStep) -> Iterator[Trace]:
     """Within the block the model is finetuned."""
@@ -111,6 +140,9 @@ def _learning(lab: Laboratory, prompts: PromptSet, icl: Recording, after: AfterS
         if config.protocol.record_at is not RecordAt.last_prompt_token:
             raise ConfigError("finetune=activation_match needs protocol.record_at=last_prompt_token")
         with activation_matched(lab.model, prompts, icl.attention_output, config, after, ranks) as trace:
+            yield trace
+    elif procedure is Procedure.static_patch:
+        with statically_patched(lab.model, prompts, config, ranks) as trace:
             yield trace
     else:
         advance = lab.progress.stage(f"finetune {finetune.name}", len(prompts.training_items()) * finetune.epochs)

@@ -1,4 +1,4 @@
-"""How does the model learn from the demonstrations? The loop; the weights are put back when it is over."""
+"""The loop in which the model learns from the demonstrations; the weights are put back when it is over."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from iclgd import ranks
-from iclgd.choices import Batch, Direction, LossOn, Optimizer, StepPer
-from iclgd.config import Config, parse_layers
+from iclgd.choices import Batch, Direction, LossOn, Procedure, StepPer
+from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
 from iclgd.learning.objectives import Objective, options_of, resolve_objective
+from iclgd.learning.optimisers import optimiser, optimiser_class
 from iclgd.learning.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import PromptSet, Trace
@@ -78,6 +78,8 @@ def finetuned(
     with trainable(trained) as before:
         loop = Loop(model, config, trained, before, ranks)
         trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
+        if finetune.noise:
+            trace = loop.with_noise(trace)
         steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
         yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
 
@@ -99,7 +101,7 @@ class Loop:
         finetune = self.config.finetune
         self.noise = torch_stream("random direction", self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
-        self.precise = [_in_float32(item.parameter) for item in self.trained]
+        self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]
         learner, layers = self._optimizer(), [item.layer for item in self.trained]
         history: list[float] = []
         norms: list[Tensor] = []
@@ -115,27 +117,37 @@ class Loop:
             after_step(step + 1)
         return self._trace(history, norms, diverged_at)
 
+    @torch.no_grad()
+    def with_noise(self, trace: Trace) -> Trace:
+        """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
+        stream = torch_stream("update noise", self.config.seed)
+        for item, original in zip(self.trained, self.before, strict=True):
+            part, was = item.part(item.parameter.data), item.part(original)
+            noise = torch.randn(part.shape, generator=stream).to(part)
+            item.write(
+                item.parameter.data, part + noise * (self.config.finetune.noise * (part - was).norm() / noise.norm())
+            )
+        after = self._trace(trace.losses.tolist(), list(trace.gradient_norms), trace.diverged_at)
+        return replace(trace, update_norms=after.update_norms, update_ranks=after.update_ranks)
+
     def _optimizer(self) -> torch.optim.Optimizer:
-        leaves = self.low_rank.leaves if self.low_rank else self.precise
-        foreach = None if ranks.count() == 1 else False  # no list may mix parameters shared by processes and others
-        if self.config.finetune.optimizer is Optimizer.adam:
-            return torch.optim.Adam(leaves, lr=self.config.finetune.lr, foreach=foreach)
-        return torch.optim.SGD(leaves, lr=self.config.finetune.lr, foreach=foreach)
+        leaves = self.low_rank.leaves if self.low_rank else self.leaves
+        return optimiser(self.config.finetune.optimizer, leaves, self.config.finetune.lr)
 
     def _step(self, learner: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
         if self.low_rank:
             self.low_rank.take(gradients)
         else:
-            for precise, gradient in zip(self.precise, gradients, strict=True):
-                precise.grad = gradient.to(precise)
+            for item, leaf, gradient in zip(self.trained, self.leaves, gradients, strict=True):
+                leaf.grad = (item.part(gradient) if item.parts else gradient).to(leaf)
         learner.step()
         learner.zero_grad(set_to_none=True)
         if self.low_rank:
             self.low_rank.write()
         else:
-            for item, precise in zip(self.trained, self.precise, strict=True):
-                if precise is not item.parameter:
-                    item.parameter.data.copy_(precise.data)
+            for item, leaf in zip(self.trained, self.leaves, strict=True):
+                if leaf is not item.parameter:
+                    item.write(item.parameter.data, leaf.data)
 
     def gradient(self, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
         """The objective's gradient on some demonstrations, its norm or direction replaced where the variant says so."""
@@ -145,10 +157,12 @@ class Loop:
             _, others = self._of(resolve_objective(finetune.norm_of, "finetune.norm_of"), batch)
             self._rescale(gradients, layer_norms(self.trained, others, self.model.layers))
         if finetune.direction is Direction.random:
-            wanted = layer_norms(self.trained, gradients, self.model.layers)
             for item, gradient in zip(self.trained, gradients, strict=True):
-                item.write(gradient, torch.randn(item.part(gradient).shape, generator=self.noise))
-            self._rescale(gradients, wanted)
+                own = item.part(gradient)
+                drawn = torch.randn(own.shape, generator=self.noise)
+                for matrix, random in zip(item.matrices(own), item.matrices(drawn), strict=True):
+                    random.mul_((torch.linalg.vector_norm(matrix) / torch.linalg.vector_norm(random)).to(random))
+                item.write(gradient, drawn)
         return loss, gradients
 
     def _rescale(self, gradients: Sequence[Tensor], wanted: Tensor) -> None:
@@ -171,7 +185,7 @@ class Loop:
             item.parameter.grad = None
             if gradient is None:  # a layer that the loss does not depend on, such as one above a short circuit
                 gradient = torch.zeros_like(item.parameter)
-            elif item.key_value_only:
+            elif item.parts:
                 whole, gradient = gradient, torch.zeros_like(gradient)
                 item.write(gradient, item.part(whole))
             gradients.append(gradient.div_(count) if count > 1 else gradient)
@@ -195,8 +209,26 @@ class Loop:
         )
 
 
-def _in_float32(parameter: nn.Parameter) -> nn.Parameter:
-    """What the optimiser changes: the parameter, or for a half one a float32 copy, in which small steps add up."""
-    if parameter.dtype not in (torch.float16, torch.bfloat16):
+def check(finetune: FinetuneConfig) -> None:
+    """Refuse objectives and optimisers that are not there, before a model loads.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if finetune.procedure is Procedure.train:
+        resolve_objective(finetune.objective)
+        if finetune.norm_of is not None:
+            resolve_objective(finetune.norm_of, "finetune.norm_of")
+    optimiser_class(finetune.optimizer)
+
+
+def _leaf(item: Trained) -> nn.Parameter:
+    """What the optimiser changes: the parameter itself, or a copy that it may change as a whole.
+
+    Of a fused projection, only what is trained may lose weight to decay; of a half parameter, small steps have to add
+    up in float32.
+    """
+    parameter = item.parameter
+    if not item.parts and parameter.dtype not in (torch.float16, torch.bfloat16):
         return parameter
-    return nn.Parameter(parameter.detach().float())
+    return nn.Parameter(item.part(parameter.detach()).float().clone())

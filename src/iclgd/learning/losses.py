@@ -16,6 +16,7 @@ from iclgd.models.offload import resident
 from iclgd.models.products import linear
 
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**21, 2**26  # held at once: what stays in the cache, what fills a GPU
+_WHOLE = (torch.float32, torch.float64)
 _NARROWEST = 512  # columns of logits, however many rows there are
 _HEADROOM = 40.0  # how far a block's logits may exceed the first's before all is rescaled: e^40 is far from overflow
 
@@ -63,11 +64,12 @@ class _UnembeddedLoss(torch.autograd.Function):
     ) -> Tensor:
         held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
         width = max(_NARROWEST, held // max(1, len(rows)))
-        headroom = _HEADROOM if rows.dtype is torch.float32 else 0.0
-        shift = torch.full((len(rows), 1), -math.inf, device=rows.device)  # what is taken from the exponents
+        headroom = _HEADROOM if rows.dtype in _WHOLE else 0.0
+        precision = torch.promote_types(rows.dtype, torch.float32)
+        shift = torch.full((len(rows), 1), -math.inf, dtype=precision, device=rows.device)
         mass = torch.zeros_like(shift)  # the sum of exponentials
         aimed, bend = torch.zeros_like(shift), torch.ones_like(shift)  # the targets' logits and slopes
-        gradient = torch.zeros(rows.shape, device=rows.device) if rows.requires_grad else None
+        gradient = torch.zeros(rows.shape, dtype=precision, device=rows.device) if rows.requires_grad else None
         for start in range(0, len(weight), width):
             columns = weight[start : start + width].to(rows.dtype)
             logits, slope = _bent(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
@@ -88,6 +90,7 @@ class _UnembeddedLoss(torch.autograd.Function):
             mass.add_(part)
             if gradient is not None:
                 gradient.add_(_pull(exponentials if slope is None else exponentials.mul_(slope), part, columns))
+        shrink = torch.ones_like(shift)
         if shared:
             highest = ranks.largest(shift.clone())
             shrink = (shift - highest).exp()
@@ -107,15 +110,16 @@ class _UnembeddedLoss(torch.autograd.Function):
 
 def _pull(exponentials: Tensor, part: Tensor, columns: Tensor) -> Tensor:
     """Where the rows are drawn by these columns; in half precision as shares of their sum, which cannot overflow."""
-    if columns.dtype is torch.float32:
+    if columns.dtype in _WHOLE:
         return linear(exponentials, columns.T)
     shares = exponentials / part.clamp(min=torch.finfo(part.dtype).tiny)  # all zero where other columns outweigh these
     return linear(shares.to(columns.dtype), columns.T).float() * part
 
 
 def _bent(products: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Logits in float32, and how fast they change with the products where a softcap bends them."""
-    logits = (products if bias is None else products + bias).float()
+    """Logits in float32 or float64, and how fast they change with the products where a softcap bends them."""
+    logits = products if bias is None else products + bias
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is None:
         return logits, None
     bent = torch.tanh(logits / softcap)

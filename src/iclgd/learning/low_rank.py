@@ -1,4 +1,4 @@
-"""What if the change of each weight may only have a low rank?"""
+"""Changes of low rank: each trained matrix moves by the product of two thin ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from iclgd.config import ConfigError
 from iclgd.learning.parameters import Trained
 from iclgd.seeding import torch_stream
 
@@ -14,8 +15,11 @@ from iclgd.seeding import torch_stream
 class LowRank:
     """Each trained matrix changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685); vectors do not change.
 
-    `down` starts Gaussian with variance 1/inputs and `up` at zero, so that the model starts unchanged. Gradients follow
-    from the whole weight's by the chain rule. In a fused projection keys and values share one pair of factors.
+    `up` starts at zero, so that the model starts unchanged. `down` starts Gaussian with variance
+    1 / sqrt(rank * inputs): a first step G at rate lr then changes the weight by lr G down' down, whose norm is on
+    average that of lr G, so that full rank's rate fits. (With LoRA's usual 1 / inputs it is sqrt(rank / inputs) of it.)
+    Gradients follow from the whole weight's by the chain rule. What is trained of a fused projection shares
+    one pair of factors.
     """
 
     def __init__(self, trained: Sequence[Trained], rank: int, seed: int) -> None:
@@ -25,10 +29,12 @@ class LowRank:
             if item.parameter.ndim < 2:
                 continue
             matrix = self._matrix(item, item.parameter.detach())
-            down = torch.randn(rank, matrix.shape[1], generator=noise) / matrix.shape[1] ** 0.5
+            down = torch.randn(rank, matrix.shape[1], generator=noise) / (rank * matrix.shape[1]) ** 0.25
             up = torch.zeros(matrix.shape[0], rank)
             leaves = [nn.Parameter(tensor.to(item.parameter.device)) for tensor in (up, down)]
             self.pairs.append((item, item.parameter.detach().clone(), leaves[0], leaves[1]))
+        if not self.pairs:
+            raise ConfigError("finetune.rank changes matrices, and finetune.trainable names none: set it to null")
         self.index = [i for i, item in enumerate(trained) if item.parameter.ndim >= 2]
         self.leaves = [leaf for _, _, up, down in self.pairs for leaf in (up, down)]
 
@@ -40,7 +46,7 @@ class LowRank:
     @staticmethod
     def _columns(item: Trained) -> bool:
         layout = item.model.anatomy.layout
-        return layout is not None and layout.columns and not item.key_value_only
+        return layout is not None and layout.columns and not item.parts
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Turn the whole weights' gradients into the factors'."""

@@ -5,7 +5,6 @@ A user's own objective is a function of the same form, named in its yaml by a do
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from iclgd.choices import Exit
 from iclgd.config import ConfigError, FinetuneConfig
+from iclgd.imports import imported
 from iclgd.learning.losses import Sequence, unembedded_loss
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
@@ -162,16 +162,11 @@ def resolve_objective(name: str, key: str = "finetune.objective") -> Objective:
     """
     if name in _OBJECTIVES:
         return _OBJECTIVES[name]
-    module, _, function = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), function) if module else None
-    except (ImportError, AttributeError):
-        found = None
+    if "." not in name:
+        raise ConfigError(f"{key}={name} is none of {', '.join(_OBJECTIVES)}; one of yours is named module.function")
+    found = imported(name, key)
     if not callable(found):
-        known = ", ".join(_OBJECTIVES)
-        raise ConfigError(
-            f"{key}={name} is not an objective: write one of {known}, or package.module.function of yours"
-        )
+        raise ConfigError(f"{key}={name} is a {type(found).__name__}: an objective is a function")
     return cast(Objective, found)
 
 

@@ -1,7 +1,8 @@
-"""Which numbers does finetuning change, and how are they put back?"""
+"""The parameters that finetuning changes, chosen by name, and how they are put back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from iclgd.models.offload import resident
 
 @dataclass(frozen=True)
 class Trained:
-    """One parameter of one layer that is trained, whole or (in a fused projection) its keys and values only.
+    """One parameter of one layer that is trained, whole or, in a fused projection, some of queries, keys and values.
 
     Attributes:
         layer: the block.
         name: the parameter's, from the block.
         module: what owns it.
         key: what it is called there.
-        key_value_only: whether only the keys' and values' part of it is trained.
+        parts: which of `q`, `k` and `v` of a fused projection are trained; empty for the whole parameter.
         model: the model.
     """
 
@@ -35,7 +36,7 @@ class Trained:
     name: str
     module: nn.Module
     key: str
-    key_value_only: bool
+    parts: str
     model: LanguageModel
 
     @property
@@ -44,29 +45,40 @@ class Trained:
         return self.module.get_parameter(self.key)
 
     def part(self, tensor: Tensor) -> Tensor:
-        """What is trained of the parameter, or of a tensor of its shape: a view, or a copy where processes share it."""
-        tensor = ranks.whole(tensor)
-        return self.model.anatomy.key_value_view(tensor) if self.key_value_only else tensor
+        """What is trained of the parameter, or of a tensor of its shape, to be read; `write` changes it."""
+        tensor, layout = ranks.whole(tensor), self.model.anatomy.layout
+        return layout.of_parameter(tensor, self.parts) if layout and self.parts else tensor
+
+    def matrices(self, part: Tensor) -> list[Tensor]:
+        """The matrices of which `part` is made, as views: in a fused projection, keys and values apart."""
+        layout = self.model.anatomy.layout
+        if layout is None or not self.key_value_only:
+            return [part]
+        return [part[:, : layout.keys], part[:, layout.keys :]]
 
     def write(self, tensor: Tensor, part: Tensor) -> None:
         """Set what is trained of the parameter, or of a tensor of its shape."""
-        whole = ranks.whole(tensor)
-        self.part(whole).copy_(part)
+        whole, layout = ranks.whole(tensor), self.model.anatomy.layout
+        if layout and self.parts:
+            layout.write(whole, self.parts, part)
+        else:
+            whole.copy_(part)
         if ranks.is_split(tensor):
             ranks.put(tensor, whole)
 
 
-def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[int] | None) -> list[Trained]:
+def trained_parameters(model: LanguageModel, kind: str | Sequence[str], layers: Sequence[int] | None) -> list[Trained]:
     """The parameters that a variant trains, from the input side up.
 
     Args:
         model: the model.
-        kind: keys and values (weights and biases of their projections), all of attention, the feed-forward part, or
-            the whole block. Embeddings, the final norm and the unembedding are never trained.
+        kind: one choice or several: `q`, `k`, `v`, `o` (weights and biases of these projections), `attn_kv` (keys and
+            values), `attention`, `mlp`, `all` (the whole block), or a regular expression that is searched for in the
+            names of a block's parameters. Embeddings, the final norm and the unembedding are never trained.
         layers: which blocks; None for all.
 
     Raises:
-        ConfigError: a layer that the model does not have.
+        ConfigError: a layer that the model does not have, or a choice that names no parameter.
     """
     chosen = range(model.layers) if layers is None else layers
     beyond = [layer for layer in chosen if layer >= model.layers]
@@ -76,25 +88,44 @@ def trained_parameters(model: LanguageModel, kind: Trainable, layers: Sequence[i
         )
     found = []
     for layer in chosen:
-        for module, prefix, key_value_only in _modules(model, kind, layer):
-            found += [
-                Trained(layer, f"{prefix}.{name}", module, name, key_value_only, model)
-                for name, _ in module.named_parameters()
-            ]
+        parts = _parts(model, [kind] if isinstance(kind, str) else kind, layer)
+        block = model.anatomy.blocks[layer]
+        for name, _ in block.named_parameters():
+            if name in parts:
+                owner, _, key = name.rpartition(".")
+                found.append(Trained(layer, name, block.get_submodule(owner), key, parts[name], model))
     return found
 
 
-def _modules(model: LanguageModel, kind: Trainable, layer: int) -> list[tuple[nn.Module, str, bool]]:
-    family = model.anatomy.family
-    if kind is Trainable.attn_kv:
-        fused = model.anatomy.layout is not None
-        attention = model.anatomy.attention(layer)
-        return [(attention.get_submodule(name), f"{family.attention}.{name}", fused) for name in family.key_value]
-    if kind is Trainable.attention:
-        return [(model.anatomy.attention(layer), family.attention, False)]
-    if kind is Trainable.mlp:
-        return [(model.anatomy.part(layer, name), name, False) for name in family.mlp]
-    return [(model.anatomy.blocks[layer], "block", False)]
+def _parts(model: LanguageModel, choices: Sequence[str], layer: int) -> dict[str, str]:
+    """What is trained of each chosen parameter of a block: letters of a fused projection, or all of it (empty)."""
+    names = [name for name, _ in model.anatomy.blocks[layer].named_parameters()]
+    parts: dict[str, str] = {}
+    for choice in choices:
+        matches = _matches(model, choice, layer, names)
+        if not matches:
+            raise ConfigError(
+                f"finetune.trainable={choice} names no parameter of block {layer}: choose one of "
+                f"{', '.join(Trainable)}, or a regular expression for one of {', '.join(names)}"
+            )
+        for name, letters in matches.items():
+            before = parts.get(name, letters)
+            parts[name] = "".join(p for p in "qkv" if p in before + letters) if before and letters else ""
+    return parts
+
+
+def _matches(model: LanguageModel, choice: str, layer: int, names: Sequence[str]) -> dict[str, str]:
+    anatomy = model.anatomy
+    if choice in (Trainable.q, Trainable.k, Trainable.v, Trainable.o, Trainable.attn_kv):
+        paths = {module: path for path, module in anatomy.blocks[layer].named_modules()}
+        letters = "kv" if choice == Trainable.attn_kv else str(choice)
+        fused = letters if anatomy.layout and letters != "o" else ""
+        prefixes = [paths[anatomy.projection(layer, letter)] for letter in letters]
+        return {name: fused for name in names if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
+    if choice in (Trainable.attention, Trainable.mlp):
+        prefixes = [anatomy.family.attention] if choice == Trainable.attention else anatomy.family.mlp
+        return {name: "" for name in names if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
+    return {name: "" for name in names if choice == Trainable.all or re.search(choice, name)}
 
 
 @contextmanager
@@ -141,7 +172,7 @@ def update_ranks(trained: Sequence[Trained], before: Sequence[Tensor], layers: i
     ranks = torch.full((layers,), float("nan"))
     for item, original in zip(trained, before, strict=True):
         part, was = item.part(item.parameter.detach()), item.part(original)
-        if part.ndim < 2 or (item.key_value_only and original.ndim < 2):
+        if original.ndim < 2:
             continue
         change = (part.double() - was.double()).flatten(0, -2)
         values = torch.linalg.svdvals(change)

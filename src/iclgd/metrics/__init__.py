@@ -3,7 +3,7 @@
 Bare names in conf/metric are looked up among the functions of the modules imported here.
 """
 
-from iclgd.metrics import attention_maps, distributions, geometry, predictions, training_attention, updates
+from iclgd.metrics import attention_maps, distributions, geometry, predictions, training_attention, updates, weights
 from iclgd.metrics.predictions import flipped
 from iclgd.metrics.registry import find, measure, metric, required_inputs
 from iclgd.metrics.summary import summarise, to_frame
@@ -22,4 +22,5 @@ __all__ = [
     "to_frame",
     "training_attention",
     "updates",
+    "weights",
 ]

@@ -87,3 +87,16 @@ def sim_am_delta(
         Values in [-1, 1], averaged over heads only. Heads without a cosine are left out; NaN where none has one.
     """
     return sim_am_delta_by_head(a, b, zsl).nanmean(-1)
+
+
+@metric
+def context_mass(mass: Float[Tensor, "example layer head"]) -> Float[Tensor, "example layer head"]:
+    """The share l of the query's attention that goes to the context, bos left out.
+
+    Attention with context is exactly A(C, x) = l A_C + (1 - l) A_x, with A_C and A_x its output over the context's
+    tokens and over all others: a context can move a head no further than this share.
+
+    Returns:
+        Values in [0, 1], unaveraged.
+    """
+    return mass

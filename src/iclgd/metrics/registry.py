@@ -1,4 +1,4 @@
-"""Which function takes a score, and where do its arguments come from?
+"""The function that takes a score, and where its arguments come from.
 
 A metric is a yaml in conf/metric and a pure function of tensors. The function is named by its bare name if this
 package has it, or by a dotted path to one of the user's own; its arguments are named by path in the evidence.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from iclgd.config import ConfigError, ScoreConfig
+from iclgd.imports import imported
 from iclgd.records import Evidence, Recording, Score, Trace
 
 Metric = Callable[..., Tensor]
@@ -38,15 +38,11 @@ def find(name: str) -> Metric:
     """
     if name in _METRICS:
         return _METRICS[name]
-    module, dot, attribute = name.rpartition(".")
-    if not dot:
+    if "." not in name:
         near = difflib.get_close_matches(name, _METRICS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(_METRICS))}"
         raise ConfigError(f"no metric function is called {name!r}: {hint} (one of yours needs a dotted path)")
-    try:
-        function: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"the metric function {name!r} cannot be imported: {error}") from error
+    function: Any = imported(name, "function")
     if not isinstance(function, Callable):
         raise ConfigError(f"{name!r} is a {type(function).__name__}: a metric needs a function")
     return function

@@ -1,4 +1,4 @@
-"""What does a run's table of unaveraged scores come to? The one place where scores are averaged and bootstrapped.
+"""Summaries of a run's unaveraged scores: the one place where scores are averaged.
 
 A mean is taken over examples within each layer, then over layers; what is undefined (NaN) is left out of both and
 counted. Intervals are over queries: for these demonstrations, had other queries been asked.
@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from iclgd.metrics.statistics import cluster_bootstrap, mean_of_means, nanmean
+from iclgd.config import ScoreConfig
 from iclgd.records import Score
-from iclgd.seeding import numpy_stream
+from iclgd.statistics import mean_interval, mean_of_means, nanmean, shares_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,39 +25,24 @@ Array = np.ndarray
 
 
 def summarise(
-    scores: Mapping[str, Score], flipped: Bool[Tensor, " example"], bootstrap: int, seed: int
+    scores: Mapping[str, Score], flipped: Bool[Tensor, " example"], specs: Mapping[str, ScoreConfig] | None = None
 ) -> dict[str, Any]:
     """The content of scores.json: every score's mean, by layer and overall, with its interval.
 
     Args:
-        scores: unaveraged, by name. `accuracy/zsl` and `accuracy/icl` stand together under `accuracy`.
+        scores: unaveraged, by name.
         flipped: which examples go from wrong to right in both ICL and FT; scores are also taken over these alone.
-        bootstrap: resamples for the 95 % percentile intervals; 0 leaves them out.
-        seed: of the intervals; each score has a random stream of its own, so that one score more changes no other.
+        specs: which scores are shares, and between which limits scores lie; the intervals follow from that.
 
     Returns:
         By score {"mean", "layers", "n", "undefined", "ci", "flipped"}: n examples of which `undefined` values are
-        NaN; `ci` is null below two examples and n, ci and flipped are null without examples; layers is empty without
-        layers; with heads there is also "heads", [layer][head]. Grouped scores without layers are
-        {child: mean, ..., "ci": {child: ...}, "n", "undefined": {child: ...}}. Numbers have 12 significant digits,
+        NaN. `ci` is the 95 % interval over the queries of this one draw; it is null where fewer than three examples
+        are defined or all are equal (a share has one then). n, ci and flipped are null without examples; layers is
+        empty without layers; with heads there is also "heads", [layer][head]. Numbers have 12 significant digits,
         more than any recording's precision and few enough that the order of a sum does not show; NaN is null.
     """
-    result: dict[str, Any] = {}
-    chosen = flipped.cpu()
-    for name, score in scores.items():
-        summary = _with_flipped(name, score, chosen, bootstrap, seed)
-        group, grouped, child = name.partition("/")
-        if not grouped:
-            result[name] = summary
-        elif summary["layers"]:
-            result.setdefault(group, {})[child] = summary
-        else:
-            members = result.setdefault(group, {})
-            members[child] = summary["mean"]
-            members.setdefault("ci", {})[child] = summary["ci"]
-            members["n"] = summary["n"]
-            members.setdefault("undefined", {})[child] = summary["undefined"]
-    return result
+    chosen, known = flipped.cpu(), specs or {}
+    return {name: _with_flipped(name, score, chosen, known.get(name, ScoreConfig())) for name, score in scores.items()}
 
 
 def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
@@ -87,23 +72,24 @@ def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).astype({"example": np.int64, "layer": np.int64})
 
 
-def _with_flipped(name: str, score: Score, chosen: Tensor, bootstrap: int, seed: int) -> dict[str, Any]:
-    summary = _summary(name, score, bootstrap, seed)
+def _with_flipped(name: str, score: Score, chosen: Tensor, spec: ScoreConfig) -> dict[str, Any]:
+    summary = _summary(score, spec)
     if "example" not in score.axes:
         return {**summary, "flipped": None}
     axis = score.axes.index("example")
     if score.values.shape[axis] != len(chosen):
         raise ValueError(f"score {name} has {score.values.shape[axis]} examples, but flipped has {len(chosen)}")
     subset = Score(score.values.cpu().index_select(axis, chosen.nonzero()[:, 0]), score.axes)
-    return {**summary, "flipped": _summary(f"{name}/flipped", subset, bootstrap, seed)}
+    return {**summary, "flipped": _summary(subset, spec)}
 
 
-def _summary(name: str, score: Score, bootstrap: int, seed: int) -> dict[str, Any]:
+def _summary(score: Score, spec: ScoreConfig) -> dict[str, Any]:
     values = _by_example_and_layer(score)
     has_examples, has_layers = "example" in score.axes, "layer" in score.axes
     ci = None
     if has_examples:
-        interval = cluster_bootstrap(values, bootstrap, numpy_stream(f"bootstrap/{name}", seed))
+        limits = None if spec.limits is None else (spec.limits[0], spec.limits[1])
+        interval = shares_interval(values) if spec.share else mean_interval(values, limits)
         ci = None if math.isnan(interval.low) else [_number(interval.low), _number(interval.high)]
     summary = {
         "mean": _number(mean_of_means(values)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,3 +89,40 @@ def update_norm_ratio(
         return norm(difference(ft, zsl)) / context.where(context != 0, float("nan"))
 
     return by_examples(ratio, icl, ft, zsl)
+
+
+@metric
+def sim_centred(
+    icl: Float[Tensor, "example layer d_model"],
+    ft: Float[Tensor, "example layer d_model"],
+    zsl: Float[Tensor, "example layer d_model"],
+) -> Float[Tensor, "example layer"]:
+    """Cosine of the two updates with each one's mean over examples taken away: do they treat queries alike?
+
+    A shift that all queries share, as any finetuning has, counts for nothing here.
+
+    Returns:
+        Values in [-1, 1], unaveraged. NaN where an update is exactly the mean, as it is for a single example.
+    """
+
+    def of_layer(icl: Tensor, ft: Tensor, zsl: Tensor) -> Tensor:
+        first, second = difference(icl, zsl), difference(ft, zsl)
+        return cosine(first - first.nanmean(0), second - second.nanmean(0))
+
+    return torch.stack([of_layer(icl[:, i], ft[:, i], zsl[:, i]) for i in range(zsl.shape[1])], dim=1)
+
+
+@metric
+def additivity(
+    icl: Float[Tensor, "example layer d_model"],
+    zsl: Float[Tensor, "example layer d_model"],
+    one_shot: Float[Tensor, "example layer d_model"],
+) -> Float[Tensor, "example layer"]:
+    """Cosine between the update that all demonstrations make and the sum of those that each makes alone.
+
+    A gradient step on a sum of losses is the sum of the steps on each; softmax attention shares one mass among all.
+
+    Returns:
+        Values in [-1, 1], unaveraged; 1 for a single demonstration. NaN where either is exactly zero.
+    """
+    return by_examples(lambda i, z, s: cosine(difference(i, z), s), icl, zsl, one_shot)

@@ -226,12 +226,17 @@ class Anatomy:
         return hidden
 
     def unembed(self, finished: Tensor) -> Tensor:
-        """Logits in float32, from `finish`ed hidden states [..., d_model]; half products would tie labels."""
+        """Logits in float32 (float64 of a float64 model), from `finish`ed hidden states [..., d_model].
+
+        Half products would tie labels.
+        """
         with resident([self.unembedding]):
             vocabulary = len(cast(Tensor, self.unembedding.weight))
             weight, _ = ranks.mine(self.unembedding.weight)
             bias, _ = ranks.mine(getattr(self.unembedding, "bias", None))
-            logits = linear(finished.to(weight.device).float(), weight, None if bias is None else bias.float())
+            precision = torch.promote_types(weight.dtype, torch.float32)
+            bias = None if bias is None else bias.to(precision)
+            logits = linear(finished.to(weight.device, precision), weight, bias)
         logits = ranks.joined(logits, -1, vocabulary)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 

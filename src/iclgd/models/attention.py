@@ -37,6 +37,7 @@ class AttentionPass:
         prefix: keys and values of the shared prefix, by layer.
         keep_keys: keep this pass's own keys and values (it is the pass over the prefix itself).
         keep_context: also record scores with the prefix's tokens, summed over heads.
+        mass_from: also record the share of attention that goes to the prefix's tokens from this place on, by head.
         keep_queries: also record the attention queries of the last token (`last`) or of every token (`all`).
     """
 
@@ -45,11 +46,13 @@ class AttentionPass:
     prefix: list[KeyValues] | None = None
     keep_keys: bool = False
     keep_context: bool = False
+    mass_from: int | None = None
     keep_queries: str | None = None
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
     context_scores: dict[int, Float[Tensor, "example context"]] = field(default_factory=dict)
+    context_mass: dict[int, Float[Tensor, "example head"]] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
 
     def prefix_length(self) -> int:
@@ -106,6 +109,11 @@ def recorded_attention(
     return _attend(query, key, value, prefix, now, rule).transpose(1, 2).contiguous(), None
 
 
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is in float64."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class _Rule:
     scale: float
@@ -121,21 +129,36 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     now.calls.append(layer)
     if now.keep_keys:
         return
-    last = now.last(query, 2).float()  # example head head_dim
+    last = precise(now.last(query, 2))  # example head head_dim
     groups = query.shape[1] // key.shape[1]
     grouped = last.unflatten(1, (key.shape[1], groups))
-    own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, key.float()).flatten(1, 2))
+    own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, precise(key)).flatten(1, 2))
     now.scores[layer] = _blank_unseen(own, now, rule.window)
-    if now.keep_context and prefix is not None:
-        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, prefix[0][0].float())).sum(dim=(1, 2))
+    if (now.keep_context or now.mass_from is not None) and prefix is not None:
+        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
         if rule.window is not None:
-            distance = now.lengths.to(seen.device)[:, None] + torch.arange(seen.shape[1], 0, -1, device=seen.device) - 1
-            seen = seen.masked_fill(distance >= rule.window, float("nan"))
-        now.context_scores[layer] = seen
+            places = torch.arange(seen.shape[-1], 0, -1, device=seen.device)
+            distance = now.lengths.to(seen.device)[:, None] + places - 1
+            seen = seen.masked_fill((distance >= rule.window)[:, None], float("nan"))
+        record_context(now, layer, seen, now.scores[layer])
     if now.keep_queries == "last":
         now.queries[layer] = (last * rule.scale).flatten(1)
     elif now.keep_queries == "all":
-        now.queries[layer] = (query.float() * rule.scale).transpose(1, 2).flatten(2)
+        now.queries[layer] = (precise(query) * rule.scale).transpose(1, 2).flatten(2)
+
+
+def record_context(
+    now: AttentionPass,
+    layer: int,
+    context: Float[Tensor, "example head context"],
+    own: Float[Tensor, "example head key"],
+) -> None:
+    """Keep what is wanted of the last token's scores with the prefix; NaN where a token is not visible."""
+    if now.keep_context:
+        now.context_scores[layer] = context.sum(dim=1)
+    if now.mass_from is not None:
+        shares = torch.cat([context, own], dim=-1).nan_to_num(nan=float("-inf")).softmax(-1)
+        now.context_mass[layer] = shares[..., now.mass_from : context.shape[-1]].sum(-1)
 
 
 def _blank_unseen(
@@ -200,11 +223,11 @@ def _with_log_mass(
             query, key, value, None, True, 0.0, causal, scale=scale
         )
         return out, mass[..., : query.shape[2]]
-    scores = (query.float() @ key.float().transpose(-1, -2)) * scale
+    scores = (precise(query) @ precise(key).transpose(-1, -2)) * scale
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
-    return (scores.softmax(-1) @ value.float()).to(query.dtype), scores.logsumexp(-1)
+    return (scores.softmax(-1) @ precise(value)).to(query.dtype), scores.logsumexp(-1)
 
 
 def _attend_densely(
@@ -219,7 +242,7 @@ def _attend_densely(
         value = torch.cat([prefix[1].expand(batch, -1, -1, -1), value], dim=2)
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    scores = rule.scores((query @ key.transpose(-1, -2)).float())
+    scores = rule.scores(precise(query @ key.transpose(-1, -2)))
     visible = visible_keys(query.shape[2], before, rule.window, now, query.device)
     scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
     return scores.softmax(-1).to(value.dtype) @ value

@@ -34,6 +34,7 @@ def forward(
     """
     token_ids = token_ids.to(model.device)
     arguments = _arguments(model, token_ids, now)
+    _refuse_two_sides(model, now)
     watch: AbstractContextManager[None] = nullcontext()
     if not model.anatomy.family.interface:
         watch = intercepted(model.anatomy, now, *token_ids.shape)
@@ -48,6 +49,27 @@ def forward(
         cache = output.past_key_values
         now.keys_and_values = {i: (entry.keys, entry.values) for i, entry in enumerate(cache.layers)}
     return output.last_hidden_state
+
+
+def _refuse_two_sides(model: LanguageModel, now: AttentionPass) -> None:
+    """Refuse a prefix whose keys were turned by other angles than this pass turns its queries.
+
+    transformers chooses longrope's and dynamic NTK's angles by the length of each pass, so that a prefix within the
+    original window and a batch that reaches beyond it do not fit together (Phi-3: outputs off by 29 to 43 %).
+    """
+    config = model.network.config
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "dynamic"):
+        return
+    window = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    window = int(window or config.max_position_embeddings)
+    before, reach = now.prefix_length(), now.prefix_length() + int(now.lengths.max())
+    if 0 < before <= window < reach:
+        raise UnsupportedModelError(
+            f"{type(model.network).__name__} turns positions by other angles beyond its original window of {window} "
+            f"tokens: a context of {before} tokens and a prompt that ends at {reach} stand on two sides of it; lower "
+            "task.shots so that all prompts end within it"
+        )
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
-from iclgd.models.attention import AttentionPass, visible_keys
+from iclgd.models.attention import AttentionPass, precise, record_context, visible_keys
 from iclgd.models.hooks import hooks
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
@@ -55,7 +55,7 @@ class _Watch(TorchFunctionMode):
         now.calls.append(layer)
         if now.keep_keys:
             return
-        scores = scores.detach().reshape(self.batch, heads, scores.shape[-2], scores.shape[-1]).float()
+        scores = precise(scores.detach().reshape(self.batch, heads, scores.shape[-2], scores.shape[-1]))
         scores = scores.masked_fill(scores < torch.finfo(scores.dtype).min / 4, float("nan"))
         before = now.prefix_length()
         last = now.last(scores, 2)  # example head key
@@ -69,8 +69,8 @@ class _Watch(TorchFunctionMode):
             own = own.gather(2, order[:, None].expand_as(own))
         beyond = torch.arange(width, device=own.device) >= now.lengths.to(own.device)[:, None]
         now.scores[layer] = own.masked_fill(beyond[:, None], float("nan"))
-        if now.keep_context and before:
-            now.context_scores[layer] = last[..., :before].sum(dim=1)
+        if before:
+            record_context(now, layer, last[..., :before], now.scores[layer])
         if now.keep_queries and self.query is not None:
             self.take_query(layer, self.query)
 
@@ -79,7 +79,7 @@ class _Watch(TorchFunctionMode):
         self.layer, self.bias = layer, None
         if (alibi := kwargs.get("alibi")) is not None:
             own = alibi.reshape(self.batch, self.anatomy.shape.heads, -1)[..., self.now.prefix_length() :]
-            self.bias = self.now.last(own, 2).float() * float(cast(Any, module).beta)
+            self.bias = precise(self.now.last(own, 2)) * float(cast(Any, module).beta)
 
     def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Attention of this layer is over."""
@@ -87,7 +87,7 @@ class _Watch(TorchFunctionMode):
 
     def take_query(self, layer: int, query: Tensor) -> None:
         now, shape = self.now, self.anatomy.shape
-        query = query.detach().reshape(self.batch, shape.heads, -1, shape.head_dim).float()
+        query = precise(query.detach().reshape(self.batch, shape.heads, -1, shape.head_dim))
         if self.anatomy.family.scales_scores:
             query = query * shape.head_dim**-0.5
         if now.keep_queries == "last":

@@ -23,6 +23,8 @@ class LanguageModel:
     Attributes:
         identity: what its numbers depend on (name, revision, weights, dtype, sha256 of its files), for cache keys
             and environment.json.
+        first_layer_sees_context: whether the first layer's attention scores with a query's own tokens depend on what
+            stands before it; under rotary positions they do not.
         notes: what a reader should know, such as that input and output embeddings are tied.
     """
 
@@ -31,6 +33,7 @@ class LanguageModel:
     tokenizer: Any
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    first_layer_sees_context: bool = True
 
     @property
     def device(self) -> torch.device:

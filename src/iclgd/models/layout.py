@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -41,15 +42,26 @@ class Layout:
     columns: bool = False
 
     def outputs(self, tensor: Tensor, part: str, axis: int) -> Float[Tensor, "group head head_dim *rest"]:
-        """The view of a part (`q`, `k`, `v` or `kv`) of a tensor whose `axis` is the projection's output."""
+        """A part (`q`, `k`, `v`, or several, in this order) of a tensor whose `axis` is the projection's output.
+
+        It is a view, but for `qv`, which is a copy.
+        """
         ends = {"q": 0, "k": self.queries, "v": self.queries + self.keys, "": self.queries + 2 * self.keys}
-        stop = {"q": "k", "k": "v", "v": "", "kv": ""}[part]
+        after = {"q": "k", "k": "v", "v": ""}
+        if part == "qv":
+            return torch.cat([self.outputs(tensor, letter, axis) for letter in part], dim=1)
         heads = tensor.movedim(axis, 0).unflatten(0, (-1, ends[""], self.head_dim))
-        return heads[:, ends[part[0]] : ends[stop]]
+        return heads[:, ends[part[0]] : ends[after[part[-1]]]]
 
     def of_parameter(self, parameter: Tensor, part: str) -> Float[Tensor, "group head head_dim *rest"]:
-        """The view of a part of the projection's weight or bias (or of a gradient): writing to it writes there."""
+        """A part of the projection's weight or bias (or of a gradient), as `outputs` gives it."""
         return self.outputs(parameter, part, -1 if self.columns else 0)
+
+    def write(self, parameter: Tensor, part: str, values: Float[Tensor, "group head head_dim *rest"]) -> None:
+        """Set a part of the projection's weight or bias."""
+        views = [self.of_parameter(parameter, letter) for letter in part]
+        for view, new in zip(views, values.split([view.shape[1] for view in views], dim=1), strict=True):
+            view.copy_(new)
 
 
 def _rows(shape: Shape, _: PretrainedConfig) -> Layout:

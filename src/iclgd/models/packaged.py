@@ -1,4 +1,4 @@
-"""The GGUF file inside a Python package, converted once to safetensors in the user's cache, so that it loads quickly."""
+"""The GGUF file inside a Python package, converted once to safetensors in the user's cache: it loads quickly."""
 
 from __future__ import annotations
 

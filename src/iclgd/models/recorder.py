@@ -5,25 +5,29 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from iclgd import ranks
 from iclgd.choices import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward
-from iclgd.models.hooks import hooks
+from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import Recording
 
 log = logging.getLogger(__name__)
 
 Tokens = tuple[int, ...]
+Around = Callable[
+    [Int[Tensor, "example token"], AttentionPass, Int[Tensor, " example"]], AbstractContextManager[object]
+]
 
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 512, 16384  # a pass: what stays in a CPU's cache, what fills a GPU
 
@@ -45,6 +49,7 @@ class RecordPlan:
         at_first_label_token: the published code's reading: append the first option's first token and record there.
         batch_tokens: how many own tokens share a pass, halved when memory runs out; None: what suits the device.
         padding: how sequences of unequal length share a batch.
+        bos: how many tokens stand first in every context and are none of it.
         mean_label: score options of several tokens by the mean log-probability of their tokens, else by the sum.
     """
 
@@ -52,6 +57,7 @@ class RecordPlan:
     at_first_label_token: bool = False
     batch_tokens: int | None = None
     padding: Padding = Padding.right
+    bos: int = 0
     mean_label: bool = True
 
 
@@ -66,6 +72,10 @@ class _Probe:
     recorded: bool
 
 
+def _nothing(*_: object) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 @torch.inference_mode()
 def record(
     model: LanguageModel,
@@ -73,6 +83,7 @@ def record(
     context: Tokens,
     plan: RecordPlan,
     advance: Callable[[int], object] = lambda _: None,
+    around: Around = _nothing,
 ) -> Recording:
     """Run every question after `context` and record it (Deutch et al. 2024, sec. 2).
 
@@ -84,6 +95,7 @@ def record(
         context: tokens before each query: bos for zsl and ft, bos and demonstrations for icl.
         plan: what to record, and how.
         advance: called with the number of questions done.
+        around: entered around each batch's pass, with its tokens, its `AttentionPass` and the lengths of its queries.
 
     Returns:
         The recording, in the order of `questions`.
@@ -96,7 +108,7 @@ def record(
     while waiting:
         batch = _batch(waiting, plan.padding, budget)
         try:
-            _run_batch(model, batch, prefix, plan, collected)
+            _run_batch(model, batch, prefix, plan, collected, around)
         except RuntimeError as error:
             if not out_of_memory(error) or len(batch) == 1 or ranks.count() > 1:  # the others would wait for this one
                 raise
@@ -149,20 +161,29 @@ def _batch(waiting: Sequence[_Probe], padding: Padding, budget: int) -> list[_Pr
 
 
 def _run_batch(
-    model: LanguageModel, batch: Sequence[_Probe], prefix: Prefix | None, plan: RecordPlan, collected: _Collected
+    model: LanguageModel,
+    batch: Sequence[_Probe],
+    prefix: Prefix | None,
+    plan: RecordPlan,
+    collected: _Collected,
+    around: Around,
 ) -> None:
     now = AttentionPass(
         lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
         left=plan.padding is Padding.left,
         prefix=prefix,
         keep_context="context_scores" in plan.optional,
+        mass_from=plan.bos if "context_mass" in plan.optional else None,
         keep_queries="last" if "query_vectors" in plan.optional else None,
     )
     width = max(len(probe.token_ids) for probe in batch)
-    padded = [_pad(probe.token_ids, width, now.left) for probe in batch]
-    with added_outputs(model, now) as added:
-        hidden = forward(model, torch.tensor(padded), now)
-    collected.take_attention(batch, now, added)
+    padded = torch.tensor([_pad(probe.token_ids, width, now.left) for probe in batch])
+    blocks: dict[int, Tensor] = {}
+    watch = _last_outputs(model.anatomy.blocks, now, blocks) if "block_output" in plan.optional else nullcontext()
+    asked = torch.tensor([probe.query_length for probe in batch])
+    with around(padded, now, asked), added_outputs(model, now) as added, watch:
+        hidden = forward(model, padded, now)
+    collected.take_attention(batch, now, added, blocks)
     _score_options(model, batch, hidden, now, plan, collected)
 
 
@@ -175,12 +196,17 @@ def _pad(token_ids: Tokens, width: int, left: bool) -> Tokens:
 def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
     """By layer, what attention adds to the residual stream at each sequence's last token."""
     added: dict[int, Tensor] = {}
-
-    def keep(layer: int, _module: nn.Module, _args: object, output: Tensor) -> None:
-        added[layer] = now.last(output, 1)
-
-    with hooks(after=[(model.anatomy.added(layer), partial(keep, layer)) for layer in range(model.layers)]):
+    with _last_outputs([model.anatomy.added(layer) for layer in range(model.layers)], now, added):
         yield added
+
+
+def _last_outputs(
+    modules: Sequence[nn.Module], now: AttentionPass, kept: dict[int, Tensor]
+) -> AbstractContextManager[None]:
+    def keep(layer: int, _module: nn.Module, _args: object, output: Any) -> None:
+        kept[layer] = now.last(hidden_of(output), 1)
+
+    return hooks(after=[(module, partial(keep, layer)) for layer, module in enumerate(modules)])
 
 
 def _score_options(
@@ -231,7 +257,9 @@ class _Collected:
         self.next_token: list[Tensor] = [torch.empty(0)] * examples
         self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
 
-    def take_attention(self, batch: Sequence[_Probe], now: AttentionPass, added: dict[int, Tensor]) -> None:
+    def take_attention(
+        self, batch: Sequence[_Probe], now: AttentionPass, added: dict[int, Tensor], blocks: dict[int, Tensor]
+    ) -> None:
         rows = [row for row, probe in enumerate(batch) if probe.recorded]
         if not rows:
             return
@@ -240,8 +268,12 @@ class _Collected:
         kept = {"attention_output": added, "attention_scores": scores}
         if now.keep_context and now.context_scores:
             kept["context_scores"] = now.context_scores
+        if now.context_mass:
+            kept["context_mass"] = now.context_mass
         if now.keep_queries:
             kept["query_vectors"] = now.queries
+        if blocks:
+            kept["block_output"] = blocks
         stacked = {name: _stacked([layers[i][rows] for i in range(len(layers))]) for name, layers in kept.items()}
         stacked = {name: self._of_all_heads(name, tensor).cpu() for name, tensor in stacked.items()}
         self.batches.append(([batch[row].example for row in rows], stacked))
@@ -251,7 +283,8 @@ class _Collected:
         shape = self.model.anatomy.shape
         if self.model.own_heads == shape.heads:
             return tensor
-        sizes = {"attention_scores": shape.heads, "query_vectors": shape.heads * shape.head_dim}
+        heads = shape.heads
+        sizes = {"attention_scores": heads, "context_mass": heads, "query_vectors": heads * shape.head_dim}
         if name in sizes:
             return ranks.joined(tensor, 2, sizes[name])
         return ranks.summed(tensor) if name == "context_scores" else tensor
@@ -275,6 +308,8 @@ class _Collected:
             context_scores=joined.get("context_scores"),
             query_vectors=joined.get("query_vectors"),
             next_token_log_probs=next_token,
+            block_output=joined.get("block_output"),
+            context_mass=joined.get("context_mass"),
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iclgd import ranks
 from iclgd.models.anatomy import Anatomy, UnsupportedModelError
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention import AttentionPass, precise
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
@@ -43,6 +43,23 @@ def check(model: LanguageModel, before: Callable[[], None]) -> None:
         _refuse(model, f"its parts are not what iclgd/models/anatomy.py says ({' '.join(str(error).split())[:200]})")
 
 
+@torch.inference_mode()
+def first_layer_sees_context(model: LanguageModel) -> bool:
+    """Whether the first layer's attention scores with own tokens depend on what stands before them.
+
+    Under rotary positions or ALiBi they cannot: they are products of the tokens' own embeddings and distances, and
+    differ between contexts by rounding alone. Learned or sinusoidal positions are added to the embeddings, and depend.
+    """
+    tokens, scores = _some_tokens(model), []
+    for context in (tokens[:_PREFIX], tokens[:1]):
+        now = AttentionPass(lengths=torch.tensor([_TOKENS - _PREFIX]))
+        now.prefix = encode_prefix(model, tuple(context.tolist()))
+        forward(model, tokens[None, _PREFIX:], now)
+        scores.append(now.scores[0].nan_to_num())
+    moved = (scores[0] - scores[1]).abs().max()
+    return bool(moved > _TOLERANCE[model.network.dtype] * scores[0].abs().max())
+
+
 def _check(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None:
     seen = _Seen(model)
     now = AttentionPass(lengths=torch.tensor([_TOKENS]))
@@ -70,13 +87,13 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
     network = model.network
     inputs = tokens[None].to(model.device)
     try:
-        expected = network(input_ids=inputs, use_cache=False).logits[0].float()
+        expected = precise(network(input_ids=inputs, use_cache=False).logits[0])
     except RuntimeError as error:
         _refuse(model, f"it does not run in {model.dtype} ({error}); choose another runtime.dtype")
     if not model.anatomy.family.interface and network._supports_sdpa:
         try:
             network.config._attn_implementation = "sdpa"
-            default = network(input_ids=inputs, use_cache=False).logits[0].float()
+            default = precise(network(input_ids=inputs, use_cache=False).logits[0])
         finally:
             network.config._attn_implementation = "eager"
         _agree(model, "eager attention differs from the model's default attention", expected, default)
@@ -151,7 +168,7 @@ def _agree(model: LanguageModel, what: str, found: Tensor, expected: Tensor) -> 
 def _weighted_values(model: LanguageModel, scores: Tensor, projected: Tensor) -> Tensor:
     """softmax(scores) V, from what the value projection put out [token, key_value_head, head_dim]."""
     groups = model.anatomy.shape.heads // model.anatomy.shape.key_value_heads
-    values = projected.float().repeat_interleave(groups, dim=1)
+    values = precise(projected).repeat_interleave(groups, dim=1)
     weights = scores.masked_fill(scores.isnan(), float("-inf")).softmax(dim=-1)
     return torch.einsum("ht,thd->hd", weights, values).flatten()
 
@@ -184,7 +201,7 @@ class _Seen:
             self.key_values[layer] = layout.outputs(output[0], "v", -1).flatten(0, 1).permute(2, 0, 1)
 
     def _mixed(self, layer: int, _module: object, args: tuple[Tensor, ...], _kwargs: object) -> None:
-        self.mixed[layer] = args[0][0, -1].float().flatten()
+        self.mixed[layer] = precise(args[0][0, -1]).flatten()
 
     def _block(self, layer: int, _module: object, _args: object, output: object) -> None:
         self.block_output[layer] = hidden_of(output)[0]

@@ -38,10 +38,11 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
     """
     tensors = _read(run)
     prompts = run.prompts()
+    with_label = run.config["protocol"]["record_at"] == "first_label_token"
     written = []
     for theirs, ours in SETTINGS.items():
         path = out / run.name / theirs / "record_info.jsonl"
-        _write_lines(path, _query_lines(ours, tensors, prompts))
+        _write_lines(path, _query_lines(ours, tensors, prompts, with_label))
         written.append(path)
     if _TRAINING in tensors:
         path = out / run.name / "ft" / "record_info.jsonl"
@@ -74,14 +75,15 @@ def _read(run: FinishedRun) -> dict[str, np.ndarray]:
 
 
 def _query_lines(
-    setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any]
+    setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any], with_label: bool
 ) -> Iterator[dict[str, Any]]:
     outputs, scores = tensors[f"{setting}.attention_output"], tensors[f"{setting}.attention_scores"]
     labels = tensors.get(f"{setting}.label_scores")
     contexts, queries = tensors.get(f"{setting}.context_scores"), tensors.get(f"{setting}.query_vectors")
     places = _published_places(prompts)
+    appended = int(with_label)  # the published code appends a label's first token, whose key counts
     for example, query in enumerate(prompts["queries"]):
-        keys = scores[example][:, :, : len(query["token_ids"])]
+        keys = scores[example][:, :, : len(query["token_ids"]) + appended]
         line: dict[str, Any] = {
             "self_attn_out_hiddens": _plain(outputs[example]),
             "attn_map": _plain(keys),

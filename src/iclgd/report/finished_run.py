@@ -114,6 +114,17 @@ class FinishedRun:
         return self.seed, self.permutation, int(self.config["model"].get("weights_seed") or 0)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What published numbers are looked up by."""
+        return {
+            "model.name": self.model,
+            "model.weights": self.weights,
+            "task.name": self.task,
+            "task.shots": self.shots,
+            "finetune.name": self.variant,
+        }
+
+    @property
     def diverged(self) -> bool:
         """Whether finetuning ended in a loss that was not finite."""
         return bool(self.status.get("diverged", False))

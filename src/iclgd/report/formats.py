@@ -1,4 +1,4 @@
-"""How is a table written down so that nothing in it can be taken for markup? As Markdown, LaTeX and CSV."""
+"""Numbers as text, and tables as Markdown, LaTeX and CSV in which nothing can be taken for markup."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _LATEX = {
 }  # fmt: skip
 _MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "\\~"}
 _LINK = re.compile(r"\]([(\[:])")  # what would make a bracketed text a link or an image
+UNDEFINED = "\N{EN DASH}"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -47,6 +48,32 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
     records: tuple[Mapping[str, Any], ...]
+
+
+def number(
+    mean: float, low: float = math.nan, high: float = math.nan, std: float = math.nan, share: bool = False
+) -> str:
+    """`0.110 ± 0.010 [0.085, 0.135]` over draws, `0.110 [0.090, 0.130]` for one; shares in percent, a dash for NaN."""
+    if math.isnan(mean):
+        return UNDEFINED
+    text = _digits(mean, share) + ("%" if share else "")
+    if not math.isnan(std):
+        text += f" ± {_digits(std, share)}"
+    return text if math.isnan(low) else f"{text} [{_digits(low, share)}, {_digits(high, share)}]"
+
+
+def signed(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{value:+z.3f}"
+
+
+def p_value(p: float) -> str:
+    """Two digits, or below which bound it lies."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def _digits(value: float, share: bool) -> str:
+    return f"{100 * value:z.1f}" if share else f"{value:z.3f}"
 
 
 def to_markdown(table: Table) -> str:

@@ -68,7 +68,9 @@ def _group(entry: Group, groups: Sequence[Group]) -> dict[str, Any]:
         "numbers": {key: value for key, value in entry.values.items() if isinstance(value, int | float)},
         "scores": {name: _digits([s.mean, s.std, s.low, s.high, s.seeds]) for name, s in found.items()},
         "layers": {name: [_digits(part) for part in curve(entry.runs, name)] for name in layered},
-        "published": {name: theirs for name in layered if (theirs := published.layers(first, name)) is not None},
+        "published": {
+            name: theirs for name in layered if (theirs := published.layers(first.settings, name)) is not None
+        },
         "heads": {name: _digits(first.entries[name]["heads"]) for name in layered if first.entries[name].get("heads")},
         "gradients": _digits(grid) if grid is not None and grid.size else None,
         "trajectory": _trajectory(first),

@@ -46,7 +46,7 @@ def draw_alpha(runs: Sequence[FinishedRun], out: Path) -> list[Path]:
             places, [s.mean for s in found], yerr=np.nan_to_num(error), fmt=look.marker, color=look.color,
             capsize=2.5, label=style.figure_text(kind, 40),
         )  # fmt: skip
-    if all(published.matches(run) for entry in measured for run in entry.runs):
+    if all(published.matches(run.settings) for entry in measured for run in entry.runs):
         low, high = published.published()["alpha"]
         axis.axhspan(low, high, color=style.GREY, alpha=0.2, linewidth=0, label="published, most tasks")
     axis.axhline(0, color="black", linewidth=0.6)
@@ -104,7 +104,7 @@ def _draw_curve(axis: Axes, entry: Group, name: str, look: style.Look) -> None:
     variant = style.figure_text(entry.runs[0].variant, 24)
     axis.plot(at, mean, color=look.color, linestyle=look.dashes, label=variant)
     axis.errorbar(at, mean, yerr=np.nan_to_num(half), fmt=look.marker, color=look.color, markersize=2, elinewidth=0.7)
-    theirs = published.layers(entry.runs[0], name)
+    theirs = published.layers(entry.runs[0].settings, name)
     if theirs is not None:
         axis.plot(range(len(theirs)), theirs, color=look.color, linestyle=":", alpha=0.7, label=f"{variant}, published")
 

@@ -1,16 +1,16 @@
-"""What did the papers report for the same model, task and number of demonstrations?
+"""What the papers report for the same model, task and number of demonstrations.
 
-The numbers lie in published.json, with their sources.
+A published number stands beside a setting only where model, task and number of demonstrations are the paper's; beside
+another model it would compare models, not measurements. The numbers lie in published.json, with their sources.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from iclgd.report.finished_run import FinishedRun
 
 
 @functools.cache
@@ -25,25 +25,27 @@ def learning_rate(task: str) -> float:
     return known.get(task, known["sst2"])["lr"]
 
 
-def matches(run: FinishedRun) -> bool:
-    """Whether the papers measured this model with as many demonstrations; other models are not set beside them."""
-    return run.model.lower() == published()["model"].lower() and run.shots == published()["shots"]
-
-
-def mean_and_std(run: FinishedRun, score: str) -> tuple[float, float] | None:
-    """The published mean and standard deviation for a run like this one, or None."""
-    if not matches(run):
+def mean_and_std(setting: Mapping[str, Any], score: str) -> tuple[float, float] | None:
+    """The published mean and standard deviation for a setting (by Hydra name) like this one, or None."""
+    if not matches(setting):
         return None
-    if run.weights == "pretrained":
-        found = published()["variants"].get(score, {}).get(run.variant, {}).get(run.task)
+    task, variant, weights = (setting[key] for key in ("task.name", "finetune.name", "model.weights"))
+    if weights == "pretrained":
+        theirs = published()["variants"].get(score, {}).get(variant, {}).get(task)
     else:  # untrained models were finetuned by gd only
-        found = published()["untrained_gd"].get(score, {}).get(run.weights, {}).get(run.task)
-        found = found if run.variant == "gd" else None
-    return None if found is None else (found[0], found[1])
+        theirs = published()["untrained_gd"].get(score, {}).get(weights, {}).get(task)
+        theirs = theirs if variant == "gd" else None
+    return None if theirs is None else (theirs[0], theirs[1])
 
 
-def layers(run: FinishedRun, score: str) -> list[float] | None:
-    """The published means by layer for a run like this one, or None."""
-    if not matches(run) or run.weights != "pretrained":
+def layers(setting: Mapping[str, Any], score: str) -> list[float] | None:
+    """The published means by layer for a setting like this one, or None."""
+    if not matches(setting) or setting["model.weights"] != "pretrained":
         return None
-    return published()["layers"].get(score, {}).get(run.task, {}).get(run.variant)
+    return published()["layers"].get(score, {}).get(setting["task.name"], {}).get(setting["finetune.name"])
+
+
+def matches(setting: Mapping[str, Any]) -> bool:
+    """Whether the papers measured this model with as many demonstrations; other models are not set beside them."""
+    model = str(setting["model.name"]).rstrip("/").rpartition("/")[2]
+    return model.lower() == published()["model"].lower() and setting["task.shots"] == published()["shots"]

@@ -15,7 +15,7 @@ REPETITIONS = ("seed", "task.permutation", "model.weights_seed")
 _ORDER = "pretrained keep_embeddings random none gd lcgd sst2 sst5 mr subj agnews cb".split()
 # Where a run was computed, what was measured of it and what only follows from another key.
 _IGNORED = (
-    *("runtime.", "paths.", "tracking.", "metric.scores.", "metric.bootstrap", "metric.every"),
+    *("runtime.", "paths.", "tracking.", "metric.scores.", "metric.every"),
     *("task.rates.", "protocol.name"),
 )
 

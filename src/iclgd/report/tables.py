@@ -1,98 +1,271 @@
-"""The papers' tables from our runs, each published number beside the run that it matches.
+"""Tables as papers print them: settings as rows and scores as columns, or as the user says.
 
-A published number stands beside a run only where model, task and number of demonstrations are the paper's; beside
-another model it would compare models, not measurements, and is left out.
+They show what `Results.summary` and the conclusions hold, each number in one table only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iclgd.metrics.statistics import Comparison
-from iclgd.report import published
-from iclgd.report.finished_run import FinishedRun
-from iclgd.report.formats import Table
-from iclgd.report.settings import Group, group, place
-from iclgd.report.summary import Summary, by_task, differences, summarise, zero_shot_notes
+from iclgd.report import conclusions, published
+from iclgd.report.conclusions import Contender, Difference
+from iclgd.report.formats import UNDEFINED, Table, number, p_value, signed
+from iclgd.report.reading import FinishedRun, ReportError
+from iclgd.report.results import Results, heading, whole
+from iclgd.statistics import Comparison, draws_interval
 
-UNDEFINED = "\N{EN DASH}"
-_TABLE1 = ("sim_aou", "sim_am_delta")
-_TABLE2 = ("sim_aou_norm", "sim_aou", "sim_am", "sim_am_delta")
-_BESIDE = ("sim_aou_random", "sim_am_zsl", "rec2ftp", "accuracy/zsl", "accuracy/icl", "accuracy/ft")
-_WITHOUT_FT = ("sim_aou_random", "sim_am_zsl", "accuracy/zsl", "accuracy/icl")  # the same for every variant
-_NAMES = {"model.name": "model", "model.weights": "weights", "finetune.name": "variant"}
-
-_Key = tuple[str, ...]
-_Differences = Mapping[tuple[_Key, str, str], Comparison]  # by other settings, task and score
+SCORE = "score"  # stands among rows or columns for the scores' names
+_Row = tuple[str, ...]
 
 
-def table1(runs: Sequence[FinishedRun]) -> Table:
-    """Untrained baselines: each score with pretrained weights, with pretrained embeddings only and with none."""
-    return _by_score(
-        "table1",
-        "Scores of pretrained and untrained models",
-        runs,
-        [name for name in _TABLE1 if any(name in run.entries for run in runs)],
-        ("model.weights", "pretrained"),
-    )
+def tables(
+    results: Results, rows: Sequence[str] = (), columns: Sequence[str] = (), scores: Sequence[str] = ()
+) -> list[Table]:
+    """Every table that these runs fill: summary, held-out rates, comparisons, data.
+
+    Args:
+        results: the runs.
+        rows: Hydra keys whose values are the rows of the summary, in this order; what varied and is named nowhere
+            comes after them, for no two settings share a cell.
+        columns: the same for columns; `score` stands for the scores' names, and is the default.
+        scores: the scores to show; all where empty.
+
+    Raises:
+        ReportError: a key or a score that these runs do not have.
+    """
+    among, untold = conclusions.contenders(results)
+    made = conclusions.differences(results, among)
+    found = [summary(results, rows, columns, scores)]
+    found += [held_out(results, among, untold)] if any(len(c.tried) > 1 for c in among) or untold else []
+    return [*found, *([comparisons(results, made)] if made else []), data(results)]
 
 
-def table2(runs: Sequence[FinishedRun]) -> Table:
-    """Variants against gd, with pretrained weights where there are any; random baselines and accuracies below."""
-    trained = [run for run in runs if run.weights == "pretrained"] or list(runs)
-    return _by_score(
-        "table2",
-        "Likeness of finetuning variants to in-context learning",
-        trained,
-        [name for name in (*_TABLE2, *_BESIDE) if any(name in run.entries for run in trained)],
-        ("finetune.name", "gd"),
-    )
+def summary(
+    results: Results, rows: Sequence[str] = (), columns: Sequence[str] = (), scores: Sequence[str] = ()
+) -> Table:
+    """Every score of every setting over its draws, published numbers below those that they match."""
+    wanted = _scores(results, scores)
+    down, across = _layout(results, rows, columns)
+    shown = whole(results.summary)
+    shown = shown[shown["score"].isin(wanted)]
+    records = [_record(results, row) for row in shown.to_dict("records")]
+    records.sort(key=lambda record: _rank(results, wanted, [*down, *across], record))
+    header = list(dict.fromkeys(_texts(results, across, record) for record in records))
+    cells: dict[_Row, dict[_Row, Mapping[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: _rank(results, wanted, down, record)):
+        cells.setdefault(_texts(results, down, record), {})[_texts(results, across, record)] = record
+    draws = any(record["draws"] > 1 or _excluded(record) for record in records)
+    printed: list[_Row] = []
+    for label, row in cells.items():
+        counted = (_draws(list(row.values())),) if draws else ()
+        values = (_cell(results, row[column]) if column in row else "" for column in header)
+        printed.append((*label, *counted, *values))
+        theirs = [_published(row[column]) if column in row else "" for column in header]
+        if any(theirs):
+            printed.append(("published", *[""] * (len(label) - 1 + draws), *theirs))
+    names = [heading(key, results.keys) for key in down] + ["draws"] * draws
+    title = "Likeness of finetuning to in-context learning"
+    columns_shown = [" · ".join(column) for column in header]
+    notes = _notes(results, records)
+    return Table("summary", title, (*names, *columns_shown), len(names), tuple(printed), notes, tuple(records))
 
 
-def table3(runs: Sequence[FinishedRun]) -> Table:
-    """Data statistics, from the prompts that the models saw: labels, demonstrations, queries and their mean tokens."""
-    gathered: dict[tuple[str, str, int], list[dict[str, float]]] = {}
-    for run in runs:
-        gathered.setdefault((run.task, run.model, run.shots), []).append(_prompt_statistics(run))
+def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]) -> Table:
+    """Each variant at the rate that its other draws chose, where it ran at several."""
+    keys = _other_keys(results)
+    scores = _scores(results, ())
     rows, records = [], []
-    for (task, model, shots), found in gathered.items():
-        mean = {name: math.fsum(entry[name] for entry in found) / len(found) for name in found[0]}
+    for contender in (one for one in among if len(one.tried) > 1):
+        found = {name: _over_draws(results, name, contender) for name in scores if name in contender.values}
+        rates = sorted(set(contender.rates.values()))
+        shown = ", ".join(f"{rate:g}" for rate in rates) + (" (edge)" if contender.at_edge else "")
+        label = results.variants[contender.variant].label
+        cells = [number(**found[name]) if name in found else "" for name in scores]
+        who = [results.text(key, contender.others[key]) for key in keys]
+        rows.append((*who, label, shown, str(len(contender.rates)), *cells))
+        about = {**contender.others, "finetune.name": contender.variant, "rates": shown}
+        records += [about | {"score": name} | values for name, values in found.items()]
+    names = [heading(key, results.keys) for key in keys]
+    header = (*names, "variant", "chosen rates", "draws", *(results.scores[name].label for name in scores))
+    notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
+    if any(one.at_edge for one in among):
+        notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
+    title = "Variants at rates chosen on other draws"
+    return Table("held_out", title, header, 3 + len(names), tuple(rows), (*notes, *untold), tuple(records))
+
+
+def comparisons(results: Results, made: Sequence[Difference]) -> Table:
+    """The differences that the variants ask for, draw by draw."""
+    keys, rows, records = _other_keys(results), [], []
+    scores = list(dict.fromkeys(score for difference in made for score in difference.results))
+    for difference in made:
+        first, second = (_who(results, difference, one) for one in (difference.first, difference.second))
+        who = [results.text(key, difference.first.others[key]) for key in keys]
+        draws = max(result.draws for result in difference.results.values())
+        cells = [_difference(difference.results[score]) if score in difference.results else "" for score in scores]
+        rows.append((*who, f"{first} minus {second}", difference.asks, str(draws), *cells))
+        about = {**difference.first.others, "first": difference.first.variant, "second": second}
+        records += [
+            about | {"asks": difference.asks, "score": score} | vars(result) | {"marked": result.marked}
+            for score, result in difference.results.items()
+        ]
+    tested = sum(result.p == result.p for difference in made for result in difference.results.values())
+    notes = (
+        f"* p < 0.05 after Holm's correction for the {tested} comparisons that were tested: marks need 5 draws, "
+        "intervals 3. In parentheses the draws with which the interval would be about ± 0.05.",
+        conclusions.power_text(made),
+    )
+    names = [heading(key, results.keys) for key in keys]
+    header = (*names, "difference", "tells", "draws", *(results.scores[score].label for score in scores))
+    title = "Differences between variants, paired by draw"
+    return Table("comparisons", title, header, 3 + len(names), tuple(rows), notes, tuple(records))
+
+
+def data(results: Results) -> Table:
+    """Data statistics, from the prompts that the models saw: labels, demonstrations, queries and their mean tokens."""
+    keys = [
+        key for key in results.keys if key in ("model.name", "task.name", "task.shots") or _of_prompts(results, key)
+    ]
+    gathered: dict[tuple[Any, ...], dict[Any, FinishedRun]] = {}
+    for run in results.runs:  # whatever the finetuning, one setting and draw has one set of prompts
+        setting = tuple(run.settings.get(key) for key in keys)
+        gathered.setdefault(setting, {}).setdefault((run.settings["seed"], run.settings.get("task.permutation")), run)
+    rows, records = [], []
+    for setting, runs in gathered.items():
+        found = [_prompt_statistics(run.prompts()) for run in runs.values()]
+        mean = {name: math.fsum(one[name] for one in found) / len(found) for name in found[0]}
         counts = [f"{mean[name]:g}" for name in ("labels", "demonstrations", "queries")]
         tokens = [f"{mean[name]:.1f}" for name in ("demonstration_tokens", "query_tokens", "context_tokens")]
-        rows.append((task, model, str(shots), *counts, *tokens))
-        records.append({"task": task, "model": model, "shots": shots} | mean)
-    return Table(
-        "table3",
-        "Data statistics",
-        ("task", "model", "shots asked for", "labels", "demonstrations used", "queries", "tokens of a demonstration",
-         "tokens of a query", "tokens of the context"),
-        2,
-        tuple(rows),
-        ("Tokens are means over demonstrations or queries, then over runs; the context has bos and separators.",),
-        tuple(records),
-    )  # fmt: skip
+        rows.append((*(results.text(*pair) for pair in zip(keys, setting, strict=True)), *counts, *tokens))
+        records.append(dict(zip(keys, setting, strict=True)) | mean)
+    names = [heading(key, results.keys) for key in keys]
+    counted = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
+    header = (*names, *counted, "tokens of the context")
+    note = "Tokens are means over demonstrations or queries, then over draws; the context has bos and separators."
+    return Table("data", "Data statistics", header, len(names), tuple(rows), (note,), tuple(records))
 
 
-def number(found: Summary, percent: bool = False) -> str:
-    """`0.110 ± 0.010 [0.085, 0.135]` over seeds, `0.110 [0.090, 0.130]` for one, a dash where undefined."""
-    if math.isnan(found.mean):
-        return "diverged" if found.diverged else UNDEFINED
-    show: Callable[[float], str] = (lambda x: f"{100 * x:z.1f}") if percent else (lambda x: f"{x:z.3f}")
-    text = show(found.mean) + ("%" if percent else "")
-    if not math.isnan(found.std):
-        text += f" ± {show(found.std)}"
-    return text if math.isnan(found.low) else f"{text} [{show(found.low)}, {show(found.high)}]"
+def _scores(results: Results, chosen: Sequence[str]) -> list[str]:
+    """The scores by name or label."""
+    if not chosen:
+        return list(results.scores)
+    names = {info.label: name for name, info in results.scores.items()} | {name: name for name in results.scores}
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise ReportError(f"no run has a score {unknown[0]!r}: measured here are {', '.join(results.scores)}")
+    return [names[name] for name in chosen]
 
 
-def is_share(score: str) -> bool:
-    """Whether a score is a share of queries, shown in percent."""
-    return score.startswith("accuracy/") or score == "rec2ftp"
+def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The keys down and across; what varied and is not named comes below the rows named, a seed never."""
+    known = {heading(key, results.keys): key for key in results.keys} | {key: key for key in (*results.keys, SCORE)}
+    unknown = [key for key in (*rows, *columns) if key not in known]
+    if unknown:
+        raise ReportError(f"no column {unknown[0]!r}: choose from score, {', '.join(results.keys)}")
+    down, across = [known[key] for key in rows], [known[key] for key in columns]
+    down += [key for key in results.varied if key not in (*down, *across)]
+    if SCORE not in (*down, *across):
+        across.append(SCORE)
+    return down or (["finetune.name"] if "finetune.name" not in across else ["model.name"]), across
 
 
-def _prompt_statistics(run: FinishedRun) -> dict[str, float]:
-    prompts = run.prompts()
+def _rank(results: Results, scores: Sequence[str], keys: Sequence[str], record: Mapping[str, Any]) -> list[Any]:
+    return [
+        (0, float(scores.index(record[SCORE])), "") if key == SCORE else results.rank(key, record[key]) for key in keys
+    ]
+
+
+def _texts(results: Results, keys: Sequence[str], record: Mapping[str, Any]) -> _Row:
+    return tuple(
+        results.scores[record[SCORE]].label if key == SCORE else results.text(key, record[key]) for key in keys
+    )
+
+
+def _record(results: Results, row: Mapping[str, Any]) -> dict[str, Any]:
+    theirs = published.mean_and_std(row, row[SCORE])
+    record = {key: value for key, value in row.items() if key not in ("examples", "layer")}
+    if theirs is not None:
+        record |= {"published_mean": theirs[0], "published_std": theirs[1], "difference": row["mean"] - theirs[0]}
+    return record
+
+
+def _cell(results: Results, record: Mapping[str, Any]) -> str:
+    if math.isnan(record["mean"]) and _excluded(record):
+        return "diverged" if record["diverged"] else "unstable"
+    return number(*(record[name] for name in ("mean", "low", "high", "std")), results.scores[record[SCORE]].share)
+
+
+def _excluded(record: Mapping[str, Any]) -> int:
+    return record["unstable"] + record["diverged"]
+
+
+def _draws(row: Sequence[Mapping[str, Any]]) -> str:
+    said = [str(max(record["draws"] for record in row))]
+    for kind in ("unstable", "diverged"):
+        count = max(record[kind] for record in row)
+        said += [f"{count} {kind}"] if count else []
+    return ", ".join(said)
+
+
+def _published(record: Mapping[str, Any]) -> str:
+    if "published_mean" not in record:
+        return ""
+    return f"{record['published_mean']:.2f} ± {record['published_std']:.2f}"
+
+
+def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    most = max((record["draws"] for record in records), default=1)
+    notes = ["Mean [95 % interval over the queries of one draw: what another draw would give, it does not say]."]
+    if most > 1:
+        single = any(record["unit"] == "queries" and record["draws"] for record in records)
+        notes = [f"Mean ± standard deviation over up to {most} draws [95 % interval over draws]"]
+        notes[0] += "; with one draw [95 % interval over its queries]." if single else "."
+    if any(map(_excluded, records)):
+        notes.append("Runs that diverged or are unstable are counted with the draws and left out of the means.")
+    if any("published_mean" in record for record in records):
+        sources = published.published()["sources"]
+        notes.append(f"Published: {sources['untrained_gd']}; {sources['variants']}.")
+    return (*notes, *conclusions.zero_shot_notes(results))
+
+
+def _other_keys(results: Results) -> list[str]:
+    return [key for key in results.varied if key not in ("finetune.name", "finetune.lr")]
+
+
+def _over_draws(results: Results, score: str, contender: Contender) -> dict[str, Any]:
+    values = [value for value in contender.values[score].values() if not math.isnan(value)]
+    share, limits = results.scores[score].share, results.scores[score].limits
+    interval = draws_interval(values, limits)
+    mean = math.fsum(values) / len(values) if values else math.nan
+    spread = math.nan if len(values) < 2 else math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "std": spread, "share": share}
+
+
+def _who(results: Results, difference: Difference, one: Contender) -> str:
+    """A contender's name in a difference: by its variant, or by its weights where these are compared."""
+    same = difference.first.variant == difference.second.variant
+    label = results.variants[one.variant].label
+    return f"{label}, {one.others['model.weights']}" if same else label
+
+
+def _difference(result: Comparison) -> str:
+    if not result.draws:
+        return UNDEFINED
+    text = signed(result.mean)
+    if not math.isnan(result.low):
+        text += f" [{result.low:z.3f}, {result.high:z.3f}]"
+    if not math.isnan(result.p_holm):
+        text += f" p {p_value(result.p_holm)}" + (" *" if result.marked else "")
+    return text if result.needed is None or result.marked else f"{text} ({result.needed})"
+
+
+def _of_prompts(results: Results, key: str) -> bool:
+    return key in results.varied and key.startswith(("task.", "model.bos", "model.separator"))
+
+
+def _prompt_statistics(prompts: Mapping[str, Any]) -> dict[str, float]:
     demonstrations = [len(item["token_ids"]) for item in prompts["demonstrations"]]
     queries = [len(item["token_ids"]) for item in prompts["queries"]]
     separators = len(demonstrations) * len(prompts.get("separator") or [])
@@ -104,160 +277,3 @@ def _prompt_statistics(run: FinishedRun) -> dict[str, float]:
         "query_tokens": sum(queries) / max(len(queries), 1),
         "context_tokens": float(sum(demonstrations) + separators + len(prompts.get("bos") or [])),
     }
-
-
-def _by_score(
-    name: str, title: str, runs: Sequence[FinishedRun], scores: Sequence[str], baseline: tuple[str, str]
-) -> Table:
-    groups = group(runs)
-    tasks = list(dict.fromkeys(entry.runs[0].task for entry in groups))
-    keys = [key for key in (groups[0].settings if groups else ()) if key != "task.name"]
-    rows_of, compared = by_task(groups), _against(groups, scores, baseline)
-    rows: list[tuple[str, ...]] = []
-    records: list[Mapping[str, Any]] = []
-    for score in scores:
-        label, of_score = runs[0].label(score), []
-        for others, everything in rows_of.items():
-            members = {task: e for task, e in everything.items() if any(score in run.entries for run in e.runs)}
-            if not members:
-                continue
-            found = {task: summarise(entry.runs, score) for task, entry in members.items()}
-            theirs = {task: published.mean_and_std(entry.runs[0], score) for task, entry in members.items()}
-            shown = [_cell(task, found, compared.get((others, task, score)), score) for task in tasks]
-            of_score.append((label, *_short(members, keys), *shown))
-            if any(theirs.values()):
-                of_score += _published_rows(len(keys), tasks, found, theirs)
-            for task, entry in members.items():
-                records.append(_record(score, entry, found[task], theirs[task], compared.get((others, task, score))))
-        if score in _WITHOUT_FT:
-            of_score = _once(of_score, keys)
-        rows += of_score
-    notes = _notes(runs, groups, compared, baseline, any("published_mean" in record for record in records))
-    header = ("score", *(_NAMES.get(key, key) for key in keys), *tasks)
-    return Table(name, title, header, 1 + len(keys), tuple(rows), notes, tuple(records))
-
-
-def _against(groups: Sequence[Group], scores: Sequence[str], baseline: tuple[str, str]) -> _Differences:
-    key, value = baseline
-
-    def rest(entry: Group) -> _Key:
-        return tuple(text for name, text in entry.settings.items() if name != key)
-
-    bases = {rest(entry): entry for entry in groups if entry.settings.get(key) == value}
-    own = {_where(entry): entry for entry in bases.values() if key == "finetune.name" and _at_own_rate(entry)}
-    pairs = []
-    for entry in groups:
-        base = bases.get(rest(entry)) or own.get(_where(entry))
-        if base is not None and entry.settings.get(key) != value:
-            pairs.append((entry, base))
-    wanted = [score for score in scores if key != "finetune.name" or score not in _WITHOUT_FT]
-    found: dict[tuple[_Key, str, str], Comparison] = {}
-    for difference in differences(pairs, wanted):
-        settings = difference.first.settings
-        others = tuple(text for name, text in settings.items() if name != "task.name")
-        found[others, difference.first.runs[0].task, difference.score] = difference.result
-    return found
-
-
-def _own_rate(entry: Group) -> float | None:
-    rates = entry.runs[0].config["task"].get("rates") or {}
-    return rates.get(entry.runs[0].variant)
-
-
-def _where(entry: Group) -> tuple[object, ...]:
-    return *place(entry), entry.runs[0].shots
-
-
-def _at_own_rate(entry: Group) -> bool:
-    """Whether a variant ran at the rate that its task names for it."""
-    rates = entry.runs[0].config["task"].get("rates") or {}
-    return rates.get(entry.runs[0].variant) == entry.runs[0].lr
-
-
-def _cell(task: str, found: Mapping[str, Summary], compared: Comparison | None, score: str) -> str:
-    if task not in found:
-        return ""
-    mark = " *" if compared is not None and compared.distinguishable else ""
-    return number(found[task], is_share(score)) + mark
-
-
-def _short(members: Mapping[str, Group], keys: Sequence[str]) -> list[str]:
-    entry = next(iter(members.values()))
-    return [entry.runs[0].model if key == "model.name" else entry.settings[key] for key in keys]
-
-
-def _once(rows: Sequence[tuple[str, ...]], keys: Sequence[str]) -> list[tuple[str, ...]]:
-    """Rows that differ in nothing but how the model was finetuned and say the same, once."""
-    merged: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for row in rows:
-        kept = ["all" if key.startswith("finetune.") else text for key, text in zip(keys, row[1:], strict=False)]
-        merged.setdefault((row[0], *kept, *row[1 + len(keys) :]), []).append(row)
-    places = {tuple(row[: 1 + len(keys)]) for row in merged}
-    if len(places) < len(merged):
-        return list(rows)
-    return [row if len(members) > 1 else members[0] for row, members in merged.items()]
-
-
-def _published_rows(
-    blanks: int, tasks: Sequence[str], found: Mapping[str, Summary], theirs: Mapping[str, tuple[float, float] | None]
-) -> list[tuple[str, ...]]:
-    numbers, gaps = [], []
-    for task in tasks:
-        pair = theirs.get(task)
-        numbers.append(f"{pair[0]:.2f} ± {pair[1]:.2f}" if pair else "")
-        known = pair is not None and not math.isnan(found[task].mean)
-        gaps.append(f"{found[task].mean - pair[0]:+z.3f}" if pair and known else "")
-    return [("published", *[""] * blanks, *numbers), ("difference", *[""] * blanks, *gaps)]
-
-
-def _record(
-    score: str,
-    entry: Group,
-    found: Summary,
-    theirs: tuple[float, float] | None,
-    compared: Comparison | None,
-) -> dict[str, Any]:
-    run = entry.runs[0]
-    record: dict[str, Any] = {
-        "score": score, "task": run.task, "model": run.model, "weights": run.weights, "variant": run.variant,
-        "lr": run.lr, "shots": run.shots,
-    }  # fmt: skip
-    record |= {key: text for key, text in entry.settings.items() if key not in (*_NAMES, "task.name", "finetune.lr")}
-    record |= vars(found)
-    if theirs is not None:
-        record |= {"published_mean": theirs[0], "published_std": theirs[1], "difference": found.mean - theirs[0]}
-    if compared is not None:
-        record |= {
-            "over_baseline": compared.difference.mean, "over_baseline_low": compared.difference.low,
-            "over_baseline_high": compared.difference.high, "p_holm": compared.p_holm,
-            "distinguishable": compared.distinguishable,
-        }  # fmt: skip
-    return record
-
-
-def _notes(
-    runs: Sequence[FinishedRun],
-    groups: Sequence[Group],
-    compared: _Differences,
-    baseline: tuple[str, str],
-    matched: bool,
-) -> tuple[str, ...]:
-    most = max((len(entry.runs) for entry in groups), default=1)
-    notes = [
-        f"Mean ± standard deviation over up to {most} draws, 95 % interval over draws (Student's t)."
-        if most > 1
-        else "Mean and 95 % interval over queries (bootstrap)."
-    ]
-    if compared:
-        over = "draws" if any(result.over == "seeds" for result in compared.values()) else "queries"
-        rates = (
-            " at the same settings or, with another rate, at its task's own" if baseline[0] == "finetune.name" else ""
-        )
-        notes.append(
-            f"* distinguishable from {baseline[1]}{rates}: paired over {over}, p < 0.05 after Holm's correction for "
-            f"{len(compared)} comparisons. What is unmarked was not told apart, or not compared."
-        )
-    if matched:
-        sources = published.published()["sources"]
-        notes.append(f"Published: {sources['untrained_gd']}; {sources['variants']}.")
-    return tuple(notes + zero_shot_notes(runs))

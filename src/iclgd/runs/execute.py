@@ -135,14 +135,13 @@ def _changed(job: _Job) -> list[str]:
 def _attempt(job: _Job) -> Outcome:
     config, folder = job.config, job.folder
     name, began = folder.path.name, time.monotonic()
-    if folder.state() is State.done and (differing := _changed(job)):
-        place = folder.retire()
-        log.warning(
-            "run %s was made from other inputs and is computed anew; changed: %s. Its results are kept in %s",
-            *(name, ", ".join(differing), place),
-        )
+    differing = _changed(job) if folder.state() is State.done else []
+    kept = folder.retire() if differing else None
     with folder.log_file(), terminable(), Progress(folder, name) as progress:
         try:
+            if kept is not None:
+                message = "run %s was made from other inputs; changed: %s. Its results are kept in %s"
+                log.warning(message, name, ", ".join(differing), kept)
             settings = as_dict(config)
             folder.start(run_id(settings))
             inputs = job.inputs()

@@ -1,4 +1,4 @@
-"""How does a file get written so that nobody ever reads half of it? Beside its place, synced, then renamed."""
+"""Files that nobody ever reads half of: written beside their place, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> list[str]:
 def plain(content: Any) -> Any:
     """Content as strict JSON has it: tuples as lists, numpy scalars as numbers, NaN and infinities as null."""
     if isinstance(content, Mapping):
-        return {str(key): plain(value) for key, value in content.items()}
+        return {key if isinstance(key, int) else str(key): plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [plain(value) for value in content]
     if isinstance(content, float):

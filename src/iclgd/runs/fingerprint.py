@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from iclgd.choices import TrainingData
 from iclgd.config import Config, FinetuneConfig, as_dict, typed
 from iclgd.digests import Stamp, digest_of_text, is_settled, stamp_of
 from iclgd.model_files import model_inputs
+from iclgd.runs.environment import computing_versions
 from iclgd.runs.identity import canonical, run_id
 from iclgd.runs.source_code import own_code, user_code
 from iclgd.tasks import draw
 from iclgd.tasks.wording import Example
 
-_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _PLACE = re.compile(r", (?:line|row) \d+$")
 
@@ -76,22 +75,12 @@ def runtime_parts(config: Config) -> dict[str, str]:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = config.runtime.dtype
-    if dtype == "auto":
-        from iclgd.models import resolve_device, resolve_dtype
+    if dtype in ("auto", "model"):
+        from iclgd.models import resolve_dtype
 
-        dtype = str(resolve_dtype(dtype, resolve_device(device), config.model)).removeprefix("torch.")
-    return {"dtype": dtype, "device": device.partition(":")[0], **versions()}
-
-
-def versions() -> dict[str, str]:
-    """The versions of what computes, without the build: `2.13.0+cpu` and `2.13.0+cu128` are one version."""
-    found = {}
-    for name in _VERSIONS:
-        try:
-            found[f"version of {name}"] = metadata.version(name).partition("+")[0]
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        dtype = str(resolve_dtype(dtype, config.model)).removeprefix("torch.")
+    versions = {f"version of {name}": version for name, version in computing_versions().items()}
+    return {"dtype": dtype, "device": device.partition(":")[0], **versions}
 
 
 def changes(before: Mapping[str, Any], now: Fingerprint) -> list[str]:
@@ -168,16 +157,25 @@ def _rows(config: Config) -> Fingerprint:
     }
     if drawn.training is not None:
         groups[f"training rows of {config.finetune.other_task or task.name}, {config.finetune.data}"] = drawn.training
-    parts = {name: _digest([[e.text, e.options, e.label] for e in rows]) for name, rows in groups.items()}
+    parts = {name: _digest([_content(example) for example in rows]) for name, rows in groups.items()}
+    parts[f"wording of {task.name}"] = _digest(
+        {name: value for name, value in vars(drawn).items() if name not in ("demonstrations", "queries", "training")}
+    )
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
         files.add(paths.config_folder() / "task" / f"{config.finetune.other_task or task.name}.yaml")
-        folders = {folder for file in files for folder in list(file.parents)[:2]}  # a new file there may be read instead
+        folders = {
+            folder for file in files for folder in list(file.parents)[:2]
+        }  # a new file there may be read instead
         seen = {path: stamp_of(path) for path in files | folders if path.exists()}
         if all(map(is_settled, seen.values())):
             _draws[key] = (seen, found)
     return found
+
+
+def _content(example: Example) -> dict[str, Any]:
+    return {name: value for name, value in asdict(example).items() if name != "where"}
 
 
 def _same(path: Path, stamp: Stamp) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from iclgd.config import parse_layers
+from iclgd.config import ReferenceConfig, parse_layers
 
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
+_ICL = dataclasses.asdict(ReferenceConfig())
 _MACHINE = {"task": ("rates",)}  # the rate that counts is finetune.lr
+_MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
 _LOOKS = {"finetune": ("label", "role", "order", "color"), "score": ("label", "limits", "headline", "better", "share")}
 
 
@@ -37,12 +40,18 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
         del chosen["model"]["weights_seed"]  # nothing is drawn
     if chosen["metric"].get("compare_with") is not None:  # whose rate is among the task's
         chosen["task"] = config["task"]
+    reference = _without(config.get("reference") or _ICL, ("label",))
+    if reference != _without(_ICL, ("label",)):  # a run against ICL itself is named as before there was a choice
+        chosen["reference"], chosen["task"] = reference, config["task"]
     layers = parse_layers(chosen["finetune"]["layers"])
     chosen["finetune"] = {**chosen["finetune"], "layers": "all" if layers is None else list(layers)}
     chosen["finetune"] = _without(chosen["finetune"], _LOOKS["finetune"])
     scores = (chosen["metric"].get("scores") or {}).items()
     chosen["metric"] = {**chosen["metric"], "scores": {name: _without(s, _LOOKS["score"]) for name, s in scores}}
     chosen["dtype"] = config["runtime"]["dtype"]
+    for key, usual in _MEASURING.items():
+        if config["runtime"].get(key, usual) != usual:
+            chosen[key] = config["runtime"][key]
     return chosen
 
 

@@ -26,7 +26,7 @@ _PACKAGE = Path(iclgd.__file__).resolve().parent
 # What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
 _NO_NUMBERS = (
     *("__init__", "__main__", "api", "command", "config", "dashboard", "digests", "hydra_setup", "model_files"),
-    *("paths", "report", "runs", "shown", "toy", "tracking", "verify"),
+    *("paths", "ranks", "report", "rerun", "runs", "shown", "toy", "tracking", "verify"),
 )
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
@@ -55,7 +55,9 @@ def normal(source: str, name: str) -> str:
 def own_code() -> dict[str, str]:
     """Digests by file of this package's code that draws, records, trains and scores, as this process found it."""
     files = [path for path in sorted(_PACKAGE.rglob("*.py")) if _room(path) not in _NO_NUMBERS]
-    return {f"iclgd/{path.relative_to(_PACKAGE).as_posix()}": normal(path.read_text("utf-8"), str(path)) for path in files}
+    return {
+        f"iclgd/{path.relative_to(_PACKAGE).as_posix()}": normal(path.read_text("utf-8"), str(path)) for path in files
+    }
 
 
 def _room(path: Path) -> str:

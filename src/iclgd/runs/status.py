@@ -32,6 +32,8 @@ class RunLine:
             return (self.status.error or "").splitlines()[0] if self.status.error else ""
         if self.status.facts.get("diverged"):
             return f"diverged at step {self.status.facts.get('diverged_at')}"
+        if self.status.facts.get("unstable"):
+            return f"unstable: {self.status.facts.get('unstable_because')}"
         now = self.status.progress
         return f"{now['stage']} {now['done']}/{now['total']}" if now and self.state is not State.done else ""
 

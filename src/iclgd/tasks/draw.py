@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from omegaconf import OmegaConf
 
 from iclgd import paths, seeding
-from iclgd.choices import TrainingData
+from iclgd.choices import Procedure, TrainingData
 from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.wording import Example, Examples, worded
@@ -23,6 +24,7 @@ class Drawn:
     Attributes:
         label_words: by label id; empty for multiple choice, where each example brings its options.
         training: what finetuning sees where that is not the demonstrations (controls).
+        calibration: rows of the train split, neither demonstrations nor queries, if something is fitted to them.
         description: what stands once before everything else.
         separator: what stands between demonstrations; None where the model says so.
     """
@@ -31,16 +33,21 @@ class Drawn:
     queries: tuple[Example, ...]
     label_words: tuple[str, ...]
     training: tuple[Example, ...] | None = None
+    calibration: tuple[Example, ...] = ()
     description: str = ""
     separator: str | None = None
 
 
-def draw(config: Config) -> Drawn:
+def draw(config: Config, sample: int = 0) -> Drawn:
     """Draw demonstrations and queries as the papers' code did.
 
     Demonstrations are the first `task.shots` rows of the train split shuffled with `seed`, then reordered by
     `task.permutation`. Queries are the first `task.queries` rows of the evaluation split shuffled with
     `task.query_seed`, and never a demonstration where both splits are the same. Every row of both splits is checked.
+
+    Args:
+        config: the run.
+        sample: 0, or which further sample of demonstrations to take; none shares a row with another or with queries.
 
     Raises:
         ConfigError: more shots than rows, or a control that cannot be had.
@@ -53,31 +60,58 @@ def draw(config: Config) -> Drawn:
     queries = [index for index in shuffled if index not in taken][: config.task.queries]
     if not queries:
         raise DataError(f"{pool.evaluation.origin} has no row left for a query: lower task.shots")
+    asked = set(queries) if pool.same else set()
+    chosen = _chosen(pool.train, config, sample, asked)
     demonstrations = tuple(pool.train[index] for index in chosen)
+    calibration = _spare(pool.train, config, {*chosen, *asked}) if _is_calibrated(config) else []
     return Drawn(
         demonstrations=demonstrations,
         queries=tuple(pool.evaluation[index] for index in queries),
         label_words=pool.label_words,
-        training=_training(demonstrations, config),
+        training=_training(demonstrations, config, sample),
+        calibration=tuple(pool.train[index] for index in calibration),
         description=pool.description,
         separator=pool.separator,
     )
 
 
-def _chosen(train: Examples, config: Config) -> list[int]:
+def _is_calibrated(config: Config) -> bool:
+    inputs = {path for score in config.metric.scores.values() for path in score.inputs.values()}
+    return config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs
+
+
+def _spare(train: Examples, config: Config, taken: Set[int]) -> list[int]:
+    """Rows for calibration, from the end of the order whose beginning is drawn for demonstrations."""
+    spare = [index for index in reversed(seeding.shuffled(len(train), config.seed)) if index not in taken]
+    if not spare:
+        raise ConfigError(
+            f"finetune=static_patch is fitted to rows of {train.origin} that are neither demonstrations nor queries, "
+            "and none is left: lower task.shots or task.queries"
+        )
+    return spare[: config.finetune.calibration]
+
+
+def _chosen(train: Examples, config: Config, sample: int = 0, asked: Set[int] = frozenset()) -> list[int]:
     shots = config.task.shots
     if shots > len(train):
         raise ConfigError(f"task.shots={shots} is more than the {len(train)} rows of {train.origin}: lower it")
-    drawn = seeding.shuffled(len(train), config.seed)[:shots]
+    order = seeding.shuffled(len(train), config.seed)
+    rest = [index for index in order[shots:] if index not in asked]
+    drawn = rest[(sample - 1) * shots : sample * shots] if sample else order[:shots]
+    if len(drawn) < shots:
+        raise ConfigError(
+            f"reference.draw={sample} needs {shots} rows of {train.origin} that nothing else uses, and it has "
+            f"{len(drawn)}: lower it, task.shots or task.queries"
+        )
     return [drawn[index] for index in seeding.permuted(shots, config.seed, config.task.permutation)]
 
 
-def _training(demonstrations: tuple[Example, ...], config: Config) -> tuple[Example, ...] | None:
+def _training(demonstrations: tuple[Example, ...], config: Config, sample: int) -> tuple[Example, ...] | None:
     if config.finetune.data is TrainingData.label_shuffled:
         return label_shuffled(demonstrations, config.seed)
     if config.finetune.data is TrainingData.other_task:
         train = worded(_other_task(config.finetune, config.task), config.paths.data_dir).train
-        return tuple(train[index] for index in _chosen(train, config))
+        return tuple(train[index] for index in _chosen(train, config, sample))
     return None
 
 

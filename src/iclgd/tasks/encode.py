@@ -62,7 +62,8 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
         described = _between(drawn.description, tokenizer) if drawn.description else ()
         bos = _bos(config.model.bos, tokenizer) + described
         separator = _separator(config.model.separator if drawn.separator is None else drawn.separator, tokenizer)
-    answers = _answers([*drawn.demonstrations, *drawn.queries, *(drawn.training or ())], tokenizer)
+    shown = (*drawn.demonstrations, *drawn.queries, *(drawn.training or ()), *drawn.calibration)
+    answers = _answers(shown, tokenizer)
     demonstrations = _items(drawn.demonstrations, drawn.label_words, answers, tokenizer, answered=True)
     prompts = PromptSet(
         bos=bos,
@@ -75,6 +76,7 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
         training=None
         if drawn.training is None
         else _items(drawn.training, drawn.label_words, answers, tokenizer, answered=True),
+        calibration=_items(drawn.calibration, drawn.label_words, answers, tokenizer),
     )
     if chat is not None:
         chat.check(prompts, plain)
@@ -123,6 +125,8 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
 
 
 def _bos(token: str | None, tokenizer: Tokenizer) -> Ids:
+    if token == "auto":
+        token = getattr(tokenizer, "bos_token", None)
     if token is None:
         return ()
     known = tokenizer.get_vocab()
@@ -183,7 +187,8 @@ def _items(
 def _fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> PromptSet:
     appended = int(config.protocol.record_at is RecordAt.first_label_token)
     room = len(prompts.bos)
-    for item, example in zip(prompts.queries, drawn.queries, strict=True):
+    asked = zip((*prompts.queries, *prompts.calibration), (*drawn.queries, *drawn.calibration), strict=True)
+    for item, example in asked:
         tail = max(appended, *(len(option) - 1 for option in prompts.options(item)))
         room = max(room, _refuse_longer(len(prompts.bos) + len(item.token_ids) + tail, window, example))
     needed = len(prompts.context()) - len(prompts.bos) + room

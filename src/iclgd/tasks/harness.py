@@ -52,14 +52,13 @@ def _loaded(name: str) -> Any:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"task.lm_eval={name} is no file: name a task's yaml, or a task")
-        manager = TaskManager(include_path=str(path.resolve().parent), include_defaults=False)
-        key = _task_key(path)
+        manager, key = TaskManager(include_defaults=False), str(path.resolve())
     else:
         manager, key = TaskManager(), name
     try:
         loaded = manager.load(key)
-    except (KeyError, FileNotFoundError) as error:
-        raise ConfigError(f"task.lm_eval={name}: lm-evaluation-harness cannot load it ({brief(error)})") from error
+    except KeyError as error:
+        raise ConfigError(f"task.lm_eval={name}: lm-evaluation-harness knows no such task ({brief(error)})") from error
     except Exception as error:  # what data sets, templates and a task's own code raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"task.lm_eval={name} cannot be loaded ({type(error).__name__}: {reason})") from error
@@ -69,22 +68,13 @@ def _loaded(name: str) -> Any:
     return next(iter(loaded["tasks"].values()))
 
 
-def _task_key(path: Path) -> str:
-    """The task that a yaml defines, without running the functions that its tags may name."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        if key == "task":
-            return value.split(" #")[0].strip().strip("'\"")
-    raise ConfigError(f"task.lm_eval={path} defines no task: it needs a line `task: NAME`")
-
-
 def _refuse_other_kinds(name: str, found: Any) -> None:
     reasons = {
         f"its output_type is {found.OUTPUT_TYPE}, not multiple_choice": found.OUTPUT_TYPE != "multiple_choice",
         "each of its choices has a text of its own": found.multiple_input,
         "a row may have several right choices": found.multiple_target,
         "it starts answers with a gen_prefix": found.config.gen_prefix or found.fewshot_cfg.gen_prefix,
-        "it shows images or sound": found.MULTIMODAL,
+        "it shows images or sound": found.config.doc_to_image or found.config.doc_to_audio,
         "its description differs from row to row": "{{" in (found.config.description or ""),
     }
     for reason, holds in reasons.items():
@@ -115,7 +105,9 @@ def _examples(name: str, found: Any, docs: Any, split: str, wording: tuple[Any, 
             raise DataError(f"{where}: lm-evaluation-harness cannot word it ({error})") from error
         label = options.index(target) if target in options else target
         if not isinstance(text, str) or not isinstance(label, int) or not 0 <= label < len(options) >= 2:
-            raise DataError(f"{where}: text {brief(text)}, choices {brief(options)} and target {brief(target)} do not fit")
+            raise DataError(
+                f"{where}: text {brief(text)}, choices {brief(options)} and target {brief(target)} do not fit"
+            )
         bare = text.rstrip()  # the harness, too, counts the spaces before an answer as the answer's
         return Example(bare, options, int(label), where, tail.rstrip(), text[len(bare) :] + delimiter)
 

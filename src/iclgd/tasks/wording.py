@@ -124,9 +124,11 @@ class Wording:
             where = split.where(index)
             absent = self.columns - row.keys()
             if absent:
-                self.template.fill(row, where)  # unless it stands in a branch for just this case, this refuses the row
+                self.template.fill(row, where)  # refuses the row, unless the template has a branch for this case
             self.label_of(row, len(self.options_of(row, where)), where)
-        return Examples(split.origin, len(split.rows), lambda index: self.example(split.rows[index], split.where(index)))
+        return Examples(
+            split.origin, len(split.rows), lambda index: self.example(split.rows[index], split.where(index))
+        )
 
     def example(self, row: Mapping[str, Any], where: str) -> Example:
         """A row in words.
@@ -153,7 +155,9 @@ class Wording:
         else:
             options = self._listed.of(row, where)
             if not isinstance(options, list | tuple) or not all(isinstance(o, str | int | float) for o in options):
-                raise DataError(f"{where}: column {self._listed.source!r} holds {brief(options)}, not a list of options")
+                raise DataError(
+                    f"{where}: column {self._listed.source!r} holds {brief(options)}, not a list of options"
+                )
         options = tuple(str(option) for option in options)
         if len(options) < 2 or any(not option.strip() for option in options):
             raise DataError(f"{where}: the options {brief(list(options))} are too few or blank: two or more are needed")

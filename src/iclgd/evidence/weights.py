@@ -1,0 +1,62 @@
+"""Changes of feed-forward weights: finetuning's, the static patch's, and random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iclgd.choices import Procedure
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.variants import variant
+from iclgd.learning.patches import static_changes
+from iclgd.models.feed_forward import weight_of
+from iclgd.seeding import torch_stream
+
+Changes = tuple[tuple[Float[Tensor, "d_out d_in"], ...], ...]  # by layer, then by matrix
+
+
+def weights_now(lab: Laboratory) -> Changes | None:
+    """Copies of the feed-forward matrices, if finetuning's changes of them are wanted."""
+    return _matrices(lab, torch.clone) if "trained_changes" in lab.wanted else None
+
+
+def changes_since(lab: Laboratory, before: Changes | None) -> Changes | None:
+    """How far the matrices have moved since."""
+    if before is None:
+        return None
+    old = iter([matrix for layer in before for matrix in layer])
+    return _matrices(lab, lambda weight: (weight - next(old)).float().cpu())
+
+
+def context_changes(lab: Laboratory) -> Changes:
+    """What the context amounts to in weights: the static patch's changes (conf/finetune/static_patch.yaml)."""
+    own = lab.config.finetune.procedure is Procedure.static_patch
+    config = lab.config if own else variant(lab.config, "static_patch", "static_changes")
+    by_name = static_changes(lab.model, lab.prompts, config)
+    names = _names(lab)
+    return tuple(tuple(by_name[layer, name].float().cpu() for name in names) for layer in range(lab.model.layers))
+
+
+def random_changes(lab: Laboratory) -> Changes:
+    """Gaussian matrices of the same shapes: the floor."""
+    stream = torch_stream("random changes of weights", lab.config.seed)
+    return _matrices(lab, lambda weight: torch.randn(weight.shape, generator=stream))
+
+
+def undefined_changes(lab: Laboratory) -> Changes:
+    """Matrices of the same shapes without a direction."""
+    return _matrices(lab, lambda weight: torch.zeros(weight.shape))
+
+
+def _names(lab: Laboratory) -> tuple[str, ...]:
+    family = lab.model.anatomy.family
+    return (*family.mlp_in, *([family.mlp_out] if family.mlp_out else []))
+
+
+def _matrices(lab: Laboratory, take: Callable[[Tensor], Tensor]) -> Changes:
+    part, names = lab.model.anatomy.part, _names(lab)
+    layers = range(lab.model.layers)
+    return tuple(tuple(take(weight_of(part(layer, name)).detach()) for name in names) for layer in layers)

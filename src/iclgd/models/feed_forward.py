@@ -1,0 +1,128 @@
+"""The feed-forward part of a block between what it reads and what it adds, open to changes while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from iclgd import ranks
+from iclgd.config import ConfigError
+from iclgd.models.attention import AttentionPass
+from iclgd.models.forward import forward
+from iclgd.models.hooks import hidden_of, hooks, input_of
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.products import linear
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Sees every token of a pass, batch and place flattened, and may return a changed output."""
+
+    def reads(
+        self, layer: int, name: str, entering: Float[Tensor, "token d_model"], output: Float[Tensor, "token d_out"]
+    ) -> Tensor | None:
+        """A projection of the feed-forward part's input has put out `output`."""
+        ...
+
+    def adds(
+        self,
+        layer: int,
+        inner: Float[Tensor, "token d_ff"],
+        rest: Float[Tensor, "token d_model"],
+        output: Float[Tensor, "token d_model"],
+    ) -> Tensor | None:
+        """The last projection has put out `output`; `rest` is what else the block puts out: its input and attention."""
+        ...
+
+
+def watching(model: LanguageModel, layers: Iterable[int], watcher: Watcher) -> AbstractContextManager[None]:
+    """Within this block a watcher sees and changes the feed-forward part of these layers.
+
+    It works on any family whose blocks put out input + attention + feed-forward part, one after another or in parallel.
+    """
+    anatomy, inputs, added = model.anatomy, {}, {}
+
+    def enter(layer: int, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        inputs[layer] = input_of(args, kwargs)
+
+    def attended(layer: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        added[layer] = output
+
+    def reads(layer: int, name: str, _module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        changed = watcher.reads(layer, name, args[0].flatten(0, -2), output.flatten(0, -2))
+        return None if changed is None else changed.view(output.shape)
+
+    def adds(layer: int, _module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        rest = (inputs.pop(layer) + added.pop(layer)).flatten(0, -2)
+        changed = watcher.adds(layer, args[0].flatten(0, -2), rest, output.flatten(0, -2))
+        return None if changed is None else changed.view(output.shape)
+
+    chosen, family = list(layers), anatomy.family
+    return hooks(
+        before=[(anatomy.blocks[layer], partial(enter, layer)) for layer in chosen],
+        after=[
+            *((anatomy.added(layer), partial(attended, layer)) for layer in chosen),
+            *((anatomy.part(layer, n), partial(reads, layer, n)) for layer in chosen for n in family.mlp_in),
+            *((anatomy.part(layer, str(family.mlp_out)), partial(adds, layer)) for layer in chosen),
+        ],
+    )
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
+    """A projection's weight as [out, in], a view, whichever way the family keeps it."""
+    weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def without_bias(module: nn.Module, rows: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
+    """A projection's product with its weight alone."""
+    return linear(rows, weight_of(module).to(rows.dtype))
+
+
+@torch.inference_mode()
+def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
+    """Refuse a model whose blocks do not put out input + attention + feed-forward part, as a few tokens show.
+
+    Raises:
+        ConfigError: a norm stands behind attention or the feed-forward part, the sum does not come out, or the weights
+            are shared among processes or wait outside the device.
+    """
+    family, kind = model.anatomy.family, type(model.network).__name__
+    refusal = f"finetune={name} has no exact form for {kind}"
+    if family.mlp_out is None:
+        raise ConfigError(f"{refusal}: a norm stands behind its feed-forward part; choose another model or variant")
+    if ranks.count() > 1 or any(parameter.is_meta for parameter in model.network.parameters()):
+        raise ConfigError(f"finetune={name} needs all weights on the device of one process: set model.device_map=null")
+    sums, outputs = _Sums(), {}
+
+    def leave(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[layer] = hidden_of(output).flatten(0, -2)
+
+    blocks = enumerate(model.anatomy.blocks)
+    tokens = torch.arange(1, 5)[None] % model.network.config.vocab_size
+    with watching(model, range(model.layers), sums), hooks(after=[(b, partial(leave, i)) for i, b in blocks]):
+        forward(model, tokens, AttentionPass(lengths=torch.tensor([4])))
+    for layer, output in outputs.items():
+        allowed = 100 * torch.finfo(output.dtype).eps * output.abs().max()
+        if not (output - sums.of[layer]).abs().max() <= allowed:
+            raise ConfigError(
+                f"{refusal}: block {layer} puts out something else than its input, attention and feed-forward part"
+            )
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.of: dict[int, Tensor] = {}
+
+    def reads(self, layer: int, name: str, entering: Tensor, output: Tensor) -> None:
+        pass
+
+    def adds(self, layer: int, inner: Tensor, rest: Tensor, output: Tensor) -> None:
+        self.of[layer] = rest + output

@@ -1,0 +1,121 @@
+"""What the runs' own configurations say of their finetuning variants and scores: labels, roles, order and looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from iclgd.choices import Better, Role
+from iclgd.report.reading import FinishedRun
+
+_LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors")  # evidence that finetuning has a part in
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A finetuning variant, as conf/finetune describes it.
+
+    Attributes:
+        name: of its file.
+        label: what tables and figures call it.
+        role: what it is in a comparison.
+        order: where it stands among the others, lowest first.
+        color: of its lines and marks; None takes the next free one of the palette.
+        against: the variants it is compared with, and what each difference tells; None where the file says nothing.
+    """
+
+    name: str
+    label: str
+    role: Role = Role.variant
+    order: int = 50
+    color: str | None = None
+    against: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class ScoreInfo:
+    """A score, as conf/metric describes it.
+
+    Attributes:
+        name: its key in scores.json.
+        label: what tables and figures call it.
+        limits: the least and the largest possible value; infinite where there are none.
+        headline: whether short tables and the first figures show it.
+        better: which values mean "more alike".
+        share: whether its mean is a share of queries, shown in percent.
+        learned: whether it depends on how the model was finetuned; what does not is the same for every variant.
+        inputs: argument of its function: path in the evidence.
+        function: the function that takes it.
+    """
+
+    name: str
+    label: str
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    headline: bool = False
+    better: Better = Better.higher
+    share: bool = False
+    learned: bool = True
+    inputs: Mapping[str, str] | None = None
+    function: str = ""
+
+    def without_context(self, others: Iterable[ScoreInfo]) -> ScoreInfo | None:
+        """The same score of the model without demonstrations (zero-shot), for a score of ICL alone; None if not there.
+
+        Accuracy of ICL has accuracy of ZSL beside it: same function, `icl` replaced by `zsl`.
+        """
+        paths = dict(self.inputs or {})
+        if self.learned or any(path.startswith("zsl.") for path in paths.values()):
+            return None
+        wanted = {argument: path.replace("icl.", "zsl.", 1) for argument, path in paths.items()}
+        twins = (other for other in others if (other.function, other.inputs) == (self.function, wanted))
+        return next(twins, None) if wanted != paths else None
+
+
+def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
+    """The variants by name, in their order; where runs disagree, the first that names one has the word."""
+    known: dict[str, Variant] = {}
+    for run in runs:
+        config = run.config["finetune"]
+        if (name := str(config["name"])) not in known:
+            known[name] = Variant(
+                name,
+                str(config.get("label") or name),
+                _choice(Role, config.get("role"), Role.variant),
+                int(config.get("order", 50)),
+                config.get("color"),
+                config.get("against"),
+            )
+    return {one.name: one for one in sorted(known.values(), key=lambda one: (one.order, one.name))}
+
+
+def scores(runs: Iterable[FinishedRun]) -> dict[str, ScoreInfo]:
+    """Every score that was measured, by name: headline ones first, then in the order of the configurations."""
+    known: dict[str, ScoreInfo] = {}
+    for run in runs:
+        described = (run.config.get("metric") or {}).get("scores") or {}
+        for name in (*(key for key in described if key in run.scores), *run.scores):
+            if name not in known:
+                known[name] = _score(name, described.get(name) or {})
+    return {one.name: one for one in sorted(known.values(), key=lambda one: not one.headline)}
+
+
+def _score(name: str, config: Mapping[str, Any]) -> ScoreInfo:
+    low, high = config.get("limits") or (-math.inf, math.inf)
+    inputs = {str(argument): str(path) for argument, path in (config.get("inputs") or {}).items()}
+    return ScoreInfo(
+        name,
+        str(config.get("label") or name),
+        (float(low), float(high)),
+        bool(config.get("headline")),
+        _choice(Better, config.get("better"), Better.higher),
+        bool(config.get("share")),
+        not inputs or any(path.partition(".")[0] in _LEARNED for path in inputs.values()),
+        inputs,
+        str(config.get("function") or ""),
+    )
+
+
+def _choice(kind: Any, value: Any, otherwise: Any) -> Any:
+    return kind(value) if value in list(kind) else otherwise

@@ -1,0 +1,273 @@
+"""What the draws of a sweep support: rates chosen on other draws, paired comparisons, and what cannot be told.
+
+Which comparisons are asked stands with each variant (`against` in conf/finetune). Two settings are compared only where
+they are equal in everything but what is compared, and draw by draw: what a draw adds to both cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from iclgd.choices import Better, Role
+from iclgd.report.catalogue import Variant
+from iclgd.report.results import Results
+from iclgd.statistics import Comparison, Power, compare, design_power, held_out, holm_corrected
+
+_VARIANT, _RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
+_OPEN = ("", "")  # what is not compared
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A variant in one setting of everything else, at rates that were not chosen by what is shown of it.
+
+    Attributes:
+        others: the setting without variant and rate, by Hydra name.
+        variant: its name.
+        rates: the rate of each draw.
+        tried: every rate that was run.
+        values: by score and draw, the mean over queries.
+        at_edge: whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond.
+    """
+
+    others: Mapping[str, Any]
+    variant: str
+    rates: Mapping[Any, float]
+    tried: tuple[float, ...]
+    values: Mapping[str, Mapping[Any, float]]
+    at_edge: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting against another.
+
+    Attributes:
+        first: whose scores come first.
+        second: the one they are compared with.
+        asks: what the difference tells.
+        results: by score, first minus second over the draws of both.
+        spreads: by score, the standard deviation over draws of the difference.
+    """
+
+    first: Contender
+    second: Contender
+    asks: str
+    results: Mapping[str, Comparison]
+    spreads: Mapping[str, float]
+
+
+def contenders(results: Results) -> tuple[list[Contender], list[str]]:
+    """Every variant at its rate, where it has one: the only one tried, or for each draw the one that the others choose.
+
+    Returns:
+        The contenders, and a sentence for each variant that has none: a single draw has no best rate, and neither has
+        a variant without a rate at which every draw is sane.
+    """
+    chosen, notes = [], []
+    for (others, variant), by_rate in _by_rate(results).items():
+        about = dict(zip(_other_keys(results), others, strict=True))
+        tried = tuple(sorted(by_rate))
+        if len(tried) == 1:
+            values = by_rate[tried[0]]
+            draws = {draw for by_draw in values.values() for draw in by_draw}
+            chosen.append(Contender(about, variant, dict.fromkeys(draws, tried[0]), tried, values))
+            continue
+        score = _choosing(results, by_rate)
+        told = None if score is None else _held_out(by_rate, score, results.scores[score].better)
+        label = results.variants[variant].label
+        if told is None:
+            notes.append(f"{label}: {len(tried)} rates and one draw, so that no rate is best")
+        elif not told.values:
+            notes.append(f"{label}: no rate at which every draw is sane, so that none can be chosen")
+        else:
+            scores = dict.fromkeys(score for values in by_rate.values() for score in values)
+            values = {score: _at(by_rate, score, told.chosen) for score in scores}
+            chosen.append(Contender(about, variant, told.chosen, tried, values, told.at_edge))
+    return chosen, list(dict.fromkeys(notes))
+
+
+def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:
+    """Every comparison that the variants ask for, over the headline scores; p corrected for all that were tested."""
+    scores = [name for name in results.headline if results.scores[name].learned]
+    asked, found = list(_asked(results, among)), {}
+    for at, (first, second, _) in enumerate(asked):
+        for score in scores:
+            if score in first.values and score in second.values:
+                found[at, score] = compare(first.values[score], second.values[score])
+    corrected = holm_corrected(found)
+    made = []
+    for at, (first, second, asks) in enumerate(asked):
+        mine = {score: corrected[at, score] for score in scores if (at, score) in corrected}
+        spreads = {score: _spread(first.values[score], second.values[score]) for score in mine}
+        if any(result.draws for result in mine.values()):
+            made.append(Difference(first, second, asks, mine, spreads))
+    return made
+
+
+def power(made: Sequence[Difference]) -> Power | None:
+    """What these comparisons can tell apart; None where there is none, or no spread."""
+    spreads = [spread for difference in made for spread in difference.spreads.values()]
+    results = [result for difference in made for result in difference.results.values()]
+    if not any(spread > 0 for spread in spreads):
+        return None
+    return design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
+
+
+def power_text(made: Sequence[Difference]) -> str:
+    """One paragraph: what this sweep can tell apart, what it cannot, and how many draws would."""
+    if not made:
+        return ""
+    told = power(made)
+    if told is None:
+        return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
+    count = f"{told.tests} comparison{'s' if told.tests > 1 else ''}"
+    text = f"With {told.draws} draws and {count}, differences between draws spread by {told.spread:.3f} (median)."
+    if told.draws < 5:
+        text += " No comparison is marked below 5 draws."
+    else:
+        text += (
+            f" A true difference of {told.smallest:.3f} would be marked four times in five; smaller ones may not be."
+        )
+    return text + (f" To mark ± {told.target:g} takes about {told.needed} draws." if told.needed else "")
+
+
+def zero_shot_notes(results: Results) -> list[str]:
+    """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little.
+
+    Neither accuracy depends on the variant or its rate, so that every draw is counted once.
+    """
+    pairs = [
+        (name, twin.name)
+        for name, score in results.scores.items()
+        if score.share and (twin := score.without_context(results.scores.values()))
+    ]
+    if not pairs:
+        return []
+    keys = [key for key in results.keys if not key.startswith("finetune.")]
+    notes: dict[str, None] = {}
+    for name, twin in pairs[:1]:
+        found: dict[tuple[Any, ...], dict[Any, tuple[float, float]]] = {}
+        for run in results.runs:
+            pair = run.mean(name), run.mean(twin)
+            if not any(map(math.isnan, pair)):
+                found.setdefault(tuple(run.settings.get(key) for key in keys), {}).setdefault(run.draw, pair)
+        for setting, by_draw in found.items():
+            said = _zero_shot_note(list(by_draw.values()))
+            if said:
+                notes[f"{', '.join(results.text(*pair) for pair in zip(keys, setting, strict=True))}: {said}"] = None
+    return list(notes)
+
+
+def _zero_shot_note(pairs: Sequence[tuple[float, float]]) -> str | None:
+    icl, zsl = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    numbers = f"({icl:.1%} against {zsl:.1%})"
+    if icl <= zsl:
+        return f"ICL does not beat zero-shot {numbers}, so that likeness to it means little here."
+    result = compare(dict(enumerate(a for a, _ in pairs)), dict(enumerate(b for _, b in pairs)))
+    if result.low <= 0:
+        return f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
+    return None
+
+
+def _other_keys(results: Results) -> list[str]:
+    return [key for key in results.keys if key not in (_VARIANT, _RATE)]
+
+
+def _by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, dict[str, dict[Any, float]]]]:
+    """By other settings and variant: {rate: {score: {draw: mean}}} of sane runs, orders of one draw averaged."""
+    sums: dict[Any, Any] = {}
+    order = {name: at for at, name in enumerate(results.variants)}
+    for run in sorted(results.runs, key=lambda run: order[run.settings[_VARIANT]]):
+        others = tuple(run.settings.get(key) for key in _other_keys(results))
+        by_score = sums.setdefault((others, run.settings[_VARIANT]), {}).setdefault(run.settings[_RATE], {})
+        for score in results.scores if run.state == "sane" else ():
+            if (score, "all") in run.records:
+                by_score.setdefault(score, {}).setdefault(run.draw, []).append(run.mean(score))
+    return {
+        where: {
+            rate: {
+                score: {draw: float(np.mean(values)) for draw, values in by_draw.items()}
+                for score, by_draw in scores.items()
+            }
+            for rate, scores in by_rate.items()
+        }
+        for where, by_rate in sums.items()
+    }
+
+
+def _choosing(results: Results, by_rate: Mapping[float, Mapping[str, Any]]) -> str | None:
+    """The score that chooses the rate: the first headline one that was measured and has a better side."""
+    measured = {score for values in by_rate.values() for score in values}
+    fit = (
+        name
+        for name in results.headline
+        if results.scores[name].learned and results.scores[name].better != Better.neither
+    )
+    return next((name for name in fit if name in measured), None)
+
+
+def _held_out(by_rate: Mapping[float, Mapping[str, Mapping[Any, float]]], score: str, better: Better) -> Any:
+    draws = dict.fromkeys(draw for values in by_rate.values() for by_draw in values.values() for draw in by_draw)
+    table = {
+        draw: {rate: values.get(score, {}).get(draw, math.nan) for rate, values in by_rate.items()} for draw in draws
+    }
+    return held_out(table, str(better))
+
+
+def _at(by_rate: Mapping[float, Any], score: str, chosen: Mapping[Any, float]) -> dict[Any, float]:
+    return {draw: by_rate[rate].get(score, {}).get(draw, math.nan) for draw, rate in chosen.items()}
+
+
+def _asked(results: Results, among: Sequence[Contender]) -> Iterator[tuple[Contender, Contender, str]]:
+    known = {(tuple(c.others.values()), c.variant): c for c in among}
+    present = [variant for variant in results.variants.values() if any(c.variant == variant.name for c in among)]
+    for (others, name), first in known.items():
+        for second, asks in _against(results.variants[name], present).items():
+            if (others, second) in known:
+                yield first, known[others, second], asks
+    for first in among:
+        if first.others[_WEIGHTS] == "pretrained" and results.variants[first.variant].role == Role.variant:
+            for second in among:
+                if second.variant == first.variant and _differ_in_weights(first, second):
+                    yield _by_seed(first), _by_seed(second), "what training the model gave"
+
+
+def _against(variant: Variant, present: Sequence[Variant]) -> Mapping[str, str]:
+    """The variants that one is compared with; without a word of its own, the floors and the first plain variant."""
+    if variant.against is not None:
+        return variant.against
+    if variant.role not in (Role.variant, Role.rival):
+        return {}
+    plain = [other for other in present if other.role == Role.variant][:1]
+    floors = [other for other in present if other.role == Role.floor]
+    asked = {other.name: f"{variant.label} beside {other.label}" for other in plain}
+    asked |= {other.name: f"{variant.label} above the floor" for other in floors}
+    return {name: asks for name, asks in asked.items() if name != variant.name}
+
+
+def _differ_in_weights(first: Contender, second: Contender) -> bool:
+    return {key for key in first.others if first.others[key] != second.others[key]} == {_WEIGHTS}
+
+
+def _by_seed(contender: Contender) -> Contender:
+    """With draws of one seed and several untrained weights averaged: trained weights have no such draws."""
+    values: dict[str, dict[Any, float]] = {}
+    for score, by_draw in contender.values.items():
+        gathered: dict[Any, list[float]] = {}
+        for (seed, _), value in by_draw.items():
+            gathered.setdefault(seed, []).append(value)
+        values[score] = {seed: float(np.mean(found)) for seed, found in gathered.items()}
+    rates = {seed: rate for (seed, _), rate in contender.rates.items()}
+    return Contender(contender.others, contender.variant, rates, contender.tried, values, contender.at_edge)
+
+
+def _spread(first: Mapping[Any, float], second: Mapping[Any, float]) -> float:
+    both = np.array([first[draw] - second[draw] for draw in first if draw in second])
+    both = both[~np.isnan(both)]
+    return float(both.std(ddof=1)) if len(both) > 1 else math.nan

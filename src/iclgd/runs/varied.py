@@ -1,0 +1,91 @@
+"""The settings of a run under their Hydra names, and which of them differ among several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iclgd.runs.identity import science
+
+# A run of the same settings with another of these is another draw, or another order of one draw's demonstrations.
+DRAW = ("seed", "task.permutation", "model.weights_seed")
+# Choosing one of these brings other keys of its group with it; they are named first, and in this order.
+_NAMES = ("model.name", "model.weights", "task.name", "finetune.name", "reference.name", "protocol.name")
+
+
+def settings(config: Mapping[str, Any], dtype: str | None = None) -> dict[str, Any]:
+    """What decides what is measured, as dotted keys with plain values; lists are text.
+
+    Args:
+        config: the content of config.yaml.
+        dtype: the precision that runtime.dtype=auto came to.
+
+    Raises:
+        KeyError: a group of the config is missing.
+        ValueError: `finetune.layers` cannot be read.
+    """
+    chosen = science(config)
+    chosen["runtime"] = {"dtype": dtype or chosen.pop("dtype")}
+    keys = _flat({group: chosen[group] for group in chosen if group != "dtype"})
+    if keys.get("model.weights") == "pretrained":  # no weight is drawn
+        keys.pop("model.weights_seed", None)
+    return keys
+
+
+def varied(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that tell settings apart: names first, then what differs beyond what a name brings with it.
+
+    The rate that a variant or a task brings is not named unless it differs within one variant and task. What only
+    some runs have, such as the parameters of a score that others did not take, is compared among those. Keys of the
+    draw are left out.
+
+    Args:
+        runs: the settings of each.
+    """
+    columns: dict[str, list[Any]] = {}
+    for at, run in enumerate(runs):
+        for key, value in run.items():
+            columns.setdefault(key, [None] * at).extend([None] * (at - len(columns[key])) + [value])
+    for values in columns.values():
+        values.extend([None] * (len(runs) - len(values)))
+    present = {key: [_owner(key) in run for run in runs] for key, values in columns.items() if None in values}
+    names = [key for key in _NAMES if key in columns and len(set(columns[key])) > 1]
+    chosen = list(names)
+    for key, values in columns.items():
+        if key in _NAMES or key in DRAW or len(set(values)) == 1:
+            continue
+        owners = [columns[name] for name in names if _brings(name, key)]
+        within: dict[tuple[Any, ...], Any] = {}
+        has = present.get(key)
+        for at, value in enumerate(values):
+            if has is None or has[at]:
+                if within.setdefault(tuple(owner[at] for owner in owners), value) != value:
+                    chosen.append(key)
+                    break
+    return chosen
+
+
+def as_text(value: Any) -> str:
+    """A setting as tables name it."""
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def _brings(name: str, key: str) -> bool:
+    group = name.partition(".")[0]
+    return key.startswith(f"{group}.") or (key == "finetune.lr" and name == "task.name")
+
+
+def _owner(key: str) -> str:
+    """The key without which a run cannot be compared by `key`: a parameter's score, or the key itself."""
+    parts = key.split(".")
+    return ".".join([*parts[:3], "function"]) if parts[:2] == ["metric", "scores"] else key
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            keys |= _flat(value, f"{prefix}{key}.")
+        else:
+            keys[f"{prefix}{key}"] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return keys

@@ -1,0 +1,231 @@
+"""Confidence intervals: of a mean over queries, of a share, and of a mean over draws.
+
+Each covers at least 92 % at a nominal 95 %, from three values on: tests/test_statistics_coverage.py measures it. A
+percentile bootstrap does not (74 % at three values, 90 % at twelve), nor does it leave a sample in which all agree: 20
+right of 20 is not 100 % [100, 100].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+Array = np.ndarray
+FEWEST = 3  # values below which an interval over queries would say nothing
+FEWEST_DRAWS = 2
+_FEW = 3  # successes or failures up to which a share's interval is exact
+_NO_SPREAD = 1e-9  # standard deviation, relative to the values, that is rounding
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval.
+
+    Attributes:
+        mean: NaN where nothing is defined.
+        low: NaN, as `high`, where the sample is too small or has no spread from which an interval could follow.
+        high: the other end.
+        n: how many values (queries or draws) count.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def nanmean(values: Float[Array, "..."], axis: int = 0) -> Float[Array, "..."]:
+    """Mean along an axis with NaN left out; NaN, without a warning, where nothing is left."""
+    defined = ~np.isnan(values)
+    count = defined.sum(axis)
+    return np.where(count > 0, np.where(defined, values, 0).sum(axis) / np.maximum(count, 1), np.nan)
+
+
+def mean_of_means(values: Float[Array, "query ..."]) -> float:
+    """The mean over queries in each column (such as a layer), then over the columns; NaN left out in both."""
+    return float(nanmean(nanmean(_columns(values))))
+
+
+def share_interval(successes: int | float, n: int | float, level: float = 0.95) -> Interval:
+    """Interval of a share.
+
+    Wilson's score interval (1927), and where at most three succeed or at most three fail the wider of it and
+    Clopper and Pearson's exact one (1934): there, Wilson's alone covers as little as 80 %.
+
+    Args:
+        successes: how many of n; need not be whole, where n is an effective number.
+        n: number of trials.
+        level: nominal coverage.
+
+    Returns:
+        The share and its interval within [0, 1]; no interval below three trials.
+    """
+    if n <= 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    if n < FEWEST:
+        return Interval(successes / n, math.nan, math.nan, int(n))
+    low, high = _share_bounds(successes, n, level)
+    return Interval(successes / n, low, high, int(n))
+
+
+def mean_interval(
+    values: Float[Array, "query ..."], limits: tuple[float, float] | None = None, level: float = 0.95
+) -> Interval:
+    """Interval of `mean_of_means` over the queries of one draw, for scores that are no shares.
+
+    Student's t covers as little as 83 % of skewed values such as cosines near 1. Its ends are therefore moved outward
+    where one of two corrections says so: the quantile of the studentised mean by Cornish and Fisher's expansion,
+    q + skewness (1 + 2 q^2) / 6 sqrt(n) (Hall 1992, sec. 3.5), which many values support, and with `limits` Wilson's
+    interval of a share with the same variance, which holds for few values near a limit. The quantile is widened by
+    1 + 1/2n, for what few values do not show of their skewness.
+
+    Queries are taken whole: what belongs to one (layers, say) is not independent. Where values are undefined, the
+    mean of means is a ratio, and its linearisation is what varies by query.
+
+    Args:
+        values: [query, ...], NaN where undefined.
+        limits: what the score can be at all; the interval is cut there.
+        level: nominal coverage.
+
+    Returns:
+        No interval with fewer than three queries that have any defined value, or where all are equal.
+    """
+    mean, parts = _by_query(values)
+    n = len(parts)
+    if n < FEWEST or _without_spread(parts):
+        return Interval(mean, math.nan, math.nan, n)
+    deviation = parts - mean
+    spread = parts.std(ddof=1)
+    skewness = n * (deviation**3).sum() / ((n - 1) * (n - 2) * spread**3)
+    quantile = float(stats.t.ppf((1 + level) / 2, n - 1)) * (1 + 0.5 / n)
+    correction = float(skewness) * (1 + 2 * quantile**2) / (6 * math.sqrt(n))
+    error = float(spread) / math.sqrt(n)
+    low = mean - error * (quantile + max(-correction, 0))
+    high = mean + error * (quantile + max(correction, 0))
+    if limits is not None and limits[0] < mean < limits[1]:
+        width = limits[1] - limits[0]
+        share = (mean - limits[0]) / width
+        trials = share * (1 - share) / (error / width) ** 2
+        bounds = _wilson(share * trials, trials, quantile)
+        low, high = min(low, limits[0] + bounds[0] * width), max(high, limits[0] + bounds[1] * width)
+    return _within(mean, low, high, n, limits)
+
+
+def shares_interval(values: Float[Array, "query ..."], level: float = 0.95) -> Interval:
+    """Interval of `mean_of_means` over the queries of one draw, for values 0 and 1 (or shares of some) by query.
+
+    With one column this is `share_interval`. With several (layers), a query's values hang together, and the number of
+    trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean, at least the queries and at
+    most all values, less what Student's t asks for estimating that variance.
+
+    Args:
+        values: [query, ...], in [0, 1], NaN where undefined.
+        level: nominal coverage.
+    """
+    mean, parts = _by_query(values)
+    n, trials = len(parts), int((~np.isnan(values)).sum())
+    if n < FEWEST:
+        return Interval(mean, math.nan, math.nan, n)
+    if trials > n:
+        trials = max(n, _effective(mean, float(parts.var(ddof=1)) / n, trials, n, level))
+    low, high = _share_bounds(mean * trials, trials, level)
+    return Interval(mean, low, high, n)
+
+
+def draws_interval(
+    means: Sequence[float] | Float[Array, " draw"],
+    limits: tuple[float, float] | None = None,
+    *,
+    trials: Sequence[int] | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of a mean over draws, from one mean for each draw: what other demonstrations would give.
+
+    Student's t. A share's means over few queries are far from normal near 0 and 1, and all draws may agree by chance:
+    with `trials` the interval is `share_interval`'s with an effective number of trials (Korn and Graubard 1998), which
+    is at most their sum, and smaller the further the draws lie apart.
+
+    Args:
+        means: one for each draw; NaN is left out.
+        limits: what the score can be at all; the interval is cut there.
+        trials: for shares, each draw's number of queries with a defined value.
+        level: nominal coverage.
+
+    Returns:
+        No interval below two draws, nor, without `trials`, where all draws are equal.
+    """
+    values = np.asarray(means, dtype=np.float64)
+    defined = ~np.isnan(values)
+    values = values[defined]
+    n = len(values)
+    mean = float(values.mean()) if n else math.nan
+    if n < FEWEST_DRAWS:
+        return Interval(mean, math.nan, math.nan, n)
+    variance = float(values.var(ddof=1)) / n
+    if trials is not None:
+        total = int(np.asarray(trials)[defined].sum())
+        effective = _effective(mean, variance, total, n, level)
+        return Interval(mean, *_share_bounds(mean * effective, effective, level), n)
+    if _without_spread(values):
+        return Interval(mean, math.nan, math.nan, n)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(variance)
+    return _within(mean, mean - half, mean + half, n, limits)
+
+
+def _columns(values: Float[Array, "query ..."]) -> Float[Array, "query column"]:
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _by_query(values: Float[Array, "query ..."]) -> tuple[float, Float[Array, " defined"]]:
+    """The mean of means, and what each query with a defined value says of it; these average to it."""
+    columns = _columns(values.astype(np.float64))
+    columns = columns[:, ~np.isnan(columns).all(0)]
+    columns = columns[~np.isnan(columns).all(1)]
+    if not columns.size:
+        return math.nan, np.zeros(0)
+    means, defined = nanmean(columns), ~np.isnan(columns)
+    shares = np.where(defined, columns - means, 0) / defined.sum(0) / columns.shape[1]
+    mean = float(means.mean())
+    return mean, mean + len(columns) * shares.sum(1)
+
+
+def _without_spread(values: Float[Array, " n"]) -> bool:
+    return bool(values.std(ddof=1) <= _NO_SPREAD * max(1e-12, float(np.abs(values).max())))
+
+
+def _effective(share: float, variance: float, trials: int, n: int, level: float) -> int | float:
+    """Trials, at most as given, of a simple sample whose share has this variance, which n values told."""
+    simple = share * (1 - share)
+    if variance <= 0 or simple <= 0:
+        return trials
+    quantile = (1 + level) / 2
+    return min(trials, simple / variance * float(stats.norm.ppf(quantile) / stats.t.ppf(quantile, n - 1)) ** 2)
+
+
+def _share_bounds(successes: int | float, n: int | float, level: float) -> tuple[float, float]:
+    failures = max(n - successes, 0.0)
+    low, high = _wilson(successes, n, float(stats.norm.ppf((1 + level) / 2)))
+    if min(successes, failures) <= _FEW:
+        tail = (1 - level) / 2
+        exact_low = float(stats.beta.ppf(tail, successes, failures + 1)) if successes > 0 else 0.0
+        exact_high = float(stats.beta.ppf(1 - tail, successes + 1, failures)) if failures > 0 else 1.0
+        low, high = min(low, exact_low), max(high, exact_high)
+    return low, high
+
+
+def _wilson(successes: int | float, n: int | float, quantile: float) -> tuple[float, float]:
+    square = quantile**2
+    center = (successes + square / 2) / (n + square)
+    half = quantile / (n + square) * math.sqrt(successes * max(n - successes, 0.0) / n + square / 4)
+    return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def _within(mean: float, low: float, high: float, n: int, limits: tuple[float, float] | None) -> Interval:
+    if limits is not None:
+        low, high = max(low, limits[0]), min(high, limits[1])
+    return Interval(mean, float(low), float(high), n)

@@ -1,0 +1,76 @@
+"""Choice of a learning rate by draws other than the ones shown.
+
+The best of several noisy means is above its own expectation, the more so the more rates there are and the noisier a
+variant is. So a draw's value is shown at the rate that the other draws chose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+D = TypeVar("D", bound=Hashable)
+FEWEST_DRAWS = 2
+
+
+@dataclass(frozen=True)
+class HeldOut(Generic[D]):
+    """Scores at rates that were chosen without them.
+
+    Attributes:
+        values: each draw's score at its rate; empty where no rate is complete.
+        chosen: each draw's rate.
+        complete: the rates that may be chosen: every draw is there, sane, and has a defined score.
+        at_edge: whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond.
+    """
+
+    values: Mapping[D, float]
+    chosen: Mapping[D, float]
+    complete: tuple[float, ...]
+    at_edge: bool
+
+
+def held_out(
+    scores: Mapping[D, Mapping[float, float]], better: str = "higher", tuning: Collection[D] | None = None
+) -> HeldOut[D] | None:
+    """Chooses every draw's rate by the mean over the other draws (leave-one-out), or by the draws kept for tuning.
+
+    If the draws are independent, the values are unbiased for the chosen rates. Their mean may lie below that of the
+    best rate, as the choice may err.
+
+    Args:
+        scores: by draw and rate the mean over queries. A draw that diverged or is unstable at a rate is absent, or NaN,
+            there.
+        better: "higher" or "lower" scores. Of equally good rates the lowest is taken.
+        tuning: draws that choose and are not shown; the others are shown and do not choose.
+
+    Returns:
+        None where no draw is left to choose or to show: a single draw has no best rate. Where no rate is complete,
+        `values` is empty.
+
+    Raises:
+        ValueError: `better` is neither of the two.
+    """
+    if better not in ("higher", "lower"):
+        raise ValueError(f'a rate is chosen where better is "higher" or "lower", got "{better}"')
+    draws = list(scores)
+    shown = [draw for draw in draws if tuning is None or draw not in tuning]
+    if len(draws) < FEWEST_DRAWS or not shown or (tuning is not None and len(shown) == len(draws)):
+        return None
+    tried = sorted({rate for by_rate in scores.values() for rate in by_rate})
+    complete = [rate for rate in tried if all(math.isfinite(scores[draw].get(rate, math.nan)) for draw in draws)]
+    if not complete:
+        return HeldOut({}, {}, (), False)
+    table = np.array([[scores[draw][rate] for rate in complete] for draw in draws])
+    if better == "lower":
+        table = -table
+    chosen = {}
+    for draw in shown:
+        chooses = [(other != draw) if tuning is None else (other in tuning) for other in draws]
+        chosen[draw] = complete[int(table[chooses].mean(0).argmax())]
+    at_edge = len(tried) > 1 and bool({tried[0], tried[-1]} & set(chosen.values()))
+    return HeldOut({draw: scores[draw][rate] for draw, rate in chosen.items()}, chosen, tuple(complete), at_edge)

@@ -1,0 +1,268 @@
+"""The verdict on a finished run, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from iclgd.config import Config, ConfigError, as_dict, typed
+from iclgd.models import LanguageModel, load
+from iclgd.records import PromptSet
+from iclgd.runs import files
+from iclgd.runs.execute import FINGERPRINT
+from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
+from iclgd.runs.folder import RunFolder, State, Status
+from iclgd.runs.identity import run_id
+from iclgd.tasks import as_json, draw, encode
+from iclgd.verify.numbers import KEY, Again, compute, distance
+
+TOLERANCE = 1e-3  # of a score's single values, beyond what rounding explains
+_ALWAYS = ("config.yaml", FINGERPRINT, "prompts.json", "scores.json", "scores.parquet")
+_CIRCUMSTANCES = ("version of ", "dtype", "device", "code ")  # that may differ: the numbers say whether it matters
+
+
+@dataclass
+class ScoreLine:
+    """One score: the largest distance of its stored values from those computed again.
+
+    Attributes:
+        own: by the program's own way, on any layer of any query asked again.
+        naive: by the naive way; None where that was not had.
+        explained: how much of the larger of the two rounding explains.
+        rest: what it does not explain.
+        holds: whether nothing beyond the tolerance is left.
+    """
+
+    score: str
+    own: float
+    naive: float | None
+    explained: float
+    rest: float
+    holds: bool
+
+
+@dataclass
+class Verdict:
+    """What was found about one run.
+
+    Attributes:
+        problems: why it does not hold; empty where it does.
+        notes: what differs without harm, such as versions, and what could not be checked.
+        queries: how many queries were asked again.
+        scores: score by score.
+    """
+
+    folder: str
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    queries: int = 0
+    scores: list[ScoreLine] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run is what it says."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"holds": self.holds, **asdict(self)}
+
+
+def verify(path: Path, queries: int | None = 8) -> Verdict:
+    """Check a run's files, inputs, prompts, numbers and recordings.
+
+    Args:
+        path: its folder.
+        queries: how many queries to ask again; None: all.
+    """
+    verdict, folder = Verdict(str(path)), RunFolder(path)
+    status = folder.status()
+    if status is None or status.state is not State.done:
+        verdict.problems.append(f"it is {status.state if status else 'no run'}, not done")
+        return verdict
+    _check_files(folder, status, verdict)
+    try:
+        config = typed(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+        before: Mapping[str, Any] = folder.read_json(FINGERPRINT)
+        before = before if isinstance(before, dict) else {}
+        _check_settings(config, status, before, verdict)
+        here = _placed(config, before, verdict)
+        _check_inputs(here, before, verdict)
+        if here.runtime.threads is not None:
+            torch.set_num_threads(here.runtime.threads)
+        model = load(here.model, here.runtime)
+        prompts = encode(draw(here), here, model.tokenizer, model.window)
+    except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
+        verdict.problems.append(f"it cannot be computed again: {error}")
+        return verdict
+    _check_prompts(folder, prompts, verdict)
+    _check_numbers(folder, here, model, prompts, queries, verdict)
+    return verdict
+
+
+def _check_files(folder: RunFolder, status: Status, verdict: Verdict) -> None:
+    for name in sorted({*status.files, *_ALWAYS}):
+        made, path = status.files.get(name), folder.path / name
+        if made is None:
+            verdict.problems.append(f"{name} is not among the files that status.json vouches for")
+        elif not path.is_file():
+            verdict.problems.append(f"{name} is missing")
+        elif files.sha256(path) != made["sha256"]:
+            verdict.problems.append(f"{name} is not what the run wrote")
+
+
+def _check_settings(config: Config, status: Status, before: Mapping[str, Any], verdict: Verdict) -> None:
+    name = run_id(as_dict(config))
+    if name != status.run_id or name != before.get("settings"):
+        verdict.problems.append(
+            f"config.yaml is of run {name}, status.json of {status.run_id or 'none'}, "
+            f"fingerprint.json of {before.get('settings')}"
+        )
+
+
+def _placed(config: Config, before: Mapping[str, Any], verdict: Verdict) -> Config:
+    """The run on this machine, in the precision that it was made in."""
+    runtime = replace(config.runtime, dtype=str(before.get("dtype") or config.runtime.dtype))
+    if runtime.device.startswith("cuda") and not torch.cuda.is_available():
+        verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on the CPU")
+        runtime = replace(runtime, device="cpu")
+    data = config.paths.data_dir
+    paths = replace(config.paths, data_dir=None) if data and not Path(data).expanduser().is_dir() else config.paths
+    return replace(config, runtime=runtime, paths=paths)
+
+
+def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -> None:
+    now = fingerprint(config)
+    own = {"settings": before.get("settings")}  # checked by itself; precision and place are set here
+    now = Fingerprint({**now.parts, **own}, now.words)
+    inputs = {name: value for name, value in before.items() if not name.startswith(_CIRCUMSTANCES)}
+    parts = {name: value for name, value in now.parts.items() if not name.startswith(_CIRCUMSTANCES)}
+    for changed in changes(inputs, Fingerprint(parts, now.words)):
+        verdict.problems.append(f"changed since: {changed}")
+    rest = {name: value for name, value in before.items() if name not in inputs}
+    for changed in changes(rest, Fingerprint({n: v for n, v in now.parts.items() if n not in parts}, now.words)):
+        verdict.notes.append(f"differs here: {changed}")
+
+
+def _check_prompts(folder: RunFolder, prompts: PromptSet, verdict: Verdict) -> None:
+    try:
+        stored = folder.read_json("prompts.json")
+    except (OSError, ValueError) as error:
+        verdict.problems.append(f"prompts.json cannot be read: {error}")
+        return
+    made = json.loads(files.to_json(as_json(prompts)))
+    for name in {**made, **stored}:
+        if made.get(name) != stored.get(name):
+            verdict.problems.append(f"prompts.json has other {name} than the settings and data give")
+
+
+def _check_numbers(
+    folder: RunFolder, config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None, verdict: Verdict
+) -> None:
+    try:
+        stored = pd.read_parquet(folder.path / "scores.parquet")[[*KEY, "value"]]
+    except Exception as error:  # whatever a damaged file can cause
+        verdict.problems.append(f"scores.parquet cannot be read: {error}")
+        return
+    again = compute(config, model, prompts, queries)
+    verdict.queries = len(again.sample)
+    if again.unknown:
+        only = "the naive way does not know these, which are checked by the program's own way only: "
+        verdict.notes.append(only + ", ".join(again.unknown))
+    if again.left_out:
+        verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
+    for score in sorted(set(config.metric.scores) ^ set(stored["score"])):
+        verdict.problems.append(f"score {score} is only in one of config.yaml and scores.parquet")
+    for score in dict.fromkeys(map(str, again.own["score"])):
+        line = _line(score, stored, again)
+        verdict.scores.append(line)
+        if not line.holds:
+            verdict.problems.append(f"score {score} is off by {line.rest:.2g} more than rounding explains")
+    _check_means(folder, stored, verdict)
+    _check_recordings(folder, again, verdict)
+
+
+def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
+    own = _values(again.own, score)
+
+    def along(frame: pd.DataFrame) -> np.ndarray:  # a value that is missing counts as undefined
+        values = _values(frame, score)
+        return np.array([values.get(place, np.nan) for place in own])
+
+    there, explained = along(stored), along(again.explained)
+    ways = [distance(there, along(again.own))]
+    if again.naive is not None and _values(again.naive, score):
+        ways.append(distance(there, along(again.naive)))
+    furthest = np.max(ways, axis=0)
+    with np.errstate(invalid="ignore"):
+        rest = np.where(explained == np.inf, 0.0, np.maximum(furthest - explained, 0.0))
+    worst = int(np.argmax(furthest))
+    return ScoreLine(
+        score=score,
+        own=float(ways[0].max()),
+        naive=float(ways[1].max()) if len(ways) > 1 else None,
+        explained=float(min(explained[worst], furthest[worst])),
+        rest=float(rest.max()),
+        holds=bool(rest.max() <= TOLERANCE),
+    )
+
+
+def _values(frame: pd.DataFrame, score: str) -> dict[tuple[int, int], float]:
+    """A score's values by query and layer."""
+    chosen = frame[frame["score"] == score]
+    return dict(zip(zip(chosen["example"], chosen["layer"], strict=True), chosen["value"], strict=True))
+
+
+def _check_means(folder: RunFolder, stored: pd.DataFrame, verdict: Verdict) -> None:
+    """scores.json says what scores.parquet does: mean by layer, and their mean."""
+    try:
+        summary = folder.read_json("scores.json")
+        means = stored.groupby(["score", "layer"], sort=True).agg(mean=("value", "mean")).reset_index()
+        for score in dict.fromkeys(map(str, stored["score"])):
+            entry = summary.get(score)
+            if not isinstance(entry, dict) or "mean" not in entry:
+                continue
+            layers = means[means["score"] == score]["mean"].to_numpy(float)
+            told = [entry["mean"], *entry.get("layers", [])]
+            made = [np.nanmean(layers) if np.isfinite(layers).any() else math.nan, *layers][: len(told)]
+            found = np.array([math.nan if value is None else float(value) for value in told])
+            if len(found) != len(made) or distance(found, np.array(made)).max() > 1e-6:
+                verdict.problems.append(f"scores.json has another {score} than scores.parquet gives")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        verdict.problems.append(f"scores.json cannot be read: {error}")
+
+
+def _check_recordings(folder: RunFolder, again: Again, verdict: Verdict) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder.path / "recordings.safetensors"
+    if not path.is_file():
+        return
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        verdict.problems.append(f"recordings.safetensors cannot be read: {error}")
+        return
+    for name, made in again.recordings.items():
+        there = stored.get(name)
+        if there is None:
+            verdict.problems.append(f"recordings.safetensors has no {name}")
+            continue
+        there = there[again.sample]
+        width = min(there.shape[-1], made.shape[-1])  # padded to the longest query, which may not be asked here
+        a, b = (tensor[..., :width].double() for tensor in (there, made))
+        padded = there[..., width:].isnan().all() and made[..., width:].isnan().all()
+        same = torch.equal(a.isnan(), b.isnan()) and bool(padded)
+        apart = (a - b).nan_to_num().norm() / b.nan_to_num().norm().clamp(min=1e-30)
+        if not same or apart > TOLERANCE:
+            verdict.problems.append(f"recordings.safetensors has another {name}, by {apart:.2g} of its size")

@@ -1,0 +1,228 @@
+"""A run's scores computed again on some of its queries, by the program's own way and by the naive one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from iclgd.choices import CacheMode, Procedure
+from iclgd.config import Config, ScoreConfig
+from iclgd.evidence import Laboratory, gather
+from iclgd.evidence.facts import random_update
+from iclgd.metrics import measure, required_inputs, to_frame
+from iclgd.models import LanguageModel
+from iclgd.records import Evidence, PromptSet, Recording, Trace
+from iclgd.runs.progress import Progress
+from iclgd.seeding import numpy_stream, torch_stream
+from iclgd.verify.naive import Naive, unknown_to_it
+
+KEY = ["score", "example", "layer"]
+_BY_QUERY = (Procedure.train, Procedure.none, Procedure.replay)  # what these learn does not depend on the queries
+_COPIES = 4  # noisy copies of the recordings, from which is seen how far rounding moves a score
+
+
+@dataclass(frozen=True)
+class Again:
+    """Scores computed again.
+
+    Attributes:
+        sample: the queries, as indices into the run's.
+        own: columns score, example (of the run), layer, value: by the program's own way.
+        naive: the same by the naive way; None where it does not know the variant.
+        explained: the same; how far rounding can move each value.
+        unknown: settings, and scores, that only the own way was used for.
+        left_out: scores that need all queries.
+        recordings: by SETTING.FIELD, what the own way recorded of the sample.
+    """
+
+    sample: list[int]
+    own: pd.DataFrame
+    naive: pd.DataFrame | None
+    explained: pd.DataFrame
+    unknown: list[str]
+    left_out: list[str]
+    recordings: dict[str, Tensor]
+
+
+def sampled(config: Config, count: int, queries: int | None) -> list[int]:
+    """Which queries are asked again, in their order: `queries` random ones, or all where that is None."""
+    if queries is None or queries >= count or config.finetune.procedure not in _BY_QUERY:
+        return list(range(count))
+    return sorted(numpy_stream("verify", config.seed).permutation(count)[:queries].tolist())
+
+
+def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None) -> Again:
+    """Compute a run's scores again on some of its queries."""
+    sample = sampled(config, len(prompts.queries), queries)
+    whole = len(sample) == len(prompts.queries)
+    few = replace(prompts, queries=tuple(prompts.queries[index] for index in sample))
+    config = replace(config, runtime=replace(config.runtime, cache=CacheMode.off))
+    scores = {name: spec for name, spec in config.metric.scores.items() if whole or not _needs_all(spec)}
+    wanted = required_inputs(scores)
+    laboratory = Laboratory(model, few, config, wanted, Progress())
+    evidence = gather(laboratory)
+    rounding: dict[str, float] = {}
+    if all(parameter.device.type != "meta" for parameter in model.network.parameters()):  # none waits elsewhere
+        with _rounded_otherwise(model):
+            rounding = _distances(evidence, gather(laboratory))
+    evidence = replace(evidence, facts=_of_the_whole(evidence, config, len(prompts.queries), sample))
+    unknown, naive = unknown_to_it(config), None
+    if not unknown:
+        way = Naive(model, config, few)
+        plain = _naive_evidence(way, evidence, few)
+        known = {name: spec for name, spec in scores.items() if _is_had(spec, plain, way)}
+        unknown = sorted(set(scores) - set(known))
+        naive = _frame(known, plain, sample)
+    return Again(
+        sample=sample,
+        own=_frame(scores, evidence, sample),
+        naive=naive,
+        explained=_explained(scores, evidence, sample, rounding, torch.finfo(model.network.dtype).eps),
+        unknown=unknown,
+        left_out=sorted(set(config.metric.scores) - set(scores)),
+        recordings={
+            f"{setting}.{entry.name}": getattr(recording, entry.name)
+            for setting, recording in evidence.recordings.items()
+            for entry in fields(Recording)
+            if getattr(recording, entry.name) is not None
+        },
+    )
+
+
+def _needs_all(spec: ScoreConfig) -> bool:
+    """Whether a score has no value for a single query, and reads more than finetuning's trace."""
+    return "example" not in spec.axes and not all(path.startswith("trace.") for path in spec.inputs.values())
+
+
+def _of_the_whole(evidence: Evidence, config: Config, count: int, sample: Sequence[int]) -> dict[str, Any]:
+    """The facts, with what is drawn for all queries at once drawn for all, and the sample's part taken."""
+    facts = dict(evidence.facts)
+    if "random_update" in facts:
+        shape = torch.Size((count, *facts["random_update"].shape[1:]))
+        facts["random_update"] = random_update(shape, config)[sample]
+    if "random_attention" in facts:
+        shape = (count, *facts["random_attention"].shape[1:])
+        stream = torch_stream("random attention", config.seed)
+        facts["random_attention"] = torch.rand(shape, generator=stream)[sample]
+    return facts
+
+
+def _naive_evidence(way: Naive, own: Evidence, prompts: PromptSet) -> Evidence:
+    zsl, icl = way.record(prompts.bos), way.record(prompts.context())
+    with way.finetuned() as trace:
+        if way.config.finetune.procedure is Procedure.replay:
+            ft = icl
+        elif trace.diverged_at is not None:
+            ft = replace(zsl, **{name: torch.full_like(t, torch.nan) for name, t in _tensors(zsl).items()})
+        else:
+            ft = way.record(prompts.bos)
+    facts = {name: own.facts[name] for name in ("labels", "first_label_token", "random_update") if name in own.facts}
+    return Evidence({"zsl": zsl, "icl": icl, "ft": ft}, trace, facts)
+
+
+def _is_had(spec: ScoreConfig, evidence: Evidence, way: Naive) -> bool:
+    for path in spec.inputs.values():
+        try:
+            evidence.lookup(path)
+        except KeyError:
+            return False
+        if path.partition(".")[2] in way.cannot:
+            return False
+    return True
+
+
+def _tensors(recording: Recording) -> dict[str, Tensor]:
+    found = {entry.name: getattr(recording, entry.name) for entry in fields(Recording)}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _frame(scores: dict[str, ScoreConfig], evidence: Evidence, sample: Sequence[int]) -> pd.DataFrame:
+    frame = to_frame(measure(scores, evidence))
+    example = frame["example"].to_numpy()
+    return frame.assign(example=np.where(example < 0, -1, np.array(sample)[example.clip(min=0)]))
+
+
+@contextmanager
+def _rounded_otherwise(model: LanguageModel) -> Iterator[None]:
+    """Within the block every weight is moved about as far as its precision rounds it."""
+    stream, eps = torch_stream("verify weights", 0), torch.finfo(model.network.dtype).eps
+    before = {name: parameter.detach().clone() for name, parameter in model.network.named_parameters()}
+    try:
+        for parameter in model.network.parameters():
+            noise = torch.randn(parameter.shape, generator=stream).to(parameter.device)
+            parameter.data.copy_(parameter.data.double() * (1 + eps * noise))
+        yield
+    finally:
+        for name, parameter in model.network.named_parameters():
+            parameter.data.copy_(before[name])
+
+
+def _distances(evidence: Evidence, other: Evidence) -> dict[str, float]:
+    """How far two takes of the evidence lie apart, by path, relative to their size."""
+    pairs = {
+        f"{setting}.{name}": (tensor, getattr(other.recordings[setting], name))
+        for setting, recording in evidence.recordings.items()
+        for name, tensor in _tensors(recording).items()
+    }
+    pairs |= {f"trace.{e.name}": (getattr(evidence.trace, e.name), getattr(other.trace, e.name)) for e in fields(Trace)}
+    pairs |= {name: (fact, other.facts[name]) for name, fact in evidence.facts.items()}
+    found = {}
+    for path, (mine, its) in pairs.items():
+        if isinstance(mine, Tensor) and mine.is_floating_point() and mine.shape == its.shape:
+            a, b = mine.double().nan_to_num(), its.double().nan_to_num()
+            found[path] = ((a - b).norm() / a.norm().clamp(min=1e-30)).item()
+    return found
+
+
+def _explained(
+    scores: dict[str, ScoreConfig], evidence: Evidence, sample: Sequence[int], rounding: dict[str, float], eps: float
+) -> pd.DataFrame:
+    """How far each value moves when all that it is made of moves as far as rounding moves it.
+
+    That is seen from the same run with its weights rounded otherwise, so that what finetuning makes of small
+    differences counts too, and neither a mistake nor a change explains itself.
+    """
+    base = _frame(scores, evidence, sample)
+    moved = np.zeros(len(base))
+    for copy in range(_COPIES):
+        stream = torch_stream("verify rounding", copy)
+
+        def noisy(tensor: Any, path: str, stream: torch.Generator = stream) -> Any:
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or path.startswith("random"):
+                return tensor
+            size = min(max(4 * rounding.get(path, 0.0), 16 * eps), 0.1)
+            scale = tensor.double().square().nanmean(-1, keepdim=True).sqrt() if tensor.ndim else tensor.double()
+            return (tensor + size * scale * torch.randn(tensor.shape, generator=stream)).to(tensor.dtype)
+
+        shaken = Evidence(
+            {
+                setting: replace(r, **{name: noisy(t, f"{setting}.{name}") for name, t in _tensors(r).items()})
+                for setting, r in evidence.recordings.items()
+            },
+            replace(
+                evidence.trace,
+                **{
+                    entry.name: noisy(getattr(evidence.trace, entry.name), f"trace.{entry.name}")
+                    for entry in fields(Trace)
+                },
+            ),
+            {name: noisy(fact, name) for name, fact in evidence.facts.items()},
+        )
+        values = _frame(scores, shaken, sample)["value"].to_numpy()
+        moved = np.fmax(moved, 2 * distance(base["value"].to_numpy(), values))
+    return base.assign(value=moved)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How far values lie apart, relative to the larger one if it exceeds 1; 0 if both are undefined, infinite if one."""
+    undefined = np.isnan(a).astype(int) + np.isnan(b)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(a - b) / np.fmax(1.0, np.fmax(np.abs(a), np.abs(b)))
+    return np.where(undefined == 2, 0.0, np.where(undefined == 1, np.inf, apart))

@@ -1,0 +1,145 @@
+"""Who plays ICL's part: planted truths, whose scores are known."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from configs import config
+from iclgd.config import Config, ConfigError, as_dict
+from iclgd.evidence import Laboratory, gather, learned
+from iclgd.evidence.reference import reference_config
+from iclgd.metrics import measure, required_inputs
+from iclgd.models import load
+from iclgd.records import Evidence
+from iclgd.runs.identity import run_id
+from iclgd.runs.progress import Progress
+from iclgd.tasks import draw, encode
+
+TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=8", "finetune.other_task=toy_other")
+SCORES = (
+    "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,sim_block_output,sim_block_output_centred,update_norm_ratio,"
+    "update_cka,accuracy,total_variation,attention_kendall,order_spread,sim_aou_reordered]"
+)
+
+
+def prepared(*overrides: str) -> tuple[Config, Laboratory]:
+    run = config(*TOY, SCORES, *overrides)
+    model = load(run.model, run.runtime)
+    prompts = encode(draw(run), run, model.tokenizer, model.window)
+    return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+
+
+@cache
+def evidence(*overrides: str) -> Evidence:
+    return gather(prepared("runtime.cache=off", *overrides)[1])
+
+
+@cache
+def scores(*overrides: str) -> dict[str, torch.Tensor]:
+    run = config(*TOY, SCORES, *overrides)
+    found = measure(run.metric.scores, evidence(*overrides))
+    return {name: score.values for name, score in found.items()}
+
+
+@pytest.mark.parametrize("name", ["gd", "lcgd", "random_direction", "label_shuffled", "other_task", "static_patch"])
+def test_a_truth_made_as_the_candidate_scores_one(name):
+    found = scores(f"finetune={name}", f"reference={name}")
+    for score in ("sim_aou", "sim_aou_norm", "sim_am", "sim_am_delta", "sim_block_output", "sim_block_output_centred"):
+        values = found[score]
+        if name == "static_patch" and score != "sim_am" and "block" not in score:
+            assert values[:, 0].isnan().all()  # nothing below the first attention changes
+            values = values[:, 1:]
+        torch.testing.assert_close(values, torch.ones_like(values), atol=1e-6, rtol=0)
+    assert (found["update_cka"].nan_to_num(nan=1) - 1).abs().max() < 1e-6
+    assert (found["attention_kendall"].nan_to_num(nan=1) - 1).abs().max() < 0.02
+    assert found["total_variation"].abs().max() < 1e-6
+    assert torch.equal(found["order_spread/icl"], found["order_spread/ft"])
+    assert torch.equal(found["accuracy/icl"], found["accuracy/ft"])
+
+
+def test_a_truth_stands_in_icls_place_and_the_candidate_stays_what_it_is():
+    alone, planted = evidence("finetune=gd"), evidence("finetune=gd", "reference=lcgd")
+    for setting in ("zsl", "ft"):
+        for field in ("attention_output", "attention_scores", "label_scores"):
+            assert torch.equal(
+                getattr(alone.recordings[setting], field).nan_to_num(),
+                getattr(planted.recordings[setting], field).nan_to_num(),
+            )
+    lcgd = evidence("finetune=lcgd").recordings["ft"]
+    assert torch.equal(planted.recordings["icl"].attention_output, lcgd.attention_output)
+    # what is trained to be like ICL is trained to be like ICL, whoever plays its part
+    ceiling = evidence("finetune=activation_match").recordings["ft"]
+    assert torch.equal(
+        evidence("finetune=activation_match", "reference=gd").recordings["ft"].label_scores, ceiling.label_scores
+    )
+
+
+def test_rate_order_sample_and_noise_are_the_truths_own():
+    ones = scores("finetune=gd", "reference=gd")["sim_aou"].nanmean()
+    changes = ("reference.lr_factor=0.3", "reference.permutation=1", "reference.draw=1", "reference.noise=1")
+    means = [scores("finetune=gd", "reference=gd", change)["sim_aou"].nanmean() for change in changes]
+    assert all(mean < ones - 1e-3 for mean in means) and len({round(float(mean), 4) for mean in means}) == 4
+    run = config(*TOY, "finetune=lcgd", "reference=gd", "reference.lr_factor=3", "reference.permutation=2")
+    planted = reference_config(run)
+    assert planted.finetune.objective == "gd" and planted.finetune.lr == pytest.approx(3 * run.task.rates["gd"])
+    assert planted.task.permutation == 2 and run.task.permutation == 0
+    given = reference_config(config(*TOY, "finetune=lcgd", "reference=gd", "reference.lr=0.02"))
+    assert given.finetune.lr == pytest.approx(0.02)
+
+
+def test_icl_itself_may_have_another_sample():
+    own, other = evidence("finetune=none"), evidence("finetune=none", "reference.draw=1")
+    assert not torch.equal(own.recordings["icl"].attention_output, other.recordings["icl"].attention_output)
+    run = config(*TOY, "finetune=none")
+    rows = [{example.where for example in draw(run, sample).demonstrations} for sample in range(3)]
+    assert all(len(sample) == run.task.shots for sample in rows) and len(set.union(*rows)) == 3 * run.task.shots
+
+
+def test_a_sample_that_the_rows_do_not_have_is_refused():
+    with pytest.raises(ConfigError, match=r"reference\.draw=9 needs 12 rows"):
+        evidence("finetune=none", "reference.draw=9")
+    with pytest.raises(ConfigError, match=r"reference\.name=nobody is no variant"):
+        evidence("finetune=none", "reference.name=nobody")
+
+
+def test_a_run_against_icl_keeps_its_name_and_any_other_gets_one():
+    plain = as_dict(config(*TOY))
+    before = {key: value for key, value in plain.items() if key != "reference"}
+    named = [
+        as_dict(config(*TOY, *r))
+        for r in (["reference=gd"], ["reference=gd", "reference.draw=1"], ["reference.draw=1"])
+    ]
+    assert run_id(plain) == run_id(before)
+    assert len({run_id(settings) for settings in (plain, *named)}) == 4
+    assert run_id(as_dict(config(*TOY, "reference.label=x"))) == run_id(plain)
+
+
+def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
+    done: list[str] = []
+    finetuned = learned.finetuned
+
+    def counted(model, prompts, run, *rest):
+        done.append(run.finetune.name)
+        return finetuned(model, prompts, run, *rest)
+
+    monkeypatch.setattr(learned, "finetuned", counted)
+    learned._LAST.clear()
+    shared, alone = {}, {}
+    for kept, cache_mode in ((shared, "auto"), (alone, "off")):
+        for candidate in ("gd", "random_direction"):
+            for truth in ("lcgd", "label_shuffled", "gd"):
+                of = (
+                    f"finetune={candidate}",
+                    f"reference={truth}",
+                    "reference.permutation=1",
+                    "metric=[sim_aou,sim_am_delta]",
+                )
+                run, lab = prepared(*of, f"runtime.cache={cache_mode}")
+                kept[candidate, truth] = measure(run.metric.scores, gather(lab))["sim_aou"].values
+        if cache_mode == "auto":
+            assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
+    assert all(torch.equal(shared[pair], alone[pair]) for pair in alone)
