@@ -37,7 +37,7 @@ OBJECTIVE = (
 ARGUMENTS = (
     *("model=hf", f"model.name={MODEL}", "model.bos='<bos>'", "model.separator='<sep>'", "task=toy", "task.source=hub"),
     *("task.shots=3", "task.queries=3", "finetune=gd", "finetune.objective=my_package.objective.mine"),
-    *("metric=[sim_aou,alpha,mine]", "metric.compare_with=other_task", "metric.bootstrap=0", "tracking=none"),
+    *("metric=[sim_aou,alpha,mine]", "metric.compare_with=other_task", "tracking=none"),
     *("runtime.device=cpu", "runtime.dtype=float32"),
 )
 
@@ -241,25 +241,25 @@ own = {  # found when a process starts: one that runs already has the old code i
         ("metrics/geometry.py", "unit(icl) - start", "unit(icl) + start"),
         ("learning/objectives.py", "/ len(rows)", "* len(rows)"),
         ("models/recorder.py", "_TOKENS_ON_CPU, _TOKENS_ON_GPU = 512", "_TOKENS_ON_CPU, _TOKENS_ON_GPU = 256"),
-        ("tasks/encode.py", 'f"{item.text} {example.answer}"', 'f"{item.text}  {example.answer}"'),
-        ("seeding.py", "+ 1" if False else ">> 1", ">> 2"),
+        ("tasks/encode.py", "{example.delimiter}", "{example.delimiter} "),
+        ("seeding.py", ">> 1", ">> 2"),
         ("records.py", "start = end + len", "start = end - len"),
     )
 }
 MUTATIONS = {  # name: (change, what the log names, whether numbers must change)
-    "text of a demonstration": (text(lambda old: old.split()[0] + " heron"), "toy/train.jsonl", True),
-    "label of a demonstration": (row("train", label=lambda old: 1 - old), "toy/train.jsonl", True),
-    "text of a query": (row("test", text=lambda old: old + " heron"), "toy/test.jsonl", True),
-    "label of a query": (row("test", label=lambda old: 1 - old), "toy/test.jsonl", False),
-    "two demonstrations swapped": (lines(DATA / "train.jsonl", swapped), "toy/train.jsonl", True),
-    "a row less": (lines(DATA / "train.jsonl", lambda rows: rows[1:]), "toy/train.jsonl", True),
-    "a row more": (lines(DATA / "test.jsonl", lambda rows: [*rows, rows[0]]), "toy/test.jsonl", True),
+    "text of a demonstration": (text(lambda old: old.split()[0] + " heron"), "the rows of toy/train.jsonl", True),
+    "label of a demonstration": (row("train", label=lambda old: 1 - old), "the rows of toy/train.jsonl", True),
+    "text of a query": (row("test", text=lambda old: old + " heron"), "the rows of toy/test.jsonl", True),
+    "label of a query": (row("test", label=lambda old: 1 - old), "the rows of toy/test.jsonl", False),
+    "two demonstrations swapped": (lines(DATA / "train.jsonl", swapped), "the rows of toy/train.jsonl", True),
+    "a row less": (lines(DATA / "train.jsonl", lambda rows: rows[1:]), "the rows of toy/train.jsonl", True),
+    "a row more": (lines(DATA / "test.jsonl", lambda rows: [*rows, rows[0]]), "the rows of toy/test.jsonl", True),
     "all labels turned": (
         lines(
             DATA / "train.jsonl",
             lambda rows: [json.dumps({**json.loads(r), "label": 1 - json.loads(r)["label"]}) for r in rows],
         ),
-        "toy/train.jsonl",
+        "the rows of toy/train.jsonl",
         True,
     ),
     "rope_theta": (edit(MODEL / "config.json", "10000.0", "20000.0"), "the model's config.json", True),
@@ -290,7 +290,11 @@ MUTATIONS = {  # name: (change, what the log names, whether numbers must change)
         "my_package/objective.py",
         True,
     ),
-    "a constant of its package": (edit(CODE / "my_package/constants.py", "2.0", "9.0"), "constants.py", True),
+    "a constant of its package": (
+        edit(CODE / "my_package/constants.py", "2.0", "9.0"),
+        "my_package/constants.py",
+        True,
+    ),
     "the variant compared with": (
         edit(PACKAGE.parents[1] / "conf/finetune/other_task.yaml", "objective: lcgd", "objective: gd"),
         "conf/finetune/other_task.yaml",
@@ -298,7 +302,7 @@ MUTATIONS = {  # name: (change, what the log names, whether numbers must change)
     ),
     "the other task's rows": (
         lines(PACKAGE / "tasks/bundled/toy_other/train.jsonl", lambda rows: [r.replace(": 0}", ": 1}") for r in rows]),
-        "toy_other/train.jsonl",
+        "the rows of toy_other/train.jsonl",
         False,
     ),
     "version of torch": (version("torch"), "the version of torch", False),
@@ -341,7 +345,7 @@ def start(outputs, given):
     return str(ran.outcomes[0].ending), ran.outcomes[0].folder
 
 
-def trial(name, change, base):
+def trial(name, change, expected, must_change, base):
     outputs = WORLD / "now"  # also moved from where it was made
     shutil.rmtree(outputs, ignore_errors=True)
     shutil.copytree(WORLD / "outputs", outputs)
@@ -357,8 +361,10 @@ def trial(name, change, base):
         json.dumps(
             {
                 "name": name,
+                "expected": expected,
+                "must_change": must_change,
                 "ending": ending,
-                "told": [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line],
+                "told": " ".join(line for line in log.splitlines() if "WARNING" in line or "ERROR" in line),
                 "changed": scores != base,
                 "kept": bool(kept and kept.exists() and kept.read_bytes() == base),
             }
@@ -391,8 +397,8 @@ def main():
     apart(start, WORLD / "outputs", (*ARGUMENTS, f"paths.data_dir={DATA.parent}"))
     (base,) = (WORLD / "outputs" / "single").glob("*/scores.parquet")
     content = base.read_bytes()
-    for name, (change, _, _) in (MUTATIONS | HARMLESS).items():
-        apart(trial, name, change, content)
+    for name, (change, expected, must_change) in (MUTATIONS | HARMLESS).items():
+        apart(trial, name, change, expected, must_change, content)
 
 
 if __name__ == "__main__":

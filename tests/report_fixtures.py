@@ -54,14 +54,25 @@ def make_config(
         | (finetune or {}),
         "protocol": {"name": "deutch2024", "record_at": "last_prompt_token"},
         "metric": {
-            "scores": {name: {"function": name, "label": LABELS.get(name, name)} for name in scores}
-            | {f"accuracy/{s}": {"function": "accuracy", "limits": [0, 1]} for s in ("zsl", "icl", "ft")}
+            "scores": {name: _score(name) for name in scores}
+            | {f"accuracy/{s}": _accuracy(s) for s in ("zsl", "icl", "ft")}
         },
         "tracking": {"name": "none"},
         "runtime": {"device": "cpu", "dtype": "auto", "save_recordings": False},
         "paths": {"outputs": "outputs"},
         "seed": seed,
     }
+
+
+def _score(name: str) -> dict[str, Any]:
+    headline = name in ("sim_aou", "sim_am_delta")
+    return {"function": name, "inputs": {"ft": "ft.x"}, "label": LABELS.get(name, name), "headline": headline}
+
+
+def _accuracy(setting: str) -> dict[str, Any]:
+    inputs = {"label_scores": f"{setting}.label_scores", "labels": "labels"}
+    look = {"label": f"Accuracy ({setting.upper()})", "share": True, "limits": [0, 1]}
+    return {"function": "accuracy", "inputs": inputs} | look
 
 
 def write_run(

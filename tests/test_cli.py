@@ -29,7 +29,7 @@ REFUSED = [
     ("task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("+task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("task.shots=many", "task.shots=many: Value 'many' of type 'str' could not be converted to Integer"),
-    ("task.shots=0", "task.shots=0 is too small: give 1 or more"),
+    ("task.shots=0", "task.shots=0 is out of bounds: give 1 to 1,000,000"),
     ("task=nope", "task=nope does not exist: choose one of agnews,"),
     ("sweeps=nope", "sweeps=nope does not exist: choose one of exit_layers, first_look,"),
     ("finetune.trainable=some", "expected one of [attn_kv, attention, mlp, all]"),
@@ -109,7 +109,7 @@ def test_one_run_then_again_then_damaged(tmp_path):
     first = iclgd(tmp_path, "seed=1")
     assert first.returncode == 0, first.stderr
     (folder,) = (tmp_path / "outputs" / "single").iterdir()
-    assert f"table of {folder.name}" in first.stdout and f"{folder.name}/figures" in first.stdout
+    assert f"table of {folder.name}" in first.stdout and f"iclgd-report outputs/single/{folder.name}" in first.stdout
     assert re.fullmatch(r"[0-9a-f]{12}", folder.name) and RunFolder(folder).is_done()
     assert sorted(path.name for path in folder.iterdir()) == [
         *("config.yaml", "environment.json", "fingerprint.json", "run.log", "scores.json", "status.json")
@@ -291,16 +291,19 @@ def test_workers_share_cores_and_take_gpus_in_turn(monkeypatch, settings, gpus, 
 
 def test_from_python(in_process, tmp_path):
     one = in_process.run("task=headlines", seed=1, finetune__lr=0.5)
-    assert one.estimate("sim_aou").mean == 1.0 and one.task == "headlines" and one.lr == 0.5
-    frame = one.frame()
+    assert one.mean("sim_aou") == 1.0 and one.scores["accuracy/icl"]["mean"] == 0.75
+    assert (one.settings["task.name"], one.settings["finetune.lr"]) == ("headlines", 0.5)
+    frame = one.frame
     assert set(frame[frame.score == "sim_aou"].layer.dropna()) == {0, 1, 2}
     found = in_process.sweep(finetune=["gd", "lcgd"], seed=[0, 13])
-    assert sorted((run.variant, run.seed) for run in found) == [("gd", 0), ("lcgd", 0)]
+    assert sorted((run.settings["finetune.name"], run.settings["seed"]) for run in found) == [("gd", 0), ("lcgd", 0)]
+    assert found.varied == ("finetune.name",) and len(repr(found)) < 200 and len(found.summary)
     assert len(found.left_out) == 2 and "unlucky seed" in found.left_out[0][1]
-    assert set(in_process.load(tmp_path / "outputs").frame().run) == {one.name, *(run.name for run in found)}
+    assert set(in_process.load(tmp_path / "outputs").frame.run) == {one.name, *(run.name for run in found)}
     with pytest.raises(ConfigError, match=r"did you mean task\.shots"):
         in_process.run(task__shot=1)
     with pytest.raises(RuntimeError, match="unlucky seed; see"):
         in_process.run(seed=13)
+    assert {"load", "run", "sweep"} < set(dir(in_process))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = in_process.nothing

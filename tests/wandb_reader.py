@@ -23,6 +23,7 @@ class Recorded:
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     exit_code: int | None = None
+    artifacts: list[Any] = field(default_factory=list)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -62,6 +63,10 @@ def read(path: Path) -> Recorded:
                 _put(found.summary, record.summary.update)
             case "metric":
                 found.metrics[record.metric.name] = record.metric
+            case "artifact":
+                found.artifacts.append(record.artifact)
+            case "request" if record.request.WhichOneof("request_type") == "log_artifact":
+                found.artifacts.append(record.request.log_artifact.artifact)
             case "exit":
                 found.exit_code = record.exit.exit_code
     return found

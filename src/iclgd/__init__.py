@@ -1,4 +1,4 @@
-"""iclgd: how alike are in-context learning and gradient-descent finetuning inside a language model?"""
+"""iclgd measures how alike in-context learning and gradient-descent finetuning are inside a language model."""
 
 from __future__ import annotations
 
@@ -18,3 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,63 +1,23 @@
-"""How does one run it from Python? As from the command line, with typed results and a pandas frame in return."""
+"""iclgd from Python: runs and sweeps as from the command line, with typed results and pandas frames in return."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iclgd.command import REFUSED, Command
 from iclgd.command import run as run_command
 from iclgd.config import ConfigError
 from iclgd.hydra_setup import quoted
-from iclgd.report.runs_frame import FinishedRun, frame, read_run, read_runs
-
-if TYPE_CHECKING:
-    import pandas as pd
+from iclgd.report.reading import FinishedRun, read_run
+from iclgd.report.results import Results
 
 
 class RunFailed(RuntimeError):
     """A run that failed; the message says why and in which folder its traceback is."""
 
 
-@dataclass(frozen=True)
-class RunResult(FinishedRun):
-    """One finished run: `folder`, `config`, `scores`, `layers(score)`, `estimate(score)`, `values`, ..."""
-
-    def frame(self) -> pd.DataFrame:
-        """A row for each score and layer: run, task, model, variant, lr, shots, seed, score, layer, mean, low, high."""
-        return frame([self])
-
-
-@dataclass(frozen=True)
-class Results:
-    """Finished runs, in the order of their folders, and what else was there.
-
-    Attributes:
-        runs: the finished ones.
-        left_out: the folders of the others, each with the reason.
-    """
-
-    runs: tuple[RunResult, ...]
-    left_out: tuple[tuple[Path, str], ...] = ()
-
-    def frame(self) -> pd.DataFrame:
-        """The frames of all runs, one below the other."""
-        return frame(self.runs)
-
-    def __iter__(self) -> Iterator[RunResult]:
-        return iter(self.runs)
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    def __getitem__(self, index: int) -> RunResult:
-        return self.runs[index]
-
-
-def run(*overrides: str, **settings: Any) -> RunResult:
+def run(*overrides: str, **settings: Any) -> FinishedRun:
     """Make one run, or find it made: `iclgd.run("task=reviews", seed=1, finetune__lr=1e-3)`.
 
     Args:
@@ -72,7 +32,7 @@ def run(*overrides: str, **settings: Any) -> RunResult:
     outcome = command.results()[0]
     if command.code:
         raise RunFailed(f"{outcome.message}; see {outcome.folder}/run.log")
-    return _typed(read_run(outcome.folder))
+    return read_run(outcome.folder)
 
 
 def sweep(*overrides: str, **settings: Any) -> Results:
@@ -82,6 +42,9 @@ def sweep(*overrides: str, **settings: Any) -> Results:
         *overrides: as on the command line.
         **settings: the same by name; a list is swept over.
 
+    Returns:
+        The finished runs; `left_out` has those that failed or were refused, with the reason.
+
     Raises:
         ConfigError: settings that cannot be run.
     """
@@ -90,20 +53,18 @@ def sweep(*overrides: str, **settings: Any) -> Results:
         for key, value in settings.items()
     ]
     outcomes = _run(["--multirun", *overrides, *swept]).results()
-    found = [load(outcome.folder) for outcome in outcomes if outcome.folder.is_dir()]
-    runs = {result.folder: result for results in found for result in results}
+    results = Results.read([outcome.folder for outcome in outcomes if outcome.folder.is_dir()])
     refused = tuple((o.folder, o.message) for o in outcomes if not o.folder.is_dir())
-    return Results(tuple(runs.values()), tuple(left for results in found for left in results.left_out) + refused)
+    return Results(results.runs, results.left_out + refused)
 
 
-def load(folder: str | Path) -> Results:
-    """Read the finished runs in or below a folder.
+def load(*folders: str | Path) -> Results:
+    """The finished runs in or below folders.
 
     Raises:
         ReportError: there is no such folder.
     """
-    found = read_runs([Path(folder)])
-    return Results(tuple(map(_typed, found.finished)), found.left_out)
+    return Results.read([Path(folder) for folder in folders])
 
 
 def _run(arguments: list[str]) -> Command:
@@ -113,10 +74,6 @@ def _run(arguments: list[str]) -> Command:
     if command.code and not command.results():
         raise (ConfigError if command.code == REFUSED else RunFailed)(command.message)
     return command
-
-
-def _typed(found: FinishedRun) -> RunResult:
-    return RunResult(**{entry.name: getattr(found, entry.name) for entry in dataclasses.fields(FinishedRun)})
 
 
 def _key(name: str) -> str:

@@ -215,5 +215,5 @@ class Better(StrEnum):
     """Which values of a score mean that two things are more alike."""
 
     higher = "higher"
-    lower = "lower"
+    lower = "lower"  # pyright: ignore[reportAssignmentType]
     neither = "neither"

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,6 +27,9 @@ from iclgd.runs.invocation import VARIABLE, Invocation
 from iclgd.runs.process import Terminated, end_children, terminable
 from iclgd.runs.progress import sweep_progress, terminal
 from iclgd.runs.together import announced, follow
+
+if TYPE_CHECKING:
+    from iclgd.report.chart import Figure
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Command:
         outcomes: how the run of a single run ended.
         invocation: the record of a sweep.
         tracking: how this command's sweep is tracked.
+        figures: whether figures are drawn at its end.
         display: what is drawn on the terminal meanwhile.
     """
 
@@ -57,6 +61,7 @@ class Command:
     outcomes: list[Outcome] = dataclasses.field(default_factory=list)
     invocation: Invocation | None = None
     tracking: DictConfig | None = None
+    figures: bool = False
     display: ExitStack = dataclasses.field(default_factory=ExitStack)
 
     def results(self) -> list[Outcome]:
@@ -80,6 +85,7 @@ class Watch(Callback):
             typed(config)
         except ConfigError as error:
             sys.exit(_refuse(str(error)))
+        _command.figures = config.runtime.figures
         if ranks.own() == 0:
             _command.display.enter_context(terminal())
 
@@ -100,7 +106,7 @@ class Watch(Callback):
             place = hydra_setup.quoted(str(invocation.folder))
             config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}={place}")
         _command.invocation = invocation
-        _command.tracking = config.tracking
+        _command.tracking, _command.figures = config.tracking, config.runtime.figures
         _command.display.enter_context(terminal())
         _command.display.enter_context(sweep_progress(total, invocation.count))
 
@@ -246,8 +252,10 @@ def _ended(command: Command, tell: bool) -> Command:
     results = command.results()
     if command.code == 0 or (command.code == FAILED and results):
         command.code = max(command.code, _code(results))
+    folders = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
+    figures = _figures(folders, command.invocation is not None) if folders and command.figures else []
     if command.invocation is not None and any(outcome.ending is Ending.done for outcome in results):
-        _log_sweep(command.tracking, results)
+        _log_sweep(command.tracking, folders, figures)
     if tell and results:
         _summarise(results)
     return command
@@ -293,17 +301,32 @@ def _code(results: Sequence[Outcome]) -> int:
     return 0 if not missing else REFUSED if all(o.ending is Ending.refused for o in missing) else FAILED
 
 
-def _log_sweep(how: DictConfig | None, results: Sequence[Outcome]) -> None:
+def _figures(folders: Sequence[Path], sweep: bool) -> list[Figure]:
+    """Draw the figures of finished runs where iclgd-report would put them; no run fails for a figure."""
+    from iclgd.report import chart
+    from iclgd.report.results import Results
+
+    out = (folders[0].parent if sweep else folders[0]) / "report" / "figures"
+    try:
+        figures = list(Results.read(folders).figures.values())
+        chart.write(figures, out)
+    except Exception as error:
+        log.warning("the figures could not be made: %s; iclgd-report FOLDER tells more", error)
+        return []
+    log.info("figures are in %s", out)
+    return figures
+
+
+def _log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence[Figure]) -> None:
     """One summary run in W&B, as this command tracks its runs; tracking.log_sweep warns and never raises."""
     from iclgd import tracking
 
-    folders = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
     try:
         settings = cast(TrackingConfig, OmegaConf.to_object(OmegaConf.merge(TrackingConfig, how or {})))
     except OmegaConfBaseException as error:  # swept over, so that the sweep has no single way
         log.warning("the sweep's summary is not tracked: %s", str(error).splitlines()[0])
         return
-    tracking.log_sweep(settings, folders[0].parent.name, folders, folders[0].parent)
+    tracking.log_sweep(settings, folders[0].parent.name, folders, folders[0].parent, figures)
 
 
 def _summarise(results: Sequence[Outcome]) -> None:
@@ -331,5 +354,4 @@ def _show_tables(folders: list[Path], sweep: bool) -> None:
         log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
         return
     Console().print(table)
-    figures = folders[0] / "figures" if not sweep else folders[0].parent
-    sys.stdout.write(f"figures: {os.path.relpath(figures)}{'/*/figures' if sweep else ''}\n")
+    sys.stdout.write(f"figures and page: iclgd-report {os.path.relpath(folders[0].parent if sweep else folders[0])}\n")

@@ -18,6 +18,29 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from iclgd import choices
 
 _LARGEST_FLOAT32 = 3.4028235e38
+_LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which draws the papers' orders, takes no larger one
+_LARGEST_LAYER = 100_000
+_BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do, or no generator takes, is not begun
+    "seed": (0, _LARGEST_SEED),
+    "model.weights_seed": (0, _LARGEST_SEED),
+    "task.query_seed": (0, _LARGEST_SEED),
+    "task.shots": (1, 1_000_000),
+    "task.queries": (1, 1_000_000_000),
+    "task.permutation": (0, 100_000),
+    "finetune.epochs": (1, 1_000_000),
+    "finetune.rank": (1, 1_000_000),
+    "finetune.calibration": (1, 1_000_000),
+    "finetune.noise": (0, 1e30),
+    "reference.permutation": (0, 100_000),
+    "reference.draw": (0, _LARGEST_SEED),
+    "reference.noise": (0, 1e30),
+    "metric.every": (0, 1_000_000_000),
+    "metric.orders": (1, 10_000),
+    "runtime.jitter": (0, 10_000),
+    "runtime.threads": (1, 10_000),
+    "runtime.batch_tokens": (1, 1_000_000_000),
+    "runtime.cache_gb": (0, 1_000_000),
+}
 
 
 class ConfigError(ValueError):
@@ -100,6 +123,7 @@ class FinetuneConfig:
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
+    against: dict[str, str] | None = None  # variants it is compared with, and what each difference tells
     color: str | None = None  # of its lines and marks; null: the next free one of the palette
 
 
@@ -179,6 +203,7 @@ class RuntimeConfig:
     jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None
     save_recordings: bool = False
+    figures: bool = False
     batch_tokens: int | None = None
     padding: choices.Padding = choices.Padding.right
     cache: choices.CacheMode = choices.CacheMode.auto
@@ -216,28 +241,16 @@ class Config:
         Raises:
             ConfigError: naming the key and the remedy.
         """
-        at_least = {
-            "task.shots": (self.task.shots, 1),
-            "task.queries": (self.task.queries, 1),
-            "task.permutation": (self.task.permutation, 0),
-            "finetune.epochs": (self.finetune.epochs, 1),
-            "finetune.calibration": (self.finetune.calibration, 1),
-            "finetune.noise": (self.finetune.noise, 0),
-            "reference.permutation": (self.reference.permutation or 0, 0),
-            "reference.draw": (self.reference.draw, 0),
-            "reference.noise": (self.reference.noise, 0),
-            "metric.every": (self.metric.every, 0),
-            "metric.orders": (self.metric.orders, 1),
-            "seed": (self.seed, 0),
-            "runtime.jitter": (self.runtime.jitter, 0),
-        }
-        for key, (value, least) in at_least.items():
-            if value < least:
-                raise ConfigError(f"{key}={value} is too small: give {least} or more")
-        for key in ("threads", "batch_tokens"):
-            value = getattr(self.runtime, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"runtime.{key}={value} is too small: give 1 or more, or null")
+        for key, (least, most) in _BOUNDS.items():
+            value = getattr(getattr(self, key.rpartition(".")[0], self), key.rpartition(".")[2])
+            if value is not None and not least <= value <= most:
+                raise ConfigError(f"{key}={value} is out of bounds: give {least:,} to {most:,}")
+        for name, rate in self.task.rates.items():
+            if not 0 < rate <= _LARGEST_FLOAT32:
+                raise ConfigError(f"task.rates.{name}={rate} cannot train: give a positive rate that float32 can hold")
+        for name, score in self.metric.scores.items():
+            if score.limits is not None and not (len(score.limits) == 2 and score.limits[0] < score.limits[1]):
+                raise ConfigError(f"metric.scores.{name}.limits={score.limits} are no limits: give [LEAST, LARGEST]")
         if not 0 < self.finetune.lr <= _LARGEST_FLOAT32:
             raise ConfigError(
                 f"finetune.lr={self.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
@@ -252,8 +265,6 @@ class Config:
                 raise ConfigError(f"reference.{key}={value} cannot train: give a positive number")
         if not self.finetune.ridge > 0:
             raise ConfigError(f"finetune.ridge={self.finetune.ridge} leaves the fit open: give a positive number")
-        if self.finetune.rank is not None and self.finetune.rank < 1:
-            raise ConfigError(f"finetune.rank={self.finetune.rank} is too small: give 1 or more, or null for full rank")
         if not self.metric.scores:
             raise ConfigError("metric=[] measures nothing: name one or more of conf/metric, such as metric=[sim_aou]")
         if self.runtime.objective is not None and self.runtime.objective not in self.metric.scores:
@@ -329,9 +340,11 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
     chosen: set[int] = set()
     for part in parts:
         first, dash, last = str(part).strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        last = last if dash else first
+        plain = all(number.isdecimal() and len(number) < 10 for number in (first, last))
+        if not plain or not int(first) <= int(last) <= _LARGEST_LAYER:
             raise ConfigError(f"finetune.layers={spec!r} cannot be read: {remedy}")
-        chosen.update(range(int(first), int(last if dash else first) + 1))
+        chosen.update(range(int(first), int(last) + 1))
     if not chosen:
         raise ConfigError(f"finetune.layers={spec!r} names no layer: {remedy}")
     return tuple(sorted(chosen))

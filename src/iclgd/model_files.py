@@ -6,17 +6,20 @@ import importlib.util
 import json
 import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig
 from iclgd.digests import digest_of
 from iclgd.paths import toy_model_folder
+from iclgd.shown import printable
 
 _READ = ("config.json", "*token*", "vocab*", "merges*", "*.model", "spiece*", "*chat_template*", "adapter_config.json")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_LARGEST_JSON = 256 << 20  # bytes; the tokenizer.json of Gemma 3 has 33 MB
 _FRESH = 60.0  # seconds for which the hub is not asked again which commit a name means
 
 _commits: dict[tuple[str, str, str | None], tuple[float, str]] = {}
@@ -50,8 +53,7 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
         ConfigError: the model is not there, or `model.file` lies outside of it.
         OSError: a file cannot be read, or the hub cannot be reached and has not been before.
     """
-    if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
-        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
+    refuse_file_elsewhere(model)
     if model.source is ModelSource.package:
         return {str(model.file): digest_of(packaged_file(model))}
     folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
@@ -60,11 +62,21 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
     return {"commit": commit_of(model)}
 
 
+def refuse_file_elsewhere(model: ModelConfig) -> None:
+    """Refuse a `model.file` that is not a path inside the package or folder.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
+        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
+
+
 def _files(folder: Path, model: ModelConfig) -> list[Path]:
     patterns = _READ if model.weights is Weights.random else (*_READ, *_WEIGHTS)
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     if model.file is not None:
-        found.add(folder / model.file)
+        found.update(path for path in (folder / model.file,) if path.is_file())
     elif model.weights is not Weights.random:
         found.update(_indexed(folder))
     return sorted(found)
@@ -72,11 +84,45 @@ def _files(folder: Path, model: ModelConfig) -> list[Path]:
 
 def _indexed(folder: Path) -> Iterator[Path]:
     for index in folder.glob("*.safetensors.index.json"):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ConfigError(f"{index} cannot be read: {error}") from error
-        yield from (folder / name for name in names if (folder / name).is_file())
+        if index.is_file():
+            shards = set(weight_map(read_object(index, str(index)), str(index)).values())
+            yield from (folder / shard for shard in shards if (folder / shard).is_file())
+
+
+def read_object(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a model's folder.
+
+    Raises:
+        ConfigError: it is none, or too large; the message names the file.
+    """
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ConfigError(f"{name} has {path.stat().st_size:,} bytes, more than the {_LARGEST_JSON:,} that are read")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is no JSON: {printable(str(error), 200)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Which shard holds which tensor, as the index of a sharded model says.
+
+    Raises:
+        ConfigError: there is no such table, or it names what is no safetensors file inside the folder.
+    """
+    entries = index.get("weight_map")
+    if not isinstance(entries, dict) or not entries:
+        raise ConfigError(f"{name} has no weight_map from tensors to files")
+    for tensor, shard in entries.items():
+        plain = isinstance(shard, str) and "\\" not in shard and "\0" not in shard and shard.endswith(".safetensors")
+        if not plain or PurePosixPath(shard).is_absolute() or ".." in PurePosixPath(shard).parts:
+            raise ConfigError(
+                f"{name} keeps {printable(tensor)} in {printable(str(shard))!r}; only *.safetensors files inside the "
+                "folder are read"
+            )
+    return entries
 
 
 def commit_of(model: ModelConfig) -> str:

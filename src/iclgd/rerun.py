@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from iclgd import paths
 from iclgd.config import ConfigError
 from iclgd.runs.files import plain
+from iclgd.runs.stored import settings_of
 
 OPTION = "--rerun"
 _NAME = "rerun"
@@ -33,12 +33,7 @@ def composed_from(arguments: Sequence[str], place: Path) -> list[str]:
     if len(arguments) < 2:
         raise ConfigError("--rerun needs a run's folder: iclgd --rerun outputs/single/RUN_ID [key=value ...]")
     folder, rest = Path(arguments[1]), list(arguments[2:])
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--rerun {folder}: no run's config.yaml can be read there ({error})") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--rerun {folder}: config.yaml holds no settings")
+    settings = settings_of(folder)
     main = yaml.safe_load((paths.config_folder() / "config.yaml").read_text(encoding="utf-8"))
     chosen = {argument.partition("=")[0].lstrip("+") for argument in rest}
     own = {key: value for key, value in settings.items() if key not in {*chosen, "paths"}}
@@ -47,15 +42,6 @@ def composed_from(arguments: Sequence[str], place: Path) -> list[str]:
     if data and Path(data).expanduser().is_dir():
         own["paths"] = {"data_dir": str(Path(data).expanduser().resolve())}
     hydra = {**main["hydra"], "run": {"dir": "${paths.outputs}/rerun/${iclgd.run_id:}"}}
-    content = {"defaults": defaults, **_literal(own), "hydra": hydra}
+    content = {"defaults": defaults, **own, "hydra": hydra}
     (place / f"{_NAME}.yaml").write_text(yaml.safe_dump(plain(content), sort_keys=False), encoding="utf-8")
     return ["--config-dir", str(place), "--config-name", _NAME, *rest]
-
-
-def _literal(value: Any) -> Any:
-    """Values in which `${` is text: config.yaml holds no interpolations any more."""
-    if isinstance(value, dict):
-        return {key: _literal(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_literal(entry) for entry in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value

@@ -1,4 +1,9 @@
-"""How may a text from outside be shown on a terminal, in a table or in a figure?"""
+"""Text from outside, made fit for a terminal, a table or a figure, and output whose reader may go away."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def printable(text: str, most: int = 60) -> str:
@@ -6,3 +11,13 @@ def printable(text: str, most: int = 60) -> str:
     clean = "".join(" " if character.isspace() else character for character in text)
     clean = "".join(character if character.isprintable() else "�" for character in clean)
     return clean if len(clean) <= most else clean[: most - 1] + "…"
+
+
+@contextmanager
+def pipe_may_close() -> Iterator[None]:
+    """Within, a reader of the standard output that goes away, such as `| head`, ends the block without an error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits

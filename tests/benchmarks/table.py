@@ -60,19 +60,20 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 
 def _draw_cost(linear: Mapping[str, Any], place: Path) -> None:
     """Seconds of an icl recording over its tokens, as queries and as shots grow."""
-    from matplotlib.figure import Figure
+    import altair as alt
 
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
-    axis = figure.subplots()
-    looks = {"queries": ("o", "more queries, most shots"), "shots": ("s", "more shots, 50 queries")}
-    for name, (marker, label) in looks.items():
-        rows = linear[name]
-        axis.plot([row[2] for row in rows], [row[3] for row in rows], marker=marker, label=label)
-    axis.set(
-        xlabel="tokens: the context and every query once", ylabel="icl recording, s", xlim=(0, None), ylim=(0, None)
+    from iclgd.report.chart import DATA, Figure, themed
+
+    labels = {"queries": "more queries, most shots", "shots": "more shots, 50 queries"}
+    rows = [{"x": row[2], "y": row[3], "of": label} for name, label in labels.items() for row in linear[name]]
+    x = alt.X("x:Q", title="tokens: the context and every query once")
+    look = alt.Color("of:N", scale=alt.Scale(range=["#0072B2", "#D55E00"]))
+    chart = (
+        alt.Chart(alt.NamedData(name=DATA))
+        .mark_line(point=True)
+        .encode(x, alt.Y("y:Q", title="icl recording, s"), look)
     )
-    axis.legend(frameon=False)
-    figure.savefig(place, dpi=150)
+    Figure("cost", "", themed(chart.properties(width=300, height=170), rows), "").save(place)
 
 
 def _naive(entry: Mapping[str, Any]) -> str:

@@ -10,8 +10,8 @@ from iclgd import ranks
 from iclgd.learning import activation_matched, finetuned
 from iclgd.metrics.updates import sim_aou
 from iclgd.models import LanguageModel, Question, RecordPlan, assemble, record, token_queries
-from iclgd.models.anatomy import dissect
 from iclgd.models.offload import resident
+from iclgd.models.placement import dealt_out
 from iclgd.records import OPTIONAL_RECORDS
 from learning_cases import learning, prompts
 from placement.pretend_devices import Placed
@@ -93,23 +93,9 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, s
     return worst
 
 
-def dealt_out(network, *devices):
-    """A device for each module: blocks in turn, embeddings on the first, the rest on the last, tied weights together."""
-    anatomy, names = dissect(network), {module: name for name, module in network.named_modules()}
-    blocks = [names[block] for block in anatomy.blocks]
-    placed = {name: devices[i * len(devices) // len(blocks)] for i, name in enumerate(blocks)}
-    tied = anatomy.unembedding.weight is network.get_input_embeddings().weight
-    last = {*anatomy.final, *(() if tied else (anatomy.unembedding,))}
-    for name, module in network.named_modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if own and not any(f"{name}.".startswith(f"{block}.") for block in blocks):
-            placed[name] = devices[-1] if module in last else devices[0]
-    return placed
-
-
 def placed_model(family, folder, *devices):
     network = tiny_network(family)
-    return assemble(dispatch_model(network, dealt_out(network, *devices), offload_dir=str(folder)), None)
+    return assemble(dispatch_model(network, dealt_out(network, devices), offload_dir=str(folder)), None)
 
 
 def plain(facts):

@@ -1,4 +1,4 @@
-"""Run by torchrun: each family split over the processes, compared with the same model in one; prints the differences."""
+"""Run by torchrun: each family split over the processes, and how far it is from the same model in one."""
 
 from __future__ import annotations
 

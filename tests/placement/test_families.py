@@ -10,7 +10,8 @@ from accelerate import dispatch_model
 
 from iclgd.models import assemble, offload
 from iclgd.models.anatomy import dissect
-from placement.placement_cases import FAMILIES, dealt_out, everything, furthest, placed_model, plain
+from iclgd.models.placement import dealt_out
+from placement.placement_cases import FAMILIES, everything, furthest, placed_model, plain
 from placement.pretend_devices import pretending
 from tiny_models import tiny_network
 
@@ -42,7 +43,7 @@ def test_weights_that_wait_on_disk_give_the_same_numbers(family, tmp_path):
     network = tiny_network(family)
     names = {module: name for name, module in network.named_modules()}
     blocks = {names[block]: "disk" for block in dissect(network).blocks[1:]}
-    others = {name: "cpu" for name in dealt_out(network, "cpu") if name not in blocks}
+    others = {name: "cpu" for name in dealt_out(network, ["cpu"]) if name not in blocks}
     model = assemble(dispatch_model(network, {**others, **blocks}, offload_dir=str(tmp_path)), None)
     assert model.anatomy.part(1, model.anatomy.family.projection).weight.is_meta
     assert furthest(alone, everything(model))[0] < 1e-5

@@ -228,7 +228,8 @@ def _leaf(item: Trained) -> nn.Parameter:
     Of a fused projection, only what is trained may lose weight to decay; of a half parameter, small steps have to add
     up in float32.
     """
-    parameter = item.parameter
-    if not item.parts and parameter.dtype not in (torch.float16, torch.bfloat16):
+    parameter, half = item.parameter, item.parameter.dtype in (torch.float16, torch.bfloat16)
+    if not item.parts and not half:
         return parameter
-    return nn.Parameter(item.part(parameter.detach()).float().clone())
+    part = item.part(parameter.detach())
+    return nn.Parameter(part.float() if half else part.clone())

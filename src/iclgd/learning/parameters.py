@@ -50,11 +50,9 @@ class Trained:
         return layout.of_parameter(tensor, self.parts) if layout and self.parts else tensor
 
     def matrices(self, part: Tensor) -> list[Tensor]:
-        """The matrices of which `part` is made, as views: in a fused projection, keys and values apart."""
+        """The matrices of which `part` is made, as views: in a fused projection, queries, keys and values apart."""
         layout = self.model.anatomy.layout
-        if layout is None or not self.key_value_only:
-            return [part]
-        return [part[:, : layout.keys], part[:, layout.keys :]]
+        return layout.apart(part, self.parts) if layout and self.parts else [part]
 
     def write(self, tensor: Tensor, part: Tensor) -> None:
         """Set what is trained of the parameter, or of a tensor of its shape."""

@@ -57,11 +57,14 @@ class Layout:
         """A part of the projection's weight or bias (or of a gradient), as `outputs` gives it."""
         return self.outputs(parameter, part, -1 if self.columns else 0)
 
+    def apart(self, values: Float[Tensor, "group head head_dim *rest"], part: str) -> list[Tensor]:
+        """Views of the queries, keys and values of which a part is made."""
+        return list(values.split([self.queries if letter == "q" else self.keys for letter in part], dim=1))
+
     def write(self, parameter: Tensor, part: str, values: Float[Tensor, "group head head_dim *rest"]) -> None:
         """Set a part of the projection's weight or bias."""
-        views = [self.of_parameter(parameter, letter) for letter in part]
-        for view, new in zip(views, values.split([view.shape[1] for view in views], dim=1), strict=True):
-            view.copy_(new)
+        for letter, new in zip(part, self.apart(values, part), strict=True):
+            self.of_parameter(parameter, letter).copy_(new)
 
 
 def _rows(shape: Shape, _: PretrainedConfig) -> Layout:

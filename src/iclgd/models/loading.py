@@ -1,13 +1,15 @@
-"""A model from a config into memory: from safetensors only, without any code but transformers' own."""
+"""A model from a config into memory: from safetensors or GGUF only, without any code but transformers' own."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
 import re
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -15,15 +17,25 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.choices import Matmul, ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.model_files import model_inputs
-from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
+from iclgd.model_files import model_inputs, refuse_file_elsewhere
+from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
+from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
+from iclgd.models.completeness import refuse_incomplete, refuse_oversized
 from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
-from iclgd.models.placement import loading_arguments, placed, placement_key, refuse_impossible
+from iclgd.models.placement import (
+    dealt_out,
+    dispatched,
+    loading_arguments,
+    placed,
+    placement_key,
+    refuse_impossible,
+)
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check, first_layer_sees_context
+from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
 from iclgd.models.untrained import untrained
 from iclgd.paths import toy_model_folder
 
@@ -34,6 +46,7 @@ _HALF = (
     "small steps by a factor of two (SmolLM2, 4 shots); runtime.dtype=float32 measures without that"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DAMAGED = "its files are damaged, or are not what they say: get them again, or name another model"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -118,31 +131,30 @@ def _load(
 ) -> LanguageModel:
     model, runtime, digests = held.model, held.runtime, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    place = _locate(model, digests.get("commit"))
-    config = _refuse_unknown_family(model, place)
+    accepted = _locate(model, digests.get("commit") or model.revision)
+    config = _config(model, accepted)
     refuse_impossible(model, runtime, config)
-    network = placed(_weights(model, place, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
+    network = placed(_weights(model, accepted, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
     if stored_apart(runtime.dtype):
         compute_in_float32(network)
-    tokenizer = _from_hub(model, AutoTokenizer.from_pretrained, **place)
+    with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
+        tokenizer = AutoTokenizer.from_pretrained(**accepted.arguments())
     now = _inputs(model)
     if digests and now != digests:
         changed = ", ".join(sorted(name for name in {*now, *digests} if now.get(name) != digests.get(name)))
         raise ConfigError(f"model.name={model.name}: {changed} changed while the model was being loaded: try again")
     commit = now.pop("commit", None)
-    return assemble(
-        network.eval(),
-        tokenizer,
-        identity={
-            "name": model.name,
-            "revision": commit or model.revision,
-            "weights": str(model.weights),
-            "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
-            "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
-            "device_type": device.type,
-            "sha256": now,
-        },
-    )
+    identity = {
+        "name": model.name,
+        "revision": commit or accepted.commit or model.revision,
+        "weights": str(model.weights),
+        "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
+        "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
+        "device_type": device.type,
+        "sha256": now,
+    }
+    with refusing(f"model.name={model.name} failed its self-test", _DAMAGED):
+        return assemble(network.eval(), tokenizer, identity)
 
 
 def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] | None = None) -> LanguageModel:
@@ -169,32 +181,17 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig, commit: str | None) -> dict[str, Any]:
-    """Arguments for transformers' loaders; of a hub's model exactly the commit that was asked for."""
+def _locate(model: ModelConfig, revision: str | None) -> AcceptedModel:
+    """The model's files, checked."""
+    refuse_file_elsewhere(model)
+    with_weights = model.weights is not Weights.random
     if model.source is ModelSource.package:
-        return {"pretrained_model_name_or_path": str(converted_folder(model))}
+        return accept(str(converted_folder(model)), weights=with_weights)
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
     folder = Path(name).expanduser()
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
-    place: dict[str, Any] = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else name}
-    if commit or model.revision:
-        place["revision"] = commit or model.revision
-    if model.file is not None:
-        place["gguf_file"] = model.file
-    return place
-
-
-def _from_hub(model: ModelConfig, loader: Any, **arguments: Any) -> Any:
-    try:
-        return loader(**arguments, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ConfigError(
-            f"model.name={model.name} could not be loaded: {reason} -- without access to the hub, name a local folder: "
-            "model=hf model.name=FOLDER (config, tokenizer and *.safetensors; pickled weights and a repository's own "
-            "code are not read)"
-        ) from error
+    return accept(str(folder) if folder.is_dir() else name, revision, model.file, with_weights)
 
 
 def read_config(model: ModelConfig) -> PretrainedConfig:
@@ -203,31 +200,68 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
     Raises:
         ConfigError: it is not there, or of a family that is not known.
     """
-    return _refuse_unknown_family(model, _locate(model, _inputs(model).get("commit")))
+    return _config(model, _locate(model, model.revision))
 
 
-def _refuse_unknown_family(model: ModelConfig, place: dict[str, Any]) -> PretrainedConfig:
-    config = _from_hub(model, AutoConfig.from_pretrained, **place)
-    kind = config.model_type
-    if kind not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model.name={model.name} is of the family {kind!r}, which iclgd does not know; it knows "
-            f"{', '.join(sorted(FAMILIES))}"
+def read_prefix(
+    model: ModelConfig, part: PretrainedConfig, dtype: torch.dtype, arguments: dict[str, Any]
+) -> PreTrainedModel:
+    """A model's first layers, as a model of its own that is not held for later.
+
+    Args:
+        model: the whole model.
+        part: its config with the first layers only.
+        dtype: of the weights.
+        arguments: of `placement.loading_arguments`; a list as `device_map` deals the layers out evenly.
+    """
+    if model.weights is Weights.random:
+        network = untrained(part, dtype, model.weights_seed)
+        return dispatched(network, arguments) if "device_map" in arguments else network
+    accepted, level = _locate(model, model.revision), transformers_logging.get_verbosity()
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"} | arguments
+    if isinstance(settings.get("device_map"), list):
+        with torch.device("meta"):
+            settings["device_map"] = dealt_out(AutoModelForCausalLM.from_config(part), settings["device_map"])
+    safe = {"use_safetensors": True} if accepted.gguf is None else {}
+    transformers_logging.set_verbosity_error()  # that other layers' weights are not used is meant
+    try:
+        network = cast(Any, AutoModelForCausalLM).from_pretrained(
+            **accepted.arguments(), config=copy.deepcopy(part), **settings, **safe
         )
+    finally:
+        transformers_logging.set_verbosity(level)
+    weakref.finalize(network, bool, accepted)
+    return network
+
+
+def _config(model: ModelConfig, accepted: AcceptedModel) -> PretrainedConfig:
+    with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
+        config = AutoConfig.from_pretrained(**accepted.arguments())
+    refuse_unknown_family(config.model_type, model.name)
+    check_bounds(config, model.name)
     return config
 
 
 def _weights(
-    model: ModelConfig, place: dict[str, Any], dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
+    model: ModelConfig, accepted: AcceptedModel, dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
 ) -> PreTrainedModel:
-    common: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
-    if model.weights is Weights.random:
-        config = _from_hub(model, AutoConfig.from_pretrained, **place)
-        return untrained(config, dtype, model.weights_seed)
-    if model.weights is Weights.pretrained:
-        common |= loading_arguments(runtime, config)
-    safe = {} if "gguf_file" in place else {"use_safetensors": True}
-    pretrained = _from_hub(model, AutoModelForCausalLM.from_pretrained, **place, **common, **safe)
-    if model.weights is Weights.keep_embeddings:
-        return untrained(pretrained.config, dtype, model.weights_seed, keep=pretrained)
-    return pretrained
+    with refusing(f"model.name={model.name} could not be loaded", _DAMAGED):
+        if model.weights is Weights.random:
+            return untrained(config, dtype, model.weights_seed)
+        with torch.device("meta"):
+            refuse_oversized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), accepted)
+        settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+        if model.weights is Weights.pretrained:
+            settings |= loading_arguments(runtime, config)
+        if accepted.gguf is None:
+            settings |= {"use_safetensors": True, "config": config}
+        settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named
+        network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**accepted.arguments(), **settings)
+        refuse_incomplete(network, info, model.name)
+        network.config._name_or_path = accepted.name
+        weakref.finalize(
+            network, bool, accepted
+        )  # layers kept on disk are read from its files as long as they are used
+        if model.weights is Weights.keep_embeddings:
+            return untrained(network.config, dtype, model.weights_seed, keep=network)
+        return network

@@ -15,11 +15,12 @@ import numpy as np
 
 from iclgd.choices import Better, Role
 from iclgd.report.catalogue import Variant
+from iclgd.report.reading import Record
 from iclgd.report.results import Results
+from iclgd.runs import varied
 from iclgd.statistics import Comparison, Power, compare, design_power, held_out, holm_corrected
 
 _VARIANT, _RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
-_OPEN = ("", "")  # what is not compared
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
     for at, (first, second, _) in enumerate(asked):
         for score in scores:
             if score in first.values and score in second.values:
-                found[at, score] = compare(first.values[score], second.values[score])
+                chosen = len(first.tried) > 1 or len(second.tried) > 1
+                found[at, score] = compare(first.values[score], second.values[score], chosen=chosen)
     corrected = holm_corrected(found)
     made = []
     for at, (first, second, asks) in enumerate(asked):
@@ -134,7 +136,7 @@ def power_text(made: Sequence[Difference]) -> str:
         text += (
             f" A true difference of {told.smallest:.3f} would be marked four times in five; smaller ones may not be."
         )
-    return text + (f" To mark ± {told.target:g} takes about {told.needed} draws." if told.needed else "")
+    return text + (f" To mark ± {told.target:g} takes about {max(told.needed, 5)} draws." if told.needed else "")
 
 
 def zero_shot_notes(results: Results) -> list[str]:
@@ -151,28 +153,37 @@ def zero_shot_notes(results: Results) -> list[str]:
         return []
     keys = [key for key in results.keys if not key.startswith("finetune.")]
     notes: dict[str, None] = {}
-    for name, twin in pairs[:1]:
-        found: dict[tuple[Any, ...], dict[Any, tuple[float, float]]] = {}
-        for run in results.runs:
-            pair = run.mean(name), run.mean(twin)
-            if not any(map(math.isnan, pair)):
-                found.setdefault(tuple(run.settings.get(key) for key in keys), {}).setdefault(run.draw, pair)
-        for setting, by_draw in found.items():
-            said = _zero_shot_note(list(by_draw.values()))
-            if said:
-                notes[f"{', '.join(results.text(*pair) for pair in zip(keys, setting, strict=True))}: {said}"] = None
+    icl, zsl = ((name, "all") for name in pairs[0])
+    by_draw: dict[tuple[Any, ...], dict[Any, tuple[Record, Record]]] = {}
+    for run in results.runs:
+        if icl in run.records and zsl in run.records and not math.isnan(run.mean(icl[0]) - run.mean(zsl[0])):
+            setting = tuple(run.settings.get(key) for key in keys)
+            by_draw.setdefault(setting, {}).setdefault(run.draw, (run.records[icl], run.records[zsl]))
+    for setting, draws in by_draw.items():
+        said = _zero_shot_note(list(draws.values()))
+        if said:
+            named = (_named(results, *pair) for pair in zip(keys, setting, strict=True))
+            notes[f"{', '.join(named)}: {said}"] = None
     return list(notes)
 
 
-def _zero_shot_note(pairs: Sequence[tuple[float, float]]) -> str | None:
-    icl, zsl = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    numbers = f"({icl:.1%} against {zsl:.1%})"
-    if icl <= zsl:
+def _named(results: Results, key: str, value: Any) -> str:
+    text = results.text(key, value)
+    return (
+        text if key in ("model.name", "model.weights", "task.name") else f"{varied.heading(key, results.keys)} {text}"
+    )
+
+
+def _zero_shot_note(draws: Sequence[tuple[Record, Record]]) -> str | None:
+    """Over draws where there are enough for an interval, else by the queries of each."""
+    icl, zsl = (dict(enumerate(record.mean for record in column)) for column in zip(*draws, strict=True))
+    means = [math.fsum(by_draw.values()) / len(draws) for by_draw in (icl, zsl)]
+    numbers = f"({means[0]:.1%} against {means[1]:.1%})"
+    if means[0] <= means[1]:
         return f"ICL does not beat zero-shot {numbers}, so that likeness to it means little here."
-    result = compare(dict(enumerate(a for a, _ in pairs)), dict(enumerate(b for _, b in pairs)))
-    if result.low <= 0:
-        return f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
-    return None
+    low = compare(icl, zsl).low
+    told = all(one.low > other.high for one, other in draws) if math.isnan(low) else low > 0
+    return None if told else f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
 
 
 def _other_keys(results: Results) -> list[str]:

@@ -1,4 +1,4 @@
-"""Can the papers' own scripts read our recordings? Writes them as the published code does.
+"""Recordings written as the published code writes them, so that the papers' own scripts read them.
 
 One `record_info.jsonl` for each setting: `zs`, `icl` and `ftzs` with one line a query, and `ft` with one line a
 demonstration. Shapes are those that the analysis scripts of Dai et al. (microsoft/LMOps, understand_icl/icl_ft)
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from iclgd.report.finished_run import FinishedRun, ReportError
+from iclgd.report.reading import FinishedRun, ReportError
 from iclgd.runs.files import replacing
 
 log = logging.getLogger(__name__)

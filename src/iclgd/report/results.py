@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from iclgd.report.catalogue import ScoreInfo, Variant
 from iclgd.report.reading import FinishedRun, ReportError, read_runs
 from iclgd.runs import varied
 from iclgd.statistics import draws_interval
+
+if TYPE_CHECKING:
+    from iclgd.report.chart import Figure
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 EXAMPLES = ("all", "flipped")
@@ -55,6 +58,8 @@ class Results:
         Raises:
             ReportError: no run has such a key, or none is left.
         """
+        known = {varied.heading(key, self.keys): key for key in self.keys}
+        conditions = {known.get(key, key): text for key, text in conditions.items()}
         for key in conditions:
             if not any(key in run.settings for run in self.runs):
                 raise ReportError(f"no run has a setting {key!r}: varied here are {', '.join(self.varied) or 'none'}")
@@ -81,6 +86,12 @@ class Results:
     def varied(self) -> tuple[str, ...]:
         """The Hydra keys that tell settings apart; those of the draw are not among them."""
         return tuple(varied.varied([run.settings for run in self.runs]))
+
+    @property
+    def shown(self) -> list[str]:
+        """The keys that tables name: what varied, and the rate wherever there are several, also one for each variant."""
+        several = len({run.settings["finetune.lr"] for run in self.runs}) > 1
+        return [*self.varied, *(["finetune.lr"] if several and "finetune.lr" not in self.varied else [])]
 
     @functools.cached_property
     def variants(self) -> dict[str, Variant]:
@@ -165,6 +176,13 @@ class Results:
         columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined"]
         return pd.concat([settings, named, found[columns]], axis=1)
 
+    @functools.cached_property
+    def figures(self) -> dict[str, Figure]:
+        """Every figure by its name: `results.figures["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
+        from iclgd.report.figures import figures
+
+        return {figure.name: figure for figure in figures(self)}
+
     def short_name(self, model: str) -> str:
         """A model's name without the owner or the folders before it, as far as it stays distinct among these runs."""
         return self._short_names.get(model, model)
@@ -177,8 +195,8 @@ class Results:
 
     def table(self) -> pd.DataFrame:
         """The headline scores' means, a row for each setting and a column for each score."""
-        keys = [*self.varied] or ["finetune.name"]
-        shown = whole(self.summary)
+        keys = self.shown or ["finetune.name"]
+        shown: Any = whole(self.summary)
         shown = shown[shown["score"].isin(self.headline)]
         index = pd.MultiIndex.from_frame(shown[keys].astype(object)) if keys else None
         wide = shown.set_axis(index).set_index("score", append=True)["mean"].unstack("score", sort=False)
@@ -261,18 +279,9 @@ class Results:
         return (1, 0.0, "") if value is None else (2, 0.0, str(value))
 
 
-def whole(frame: pd.DataFrame) -> pd.DataFrame:
+def whole(frame: pd.DataFrame) -> Any:
     """The rows of a frame or a summary that are over all examples and all layers."""
-    rows: Any = frame[frame["layer"].isna() & (frame["examples"] == "all")]
-    return rows
-
-
-def heading(key: str, among: Iterable[str]) -> str:
-    """A key's last part as far as it tells it from the others: `finetune.lr` is lr, `finetune.name` is variant."""
-    own = {"finetune.name": "variant", "model.name": "model", "task.name": "task", "runtime.dtype": "dtype"}
-    name = own.get(key) or key.rpartition(".")[2]
-    alike = [other for other in among if other != key and own.get(other, other.rpartition(".")[2]) == name]
-    return key if alike else name
+    return frame[frame["layer"].isna() & (frame["examples"] == "all")]
 
 
 def _equal(value: Any, text: str) -> bool:

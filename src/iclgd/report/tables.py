@@ -9,11 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from iclgd.report import conclusions, published
 from iclgd.report.conclusions import Contender, Difference
 from iclgd.report.formats import UNDEFINED, Table, number, p_value, signed
 from iclgd.report.reading import FinishedRun, ReportError
-from iclgd.report.results import Results, heading, whole
+from iclgd.report.results import Results, whole
+from iclgd.runs import varied
 from iclgd.statistics import Comparison, draws_interval
 
 SCORE = "score"  # stands among rows or columns for the scores' names
@@ -59,13 +62,13 @@ def summary(
     draws = any(record["draws"] > 1 or _excluded(record) for record in records)
     printed: list[_Row] = []
     for label, row in cells.items():
-        counted = (_draws(list(row.values())),) if draws else ()
+        counted = (_draws(results, list(row.values())),) if draws else ()
         values = (_cell(results, row[column]) if column in row else "" for column in header)
         printed.append((*label, *counted, *values))
         theirs = [_published(row[column]) if column in row else "" for column in header]
         if any(theirs):
             printed.append(("published", *[""] * (len(label) - 1 + draws), *theirs))
-    names = [heading(key, results.keys) for key in down] + ["draws"] * draws
+    names = [varied.heading(key, results.keys) for key in down] + ["draws"] * draws
     title = "Likeness of finetuning to in-context learning"
     columns_shown = [" · ".join(column) for column in header]
     notes = _notes(results, records)
@@ -75,7 +78,7 @@ def summary(
 def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]) -> Table:
     """Each variant at the rate that its other draws chose, where it ran at several."""
     keys = _other_keys(results)
-    scores = _scores(results, ())
+    scores = [name for name, score in results.scores.items() if score.learned]
     rows, records = [], []
     for contender in (one for one in among if len(one.tried) > 1):
         found = {name: _over_draws(results, name, contender) for name in scores if name in contender.values}
@@ -87,7 +90,7 @@ def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]
         rows.append((*who, label, shown, str(len(contender.rates)), *cells))
         about = {**contender.others, "finetune.name": contender.variant, "rates": shown}
         records += [about | {"score": name} | values for name, values in found.items()]
-    names = [heading(key, results.keys) for key in keys]
+    names = [varied.heading(key, results.keys) for key in keys]
     header = (*names, "variant", "chosen rates", "draws", *(results.scores[name].label for name in scores))
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
     if any(one.at_edge for one in among):
@@ -117,7 +120,7 @@ def comparisons(results: Results, made: Sequence[Difference]) -> Table:
         "intervals 3. In parentheses the draws with which the interval would be about ± 0.05.",
         conclusions.power_text(made),
     )
-    names = [heading(key, results.keys) for key in keys]
+    names = [varied.heading(key, results.keys) for key in keys]
     header = (*names, "difference", "tells", "draws", *(results.scores[score].label for score in scores))
     title = "Differences between variants, paired by draw"
     return Table("comparisons", title, header, 3 + len(names), tuple(rows), notes, tuple(records))
@@ -140,7 +143,7 @@ def data(results: Results) -> Table:
         tokens = [f"{mean[name]:.1f}" for name in ("demonstration_tokens", "query_tokens", "context_tokens")]
         rows.append((*(results.text(*pair) for pair in zip(keys, setting, strict=True)), *counts, *tokens))
         records.append(dict(zip(keys, setting, strict=True)) | mean)
-    names = [heading(key, results.keys) for key in keys]
+    names = [varied.heading(key, results.keys) for key in keys]
     counted = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
     header = (*names, *counted, "tokens of the context")
     note = "Tokens are means over demonstrations or queries, then over draws; the context has bos and separators."
@@ -160,12 +163,13 @@ def _scores(results: Results, chosen: Sequence[str]) -> list[str]:
 
 def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tuple[list[str], list[str]]:
     """The keys down and across; what varied and is not named comes below the rows named, a seed never."""
-    known = {heading(key, results.keys): key for key in results.keys} | {key: key for key in (*results.keys, SCORE)}
+    known = {varied.heading(key, results.keys): key for key in results.keys}
+    known |= {key: key for key in (*results.keys, SCORE)}
     unknown = [key for key in (*rows, *columns) if key not in known]
     if unknown:
         raise ReportError(f"no column {unknown[0]!r}: choose from score, {', '.join(results.keys)}")
     down, across = [known[key] for key in rows], [known[key] for key in columns]
-    down += [key for key in results.varied if key not in (*down, *across)]
+    down += [key for key in results.shown if key not in (*down, *across)]
     if SCORE not in (*down, *across):
         across.append(SCORE)
     return down or (["finetune.name"] if "finetune.name" not in across else ["model.name"]), across
@@ -194,14 +198,16 @@ def _record(results: Results, row: Mapping[str, Any]) -> dict[str, Any]:
 def _cell(results: Results, record: Mapping[str, Any]) -> str:
     if math.isnan(record["mean"]) and _excluded(record):
         return "diverged" if record["diverged"] else "unstable"
-    return number(*(record[name] for name in ("mean", "low", "high", "std")), results.scores[record[SCORE]].share)
+    return number(record["mean"], record["low"], record["high"], record["std"], results.scores[record[SCORE]].share)
 
 
 def _excluded(record: Mapping[str, Any]) -> int:
     return record["unstable"] + record["diverged"]
 
 
-def _draws(row: Sequence[Mapping[str, Any]]) -> str:
+def _draws(results: Results, row: Sequence[Mapping[str, Any]]) -> str:
+    """How many draws count, and how many do not, of the scores that depend on finetuning if there are such."""
+    row = [record for record in row if results.scores[record[SCORE]].learned] or row
     said = [str(max(record["draws"] for record in row))]
     for kind in ("unstable", "diverged"):
         count = max(record[kind] for record in row)
@@ -235,12 +241,14 @@ def _other_keys(results: Results) -> list[str]:
 
 
 def _over_draws(results: Results, score: str, contender: Contender) -> dict[str, Any]:
-    values = [value for value in contender.values[score].values() if not math.isnan(value)]
-    share, limits = results.scores[score].share, results.scores[score].limits
-    interval = draws_interval(values, limits)
-    mean = math.fsum(values) / len(values) if values else math.nan
-    spread = math.nan if len(values) < 2 else math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "std": spread, "share": share}
+    """A contender's mean over draws; shares without an interval, for that takes the number of queries."""
+    values = np.array([value for value in contender.values[score].values() if not math.isnan(value)])
+    share = results.scores[score].share
+    interval = draws_interval(values[:0] if share else values, results.scores[score].limits)
+    mean, std = (float(values.mean()) if len(values) else math.nan), math.nan
+    if len(values) > 1:
+        std = float(values.std(ddof=1))
+    return {"mean": mean, "low": interval.low, "high": interval.high, "std": std, "share": share}
 
 
 def _who(results: Results, difference: Difference, one: Contender) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -37,6 +38,22 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
         raise
     if sync:
         _sync(path.parent)
+
+
+def refuse_link_out(folder: Path, name: str) -> None:
+    """Refuse to write where a link inside the folder leads out of it; the file itself is replaced, never followed.
+
+    Args:
+        folder: what the user named; it may be a link itself.
+        name: the file's path inside it.
+
+    Raises:
+        OSError: naming the link.
+    """
+    root, parent = folder.resolve(), (folder / name).parent
+    for place in (parent, folder / name) if (folder / name).is_dir() else (parent,):
+        if not place.resolve().is_relative_to(root):
+            raise OSError(errno.EPERM, "a link leads out of the folder that was named; remove it", str(place))
 
 
 def _sync(path: Path) -> None:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.runs import files
+from iclgd.runs.parsing import DamagedRun, parse_json, regular_bytes
 from iclgd.runs.process import is_alive, this_process
+from iclgd.runs.reader import FolderReader
 from iclgd.runs.secrets import Formatter, without_secrets
+from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -103,13 +106,19 @@ class RunFolder:
     @property
     def figures(self) -> Path:
         """The folder of figures, made if need be."""
+        files.refuse_link_out(self.path, "figures")
         (self.path / "figures").mkdir(parents=True, exist_ok=True)
         return self.path / "figures"
 
     # Writing
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
-        """A path to write to that becomes `name` when the block ends well (a name such as `figures/layers.png`)."""
+        """A path to write to that becomes `name` when the block ends well (a name such as `figures/layers.png`).
+
+        Raises:
+            OSError: a link would lead out of the folder.
+        """
+        files.refuse_link_out(self.path, name)
         return files.replacing(self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
@@ -140,19 +149,24 @@ class RunFolder:
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part)
 
     def read_json(self, name: str) -> Any:
-        """Read what `write_json` wrote."""
-        return files.from_json((self.path / name).read_text(encoding="utf-8"))
+        """Read what `write_json` wrote.
+
+        Raises:
+            DamagedRun: it cannot be read; the message names the file.
+            FileNotFoundError: there is none.
+        """
+        return parse_json(regular_bytes(self.path / name), name)
 
     # The life of a run
 
     def status(self) -> Status | None:
         """What status.json says; None, with a warning, if it is absent or cannot be read."""
         try:
-            return Status.from_dict(self.read_json(_STATUS))
+            return Status.from_dict(FolderReader(self.path).status)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s cannot be read (%s); the run counts as never started", self.path / _STATUS, error)
+        except DamagedRun as error:
+            log.warning("%s: %s; the run counts as never started", printable(str(self.path), 400), error)
             return None
 
     def state(self) -> State | None:
@@ -170,9 +184,14 @@ class RunFolder:
         status = self.status()
         if status is None or status.state is not State.done:
             return False
+        if not status.files:  # every finished run has noted some
+            log.warning(
+                "%s does not say which files the run wrote; the run will be computed again", self.path / _STATUS
+            )
+            return False
         for name, made in status.files.items():
             path = self.path / name
-            size = path.stat().st_size if path.is_file() else -1
+            size = path.lstat().st_size if path.is_file() and not path.is_symlink() else -1
             if size != made["bytes"] or (size <= _SMALL and files.sha256(path) != made["sha256"]):
                 log.warning("%s is not what the finished run wrote; the run will be computed again", path)
                 return False
@@ -191,6 +210,7 @@ class RunFolder:
         for name in (*self._stamps(), _LOG, "wandb", _STATUS):
             source, target = self.path / name, place / name
             if source.exists():
+                files.refuse_link_out(self.path, target.relative_to(self.path).as_posix())
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, target)
         return place
@@ -296,6 +316,8 @@ class RunFolder:
     def log_file(self) -> Iterator[None]:
         """Inside, everything that is logged also goes to run.log."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if (self.path / _LOG).is_symlink() or not (self.path / _LOG).is_file():
+            (self.path / _LOG).unlink(missing_ok=True)  # a link leads elsewhere, a pipe would be waited for
         handler = logging.FileHandler(self.path / _LOG, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()

@@ -14,7 +14,10 @@ SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _ICL = dataclasses.asdict(ReferenceConfig())
 _MACHINE = {"task": ("rates",)}  # the rate that counts is finetune.lr
 _MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
-_LOOKS = {"finetune": ("label", "role", "order", "color"), "score": ("label", "limits", "headline", "better", "share")}
+_LOOKS = {
+    "finetune": ("label", "role", "order", "against", "color"),
+    "score": ("label", "limits", "headline", "better", "share"),
+}
 
 
 def canonical(content: Any) -> str:
@@ -37,7 +40,7 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
     for group, dropped in _MACHINE.items():
         chosen[group] = {key: value for key, value in chosen[group].items() if key not in dropped}
     if chosen["model"].get("weights") == "pretrained":
-        del chosen["model"]["weights_seed"]  # nothing is drawn
+        chosen["model"] = _without(chosen["model"], ("weights_seed",))  # nothing is drawn
     if chosen["metric"].get("compare_with") is not None:  # whose rate is among the task's
         chosen["task"] = config["task"]
     reference = _without(config.get("reference") or _ICL, ("label",))

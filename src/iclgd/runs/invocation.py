@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -13,10 +12,22 @@ from pathlib import Path
 from iclgd.runs import files
 from iclgd.runs.execute import Ending, Outcome
 from iclgd.runs.folder import RunFolder
+from iclgd.runs.parsing import DamagedRun, checked, parse_json, regular_bytes
 from iclgd.runs.process import is_alive, this_process
+from iclgd.runs.shapes import count, fields, maybe, number, one_of, plain_name, text
 
 VARIABLE = "ICLGD_INVOCATION"  # tells a worker which command it works for
 _FOLDER = ".invocations"
+_ENTRY = fields(
+    {},
+    {
+        "total": maybe(count),
+        "run": plain_name,
+        "ending": maybe(one_of(*Ending)),
+        "message": text,
+        "objective": maybe(number),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Invocation:
     @classmethod
     def latest(cls, sweep: Path) -> Invocation | None:
         """The command that last started this sweep."""
-        plans = sorted((sweep / _FOLDER).glob("*/plan.json"), key=lambda path: path.stat().st_mtime_ns)
+        plans = sorted((sweep / _FOLDER).glob("*/plan.json"), key=lambda path: path.lstat().st_mtime_ns)
         return cls(plans[-1].parent) if plans else None
 
     def total(self) -> int | None:
@@ -82,6 +93,8 @@ class Invocation:
         found = []
         for path in sorted(self.folder.glob("[0-9]*.json")):
             entry = self._read(path)
+            if "run" not in entry:
+                continue
             value = entry.get("objective")
             found.append(
                 Outcome(
@@ -110,6 +123,6 @@ class Invocation:
 
     def _read(self, path: Path) -> dict:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return checked(parse_json(regular_bytes(path), path.name), _ENTRY, path.name)
+        except (OSError, DamagedRun):
             return {}

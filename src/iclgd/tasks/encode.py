@@ -44,7 +44,8 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
 
     Args:
         drawn: from `draw`.
-        config: its model's bos and separator, or its chat template instead of both, and what to do when the window is too short.
+        config: its model's bos and separator, or its chat template instead of both, and what to do when the window
+            is too short.
         tokenizer: the model's.
         window: how many tokens the model can see, or None where it has no limit.
 
@@ -86,8 +87,11 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
 def _tokens(texts: Sequence[str], tokenizer: Tokenizer, special: bool = False) -> list[Ids]:
     if not texts:
         return []
-    found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not special, verbose=False)
-    return [tuple(ids) for ids in found["input_ids"]]
+    try:
+        found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=not special, verbose=False)
+        return [tuple(map(int, ids)) for ids in found["input_ids"]]
+    except Exception as error:  # a stranger's tokenizer may be wrong in any way
+        raise ConfigError(f"this model's tokenizer cannot encode {texts[0][:60]!r}: {error}") from error
 
 
 def _answers(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[Continuation, Ids]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from iclgd import paths
 from iclgd.choices import TaskSource
 from iclgd.config import ConfigError, TaskConfig
 
+log = logging.getLogger(__name__)
+
+_MOST_ROWS = 5_000_000  # of a table, in which a few bytes can stand for any number of rows
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", re.ASCII)
 LOCAL_COPY = (
@@ -100,7 +104,10 @@ def read_jsonl(file: Path) -> Split:
         DataError: naming file and line.
     """
     rows, numbers = [], []
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -118,18 +125,33 @@ def read_jsonl(file: Path) -> Split:
 
 
 def read_parquet(file: Path) -> Split:
-    """Rows of a parquet file.
+    """Rows of a parquet file. A column that Python cannot hold, such as times beyond the year 9999, is left out.
 
     Raises:
-        DataError: the file cannot be read as parquet.
+        DataError: the file cannot be read as parquet, or has too many rows or two columns of one name.
     """
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
+        with pyarrow.parquet.ParquetFile(file) as opened:  # unlike `read_table`, which reads columns into folder names
+            if opened.metadata.num_rows > _MOST_ROWS:
+                raise DataError(f"{file} has {opened.metadata.num_rows:,} rows; at most {_MOST_ROWS:,} are read")
+            table = opened.read()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{file} cannot be read as parquet ({error})") from error
+    repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if repeated:
+        raise DataError(f"{file} has several columns named {sorted(repeated)[0]!r}: every column needs its own name")
+    columns = {}
+    for name in table.column_names:
+        try:
+            columns[name] = table.column(name).to_pylist()
+        except (pyarrow.ArrowException, OverflowError, ValueError) as error:
+            log.warning("%s: column %r cannot be read and is left out (%s)", file, name, error)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return Split(str(file), rows, range(len(rows)), unit="row")
 
 
@@ -146,10 +168,10 @@ def _from_hub(task: TaskConfig, split: str) -> Split:
     origin = f"{task.hub}{f' ({task.subset})' if task.subset else ''}, split {split}"
     try:
         found = datasets.load_dataset(task.hub, task.subset, split=split, revision=task.revision)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        rows = found.to_list()
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, OverflowError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{origin} cannot be had from the hub ({reason}); " + LOCAL_COPY.format(f"{task.name}/{split}")
         ) from error
-    rows = found.to_list()
     return Split(origin, rows, range(len(rows)), unit="row")

@@ -47,7 +47,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 def _text(value: Any) -> str:
     if isinstance(value, str):  # half a surrogate pair is no text, and no tokenizer takes it
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_text_or_number(value) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, jinja2.Undefined):
         return str(value)  # raises, naming the column
@@ -158,6 +158,11 @@ def _guarded(values: Callable[[], Any], row: Mapping[str, Any], where: str, colu
 
 def _missing(column: str, row: Mapping[str, Any], where: str) -> DataError:
     return DataError(f"{where}: no column {column!r} (columns there: {', '.join(map(str, row)) or 'none'})")
+
+
+def is_text_or_number(value: Any) -> bool:
+    """Whether a value can stand in a text; NaN and infinity, by which tables mark what is missing, cannot."""
+    return isinstance(value, str | int) or (isinstance(value, float) and abs(value) < float("inf"))
 
 
 def brief(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from iclgd.choices import TaskSource
 from iclgd.config import ConfigError, TaskConfig
 from iclgd.tasks.sources import DataError, Split, read_split
-from iclgd.tasks.templates import Expression, Template, brief
+from iclgd.tasks.templates import Expression, Template, brief, is_text_or_number
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Wording:
             options = [option.fill(row, where) for option in self._options]
         else:
             options = self._listed.of(row, where)
-            if not isinstance(options, list | tuple) or not all(isinstance(o, str | int | float) for o in options):
+            if not isinstance(options, list | tuple) or not all(map(is_text_or_number, options)):
                 raise DataError(
                     f"{where}: column {self._listed.source!r} holds {brief(options)}, not a list of options"
                 )

@@ -18,6 +18,7 @@ from iclgd.config import Config, TrackingConfig, as_dict
 if TYPE_CHECKING:
     import pandas as pd
 
+    from iclgd.report.chart import Figure
     from iclgd.tracking.session import Session
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Tracker:
         scores: Mapping[str, Any],
         gradient_norms: pd.DataFrame | None = None,
         trajectory: pd.DataFrame | None = None,
-        figures: Sequence[Path] = (),
+        losses: Sequence[float] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Log a run's results, once it has them.
@@ -45,7 +46,7 @@ class Tracker:
             scores: the content of scores.json.
             gradient_norms: columns demonstration, layer, value.
             trajectory: columns step, score, layer, mean.
-            figures: image files.
+            losses: of each step of finetuning.
             facts: further entries of the summary, such as {"diverged": True}.
         """
         if self._session is None:
@@ -53,7 +54,7 @@ class Tracker:
         from iclgd.tracking.content import RunContent
         from iclgd.tracking.session import artifact_of
 
-        self._session.write(RunContent(scores, gradient_norms, trajectory, figures, facts or {}).write)
+        self._session.write(RunContent(scores, gradient_norms, trajectory, losses, facts or {}).write)
         self._session.write(artifact_of(self._session.identity))
 
 
@@ -83,7 +84,7 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
     kept.write(folder)
     identity = Identity(
         id=kept.id,
-        name=f"{variant} {config.task.name} {run_id}",
+        name=f"{variant} {config.task.name} lr {config.finetune.lr:g} shots {config.task.shots} seed {config.seed}",
         group=sweep_name,
         job_type=variant,
         tags=_tags(config.task.name, config.model.name, variant),
@@ -140,13 +141,13 @@ def _stored(folder: Path) -> dict[str, Any]:
         "scores": run.read_json("scores.json"),
         "gradient_norms": pd.read_parquet(folder / "gradient_norms.parquet"),
         "trajectory": pd.read_parquet(trajectory) if trajectory.is_file() else None,
-        "figures": sorted((folder / "figures").glob("*.png")),
+        "losses": pd.read_parquet(folder / "losses.parquet")["loss"].tolist(),
         "facts": {"diverged": bool(status and status.facts.get("diverged"))},
     }
 
 
 def log_sweep(
-    tracking: TrackingConfig, sweep_name: str, folders: Sequence[Path], out: Path, figures: Sequence[Path] = ()
+    tracking: TrackingConfig, sweep_name: str, folders: Sequence[Path], out: Path, figures: Sequence[Figure] = ()
 ) -> None:
     """Log a sweep as one further W&B run with job type `sweep`: its table, plots over what varies, and its figures.
 
@@ -155,7 +156,7 @@ def log_sweep(
         sweep_name: the group; the run's id begins with `sweep-NAME`, and it is resumed when the sweep is started again.
         folders: of the runs, in order.
         out: the sweep's folder, where W&B's files go unless tracking.dir names another.
-        figures: image files.
+        figures: of the sweep's results.
     """
     if is_off(tracking) or not folders:
         return
@@ -175,8 +176,8 @@ def log_sweep(
         name=f"sweep {sweep_name}",
         group=sweep_name,
         job_type="sweep",
-        tags=_tags(*(str(row[key]) for key in ("task.name", "model.name", "finetune.name") for row in content.rows)),
-        config={"sweep": sweep_name, "runs": [folder.name for folder in folders], "axes": list(content.axes)},
+        tags=_tags(*content.names),
+        config={"sweep": sweep_name, "runs": [folder.name for folder in folders], "axes": content.axes},
         project=tracking.project,
         entity=tracking.entity,
         folder=_wandb_parent(tracking, out),

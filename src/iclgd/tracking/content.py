@@ -1,4 +1,4 @@
-"""What of a run, and of a sweep, goes to W&B?"""
+"""What of a run, and of a sweep, goes to W&B: curves, tables and figures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import science
+from iclgd.report.results import Results
+from iclgd.runs import varied
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SWEEP_COLUMNS = ("model.name", "task.name", "finetune.name", "finetune.lr", "task.shots", "seed")
-_NOT_AXES = ("seed", "task.permutation")
+    from iclgd.report.chart import Figure
+
+_NAMES = ("task.name", "model.name", "finetune.name")
 
 
 @dataclass(frozen=True)
@@ -27,117 +28,102 @@ class RunContent:
         scores: the content of scores.json.
         gradient_norms: (demonstration, layer, value), as in gradient_norms.parquet.
         trajectory: (step, score, layer, mean), as in trajectory.parquet.
-        figures: image files.
+        losses: of each step of finetuning.
         facts: further entries of the summary, such as {"diverged": True}.
     """
 
     scores: Mapping[str, Any]
     gradient_norms: pd.DataFrame | None = None
     trajectory: pd.DataFrame | None = None
-    figures: Sequence[Path] = ()
+    losses: Sequence[float] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, run: Any) -> None:
-        """Write it to a W&B run: for each layerwise score a history over `layer`, then tables, figures and means.
+        """Write it to a W&B run: a history over layers and one over steps, then tables and means.
 
         Steps are counted here, so that a run which is sent twice has each row once.
         """
         import wandb
 
-        steps = itertools.count()
-        for row in self._rows(run):
-            run.log(row, step=next(steps))
+        layered = {name: record["layers"] for name, record in self.scores.items() if record.get("layers")}
+        rows = [*_history(run, "layer", layered), *_history(run, "training/step", self._training())]
+        for step, row in enumerate(rows):
+            run.log(row, step=step)
         media: dict[str, Any] = {"scores": _table(score_rows(self.scores))}
         if self.gradient_norms is not None:
             media["gradient_norms"] = wandb.Table(dataframe=self.gradient_norms)
-        media |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in self.figures}
-        run.log(media, step=next(steps))
-        means = {name: _number(entry["mean"]) for name, entry in flattened(self.scores)}
-        run.summary.update({**means, **self.facts})
+        run.log(media, step=len(rows))
+        run.summary.update({name: _number(record["mean"]) for name, record in self.scores.items()} | dict(self.facts))
 
-    def _rows(self, run: Any) -> Iterator[dict[str, Any]]:
-        layerwise = {name: entry["layers"] for name, entry in flattened(self.scores) if entry.get("layers")}
-        yield from _curves(run, "layer", layerwise)
+    def _training(self) -> dict[str, list[float | None]]:
+        """By name the loss of each step, and the mean over layers of what was measured after some of them."""
+        curves: dict[str, list[float | None]] = {"training/loss": list(self.losses)} if self.losses else {}
         if self.trajectory is not None:
-            run.define_metric("trajectory/step", summary="none")
-            means = self.trajectory.pivot_table("mean", "step", "score", aggfunc="mean", dropna=False)  # over layers
-            for name in means:
-                run.define_metric(f"trajectory/{name}", step_metric="trajectory/step", summary="none")
-            for step, row in means.iterrows():
-                yield {"trajectory/step": step} | {f"trajectory/{name}": value for name, value in row.items()}
+            means: Any = self.trajectory.pivot_table("mean", "step", "score", aggfunc="mean", dropna=False)
+            means = means.reindex(range(max(len(self.losses), int(means.index.max()) + 1)))
+            curves |= {f"training/{name}": means[name].tolist() for name in means}
+        return curves
 
 
-def _curves(run: Any, axis: str, curves: Mapping[str, Sequence[float | None]]) -> Iterator[dict[str, Any]]:
+def _history(run: Any, axis: str, curves: Mapping[str, Sequence[float | None]]) -> Iterator[dict[str, Any]]:
+    """Curves over an axis of their own, a row for each of its values; the summary has means under their names."""
     run.define_metric(axis, summary="none")
     for name in curves:
-        run.define_metric(name, step_metric=axis, summary="none")  # the summary has the mean under this name
-    for index in range(max(map(len, curves.values()), default=0)):
-        yield {axis: index} | {name: _number(values[index]) for name, values in curves.items() if index < len(values)}
-
-
-def flattened(scores: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The entries of scores.json by name; those that stand together, such as accuracies, as `accuracy/icl`."""
-    for name, entry in scores.items():
-        if "mean" in entry:
-            yield name, entry
-            continue
-        shared = {"ci": entry.get("ci") or {}, "undefined": entry.get("undefined") or {}, "n": entry.get("n")}
-        for child, value in entry.items():
-            if child in shared:
-                continue
-            if isinstance(value, Mapping):
-                yield f"{name}/{child}", dict(value)
-            else:
-                parts = {"ci": shared["ci"].get(child), "undefined": shared["undefined"].get(child)}
-                yield f"{name}/{child}", {"mean": value, "layers": [], "n": shared["n"], **parts}
+        run.define_metric(name, step_metric=axis, summary="none")
+    for at, values in enumerate(itertools.zip_longest(*curves.values())):
+        yield {axis: at} | {name: _number(value) for name, value in zip(curves, values, strict=True)}
 
 
 def score_rows(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row for each score over all examples, and one over those that flip from wrong to right, where there are."""
     rows = []
-    for name, whole in flattened(scores):
-        for examples, entry in (("all", whole), ("flipped", whole.get("flipped"))):
-            if entry is None:
-                continue
-            low, high = entry.get("ci") or (None, None)
-            row = {"score": name, "examples": examples, "mean": entry["mean"], "ci_low": low, "ci_high": high}
-            rows.append(row | {"n": entry.get("n"), "undefined": entry.get("undefined")})
+    for name, whole in scores.items():
+        for examples, record in (("all", whole), ("flipped", whole.get("flipped"))):
+            if record is not None:
+                low, high = record.get("ci") or (None, None)
+                row = {"score": name, "examples": examples, "mean": record["mean"], "ci_low": low, "ci_high": high}
+                rows.append(row | {"n": record.get("n"), "undefined": record.get("undefined")})
     return rows
 
 
 @dataclass(frozen=True)
 class SweepContent:
-    """What a sweep has to show: a row for each run, plots over each numeric setting that varies, and figures."""
+    """What a sweep has to show: a row for each run, plots over each number that was swept, and figures."""
 
-    rows: Sequence[Mapping[str, Any]]
-    axes: Sequence[str]
-    measures: Sequence[str]
-    figures: Sequence[Path] = ()
+    results: Results
+    figures: Sequence[Figure] = ()
 
     @classmethod
-    def read(cls, folders: Sequence[Path], figures: Sequence[Path] = ()) -> SweepContent:
-        """Read finished and failed run folders.
+    def read(cls, folders: Sequence[Path], figures: Sequence[Figure] = ()) -> SweepContent:
+        """Read run folders; those that are not finished are rows without scores.
 
         Raises:
-            OSError: a folder has no config.yaml.
+            ReportError: a folder is absent.
         """
-        settings = [_settings(folder) for folder in folders]
-        keys = dict.fromkeys(key for one in settings for key in one)
-        varying = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
-        columns = list(dict.fromkeys([*_SWEEP_COLUMNS, *varying]))
-        rows, measures = [], dict[str, None]()
-        for folder, one in zip(folders, settings, strict=True):
-            run = RunFolder(folder)
-            done = run.is_done()
-            means = {name: entry["mean"] for name, entry in flattened(run.read_json("scores.json"))} if done else {}
-            measures |= dict.fromkeys(means)
-            state = "done" if done else str(run.state() or "not started")
-            rows.append({"run": folder.name, "state": state, **{key: one.get(key) for key in columns}, **means})
-        numeric = (int, float)
-        axes = [
-            key for key in varying if key not in _NOT_AXES and all(type(one.get(key)) in numeric for one in settings)
+        return cls(Results.read(folders), figures)
+
+    @property
+    def names(self) -> list[str]:
+        """Tasks, models and variants."""
+        return [str(run.settings[key]) for key in _NAMES for run in self.results.runs]
+
+    @property
+    def axes(self) -> list[str]:
+        """The swept keys whose values are numbers."""
+        settings = self.results.settings
+        return [key for key in self.results.varied if settings[key].dtype.kind in "if"]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each run: its state, its settings and its scores' means."""
+        keys = [*self.results.keys, *varied.DRAW]
+        rows = [
+            {"run": run.name, "state": run.state}
+            | {key: run.settings.get(key) for key in keys}
+            | {name: run.mean(name) for name in self.results.scores}
+            for run in self.results.runs
         ]
-        return cls(rows, axes, list(measures), figures)
+        return rows + [{"run": folder.name, "state": reason} for folder, reason in self.results.left_out]
 
     def write(self, run: Any) -> None:
         """Write it to a W&B run, at a step that grows with what is done, so that a later, fuller table is kept."""
@@ -145,28 +131,24 @@ class SweepContent:
 
         table = _table(self.rows)
         content: dict[str, Any] = {"sweep": table}
-        for axis, measure in itertools.product(self.axes, self.measures):
-            title = f"{measure} by {axis}"
-            content[f"plots/{title}"] = wandb.plot.scatter(table, axis, measure, title=title)
-        content |= {f"figures/{path.stem}": wandb.Image(str(path)) for path in self.figures}
-        done = sum(row["state"] == "done" for row in self.rows)
-        run.log(content, step=done)
-        run.summary.update({"runs": len(self.rows), "done": done})
+        for axis, score in itertools.product(self.axes, self.results.scores):
+            title = f"{score} by {axis}"
+            content[f"plots/{title}"] = wandb.plot.scatter(table, axis, score, title=title)
+        content |= {
+            f"figures/{one.name}": wandb.Html(_drawn(one), inject=False) for one in self.figures if one.headline
+        }
+        run.log(content, step=len(self.results))
+        run.summary.update({"runs": len(self.results) + len(self.results.left_out), "done": len(self.results)})
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    import yaml
+def _drawn(figure: Figure) -> str:
+    """A figure as vectors, with its caption; W&B's images need Pillow, which nothing else does."""
+    import html
 
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return {key: value for key, value in _leaves(science(config)) if not key.startswith("metric.")}
+    import vl_convert
 
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if value is None or isinstance(value, bool | int | float) else str(value)
+    drawn = vl_convert.vegalite_to_svg(figure.specification)
+    return f"<style>svg {{width: 100%; height: auto}}</style>{drawn}<p>{html.escape(figure.caption)}</p>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:

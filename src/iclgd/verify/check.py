@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.models import LanguageModel, load
@@ -22,6 +21,7 @@ from iclgd.runs.execute import FINGERPRINT
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.identity import run_id
+from iclgd.runs.stored import settings_of
 from iclgd.tasks import as_json, draw, encode
 from iclgd.verify.numbers import KEY, Again, compute, distance
 
@@ -91,7 +91,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
         return verdict
     _check_files(folder, status, verdict)
     try:
-        config = typed(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+        config = typed(settings_of(path))
         before: Mapping[str, Any] = folder.read_json(FINGERPRINT)
         before = before if isinstance(before, dict) else {}
         _check_settings(config, status, before, verdict)
@@ -101,7 +101,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
             torch.set_num_threads(here.runtime.threads)
         model = load(here.model, here.runtime)
         prompts = encode(draw(here), here, model.tokenizer, model.window)
-    except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
+    except (ConfigError, OSError, ValueError) as error:
         verdict.problems.append(f"it cannot be computed again: {error}")
         return verdict
     _check_prompts(folder, prompts, verdict)
@@ -218,20 +218,27 @@ def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
 
 def _values(frame: pd.DataFrame, score: str) -> dict[tuple[int, int], float]:
     """A score's values by query and layer."""
-    chosen = frame[frame["score"] == score]
-    return dict(zip(zip(chosen["example"], chosen["layer"], strict=True), chosen["value"], strict=True))
+    chosen = (frame["score"] == score).to_numpy()
+    columns = [frame[name].to_numpy()[chosen].tolist() for name in ("example", "layer", "value")]
+    return {(example, layer): value for example, layer, value in zip(*columns, strict=True)}
+
+
+def _layer_means(values: Mapping[tuple[int, int], float]) -> np.ndarray:
+    by_layer: dict[int, list[float]] = {}
+    for (_, layer), value in sorted(values.items()):
+        by_layer.setdefault(layer, []).append(value)
+    return np.array([np.nanmean(each) if np.isfinite(each).any() else np.nan for each in by_layer.values()])
 
 
 def _check_means(folder: RunFolder, stored: pd.DataFrame, verdict: Verdict) -> None:
     """scores.json says what scores.parquet does: mean by layer, and their mean."""
     try:
         summary = folder.read_json("scores.json")
-        means = stored.groupby(["score", "layer"], sort=True).agg(mean=("value", "mean")).reset_index()
         for score in dict.fromkeys(map(str, stored["score"])):
             entry = summary.get(score)
             if not isinstance(entry, dict) or "mean" not in entry:
                 continue
-            layers = means[means["score"] == score]["mean"].to_numpy(float)
+            layers = _layer_means(_values(stored, score))
             told = [entry["mean"], *entry.get("layers", [])]
             made = [np.nanmean(layers) if np.isfinite(layers).any() else math.nan, *layers][: len(told)]
             found = np.array([math.nan if value is None else float(value) for value in told])

@@ -221,7 +221,7 @@ def _explained(
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How far values lie apart, relative to the larger one if it exceeds 1; 0 if both are undefined, infinite if one."""
+    """How far values lie apart, relative to the larger if that exceeds 1; 0 if both are undefined, infinite if one."""
     undefined = np.isnan(a).astype(int) + np.isnan(b)
     with np.errstate(invalid="ignore"):
         apart = np.abs(a - b) / np.fmax(1.0, np.fmax(np.abs(a), np.abs(b)))

@@ -1,0 +1,202 @@
+"""What a figure is: an Altair chart with a name, a title and a caption; and how every figure looks."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclgd.runs.files import replacing
+from iclgd.shown import printable
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    from iclgd.report.catalogue import Variant
+
+TEXT_WIDTH, COLUMN_WIDTH = 470, 230  # points: a page's text, and one of its two columns
+DATA = "rows"
+# Okabe and Ito (2008), which colour-blind readers can tell apart, then Tol's muted ones, for variants without a colour
+PALETTE = (
+    "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#882255", "#117733", "#44AA99", "#999933", "#661100",
+)  # fmt: skip
+SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left")
+DASHES = ([1, 0], [5, 2], [2, 1.5], [6, 2, 1, 2], [9, 2], [3, 1, 1, 1, 1, 1])
+_INK = {False: ("#1d2327", "#5c676e", "#e6e9eb"), True: ("#e6e8e9", "#a0a9af", "#343b40")}  # text, axes, grid
+
+
+def theme(dark: bool = False) -> dict[str, Any]:
+    """The Vega-Lite config of every figure: type of 8 points at paper width; no background, so that the page shows."""
+    ink, soft, grid = _INK[dark]
+    font = "Helvetica, Arial, 'Liberation Sans', sans-serif"
+    axis = {"labelColor": ink, "titleColor": ink, "domainColor": soft, "tickColor": soft, "gridColor": grid}
+    axis |= {"labelFontSize": 7.5, "titleFontSize": 8.5, "titleFontWeight": "normal", "tickSize": 3, "gridWidth": 0.6}
+    axis |= {"domainWidth": 0.6, "tickWidth": 0.6, "titlePadding": 5, "labelPadding": 2, "labelLimit": 200}
+    legend = {"orient": "top", "title": None, "labelFontSize": 8, "labelColor": ink, "symbolStrokeWidth": 1.4}
+    legend |= {
+        "symbolSize": 32,
+        "labelLimit": 150,
+        "columnPadding": 9,
+        "rowPadding": 1.5,
+        "offset": 5,
+        "symbolLimit": 0,
+        "symbolOpacity": 1,
+    }
+    legend |= {"gradientThickness": 7, "gradientLength": 130, "titleColor": ink, "titleFontSize": 8}
+    # One weight of one font: the PDF writer puts several fonts into the file in an order of its own, anew each time.
+    small = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
+    return {
+        "background": "transparent" if dark else "white",
+        "padding": 3,
+        "font": font,
+        "view": {"stroke": None},
+        "axis": axis,
+        "axisX": {"grid": False},
+        "axisY": {"domain": False, "ticks": False},
+        "legend": {**legend, "titleFontWeight": "normal"},
+        "header": {**small, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
+        "title": {"fontSize": 8.5, "color": ink, "fontWeight": "normal", "anchor": "start", "offset": 6},
+        "line": {"strokeWidth": 1.4},
+        "rule": {"color": soft, "strokeWidth": 0.7},
+        "text": {"color": ink, "fontSize": 7.5},
+        "facet": {"spacing": 12},
+        "concat": {"spacing": 14},
+        "style": {"faint": {"color": soft, "fill": soft, "stroke": soft}},
+    }
+
+
+def themed(chart: Any, rows: list[dict[str, Any]]) -> Any:
+    """The chart with its rows, which it knows as `DATA`, and the theme of all figures."""
+    chart.datasets, chart.config = {DATA: rows}, theme()  # last, for Altair copies a chart at every step
+    return chart
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, for the page, for files and for W&B alike.
+
+    Attributes:
+        name: unique among figures, `KIND/SCORE`; the page offers the figures of one kind as choices.
+        title: what it shows, as a heading.
+        chart: the Altair chart, with its data and its theme.
+        caption: what marks and intervals mean.
+        choice: what tells it from others of its kind, such as the score's label; empty where it is alone.
+        headline: whether it is also written to a file and sent to W&B.
+    """
+
+    name: str
+    title: str
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
+    caption: str
+    choice: str = ""
+    headline: bool = True
+
+    @property
+    def file_name(self) -> str:
+        """The name as a file's, without an ending; letters, digits, dots, dashes: it never leads out of a folder."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._")[:100] or "figure"
+
+    @functools.cached_property
+    def specification(self) -> dict[str, Any]:
+        """The chart as Vega-Lite, with its data: what all three places draw from."""
+        import altair as alt
+
+        chart: Any = self.chart.copy(deep=False)  # Altair would walk through every row, which are plain values already
+        chart.datasets = alt.Undefined
+        return chart.to_dict(validate=False) | {"datasets": getattr(self.chart, "datasets", {})}
+
+    def save(self, path: Path) -> Path:
+        """Write it as the path's ending says: png, pdf or svg, or html with controls. Needs no network.
+
+        Raises:
+            ValueError: another ending.
+        """
+        import vl_convert
+
+        writers: Mapping[str, Any] = {
+            ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
+            ".pdf": lambda chart: _ordered(vl_convert.vegalite_to_pdf(chart)),
+            ".svg": vl_convert.vegalite_to_svg,
+            ".html": functools.partial(vl_convert.vegalite_to_html, bundle=True),
+        }
+        if path.suffix not in writers:
+            raise ValueError(f"{path.name} is no figure's name: end it in {', '.join(writers)}")
+        content = writers[path.suffix](self.specification)
+        with replacing(path, sync=False) as part:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+
+def _ordered(pdf: bytes) -> bytes:
+    """The same PDF with its resources in order: the writer lists them as a hash table has them, anew in every call."""
+    return re.sub(
+        rb"(?:^ +/[a-z]+\d+ \d+ \d+ R\n)+", lambda fonts: b"".join(sorted(fonts[0].splitlines(True))), pdf, flags=re.M
+    )
+
+
+def write(figures: Sequence[Figure], out: Path) -> list[Path]:
+    """Write the headline figures as PNG and PDF, named after what they show."""
+    wanted = [figure for figure in figures if figure.headline]
+    return [figure.save(out / f"{figure.file_name}{ending}") for figure in wanted for ending in (".png", ".pdf")]
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How the variants of one report are told apart: by colour, by mark and by dashes, so that print in grey works."""
+
+    labels: Mapping[str, str]
+    colors: Sequence[str]
+
+    def of(self, labels: Iterable[str], legend_for: str | None = "color") -> dict[str, Any]:
+        """Encodings of the field `variant` for those that are shown, with at most one legend.
+
+        Args:
+            labels: the variants that are shown.
+            legend_for: "strokeDash" for lines, "color" for marks, None for no legend; one variant alone has none.
+        """
+        import altair as alt
+
+        everyone = list(self.labels.values())
+        wanted = set(labels)
+        shown = [label for label in everyone if label in wanted]
+        at = [everyone.index(label) for label in shown]
+        ranges: dict[str, tuple[Any, list[Any]]] = {
+            "color": (alt.Color, [self.colors[i] for i in at]),
+            "fill": (alt.Fill, [self.colors[i] for i in at]),
+            "shape": (alt.Shape, [SHAPES[i % len(SHAPES)] for i in range(len(at))]),
+            "strokeDash": (alt.StrokeDash, [DASHES[i % len(DASHES)] for i in range(len(at))]),
+        }
+        columns = max(1, int(TEXT_WIDTH // (4.3 * max((len(label) for label in shown), default=1) + 26)))
+        beside: dict[str, Any] = {"orient": "right"} if len(shown) > 6 else {"columns": columns}
+        beside |= {"symbolType": "stroke", "symbolSize": 240} if legend_for == "strokeDash" else {}
+        legend = alt.Legend(**beside) if len(shown) > 1 else None
+        keyed = {"strokeDash": ("strokeDash", "color"), "color": ("color", "shape")}.get(legend_for or "", ())
+        encodings = {}
+        for name, (channel, values) in ranges.items():
+            # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is
+            # another one, so that channels without a legend leave the others theirs.
+            scale = (
+                alt.Scale(domain=shown, range=values)
+                if name in keyed
+                else alt.Scale(domain=shown[::-1], range=values[::-1])
+            )
+            encodings[name] = channel("variant:N", scale=scale, legend=legend if name in keyed else None, title=None)
+        return encodings
+
+
+def looks(variants: Mapping[str, Variant]) -> Looks:
+    """The looks of a report's variants, in their order; those without a colour get the next free one of the palette."""
+    ordered = sorted(variants, key=lambda name: (variants[name].order, name))
+    taken = {variants[name].color for name in ordered}
+    free = [color for color in PALETTE if color not in taken] or list(PALETTE)
+    labels: dict[str, str] = {}
+    colors: dict[str, str] = {}
+    for name in ordered:
+        label = printable(variants[name].label, 40)
+        labels[name] = label if label not in labels.values() else f"{label} ({printable(name, 40)})"
+        known = variants[name].color
+        colors[name] = known or free[sum(variants[other].color is None for other in colors) % len(free)]
+    return Looks(labels, list(colors.values()))

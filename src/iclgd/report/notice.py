@@ -1,0 +1,270 @@
+"""Whether the scores would notice: what each says where a planted variant plays ICL's part, and what it says of ICL.
+
+A truth is what plays ICL's part (`reference.name`), a candidate what is finetuned (`finetune.name`). The draws of
+demonstrations are the sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from iclgd.choices import Better, Role
+from iclgd.statistics import Interval, draws_interval, held_out, share_interval
+
+if TYPE_CHECKING:
+    from iclgd.report.results import Results
+
+TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
+PLACE = ("model.name", "model.weights", "task.name", "task.shots")
+ICL = "icl"
+Draws = Mapping[Hashable, float]
+Cells = Mapping[tuple[str, str], Draws]  # (truth, candidate)
+
+
+@dataclass(frozen=True)
+class Identification:
+    """How often a score puts the true candidate first.
+
+    Attributes:
+        score: its name.
+        share: over pairs of a truth and a draw; equal first places count in part.
+        chance: the share that guessing has.
+        confusions: by truth, the candidate that most often stands first instead, and the share of draws.
+    """
+
+    score: str
+    share: Interval
+    chance: float
+    confusions: Mapping[str, tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where what a score says of a candidate and ICL lies between its anchors.
+
+    Attributes:
+        score: its name.
+        candidate: the variant.
+        icl: the score where ICL is ICL.
+        floor: the same of the floor that comes nearest to ICL.
+        planted: the score where the candidate's own variant plays ICL's part.
+        anchored: (icl - floor) / (planted - floor), with an interval that carries the uncertainty of all three; NaN
+            where the anchors cannot be told apart.
+    """
+
+    score: str
+    candidate: str
+    icl: Interval
+    floor: Interval
+    planted: Interval
+    anchored: Interval
+
+
+@dataclass(frozen=True)
+class Notice:
+    """All that one sweep of truths and candidates says, for one model and task.
+
+    Attributes:
+        place: the model and task.
+        matrix: columns score, truth, candidate, mean, low, high, draws: a row for each cell.
+        ranking: by score, the best at identifying first.
+        standings: by score and candidate that was planted too.
+    """
+
+    place: Mapping[str, Any]
+    matrix: pd.DataFrame
+    ranking: tuple[Identification, ...]
+    standings: tuple[Standing, ...]
+
+
+def notices(results: Results) -> list[Notice]:
+    """What every model and task of the results says; none where nothing but ICL has played ICL's part."""
+    frame: Any = results.frame
+    if TRUTH not in frame:
+        return []
+    rows = frame[frame["layer"].isna() & (frame["examples"] == "all") & (frame["state"] == "sane")]
+    scores = [s for s in results.scores.values() if s.better is not Better.neither and _compares(s.inputs)]
+    better = {score.name: score.better for score in scores}
+    limits = {score.name: score.limits for score in scores}
+    floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
+    place = [key for key in PLACE if key in rows]
+    groups = rows.groupby(place, sort=False, dropna=False)
+    return [
+        notice(dict(zip(place, key, strict=True)), group, better, limits, floors)
+        for key, group in groups
+        if group[TRUTH].nunique() > 1
+    ]
+
+
+def _compares(inputs: Mapping[str, str] | None) -> bool:
+    """Whether a score looks at both what plays ICL's part and the candidate."""
+    owners = {path.partition(".")[0] for path in (inputs or {}).values()}
+    return {"icl", "ft"} <= owners
+
+
+def notice(
+    place: Mapping[str, Any],
+    rows: pd.DataFrame,
+    better: Mapping[str, Better],
+    limits: Mapping[str, tuple[float, float]],
+    floors: Collection[str],
+) -> Notice:
+    """The notice of one model and task.
+
+    Args:
+        place: the model and task.
+        rows: one for each run and score, with the columns of `Results.frame`.
+        better: the scores, each with the direction that means more alike.
+        limits: each score's least and largest possible value.
+        floors: the candidates that cannot be like ICL.
+    """
+    cells = {score: cells_of(rows, score, better[score]) for score in better}
+    cells = {score: found for score, found in cells.items() if found}
+    ranking = [identification(score, found, better[score]) for score, found in cells.items()]
+    ranking = [rank for rank in ranking if rank.share.n]
+    standings = [
+        s for score, found in cells.items() for s in _standings(score, found, better[score], limits[score], floors)
+    ]
+    return Notice(
+        place,
+        pd.DataFrame(_matrix(cells, limits)),
+        tuple(sorted(ranking, key=lambda rank: (-rank.share.mean, list(better).index(rank.score)))),
+        tuple(standings),
+    )
+
+
+def cells_of(rows: pd.DataFrame, score: str, better: Better) -> Cells:
+    """Each truth's and candidate's value by draw, at a rate of the candidate's that the other draws chose."""
+    table: Any = rows
+    chosen = table[(table["score"] == score) & table["mean"].notna()]
+    cells: dict[tuple[str, str], Draws] = {}
+    for (truth, candidate), group in chosen.groupby([TRUTH, CANDIDATE], sort=False):
+        by_draw = group.groupby([DRAW, RATE])["mean"].mean()
+        table = {draw: by_draw[draw].to_dict() for draw in by_draw.index.get_level_values(0).unique()}
+        if group[RATE].nunique() > 1:
+            shown = held_out(table, better.value)
+            values = {} if shown is None else dict(shown.values)
+        else:
+            values = {draw: next(iter(rates.values())) for draw, rates in table.items()}
+        if values:
+            cells[truth, candidate] = values
+    return cells
+
+
+def identification(score: str, cells: Cells, better: Better) -> Identification:
+    """How often the true candidate comes first among all candidates, over truths that are candidates too."""
+    candidates = list(dict.fromkeys(candidate for _, candidate in cells))
+    first, chances, confusions, sign = [], [], {}, -1 if better is Better.lower else 1
+    for truth in [name for name in candidates if (name, name) in cells]:
+        instead: dict[str, float] = {}
+        draws = cells[truth, truth]
+        for draw in draws:
+            values = {c: sign * cells[truth, c][draw] for c in candidates if draw in cells.get((truth, c), {})}
+            if len(values) < 2:
+                continue
+            best = [c for c, value in values.items() if value == max(values.values())]
+            first.append((truth in best) / len(best))
+            chances.append(1 / len(values))
+            for other in best:
+                instead[other] = instead.get(other, 0) + 1 / len(best) / len(draws)
+        instead.pop(truth, None)
+        if instead:
+            confusions[truth] = max(instead.items(), key=lambda pair: pair[1])
+    chance = float(np.mean(chances)) if chances else math.nan
+    return Identification(score, share_interval(sum(first), len(first)), chance, confusions)
+
+
+def _standings(
+    score: str, cells: Cells, better: Better, limits: tuple[float, float], floors: Collection[str]
+) -> Iterator[Standing]:
+    bottoms = [cells[ICL, name] for name in floors if (ICL, name) in cells]
+    if not bottoms:
+        return
+    nearest = min if better is Better.lower else max
+    floor = nearest(bottoms, key=lambda draws: float(np.mean(list(draws.values()))))
+    for (truth, candidate), icl in cells.items():
+        if truth == ICL and candidate not in floors and (candidate, candidate) in cells:
+            planted = cells[candidate, candidate]
+            here, below, above = (draws_interval(list(draws.values()), limits) for draws in (icl, floor, planted))
+            yield Standing(score, candidate, here, below, above, anchored(icl, floor, planted))
+
+
+def anchored(icl: Draws, floor: Draws, planted: Draws) -> Interval:
+    """(icl - floor) / (planted - floor) of the means over the draws that all three have.
+
+    The interval is the jackknife's over draws (Student's t), so that it moves with the anchors too. None, and no value,
+    where the distance between the anchors is not told apart from zero.
+    """
+    draws = [draw for draw in icl if draw in floor and draw in planted]
+    above = np.array([icl[draw] - floor[draw] for draw in draws])
+    span = np.array([planted[draw] - floor[draw] for draw in draws])
+    n, nothing = len(draws), Interval(math.nan, math.nan, math.nan, len(draws))
+    if n == 0 or span.mean() == 0:
+        return nothing
+    apart = draws_interval(span)
+    if apart.low <= 0 <= apart.high:
+        return nothing
+    ratio = float(above.mean() / span.mean())
+    if n < 3:
+        return Interval(ratio, math.nan, math.nan, n)
+    without = (above.sum() - above) / (span.sum() - span)
+    # `draws_interval` takes the standard error as spread / sqrt(n): pseudo-values have the jackknife's.
+    around = draws_interval(n * ratio - (n - 1) * without)
+    half = (around.high - around.low) / 2
+    return Interval(ratio, ratio - half, ratio + half, n)
+
+
+def _matrix(cells: Mapping[str, Cells], limits: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+    rows = []
+    for score, found in cells.items():
+        for (truth, candidate), draws in found.items():
+            interval = draws_interval(list(draws.values()), limits[score])
+            about = {"score": score, "truth": truth, "candidate": candidate, "draws": interval.n}
+            rows.append({**about, "mean": interval.mean, "low": interval.low, "high": interval.high})
+    return rows
+
+
+def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
+    """One paragraph: which scores tell truths apart, which do not, and what a score says of ICL.
+
+    Args:
+        found: what was found.
+        score_labels: what scores are called, by name.
+        labels: what variants are called, by name.
+        standing_of: the score that the last sentences are about.
+    """
+    said = []
+    if found.ranking:
+        best, worst = found.ranking[0], found.ranking[-1]
+        other = f" and {score_labels[worst.score]} in {_percent(worst.share)}" if worst is not best else ""
+        said.append(
+            f"Over {best.share.n} planted truths and draws, {score_labels[best.score]} puts the true variant first in "
+            f"{_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
+        )
+    for rank in found.ranking:
+        if rank.score == standing_of and rank.confusions:
+            pairs = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:2]
+            names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in pairs]
+            said.append(f"{score_labels[standing_of]} takes {' and '.join(names)}.")
+    for at in found.standings:
+        if at.score == standing_of:
+            name = labels.get(at.candidate, at.candidate)
+            sentence = (
+                f"If ICL were {name}, {name} would score {at.planted.mean:.2f} on {score_labels[standing_of]}; "
+                f"it scores {at.icl.mean:.2f}, and the floor {at.floor.mean:.2f}"
+            )
+            part = at.anchored
+            known = "" if math.isnan(part.low) else f" [{part.low:.2f}, {part.high:.2f}]"
+            said.append(sentence + (f": {part.mean:.2f}{known} of the way." if not math.isnan(part.mean) else "."))
+    return " ".join(said)
+
+
+def _percent(share: Interval) -> str:
+    known = "" if math.isnan(share.low) else f" [{share.low:.0%}, {share.high:.0%}]"
+    return f"{share.mean:.0%}{known}"

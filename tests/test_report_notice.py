@@ -1,0 +1,102 @@
+"""Planted truths in frames made by hand: identification, standings and their words."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iclgd.choices import Better
+
+pytest.importorskip("iclgd.statistics")
+from iclgd.report.notice import anchored, cells_of, identification, in_words, notice
+
+NAMES = ("gd", "lcgd", "random_direction")
+
+
+def frame(value, draws=10, rates=(0.1,), truths=("icl", *NAMES)):
+    return pd.DataFrame(
+        [
+            {
+                "score": "s", "finetune.name": candidate, "finetune.lr": rate, "reference.name": truth,
+                "seed": draw, "mean": value(truth, candidate, draw, rate),
+            }
+            for truth in truths for candidate in NAMES for draw in range(draws) for rate in rates
+        ]
+    )  # fmt: skip
+
+
+def test_truths_that_are_far_apart_are_always_identified():
+    rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate) + 0.01 * draw)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert (
+        found.share.mean == 1 and found.share.n == 30 and found.chance == pytest.approx(1 / 3) and not found.confusions
+    )
+    upside_down = identification("s", cells_of(rows, "s", Better.lower), Better.lower)
+    assert upside_down.share.mean == 0 and set(upside_down.confusions) == set(NAMES)
+
+
+def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare():
+    noise, alarms, shares = np.random.default_rng(0), 0, []
+    for _ in range(200):
+        rows = frame(lambda *_: noise.normal(), draws=5)
+        found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+        shares.append(found.share.mean)
+        alarms += found.share.low > found.chance
+    assert np.mean(shares) == pytest.approx(1 / 3, abs=0.03) and alarms <= 0.05 * 200
+
+
+def test_equal_values_share_the_first_place():
+    rows = frame(lambda *_: 0.5)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert found.share.mean == pytest.approx(1 / 3)
+
+
+def test_what_is_confused_is_named():
+    rows = frame(lambda truth, candidate, draw, rate: 1.0 if candidate == "gd" else 0.0)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert found.confusions == {"lcgd": ("gd", pytest.approx(1)), "random_direction": ("gd", pytest.approx(1))}
+
+
+def test_rates_are_chosen_by_the_other_draws():
+    """Each draw has its own lucky rate, which the draw itself must not choose."""
+    rows = frame(lambda truth, candidate, draw, rate: float(draw == rate), draws=3, rates=(0, 1, 2))
+    values = cells_of(rows, "s", Better.higher)["gd", "gd"]
+    assert set(values.values()) == {0.0}
+
+
+def test_anchored_is_a_share_of_the_anchors_and_moves_with_them():
+    draws = range(8)
+    noise = np.random.default_rng(0)
+    near = lambda level, spread: {d: level + spread * noise.normal() for d in draws}  # noqa: E731
+    found = anchored(near(0.15, 0.001), near(0.02, 0.001), near(0.65, 0.001))
+    assert found.mean == pytest.approx(0.13 / 0.63, abs=0.01) and found.low < found.mean < found.high
+    loose = anchored(near(0.15, 0.001), near(0.02, 0.001), near(0.65, 0.2))
+    assert loose.high - loose.low > 5 * (found.high - found.low)  # the planted truth's uncertainty counts
+    assert math.isnan(anchored(near(0.15, 0.01), near(0.02, 0.01), near(0.02, 0.01)).mean)
+
+
+def test_the_interval_of_anchored_covers_what_it_should():
+    noise, covered = np.random.default_rng(1), 0
+    for _ in range(300):
+        icl, floor, planted = ({d: level + 0.05 * noise.normal() for d in range(8)} for level in (0.3, 0.1, 0.7))
+        found = anchored(icl, floor, planted)
+        covered += found.low <= 0.2 / 0.6 <= found.high
+    assert covered >= 0.92 * 300
+
+
+def test_a_notice_says_what_the_numbers_say():
+    table = {("icl", "gd"): 0.15, ("icl", "random_direction"): 0.02, ("icl", "lcgd"): 0.1, ("gd", "gd"): 0.65}
+    noise = np.random.default_rng(0)
+    value = lambda t, c, *_: table.get((t, c), 0.6 if t == c else 0.05) + 0.002 * noise.normal()  # noqa: E731
+    found = notice({}, frame(value), {"s": Better.higher}, {"s": (-1, 1)}, {"random_direction"})
+    assert len(found.matrix) == 12 and set(found.matrix["draws"]) == {10}
+    gd = next(at for at in found.standings if at.candidate == "gd")
+    assert gd.icl.mean == pytest.approx(0.15, abs=0.01) and gd.planted.mean == pytest.approx(0.65, abs=0.01)
+    assert gd.anchored.mean == pytest.approx(0.13 / 0.63, abs=0.01)
+    assert [at.candidate for at in found.standings] == ["gd", "lcgd"]  # a floor is an anchor and has no standing
+    text = in_words(found, {"s": "SimAOU"}, {"gd": "GD"}, "s")
+    assert "If ICL were GD, GD would score 0.65 on SimAOU; it scores 0.15, and the floor 0.02: 0.21 [" in text
+    assert "puts the true variant first in 100%" in text and "guessing would in 33%" in text

@@ -1,0 +1,219 @@
+"""The frame of results and its summary: what varied, what a draw is, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+from iclgd.report.reading import ReportError
+from iclgd.report.results import Results, whole
+from iclgd.runs.varied import as_text, heading, varied
+from report_fixtures import write_run
+
+
+def change(folder, file="config.yaml", **keys):
+    """Set dotted keys (two underscores for a dot) in a run's config, or entries of another file."""
+    path = folder / file
+    content = yaml.safe_load(path.read_text())
+    for key, value in keys.items():
+        *groups, last = key.split("__")
+        place = content
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    path.write_text(yaml.safe_dump(content, sort_keys=False) if file.endswith("yaml") else json.dumps(content))
+    return folder
+
+
+def row(results, score="sim_aou", **settings):
+    found = whole(results.summary)
+    for key, value in {"score": score, **{key.replace("__", "."): value for key, value in settings.items()}}.items():
+        found = found[found[key] == value]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_the_frame_has_a_row_for_each_run_score_examples_and_layer(tmp_path):
+    write_run(tmp_path / "a", seed=3)
+    frame = Results.read([tmp_path]).frame
+    assert list(frame)[:9] == ["run", "model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr",
+                               "seed", "score"]  # fmt: skip
+    aou = frame[(frame.score == "sim_aou") & (frame.examples == "all")]
+    assert aou.layer.tolist()[1:] == list(range(6)) and aou.layer.isna().tolist() == [True] + [False] * 6
+    scores = json.loads((tmp_path / "a" / "scores.json").read_text())
+    assert aou["mean"].tolist() == pytest.approx([scores["sim_aou"]["mean"], *scores["sim_aou"]["layers"]])
+    assert (aou["low"].iloc[0], aou["high"].iloc[0]) == pytest.approx(tuple(scores["sim_aou"]["ci"]))
+    flipped = frame[(frame.score == "sim_aou") & (frame.examples == "flipped")]
+    assert flipped["n"].tolist() == [10] * 7 and not len(frame[(frame.score == "accuracy/ft") & frame.layer.notna()])
+
+
+def test_every_key_that_was_swept_is_a_column(tmp_path):
+    for layers in ("all", [0, 1]):
+        for template in (0, 1):
+            for k in (5, 10):
+                folder = write_run(tmp_path / f"{len(layers)}{template}{k}", finetune={"layers": layers})
+                change(folder, task__template=template, metric__scores__sim_aou__params={"k": k})
+    results = Results.read([tmp_path])
+    assert results.varied == ("task.template", "finetune.layers", "metric.scores.sim_aou.params.k")
+    assert len(results.settings) == 8 and set(results.settings["finetune.layers"]) == {"all", "0,1"}
+    assert set(results.varied) < set(results.frame) and set(results.varied) < set(results.summary)
+
+
+def test_what_follows_from_a_name_is_not_named(tmp_path):
+    for shots in (4, 16, 8):
+        for variant, lr in (("gd", 1e-3), ("lcgd", 2e-3)):
+            for seed in (0, 1):
+                write_run(tmp_path / f"{shots}{variant}{seed}", shots=shots, variant=variant, seed=seed, lr=lr)
+    results = Results.read([tmp_path])
+    assert results.varied == ("finetune.name", "task.shots")  # neither the rate nor the objective
+    assert results.settings["task.shots"].tolist() == [4, 4, 8, 8, 16, 16]
+    assert {1e-3, 2e-3} == set(results.frame["finetune.lr"])
+
+
+def test_keys_swept_along_a_diagonal_are_both_named():
+    runs = [{"task.shots": 4, "finetune.lr": 1e-3, "seed": 0}, {"task.shots": 8, "finetune.lr": 1e-2, "seed": 1}]
+    assert varied(runs) == ["task.shots", "finetune.lr"]
+    assert varied([{"task.name": "a", "task.shots": 4}, {"task.name": "b", "task.shots": 8}]) == ["task.name"]
+
+
+def test_a_key_that_only_some_runs_have_is_compared_among_those():
+    one = {"metric.scores.a.function": "f", "metric.scores.a.params.k": 1}
+    assert varied([one, {"metric.scores.b.function": "g"}]) == []
+    assert varied([one, {"metric.scores.a.function": "f"}]) == ["metric.scores.a.params.k"]
+    assert varied([{"seed": 0}, {"seed": 0, "reference.name": "icl"}]) == []
+
+
+def test_checkpoints_of_one_name_stay_apart(tmp_path):
+    for step in ("step1", "step2"):
+        write_run(tmp_path / step, model=f"/models/{step}/hf")
+    results = Results.read([tmp_path])
+    assert [results.short_name(name) for name in results.settings["model.name"]] == ["step1/hf", "step2/hf"]
+    write_run(tmp_path / "other", model="owner/pythia-70m")
+    write_run(tmp_path / "whole", model="hf")
+    names = Results.read([tmp_path])._short_names
+    assert names["owner/pythia-70m"] == "pythia-70m" and len(set(names.values())) == 4
+
+
+def test_a_summary_is_over_draws_by_hand(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / str(seed), seed=seed)  # means 0.10, 0.11, 0.12
+    found = row(Results.read([tmp_path]))
+    assert (found["mean"], found["std"]) == (pytest.approx(0.11), pytest.approx(0.01))
+    half = 4.302652729911275 * 0.01 / 3**0.5  # Student's t with 2 degrees of freedom
+    assert (found.low, found.high) == (pytest.approx(0.11 - half), pytest.approx(0.11 + half))
+    assert (found.draws, found.unit, found.n) == (3, "draws", 60)
+    layers = Results.read([tmp_path]).summary
+    layers = layers[(layers.score == "sim_aou") & (layers.examples == "all") & layers.layer.notna()]
+    runs = Results.read([tmp_path]).runs
+    assert layers["std"].tolist() == pytest.approx(np.std([run.layers("sim_aou") for run in runs], axis=0, ddof=1))
+
+
+def test_one_draw_has_the_interval_of_its_queries(tmp_path):
+    write_run(tmp_path / "a")
+    found = row(Results.read([tmp_path]))
+    assert (found.low, found.high, found.draws, found.unit) == (pytest.approx(0.08), pytest.approx(0.12), 1, "queries")
+    assert math.isnan(found["std"])
+
+
+def test_orders_of_one_draw_are_no_draws(tmp_path):
+    for seed in range(2):
+        for permutation in range(3):
+            shift = 0.1 * permutation
+            write_run(tmp_path / f"{seed}{permutation}", seed=seed, permutation=permutation, shift=shift)
+    found = row(Results.read([tmp_path]))
+    assert found.draws == 2 and found["mean"] == pytest.approx(0.205)  # 0.20 and 0.21
+    assert found["std"] == pytest.approx(0.01 / 2**0.5)
+    assert {"seed", "task.permutation"} < set(Results.read([tmp_path]).frame)
+
+
+@pytest.mark.parametrize(("weights", "draws"), [("pretrained", 1), ("random", 3)])
+def test_seeds_of_weights_count_only_where_weights_are_drawn(tmp_path, weights, draws):
+    for seed in range(3):
+        change(write_run(tmp_path / str(seed), weights=weights), model__weights_seed=seed)
+    results = Results.read([tmp_path])
+    assert row(results).draws == draws and results.varied == ()
+
+
+def test_diverged_and_unstable_draws_are_counted_and_left_out(tmp_path):
+    for seed in range(4):
+        folder = write_run(tmp_path / str(seed), seed=seed, diverged=seed == 0, shift=5.0 * (seed == 1))
+        change(folder, "status.json", unstable=seed == 1)
+    results = Results.read([tmp_path])
+    found = row(results)
+    assert (found.draws, found.diverged, found.unstable) == (2, 1, 1) and found["mean"] == pytest.approx(0.125)
+    assert sorted(results.frame.groupby("run")["state"].first()) == ["diverged", "sane", "sane", "unstable"]
+    icl = row(results, "accuracy/icl")  # has no part in finetuning
+    assert (icl.draws, icl.diverged, icl.unstable) == (4, 0, 0)
+
+
+def test_query_seeds_and_precision_are_settings(tmp_path):
+    for name, dtype, query_seed in (("a", "float32", 1), ("b", "bfloat16", 1), ("c", "float32", 2)):
+        change(change(write_run(tmp_path / name), task__query_seed=query_seed), "environment.json", dtype=dtype)
+    results = Results.read([tmp_path])
+    assert results.varied == ("task.query_seed", "runtime.dtype") and len(results.settings) == 3
+
+
+def test_mixed_scores_are_no_settings(tmp_path):
+    write_run(tmp_path / "a", scores=("sim_aou",))
+    write_run(tmp_path / "b", seed=1, scores=("sim_aou", "my_own"))
+    results = Results.read([tmp_path])
+    assert results.varied == () and {"my_own", "sim_aou"} < set(results.scores)
+    assert (row(results).draws, row(results, "my_own").draws) == (2, 1)
+
+
+def test_a_run_in_two_sweeps_counts_once_and_broken_ones_are_listed(tmp_path):
+    for sweep in ("single", "multirun"):
+        write_run(tmp_path / sweep / "0123456789ab")
+    write_run(tmp_path / "failed", state="failed")
+    nested = write_run(tmp_path / "nested")
+    change(nested, "scores.json", accuracy={"zsl": 0.5, "n": 3})
+    (write_run(tmp_path / "cut") / "scores.json").write_text('{"sim_aou": {"me')
+    (write_run(tmp_path / "list") / "config.yaml").write_text("[1, 2]")
+    change(write_run(tmp_path / "keys"), task={"name": "a"})
+    change(write_run(tmp_path / "odd"), finetune__lr="fast")
+    change(write_run(tmp_path / "text"), "scores.json", sim_aou={"mean": "high"})
+    results = Results.read([tmp_path])
+    assert len(results) == 1
+    reasons = {path.name: reason for path, reason in results.left_out}
+    assert set(reasons) == {"0123456789ab", "failed", "nested", "cut", "list", "keys", "odd", "text"}
+    assert reasons["0123456789ab"].startswith("is the same run as") and all("\n" not in r for r in reasons.values())
+    assert (
+        reasons["failed"] == "is failed: ValueError: no such luck"
+        and reasons["keys"] == "config.yaml has no task.shots"
+    )
+    assert reasons["nested"].startswith("scores.json has no 'mean' of accuracy")
+    with pytest.raises(ReportError, match="is no folder"):
+        Results.read([tmp_path / "nowhere"])
+
+
+def test_where_keeps_the_runs_that_fit(tmp_path):
+    for lr in (1e-3, 1e-2):
+        for variant in ("gd", "lcgd"):
+            write_run(tmp_path / f"{lr}{variant}", lr=lr, variant=variant)
+    results = Results.read([tmp_path])
+    assert {run.settings["finetune.name"] for run in results.where({"lr": "0.01", "variant": "gd"})} == {"gd"}
+    with pytest.raises(ReportError, match=r"no run has a setting 'rate': varied here are finetune.name, finetune.lr"):
+        results.where({"rate": "1"})
+    with pytest.raises(ReportError, match="no finished run has finetune.lr=3"):
+        results.where({"finetune.lr": "3"})
+
+
+def test_results_are_shown_in_short(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / str(seed), seed=seed, variant="gd" if seed else "lcgd")
+    results = Results.read([tmp_path])
+    assert repr(results) == "Results(3 runs, 9 scores, 0 left out, varied: finetune.name)"
+    assert len(repr(results[0])) < 200 and "seed=0" in repr(results[0])
+    assert results.table()["sim_aou"].to_dict() == pytest.approx({"gd": 0.115, "lcgd": 0.2})
+    assert "<table" in results._repr_html_() and len(results.runs[0].frame) < len(results.frame)
+
+
+def test_texts_of_settings():
+    assert [as_text(value) for value in (1e-4, None, True, "a", 3)] == ["0.0001", "none", "True", "a", "3"]
+    assert heading("finetune.lr", ["finetune.lr", "task.shots"]) == "lr"
+    assert heading("task.name", ["reference.name"]) == "task"
+    assert heading("a.k", ["a.k", "b.k"]) == "a.k"

@@ -1,0 +1,233 @@
+"""`iclgd-verify` holds for runs as they were made, and finds whatever was edited, even where its digest was too."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from configs import config
+from iclgd import experiment
+from iclgd.runs import files
+from iclgd.runs.execute import Ending, execute
+from iclgd.runs.fingerprint import fingerprint
+from iclgd.verify.__main__ import cli
+from iclgd.verify.check import TOLERANCE, verify
+from iclgd.verify.naive import unknown_to_it
+from tiny import tiny_tokenizer
+from tiny_models import tiny_network
+
+SCORES = (
+    "sim_aou,sim_aou_norm,sim_aou_random,sim_am,sim_am_zsl,sim_am_delta,accuracy,rec2ftp,gradient_norm,"
+    "weight_update_norm,label_agreement,total_variation"
+)
+SMALL = (
+    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3", "metric.bootstrap=0"),
+    *("runtime.cache=off", "runtime.dtype=float32", "runtime.device=cpu", f"metric=[{SCORES}]", "finetune.lr=0.05"),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(experiment, "draw_run_figures", lambda *_: [])
+
+
+def made(path, *overrides):
+    outcome = execute(config(*SMALL, *overrides), path, experiment.run, fingerprint)
+    assert outcome.ending is Ending.done, outcome.message
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with its recordings, of which the others are copies."""
+    place = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "draw_run_figures", lambda *_: [])
+        return made(place, "finetune=lcgd", "runtime.save_recordings=true")
+
+
+def assert_holds(verdict, naive=True):
+    assert verdict.problems == []
+    assert verdict.scores and all(line.own <= TOLERANCE for line in verdict.scores)
+    for line in verdict.scores:
+        # without context layer 0 sees the same keys: its SimAM_delta is the cosine of rounding
+        assert not naive or line.naive is not None
+        assert line.naive is None or line.naive <= TOLERANCE or line.score == "sim_am_delta", line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("finetune=gd", "finetune.layers=[1,3]", "finetune.loss_on=label"),
+        ("finetune=gd", "finetune.objective=short_circuit", "finetune.exit_layer=1", "finetune.batch=full"),
+        ("finetune=lcgd", "protocol.exit=attention_output", "finetune.trainable=attention", "finetune.epochs=2"),
+        ("finetune=replay", "metric=[sim_aou,accuracy]", "finetune.lr=1.0"),
+        ("finetune=lcgd", "protocol=dai2023", "task.labels=[A B,B A A]"),
+    ],
+    ids=["gd", "short circuit", "attention output", "replay", "labels of several tokens"],
+)
+def test_a_run_as_it_was_made_holds(tmp_path, overrides):
+    assert_holds(verify(made(tmp_path / "run", *overrides), 2))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
+def test_keys_and_values_of_fused_projections_are_trained_alike(tmp_path, family):
+    tiny_network(family, vocab_size=384).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    model = ("model=hf", f"model.name={tmp_path / 'model'}", "model.bos='<|endoftext|>'", "model.separator='</s>'")
+    assert_holds(verify(made(tmp_path / "run", *model, "finetune=gd"), 2))
+
+
+def test_what_the_naive_way_does_not_know_is_said(tmp_path):
+    folder = made(tmp_path / "run", "finetune=adam", "metric=[sim_aou,update_cka]", "task.queries=4")
+    verdict = verify(folder, 2)
+    assert_holds(verdict, naive=False)
+    told = " ".join(verdict.notes)
+    assert "finetune.optimizer=adam" in told and "update_cka" in told
+    assert unknown_to_it(config("finetune=low_rank")) == [
+        "finetune.rank=" + str(config("finetune=low_rank").finetune.rank)
+    ]
+
+
+def sign(folder, name):
+    """Write an edited file's digest where the true one was."""
+    status = json.loads((folder / "status.json").read_text())
+    status["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": files.sha256(folder / name)}
+    (folder / "status.json").write_text(json.dumps(status))
+
+
+def edited_json(name, change):
+    def edit(folder):
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+        sign(folder, name)
+
+    return edit
+
+
+def edited_scores(change):
+    def edit(folder):
+        frame = pd.read_parquet(folder / "scores.parquet")
+        change(frame).to_parquet(folder / "scores.parquet", index=False)
+        sign(folder, "scores.parquet")
+
+    return edit
+
+
+def one_number(frame):
+    place = frame.index[(frame.score == "sim_aou") & (frame.layer == 2)][0]
+    frame.loc[place, "value"] += 0.01
+    return frame
+
+
+def another_rate(folder):
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    content["finetune"]["lr"] = 0.06
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    sign(folder, "config.yaml")
+
+
+def another_rate_everywhere(folder):
+    from iclgd.config import as_dict
+    from iclgd.runs.identity import run_id
+
+    another_rate(folder)
+    name = run_id(as_dict(config(*SMALL, "finetune=lcgd", "runtime.save_recordings=true", "finetune.lr=0.06")))
+    edited_json("fingerprint.json", lambda content: content.update(settings=name))(folder)
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "run_id": name}))
+
+
+def recording(folder):
+    tensors = load_file(folder / "recordings.safetensors")
+    tensors["icl.attention_output"][1, 2] *= 1.1
+    save_file(tensors, folder / "recordings.safetensors")
+    sign(folder, "recordings.safetensors")
+
+
+def unsigned(folder):
+    frame = pd.read_parquet(folder / "losses.parquet")
+    frame.assign(loss=frame.loss + 1e-6).to_parquet(folder / "losses.parquet", index=False)
+
+
+def unlisted(folder):
+    status = json.loads((folder / "status.json").read_text())
+    del status["files"]["prompts.json"]
+    (folder / "status.json").write_text(json.dumps(status))
+
+
+def label(content):
+    content["queries"][0]["label"] = 1 - content["queries"][0]["label"]
+
+
+TAMPERED = {
+    "one number": (edited_scores(one_number), "score sim_aou is off by 0.01"),
+    "a number undefined": (
+        edited_scores(lambda f: f.assign(value=f.value.where((f.score != "sim_am") | (f.layer > 0)))),
+        "score sim_am is off by inf",
+    ),
+    "rows gone": (edited_scores(lambda f: f[(f.score != "accuracy/icl") | (f.example > 0)]), "accuracy/icl is off"),
+    "a mean": (
+        edited_json("scores.json", lambda c: c["sim_aou"].update(mean=c["sim_aou"]["mean"] + 1e-3)),
+        "scores.json has another sim_aou",
+    ),
+    "a text": (edited_json("prompts.json", lambda c: c["queries"][1].update(text="heron ->")), "other queries"),
+    "a token": (edited_json("prompts.json", lambda c: c["demonstrations"][0]["token_ids"].reverse()), "demonstrations"),
+    "a label": (edited_json("prompts.json", label), "other queries"),
+    "the rate": (another_rate, "config.yaml is of run"),
+    "the rate, everywhere": (another_rate_everywhere, "score gradient_norm is off"),
+    "a recording": (recording, "recordings.safetensors has another icl.attention_output"),
+    "what it was made of": (
+        edited_json("fingerprint.json", lambda c: c.update({"model config.json": "0" * 64})),
+        "changed since: the model's config.json",
+    ),
+    "a file without its digest": (unsigned, "losses.parquet is not what the run wrote"),
+    "a file struck from the list": (unlisted, "prompts.json is not among the files"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_whatever_is_edited_is_found(tmp_path, whole, name):
+    edit, found = TAMPERED[name]
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    edit(folder)
+    problems = verify(folder, None).problems
+    assert any(found in problem for problem in problems), problems
+
+
+def test_the_command_says_it_and_its_exit_code_too(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "sweep" / "a")
+    assert cli([str(tmp_path / "sweep"), "--queries", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "a: holds" in told and "sim_am_delta" in told and "rounding explains" in told
+    shutil.copytree(whole, tmp_path / "sweep" / "b")
+    (tmp_path / "sweep" / "b" / "prompts.json").write_text("{}")
+    assert cli([str(tmp_path / "sweep"), "--queries", "1", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert [run["holds"] for run in content["runs"]] == [True, False] and content["holds"] is False
+    assert {line["score"] for line in content["runs"][0]["scores"]} >= {"sim_aou", "accuracy/icl"}
+
+
+def test_versions_and_code_that_differ_are_said_and_do_no_harm(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    edited_json("fingerprint.json", lambda c: c.update({"version of torch": "1.0", "code iclgd/records.py": "0"}))(
+        folder
+    )
+    verdict = verify(folder, 1)
+    assert verdict.problems == [] and verdict.queries == 1
+    assert any("the version of torch (1.0, now" in note for note in verdict.notes)
+    assert any("iclgd/records.py" in note for note in verdict.notes)
+
+
+def test_in_half_precision_rounding_explains_more(tmp_path):
+    verdict = verify(made(tmp_path / "run", "finetune=lcgd", "runtime.dtype=bfloat16"), 2)
+    assert verdict.problems == []
+    assert max(line.naive for line in verdict.scores if line.naive is not None) > TOLERANCE
+    assert torch.get_default_dtype() is torch.float32
