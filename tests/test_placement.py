@@ -89,7 +89,7 @@ def test_placements_that_do_not_go_with_how_the_command_was_started_are_refused(
 def test_quantised_weights_are_refused_by_the_name_of_their_method():
     config = settings("llama")
     config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    with pytest.raises(ConfigError, match="quantised by bitsandbytes, .*float32_from_bfloat16.*GGUF file"):
+    with pytest.raises(ConfigError, match=r"quantised by bitsandbytes, .*float32_from_bfloat16.*GGUF file"):
         refuse_impossible(ModelConfig(name="somebody/model"), RuntimeConfig(), config)
     refuse_impossible(ModelConfig(name="somebody/model", file="x.gguf"), RuntimeConfig(), config)
 

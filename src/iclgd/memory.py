@@ -250,7 +250,7 @@ def _dealt(
         left -= part
     waiting = {"cpu": min(left, 0.9 * machine.host)} if machine.kind == "cuda" else {}
     waiting["disk"] = left - waiting.get("cpu", 0.0)
-    waiting = {name: size for name, size in waiting.items() if size > 0.01}
+    waiting = {name: size for name, size in waiting.items() if size > 1e-9}
     on_disk = waiting.get("disk", 0.0)
     missing = (f"{on_disk:.1f} GB of weights would wait on a disk with {machine.disk:.1f} GB free",)
     return needs | waiting, missing if on_disk > machine.disk else (), waiting

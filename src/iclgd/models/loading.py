@@ -217,6 +217,7 @@ def read_prefix(
     if model.weights is Weights.random:
         network = untrained(part, dtype, model.weights_seed)
         return dispatched(network, arguments) if "device_map" in arguments else network
+    transformers_logging.disable_progress_bar()
     accepted, level = _locate(model, model.revision), transformers_logging.get_verbosity()
     settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"} | arguments
     if isinstance(settings.get("device_map"), list):

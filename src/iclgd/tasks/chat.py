@@ -30,6 +30,7 @@ class Conversation:
         opening: before the first user's turn: a bos token, a system message.
         user: what begins a user's turn.
         answer: between a user's text and the assistant's answer.
+        delimiter: white space that only a written answer has before it.
         closing: what ends the assistant's answer.
         tokenizer: whose template it is.
     """
@@ -37,6 +38,7 @@ class Conversation:
     opening: str
     user: str
     answer: str
+    delimiter: str
     closing: str
     tokenizer: Any
 
@@ -65,7 +67,7 @@ class Conversation:
                 text=f"{self.user}{example.text.strip()}{self.answer}",
                 options=tuple(option.strip() for option in example.options),
                 tail=self.answer,
-                delimiter="",
+                delimiter=self.delimiter,
             )
             for example in examples
         )
@@ -138,9 +140,10 @@ def conversation(tokenizer: Any, description: str | None = None) -> Conversation
     except (ValueError, IndexError):
         raise _unlike() from None
     user = between.removeprefix(closing)
-    if last != answer or len(user) == len(between) or not head.endswith(user):
+    delimiter = answer.removeprefix(last)
+    if not answer.startswith(last) or delimiter.strip() or len(user) == len(between) or not head.endswith(user):
         raise _unlike()
-    return Conversation(head.removesuffix(user), user, answer, closing, tokenizer)
+    return Conversation(head.removesuffix(user), user, last, delimiter, closing, tokenizer)
 
 
 def _unlike() -> ConfigError:
