@@ -37,7 +37,7 @@ OBJECTIVE = (
 ARGUMENTS = (
     *("model=hf", f"model.name={MODEL}", "model.bos='<bos>'", "model.separator='<sep>'", "task=toy", "task.source=hub"),
     *("task.shots=3", "task.queries=3", "finetune=gd", "finetune.objective=my_package.objective.mine"),
-    *("metric=[sim_aou,alpha,mine]", "metric.compare_with=other_task", "metric.bootstrap=0", "tracking=none"),
+    *("metric=[sim_aou,alpha,mine]", "metric.compare_with=other_task", "tracking=none"),
     *("runtime.device=cpu", "runtime.dtype=float32"),
 )
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import simulated_reports
 import simulation
 
 
@@ -37,3 +38,9 @@ def test_a_rate_chosen_on_other_draws_does_not_flatter():
         bias = simulation.chosen_rate_bias(5, 400, noise)
         assert abs(bias["held out"]) <= 3 * noise / np.sqrt(5 * 400) + 1e-3
     assert bias["best of those shown"] > 0.1
+
+
+def test_reports_of_sweeps_without_a_difference_mark_nothing(tmp_path):
+    found = simulated_reports.reports(tmp_path, 6, 5, {"calm": 0.02, "noisy": 0.1, "noisier": 0.2})
+    assert found.tested == 6 * 2, "two comparisons with the first variant in each report"
+    assert found.false <= 1 / 6 and abs(found.bias) < 0.05

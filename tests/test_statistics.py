@@ -1,235 +1,230 @@
-"""Do the intervals cover as often as they say, and do the tests reject as rarely?"""
+"""Intervals, comparisons, chosen rates and power against values computed by hand or by other code."""
 
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
-from iclgd.metrics.statistics import (
-    Comparison,
-    Interval,
-    cluster_bootstrap,
+from iclgd.statistics import (
     compare,
+    design_power,
+    draws_interval,
+    draws_to_detect,
+    draws_within,
+    held_out,
     holm,
     holm_corrected,
+    mean_interval,
     mean_of_means,
-    nanmean,
-    seed_interval,
-    sign_flip_p,
+    share_interval,
+    shares_interval,
+    smallest_difference,
 )
-from iclgd.seeding import numpy_stream
 
 NAN = math.nan
 
 
-def coverage(draw, interval, trials: int, truth: float = 0.0) -> float:
-    """The share of simulated data sets whose interval holds the truth."""
-    generator = numpy_stream("simulation", 0)
-    held = 0
-    for trial in range(trials):
-        found = interval(draw(generator), numpy_stream(f"interval/{trial}", 0))
-        held += found.low <= truth <= found.high
-    return held / trials
+def by_draw(*values: float) -> dict[int, float]:
+    return dict(enumerate(values))
 
 
-def queries_by_layers(generator: np.random.Generator) -> np.ndarray:
-    """60 queries of 5 layers: layers of a query go together, a tenth is undefined, and the values are skewed."""
-    own = generator.exponential(1, (60, 1)) - 1
-    values = own + 0.5 * generator.standard_normal((60, 5))
-    values[generator.random((60, 5)) < 0.1] = NAN
-    return values
+# --- shares
 
 
-def seeds_by_queries(seeds: int, queries: int = 40):
-    def draw(generator: np.random.Generator) -> np.ndarray:
-        of_seed = 0.3 * generator.standard_normal((seeds, 1))
-        of_query = generator.standard_normal((1, queries))
-        return (of_seed + of_query + generator.standard_normal((seeds, queries)))[:, :, None]
-
-    return draw
-
-
-# --- coverage of a nominal 95 %
-
-
-def test_the_bootstrap_over_queries_covers():
-    held = coverage(queries_by_layers, lambda v, g: cluster_bootstrap(v, 400, g), trials=500)
-    assert 0.90 <= held <= 0.98
+def test_shares_have_wilsons_interval_and_at_the_ends_the_exact_one():
+    wilson = share_interval(30, 60)
+    assert (wilson.mean, wilson.n) == (0.5, 60)
+    z, n = 1.959964, 60
+    half = z / (1 + z * z / n) * math.sqrt(0.25 / n + z * z / 4 / n / n)
+    assert (wilson.low, wilson.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    for count in (0, 1, 20):  # Clopper and Pearson, as scipy has it
+        exact = stats.binomtest(count, 20).proportion_ci(method="exact")
+        found = share_interval(count, 20)
+        assert found.low <= exact.low + 1e-9 and found.high >= exact.high - 1e-9
+    assert share_interval(20, 20).low < 0.84, "20 of 20 is not 100 % [100, 100]"
 
 
-def test_resampling_layers_as_if_they_were_queries_would_not_cover():
-    held = coverage(queries_by_layers, lambda v, g: cluster_bootstrap(v.reshape(-1, 1), 400, g), trials=200)
-    assert held < 0.85
+def test_too_few_trials_have_no_interval():
+    for successes, n in ((0, 0), (1, 1), (2, 2)):
+        assert math.isnan(share_interval(successes, n).low)
+    assert share_interval(2, 2).mean == 1 and math.isnan(share_interval(0, 0).mean)
+    few = np.full(40, NAN)
+    few[:2] = 1
+    assert shares_interval(few).n == 2 and math.isnan(shares_interval(few).high), "Rec2FTP of 2 of 40"
+    few[2] = 1
+    assert 0.2 < shares_interval(few).low < 0.4
 
 
-def test_the_crossed_bootstrap_covers_with_ten_seeds():
-    held = coverage(seeds_by_queries(10), lambda v, g: cluster_bootstrap(v, 400, g, crossed=True), trials=400)
-    assert 0.90 <= held <= 0.98
+def test_a_share_by_layers_counts_queries_not_values():
+    rows = np.repeat(np.array([[1.0], [0.0]] * 15), 10, axis=1)  # ten layers that all agree
+    found, plain = shares_interval(rows), share_interval(15, 30)
+    assert found.high - found.low >= plain.high - plain.low
+    apart = np.random.default_rng(0).integers(0, 2, (30, 10)).astype(float)
+    narrower = shares_interval(apart)
+    assert narrower.high - narrower.low < 0.6 * (plain.high - plain.low)
 
 
-def three_means(generator: np.random.Generator) -> np.ndarray:
-    return generator.standard_normal(3)
+# --- means over queries
 
 
-def test_with_three_seeds_student_covers_and_the_bootstrap_does_not():
-    held = coverage(three_means, lambda v, _: seed_interval(v), trials=2000)
-    assert 0.93 <= held <= 0.97
-    held = coverage(three_means, lambda v, g: cluster_bootstrap(v[:, None], 200, g), trials=300)
-    assert held < 0.85
+def test_a_mean_without_skewness_has_students_interval_widened():
+    values = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    half = stats.t.ppf(0.975, 4) * 1.1 * values.std(ddof=1) / math.sqrt(5)
+    assert mean_interval(values).high == pytest.approx(0.3 + half)
+    assert mean_interval(values).low == pytest.approx(0.3 - half)
 
 
-def test_the_paired_interval_covers_and_its_p_values_are_uniform():
-    """Two variants with the same mean on the same queries: 5 % are called different at p < 0.05."""
-    generator = numpy_stream("null", 0)
-    p_values, held = [], 0
-    for trial in range(300):
-        shared = generator.standard_normal((1, 40, 1)) * 3
-        first, second = (shared + 0.3 * generator.standard_normal((1, 40, 3)) for _ in range(2))
-        found = compare(first, second, name=str(trial), seed=0, resamples=300, flips=300)
-        p_values.append(found.p)
-        held += found.difference.low <= 0 <= found.difference.high
-    assert 0.90 <= held / 300 <= 0.98
-    assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.09
-    assert stats.kstest(p_values, "uniform").pvalue > 0.001
+def test_the_longer_tail_has_the_longer_end_and_limits_hold():
+    values = np.array([0.99, 0.98, 0.97, 0.99, 0.6])
+    found = mean_interval(values, (-1.0, 1.0))
+    assert found.mean - found.low > 2 * (found.high - found.mean) and found.high == 1
 
 
-# --- the bootstrap itself
+def test_without_spread_or_enough_queries_there_is_no_interval():
+    for values in ([0.3, 0.3, 0.3], [0.1, 0.9], [NAN, 0.1, 0.9], [], [1 + 1e-15, 1.0, 1.0]):
+        assert math.isnan(mean_interval(np.array(values)).low)
+    assert mean_interval(np.array([NAN, 0.1, 0.9])).n == 2
 
 
-def test_the_bootstrap_is_that_of_a_plain_loop():
-    values = queries_by_layers(numpy_stream("values", 0))[:20]
-    found = cluster_bootstrap(values, 300, np.random.default_rng(7))
-    drawn = np.random.default_rng(7).integers(0, 20, (300, 20))
-    means = [np.mean([nanmean(values[rows, layer]) for layer in range(5)]) for rows in drawn]
-    assert found.low == pytest.approx(np.quantile(means, 0.025)) and found.high == pytest.approx(
-        np.quantile(means, 0.975)
-    )
+def test_undefined_values_leave_the_mean_of_means_and_its_jackknife_error():
+    generator = np.random.default_rng(3)
+    values = generator.standard_normal((200, 4))
+    values[generator.random(values.shape) < 0.3] = NAN
+    found = mean_interval(values)
+    leaving = [mean_of_means(np.delete(values, i, 0)) for i in range(200)]
+    error = math.sqrt(199 / 200 * ((np.array(leaving) - np.mean(leaving)) ** 2).sum())
     assert found.mean == pytest.approx(mean_of_means(values))
+    assert (found.high - found.low) / 2 == pytest.approx(1.972 * error, rel=0.03)
 
 
-def test_the_bootstrap_agrees_with_scipys():
-    values = numpy_stream("values", 1).exponential(1, 80)
-    found = cluster_bootstrap(values[:, None], 20_000, np.random.default_rng(0))
-    scipys = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
-    assert found.low == pytest.approx(scipys.low, abs=0.01) and found.high == pytest.approx(scipys.high, abs=0.01)
+# --- draws
 
 
-def test_running_in_pieces_keeps_the_distribution(monkeypatch):
-    values = queries_by_layers(numpy_stream("values", 0))
-    whole = cluster_bootstrap(values, 1000, np.random.default_rng(0))
-    monkeypatch.setattr("iclgd.metrics.statistics._WEIGHTS_AT_ONCE", 600)
-    pieces = cluster_bootstrap(values, 1000, np.random.default_rng(0))
-    assert pieces.low == pytest.approx(whole.low) and pieces.high == pytest.approx(whole.high)
+def test_draws_have_students_interval_within_limits():
+    found = draws_interval([0.2, 0.3, NAN, 0.4])
+    assert (found.mean, found.n) == (pytest.approx(0.3), 3)
+    assert found.high - 0.3 == pytest.approx(4.302653 * 0.1 / math.sqrt(3), abs=1e-6)
+    assert draws_interval([0.8, 1.0], (0, 1)).high == 1
+    assert math.isnan(draws_interval([0.5]).low) and math.isnan(draws_interval([0.5, 0.5]).low)
 
 
-def test_too_little_for_an_interval():
-    generator = np.random.default_rng(0)
-    for values, crossed in ((np.ones((1, 3)), False), (np.ones((0, 3)), False), (np.ones((1, 5, 3)), True)):
-        found = cluster_bootstrap(values, 10, generator, crossed=crossed)
-        assert math.isnan(found.low) and math.isnan(found.high)
-    assert math.isnan(cluster_bootstrap(np.full((4, 2), NAN), 10, generator).high)
-    assert math.isnan(seed_interval([0.5]).low) and seed_interval([0.5, NAN]).mean == 0.5
-    assert math.isnan(seed_interval([]).mean)
-
-
-def test_student_by_hand():
-    found = seed_interval([0.1, 0.2, 0.3])  # t(0.975, 2) = 4.3027, standard error 0.1 / sqrt(3)
-    assert found.mean == pytest.approx(0.2) and found.high - 0.2 == pytest.approx(4.3027 * 0.1 / math.sqrt(3), abs=1e-5)
-    assert seed_interval([0.4, 0.4]) == Interval(0.4, 0.4, 0.4)
+def test_equal_shares_of_all_draws_have_the_interval_of_their_queries():
+    found = draws_interval([1.0] * 5, (0, 1), trials=[12] * 5)
+    assert found.low == pytest.approx(share_interval(60, 60).low) and found.high == 1
+    apart = draws_interval([0.5, 0.9, 0.5, 0.9, 0.7], (0, 1), trials=[200] * 5)
+    assert apart.high - apart.low > 0.3, "draws that lie apart count as few trials"
 
 
 # --- comparisons
 
 
-def test_a_paired_difference_sees_what_an_unpaired_one_would_not():
-    generator = numpy_stream("paired", 0)
-    shared = generator.standard_normal((1, 100, 1)) * 5
-    first = shared + 0.2 + 0.1 * generator.standard_normal((1, 100, 4))
-    second = shared + 0.1 * generator.standard_normal((1, 100, 4))
-    found = compare(first, second, name="x", seed=0)
-    assert found.over == "queries" and found.n == 100
-    assert found.difference.low > 0.15 and found.difference.high < 0.25 and found.p == pytest.approx(1 / 10_001)
-    assert found.distinguishable
-    back = compare(second, first, name="x", seed=0)
-    assert back.p == found.p and back.difference.mean == -found.difference.mean
-    unpaired = cluster_bootstrap(first[0], 500, generator)
-    assert unpaired.low < mean_of_means(second[0]) < unpaired.high
+def test_a_comparison_is_the_paired_t_test_of_common_draws():
+    first, second = by_draw(0.5, 0.61, 0.7, 0.55, 0.66, 0.1), by_draw(0.4, 0.55, 0.62, 0.5, 0.51, NAN)
+    expected = stats.ttest_rel([0.5, 0.61, 0.7, 0.55, 0.66], [0.4, 0.55, 0.62, 0.5, 0.51])
+    found = compare(first | {9: 3.0}, second | {8: 3.0})
+    assert found.p == pytest.approx(expected.pvalue) and found.draws == 5
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert not found.marked, "before correction nothing is marked"
+    assert holm_corrected({"a": found})["a"].marked
 
 
-def test_several_seeds_are_compared_by_the_paired_t_test():
-    generator = numpy_stream("seeds", 0)
-    first, second = generator.standard_normal((2, 4, 30, 2))
-    found = compare(first + 0.3, second, name="x", seed=0)
-    means = (first + 0.3 - second).mean((1, 2))
-    oracle = stats.ttest_1samp(means, 0)
-    assert (found.over, found.n) == ("seeds", 4) and found.p == pytest.approx(float(oracle.pvalue))
-    interval = oracle.confidence_interval()
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+@pytest.mark.parametrize(("draws", "interval", "p"), [(1, False, False), (2, False, False), (3, True, False)])
+def test_few_draws_have_no_mark(draws, interval, p):
+    first, second = by_draw(*np.linspace(0.9, 0.91, draws)), by_draw(*[0.1] * draws)
+    found = holm_corrected({"a": compare(first, second)})["a"]
+    assert math.isnan(found.low) is not interval and math.isnan(found.p) is not p and not found.marked
+    assert found.mean == pytest.approx(0.805 if draws > 1 else 0.8)
+    assert (found.needed is None) is (draws == 1), "what it would take to tell"
 
 
-def test_a_seed_without_values_is_left_out():
-    first = np.random.default_rng(0).standard_normal((3, 10, 2))
-    holes = first.copy()
-    holes[1] = NAN
-    found = compare(holes, first * 0, name="x", seed=0)
-    assert found.n == 2 and found.difference.mean == pytest.approx(first[[0, 2]].mean())
+def test_equal_differences_are_no_evidence():
+    constant = compare(by_draw(*[0.3] * 8), by_draw(*[0.1] * 8))
+    same = compare(by_draw(*[0.3] * 8), by_draw(*[0.3] * 8))
+    corrected = holm_corrected({"constant": constant, "same": same})
+    assert math.isnan(corrected["constant"].p) and corrected["same"].p == 1
+    assert not any(found.marked for found in corrected.values())
+    assert math.isnan(compare({}, {}).mean) and compare({}, {}).draws == 0
 
 
-def test_what_cannot_be_told_is_not_distinguishable():
-    same = np.ones((3, 5, 2))
-    assert compare(same, same, name="x", seed=0).p == 1
-    assert math.isnan(compare(same, same * 0, name="x", seed=0).p), "seeds that all say the same are no replicates"
-    assert not compare(same, same * 0, name="x", seed=0).distinguishable
-    assert math.isnan(compare(same[:1] * NAN, same[:1], name="x", seed=0).p)
-    with pytest.raises(ValueError, match=r"one shape, got \(3, 5, 2\) and \(3, 4, 2\)"):
-        compare(same, same[:, :4], name="x", seed=0)
-    with pytest.raises(ValueError, match="one shape"):
-        compare(same[0, 0], same[0, 0], name="x", seed=0)
+def test_differences_at_chosen_rates_have_wider_intervals():
+    first, second = by_draw(0.5, 0.61, 0.7, 0.55, 0.66), by_draw(0.4, 0.55, 0.62, 0.5, 0.51)
+    plain, chosen = compare(first, second), compare(first, second, chosen=True)
+    assert chosen.mean == plain.mean and chosen.p > plain.p and chosen.needed > plain.needed
+    assert (chosen.high - chosen.low) / (plain.high - plain.low) == pytest.approx(math.sqrt(2.5))
+    assert not holm_corrected({"a": compare(by_draw(*[0.3] * 8), by_draw(*[0.1] * 8), chosen=True)})["a"].marked
 
 
-def test_sign_flips_agree_with_all_of_them():
-    difference = np.array([0.5, -0.2, 0.9, 0.4, 0.1, 0.7, -0.3, 0.6])[:, None]
-    signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
-    exact = np.mean(np.abs(signs @ difference[:, 0]) >= difference.sum() - 1e-12)
-    assert sign_flip_p(difference, 20_000, np.random.default_rng(0)) == pytest.approx(exact, abs=0.01)
+def test_needed_draws_are_those_of_the_interval():
+    values = by_draw(0.0, 0.1, 0.2, 0.1, 0.0)
+    found = compare(values, by_draw(*[0.0] * 5))
+    spread = np.std(list(values.values()), ddof=1)
+    half = [stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n) for n in (found.needed - 1, found.needed)]
+    assert half[0] > 0.05 >= half[1]
 
 
-def test_sign_flips_weigh_layers_as_the_mean_does():
-    """A layer with one defined query counts as much as the others in the mean of means; so it must in the test."""
-    values = np.array([[2.0, NAN], [2.0, NAN], [2.0, NAN], [0.0, -1.0]])
-    # contributions to the mean of means 1/4, 1/4, 1/4, -1/2, which no flip brings nearer to 0 than their sum, 1/4;
-    # in the mean of all values, by 2, 2, 2, -1, only a quarter of the flips is as extreme as their sum
-    assert mean_of_means(values) == 0.25
-    assert sign_flip_p(values, 1000, np.random.default_rng(0)) == 1
+def test_holm():
+    assert holm([0.01, 0.04, NAN, 0.03]) == pytest.approx([0.03, 0.06, NAN, 0.06], nan_ok=True)
+    assert holm([0.6, 0.9]) == [1, 1] and holm([]) == []
 
 
-# --- many comparisons
+# --- rates
 
 
-def test_holm_by_hand():
-    # sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, 0.04 -> 0.06 (not below the one before)
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1, 1]
-    assert holm([]) == []
-    assert holm([0.04, NAN, 0.01]) == pytest.approx([0.04, NAN, 0.02], nan_ok=True)
+SCORES = {0: {0.1: 0.9, 1.0: 0.2}, 1: {0.1: 0.1, 1.0: 0.6}, 2: {0.1: 0.3, 1.0: 0.5}}
 
 
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_never_lowers_never_swaps_and_is_at_most_bonferroni(p_values):
-    corrected = holm(p_values)
-    for p, q in zip(p_values, corrected, strict=True):
-        assert p <= q <= min(1, p * len(p_values)) + 1e-12
-    order = np.argsort(p_values, kind="stable")
-    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+def test_a_rate_is_chosen_by_the_other_draws():
+    found = held_out(SCORES)
+    assert found is not None
+    assert found.chosen == {0: 1.0, 1: 0.1, 2: 0.1}  # by means .2/.55, .6/.35, .5/.4
+    assert found.values == {0: 0.2, 1: 0.1, 2: 0.3} and found.complete == (0.1, 1.0) and found.at_edge
+    lower = held_out(SCORES, better="lower")
+    assert lower is not None and lower.chosen == {0: 0.1, 1: 1.0, 2: 1.0}
 
 
-def test_verdicts_go_by_the_corrected_p():
-    together = {name: Comparison(Interval(1.0, 0.0, 2.0), p, "queries", 9) for name, p in (("a", 0.03), ("b", 0.04))}
-    assert all(one.distinguishable for one in together.values())
-    corrected = holm_corrected(together)
-    assert [one.p_holm for one in corrected.values()] == pytest.approx([0.06, 0.06])
-    assert not any(one.distinguishable for one in corrected.values())
-    assert corrected["a"].p == 0.03
+def test_only_complete_rates_are_chosen():
+    found = held_out(SCORES | {3: {0.1: 0.0, 1.0: NAN}})  # diverged at 1.0
+    assert found is not None and found.complete == (0.1,) and set(found.chosen.values()) == {0.1}
+    nothing = held_out({0: {0.1: 0.5}, 1: {1.0: 0.5}})
+    assert nothing is not None and nothing.values == {} and nothing.complete == ()
+
+
+def test_one_draw_has_no_best_rate_and_tuning_draws_are_not_shown():
+    assert held_out({0: {0.1: 0.5, 1.0: 0.6}}) is None
+    found = held_out(SCORES, tuning=[0])
+    assert found is not None and found.values == {1: 0.1, 2: 0.3}
+    assert held_out(SCORES, tuning=[]) is None and held_out(SCORES, tuning=[0, 1, 2]) is None
+    with pytest.raises(ValueError, match='better is "higher" or "lower", got "neither"'):
+        held_out(SCORES, better="neither")
+
+
+def test_the_middle_of_three_rates_is_no_edge():
+    found = held_out({draw: {0.1: 0.1, 1.0: 0.5, 10.0: 0.2} for draw in range(3)})
+    assert found is not None and not found.at_edge
+
+
+# --- power
+
+
+def test_power_is_that_of_scipys_noncentral_t():
+    for draws in (5, 20):
+        effect = smallest_difference(1.0, draws) * math.sqrt(draws)
+        critical = stats.t.ppf(0.975, draws - 1)
+        assert stats.nct.sf(critical, draws - 1, effect) == pytest.approx(0.8, abs=1e-3)
+    assert smallest_difference(0.2, 5) == pytest.approx(0.2 * smallest_difference(1.0, 5))
+    assert math.isnan(smallest_difference(1.0, 1)) and math.isnan(smallest_difference(NAN, 5))
+
+
+def test_draws_needed_are_the_fewest():
+    needed = draws_to_detect(0.05, 0.1)
+    assert needed == 34  # G*Power: paired t, effect .5, two-sided .05, power .8
+    assert smallest_difference(0.1, 33) > 0.05 >= smallest_difference(0.1, 34)
+    assert draws_within(0.1, 0.05) == 18 and draws_within(NAN, 0.05) is None
+
+
+def test_a_design_with_more_tests_tells_less():
+    one, ten = (design_power([0.1, 0.2, NAN, 0.0, 0.1], 5, tests=tests) for tests in (1, 10))
+    assert one.spread == 0.1 and one.needed == 34
+    assert ten.smallest > one.smallest and ten.needed > one.needed
+    assert design_power([], 5).needed is None

@@ -123,7 +123,7 @@ class FinetuneConfig:
     noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
     patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
     calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
-    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the mean squared length of its inputs
+    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the median squared length of its inputs
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first

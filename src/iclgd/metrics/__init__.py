@@ -1,4 +1,4 @@
-"""What do the recordings say? Pure functions of tensors, unaveraged out; `summary` averages, `statistics` compares.
+"""Scores of recordings: pure functions of tensors, unaveraged out; `summary` averages.
 
 Bare names in conf/metric are looked up among the functions of the modules imported here.
 """

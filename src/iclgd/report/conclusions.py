@@ -100,7 +100,8 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
     for at, (first, second, _) in enumerate(asked):
         for score in scores:
             if score in first.values and score in second.values:
-                found[at, score] = compare(first.values[score], second.values[score])
+                chosen = len(first.tried) > 1 or len(second.tried) > 1
+                found[at, score] = compare(first.values[score], second.values[score], chosen=chosen)
     corrected = holm_corrected(found)
     made = []
     for at, (first, second, asks) in enumerate(asked):

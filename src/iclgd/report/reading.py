@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
-import json
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.runs import varied
+from iclgd.runs.folder import EARLIER
+from iclgd.runs.parsing import DamagedRun as BrokenRun
+from iclgd.runs.reader import FolderReader
+from iclgd.shown import printable
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 NAN = float("nan")
 _NEEDED = ("model.name", "task.name", "task.shots", "finetune.name", "finetune.lr", "seed")
@@ -22,10 +28,6 @@ _NEEDED = ("model.name", "task.name", "task.shots", "finetune.name", "finetune.l
 
 class ReportError(ValueError):
     """Folders that no report can be made of; the message says what was looked for and what to do."""
-
-
-class BrokenRun(ValueError):
-    """A run folder that cannot be read; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -111,24 +113,48 @@ class FinishedRun:
     @functools.cached_property
     def values(self) -> dict[str, np.ndarray]:
         """Unaveraged values by score, [example, layer], one layer where it has none; empty without scores.parquet."""
-        table = self.table("scores")
-        if table is None:
+        try:
+            table = self.table("scores")
+            return {} if table is None else _by_score(table)
+        except BrokenRun as error:
+            log.warning("%s: single queries are not shown: %s", printable(str(self.folder), 400), error)
             return {}
-        return {
-            str(name): part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
-            for name, part in table.groupby("score", sort=False)
-        }
 
-    def prompts(self) -> dict[str, Any]:
-        """The content of prompts.json."""
-        return _json(self.folder / "prompts.json")
+    def prompts(self) -> Mapping[str, Any]:
+        """The content of prompts.json.
+
+        Raises:
+            BrokenRun: there is none, or it cannot be read.
+        """
+        try:
+            return FolderReader(self.folder).prompts
+        except FileNotFoundError as error:
+            raise BrokenRun("prompts.json is missing") from error
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """The content of NAME.parquet, or None where the run has none."""
-        import pandas as pd
+        """The content of NAME.parquet, or None where the run has none.
 
-        path = self.folder / f"{name}.parquet"
-        return pd.read_parquet(path) if path.is_file() else None
+        Raises:
+            BrokenRun: it cannot be read.
+        """
+        try:
+            return FolderReader(self.folder).table(f"{name}.parquet")
+        except FileNotFoundError:
+            return None
+
+
+def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    lacking = {"score", "example", "layer", "value"} - set(table.columns)
+    kinds = {name: table[name].dtype.kind for name in ("example", "layer", "value") if name not in lacking}
+    if lacking or kinds["example"] not in "iu" or kinds["layer"] not in "iu" or kinds["value"] != "f":
+        raise BrokenRun(f"scores.parquet has the columns {printable(str(dict(table.dtypes.astype(str))), 200)}")
+    values = {}
+    for name, part in table.groupby("score", sort=False):
+        cells = part["example"].nunique() * part["layer"].nunique()
+        if cells != len(part) or part.duplicated(["example", "layer"]).to_numpy().any():
+            raise BrokenRun(f"scores.parquet has {len(part):,} rows of {printable(str(name))} for {cells:,} values")
+        values[str(name)] = part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
+    return values
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[tuple[Path, str], ...]]:
@@ -142,21 +168,36 @@ def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[t
         if not folder.is_dir():
             raise ReportError(f"{folder} is no folder: name a run folder or a sweep's, such as outputs/first_look")
         for status in folder.rglob("status.json"):
-            hidden = any(part.startswith(".") for part in status.relative_to(folder).parts)
-            if not hidden:
+            parts = status.relative_to(folder).parts
+            if not any(part.startswith(".") or part == EARLIER for part in parts):
                 found.setdefault(status.parent.resolve(), status.parent)
-    finished: dict[object, FinishedRun] = {}
-    left_out = []
+    runs, left_out = [], []
     for folder in sorted(found.values()):
         try:
-            run = read_run(folder)
+            runs.append((read_run(folder), FolderReader(folder).content_id))
         except BrokenRun as error:
             left_out.append((folder, str(error)))
+    finished, others = _distinct(runs)
+    return tuple(finished), tuple(sorted(left_out + others))
+
+
+def _distinct(runs: Sequence[tuple[FinishedRun, str]]) -> tuple[list[FinishedRun], list[tuple[Path, str]]]:
+    """Each run once, though two sweeps made it; a folder that claims another run's id never stands for that run."""
+    genuine = {content for run, content in runs if run.status.get("run_id") == content}
+    finished: dict[tuple[object, str], FinishedRun] = {}
+    left_out = []
+    for run, content in runs:
+        claimed = run.status.get("run_id")
+        if claimed in genuine and claimed != content:
+            left_out.append(
+                (run.folder, f"status.json claims the id {claimed} of another run: its settings have {content}")
+            )
             continue
-        first = finished.setdefault(run.status.get("run_id") or folder, run)
-        if first is not run:  # made in another sweep too: counted twice it would pass for a second draw
-            left_out.append((folder, f"is the same run as {first.folder}"))
-    return tuple(finished.values()), tuple(left_out)
+        first = finished.setdefault((claimed or run.folder, content), run)
+        if first is not run:  # counted twice it would pass for a second draw
+            but = "" if first.scores == run.scores else ", though its scores are others"
+            left_out.append((run.folder, f"is the same run as {first.folder}{but}"))
+    return list(finished.values()), left_out
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -165,16 +206,16 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         BrokenRun: it is not finished, or a file of it is missing or cannot be read.
     """
-    status = _json(folder / "status.json")
-    state = status.get("state")
-    if state != "done":
-        reason = str(status.get("error") or "").strip().splitlines()
-        raise BrokenRun(f"is {state}" + (f": {reason[0]}" if reason else ""))
+    reader = FolderReader(folder)
     try:
-        config = varied.read_config(folder)
-    except (OSError, ValueError, RecursionError) as error:
-        raise BrokenRun(f"config.yaml cannot be read: {_first_line(error)}") from error
-    environment, scores = _json(folder / "environment.json"), _json(folder / "scores.json")
+        status = reader.status
+        if status["state"] != "done":
+            reason = str(status.get("error") or "").strip().splitlines()
+            raise BrokenRun(f"is {status['state']}" + (f": {reason[0]}" if reason else ""))
+        reader.check_sizes()
+        config, environment, scores = reader.config, reader.environment, reader.scores
+    except FileNotFoundError as error:
+        raise BrokenRun(f"{Path(error.filename).name} is missing") from error
     try:
         settings = varied.settings(config, environment.get("dtype"))
         lacking = [key for key in _NEEDED if settings.get(key) is None]
@@ -208,21 +249,6 @@ def _record(raw: Mapping[str, Any]) -> Record:
     layers = tuple((_number(mean), *_pair(pair)) for mean, pair in zip(means, ends, strict=True))
     low, high = _pair(raw.get("ci"))
     return Record(_number(raw["mean"]), low, high, int(raw.get("n") or 0), int(raw.get("undefined") or 0), layers)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A mapping from a JSON file.
-
-    Raises:
-        BrokenRun: there is none.
-    """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BrokenRun(f"{path.name} cannot be read: {_first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise BrokenRun(f"{path.name} holds no mapping")
-    return content
 
 
 def _first_line(error: Exception) -> str:

@@ -176,17 +176,26 @@ class RunFolder:
     def state(self) -> State | None:
         """Where the run stands now; None if it never started."""
         status = self.status()
-        if status is None or status.state is not State.running:
-            return None if status is None else status.state
+        return None if status is None else self.state_of(status)
+
+    def state_of(self, status: Status) -> State:
+        """Where a run with this status stands now."""
+        if status.state is not State.running:
+            return status.state
         alive = is_alive(status.owner)
         if alive is None:
-            alive = time.time() - (self.path / _STATUS).stat().st_mtime < _SILENCE
+            alive = time.time() - (self.path / _STATUS).lstat().st_mtime < _SILENCE
         return State.running if alive else State.stale
 
     def is_done(self) -> bool:
         """Whether the run finished and its files are still what they were then; says so in the log if they are not."""
         status = self.status()
         if status is None or status.state is not State.done:
+            return False
+        if not status.files:  # every finished run has noted some
+            log.warning(
+                "%s does not say which files the run wrote; the run will be computed again", self.path / _STATUS
+            )
             return False
         for name, made in status.files.items():
             path = self.path / name

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MOST_ROWS = 20_000_000
+_MOST_LAYERS = 10_000
 
 _RECORD: dict[str, Shape] = {
     "mean": maybe(number),
-    "layers": maybe(list_of(maybe(number))),
-    "layers_ci": maybe(list_of(list_of(maybe(number), 2))),
+    "layers": maybe(list_of(maybe(number), most=_MOST_LAYERS)),
+    "layers_ci": maybe(list_of(list_of(maybe(number), 2), most=_MOST_LAYERS)),
     "ci": maybe(list_of(maybe(number), 2)),
     "n": maybe(count),
     "undefined": maybe(count),
@@ -169,6 +170,20 @@ class FolderReader:
             raise
         except Exception as error:  # Arrow and pandas raise anything on damaged tables
             raise DamagedRun(f"{name} cannot be read: {reason(error)}") from error
+
+    def check_sizes(self) -> None:
+        """Look whether the files are there in the sizes that status.json notes, without reading them.
+
+        Raises:
+            DamagedRun: one is not; the message names it.
+        """
+        for name, made in self.status.get("files", {}).items():
+            try:
+                size = (self.folder / name).lstat().st_size
+            except OSError as error:
+                raise DamagedRun(f"{name} is missing") from error
+            if size != made["bytes"]:
+                raise DamagedRun(f"{name} is not what the finished run wrote: {size:,} bytes, not {made['bytes']:,}")
 
     def bytes(self, name: str) -> bytes:
         """The content of a file, compared with what status.json says the finished run wrote.

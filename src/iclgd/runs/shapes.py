@@ -85,12 +85,14 @@ def one_of(*values: str) -> Shape:
     return check
 
 
-def list_of(shape: Shape, length: int | None = None) -> Shape:
-    """A list of things of one shape."""
+def list_of(shape: Shape, length: int | None = None, most: int = 50_000_000) -> Shape:
+    """A list of things of one shape, so many or at most so many."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, list) or (length is not None and len(value) != length):
             raise _other(value, where, "a list" if length is None else f"a list of {length}")
+        if len(value) > most:
+            raise ShapeError(f"{where} has {len(value):,} parts, more than {most:,}")
         for position, each in enumerate(value):
             shape(each, f"{where}[{position}]")
 

@@ -1,0 +1,102 @@
+"""Strangers' run folders count as they are, or are left out with a reason; one of them costs one line."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import config
+from hostile_runs import CASES, write_sealed
+from iclgd.report.results import Results
+from iclgd.runs import status
+from iclgd.runs.execute import Ending, execute
+from iclgd.runs.folder import RunFolder
+
+SECONDS = 5.0  # of the processor
+SECRET = "secret"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A good run, and another one that cases change."""
+    root = tmp_path_factory.mktemp("whole")
+    write_sealed(root / "good", variant="gd", seed=0)
+    write_sealed(root / "theirs", variant="lcgd", seed=1)
+    return root
+
+
+def sweep_of(whole: Path, root: Path, *names: str) -> Path:
+    """A sweep with the good run and one folder for each case, and `outside`, which nobody may touch."""
+    (root / "outside").mkdir(parents=True)
+    (root / "outside" / SECRET).write_text(SECRET)
+    shutil.copytree(whole / "good", root / "sweep" / "good")
+    (root / "sweep" / "outside").symlink_to(root / "outside")
+    for number, name in enumerate(names):
+        folder = root / "sweep" / f"a{number:03d}"  # before the good one, so that it would take its place
+        shutil.copytree(whole / "theirs", folder)
+        CASES[name].damage(folder)
+    return root / "sweep"
+
+
+def untouched(root: Path) -> bool:
+    outside = root / "outside"
+    return [path.name for path in outside.iterdir()] == [SECRET] and (outside / SECRET).read_text() == SECRET
+
+
+def records(results: Results, name: str):
+    return next(run.records for run in results.runs if run.name == name)
+
+
+@pytest.mark.timeout(60)  # of a pipe that is waited for
+@pytest.mark.parametrize("name", CASES)
+def test_a_strangers_run_counts_or_is_left_out_with_a_reason(name, whole, tmp_path, capsys):
+    sweep, case, start = sweep_of(whole, tmp_path, name), CASES[name], time.process_time()
+    results, expected = Results.read([sweep]), Results.read([whole])
+    frame = results.frame
+    if case.reason is None:
+        assert results.left_out == ()
+        theirs = {key: record for key, record in records(results, "a000").items() if key[0] != "odd"}
+        assert theirs == records(expected, "theirs")
+        assert all(array.shape[0] == 4 for array in results.runs[0].values.values())
+    else:
+        ((folder, reason),) = results.left_out
+        assert folder.name == "a000" or (folder.name == "good" and name == "is another run")
+        assert re.search(case.reason, reason) and len(reason) < 500, reason
+    if name != "is another run":
+        assert records(results, "good") == records(expected, "good") and "good" in set(frame["run"])
+    status.cli([str(sweep)])
+    shown = capsys.readouterr().out
+    assert shown.count("good") == 1 and "\x1b" not in shown and "\u202e" not in shown
+    assert time.process_time() - start < SECONDS
+    assert untouched(tmp_path)
+
+
+def experiment(_config, folder, _progress):
+    folder.write_json("scores.json", {"sim_aou": {"mean": 0.125}})
+    folder.write_text("figures/one.txt", "a figure")
+    return {"sim_aou": {"mean": 0.125}}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", CASES)
+def test_a_sweep_that_comes_upon_a_strangers_run_skips_it_or_makes_it_again(name, whole, tmp_path):
+    folder = RunFolder(sweep_of(whole, tmp_path, name) / "a000")
+    settings = config("model=toy", "task=toy", "tracking=none", "metric=[sim_aou]")
+    outcome = execute(settings, folder.path, experiment)
+    if outcome.ending is Ending.failed:
+        assert name in ("figures elsewhere", "scores: a folder")  # in the way of what the run writes, and named
+        assert re.search("a link leads out|Is a directory", outcome.message)
+    else:
+        assert outcome.ending in (Ending.done, Ending.skipped) and folder.is_done()
+    if outcome.ending is Ending.done:
+        assert folder.read_json("scores.json") == {"sim_aou": {"mean": 0.125}}
+        assert execute(settings, folder.path, experiment).ending is Ending.skipped
+    assert untouched(tmp_path)
+
+
+def test_the_corpus_is_large_enough():
+    assert len(CASES) >= 60
