@@ -18,7 +18,7 @@ from iclgd.config import Config, FinetuneConfig, as_dict, typed
 from iclgd.digests import Stamp, digest_of_text, is_settled, stamp_of
 from iclgd.model_files import model_inputs
 from iclgd.runs.environment import computing_versions
-from iclgd.runs.identity import canonical, run_id
+from iclgd.runs.identity import LOOKS, canonical, run_id
 from iclgd.runs.source_code import own_code, user_code
 from iclgd.tasks import draw
 from iclgd.tasks.wording import Example
@@ -58,7 +58,8 @@ def fingerprint(config: Config) -> Fingerprint:
     for name in dict.fromkeys((config.metric.compare_with, config.reference.name)):
         other = _variant(config, name)
         if other is not None:
-            finetunes.append(as_dict(other)["finetune"])
+            own = as_dict(other)["finetune"]
+            finetunes.append({key: value for key, value in own.items() if key not in LOOKS["finetune"]})
             part = f"variant {name}"
             parts |= Fingerprint({part: _digest(finetunes[-1])}, {part: f"conf/finetune/{name}.yaml"})
             parts |= _rows(other, config.reference.draw if name == config.reference.name else 0)

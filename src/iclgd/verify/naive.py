@@ -22,10 +22,10 @@ from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
 from iclgd.records import Item, PromptSet, Recording, Trace
+from iclgd.runs.identity import LOOKS
 
 _TRAINABLE = ("attn_kv", "attention", "mlp", "all")
 _OBJECTIVES = ("gd", "lcgd", "short_circuit")
-_LOOKS = ("name", "label", "role", "order", "color")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is
     "procedure": (Procedure.train, Procedure.none, Procedure.replay),
     "objective": _OBJECTIVES,
@@ -38,12 +38,12 @@ _KNOWN = {  # by setting of finetune, the values that are known here; of all oth
 
 def unknown_to_it(config: Config) -> list[str]:
     """The settings of a run that the naive way does not know."""
-    found = []
+    found, shown = [], ("name", *LOOKS["finetune"])
     for entry in fields(FinetuneConfig):
         value = getattr(config.finetune, entry.name)
         default = entry.default if entry.default is not MISSING else None
         known = _KNOWN.get(entry.name, (default,))
-        if entry.name not in _LOOKS and known is not None and value not in known and value != default:
+        if entry.name not in shown and known is not None and value not in known and value != default:
             found.append(f"finetune.{entry.name}={value}")
     if config.protocol.step is not StepPer.demonstration:
         found.append(f"protocol.step={config.protocol.step}")
