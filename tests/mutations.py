@@ -241,7 +241,7 @@ own = {  # found when a process starts: one that runs already has the old code i
         ("metrics/geometry.py", "unit(icl) - start", "unit(icl) + start"),
         ("learning/objectives.py", "/ len(rows)", "* len(rows)"),
         ("models/recorder.py", "_TOKENS_ON_CPU, _TOKENS_ON_GPU = 512", "_TOKENS_ON_CPU, _TOKENS_ON_GPU = 256"),
-        ("tasks/encode.py", "{example.delimiter}", "{example.delimiter} "),
+        ("tasks/encoding.py", "{example.delimiter}", "{example.delimiter} "),
         ("seeding.py", ">> 1", ">> 2"),
         ("records.py", "start = end + len", "start = end - len"),
     )

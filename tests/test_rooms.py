@@ -10,13 +10,13 @@ SOURCE = Path(iclgd.__file__).parent
 
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
-    {"records", "seeding", "config", "paths", "ranks"},
-    {"digests", "imports"},
+    {"records", "seeding", "config", "paths", "ranks", "hub"},
+    {"digests", "imports", "keys"},
     {"model_files"},
     {"tasks"},
-    {"models", "toy"},
+    {"models", "toy", "early"},
     {"learning"},
-    {"statistics"},
+    {"statistics", "skeletons"},
     {"metrics"},
     {"runs"},
     {"report"},
@@ -24,7 +24,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"dashboard", "evidence"},
     {"experiment", "verify"},
     {"hydra_setup", "rerun"},
-    {"command"},
+    {"command", "plan"},
     {"api", "__main__"},
     {"__init__"},
 )

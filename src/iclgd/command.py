@@ -1,4 +1,4 @@
-"""What happens between the command line and the experiment, and how does the command end?"""
+"""What happens between the command line and the experiment, and how the command ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from iclgd import hydra_setup, paths, rerun
+from iclgd import early, hydra_setup, paths, rerun
 from iclgd.config import Config, ConfigError, TrackingConfig, typed
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.invocation import VARIABLE, Invocation
@@ -119,6 +119,7 @@ def job(composed: DictConfig) -> float:
     record(None)
     try:
         config = placed(typed(composed), settings)
+        early.refuse(config)
         outcome = execute(config, path, _experiment, _made_of)
         if outcome.ending is Ending.skipped:
             _track_skipped(config, path)
@@ -266,7 +267,7 @@ def _unwritable(error: OSError) -> str:
 def _command_line(arguments: Sequence[str]) -> Iterator[None]:
     """Hydra reads sys.argv, and raises what it would else print only if an environment variable says so."""
     before, mode = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["iclgd", *arguments], "1"
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["iclgd", *hydra_setup.ordered(arguments)], "1"
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Hashable
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import pandas as pd
 import torch
 
-from iclgd import tracking
+from iclgd import __version__, tracking
 from iclgd.config import Config, as_dict
 from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
 from iclgd.learning import check, instability
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
-from iclgd.records import Evidence, Recording, Trace
+from iclgd.records import Evidence, Recording, Trace, axes_of
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
@@ -65,7 +66,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         _store(folder, summary, frame, norms, evidence, trajectory)
         facts = _sanity(laboratory, evidence, summary, folder)
         if config.runtime.save_recordings:
-            folder.write_tensors("recordings.safetensors", _tensors(evidence))
+            metadata = {"run": folder.path.name, "model": config.model.name, "axes": json.dumps(axes_of(Recording))}
+            folder.write_tensors("recordings.safetensors", _tensors(evidence), {"iclgd": __version__, **metadata})
         losses = evidence.trace.losses.tolist()
         tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, losses, facts)
     return summary

