@@ -185,13 +185,13 @@ CASES: dict[str, Case] = {
     "state: failed of escapes": Case(status(state="failed", error=ESCAPES), "is failed"),
     "run_id: a list": Case(status(run_id=["x"]), "status.json.run_id is a list"),
     "run_id: an object": Case(status(run_id={"a": 1}), "status.json.run_id is a dict"),
-    "run_id: another run's": Case(claims_another, "claims another run's id"),
+    "run_id: another run's": Case(claims_another, "claims the id .* of another run"),
     "run_id: escapes": Case(status(run_id=ESCAPES), None),
     "files: a list of numbers": Case(status(files=[1]), "status.json.files is a list"),
     "files: no sizes": Case(status(files={SCORES: {}}), "has no bytes"),
     "files: elsewhere": Case(status(files={"../outside/secret": {"bytes": 6, "sha256": ""}}), "path inside"),
     "files: other digests": Case(
-        edit(STATUS, lambda content: content["files"][SCORES].update(sha256="0" * 64)), "is not what the", True
+        edit(STATUS, lambda content: content["files"][SCORES].update(sha256="0" * 64)), "is not what the"
     ),
     "files: other sizes": Case(edit(STATUS, lambda c: c["files"][VALUES].update(bytes=7)), "is not what the"),
     "seconds: a text": Case(status(seconds="long"), "status.json.seconds is 'long'"),

@@ -38,7 +38,7 @@ PARTS = {
 @dataclass
 class Seen:
     """One sequence: logits [token, vocabulary]; by layer queries and keys [head, token, head_dim] (queries scaled),
-    scores [head, query, key] with NaN where not visible, weights (transformers' own), added, blocks [token, d_model]."""
+    scores [head, query, key] with NaN where not visible, weights (transformers' own), added, blocks [token, d]."""
 
     logits: Tensor
     queries: list[Tensor]

@@ -32,7 +32,7 @@ REFUSED = [
     ("task.shots=0", "task.shots=0 is out of bounds: give 1 to 1,000,000"),
     ("task=nope", "task=nope does not exist: choose one of agnews,"),
     ("sweeps=nope", "sweeps=nope does not exist: choose one of exit_layers, first_look,"),
-    ("finetune.trainable=some", "expected one of [attn_kv, attention, mlp, all]"),
+    ("finetune.trainable=[]", "trains nothing: name something, or use finetune=none"),
     ("finetune.lr=-1", "finetune.lr=-1.0 cannot train: give a positive learning rate that float32 can hold"),
     ("finetune.lr=1e39", "finetune.lr=1e+39 cannot train"),
     ("finetune.lr=${nope}", "finetune.lr: Interpolation key 'nope' not found"),

@@ -8,15 +8,17 @@ from functools import partial
 import pytest
 import torch
 
+from configs import config
 from iclgd.choices import Padding
 from iclgd.config import ConfigError
 from iclgd.learning.patches import ExactPatch, ridge_map, statically_patched
-from iclgd.models import Question, RecordPlan, record
+from iclgd.models import Question, RecordPlan, load, record
 from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.records import OPTIONAL_RECORDS, Item
+from iclgd.tasks import draw, encode
 from learning_cases import learning, prompts
 from tiny_models import RECORDABLE, shared_model, tiny_model
 
@@ -196,7 +198,20 @@ def test_the_ridge_map_is_the_textbook_one_from_either_side():
     noise = torch.Generator().manual_seed(0)
     for rows, columns in ((5, 8), (8, 5)):
         x, y = (torch.randn(rows, n, generator=noise, dtype=torch.float64) for n in (columns, 3))
-        penalty = 0.3 * (x**2).sum(1).mean()
+        penalty = 0.3 * (x**2).sum(1).median()
         stacked = torch.cat([x, penalty.sqrt() * torch.eye(columns, dtype=x.dtype)])
         wanted = torch.linalg.lstsq(stacked, torch.cat([y, torch.zeros(columns, 3, dtype=x.dtype)])).solution.T
         torch.testing.assert_close(ridge_map(x, y, 0.3), wanted)
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_as_with_its_context():
+    run = config("task=reviews", "task.queries=4", "finetune=exact_patch")
+    model = load(run.model, run.runtime)
+    shown = encode(draw(run), run, model.tokenizer, model.window)
+    asked = [Question(query.token_ids, shown.options(query)) for query in shown.queries]
+    plan = RecordPlan(optional=frozenset({"next_token_log_probs", "block_output"}))
+    icl, zsl = record(model, asked, shown.context(), plan), record(model, asked, shown.bos, plan)
+    found = record(model, asked, shown.bos, plan, around=ExactPatch(model, shown.context(), run))
+    torch.testing.assert_close(found.next_token_log_probs, icl.next_token_log_probs, rtol=0, atol=1e-4)
+    assert (zsl.next_token_log_probs - icl.next_token_log_probs).abs().max() > 1

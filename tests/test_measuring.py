@@ -18,7 +18,7 @@ from iclgd.models import UnsupportedModelError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.runs.progress import Progress
-from iclgd.tasks.encode import _bos
+from iclgd.tasks.encoding import _bos
 from learning_cases import learning, prompts
 from test_models_recorder import recorded
 from tiny_models import RECORDABLE, shared_model, tiny_model

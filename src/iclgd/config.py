@@ -52,11 +52,13 @@ class ModelConfig:
     """A model and how its prompts are built (conf/model)."""
 
     name: str = MISSING
-    source: choices.ModelSource = choices.ModelSource.hub
+    source: choices.ModelSource = (
+        choices.ModelSource.hub
+    )  # a hub id or local folder, a Python package, or this package's toy
     file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
     revision: str | None = None
-    weights: choices.Weights = choices.Weights.pretrained
-    weights_seed: int = 0
+    weights: choices.Weights = choices.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
+    weights_seed: int = 0  # which untrained weights
     bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
     dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
@@ -68,7 +70,9 @@ class TaskConfig:
     """Rows, how they are worded, and how many are used (conf/task)."""
 
     name: str = MISSING
-    source: choices.TaskSource = choices.TaskSource.hub
+    source: choices.TaskSource = (
+        choices.TaskSource.hub
+    )  # bundled rows, the hub or a local copy of it, or lm-evaluation-harness
     hub: str | None = None  # data set id
     subset: str | None = None  # its configuration name
     revision: str | None = None
@@ -85,14 +89,14 @@ class TaskConfig:
     template_labels: dict[int, list[str]] = field(default_factory=dict)  # label words that one template has instead
     options: list[str] | None = None  # multiple choice: a template for each option
     options_column: str | None = None  # or the column that lists them ("choices.text")
-    train_split: str = "train"
-    eval_split: str = "validation"
-    shots: int = 8
-    queries: int = 2000
-    query_seed: int = 1
-    permutation: int = 0
-    on_overflow: choices.OnOverflow = choices.OnOverflow.error
-    length_normalised: bool = True
+    train_split: str = "train"  # demonstrations come from here
+    eval_split: str = "validation"  # and queries from here
+    shots: int = 8  # how many demonstrations
+    queries: int = 2000  # how many queries, at most
+    query_seed: int = 1  # which queries
+    permutation: int = 0  # the order of the demonstrations: 0 as drawn, or the n-th shuffled one
+    on_overflow: choices.OnOverflow = choices.OnOverflow.error  # what happens if they do not fit the model's window
+    length_normalised: bool = True  # options of several tokens are scored by the mean of their tokens, not the sum
     rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})
 
 
@@ -101,25 +105,25 @@ class FinetuneConfig:
     """A finetuning variant (conf/finetune)."""
 
     name: str = MISSING
-    procedure: choices.Procedure = choices.Procedure.train
+    procedure: choices.Procedure = choices.Procedure.train  # how the FT setting comes about
     objective: str = "gd"  # a function of iclgd.learning.objectives, or a dotted path to one of yours
-    lr: float = MISSING
-    layers: Any = "all"
+    lr: float = MISSING  # the learning rate
+    layers: Any = "all"  # the blocks that are trained: all, a list such as [0,1,2], or a range such as 0-11
     trainable: Any = "attn_kv"  # q, k, v, o, attn_kv, attention, mlp, all, a regular expression, or a list of these
-    epochs: int = 1
-    loss_on: choices.LossOn = choices.LossOn.all_tokens
-    batch: choices.Batch = choices.Batch.sequential
+    epochs: int = 1  # how often each demonstration is seen
+    loss_on: choices.LossOn = choices.LossOn.all_tokens  # all tokens of a demonstration, or its label's only
+    batch: choices.Batch = choices.Batch.sequential  # a step for each demonstration, or one for all
     optimizer: Any = "sgd"  # or adam, or {_target_: torch.optim.AdamW, weight_decay: 0.1}: a class and its arguments
     exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
-    direction: choices.Direction = choices.Direction.own
-    data: choices.TrainingData = choices.TrainingData.demonstrations
-    other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
+    direction: choices.Direction = choices.Direction.own  # the gradient's own, or a random one as long as it
+    data: choices.TrainingData = choices.TrainingData.demonstrations  # the demonstrations, or a control
+    other_task: str | None = None  # the task, or a task's yaml, whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
     noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
     patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
     calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
-    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the mean squared length of its inputs
+    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the median squared length of its inputs
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
@@ -233,7 +237,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = 0
+    seed: int = 0  # which demonstrations are drawn
+    sweep_name: str | None = None  # the folder in outputs/ of a sweep written on the command line; null: multirun
 
     def __post_init__(self) -> None:
         """Refuse what no machine could run.
@@ -396,8 +401,8 @@ def _refuse_unknown_keys(node: DictConfig, schema: type, prefix: str) -> None:
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """Plain values, ready for YAML or JSON."""
-    return _plain(dataclasses.asdict(config))
+    """Plain values of what a run is, ready for YAML or JSON."""
+    return _plain({key: value for key, value in dataclasses.asdict(config).items() if key != "sweep_name"})
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,11 @@
-"""What does Hydra need to know about this project, and what does it mean when it complains?"""
+"""What Hydra has to know about this project, and what its complaints mean."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,8 +44,11 @@ def _run_id(*, _root_: DictConfig) -> str:
 
 
 def _sweep_name(*, _root_: DictConfig) -> str:
-    """The file of sweeps/ that was chosen, or `multirun` for a sweep written on the command line."""
-    return OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun"
+    """`sweep_name`, or the file of sweeps/ that was chosen, or `multirun` for a sweep written on the command line."""
+    named = OmegaConf.select(_root_, "sweep_name")
+    if named is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(named), re.ASCII):
+        raise ConfigError(f"sweep_name={named} is no plain name: letters, digits, '_', '-' and '.' only, no folders")
+    return str(named or OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun")
 
 
 def _sweep_names() -> str:
@@ -60,6 +65,12 @@ def _published(key: str, *, _root_: DictConfig) -> float:
     return known[name][key] + offset
 
 
+def ordered(arguments: Sequence[str]) -> list[str]:
+    """A command line with its `-m` first: between overrides, Hydra's parser would not know those that follow."""
+    flags = ("-m", "--multirun")
+    return [*(a for a in arguments if a in flags), *(a for a in arguments if a not in flags)]
+
+
 def points(config: DictConfig) -> list[list[str]] | None:
     """The overrides of every run that a sweep will make; None if its sweeper chooses them as it goes."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -72,7 +83,10 @@ def points(config: DictConfig) -> list[list[str]] | None:
     from hydra._internal.utils import create_config_search_path
 
     Plugins.instance()
-    loader = ConfigLoaderImpl(create_config_search_path(str(paths.config_folder())))
+    search = create_config_search_path(str(paths.config_folder()))
+    for source in config.hydra.runtime.config_sources:  # folders that the command line added
+        search.append(source.provider, f"{source.schema}://{source.path}")
+    loader = ConfigLoaderImpl(search)
     swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=loader)
     overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
@@ -114,8 +128,16 @@ def explain(error: Exception) -> str | None:
     if option:
         group, name = option.groups()
         offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
-        choices = ", ".join(offered[1].split()) if offered else f"the files of conf/{group}"
-        return f"{group}={name} does not exist: choose one of {choices}"
+        names = offered[1].split() if offered else []
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={name} does not exist: {hint}choose one of {', '.join(names) or f'the files of conf/{group}'}"
+    ambiguous = re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text)
+    if ambiguous:
+        key, values = ambiguous.groups()
+        return (
+            f"{key}={values} names several values: add -m for a sweep over them, or write {key}=[{values}] for a list"
+        )
     merging = re.search(r"Error merging override (\S+)", text)
     if merging:
         return f"{merging[1]}: {_lines(str(error.__cause__), 1)}"

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from iclgd import hub
 from iclgd.choices import ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig
 from iclgd.digests import digest_of
-from iclgd.paths import toy_model_folder
+from iclgd.paths import cache_folder, toy_model_folder
 from iclgd.shown import printable
 
 _READ = ("config.json", "*token*", "vocab*", "merges*", "*.model", "spiece*", "*chat_template*", "adapter_config.json")
@@ -125,6 +126,29 @@ def weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
     return entries
 
 
+def layers_of(model: ModelConfig) -> int | None:
+    """How many blocks a model has, from its config.json; None where that is not at hand without a network."""
+    if model.source is ModelSource.package:
+        file = packaged_file(model)
+        place: Any = cache_folder() / "models" / f"{file.stem}-{digest_of(file)[:16]}" / "config.json"
+    else:
+        folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
+        place = folder / "config.json"
+        if not folder.is_dir():
+            from huggingface_hub import try_to_load_from_cache
+
+            try:
+                place = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+            except ValueError:  # no hub id, which loading says better
+                return None
+    try:
+        settings = json.loads(Path(place).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+    names = ("num_hidden_layers", "n_layer", "num_layers")
+    return next((settings[name] for name in names if isinstance(settings.get(name), int)), None)
+
+
 def commit_of(model: ModelConfig) -> str:
     """The commit that a model's name and revision mean on the hub, or in the hub's cache where it cannot be reached.
 
@@ -133,6 +157,7 @@ def commit_of(model: ModelConfig) -> str:
     """
     from huggingface_hub import constants, hf_hub_download
 
+    hub.settle()
     key = (model.name, model.file or "config.json", model.revision)
     asked, commit = _commits.get(key, (-_FRESH, ""))
     if time.monotonic() - asked < _FRESH:

@@ -6,8 +6,9 @@ query itself, `d_model` the residual stream, `label` a label option, `context` a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jaxtyping import Float
@@ -129,6 +130,12 @@ class Trace:
     update_ranks: Float[Tensor, " layer"]
     demonstrations: tuple[int, ...] = ()
     diverged_at: int | None = None
+
+
+def axes_of(record: type) -> dict[str, str]:
+    """The axes of each tensor of a record, such as "example layer d_model"."""
+    annotations = {entry.name: re.search(r"['\"]([^'\"]*)['\"]", str(entry.type)) for entry in fields(record)}
+    return {name: " ".join(axes[1].split()) for name, axes in annotations.items() if axes}
 
 
 @dataclass(frozen=True)

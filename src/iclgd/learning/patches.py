@@ -96,6 +96,13 @@ class Observed:
     rest: dict[int, Float[Tensor, "row d_model"]] = field(default_factory=dict)
     added: dict[int, Float[Tensor, "row d_model"]] = field(default_factory=dict)
 
+    def take(self, other: Observed, times: int) -> None:
+        """Put another's tokens, several times, behind these."""
+        for name in ("entering", "inner", "rest", "added"):
+            mine, its = getattr(self, name), getattr(other, name)
+            for layer in mine:
+                mine[layer] = torch.cat([mine[layer], its[layer].repeat(times, 1)])
+
     def reads(self, layer: int, name: str, entering: Tensor, output: Tensor) -> None:
         """Keep what the feed-forward part reads."""
         self.entering[layer] = entering[self.rows]
@@ -160,7 +167,8 @@ def statically_patched(
 
     Ridge least squares over calibration queries (arXiv 2510.08734), from the input side up, each layer with those
     below it changed: first dW_in maps n to W_in (n' - n), then dW_out makes up what is still missing of the block's
-    output. The ridge is a multiple of the mean squared length of what is mapped. Calibration queries are rows of the
+    output. The ridge is a multiple of the median squared length of what is mapped: some tokens are a
+    thousand times as long as others. Calibration queries are rows of the
     train split that are neither demonstrations nor measured; their labels are not used.
 
     Args:
@@ -198,8 +206,17 @@ def static_changes(
     queries, which = [item.token_ids for item in prompts.calibration], config.finetune.patch
     padded, now, rows = _batch(model, queries, which)
     target = observed(model, padded, now, encode_prefix(model, prompts.context()), rows, layers)
-    # The token that stands first is read with changed weights too, so it is no prefix here.
-    padded, now, rows = _batch(model, [prompts.bos + tokens for tokens in queries], which, len(prompts.bos))
+    # What stands first is read with changed weights too, so it is no prefix here. Context does nothing to it, and every
+    # later token attends to it (the attention sink), so that it must stay what it is: it is fitted to itself.
+    first = len(prompts.bos)
+    padded, now, rows = _batch(model, [prompts.bos + tokens for tokens in queries], which, first)
+    if first:
+        alone = AttentionPass(lengths=torch.tensor([first], device=model.device))
+        itself = torch.arange(first, device=model.device)
+        own = observed(model, torch.tensor([prompts.bos]), alone, None, itself, layers)
+        starts = torch.arange(len(queries), device=model.device)[:, None] * padded.shape[1] + itself
+        target.take(own, len(queries))
+        rows = torch.cat([rows, starts.flatten()])
     fit = _Fitted(model, target, rows, config.finetune.ridge)
     with watching(model, layers, fit):
         forward(model, padded, now)
@@ -246,9 +263,9 @@ class _Fitted:
 def ridge_map(
     inputs: Float[Tensor, "row d_in"], outputs: Float[Tensor, "row d_out"], ridge: float
 ) -> Float[Tensor, "d_out d_in"]:
-    """The matrix M of least |inputs M^T - outputs|^2 + ridge * mean(|input|^2) |M|^2, from the smaller Gram matrix."""
+    """The matrix M of least |inputs M^T - outputs|^2 + ridge median(|input|^2) |M|^2, from the smaller Gram matrix."""
     x, y = inputs.double(), outputs.double()
-    penalty = ridge * x.square().sum(-1).mean().clamp(min=torch.finfo(torch.float64).tiny)
+    penalty = ridge * x.square().sum(-1).median().clamp(min=torch.finfo(torch.float64).tiny)
     rows, columns = x.shape
     if rows <= columns:
         gram = x @ x.T

@@ -66,11 +66,12 @@ def report(
     from iclgd.report.export_records import export_records
     from iclgd.report.reading import ReportError
     from iclgd.report.results import Results
+    from iclgd.runs.files import refuse_link_out
     from iclgd.shown import printable
 
     results = Results.read(folders)
     for folder, reason in results.left_out:
-        log.warning("left out: %s %s", folder, printable(reason, 400))
+        log.warning("left out: %s %s", printable(str(folder), 400), printable(reason, 400))
     if not results.runs:
         named = ", ".join(str(folder) for folder in folders)
         raise ReportError(f"no finished run in {named}: there are {len(results.left_out)} others (see iclgd-status)")
@@ -80,13 +81,18 @@ def report(
     if records is not None:  # first, for it may have to refuse
         written += [path for run in results.runs for path in export_records(run, records)]
     made = tables.tables(results, **layout)
-    out = folders[0] / "report" if out is None else out
+    if out is None:
+        out = folders[0] / "report"
+        refuse_link_out(folders[0], "report/report.html")
+    refuse_link_out(out, "figures/one.png")
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     figures = list(results.figures.values())
     written += [page.write_page(results, figures, made, title, out / "report.html")]
     written += chart.write(figures, out / "figures")
     written += _write(results, made, out)
-    return written + [note for table in made if table.name == "comparisons" for note in table.notes[-1:] if note]
+    return written + [
+        printable(note, 4000) for table in made if table.name == "comparisons" for note in table.notes[-1:] if note
+    ]
 
 
 def _write(results: Results, made: Sequence[Table], out: Path) -> list[Path]:

@@ -150,8 +150,8 @@ def _by_score(table: Any) -> dict[str, np.ndarray]:
         raise BrokenRun(f"scores.parquet has the columns {printable(str(dict(table.dtypes.astype(str))), 200)}")
     values = {}
     for name, part in table.groupby("score", sort=False):
-        cells = part["example"].nunique() * part["layer"].nunique()
-        if cells != len(part) or part.duplicated(["example", "layer"]).to_numpy().any():
+        cells = len(set(part["example"])) * len(set(part["layer"]))
+        if cells != len(part) or len(part.drop_duplicates(["example", "layer"])) != len(part):
             raise BrokenRun(f"scores.parquet has {len(part):,} rows of {printable(str(name))} for {cells:,} values")
         values[str(name)] = part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
     return values
@@ -182,22 +182,26 @@ def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[t
 
 
 def _distinct(runs: Sequence[tuple[FinishedRun, str]]) -> tuple[list[FinishedRun], list[tuple[Path, str]]]:
-    """Each run once, though two sweeps made it; a folder that claims another run's id never stands for that run."""
+    """Each run once, though two sweeps made it: counted twice it would pass for a second draw.
+
+    What a run is, its settings say. A folder that claims the id of another run never stands for it, and one whose
+    status.json vouches for its files goes before one that vouches for nothing.
+    """
     genuine = {content for run, content in runs if run.status.get("run_id") == content}
-    finished: dict[tuple[object, str], FinishedRun] = {}
+    finished: dict[object, FinishedRun] = {}
     left_out = []
-    for run, content in runs:
+    for run, content in sorted(runs, key=lambda pair: not pair[0].status.get("files")):
         claimed = run.status.get("run_id")
         if claimed in genuine and claimed != content:
-            left_out.append(
-                (run.folder, f"status.json claims the id {claimed} of another run: its settings have {content}")
-            )
+            reason = f"status.json claims the id {claimed} of another run: its settings have {content}"
+            left_out.append((run.folder, reason))
             continue
-        first = finished.setdefault((claimed or run.folder, content), run)
-        if first is not run:  # counted twice it would pass for a second draw
+        key = content if content in genuine else (claimed or run.folder, content)
+        first = finished.setdefault(key, run)
+        if first is not run:
             but = "" if first.scores == run.scores else ", though its scores are others"
             left_out.append((run.folder, f"is the same run as {first.folder}{but}"))
-    return list(finished.values()), left_out
+    return sorted(finished.values(), key=lambda run: run.folder), left_out
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -20,6 +20,7 @@ from iclgd.runs.identity import run_id
 from iclgd.runs.parsing import DamagedRun
 from iclgd.runs.process import terminable
 from iclgd.runs.progress import Progress, duration
+from iclgd.runs.reader import FolderReader
 from iclgd.runs.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _known(job: _Job, waited: bool = False) -> Outcome | None:
     rerun, state = config.runtime.rerun, folder.state()
     if state is State.done and (waited or rerun is not Rerun.all) and folder.is_done() and not _changed(job):
         try:
-            return Outcome(Ending.skipped, folder.path, objective=_objective(folder.read_json("scores.json"), config))
+            return Outcome(Ending.skipped, folder.path, objective=_objective(FolderReader(folder.path).scores, config))
         except (DamagedRun, FileNotFoundError) as error:
             log.warning("run %s is computed again: %s", folder.path.name, error)
             return None
@@ -202,5 +203,5 @@ def _objective(scores: Mapping[str, Any], config: Config) -> float:
     if config.runtime.objective is None:
         return math.nan
     score = scores.get(config.runtime.objective) or {}
-    value = score.get("mean", score.get("ft"))
+    value = score.get("mean")
     return math.nan if value is None else float(value)

@@ -141,12 +141,16 @@ class RunFolder:
         with self.writing(name) as part:
             frame.to_parquet(part, index=False)
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors as safetensors."""
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write tensors as safetensors, with metadata beside them."""
         from safetensors.torch import save_file
 
         with self.writing(name) as part:
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part)
+            part.touch()
+            mode = part.stat().st_mode  # what the user's umask gives; save_file makes files for their owner alone
+            whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(whole, part, metadata={"format": "pt", **metadata})
+            part.chmod(mode)
 
     def read_json(self, name: str) -> Any:
         """Read what `write_json` wrote.
@@ -172,11 +176,15 @@ class RunFolder:
     def state(self) -> State | None:
         """Where the run stands now; None if it never started."""
         status = self.status()
-        if status is None or status.state is not State.running:
-            return None if status is None else status.state
+        return None if status is None else self.state_of(status)
+
+    def state_of(self, status: Status) -> State:
+        """Where a run with this status stands now."""
+        if status.state is not State.running:
+            return status.state
         alive = is_alive(status.owner)
         if alive is None:
-            alive = time.time() - (self.path / _STATUS).stat().st_mtime < _SILENCE
+            alive = time.time() - (self.path / _STATUS).lstat().st_mtime < _SILENCE
         return State.running if alive else State.stale
 
     def is_done(self) -> bool:

@@ -1,4 +1,4 @@
-"""How far is it? Bars on a terminal, plain lines in a log file, numbers in status.json."""
+"""Progress: bars on a terminal, plain lines in a log file, numbers in status.json."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class _ConsoleHandler(logging.Handler):
             brief = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
             line = self.format(brief)  # run.log has the traceback
             if _bars is None:
-                sys.stderr.write(line + "\n")
+                # Of a worker: the command that started it may have drawn its bar where this line goes.
+                clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
+                sys.stderr.write(f"{clear}{line}\n")
                 sys.stderr.flush()
             else:
                 _bars.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from iclgd.runs import varied
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.invocation import Invocation
 from iclgd.runs.progress import duration
+from iclgd.runs.reader import FolderReader
 from iclgd.shown import pipe_may_close, printable
 
 _STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
@@ -70,9 +71,9 @@ def run_lines(folder: Path) -> list[RunLine]:
     lines = []
     for path in paths:
         run = RunFolder(path)
-        status, state = run.status(), run.state()
-        if status is not None and state is not None:
-            lines.append(RunLine(path.name, state, status, _settings(path)))
+        status = run.status()
+        if status is not None:
+            lines.append(RunLine(path.name, run.state_of(status), status, _settings(path)))
     return sorted(lines, key=lambda line: (line.status.started_at or "", line.name))
 
 
@@ -107,7 +108,7 @@ def summary(folder: Path, lines: Sequence[RunLine]) -> str:
         said.append(f"about {duration(left)} left")
     again = counts[State.failed] + counts[State.stale] + counts[State.interrupted]
     hint = "; start the same sweep again to run what failed or was cut off" if again and not at_work else ""
-    return f"{folder}: {', '.join(said) or 'no runs'}{hint}"
+    return f"{printable(str(folder), 1000)}: {', '.join(said) or 'no runs'}{hint}"
 
 
 def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
@@ -142,7 +143,7 @@ def _keys(lines: Sequence[RunLine]) -> list[str]:
 def _settings(folder: Path) -> Mapping[str, Any]:
     """The settings in a run's config.yaml; none where it cannot be read."""
     try:
-        return varied.settings(varied.read_config(folder))
+        return varied.settings(FolderReader(folder).config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -160,12 +161,12 @@ def _draw(lines: Sequence[RunLine]) -> None:
     keys = _keys(lines)
     table = Table(box=None)
     for name in ("run", "state", *(varied.heading(key, keys) for key in keys), "took", "progress"):
-        table.add_column(Text(name))
+        table.add_column(Text(printable(name)))
     for line in lines:
         state = Text(line.state, style=_STYLES.get(line.state, ""))
         took = duration(line.status.seconds) if line.status.seconds is not None else ""
         texts = [Text(printable(_shown(line.settings, key), 24)) for key in keys]
-        table.add_row(line.name, state, *texts, took, Text(printable(line.progress(), 400)))
+        table.add_row(Text(printable(line.name)), state, *texts, took, Text(printable(line.progress(), 400)))
     console.print(table)
 
 

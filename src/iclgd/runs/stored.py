@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iclgd.config import ConfigError
+from iclgd.runs.parsing import DamagedRun
+from iclgd.runs.reader import FolderReader
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -17,12 +17,9 @@ def settings_of(folder: Path) -> dict[str, Any]:
         ConfigError: there is none, or it holds no settings.
     """
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return _literal(dict(FolderReader(folder).config))
+    except (OSError, DamagedRun) as error:
         raise ConfigError(f"{folder}: no run's config.yaml can be read there ({error})") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{folder}: config.yaml holds no settings")
-    return _literal(settings)
 
 
 def _literal(value: Any) -> Any:

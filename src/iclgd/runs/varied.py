@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from iclgd.config import ReferenceConfig
 from iclgd.runs.identity import science
@@ -78,23 +75,6 @@ def heading(key: str, among: Iterable[str]) -> str:
     name = own.get(key) or key.rpartition(".")[2]
     alike = [other for other in among if other != key and own.get(other, other.rpartition(".")[2]) == name]
     return key if alike else name
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a run's config.yaml.
-
-    Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: it is no YAML, or no mapping.
-    """
-    # The loader of libyaml, where PyYAML was built with it, takes a tenth of the time.
-    try:
-        content = yaml.load((folder / "config.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(content, dict):
-        raise ValueError("it holds no mapping")
-    return content
 
 
 def _brings(name: str, key: str) -> bool:

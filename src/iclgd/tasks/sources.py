@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iclgd import paths
+from iclgd import hub, paths
 from iclgd.choices import TaskSource
 from iclgd.config import ConfigError, TaskConfig
 
@@ -69,6 +69,18 @@ def read_split(task: TaskConfig, split: str, data_dir: str | None) -> Split:
     if not found.rows:
         raise DataError(f"{found.origin} is empty: task {task.name} needs rows in its {split} split")
     return found
+
+
+def is_local(task: TaskConfig, data_dir: str | None) -> bool:
+    """Whether a task's rows are read from files.
+
+    Raises:
+        ConfigError: `data_dir` is no folder.
+    """
+    _plain_name("task.name", task.name)
+    return task.source is TaskSource.bundled or (
+        task.source is TaskSource.hub and _local_copy(task, data_dir) is not None
+    )
 
 
 def _plain_name(key: str, name: str) -> None:
@@ -162,6 +174,7 @@ def _from_hub(task: TaskConfig, split: str) -> Split:
         )
     if not _HUB_ID.fullmatch(task.hub):
         raise ConfigError(f"task.hub={task.hub!r} is no hub id: give OWNER/NAME")
+    hub.settle()
     import datasets
     from datasets.exceptions import DatasetsError
 

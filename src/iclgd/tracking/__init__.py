@@ -136,13 +136,13 @@ def _stored(folder: Path) -> dict[str, Any]:
     from iclgd.runs.folder import RunFolder
 
     run = RunFolder(folder)
-    status, trajectory = run.status(), folder / "trajectory.parquet"
+    status, trajectory, losses = run.status(), folder / "trajectory.parquet", folder / "losses.parquet"
     return {
         "scores": run.read_json("scores.json"),
         "gradient_norms": pd.read_parquet(folder / "gradient_norms.parquet"),
         "trajectory": pd.read_parquet(trajectory) if trajectory.is_file() else None,
-        "losses": pd.read_parquet(folder / "losses.parquet")["loss"].tolist(),
-        "facts": {"diverged": bool(status and status.facts.get("diverged"))},
+        "losses": pd.read_parquet(losses)["loss"].tolist() if losses.is_file() else [],
+        "facts": {name: fact for name, fact in (status.facts if status else {}).items() if isinstance(fact, bool)},
     }
 
 

@@ -1,0 +1,160 @@
+"""What a command would do, without doing it: its runs, which of them are done, and about how long the rest takes."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from iclgd import hydra_setup, paths
+from iclgd.config import ConfigError, as_dict, typed
+from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.identity import run_id
+from iclgd.runs.progress import duration
+
+# What makes runs take about as long as each other, from the most alike to the least.
+_KINDS = (
+    ("model.name", "task.name", "task.shots", "task.queries", "finetune.name", "finetune.epochs"),
+    ("model.name", "task.name", "task.shots"),
+    ("model.name",),
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that a command would make.
+
+    Attributes:
+        overrides: what sets it apart, as on the command line.
+        folder: where it goes.
+        state: what is there already, None if nothing is.
+        refused: why it cannot be run; empty if it can.
+        seconds: about how long it takes, from finished runs of its kind; NaN if there are none.
+    """
+
+    overrides: tuple[str, ...]
+    folder: Path
+    state: State | None
+    refused: str = ""
+    seconds: float = math.nan
+
+
+def planned(arguments: Sequence[str]) -> list[Planned]:
+    """The runs of a command line.
+
+    Args:
+        arguments: what stands after `iclgd`, without `--dry-run`.
+
+    Raises:
+        ConfigError: the sweep's points are chosen as it goes.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    chosen = get_args_parser().parse_args(hydra_setup.ordered(arguments))
+    overrides = list(chosen.overrides)
+    if chosen.config_dir:
+        folder = Path(chosen.config_dir).resolve()
+        overrides.append(f"hydra.searchpath=['file://{paths.project_root()}','file://{folder}']")
+    hydra_setup.register()
+    with initialize_config_dir(str(paths.config_folder()), version_base="1.3"):
+        base = _composed([o for o in overrides if not chosen.multirun or not _sweeps_over(o)])
+        sweep = chosen.multirun or str(OmegaConf.select(base, "hydra.mode")).endswith("MULTIRUN")
+        if not sweep:
+            return _timed([_one((), base, Path(base.hydra.run.dir))])
+        OmegaConf.update(base, "hydra.overrides.task", [o for o in overrides if not o.startswith("hydra")])
+        points = hydra_setup.points(base)
+        if points is None:
+            raise ConfigError("the sweeper chooses its runs as it goes: they cannot be listed beforehand")
+        own = [o for o in overrides if o.startswith("hydra")]
+        common = set(points[0]).intersection(*points[1:]) if len(points) > 1 else set()
+        runs = []
+        for point in points:
+            composed, apart = _composed([*own, *point]), tuple(override for override in point if override not in common)
+            runs.append(_one(apart, composed, Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir))
+        return _timed(runs)
+
+
+def _sweeps_over(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override).is_sweep_override()
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    return compose("config", list(overrides), return_hydra_config=True)
+
+
+def _one(overrides: tuple[str, ...], composed: DictConfig, folder: Path) -> tuple[Planned, Mapping[str, Any]]:
+    try:
+        settings = as_dict(typed(composed))
+    except ConfigError as error:
+        return Planned(overrides, folder, None, refused=str(error)), {}
+    return Planned(overrides, folder.with_name(run_id(settings)), RunFolder(folder).state()), settings
+
+
+def _timed(runs: Sequence[tuple[Planned, Mapping[str, Any]]]) -> list[Planned]:
+    took = list(_finished({run.folder.parents[1] for run, _ in runs}))
+    result = []
+    for run, settings in runs:
+        seconds = math.nan
+        for kind in _KINDS if settings else ():
+            alike = [s for other, s in took if all(_select(other, key) == _select(settings, key) for key in kind)]
+            if alike:
+                seconds = mean(alike)
+                break
+        result.append(Planned(run.overrides, run.folder, run.state, run.refused, seconds))
+    return result
+
+
+def _finished(outputs: Iterable[Path]) -> Iterable[tuple[Mapping[str, Any], float]]:
+    for folder in outputs:
+        for status in folder.glob("*/*/status.json"):
+            run = RunFolder(status.parent)
+            known = run.status()
+            if known is not None and known.state is State.done and known.seconds:
+                try:
+                    settings = OmegaConf.to_container(OmegaConf.load(status.parent / "config.yaml"))
+                except (OSError, ValueError):
+                    continue
+                if isinstance(settings, dict):
+                    yield {str(key): value for key, value in settings.items()}, known.seconds
+
+
+def _select(settings: Mapping[str, Any], key: str) -> Any:
+    for step in key.split("."):
+        settings = settings.get(step, {}) if isinstance(settings, Mapping) else {}
+    return settings
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print the plan of a command line; returns an exit code: 2 if a run, or all of it, would be refused."""
+    try:
+        runs = planned(arguments)
+    except Exception as error:
+        message = hydra_setup.explain(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"iclgd: {message}\n")
+        return 2
+    for run in runs:
+        state = "refused" if run.refused else str(run.state or "to do")
+        sys.stdout.write(
+            f"{state:<12} {run.folder.name}  {' '.join(run.overrides)}{'  ' + run.refused}".rstrip() + "\n"
+        )
+    todo = [run for run in runs if run.state is not State.done and not run.refused]
+    known = [run.seconds for run in todo if not math.isnan(run.seconds)]
+    time = (
+        f"about {duration(mean(known) * len(todo))}, one after the other"
+        if known
+        else "no run of this kind tells how long"
+    )
+    done = sum(run.state is State.done for run in runs)
+    sys.stdout.write(f"{len(runs)} runs: {done} done, {len(todo)} to do" + (f" ({time})" if todo else "") + "\n")
+    return 2 if any(run.refused for run in runs) else 0

@@ -1,0 +1,38 @@
+"""Settings are bounded where they are typed."""
+
+import pytest
+
+from configs import config
+from iclgd.config import ConfigError
+
+OUT = [
+    ("seed=4294967296", "seed=4294967296 is out of bounds: give 0 to 4,294,967,295"),
+    ("seed=-1", "seed=-1 is out of bounds"),
+    ("model.weights_seed=4294967296", "model.weights_seed="),
+    ("task.query_seed=-1", "task.query_seed=-1 is out of bounds"),
+    ("task.shots=0", "task.shots=0 is out of bounds: give 1 to"),
+    ("task.shots=1000000000000", "task.shots="),
+    ("task.permutation=1000000000", "task.permutation="),
+    ("finetune.epochs=0", "finetune.epochs=0 is out of bounds"),
+    ("finetune.rank=0", "finetune.rank=0 is out of bounds"),
+    ("finetune.lr=nan", "finetune.lr=nan cannot train"),
+    ("finetune.lr=inf", "finetune.lr=inf cannot train"),
+    ("task.rates.gd=-1", "task.rates.gd="),
+    ("runtime.batch_tokens=0", "runtime.batch_tokens=0 is out of bounds"),
+    ("runtime.cache_gb=-1", "runtime.cache_gb=-1"),
+    ("runtime.cache_gb=nan", "runtime.cache_gb=nan is out of bounds"),
+    ("finetune.layers=0-99999999999", "finetune.layers='0-99999999999' cannot be read"),
+    ("finetune.layers=[999999999]", "cannot be read"),
+    ("metric.scores.sim_aou.limits=[1,0]", "metric.scores.sim_aou.limits"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), OUT)
+def test_what_is_out_of_bounds_is_refused_with_the_bounds(override, said):
+    with pytest.raises(ConfigError) as refused:
+        config("model=toy", "task=toy", "metric=[sim_aou]", override)
+    assert said in str(refused.value)
+
+
+def test_the_bounds_themselves_are_taken():
+    assert config("model=toy", "task=toy", "metric=[sim_aou]", "seed=4294967295", "runtime.cache_gb=0").seed == 2**32 - 1

@@ -1,0 +1,195 @@
+"""The manners of the command line: names, hints, plans, skeletons, and how soon it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import iclgd as package
+from command_line import ROOT, environment, iclgd
+from configs import composed, config
+from iclgd import hub, hydra_setup, keys, plan, skeletons
+from iclgd.config import Config, ConfigError
+from iclgd.records import Recording, axes_of
+from iclgd.runs.folder import RunFolder
+
+
+def run_here(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment(fake=False),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_version_keys_and_a_reader_who_leaves(tmp_path: Path):
+    assert iclgd(tmp_path, "--version").stdout == f"iclgd {package.__version__}\n"
+    shown = iclgd(tmp_path, "--keys").stdout
+    assert "task.shots: int = 8  # how many demonstrations\n" in shown
+    assert "metric.scores.NAME.function: str (to be given)" in shown
+    command = f"{sys.executable} -m iclgd --keys | head -1"
+    left = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert left.stdout.startswith("model.name: str") and not left.stderr
+
+
+def test_every_key_of_the_schema_is_listed_once():
+    def leaves(schema: type, prefix: str) -> set[str]:
+        return {f"{prefix}{field.name}" for field in dataclasses.fields(schema)}
+
+    listed = [key.name for key in keys.keys()]
+    assert len(listed) == len(set(listed))
+    groups = {key.split(".")[0] for key in listed}
+    assert groups == leaves(Config, "")
+    assert all(key.comment for key in keys.keys() if key.name.startswith("finetune.") and key.name != "finetune.name")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("seed=0,1", "seed=0,1 names several values: add -m for a sweep over them, or write seed=[0,1]"),
+        ("task=MR", "task=MR does not exist: did you mean mr? choose one of agnews"),
+        ("sweep_name=../up", "sweep_name=../up is no plain name"),
+        ("task.shots=9999", "task.shots=9999 is more than the 96 rows of"),
+        ("paths.data_dir=/nowhere", "paths.data_dir=/nowhere is no folder"),
+        ("finetune.layers=2-9", "finetune.layers names layer 9, but the model's layers are 0 to 3"),
+        ("task.templates=['{text} ->']", "write '{{ text }} ->'"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path: Path, argument: str, message: str):
+    task = "task=mr" if "data_dir" in argument else "task=toy"
+    more = ["-m"] if "sweep_name" in argument else []
+    script = (
+        "import sys; from iclgd.command import run; code = run(sys.argv[1:]).code; "
+        "sys.exit(99 if {'torch', 'transformers', 'pandas', 'datasets'} & sys.modules.keys() else code)"
+    )
+    done = run_here(tmp_path, "-c", script, "model=toy", task, *more, argument)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_a_sweep_of_ones_own_has_a_name():
+    named = composed(["sweep_name=mine"], with_hydra=True)
+    named.hydra.runtime.choices = {}
+    assert named.hydra.sweep.dir == "outputs/mine"
+    assert "sweep_name" not in hydra_setup.as_dict(config("sweep_name=mine"))
+
+
+def test_a_plan_lists_runs_what_is_done_and_the_time_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["-m", "model=toy", "task=toy", "seed=0,1,2", "finetune=gd,lcgd", f"paths.outputs={tmp_path}"]
+    runs = plan.planned(arguments)
+    assert [run.overrides for run in runs[:2]] == [("seed=0", "finetune=gd"), ("seed=0", "finetune=lcgd")]
+    assert len({run.folder for run in runs}) == 6 and {run.folder.parent for run in runs} == {tmp_path / "multirun"}
+    finished = RunFolder(runs[0].folder)
+    with finished.claim():
+        finished.start(finished.path.name)
+        finished.write_yaml("config.yaml", {"model": {"name": "toy"}, "task": {"name": "toy", "shots": 12}})
+        finished.write_json("scores.json", {})
+        finished.finish()
+    status = finished.path / "status.json"
+    status.write_text(status.read_text().replace('"seconds": ', '"seconds": 20, "was": '))
+    assert plan.show(arguments) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("to do  ") == 5 and "done " in shown
+    assert "6 runs: 1 done, 5 to do (about 100 s, one after the other)" in shown or "2 min" in shown
+    assert plan.show(["-m", "model=toy", "task=toy", "task.shots=0,3"]) == 2
+    assert plan.show(["sweeps=smoke", "nonsense"]) == 2
+
+
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    from huggingface_hub import constants
+
+    asked = []
+
+    class Session:
+        def head(self, *_, **__):
+            asked.append(1)
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    hub.settle.cache_clear()
+    hub.settle()
+    hub.settle()
+    assert len(asked) == 1 and constants.HF_HUB_OFFLINE and caplog.text.count("cannot be reached") == 1
+    hub.settle.cache_clear()
+
+
+def test_recordings_have_the_users_mode_and_say_their_axes(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    before = os.umask(0o027)
+    try:
+        folder.write_tensors("recordings.safetensors", {"zsl.label_scores": torch.zeros(2, 3)}, {"run": "x"})
+    finally:
+        os.umask(before)
+    file = folder.path / "recordings.safetensors"
+    assert file.stat().st_mode & 0o777 == 0o640
+    with safe_open(file, "pt") as stored:
+        assert stored.metadata() == {"format": "pt", "run": "x"}
+    assert axes_of(Recording)["attention_scores"] == "example layer head key"
+
+
+def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
+    assert Path("conf/task/mine.yaml") in skeletons.new("task", "mine", tmp_path)
+    with pytest.raises(FileExistsError, match=r"test_mine\.py: there already"):
+        skeletons.new("task", "mine", tmp_path)
+    for kind, name in (("metric", "My Metric"), ("metric", "../up"), ("nothing", "mine")):
+        with pytest.raises(ValueError, match=r"none of|no plain name"):
+            skeletons.new(kind, name, tmp_path)
+    assert not (tmp_path / "conf" / "metric").exists()
+
+
+@pytest.mark.slow
+def test_skeletons_run_at_once_in_any_folder_with_what_a_wheel_holds(tmp_path: Path):
+    """As a user does: written by the command, tested by their own tests, and found by the command in this folder."""
+    wheel, mine = tmp_path / "wheel", tmp_path / "mine"
+    mine.mkdir()
+    shutil.copytree(ROOT / "src", wheel)
+    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source, place in target["force-include"].items():
+        shutil.copytree(ROOT / source, wheel / place)
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        place = {**environment(fake=False), "PYTHONPATH": str(wheel)}
+        return subprocess.run([sys.executable, *arguments], cwd=mine, env=place, capture_output=True, text=True)
+
+    # As the installed command: unlike with `python -m`, the current folder is not on the path yet.
+    entry = "import sys; sys.path.remove(''); from iclgd.__main__ import cli; cli()"
+    for kind in skeletons.KINDS:
+        assert python("-c", entry, "new", kind, f"my_{kind}").returncode == 0
+    tested = python("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert tested.returncode == 0, tested.stdout
+    swept = ("-m", "finetune=my_objective,gd", "task=toy,my_task", "task.labels=[A,B]", "paths.data_dir=data", "task.shots=2")
+    named = (
+        "--config-dir",
+        "conf",
+        "+metric=my_metric",
+        "model=toy",
+        "task.queries=4",
+        "tracking=none",
+        "sweep_name=own",
+    )
+    done = python("-c", entry, *named, *swept)
+    assert done.returncode == 0, done.stderr
+    scores = [file.read_text() for file in (mine / "outputs" / "own").glob("*/scores.json")]
+    assert len(scores) == 4 and all("my_metric" in text for text in scores)
+
+
+def test_a_folder_of_ones_own_is_known_to_sweeps(tmp_path: Path):
+    skeletons.new("task", "mine", tmp_path)
+    runs = plan.planned(["--config-dir", str(tmp_path / "conf"), "-m", "task=mine,toy", "model=toy"])
+    assert [run.overrides for run in runs] == [("task=mine",), ("task=toy",)]
+    with pytest.raises(ConfigError):
+        plan.planned(["hydra/sweeper=optuna", "-m", "seed=range(3)"])
