@@ -183,7 +183,7 @@ def test_a_run_in_two_sweeps_counts_once_and_broken_ones_are_listed(tmp_path):
     assert reasons["0123456789ab"].startswith("is the same run as") and all("\n" not in r for r in reasons.values())
     assert (
         reasons["failed"] == "is failed: ValueError: no such luck"
-        and reasons["keys"] == "config.yaml has no task.shots"
+        and reasons["keys"] == "config.yaml.task has no shots"
     )
     assert reasons["nested"].startswith("scores.json has no 'mean' of accuracy")
     with pytest.raises(ReportError, match="is no folder"):
