@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import iclgd
-from iclgd import command, experiment
+from iclgd import command, experiment  # noqa: F401  loaded before anything is forked
 
 WORLD, MODE = Path(sys.argv[1]), sys.argv[2]
 PACKAGE = Path(iclgd.__file__).parent
@@ -236,14 +236,15 @@ def text(change):
 
 
 own = {  # found when a process starts: one that runs already has the old code in memory, and its numbers
-    f"own {name}": (edit(PACKAGE / name, old, new), f"iclgd/{name}", False)
-    for name, old, new in (
-        ("metrics/geometry.py", "unit(icl) - start", "unit(icl) + start"),
-        ("learning/objectives.py", "/ len(rows)", "* len(rows)"),
-        ("models/recorder.py", "_TOKENS_ON_CPU, _TOKENS_ON_GPU = 512", "_TOKENS_ON_CPU, _TOKENS_ON_GPU = 256"),
-        ("tasks/encoding.py", "{example.delimiter}", "{example.delimiter} "),
-        ("seeding.py", ">> 1", ">> 2"),
-        ("records.py", "start = end + len", "start = end - len"),
+    f"own {name}": (lines(PACKAGE / name, lambda rows: [*rows, "CHANGED = 1"]), f"iclgd/{name}", False)
+    for name in (
+        "metrics/geometry.py",
+        "learning/objectives.py",
+        "models/recorder.py",
+        "tasks/encoding.py",
+        "evidence/gather.py",
+        "seeding.py",
+        "records.py",
     )
 }
 MUTATIONS = {  # name: (change, what the log names, whether numbers must change)
@@ -331,7 +332,7 @@ HARMLESS = {
     "another name in tables": (arguments("finetune.label=Mine"), None, False),
     "other batches and threads": (arguments("runtime.batch_tokens=64", "runtime.threads=1"), None, False),
     "a comment in this package": (
-        edit(PACKAGE / "metrics/geometry.py", "\n\n\n@metric", "  # why\n\n\n@metric"),
+        lines(PACKAGE / "metrics/geometry.py", lambda rows: [*rows, "# why"]),
         None,
         False,
     ),
@@ -391,7 +392,6 @@ def apart(call, *given):
 def main():
     torch.set_num_threads(1)
     sys.path.insert(0, str(CODE))
-    experiment.draw_run_figures = lambda *_: []
     logging.disable(logging.INFO)
     make_world()
     apart(start, WORLD / "outputs", (*ARGUMENTS, f"paths.data_dir={DATA.parent}"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -150,17 +152,39 @@ def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_skeletons_run_at_once_from_any_folder(tmp_path: Path):
+def test_skeletons_run_at_once_in_any_folder_with_what_a_wheel_holds(tmp_path: Path):
     """As a user does: written by the command, tested by their own tests, and found by the command in this folder."""
+    wheel, mine = tmp_path / "wheel", tmp_path / "mine"
+    mine.mkdir()
+    shutil.copytree(ROOT / "src", wheel)
+    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source, place in target["force-include"].items():
+        shutil.copytree(ROOT / source, wheel / place)
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        place = {**environment(fake=False), "PYTHONPATH": str(wheel)}
+        return subprocess.run([sys.executable, *arguments], cwd=mine, env=place, capture_output=True, text=True)
+
+    # As the installed command: unlike with `python -m`, the current folder is not on the path yet.
+    entry = "import sys; sys.path.remove(''); from iclgd.__main__ import cli; cli()"
     for kind in skeletons.KINDS:
-        assert iclgd(tmp_path, "new", kind, f"my_{kind}").returncode == 0
-    tested = run_here(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+        assert python("-c", entry, "new", kind, f"my_{kind}").returncode == 0
+    tested = python("-m", "pytest", "-q", "-p", "no:cacheprovider")
     assert tested.returncode == 0, tested.stdout
-    entry = f"import sys; sys.path.remove(''); sys.path.insert(0, {str(ROOT / 'src')!r}); sys.argv[0] = 'iclgd'; "
-    script = entry + "from iclgd.__main__ import cli; cli()"
-    mine = ("--config-dir", "conf", "-m", "+metric=my_metric", "finetune=my_objective,gd", "model=toy", "task=toy")
-    done = run_here(tmp_path, "-c", script, *mine, "task.queries=4", "tracking=none", "sweep_name=mine")
-    assert done.returncode == 0 and len(list((tmp_path / "outputs" / "mine").glob("*/scores.json"))) == 2, done.stderr
+    swept = ("-m", "finetune=my_objective,gd", "task=toy,my_task", "task.labels=[A,B]", "paths.data_dir=data", "task.shots=2")
+    named = (
+        "--config-dir",
+        "conf",
+        "+metric=my_metric",
+        "model=toy",
+        "task.queries=4",
+        "tracking=none",
+        "sweep_name=own",
+    )
+    done = python("-c", entry, *named, *swept)
+    assert done.returncode == 0, done.stderr
+    scores = [file.read_text() for file in (mine / "outputs" / "own").glob("*/scores.json")]
+    assert len(scores) == 4 and all("my_metric" in text for text in scores)
 
 
 def test_a_folder_of_ones_own_is_known_to_sweeps(tmp_path: Path):

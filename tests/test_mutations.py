@@ -12,6 +12,8 @@ from command_line import ROOT, environment
 
 MODES = ("one", "two")
 
+pytestmark = pytest.mark.timeout(1800)  # some eighty runs, on a machine that may be busy
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
@@ -33,7 +35,7 @@ def told(tmp_path_factory):
         processes[mode] = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     lines = {}
     for mode, process in processes.items():
-        out, err = process.communicate(timeout=550)
+        out, err = process.communicate(timeout=1700)
         assert process.returncode == 0, err[-3000:]
         lines[mode] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return lines

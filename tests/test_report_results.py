@@ -40,7 +40,8 @@ def row(results, score="sim_aou", **settings):
 def test_the_frame_has_a_row_for_each_run_score_examples_and_layer(tmp_path):
     write_run(tmp_path / "a", seed=3)
     frame = Results.read([tmp_path]).frame
-    assert list(frame)[:9] == ["run", "model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr",
+    assert list(frame)[:9] == ["run", "model.name", "model.weights", "task.name", "task.shots", "finetune.name",
+                               "finetune.lr",
                                "seed", "score"]  # fmt: skip
     aou = frame[(frame.score == "sim_aou") & (frame.examples == "all")]
     assert aou.layer.tolist()[1:] == list(range(6)) and aou.layer.isna().tolist() == [True] + [False] * 6
@@ -198,7 +199,7 @@ def test_where_keeps_the_runs_that_fit(tmp_path):
     assert {run.settings["finetune.name"] for run in results.where({"lr": "0.01", "variant": "gd"})} == {"gd"}
     with pytest.raises(ReportError, match=r"no run has a setting 'rate': varied here are finetune.name, finetune.lr"):
         results.where({"rate": "1"})
-    with pytest.raises(ReportError, match="no finished run has finetune.lr=3"):
+    with pytest.raises(ReportError, match=r"no finished run has finetune\.lr=3"):
         results.where({"finetune.lr": "3"})
 
 

@@ -5,18 +5,17 @@ import json
 import pytest
 import yaml
 
-from iclgd import command, experiment
+from iclgd import command
 
 SMALL = (
-    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3", "metric.bootstrap=0"),
-    *("metric=[sim_aou]", "finetune=lcgd", "finetune.lr=0.05", "task.template_labels={1:[B,A]}"),
-    "task.templates=['{{ text }} ->','{{ text }} \\${x} ->']",
+    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3"),
+    *("metric=[sim_aou]", "finetune=lcgd", "finetune.lr=0.05", "+task.template_labels={1:[B,A]}"),
+    "task.templates=['{{ text }} ->', '{{ text }} {{ \"\\\\${x}\" }} ->']",
 )
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "draw_run_figures", lambda *_: [])
     monkeypatch.chdir(tmp_path)
     return start("task.template=1", *SMALL)[0].folder
 

@@ -21,7 +21,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"runs"},
     {"report"},
     {"tracking"},
-    {"dashboard", "evidence"},
+    {"dashboard", "evidence", "memory"},
     {"experiment", "verify"},
     {"hydra_setup", "rerun"},
     {"command", "plan"},

@@ -37,7 +37,7 @@ def test_science_changes_the_id(override, base):
     "override",
     [
         *("runtime.device=cpu", "runtime.threads=3", "runtime.cache=off", "runtime.rerun=all", "paths.outputs=x"),
-        *("tracking=none", "tracking.mode=disabled", "runtime.save_recordings=true", "model.device_map=auto"),
+        *("tracking=none", "tracking.mode=disabled", "runtime.save_recordings=true", "runtime.placement=auto"),
     ],
 )
 def test_machine_paths_and_tracking_do_not(override, base):

@@ -128,6 +128,25 @@ def test_demonstrations_and_queries_are_the_first_of_the_shuffled_splits(tmp_pat
     assert len(draw(make_config(data, queries=2000)).queries) == 30
 
 
+@pytest.mark.parametrize(
+    ("rows", "seed", "permutation", "drawn"),
+    [
+        (67349, 0, 0, [39409, 38944, 53526, 30712]),
+        (67349, 3, 2, [28586, 31362, 40020, 50268]),
+        (250, 42, 1, [50, 46, 120, 54]),
+    ],
+)
+def test_published_seeds_draw_the_rows_that_they_always_drew(
+    tmp_path: Path, rows: int, seed: int, permutation: int, drawn: list[int]
+):
+    data = write_task(tmp_path, [], train=rows_of(rows), validation=rows_of(872))
+    config = make_config(data, shots=4, queries=6, permutation=permutation)
+    config.seed = seed
+    found = draw(config)
+    assert [int(example.text.split()[3]) for example in found.demonstrations] == drawn
+    assert [int(example.text.split()[3]) for example in found.queries] == [859, 619, 662, 605, 153, 488]
+
+
 def test_seeds_draw_different_demonstrations_and_permutations_only_reorder_them(tmp_path: Path):
     data = write_task(tmp_path, rows_of(60))
     config = make_config(data, shots=12)
@@ -217,6 +236,15 @@ def test_other_task_trains_on_as_many_of_its_demonstrations(tmp_path: Path):
     assert drawn.training[0].tail == " Topic:" and drawn.queries[0].tail == " Kind:"
     assert drawn.training[0].options == ("Politics", "Sports", "Science", "Food")
     assert drawn.label_words == ("Negative", "Positive")
+
+
+def test_other_task_may_be_a_file(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text((paths.config_folder() / "task" / "headlines.yaml").read_text())
+    mine = {"data": TrainingData.other_task, "other_task": str(file)}
+    named = {"data": TrainingData.other_task, "other_task": "headlines"}
+    data = write_task(tmp_path, rows_of(40))
+    assert draw(make_config(data, finetune=mine)).training == draw(make_config(data, finetune=named)).training
 
 
 @pytest.mark.parametrize("name", [None, "no_such_task", "../task/headlines"])

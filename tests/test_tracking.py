@@ -223,6 +223,7 @@ def test_a_finished_run_that_was_never_logged_is_logged_from_its_folder(
     caplog.set_level(logging.INFO)
     folder = write_run(tmp_path / "sweep" / "run", examples=4, layers=3)
     NORMS.to_parquet(folder / "gradient_norms.parquet")
+    pd.DataFrame({"step": [0], "loss": [1.5]}).to_parquet(folder / "losses.parquet")
     tracking.send_finished(settings(name=choices.TrackerName.none), folder)
     assert not (folder / "wandb").exists()
     tracking.send_finished(settings(), folder)

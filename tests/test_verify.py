@@ -25,14 +25,9 @@ SCORES = (
     "weight_update_norm,label_agreement,total_variation"
 )
 SMALL = (
-    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3", "metric.bootstrap=0"),
+    *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3"),
     *("runtime.cache=off", "runtime.dtype=float32", "runtime.device=cpu", f"metric=[{SCORES}]", "finetune.lr=0.05"),
 )
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    monkeypatch.setattr(experiment, "draw_run_figures", lambda *_: [])
 
 
 def made(path, *overrides):
@@ -45,9 +40,7 @@ def made(path, *overrides):
 def whole(tmp_path_factory):
     """A run with its recordings, of which the others are copies."""
     place = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "draw_run_figures", lambda *_: [])
-        return made(place, "finetune=lcgd", "runtime.save_recordings=true")
+    return made(place, "finetune=lcgd", "runtime.save_recordings=true")
 
 
 def assert_holds(verdict, naive=True):

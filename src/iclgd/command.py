@@ -20,12 +20,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from iclgd import early, hydra_setup, paths, rerun
+from iclgd import early, hydra_setup, paths, ranks, rerun
 from iclgd.config import Config, ConfigError, TrackingConfig, typed
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.invocation import VARIABLE, Invocation
 from iclgd.runs.process import Terminated, end_children, terminable
 from iclgd.runs.progress import sweep_progress, terminal
+from iclgd.runs.together import announced, follow
 
 if TYPE_CHECKING:
     from iclgd.report.chart import Figure
@@ -85,11 +86,18 @@ class Watch(Callback):
         except ConfigError as error:
             sys.exit(_refuse(str(error)))
         _command.figures = config.runtime.figures
-        _command.display.enter_context(terminal())
+        if ranks.own() == 0:
+            _command.display.enter_context(terminal())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the record of a sweep, and hand its place to every job as an override, which any launcher carries."""
         total = hydra_setup.count_points(config)
+        if ranks.count() > 1 and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
+            sys.exit(_refuse("under torchrun all runs are made by its processes together: leave hydra/launcher=basic"))
+        if ranks.count() > 1 and total is None:
+            sys.exit(_refuse("under torchrun the runs of a sweep must be known beforehand: name their values with -m"))
+        if ranks.own() > 0:
+            return
         try:
             invocation = Invocation.begin(Path(config.hydra.sweep.dir), total)
         except OSError as error:
@@ -114,13 +122,17 @@ def job(composed: DictConfig) -> float:
         KeyboardInterrupt: a signal stopped the command.
     """
     settings, invocation = cast(DictConfig, HydraConfig.get()), Invocation.current()
+    if ranks.own() > 0:
+        follow(lambda: placed(typed(composed), settings), _experiment)
+        return math.nan
     path, number = Path(settings.runtime.output_dir), int(OmegaConf.select(settings, "job.num") or 0)
     record = functools.partial(_record, invocation, number, path)
     record(None)
     try:
-        config = placed(typed(composed), settings)
-        early.refuse(config)
-        outcome = execute(config, path, _experiment, _made_of)
+        with announced(_experiment) as experiment:
+            config = placed(typed(composed), settings)
+            early.refuse(config)
+            outcome = execute(config, path, experiment, _made_of)
         if outcome.ending is Ending.skipped:
             _track_skipped(config, path)
     except ConfigError as error:
@@ -135,6 +147,8 @@ def job(composed: DictConfig) -> float:
             return math.nan  # a worker is ended alone, as a cluster does: the others go on
         raise
     record(outcome)
+    if ranks.count() > 1 and outcome.ending is Ending.failed:
+        sys.exit(FAILED)  # the other processes may wait for this one: torchrun ends them
     if math.isnan(outcome.objective) and "optuna" in str(settings.sweeper._target_):
         raise NoObjective(f"run {path.name} gave no value to optimise. {outcome.message}")
     return outcome.objective
@@ -194,6 +208,9 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
     """
     global _command
     _command = command = Command()
+    if ranks.own() > 0:  # the first process says it all
+        tell = False
+        logging.disable(logging.CRITICAL)
     hydra_setup.register()
     with ExitStack() as stack:
         if arguments and arguments[0] == rerun.OPTION:
@@ -217,6 +234,8 @@ def _run(arguments: Sequence[str]) -> None:
                 main()
             finally:
                 command.display.close()
+                if ranks.count() > 1:
+                    ranks.disconnect()
     except KeyboardInterrupt as stop:
         command.code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
         end_children()

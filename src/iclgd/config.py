@@ -118,7 +118,7 @@ class FinetuneConfig:
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
     direction: choices.Direction = choices.Direction.own  # the gradient's own, or a random one as long as it
     data: choices.TrainingData = choices.TrainingData.demonstrations  # the demonstrations, or a control
-    other_task: str | None = None  # the bundled task whose demonstrations `data: other_task` trains on
+    other_task: str | None = None  # the task, or a task's yaml, whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
     noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
     patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to

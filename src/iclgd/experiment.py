@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Hashable
@@ -11,11 +12,15 @@ import pandas as pd
 import torch
 
 from iclgd import __version__, tracking
-from iclgd.config import Config, as_dict
+from iclgd.choices import Placement, Procedure
+from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
 from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
 from iclgd.learning import check, instability
+from iclgd.learning.parity import certificate
+from iclgd.memory import estimate, refuse_too_large
 from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
+from iclgd.models.placement import check_processes, devices_of
 from iclgd.records import Evidence, Recording, Trace, axes_of
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
@@ -45,16 +50,25 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, config.model)
     check(config.finetune)
+    check_processes(config.runtime)
+    _refuse_patches_apart(config, wanted)
     drawn = draw(config)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     settings = as_dict(config)
     with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
+        needs = estimate(config)
+        log.info("%s", needs)
+        refuse_too_large(needs)
+        parity = certificate(config)
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
         refuse_unknown_tokens(prompts, model)
         folder.write_json("prompts.json", as_json(prompts))
-        folder.write_json("environment.json", _environment(model))
+        facts = _environment(model, config.runtime)
+        folder.write_json("environment.json", {**facts, "estimate": dataclasses.asdict(needs)})
+        if parity is not None:
+            folder.write_json("parity.json", parity)
         if patch := source_patch():
             folder.write_text("source.patch", patch)
         laboratory = Laboratory(model, prompts, config, wanted, progress)
@@ -73,13 +87,24 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     return summary
 
 
-def _environment(model: LanguageModel) -> dict[str, Any]:
+def _refuse_patches_apart(config: Config, wanted: set[str]) -> None:
+    """Refuse what reads whole feed-forward matrices where they may be in parts or elsewhere."""
+    patches = config.finetune.procedure in (Procedure.exact_patch, Procedure.static_patch)
+    if config.runtime.placement is not Placement.single and (patches or wanted & {"static_changes", "trained_changes"}):
+        raise ConfigError(
+            f"runtime.placement={config.runtime.placement} does not go with patches of feed-forward weights, nor with "
+            "scores that compare them (weight_cosine and the like): set runtime.placement=single"
+        )
+
+
+def _environment(model: LanguageModel, runtime: RuntimeConfig) -> dict[str, Any]:
     facts = environment(
         str(model.device), str(model.identity["dtype"]), torch.get_num_threads(), model.identity["sha256"]
     )
     return {
         **facts,
         "model": {key: model.identity[key] for key in ("name", "revision", "weights", "weights_seed")},
+        "placement": {"kind": str(runtime.placement), "devices": list(devices_of(model.network))},
         "notes": list(model.notes),
     }
 

@@ -87,7 +87,7 @@ def once(fetch: Callable[[Callable[[], T]], tuple[T, bool]], compute: Callable[[
     return (compute(), False) if stored is None else (stored[0], True)
 
 
-def is_split(tensor: Tensor) -> bool:
+def is_split(tensor: object) -> bool:
     """Whether each process holds a part of this parameter only."""
     return hasattr(tensor, "full_tensor")
 

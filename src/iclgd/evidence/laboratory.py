@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from iclgd import ranks
 from iclgd.choices import RecordAt
 from iclgd.config import Config
 from iclgd.models import LanguageModel, Question, RecordPlan, record
+from iclgd.models.placement import placement_key
 from iclgd.models.recorder import Around
 from iclgd.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.runs.cache import recordings_cache
@@ -66,7 +69,7 @@ class Laboratory:
         context = prompts.bos if setting == "zsl" else prompts.context()
         plan, key = self.plan(setting), self.recording_key(setting, context)
         cache = recordings_cache(self.config.runtime)
-        recording, reused = cache.get_or_compute(key, lambda: self.record(setting, context, plan))
+        recording, reused = ranks.once(partial(cache.get_or_compute, key), lambda: self.record(setting, context, plan))
         log.info("%s: %s", setting, "reused a recording made before" if reused else "recorded")
         return recording
 
@@ -82,6 +85,7 @@ class Laboratory:
             "mean_label": plan.mean_label,
             # what may round otherwise: an ft recording beside it is made here and now
             "made_with": made_with(str(self.model.device)),
+            "placement": placement_key(self.config.runtime),
             "batches": [plan.batch_tokens, str(plan.padding), torch.get_num_threads()],
         }
 

@@ -90,17 +90,16 @@ class _UnembeddedLoss(torch.autograd.Function):
             mass.add_(part)
             if gradient is not None:
                 gradient.add_(_pull(exponentials if slope is None else exponentials.mul_(slope), part, columns))
-        if gradient is not None:
-            ours = (targets >= 0) & (targets < len(weight))  # the others' columns are in other processes
-            pull = weight[targets.clamp(0, len(weight) - 1)] * bend
-            pull = torch.where(ours[:, None], pull, 0)
+        shrink = torch.ones_like(shift)
         if shared:
             highest = ranks.largest(shift.clone())
             shrink = (shift - highest).exp()
             shift, mass, aimed = highest, ranks.summed(mass.mul_(shrink)), ranks.summed(aimed)
-            if gradient is not None:
-                gradient, pull = ranks.summed(gradient.mul_(shrink)), ranks.summed(pull)
         if gradient is not None:
+            ours = (targets >= 0) & (targets < len(weight))  # other targets' columns are in other processes
+            pull = torch.where(ours[:, None], weight[targets.clamp(0, len(weight) - 1)] * bend, 0)
+            if shared:
+                gradient, pull = ranks.summed(gradient.mul_(shrink)), ranks.summed(pull)
             ctx.gradient = gradient.div_(mass).sub_(pull).to(rows.dtype)
         return (mass.log() + shift - aimed).sum()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -24,7 +25,14 @@ from iclgd.models.completeness import refuse_incomplete, refuse_oversized
 from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
-from iclgd.models.placement import loading_arguments, placed, placement_key, refuse_impossible
+from iclgd.models.placement import (
+    dealt_out,
+    dispatched,
+    loading_arguments,
+    placed,
+    placement_key,
+    refuse_impossible,
+)
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
@@ -93,7 +101,8 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     torch.set_float32_matmul_precision("highest" if runtime.matmul is Matmul.highest else "high")
     key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
     inputs = tuple(sorted(_inputs(model).items()))
-    return _load(key, inputs, device, dtype, placement_key(runtime), _Held(model, runtime))
+    settings = (placement_key(runtime), stored_dtype(runtime.dtype, dtype))
+    return _load(key, inputs, device, dtype, settings, _Held(model, runtime))
 
 
 def _inputs(model: ModelConfig) -> dict[str, str]:
@@ -117,7 +126,7 @@ def _load(
     inputs: tuple[tuple[str, str], ...],
     device: torch.device,
     dtype: torch.dtype,
-    _placement: str,
+    _settings: object,
     held: _Held,
 ) -> LanguageModel:
     model, runtime, digests = held.model, held.runtime, dict(inputs)
@@ -183,6 +192,47 @@ def _locate(model: ModelConfig, revision: str | None) -> AcceptedModel:
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
     return accept(str(folder) if folder.is_dir() else name, revision, model.file, with_weights)
+
+
+def read_config(model: ModelConfig) -> PretrainedConfig:
+    """The model's config.json; no weight is read.
+
+    Raises:
+        ConfigError: it is not there, or of a family that is not known.
+    """
+    return _config(model, _locate(model, model.revision))
+
+
+def read_prefix(
+    model: ModelConfig, part: PretrainedConfig, dtype: torch.dtype, arguments: dict[str, Any]
+) -> PreTrainedModel:
+    """A model's first layers, as a model of its own that is not held for later.
+
+    Args:
+        model: the whole model.
+        part: its config with the first layers only.
+        dtype: of the weights.
+        arguments: of `placement.loading_arguments`; a list as `device_map` deals the layers out evenly.
+    """
+    if model.weights is Weights.random:
+        network = untrained(part, dtype, model.weights_seed)
+        return dispatched(network, arguments) if "device_map" in arguments else network
+    transformers_logging.disable_progress_bar()
+    accepted, level = _locate(model, model.revision), transformers_logging.get_verbosity()
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"} | arguments
+    if isinstance(settings.get("device_map"), list):
+        with torch.device("meta"):
+            settings["device_map"] = dealt_out(AutoModelForCausalLM.from_config(part), settings["device_map"])
+    safe = {"use_safetensors": True} if accepted.gguf is None else {}
+    transformers_logging.set_verbosity_error()  # that other layers' weights are not used is meant
+    try:
+        network = cast(Any, AutoModelForCausalLM).from_pretrained(
+            **accepted.arguments(), config=copy.deepcopy(part), **settings, **safe
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    weakref.finalize(network, bool, accepted)
+    return network
 
 
 def _config(model: ModelConfig, accepted: AcceptedModel) -> PretrainedConfig:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 def _hook(module: nn.Module) -> Any:
     """The hook of accelerate that brings this module's own parameters in; None where they are at hand."""
+    return next((hook for hook in _hooks(module) if getattr(hook, "offload", False)), None)
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
     hook = getattr(module, "_hf_hook", None)
-    for each in getattr(hook, "hooks", (hook,)):
-        if getattr(each, "offload", False):
-            return each
-    return None
+    return tuple(getattr(hook, "hooks", (hook,)))
 
 
 def is_offloaded(network: nn.Module) -> bool:
@@ -31,10 +32,9 @@ def is_offloaded(network: nn.Module) -> bool:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes."""
-    hook = getattr(module, "_hf_hook", None)
-    for each in getattr(hook, "hooks", (hook,)):
-        if getattr(each, "execution_device", None) is not None:
-            device = each.execution_device
+    for hook in _hooks(module):
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
             return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
     return next(module.parameters()).device
 
@@ -79,14 +79,17 @@ def read_again(network: nn.Module) -> Iterator[None]:
 
     def pack(tensor: Tensor) -> Any:
         for name, own in running[-1].named_parameters(recurse=False) if running else ():
-            if own.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
-                return partial(_view, running[-1], name, tensor.shape, tensor.stride(), tensor.storage_offset())
+            if own.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+                return partial(_view, running[-1], name, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
         return tensor
+
+    def unpack(kept: Any) -> Tensor:
+        return kept() if isinstance(kept, partial) else kept
 
     handles = [module.register_forward_pre_hook(enter) for module in modules]
     handles += [module.register_forward_hook(leave, always_call=True) for module in modules]
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept() if callable(kept) else kept):
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
     finally:
         for handle in handles:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from iclgd import ranks
 from iclgd.choices import Placement, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.models.anatomy import dissect
 from iclgd.models.half_at_rest import stored_apart
 
 _WAYS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -137,8 +138,8 @@ def loading_arguments(runtime: RuntimeConfig, config: PretrainedConfig) -> dict[
         return {}
     if runtime.placement is Placement.tensor_parallel:
         ranks.connect()
-        own = {"tp_plan": _PLANS[config.model_type]} if config.model_type in _PLANS else {}
-        return {"distributed_config": DistributedConfig(tp_size=ranks.count(), **own)}
+        plan = _PLANS.get(config.model_type)  # None: transformers' own
+        return {"distributed_config": DistributedConfig(tp_size=ranks.count(), tp_plan=plan)}
     chosen: dict[str, Any] = {"device_map": _plain(runtime.device_map or "auto")}
     if runtime.max_memory is not None:
         chosen["max_memory"] = _plain(runtime.max_memory)
@@ -156,7 +157,7 @@ def _plain(value: Any) -> Any:
 
 def placement_key(runtime: RuntimeConfig) -> str:
     """What tells placements apart."""
-    return str((runtime.placement, runtime.device_map, runtime.max_memory, runtime.offload_folder, ranks.count()))
+    return str((str(runtime.placement), runtime.device_map, runtime.max_memory, ranks.count()))
 
 
 def placed(network: PreTrainedModel, runtime: RuntimeConfig, device: torch.device) -> PreTrainedModel:
@@ -174,6 +175,8 @@ def dispatched(network: PreTrainedModel, arguments: Mapping[str, Any]) -> PreTra
     from accelerate.utils import get_balanced_memory
 
     way, room = arguments["device_map"], arguments.get("max_memory")
+    if isinstance(way, list):
+        way = dealt_out(network, way)
     if not isinstance(way, Mapping):
         whole = list(network._no_split_modules or ())
         if way != "sequential":
@@ -181,6 +184,29 @@ def dispatched(network: PreTrainedModel, arguments: Mapping[str, Any]) -> PreTra
         way = infer_auto_device_map(network, room, whole)
     placed = dispatch_model(network, dict(way), offload_dir=arguments.get("offload_folder"))
     return cast(PreTrainedModel, placed)
+
+
+def spread(runtime: RuntimeConfig) -> list[Any]:
+    """The devices among which accelerate may deal a model out, as it writes them."""
+    if isinstance(runtime.device_map, Mapping):
+        return list(dict.fromkeys(_plain(runtime.device_map).values()))
+    if isinstance(runtime.max_memory, Mapping):
+        return list(_plain(runtime.max_memory))
+    return list(range(torch.cuda.device_count()))
+
+
+def dealt_out(network: PreTrainedModel, devices: Sequence[Any]) -> dict[str, Any]:
+    """A device for each module: blocks in turn, embeddings first, the rest last, tied weights together."""
+    anatomy, names = dissect(network), {module: name for name, module in network.named_modules()}
+    blocks = [names[block] for block in anatomy.blocks]
+    way = {name: devices[i * len(devices) // len(blocks)] for i, name in enumerate(blocks)}
+    tied = bool(network.config.tie_word_embeddings)
+    last = {*anatomy.final, *(() if tied else (anatomy.unembedding,))}
+    for name, module in network.named_modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if own and not any(f"{name}.".startswith(f"{block}.") for block in blocks):
+            way[name] = devices[-1] if module in last else devices[0]
+    return way
 
 
 def devices_of(network: nn.Module) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import NoReturn, cast
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -120,10 +120,8 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
     anatomy, shape = model.anatomy, model.anatomy.shape
     wanted = 2 * shape.key_value_heads * shape.head_dim * model.network.config.hidden_size
     for layer in range(model.layers):
-        weights = [
-            ranks.whole(anatomy.attention(layer).get_submodule(name).weight) for name in anatomy.family.key_value
-        ]
-        if (found := sum(anatomy.key_value_view(cast(Tensor, weight)).numel() for weight in weights)) != wanted:
+        weights = [anatomy.attention(layer).get_submodule(name).weight for name in anatomy.family.key_value]
+        if (found := sum(anatomy.key_value_view(ranks.whole(weight)).numel() for weight in weights)) != wanted:
             _refuse(model, f"layer {layer} has {wanted} key and value weights, but {found} would be trained")
     other = (tokens * 3 + 1) % model.network.config.vocab_size
     now = AttentionPass(lengths=torch.tensor([_TOKENS, _TOKENS]), keep_queries="last")
@@ -161,8 +159,8 @@ def _refuse(model: LanguageModel, what: str) -> NoReturn:
 
 
 def _agree(model: LanguageModel, what: str, found: Tensor, expected: Tensor) -> None:
-    scale = expected.abs().max().clamp(min=1e-6)
-    error = ((found - expected.to(found.device)).abs().max() / scale).item()
+    expected = expected.to(found.device)
+    error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     if not error <= _TOLERANCE[model.dtype]:
         _refuse(model, f"{what} (relative error {error:.1e}, allowed {_TOLERANCE[model.dtype]:.0e})")
 

@@ -143,7 +143,7 @@ class FinishedRun:
             return None
 
 
-def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:
+def _by_score(table: Any) -> dict[str, np.ndarray]:
     lacking = {"score", "example", "layer", "value"} - set(table.columns)
     kinds = {name: table[name].dtype.kind for name in ("example", "layer", "value") if name not in lacking}
     if lacking or kinds["example"] not in "iu" or kinds["layer"] not in "iu" or kinds["value"] != "f":

@@ -14,12 +14,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from iclgd import paths
-from iclgd.choices import TrainingData
 from iclgd.config import Config, FinetuneConfig, as_dict, typed
 from iclgd.digests import Stamp, digest_of_text, is_settled, stamp_of
 from iclgd.model_files import model_inputs
 from iclgd.runs.environment import computing_versions
-from iclgd.runs.identity import canonical, run_id
+from iclgd.runs.identity import LOOKS, canonical, run_id
 from iclgd.runs.source_code import own_code, user_code
 from iclgd.tasks import draw
 from iclgd.tasks.wording import Example
@@ -56,13 +55,14 @@ def fingerprint(config: Config) -> Fingerprint:
     settings = as_dict(config)
     parts = Fingerprint({"settings": run_id(settings), **runtime_parts(config)}, {}) | _rows(config) | _model(config)
     finetunes = [settings["finetune"]]
-    other = compared(config)
-    if other is not None:
-        finetunes.append(as_dict(other)["finetune"])
-        name = f"variant {config.metric.compare_with}"
-        parts |= Fingerprint({name: _digest(finetunes[-1])}, {name: f"conf/finetune/{config.metric.compare_with}.yaml"})
-        if other.finetune.data is not TrainingData.demonstrations:
-            parts |= _rows(other)
+    for name in dict.fromkeys((config.metric.compare_with, config.reference.name)):
+        other = _variant(config, name)
+        if other is not None:
+            own = as_dict(other)["finetune"]
+            finetunes.append({key: value for key, value in own.items() if key not in LOOKS["finetune"]})
+            part = f"variant {name}"
+            parts |= Fingerprint({part: _digest(finetunes[-1])}, {part: f"conf/finetune/{name}.yaml"})
+            parts |= _rows(other, config.reference.draw if name == config.reference.name else 0)
     named = sorted({*_dotted(finetunes), *_dotted(settings.get("reference")), *_dotted(_scores(settings))})
     return parts | Fingerprint({f"code {file}": digest for file, digest in (own_code() | user_code(named)).items()}, {})
 
@@ -104,10 +104,10 @@ def _in_words(name: str, before: Any, now: Fingerprint) -> str:
     return word
 
 
-def compared(config: Config) -> Config | None:
-    """The run with the variant that `metric.compare_with` names; None if there is none."""
-    path = paths.config_folder() / "finetune" / f"{config.metric.compare_with}.yaml"
-    if config.metric.compare_with is None or not path.is_file():
+def _variant(config: Config, name: str | None) -> Config | None:
+    """The run with another variant, as its yaml says; None if there is none of that name."""
+    path = paths.config_folder() / "finetune" / f"{name}.yaml"
+    if name is None or not path.is_file():
         return None
     return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
 
@@ -140,26 +140,28 @@ def _model(config: Config) -> Fingerprint:
     return Fingerprint(parts, {f"model {name}": f"the model's {name}" for name in inputs})
 
 
-def _rows(config: Config) -> Fingerprint:
-    """What is drawn, as text; drawn again only if a file may have changed since this process did."""
-    chosen = {"data": config.finetune.data, "other_task": config.finetune.other_task}
+def _rows(config: Config, sample: int = 0) -> Fingerprint:
+    """What is drawn, as text, in the run's or a further sample; drawn again only if a file may have changed since."""
+    chosen = {name: getattr(config.finetune, name) for name in ("data", "other_task", "procedure", "calibration")}
     finetune = replace(FinetuneConfig(name="", lr=1.0), **chosen)
     settings = as_dict(replace(config, finetune=finetune))
-    key = canonical([settings["task"], settings["finetune"], settings["paths"]["data_dir"], settings["seed"]])
+    key = canonical([*(settings[name] for name in ("task", "finetune", "paths", "seed")), sample])
     stamps, known = _draws.get(key, ({}, None))
     if known is not None and all(_same(path, stamp) for path, stamp in stamps.items()):
         return known
-    drawn = draw(config)
-    task = config.task
+    drawn = draw(config, sample)
+    task, further = config.task, f", sample {sample}" if sample else ""
     groups = {
-        f"demonstrations of {task.name}/{task.train_split}": drawn.demonstrations,
+        f"demonstrations of {task.name}/{task.train_split}{further}": drawn.demonstrations,
         f"queries of {task.name}/{task.eval_split}": drawn.queries,
     }
     if drawn.training is not None:
         groups[f"training rows of {config.finetune.other_task or task.name}, {config.finetune.data}"] = drawn.training
+    if drawn.calibration:
+        groups[f"calibration rows of {task.name}/{task.train_split}"] = drawn.calibration
     parts = {name: _digest([_content(example) for example in rows]) for name, rows in groups.items()}
     parts[f"wording of {task.name}"] = _digest(
-        {name: value for name, value in vars(drawn).items() if name not in ("demonstrations", "queries", "training")}
+        {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}
     )
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}

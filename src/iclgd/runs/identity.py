@@ -14,7 +14,7 @@ SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _ICL = dataclasses.asdict(ReferenceConfig())
 _MACHINE = {"task": ("rates",)}  # the rate that counts is finetune.lr
 _MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
-_LOOKS = {
+LOOKS = {
     "finetune": ("label", "role", "order", "against", "color"),
     "score": ("label", "limits", "headline", "better", "share"),
 }
@@ -48,9 +48,9 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
         chosen["reference"], chosen["task"] = reference, config["task"]
     layers = parse_layers(chosen["finetune"]["layers"])
     chosen["finetune"] = {**chosen["finetune"], "layers": "all" if layers is None else list(layers)}
-    chosen["finetune"] = _without(chosen["finetune"], _LOOKS["finetune"])
+    chosen["finetune"] = _without(chosen["finetune"], LOOKS["finetune"])
     scores = (chosen["metric"].get("scores") or {}).items()
-    chosen["metric"] = {**chosen["metric"], "scores": {name: _without(s, _LOOKS["score"]) for name, s in scores}}
+    chosen["metric"] = {**chosen["metric"], "scores": {name: _without(s, LOOKS["score"]) for name, s in scores}}
     chosen["dtype"] = config["runtime"]["dtype"]
     for key, usual in _MEASURING.items():
         if config["runtime"].get(key, usual) != usual:

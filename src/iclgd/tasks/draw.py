@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Set
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -142,16 +143,17 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
 
 
 def _other_task(finetune: FinetuneConfig, measured: TaskConfig) -> TaskConfig:
-    folder = paths.config_folder() / "task"
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if finetune.other_task not in known:
+    named, folder = str(finetune.other_task), paths.config_folder() / "task"
+    known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    own = Path(named).expanduser()
+    file = own if own.suffix == ".yaml" and own.is_file() else known.get(named)
+    if file is None:
         raise ConfigError(
-            f"finetune.data=other_task needs the name of a task in finetune.other_task, got {finetune.other_task}: "
-            f"one of {', '.join(known)}"
+            f"finetune.data=other_task needs the name of a task in finetune.other_task, got {named}: "
+            f"one of {', '.join(known)}, or the path of a task's yaml"
         )
-    file = OmegaConf.load(folder / f"{finetune.other_task}.yaml")
-    task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), file))
+    task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(file)))
     assert isinstance(task, TaskConfig)
     if task.name == measured.name:
-        raise ConfigError(f"finetune.other_task={task.name} is the task that is measured: name another one")
+        raise ConfigError(f"finetune.other_task={named} is the task that is measured: name another one")
     return task

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from iclgd.choices import DropFrom, OnOverflow, RecordAt
+from iclgd.choices import Chat, DropFrom, OnOverflow, RecordAt
 from iclgd.config import Config, ConfigError
 from iclgd.records import Item, PromptSet
+from iclgd.tasks.chat import conversation
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.wording import Example
@@ -43,7 +44,8 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
 
     Args:
         drawn: from `draw`.
-        config: its model's bos and separator, and what to do when the window is too short.
+        config: its model's bos and separator, or its chat template instead of both, and what to do when the window
+            is too short.
         tokenizer: the model's.
         window: how many tokens the model can see, or None where it has no limit.
 
@@ -52,13 +54,21 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
             that does not fit; the message names the key and the remedy.
         DataError: an example that is longer than the window by itself, or has no tokens.
     """
+    plain, chat = drawn, None
+    if config.model.chat is Chat.template:
+        chat = conversation(tokenizer, drawn.description)
+        drawn, tokenizer = chat.turned(drawn), chat
+        bos, separator = chat.bos(), chat.separator()
+    else:
+        described = _between(drawn.description, tokenizer) if drawn.description else ()
+        bos = _bos(config.model.bos, tokenizer) + described
+        separator = _separator(config.model.separator if drawn.separator is None else drawn.separator, tokenizer)
     shown = (*drawn.demonstrations, *drawn.queries, *(drawn.training or ()), *drawn.calibration)
     answers = _answers(shown, tokenizer)
-    separator = config.model.separator if drawn.separator is None else drawn.separator
     demonstrations = _items(drawn.demonstrations, drawn.label_words, answers, tokenizer, answered=True)
     prompts = PromptSet(
-        bos=_bos(config.model.bos, tokenizer) + (_between(drawn.description, tokenizer) if drawn.description else ()),
-        separator=_separator(separator, tokenizer),
+        bos=bos,
+        separator=separator,
         demonstrations=demonstrations,
         queries=_items(drawn.queries, drawn.label_words, answers, tokenizer),
         label_words=drawn.label_words,
@@ -69,6 +79,8 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
         else _items(drawn.training, drawn.label_words, answers, tokenizer, answered=True),
         calibration=_items(drawn.calibration, drawn.label_words, answers, tokenizer),
     )
+    if chat is not None:
+        chat.check(prompts, plain)
     return prompts if window is None else _fitted(prompts, drawn, config, window)
 
 

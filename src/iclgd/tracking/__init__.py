@@ -142,7 +142,7 @@ def _stored(folder: Path) -> dict[str, Any]:
         "gradient_norms": pd.read_parquet(folder / "gradient_norms.parquet"),
         "trajectory": pd.read_parquet(trajectory) if trajectory.is_file() else None,
         "losses": pd.read_parquet(losses)["loss"].tolist() if losses.is_file() else [],
-        "facts": {"diverged": bool(status and status.facts.get("diverged"))},
+        "facts": {name: fact for name, fact in (status.facts if status else {}).items() if isinstance(fact, bool)},
     }
 
 

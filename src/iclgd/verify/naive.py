@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from iclgd.choices import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer, Trainable
+from iclgd.choices import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer
 from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
 from iclgd.records import Item, PromptSet, Recording, Trace
+from iclgd.runs.identity import LOOKS
 
+_TRAINABLE = ("attn_kv", "attention", "mlp", "all")
 _OBJECTIVES = ("gd", "lcgd", "short_circuit")
-_LOOKS = ("name", "label", "role", "order", "color")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is
     "procedure": (Procedure.train, Procedure.none, Procedure.replay),
     "objective": _OBJECTIVES,
@@ -37,12 +38,12 @@ _KNOWN = {  # by setting of finetune, the values that are known here; of all oth
 
 def unknown_to_it(config: Config) -> list[str]:
     """The settings of a run that the naive way does not know."""
-    found = []
+    found, shown = [], ("name", *LOOKS["finetune"])
     for entry in fields(FinetuneConfig):
         value = getattr(config.finetune, entry.name)
         default = entry.default if entry.default is not MISSING else None
         known = _KNOWN.get(entry.name, (default,))
-        if entry.name not in _LOOKS and known is not None and value not in known and value != default:
+        if entry.name not in shown and known is not None and value not in known and value != default:
             found.append(f"finetune.{entry.name}={value}")
     if config.protocol.step is not StepPer.demonstration:
         found.append(f"protocol.step={config.protocol.step}")
@@ -50,9 +51,8 @@ def unknown_to_it(config: Config) -> list[str]:
         found.append(f"runtime.placement={config.runtime.placement}")
     if "_from_" in config.runtime.dtype:
         found.append(f"runtime.dtype={config.runtime.dtype}")
-    reference = getattr(config, "reference", None)
-    if reference is not None and getattr(reference, "name", "icl") != "icl":
-        found.append(f"reference={reference.name}")
+    if config.reference.name != "icl":
+        found.append(f"reference={config.reference.name}")
     return found
 
 
@@ -177,17 +177,17 @@ class Naive:
         """What is trained: layer, parameter, and the mask of keys and values in a projection that has queries too."""
         kind, family = self.config.finetune.trainable, self.family
         paths = {
-            Trainable.attn_kv: [f"{family.attention}.{name}" for name in family.key_value],
-            Trainable.attention: [family.attention],
-            Trainable.mlp: list(family.mlp),
-            Trainable.all: [""],
+            "attn_kv": [f"{family.attention}.{name}" for name in family.key_value],
+            "attention": [family.attention],
+            "mlp": list(family.mlp),
+            "all": [""],
         }[kind]
         chosen = parse_layers(self.config.finetune.layers)
         found = []
         for layer in range(len(self.blocks)) if chosen is None else chosen:
             for path in paths:
                 for parameter in self.blocks[layer].get_submodule(path).parameters():
-                    fused = kind == Trainable.attn_kv and family.layout != "separate"
+                    fused = kind == "attn_kv" and family.layout != "separate"
                     found.append((layer, parameter, self._key_value_mask(parameter) if fused else None))
         return found
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from iclgd.choices import CacheMode, Procedure
+from iclgd.choices import CacheMode, Layer0, Procedure
 from iclgd.config import Config, ScoreConfig
 from iclgd.evidence import Laboratory, gather
 from iclgd.evidence.facts import random_update
@@ -76,7 +76,7 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
     unknown, naive = unknown_to_it(config), None
     if not unknown:
         way = Naive(model, config, few)
-        plain = _naive_evidence(way, evidence, few)
+        plain = _naive_evidence(way, evidence, few, model.first_layer_sees_context)
         known = {name: spec for name, spec in scores.items() if _is_had(spec, plain, way)}
         unknown = sorted(set(scores) - set(known))
         naive = _frame(known, plain, sample)
@@ -114,8 +114,11 @@ def _of_the_whole(evidence: Evidence, config: Config, count: int, sample: Sequen
     return facts
 
 
-def _naive_evidence(way: Naive, own: Evidence, prompts: PromptSet) -> Evidence:
+def _naive_evidence(way: Naive, own: Evidence, prompts: PromptSet, sees: bool) -> Evidence:
+    """The evidence by the naive way; `sees`: whether the first layer's scores depend on the context at all."""
     zsl, icl = way.record(prompts.bos), way.record(prompts.context())
+    if not (sees or way.config.protocol.layer0 is Layer0.published):  # there is rounding alone
+        icl.attention_scores[:, 0] = zsl.attention_scores[:, 0]
     with way.finetuned() as trace:
         if way.config.finetune.procedure is Procedure.replay:
             ft = icl

@@ -1,4 +1,4 @@
-"""Run by torchrun: each family split over the processes, compared with the same model in one; prints the differences."""
+"""Run by torchrun: each family split over the processes, and how far it is from the same model in one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from iclgd.choices import Placement
 from iclgd.config import RuntimeConfig
 from iclgd.models import assemble
 from iclgd.models.placement import loading_arguments
-from placement_cases import everything, furthest
+from placement.placement_cases import everything, furthest
 from tiny_models import tiny_network
 
 if __name__ == "__main__":
@@ -38,6 +38,6 @@ if __name__ == "__main__":
         shared = everything(assemble(split.eval(), None))
         alone = everything(assemble(network, None))
         if ranks.own() == 0:
-            sys.stdout.write(f"{family} {furthest(alone, shared)}\n")
+            sys.stdout.write("{} {:.1e} {}\n".format(family, *furthest(alone, shared)))
             sys.stdout.flush()
     ranks.disconnect()

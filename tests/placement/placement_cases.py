@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import torch
+from accelerate import dispatch_model
 from torch import Tensor
 
 from iclgd import ranks
 from iclgd.learning import activation_matched, finetuned
 from iclgd.metrics.updates import sim_aou
-from iclgd.models import LanguageModel, Question, RecordPlan, record, token_queries
+from iclgd.models import LanguageModel, Question, RecordPlan, assemble, record, token_queries
 from iclgd.models.offload import resident
+from iclgd.models.placement import dealt_out
 from iclgd.records import OPTIONAL_RECORDS
 from learning_cases import learning, prompts
+from placement.pretend_devices import Placed
+from tiny_models import tiny_network
 
 FAMILIES = ("llama", "mistral", "phi3", "gpt_neox", "bloom", "gemma2", "xglm", "phi")  # GQA, windows, fused, ALiBi
 VARIANTS = {
@@ -87,3 +91,12 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, s
         scale = max(1.0, expected.nan_to_num().abs().max().item())
         worst = max(worst, ((actual - expected).nan_to_num().abs().max().item() / scale, name))
     return worst
+
+
+def placed_model(family, folder, *devices):
+    network = tiny_network(family)
+    return assemble(dispatch_model(network, dealt_out(network, devices), offload_dir=str(folder)), None)
+
+
+def plain(facts):
+    return {name: tensor.inner if isinstance(tensor, Placed) else tensor for name, tensor in facts.items()}

@@ -1,0 +1,170 @@
+"""Prompts as conversations: each demonstration is a user's turn and the assistant's answer, the query the last turn.
+
+A tokenizer's chat template is taken apart once, into what stands before, between and after the turns; every prompt is
+put together from these parts, and the first one is compared with what the template itself makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from iclgd.config import ConfigError
+from iclgd.records import PromptSet
+from iclgd.tasks.draw import Drawn
+from iclgd.tasks.sources import DataError
+from iclgd.tasks.wording import Example
+
+Ids = tuple[int, ...]
+
+_USER, _ANSWER, _LAST = "iclgd-one", "iclgd-two", "iclgd-three"  # texts that no template changes
+_REMEDY = "set model.chat=none for plain prompts"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The parts of a chat template, as text.
+
+    Attributes:
+        opening: before the first user's turn: a bos token, a system message.
+        user: what begins a user's turn.
+        answer: between a user's text and the assistant's answer.
+        delimiter: white space that only a written answer has before it.
+        closing: what ends the assistant's answer.
+        tokenizer: whose template it is.
+    """
+
+    opening: str
+    user: str
+    answer: str
+    delimiter: str
+    closing: str
+    tokenizer: Any
+
+    def turned(self, drawn: Drawn) -> Drawn:
+        """The same draw, with each text as a user's turn that ends where the assistant's answer begins.
+
+        Raises:
+            DataError: a text that holds the name of a special token, which could end its turn.
+        """
+        training = None if drawn.training is None else self._turns(drawn.training)
+        demonstrations, queries = self._turns(drawn.demonstrations), self._turns(drawn.queries)
+        return replace(drawn, demonstrations=demonstrations, queries=queries, training=training)
+
+    def _turns(self, examples: Sequence[Example]) -> tuple[Example, ...]:
+        names = [name for name in self.tokenizer.get_added_vocab() if name.strip()]
+        for example in examples:
+            for name in names:
+                if any(name in text for text in (example.text, *example.options)):
+                    raise DataError(
+                        f"{example.where}: the text holds {name!r}, which model.chat=template would read as the end or "
+                        f"the beginning of a turn: remove it, or {_REMEDY}"
+                    )
+        return tuple(
+            replace(
+                example,
+                text=f"{self.user}{example.text.strip()}{self.answer}",
+                options=tuple(option.strip() for option in example.options),
+                tail=self.answer,
+                delimiter=self.delimiter,
+            )
+            for example in examples
+        )
+
+    def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
+        """Tokens of texts in which the template's special tokens count as such."""
+        return self.tokenizer(text, **{**options, "split_special_tokens": False})
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by token."""
+        return self.tokenizer.get_vocab()
+
+    def bos(self) -> Ids:
+        """What stands before the first turn."""
+        return self._before_a_turn(self.opening)
+
+    def separator(self) -> Ids:
+        """What stands between an answer and the next turn."""
+        return self._before_a_turn(self.closing)
+
+    def _before_a_turn(self, text: str) -> Ids:
+        both, turn = self._ids(text + self.user), self._ids(self.user)
+        return both[: len(both) - len(turn)]
+
+    def _ids(self, text: str) -> Ids:
+        return tuple(self(text, add_special_tokens=False)["input_ids"])
+
+    def check(self, prompts: PromptSet, drawn: Drawn) -> None:
+        """Refuse a template of which this prompt is not the conversation.
+
+        Args:
+            prompts: put together from the template's parts.
+            drawn: what was drawn, before it was turned.
+
+        Raises:
+            ConfigError: the template itself gives other tokens.
+        """
+        turns = _system(drawn.description)
+        for example in drawn.demonstrations:
+            turns += [_turn("user", example.text.strip()), _turn("assistant", example.answer.strip())]
+        turns.append(_turn("user", drawn.queries[0].text.strip()))
+        expected = self._ids(_rendered(self.tokenizer, turns))
+        if prompts.context() + prompts.queries[0].token_ids != expected:
+            raise ConfigError(
+                "model.chat=template: this tokenizer's template gives other tokens for the whole conversation than for "
+                f"its turns, so that turns cannot be shared between prompts: {_REMEDY}"
+            )
+
+
+def conversation(tokenizer: Any, description: str | None = None) -> Conversation:
+    """The parts of a tokenizer's chat template.
+
+    Args:
+        tokenizer: of Hugging Face.
+        description: of the task; it becomes the system message.
+
+    Raises:
+        ConfigError: there is no template, or turns depend on each other in it.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(f"model.chat=template: this model's tokenizer has no chat template: {_REMEDY}")
+    turns = [*_system(description), _turn("user", _USER), _turn("assistant", _ANSWER), _turn("user", _LAST)]
+    try:
+        whole = _rendered(tokenizer, turns)
+        ended = _rendered(tokenizer, turns[:-1], prompt=False)
+        head, rest = whole.split(_USER)
+        answer, rest = rest.split(_ANSWER)
+        between, last = rest.split(_LAST)
+        closing = ended.split(_ANSWER)[1]
+    except (ValueError, IndexError):
+        raise _unlike() from None
+    user = between.removeprefix(closing)
+    delimiter = answer.removeprefix(last)
+    if not answer.startswith(last) or delimiter.strip() or len(user) == len(between) or not head.endswith(user):
+        raise _unlike()
+    return Conversation(head.removesuffix(user), user, last, delimiter, closing, tokenizer)
+
+
+def _unlike() -> ConfigError:
+    return ConfigError(
+        "model.chat=template: this tokenizer's template does not write all turns alike, or changes earlier ones: "
+        f"{_REMEDY}"
+    )
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _system(description: str | None) -> list[dict[str, str]]:
+    return [_turn("system", description.strip())] if description else []
+
+
+def _rendered(tokenizer: Any, turns: list[dict[str, str]], prompt: bool = True) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+    except TemplateError as error:  # some templates refuse a system message
+        raise ConfigError(f"model.chat=template: this tokenizer's template fails ({error}): {_REMEDY}") from error

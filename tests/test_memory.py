@@ -1,0 +1,75 @@
+"""An estimate of memory and time counts what a model has, from its config.json alone."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from configs import config
+from iclgd.config import ConfigError
+from iclgd.memory import Lengths, Machine, estimate_of, refuse_too_large
+from tiny_models import CONFIGS, tiny_network
+
+MACHINE = Machine("cuda", (10.0,), 20.0, 100.0, 1e12)
+SMALL = config("model=toy", "task=toy", "runtime.dtype=float32", "finetune=gd", "task.queries=10", "task.shots=4")
+
+
+def estimated(family, run=SMALL, machine=MACHINE):
+    return estimate_of(AutoConfig.for_model(family, **CONFIGS[family]), run, machine, Lengths(10, 10))
+
+
+def with_runtime(**changes):
+    return dataclasses.replace(SMALL, runtime=dataclasses.replace(SMALL.runtime, **changes))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_weights_and_what_is_trained_are_counted(family):
+    network = tiny_network(family)
+    found = estimated(family)
+    assert found.weights == sum(parameter.numel() for parameter in network.parameters()) * 4 / 1e9
+    names = {"llama": ("k_proj", "v_proj"), "gpt2": ("c_attn",), "bloom": ("query_key_value",)}[family]
+    trained = sum(p.numel() for name, p in network.named_parameters() if any(f"{n}." in name for n in names))
+    assert found.trained == pytest.approx(trained * (4 + 4 + 4) / 1e9)  # what it was, its gradient, its change
+
+
+def test_half_weights_take_half_the_memory_and_float32_copies_of_what_is_trained():
+    whole, half = estimated("llama"), estimated("llama", with_runtime(dtype="float32_from_bfloat16"))
+    assert half.weights == whole.weights / 2
+    assert half.trained == pytest.approx(whole.trained * 4 / 3)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_would_help():
+    small = dataclasses.replace(MACHINE, memory=(estimated("llama").weights / 2,))
+    with pytest.raises(ConfigError, match=r"cuda:0 has 0\.0 GB free, but .* runtime\.placement=auto"):
+        refuse_too_large(estimated("llama", machine=small))
+    refuse_too_large(estimated("llama"))
+
+
+def test_layers_are_dealt_out_in_turn_and_the_rest_waits_elsewhere():
+    run = with_runtime(placement=config("runtime.placement=auto").runtime.placement)
+    one = estimated("llama", run)
+    each = one.activations / 0.9 + one.weights / 4  # room for about a quarter of weights and training beside a pass
+    several = estimated("llama", run, dataclasses.replace(MACHINE, memory=(each, each)))
+    assert set(several.devices) <= {"cuda:0", "cuda:1", "cpu", "disk"} and len(several.devices) >= 2
+    total = sum(several.devices.values()) - 2 * several.activations
+    assert total == pytest.approx(several.weights + several.trained)
+
+
+def test_more_queries_and_layers_take_longer():
+    longer = dataclasses.replace(SMALL, task=dataclasses.replace(SMALL.task, queries=1000))
+    assert estimated("llama", longer).minutes > estimated("llama").minutes > 0
+    assert estimated("llama", longer).records == pytest.approx(100 * estimated("llama").records)
+
+
+def test_no_weight_is_made(monkeypatch):
+    made = []
+    original = torch.nn.Parameter.__new__
+
+    def watch(cls, data=None, requires_grad=True):
+        made.append(data)
+        return original(cls, data, requires_grad)
+
+    monkeypatch.setattr(torch.nn.Parameter, "__new__", watch)
+    estimated("llama")
+    assert made and all(data.is_meta for data in made)
