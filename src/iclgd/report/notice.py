@@ -93,6 +93,8 @@ def notices(results: Results) -> list[Notice]:
     better = {score.name: score.better for score in scores}
     limits = {score.name: score.limits for score in scores}
     floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
+    order = {name: at for at, name in enumerate([ICL, *results.variants])}
+    rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
     place = [key for key in PLACE if key in rows]
     groups = rows.groupby(place, sort=False, dropna=False)
     return [
