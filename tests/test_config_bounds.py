@@ -35,4 +35,6 @@ def test_what_is_out_of_bounds_is_refused_with_the_bounds(override, said):
 
 
 def test_the_bounds_themselves_are_taken():
-    assert config("model=toy", "task=toy", "metric=[sim_aou]", "seed=4294967295", "runtime.cache_gb=0").seed == 2**32 - 1
+    assert (
+        config("model=toy", "task=toy", "metric=[sim_aou]", "seed=4294967295", "runtime.cache_gb=0").seed == 2**32 - 1
+    )

@@ -171,7 +171,14 @@ def test_skeletons_run_at_once_in_any_folder_with_what_a_wheel_holds(tmp_path: P
         assert python("-c", entry, "new", kind, f"my_{kind}").returncode == 0
     tested = python("-m", "pytest", "-q", "-p", "no:cacheprovider")
     assert tested.returncode == 0, tested.stdout
-    swept = ("-m", "finetune=my_objective,gd", "task=toy,my_task", "task.labels=[A,B]", "paths.data_dir=data", "task.shots=2")
+    swept = (
+        "-m",
+        "finetune=my_objective,gd",
+        "task=toy,my_task",
+        "task.labels=[A,B]",
+        "paths.data_dir=data",
+        "task.shots=2",
+    )
     named = (
         "--config-dir",
         "conf",

@@ -113,7 +113,9 @@ def test_a_device_map_goes_through_accelerate(folder):
 def test_pickled_weights_are_refused(folder, tmp_path):
     place = changed(folder, tmp_path)
     torch.save(tiny_network("llama").state_dict(), place / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"could not be loaded: it has no model\.safetensors .*pickled weights are not read"):
+    with pytest.raises(
+        ConfigError, match=r"could not be loaded: it has no model\.safetensors .*pickled weights are not read"
+    ):
         load(ModelConfig(name=str(place)), RUNTIME)
 
 

@@ -60,7 +60,7 @@ def _kind(kind: Any) -> str:
     if kind is Any:
         return "any"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "|".join(kind)
+        return "|".join(str(choice.value) for choice in kind)
     if isinstance(kind, type) and not typing.get_args(kind):
         return kind.__name__
     return str(kind).replace("typing.", "")

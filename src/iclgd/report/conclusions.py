@@ -126,6 +126,8 @@ def power_text(made: Sequence[Difference]) -> str:
     if not made:
         return ""
     told = power(made)
+    if told is None and max(result.draws for one in made for result in one.results.values()) > 1:
+        return "The draws do not differ at all, so that nothing follows for draws not made."
     if told is None:
         return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
     count = f"{told.tests} comparison{'s' if told.tests > 1 else ''}"

@@ -174,7 +174,8 @@ def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[t
     runs, left_out = [], []
     for folder in sorted(found.values()):
         try:
-            runs.append((read_run(folder), FolderReader(folder).content_id))
+            reader = FolderReader(folder)  # one for both: it reads each file once
+            runs.append((_finished(reader), reader.content_id))
         except BrokenRun as error:
             left_out.append((folder, str(error)))
     finished, others = _distinct(runs)
@@ -210,7 +211,10 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         BrokenRun: it is not finished, or a file of it is missing or cannot be read.
     """
-    reader = FolderReader(folder)
+    return _finished(FolderReader(folder))
+
+
+def _finished(reader: FolderReader) -> FinishedRun:
     try:
         status = reader.status
         if status["state"] != "done":
@@ -230,7 +234,7 @@ def read_run(folder: Path) -> FinishedRun:
         raise BrokenRun(f"config.yaml has no {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise BrokenRun(f"config.yaml holds something unexpected: {_first_line(error)}") from error
-    return FinishedRun(folder, config, environment, scores, status, settings, _records(scores))
+    return FinishedRun(reader.folder, config, environment, scores, status, settings, _records(scores))
 
 
 def _records(scores: Mapping[str, Any]) -> dict[tuple[str, str], Record]:

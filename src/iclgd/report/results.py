@@ -89,7 +89,7 @@ class Results:
 
     @property
     def shown(self) -> list[str]:
-        """The keys that tables name: what varied, and the rate where there are several, if only one for each variant."""
+        """The keys that tables name: what varied, and the rate wherever there are several."""
         several = len({run.settings["finetune.lr"] for run in self.runs}) > 1
         return [*self.varied, *(["finetune.lr"] if several and "finetune.lr" not in self.varied else [])]
 

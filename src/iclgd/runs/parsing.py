@@ -16,6 +16,7 @@ from iclgd.shown import printable
 _SIZES = {".json": 256 << 20, ".yaml": 4 << 20, ".parquet": 4 << 30}  # bytes
 _SMALL = {"status.json": 4 << 20, "environment.json": 16 << 20, "scores.json": 64 << 20}
 _DEEPEST = 40
+_LARGEST = 2**64
 _MOST_NODES = 200_000
 
 
@@ -57,7 +58,7 @@ def parse_json(content: bytes, name: str) -> Any:
         DamagedRun: it is none; the message names the file.
     """
     try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_no_number, parse_float=_float, parse_int=_int)
+        value = json.loads(content.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise DamagedRun(f"{name} cannot be read: {reason(error)}") from error
     return _shallow(value, name)
@@ -115,6 +116,8 @@ def _shallow(value: Any, name: str) -> Any:
             waiting += [(each, depth + 1) for each in inner]
         elif isinstance(inner, float) and not math.isfinite(inner):
             raise DamagedRun(f"{name} holds {inner}, which is no number")
+        elif isinstance(inner, int) and abs(inner) >= _LARGEST:
+            raise DamagedRun(f"{name} holds a number of {inner.bit_length()} bits, which is too large")
         elif not isinstance(inner, str | int | float | None):
             raise DamagedRun(f"{name} holds a {type(inner).__name__}, which is no plain value")
     return value
@@ -122,17 +125,6 @@ def _shallow(value: Any, name: str) -> Any:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
-
-
-def _float(digits: str) -> float:
-    value = float(digits)
-    return value if math.isfinite(value) else _no_number(digits[:20])
-
-
-def _int(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError(f"{digits[:20]}... is too large a number")
-    return int(digits)
 
 
 def reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.config import Config
 from iclgd.runs.identity import run_id
 from iclgd.runs.parsing import DamagedRun, checked, parse_json, parse_yaml, reason, regular_bytes
 from iclgd.runs.shapes import (
@@ -22,6 +23,7 @@ from iclgd.runs.shapes import (
     maybe,
     number,
     object_of,
+    of_type,
     one_of,
     text,
     whole,
@@ -42,7 +44,7 @@ _RECORD: dict[str, Shape] = {
     "n": maybe(count),
     "undefined": maybe(count),
 }
-_RECORDS = object_of(fields({"mean": maybe(number)}, {**_RECORD, "flipped": maybe(fields({}, _RECORD))}))
+_RECORDS = object_of(fields({}, {**_RECORD, "flipped": maybe(fields({}, _RECORD))}))
 STATUS = fields(
     {"state": one_of("running", "done", "failed", "interrupted")},
     {
@@ -60,16 +62,13 @@ STATUS = fields(
         "files": object_of(fields({"bytes": count, "sha256": text}), key=inner_path),
     },
 )
-_SCORE = fields({}, {"label": maybe(text), "limits": maybe(list_of(number, 2)), "headline": flag, "share": flag})
-_CONFIG = fields(
-    {
-        "model": fields({"name": text}, {"weights": text, "weights_seed": maybe(count)}),
-        "task": fields({"name": text, "shots": count}, {"permutation": count, "rates": object_of(number)}),
-        "finetune": fields({"name": text, "lr": number}, {"label": maybe(text), "color": maybe(text), "order": whole}),
-        "seed": count,
-    },
-    {"metric": fields({}, {"scores": object_of(_SCORE)}), "reference": fields({}, {"name": text})},
-)
+_NEEDED = {
+    "model": fields({"name": text}),
+    "task": fields({"name": text, "shots": count}),
+    "finetune": fields({"name": text, "lr": number}),
+    "seed": count,
+}
+_LIMITS = fields({}, {"scores": object_of(fields({}, {"limits": maybe(list_of(number, 2))}))})
 _ITEM = fields({"text": text, "token_ids": list_of(count), "label": count}, {"options": list_of(list_of(count))})
 _PROMPTS = fields(
     {"demonstrations": list_of(_ITEM), "queries": list_of(_ITEM)},
@@ -112,7 +111,10 @@ class FolderReader:
             DamagedRun: it cannot be read, or holds something unexpected.
             FileNotFoundError: there is none.
         """
-        return checked(parse_yaml(self.bytes("config.yaml"), "config.yaml"), _CONFIG, "config.yaml")
+        content = parse_yaml(self.bytes("config.yaml"), "config.yaml")
+        return checked(
+            checked(content, of_type(Config), "config.yaml"), fields(_NEEDED, {"metric": _LIMITS}), "config.yaml"
+        )
 
     @functools.cached_property
     def scores(self) -> Mapping[str, Any]:

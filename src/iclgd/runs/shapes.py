@@ -5,7 +5,9 @@ A schema library would cost every `iclgd-status` a quarter of a second, for five
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -133,6 +135,22 @@ def fields(needed: Mapping[str, Shape], known: Mapping[str, Shape] | None = None
             shapes.get(name, other)(each, f"{where}.{printable(name)}")
 
     return check
+
+
+def of_type(hint: Any) -> Shape:
+    """The shape of a type's values: plain ones, lists, dictionaries, and dataclasses that may lack any field."""
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return fields({}, {each.name: of_type(hints[each.name]) for each in dataclasses.fields(hint)})
+    parts = typing.get_args(hint)
+    if type(None) in parts:
+        return maybe(of_type(parts[0]))
+    if typing.get_origin(hint) is list:
+        return list_of(of_type(parts[0]))
+    if typing.get_origin(hint) is dict:
+        return object_of(of_type(parts[1]), key=of_type(parts[0]))
+    plain = {bool: flag, int: whole, float: number, str: text}
+    return plain.get(hint, text if isinstance(hint, type) and issubclass(hint, str) else anything)
 
 
 def _other(value: Any, where: str, expected: str) -> ShapeError:

@@ -169,7 +169,7 @@ def _check_numbers(
     folder: RunFolder, config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None, verdict: Verdict
 ) -> None:
     try:
-        stored = pd.read_parquet(folder.path / "scores.parquet")[[*KEY, "value"]]
+        stored: pd.DataFrame = pd.read_parquet(folder.path / "scores.parquet").loc[:, [*KEY, "value"]]
     except Exception as error:  # whatever a damaged file can cause
         verdict.problems.append(f"scores.parquet cannot be read: {error}")
         return
