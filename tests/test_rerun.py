@@ -10,7 +10,7 @@ from iclgd import command
 SMALL = (
     *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3"),
     *("metric=[sim_aou]", "finetune=lcgd", "finetune.lr=0.05", "+task.template_labels={1:[B,A]}"),
-    "task.templates=['{{ text }} ->', '{{ text }} {{ \"\\\\${x}\" }} ->']",
+    "task.templates=['{{ text }} ->', '{{ text }} {{ \"\\${x}\" }} ->']",
 )
 
 
