@@ -99,6 +99,9 @@ def test_replayed_icl_scores_one_everywhere():
     found = toy("finetune=replay")
     for name in ("sim_aou", "sim_aou_norm", "sim_am", "sim_am_delta", "update_norm_ratio"):
         values = found.scores[name].values
+        if name == "sim_am_delta":  # rotary: undefined in layer 0, whose scores do not depend on the context
+            assert values[:, 0].isnan().all()
+            values = values[:, 1:]
         assert not values.isnan().any(), name
         torch.testing.assert_close(values, torch.ones_like(values), atol=1e-5, rtol=0)
     assert found.mean("rec2ftp") == 1 and found.mean("label_agreement") == 1
@@ -220,5 +223,9 @@ def test_every_variant_runs_on_the_toy_and_leaves_the_model_as_it_was(variant: s
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     found = toy(f"finetune={variant}")
     assert run.finetune.name == variant and found.evidence.trace.diverged_at is None
-    assert found.scores["sim_aou"].values.isfinite().all() or variant in ("none", "short_circuit")
+    values = found.scores["sim_aou"].values
+    if variant in ("exact_patch", "static_patch"):  # the attention of layer 0 lies below every change
+        assert values[:, 0].isnan().all()
+        values = values[:, 1:]
+    assert values.isfinite().all() or variant in ("none", "short_circuit")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.network.state_dict().items())

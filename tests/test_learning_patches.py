@@ -188,9 +188,8 @@ def test_a_static_patch_of_few_queries_does_what_context_does_to_them(name, patc
     torch.testing.assert_close(found.block_output, icl.block_output, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.label_scores, icl.label_scores, rtol=1e-4, atol=1e-4)
     assert (zsl.label_scores - icl.label_scores).abs().max() > 1e-2
-    assert (trace.update_norms > 0).all() and (
-        trace.update_ranks <= sum(len(i.token_ids) for i in shown.calibration)
-    ).all()
+    rows = sum(len(shown.bos) + len(item.token_ids) for item in shown.calibration)
+    assert (trace.update_norms > 0).all() and (trace.update_ranks <= rows).all()
     assert all(torch.equal(value, before[key]) for key, value in model.network.state_dict().items())
 
 

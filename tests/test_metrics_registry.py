@@ -14,7 +14,7 @@ from iclgd.records import Evidence, Recording, Trace
 
 FILES = sorted((config_folder() / "metric").glob("*.yaml"))
 DEFAULTS = "sim_aou sim_aou_norm sim_aou_random sim_am sim_am_zsl sim_am_delta accuracy rec2ftp gradient_norm".split()
-SIZES = {"example": 6, "layer": 2, "head": 3, "demonstration": 4}
+SIZES = {"example": 6, "layer": 2, "head": 3, "demonstration": 4, "matrix": 2}
 CONTEXT, KEYS, LABELS, VOCABULARY, D_MODEL = 120, 5, 3, 40, 16
 
 
@@ -33,10 +33,13 @@ def spec(function="sim_am", inputs=None, **others) -> dict[str, ScoreConfig]:
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
     generator = torch.Generator().manual_seed(0)
-    example, layer, head, demonstration = SIZES.values()
+    example, layer, head, demonstration, _ = SIZES.values()
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
+
+    def changes() -> tuple[tuple[torch.Tensor, ...], ...]:
+        return tuple(tuple(normal(*shape) for shape in ((12, 16), (16, 12))) for _ in range(layer))
 
     recordings = {
         setting: Recording(
@@ -46,6 +49,8 @@ def evidence() -> Evidence:
             context_scores=normal(example, layer, CONTEXT),
             query_vectors=normal(example, layer, 7),
             next_token_log_probs=normal(example, VOCABULARY).log_softmax(-1),
+            block_output=normal(example, layer, D_MODEL),
+            context_mass=torch.rand(example, layer, head, generator=generator),
         )
         for setting in ("zsl", "icl", "ft", "other", "reordered")
     }
@@ -59,6 +64,8 @@ def evidence() -> Evidence:
         "random_attention": torch.rand(example, layer, CONTEXT, generator=generator),
         "icl_orders": normal(4, example, LABELS),
         "ft_orders": normal(4, example, LABELS),
+        "one_shot_updates": normal(example, layer, D_MODEL),
+        **{name: changes() for name in ("trained_changes", "static_changes", "random_changes")},
     }
     return Evidence(recordings, trace, facts)
 

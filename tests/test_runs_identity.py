@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from configs import composed, config
-from iclgd.config import as_dict
+from iclgd.config import ReferenceConfig, as_dict
 from iclgd.runs.identity import canonical, run_id, science
 
 
@@ -61,7 +61,11 @@ def test_canonical_json_is_one_text_for_one_content():
 
 def test_every_scientific_group_is_part_of_it(base):
     found = science(as_dict(base))
-    machine = {"tracking", "runtime", "paths"}
+    machine = {"tracking", "runtime", "paths", "sweep_name"}
+    assert "reference" not in found and "reference" in science(
+        as_dict(dataclasses.replace(base, reference=ReferenceConfig("gd")))
+    )
+    machine.add("reference")  # part of it where anything but ICL plays ICL's part
     assert set(found) - {"dtype"} == {entry.name for entry in dataclasses.fields(base)} - machine
 
 

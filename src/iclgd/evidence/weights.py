@@ -15,7 +15,7 @@ from iclgd.learning.patches import static_changes
 from iclgd.models.feed_forward import weight_of
 from iclgd.seeding import torch_stream
 
-Changes = tuple[tuple[Float[Tensor, "d_out d_in"], ...], ...]  # by layer, then by matrix
+Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]  # [d_out, d_in] by layer, then by matrix
 
 
 def weights_now(lab: Laboratory) -> Changes | None:

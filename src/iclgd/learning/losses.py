@@ -60,7 +60,7 @@ class _UnembeddedLoss(torch.autograd.Function):
         bias: Tensor | None,
         softcap: float | None,
         targets: Tensor,
-        shared: bool,
+        shared: bool = False,
     ) -> Tensor:
         held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
         width = max(_NARROWEST, held // max(1, len(rows)))

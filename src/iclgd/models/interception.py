@@ -56,7 +56,8 @@ class _Watch(TorchFunctionMode):
         if now.keep_keys:
             return
         scores = precise(scores.detach().reshape(self.batch, heads, scores.shape[-2], scores.shape[-1]))
-        scores = scores.masked_fill(scores < torch.finfo(scores.dtype).min / 4, float("nan"))
+        least = max(torch.finfo(scores.dtype).min, torch.finfo(torch.float32).min)  # GPT-Neo masks in float32 always
+        scores = scores.masked_fill(scores < least / 4, float("nan"))
         before = now.prefix_length()
         last = now.last(scores, 2)  # example head key
         if self.bias is not None:
