@@ -32,6 +32,8 @@ from iclgd.report.marks import (
     tooltip,
     zero_rule,
 )
+from iclgd.report.notice import notices
+from iclgd.report.notice_tables import labels, place_in_words
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, grid, in_order, place_texts, records, setting_texts, text
 from iclgd.shown import printable
 
@@ -43,8 +45,34 @@ _MOST_STEPS = 40  # rows of a ladder
 
 def figures(results: Results) -> list[Figure]:
     """Every figure that the results have the data for, in reading order."""
-    makers = (ladder, by_layer, along_axes, layer_map, between_variants, gradient_norms, by_head, training)
+    first = (ladder, planted_truths, by_layer, along_axes, layer_map)
+    makers = (*first, between_variants, gradient_norms, by_head, training)
     return [figure for make in makers for figure in make(results)]
+
+
+def planted_truths(results: Results) -> list[Figure]:
+    """For each score, what every candidate scores where each variant plays ICL's part."""
+    names, found = labels(results), []
+    for notice in notices(results):
+        for score, cells in notice.matrix.groupby("score", sort=False):
+            shown = cells.assign(truth=cells["truth"].map(names), candidate=cells["candidate"].map(names))
+            info = results.scores[str(score)]
+            limits = info.limits if np.isfinite(info.limits).all() else None
+            chart = matrix(shown, "truth", "candidate", "mean", low="low", high="high", label=info.label, limits=limits)
+            found.append((place_in_words(results, notice), info, chart))
+    several = len({place for place, _, _ in found}) > 1
+    caption = "Rows: what plays ICL's part; columns: candidates. Mean over draws [95 % interval over draws]."
+    return [
+        Figure(
+            f"planted_truths/{info.name}" + (f"/{place}" if several else ""),
+            "Would the scores notice?",
+            chart,
+            f"{info.label}, {place}. {caption}",
+            choice=info.label + (f", {place}" if several else ""),
+            headline=info.headline,
+        )
+        for place, info, chart in found
+    ]
 
 
 def by_layer(results: Results) -> list[Figure]:

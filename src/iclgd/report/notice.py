@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from iclgd.choices import Better, Role
-from iclgd.statistics import Interval, draws_interval, held_out, share_interval
+from iclgd.statistics import Interval, draws_interval, held_out
 
 if TYPE_CHECKING:
     from iclgd.report.results import Results
@@ -33,7 +33,7 @@ class Identification:
 
     Attributes:
         score: its name.
-        share: over pairs of a truth and a draw; equal first places count in part.
+        share: over pairs of a truth and a draw, with its interval over draws; equal first places count in part.
         chance: the share that guessing has.
         confusions: by truth, the candidate that most often stands first instead, and the share of draws.
     """
@@ -93,6 +93,8 @@ def notices(results: Results) -> list[Notice]:
     better = {score.name: score.better for score in scores}
     limits = {score.name: score.limits for score in scores}
     floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
+    order = {name: at for at, name in enumerate([ICL, *results.variants])}
+    rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
     place = [key for key in PLACE if key in rows]
     groups = rows.groupby(place, sort=False, dropna=False)
     return [
@@ -160,7 +162,8 @@ def cells_of(rows: pd.DataFrame, score: str, better: Better) -> Cells:
 def identification(score: str, cells: Cells, better: Better) -> Identification:
     """How often the true candidate comes first among all candidates, over truths that are candidates too."""
     candidates = list(dict.fromkeys(candidate for _, candidate in cells))
-    first, chances, confusions, sign = [], [], {}, -1 if better is Better.lower else 1
+    first: dict[Hashable, list[float]] = {}  # by draw: truths of one draw share its demonstrations and hang together
+    chances, confusions, sign = [], {}, -1 if better is Better.lower else 1
     for truth in [name for name in candidates if (name, name) in cells]:
         instead: dict[str, float] = {}
         draws = cells[truth, truth]
@@ -169,7 +172,7 @@ def identification(score: str, cells: Cells, better: Better) -> Identification:
             if len(values) < 2:
                 continue
             best = [c for c, value in values.items() if value == max(values.values())]
-            first.append((truth in best) / len(best))
+            first.setdefault(draw, []).append((truth in best) / len(best))
             chances.append(1 / len(values))
             for other in best:
                 instead[other] = instead.get(other, 0) + 1 / len(best) / len(draws)
@@ -177,7 +180,9 @@ def identification(score: str, cells: Cells, better: Better) -> Identification:
         if instead:
             confusions[truth] = max(instead.items(), key=lambda pair: pair[1])
     chance = float(np.mean(chances)) if chances else math.nan
-    return Identification(score, share_interval(sum(first), len(first)), chance, confusions)
+    by_draw = [float(np.mean(truths)) for truths in first.values()]
+    share = draws_interval(by_draw, trials=[len(truths) for truths in first.values()])
+    return Identification(score, share, chance, confusions)
 
 
 def _standings(
@@ -244,8 +249,8 @@ def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str
         best, worst = found.ranking[0], found.ranking[-1]
         other = f" and {score_labels[worst.score]} in {_percent(worst.share)}" if worst is not best else ""
         said.append(
-            f"Over {best.share.n} planted truths and draws, {score_labels[best.score]} puts the true variant first in "
-            f"{_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
+            f"Over the planted truths of {best.share.n} draws, {score_labels[best.score]} puts the true variant first "
+            f"in {_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
         )
     for rank in found.ranking:
         if rank.score == standing_of and rank.confusions:

@@ -14,6 +14,8 @@ import numpy as np
 from iclgd.report import conclusions, published
 from iclgd.report.conclusions import Contender, Difference
 from iclgd.report.formats import UNDEFINED, Table, number, p_value, signed
+from iclgd.report.notice import notices
+from iclgd.report.notice_tables import notice_tables
 from iclgd.report.reading import FinishedRun, ReportError
 from iclgd.report.results import Results, whole
 from iclgd.runs import varied
@@ -26,7 +28,7 @@ _Row = tuple[str, ...]
 def tables(
     results: Results, rows: Sequence[str] = (), columns: Sequence[str] = (), scores: Sequence[str] = ()
 ) -> list[Table]:
-    """Every table that these runs fill: summary, held-out rates, comparisons, data.
+    """Every table that these runs fill: summary, held-out rates, comparisons, planted truths, data.
 
     Args:
         results: the runs.
@@ -42,7 +44,8 @@ def tables(
     made = conclusions.differences(results, among)
     found = [summary(results, rows, columns, scores)]
     found += [held_out(results, among, untold)] if any(len(c.tried) > 1 for c in among) or untold else []
-    return [*found, *([comparisons(results, made)] if made else []), data(results)]
+    found += [comparisons(results, made)] if made else []
+    return [*found, *notice_tables(results, notices(results)), data(results)]
 
 
 def summary(
