@@ -45,7 +45,7 @@ def test_json_is_strict_and_its_bytes_depend_on_the_content_alone(content):
 
 def test_plain_values():
     content = {"a": np.float32("nan"), 1: (np.int64(2), float("inf")), "c": np.array([[1.0, np.nan]]), "d": State.done}
-    assert files.plain(content) == {"a": None, "1": [2, None], "c": [[1.0, None]], "d": "done"}
+    assert files.plain(content) == {"a": None, 1: [2, None], "c": [[1.0, None]], "d": "done"}
     with pytest.raises(ValueError, match="NaN is not JSON"):
         files.from_json("[NaN]")
 

@@ -61,8 +61,10 @@ def test_canonical_json_is_one_text_for_one_content():
 
 def test_every_scientific_group_is_part_of_it(base):
     found = science(as_dict(base))
-    machine = {"tracking", "runtime", "paths"}
-    assert set(found) - {"dtype"} == {entry.name for entry in dataclasses.fields(base)} - machine
+    machine = {"tracking", "runtime", "paths", "sweep_name"}
+    usual = {"reference"}  # ICL itself, which is not named
+    assert set(found) - {"dtype"} == {entry.name for entry in dataclasses.fields(base)} - machine - usual
+    assert "reference" in science(as_dict(config("reference.permutation=1")))
 
 
 def test_settings_that_cannot_be_run_have_a_name_that_leaves_their_error_to_be_shown():
