@@ -20,6 +20,7 @@ from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
 from iclgd.records import PromptSet, Recording, Trace
+from iclgd.runs.fingerprint import training_code
 from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
 
@@ -110,6 +111,7 @@ def learning_key(lab: Laboratory, setting: str, prompts: PromptSet) -> dict[str,
     return {
         **lab.recording_key(setting, prompts.bos),
         "finetune": settings["finetune"],
+        "code": training_code(settings["finetune"]),
         "protocol": settings["protocol"],
         "seed": lab.config.seed,
         "in_context": prompts.context(),

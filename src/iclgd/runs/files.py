@@ -86,7 +86,7 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> list[str]:
 
 
 def plain(content: Any) -> Any:
-    """Content as strict JSON has it: tuples as lists, numpy scalars as numbers, NaN and infinities as null."""
+    """Content as JSON has it: tuples as lists, numpy scalars as numbers, NaN and infinities null; whole keys stay."""
     if isinstance(content, Mapping):
         return {key if isinstance(key, int) else str(key): plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

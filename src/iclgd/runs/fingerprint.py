@@ -23,6 +23,7 @@ from iclgd.runs.source_code import own_code, user_code
 from iclgd.tasks import draw
 from iclgd.tasks.wording import Example
 
+_TRAINING = ("iclgd/learning/", "iclgd/evidence/", "iclgd/seeding")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _PLACE = re.compile(r", (?:line|row) \d+$")
 
@@ -65,6 +66,16 @@ def fingerprint(config: Config) -> Fingerprint:
             parts |= _rows(other, config.reference.draw if name == config.reference.name else 0)
     named = sorted({*_dotted(finetunes), *_dotted(settings.get("reference")), *_dotted(_scores(settings))})
     return parts | Fingerprint({f"code {file}": digest for file, digest in (own_code() | user_code(named)).items()}, {})
+
+
+def training_code(finetune: Mapping[str, Any]) -> dict[str, str]:
+    """Digests by file of the code that finetunes as these settings say: this package's, and the user's.
+
+    Args:
+        finetune: plain values, as `config.as_dict` gives them.
+    """
+    own = {file: digest for file, digest in own_code().items() if file.startswith(_TRAINING)}
+    return own | user_code(sorted(set(_dotted(finetune))))
 
 
 def runtime_parts(config: Config) -> dict[str, str]:
