@@ -91,7 +91,11 @@ def report(
     written += chart.write(figures, out / "figures")
     written += _write(results, made, out)
     return written + [
-        printable(note, 4000) for table in made if table.name == "comparisons" for note in table.notes[-1:] if note
+        printable(note, 4000)
+        for table in made
+        if table.name.startswith(("comparisons", "notice_matrix"))
+        for note in table.notes[-1:]
+        if note
     ]
 
 

@@ -54,7 +54,8 @@ def planted_truths(results: Results) -> list[Figure]:
     """For each score, what every candidate scores where each variant plays ICL's part."""
     names, found = labels(results), []
     for notice in notices(results):
-        for score, cells in notice.matrix.groupby("score", sort=False):
+        parts: Any = notice.matrix.groupby("score", sort=False)
+        for score, cells in parts:
             shown = cells.assign(truth=cells["truth"].map(names), candidate=cells["candidate"].map(names))
             info = results.scores[str(score)]
             limits = info.limits if np.isfinite(info.limits).all() else None

@@ -80,7 +80,7 @@ def to_markdown(table: Table) -> str:
     """GitHub's Markdown; markup in the texts is escaped."""
     align = [":---"] * table.labels + ["---:"] * (len(table.header) - table.labels)
     lines = [_markdown_row(table.header), "| " + " | ".join(align) + " |", *map(_markdown_row, table.rows)]
-    notes = [f"\n{_translated(note, _MARKDOWN, 400)}" for note in table.notes]
+    notes = [f"\n{_translated(note, _MARKDOWN, 4000)}" for note in table.notes]
     return "\n".join([f"### {_translated(table.title, _MARKDOWN, 200)}", "", *lines, *notes]) + "\n"
 
 
@@ -88,7 +88,7 @@ def to_latex(table: Table) -> str:
     """A `table` environment for the package booktabs; specials in the texts are escaped."""
     columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
     rows = [" & ".join(_translated(text, _LATEX) for text in row) + r" \\" for row in (table.header, *table.rows)]
-    notes = " ".join(_translated(note, _LATEX, 400) for note in table.notes)
+    notes = " ".join(_translated(note, _LATEX, 4000) for note in table.notes)
     return "\n".join(
         [
             r"\begin{table}",

@@ -44,8 +44,9 @@ def paragraph(results: Results, notice: Notice) -> str:
 def _matrices(results: Results, notice: Notice, end: str) -> Table:
     names, rows = labels(results), []
     cells: Any = notice.matrix[notice.matrix["score"].isin(results.headline)]
-    candidates = list(dict.fromkeys(cells["candidate"]))
-    for (score, truth), group in cells.groupby(["score", "truth"], sort=False):
+    candidates = list(dict.fromkeys(map(str, cells["candidate"])))
+    groups: Any = cells.groupby(["score", "truth"], sort=False)
+    for (score, truth), group in groups:
         by = {cell["candidate"]: cell for cell in group.to_dict("records")}
         texts = [_cell(by.get(candidate), results.scores[score]) for candidate in candidates]
         rows.append((results.scores[score].label, names.get(truth, truth), *texts))
