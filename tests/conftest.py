@@ -36,3 +36,9 @@ def own_logging():
         if handler not in before and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
     root.setLevel(level)
+    for (
+        name,
+        logger,
+    ) in logging.root.manager.loggerDict.items():  # some libraries' set-up disables every logger there is
+        if name.startswith("iclgd") and isinstance(logger, logging.Logger):
+            logger.disabled = False

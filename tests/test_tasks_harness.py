@@ -125,7 +125,7 @@ def test_one_split_for_both_never_asks_about_a_demonstration(tmp_path: Path):
     del content["training_split"]
     file.write_text(yaml.safe_dump(content))
     drawn = draw(run_of(file, "task.shots=4"))
-    assert len(drawn.queries) == 8 and not {e.where for e in drawn.queries} & {e.where for e in drawn.demonstrations}
+    assert len(drawn.queries) == 4 and not {e.where for e in drawn.queries} & {e.where for e in drawn.demonstrations}
 
 
 @pytest.mark.parametrize(
