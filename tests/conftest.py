@@ -26,19 +26,23 @@ def pytest_runtest_makereport():
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
 
 
+def _enable_own_loggers():
+    """Some libraries' set-up disables every logger there is, or sets its level."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("iclgd") and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture(autouse=True)
 def own_logging():
     """Hydra configures logging for the whole process; the next test should not hear of it."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
+    _enable_own_loggers()
     yield
     for handler in root.handlers[:]:
         if handler not in before and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
     root.setLevel(level)
-    for (
-        name,
-        logger,
-    ) in logging.root.manager.loggerDict.items():  # some libraries' set-up disables every logger there is
-        if name.startswith("iclgd") and isinstance(logger, logging.Logger):
-            logger.disabled = False
+    _enable_own_loggers()

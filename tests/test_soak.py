@@ -25,7 +25,7 @@ def test_runs_leave_nothing_behind_in_the_process(tmp_path: Path) -> None:
     memory, *counts = zip(*json.loads(done.stdout.splitlines()[-1])[WARM_UP:], strict=True)
     assert max(memory[-5:]) - memory[0] < GROWTH
     for count in counts:
-        assert count[-1] <= count[0]
+        assert count[-1] <= count[0] + 1  # one may open late; what every run leaves behind would be sixteen
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 

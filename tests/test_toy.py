@@ -167,7 +167,14 @@ def test_an_ordinary_run_on_the_command_line(tmp_path: Path):
 def test_why_lcgd_on_the_command_line(tmp_path: Path):
     """Two variants with rates of their own and two that have none: eight points, of which two repeat others."""
     few = ("finetune=none,gd,lcgd_norm_matched,replay", "task.rates={gd:0.1,lcgd:0.1},{gd:0.3,lcgd:0.3}")
-    less = ("model.weights=pretrained", "task.queries=8", "task.shots=4", "tracking=none", "runtime.device=cpu")
+    less = (
+        "model.weights=pretrained",
+        "task.queries=8",
+        "task.shots=4",
+        "tracking=none",
+        "runtime.device=cpu",
+        "seed=0",
+    )
     ended = iclgd(tmp_path, "sweeps=why_lcgd", "model=toy", "task=toy", *few, *less, fake=False)
     assert ended.returncode == 0 and "6 done, 2 skipped" in ended.stdout, ended.stdout + ended.stderr
     found = {}
