@@ -92,7 +92,8 @@ def _label_words(choices: Any) -> tuple[str, ...]:
 def _examples(name: str, found: Any, docs: Any, split: str, wording: tuple[Any, Any, Any, str]) -> Examples:
     docs = docs if hasattr(docs, "__getitem__") else list(docs)
     to_text, to_choice, to_target, delimiter = wording
-    tail = to_text.rpartition("}}")[2] if isinstance(to_text, str) else ""
+    templated = isinstance(to_text, str) and "}}" in to_text  # else it is a column's name or a function
+    tail = to_text.rpartition("}}")[2].rpartition("%}")[2] if templated else ""
     origin = f"{name}, split {split}"
 
     def example(index: int) -> Example:
