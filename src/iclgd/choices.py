@@ -1,4 +1,4 @@
-"""Which words may a setting take? One enumeration for each key that chooses among a few."""
+"""The words that a setting may take: one enumeration for each key that chooses among a few."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""How like ICL can these parameters make the model? The ceiling: they are trained to reproduce ICL's own outputs."""
+"""The ceiling of likeness to ICL: parameters are trained to reproduce ICL's own outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the loss of hidden states under the frozen unembedding, without ever holding all their logits?"""
+"""The loss of hidden states under the frozen unembedding, without ever holding all their logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike are the query's attention scores to its own tokens, with context, finetuned, and with neither?
+"""Likeness of the query's attention scores to its own tokens, with context, finetuned, and with neither.
 
 Scores are scaled dot products before softmax. Queries differ in length and local layers do not see all of them: a key
 that is NaN in any of the maps compared is left out of all of them.

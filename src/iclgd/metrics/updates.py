@@ -1,4 +1,4 @@
-"""How alike are the changes that context and finetuning make to the attention block's output?"""
+"""Likeness of the changes that context and finetuning make to the attention block's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike are two changes of weights, matrix by matrix?
+"""Likeness of two changes of weights, matrix by matrix.
 
 `trained` and `context` are finetuning's changes and the static patch's, which is what the context amounts to in weights
 (arXiv 2510.08734): by layer, then by feed-forward matrix [d_out, d_in]. A matrix that did not change has no direction

@@ -1,4 +1,4 @@
-"""How is attention computed while recording, and what does it leave behind?
+"""Attention while recording, and what it leaves behind.
 
 One attention function for every family that honours transformers' AttentionInterface. It attends to a prefix shared by
 the whole batch without copying it: prefix and own tokens are attended to apart and merged by their log-sum-exp, which

@@ -1,4 +1,4 @@
-"""How does one batch go through the blocks, after a shared prefix, whatever the family?"""
+"""One batch through the blocks, after a shared prefix, whatever the family."""
 
 from __future__ import annotations
 

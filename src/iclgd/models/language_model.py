@@ -1,4 +1,4 @@
-"""What does the rest of the program hold when it holds a model?"""
+"""What the rest of the program holds when it holds a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a product with a model's weights computed on a CPU? By oneDNN, where PyTorch's default is slower.
+"""Products with a model's weights on a CPU, by oneDNN where PyTorch's default is slower.
 
 PyTorch gives float32 products to MKL, which copies both factors into an order of its own before it multiplies. For one
 demonstration, a product 10 to 50 rows high, that copy costs as much as the product. oneDNN's kernels, which PyTorch

@@ -1,4 +1,4 @@
-"""What did this one command do? Its runs, on whatever machines they ran, and how each ended."""
+"""The record of one command: its runs, on whatever machines they ran, and how each ended."""
 
 from __future__ import annotations
 
