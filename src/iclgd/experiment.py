@@ -125,7 +125,7 @@ def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable
 def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Whether finetuning diverged or is unstable: facts for status.json, and the spread over repeats in jitter.json."""
     trace = evidence.trace
-    because = instability(trace.losses)
+    because = instability(trace.losses) or unfit_reference(lab, evidence)
     if lab.config.runtime.jitter and trace.diverged_at is None:
         specs = before_the_end(lab.config.metric.scores)
         repeated = [summarise(measure(specs, again), _flipped(again), specs) for again in repeats(lab, evidence)]
@@ -139,6 +139,17 @@ def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder
     folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)
     folder.note(unstable=because is not None, unstable_because=because)
     return {"diverged": trace.diverged_at is not None, "unstable": because is not None}
+
+
+def unfit_reference(lab: Laboratory, evidence: Evidence) -> str | None:
+    """Why a planted truth is nothing to compare with, in words; None if it is sound, or ICL itself."""
+    icl, name = evidence.recordings["icl"], lab.config.reference.name
+    if icl.losses is None:
+        return None
+    if not icl.attention_output.isfinite().all():
+        return f"its reference, {name}, diverged"
+    because = instability(icl.losses)
+    return because and f"its reference, {name}, is unstable: {because}"
 
 
 def _gradient_norms(trace: Trace) -> pd.DataFrame:

@@ -95,6 +95,7 @@ class Recording:
         next_token_log_probs: over the whole vocabulary, at the token that predicts the label.
         block_output: the residual stream after each block.
         context_mass: share of each head's attention that goes to the context, bos left out.
+        losses: training losses of the variant that left this recording, where that variant plays ICL's part.
     """
 
     attention_output: Float[Tensor, "example layer d_model"]
@@ -105,6 +106,7 @@ class Recording:
     next_token_log_probs: Float[Tensor, "example vocabulary"] | None = None
     block_output: Float[Tensor, "example layer d_model"] | None = None
     context_mass: Float[Tensor, "example layer head"] | None = None
+    losses: Float[Tensor, " step"] | None = None
 
 
 OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output", "context_mass")

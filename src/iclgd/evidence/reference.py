@@ -55,13 +55,16 @@ class Reference:
         if lab.config.finetune.procedure in (Procedure.activation_match, Procedure.replay):
             settings = replace(settings, icl=lab.untouched(ICL, prompts))
         if wanted not in lab.wanted:
-            return learn(lab, settings, setting, prompts).recording
+            learned = learn(lab, settings, setting, prompts)
+            return replace(learned.recording, losses=learned.trace.losses)
         # A finetuned model has no context to attend to; what it gives a training token is <q(query), q(token)>.
         queries = {f"{setting}.query_vectors", "training_query_vectors"}
         learned = learn(replace(lab, wanted=lab.wanted - {wanted} | queries), settings, setting, prompts)
         recording, keys = learned.recording, learned.training_queries
         assert recording.query_vectors is not None and keys is not None
-        return replace(recording, context_scores=torch.einsum("elf,clf->elc", recording.query_vectors, keys))
+        # In float64, as the scores take the candidate's: rounding would break ties between equal tokens otherwise.
+        context_scores = torch.einsum("elf,clf->elc", recording.query_vectors.double(), keys.double())
+        return replace(recording, context_scores=context_scores, losses=learned.trace.losses)
 
 
 def referred(lab: Laboratory, settings: Settings) -> Reference:
