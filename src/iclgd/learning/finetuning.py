@@ -99,7 +99,8 @@ class Loop:
     ) -> Trace:
         """A step for each batch, until one is not finite."""
         finetune = self.config.finetune
-        self.noise = torch_stream("random direction", self.config.seed)
+        # by the variant's name, so that two variants of random directions differ; of random_direction: "random direction"
+        self.noise = torch_stream(finetune.name.replace("_", " "), self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
         self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]
         learner, layers = self._optimizer(), [item.layer for item in self.trained]
