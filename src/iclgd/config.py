@@ -54,7 +54,7 @@ class ModelConfig:
     name: str = MISSING
     source: choices.ModelSource = (
         choices.ModelSource.hub
-    )  # a hub id or local folder, a Python package, or this package's toy
+    )  # a hub id or local folder, a Python package, this package's toy, or memory (set by iclgd.run(model=...))
     file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
     revision: str | None = None
     weights: choices.Weights = choices.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
@@ -276,6 +276,9 @@ class Config:
             raise ConfigError(
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
             )
+        in_memory, placement = self.model.source is choices.ModelSource.memory, self.runtime.placement
+        if in_memory and placement is not choices.Placement.single:
+            raise ConfigError(f"runtime.placement={placement} is for models on disk: save the model and name its folder")
         if self.model.weights is choices.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)
