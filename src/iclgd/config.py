@@ -278,7 +278,9 @@ class Config:
             )
         in_memory, placement = self.model.source is choices.ModelSource.memory, self.runtime.placement
         if in_memory and placement is not choices.Placement.single:
-            raise ConfigError(f"runtime.placement={placement} is for models on disk: save the model and name its folder")
+            raise ConfigError(
+                f"runtime.placement={placement} is for models on disk: save the model and name its folder"
+            )
         if self.model.weights is choices.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)

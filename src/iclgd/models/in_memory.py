@@ -68,7 +68,8 @@ def _whole(model: object) -> PreTrainedModel:
         kinds = ", ".join(sorted({str(each.peft_type.value) for each in model.peft_config.values()}))
         with refusing(f"the adapters ({kinds}) cannot be merged into the model's weights", "give a model without them"):
             model = copy.deepcopy(model).merge_and_unload(safe_merge=True)
-    if not isinstance(model, PreTrainedModel) or type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    known = isinstance(model, PreTrainedModel) and type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not known or model.get_output_embeddings() is None:
         raise ConfigError(
             f"iclgd.run(model=...) got a {type(model).__name__}; it takes a causal language model of transformers "
             "(AutoModelForCausalLM), or one in a PeftModel; any other is named: model=hf model.name=HUB_ID_OR_FOLDER"
@@ -148,5 +149,3 @@ def _evaluated(model: torch.nn.Module) -> Iterator[None]:
             stack.callback(setattr, module, "training", mode)
         model.eval()
         yield
-
-

@@ -1,14 +1,16 @@
 """Where a run's results go besides its folder: to W&B, or nowhere.
 
 W&B is real, offline unless tracking.mode says otherwise, and never in the way: what fails is a warning that says what
-was not sent and how to send it later.
+was not sent and how to send it later. Under an agent of W&B's own sweeps (sweeps/wandb) the run is the agent's.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +31,8 @@ __all__ = ["Tracker", "log_sweep", "send_finished", "tracker"]
 class Tracker:
     """Takes a run's results to W&B; without a session it does nothing with them."""
 
-    def __init__(self, session: Session | None = None) -> None:
-        self._session = session
+    def __init__(self, session: Session | None = None, objective: str | None = None) -> None:
+        self._session, self._objective = session, objective
 
     def log_run(
         self,
@@ -54,7 +56,10 @@ class Tracker:
         from iclgd.tracking.content import RunContent
         from iclgd.tracking.session import artifact_of
 
-        self._session.write(RunContent(scores, gradient_norms, trajectory, losses, facts or {}).write)
+        facts = dict(facts or {})
+        if self._objective is not None:  # W&B's sweeps would take the best layer of the score under its own name
+            facts["objective"] = scores[self._objective]["mean"]
+        self._session.write(RunContent(scores, gradient_norms, trajectory, losses, facts).write)
         self._session.write(artifact_of(self._session.identity))
 
 
@@ -80,7 +85,8 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
     from iclgd.tracking.kept import Kept, destination
     from iclgd.tracking.session import Identity, Session
 
-    variant, kept = config.finetune.name, Kept.of(folder, run_id)
+    variant, where, kept = config.finetune.name, _destination(config.tracking), Kept.of(folder, run_id)
+    kept.id = agents_run() or kept.id
     kept.write(folder)
     identity = Identity(
         id=kept.id,
@@ -89,20 +95,20 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
         job_type=variant,
         tags=_tags(config.task.name, config.model.name, variant),
         config=as_dict(config),
-        project=config.tracking.project,
-        entity=config.tracking.entity,
-        folder=_wandb_parent(config.tracking, folder),
+        project=where.project,
+        entity=where.entity,
+        folder=_wandb_parent(where, folder),
         results=folder,
     )
-    session = Session(identity, config.tracking.mode.value)
+    session = Session(identity, where.mode.value)
     exit_code = 1
     try:
-        yield Tracker(session)
+        yield Tracker(session, config.runtime.objective)
         exit_code = 0
     finally:
         session.close(exit_code)
         if exit_code == 0 and session.went is not None:
-            kept.modes[destination(config.tracking)] = session.went
+            kept.modes[destination(where)] = session.went
             kept.write(folder)
 
 
@@ -116,8 +122,9 @@ def send_finished(config: Config, folder: Path) -> None:
     from iclgd.runs.identity import run_id
     from iclgd.tracking.kept import Kept
 
-    name = run_id(as_dict(config))
-    if not Kept.of(folder, name).lacks(config.tracking, _wandb_parent(config.tracking, folder)):
+    name, where = run_id(as_dict(config)), _destination(config.tracking)
+    kept = Kept.of(folder, name)
+    if agents_run() in (None, kept.id) and not kept.lacks(where, _wandb_parent(where, folder)):
         return
     try:
         content = _stored(folder)
@@ -186,6 +193,19 @@ def log_sweep(
     session = Session(identity, tracking.mode.value)
     session.write(content.write)
     session.close(0)
+
+
+def agents_run() -> str | None:
+    """The id of the run for which an agent of W&B's sweeps started this process; None without one."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def _destination(tracking: TrackingConfig) -> TrackingConfig:
+    """The same, in the project of the agent's sweep if there is one: W&B sends its runs nowhere else."""
+    if agents_run() is None:
+        return tracking
+    project, entity = (os.environ.get(f"WANDB_{name}") for name in ("PROJECT", "ENTITY"))
+    return replace(tracking, project=project or tracking.project, entity=entity or tracking.entity)
 
 
 def _wandb_parent(tracking: TrackingConfig, folder: Path) -> Path:
