@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class ModelSource(StrEnum):
-    """Where a model comes from: a hub id or local folder, a package's GGUF file, this package, or iclgd.run(model=...)."""
+    """Where a model comes from: a hub id or folder, a package's GGUF file, this package, or iclgd.run(model=...)."""
 
     hub = "hub"
     package = "package"

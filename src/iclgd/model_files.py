@@ -56,8 +56,8 @@ def held(model: ModelConfig) -> InMemory:
     known = in_memory.get(str(model.revision))
     if known is None:
         raise ConfigError(
-            f"model.name={model.name} (model.source=memory, {model.revision}) is not on disk: it was in the memory of a "
-            "process that called iclgd.run(model=...), and is measured there alone, with hydra/launcher=basic"
+            f"model.name={model.name} (model.source=memory, {model.revision}) is not on disk: it was in the memory of "
+            "a process that called iclgd.run(model=...), and is measured there alone, with hydra/launcher=basic"
         )
     return known
 

@@ -135,8 +135,8 @@ def _refuse_another(held: InMemory, network: PreTrainedModel) -> None:
     error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     if not error <= max(TOLERANCE[held.network.dtype], TOLERANCE[network.dtype]):
         raise ConfigError(
-            f"the model in memory computes something else than its config and weights say (logits differ by {error:.1e} "
-            "of their size): remove hooks and patches, enable its adapters, or give the model that they were put on"
+            "the model in memory computes something else than its config and weights say (logits differ by "
+            f"{error:.1e} of their size): remove hooks and patches, enable its adapters, or give the model without them"
         )
 
 

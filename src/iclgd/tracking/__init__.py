@@ -7,15 +7,14 @@ was not sent and how to send it later. Under an agent of W&B's own sweeps (sweep
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.choices import TrackerName, TrackingMode
 from iclgd.config import Config, TrackingConfig, as_dict
+from iclgd.tracking.agent import agents_run, beside_parameters, destination_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +84,7 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
     from iclgd.tracking.kept import Kept, destination
     from iclgd.tracking.session import Identity, Session
 
-    variant, where, kept = config.finetune.name, _destination(config.tracking), Kept.of(folder, run_id)
+    variant, where, kept = config.finetune.name, destination_of(config.tracking), Kept.of(folder, run_id)
     kept.id = agents_run() or kept.id
     kept.write(folder)
     identity = Identity(
@@ -94,7 +93,7 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
         group=sweep_name,
         job_type=variant,
         tags=_tags(config.task.name, config.model.name, variant),
-        config=as_dict(config),
+        config=beside_parameters(as_dict(config)),
         project=where.project,
         entity=where.entity,
         folder=_wandb_parent(where, folder),
@@ -122,7 +121,7 @@ def send_finished(config: Config, folder: Path) -> None:
     from iclgd.runs.identity import run_id
     from iclgd.tracking.kept import Kept
 
-    name, where = run_id(as_dict(config)), _destination(config.tracking)
+    name, where = run_id(as_dict(config)), destination_of(config.tracking)
     kept = Kept.of(folder, name)
     if agents_run() in (None, kept.id) and not kept.lacks(where, _wandb_parent(where, folder)):
         return
@@ -193,19 +192,6 @@ def log_sweep(
     session = Session(identity, tracking.mode.value)
     session.write(content.write)
     session.close(0)
-
-
-def agents_run() -> str | None:
-    """The id of the run for which an agent of W&B's sweeps started this process; None without one."""
-    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-
-
-def _destination(tracking: TrackingConfig) -> TrackingConfig:
-    """The same, in the project of the agent's sweep if there is one: W&B sends its runs nowhere else."""
-    if agents_run() is None:
-        return tracking
-    project, entity = (os.environ.get(f"WANDB_{name}") for name in ("PROJECT", "ENTITY"))
-    return replace(tracking, project=project or tracking.project, entity=entity or tracking.entity)
 
 
 def _wandb_parent(tracking: TrackingConfig, folder: Path) -> Path:
