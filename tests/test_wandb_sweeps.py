@@ -129,7 +129,10 @@ class Server:
         self.told: list[list[Any]] = []
 
     def recorded(self) -> list[Recorded]:
-        return sorted(read_runs(self.outputs), key=lambda one: one.run.run_id)
+        whole = [
+            one for one in read_runs(self.outputs) if one.exit_code is not None
+        ]  # W&B may have failed and begun anew
+        return sorted(whole, key=lambda one: one.run.run_id)
 
     def runs(self) -> list[Any]:
         found = zip(self.asked, self.recorded(), strict=True)
