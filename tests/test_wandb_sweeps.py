@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,14 @@ def arguments_of(chosen: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> None:
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that an agent started."""
     for name, value in {"SWEEP_ID": "swp1", "RUN_ID": "agents1", "PROJECT": "theirs", "ENTITY": "lab"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     monkeypatch.delenv("WANDB_SERVICE", raising=False)
     wandb.teardown()  # what an earlier test set up has read other variables
+    yield
+    wandb.teardown()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -192,6 +195,7 @@ def test_an_agent_searches_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(logging.getLogger("wandb.wandb_agent"), "disabled", True)
     made = wandb_agent.Agent(api=None, queue=multiprocessing.Queue(), sweep_id="swp1")
     made.run()
+    wandb.teardown()
 
     assert (made._failed, len(server.asked)) == (0, 2)
     recorded = server.recorded()

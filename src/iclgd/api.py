@@ -29,7 +29,7 @@ def run(
 
     A model that you have loaded is measured as a copy, and stays as it is: `iclgd.run(model=MODEL, tokenizer=TOKENIZER,
     task="reviews")`. The run belongs to the content of its weights, config and tokenizer: the same again is not
-    computed twice, and changed weights make another run.
+    computed twice, and changed weights make another run. `model__name="step 100"` is its name in tables.
 
     Args:
         *overrides: as on the command line.

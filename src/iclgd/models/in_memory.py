@@ -58,7 +58,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
             dtype = str(network.dtype).removeprefix("torch.")
             yield {"source": "memory", "name": name, "revision": revision, "dtype": dtype}
         finally:
-            del in_memory[revision]
+            in_memory.pop(revision, None)
 
 
 def _whole(model: object) -> PreTrainedModel:
@@ -127,11 +127,10 @@ def copied(held: InMemory, arguments: Mapping[str, Any]) -> tuple[PreTrainedMode
 
 
 def _refuse_another(held: InMemory, network: PreTrainedModel) -> None:
-    tokens = some_tokens(network)[None]
+    tokens, plain = some_tokens(network)[None], {"use_cache": False, "return_dict": True}
     with _evaluated(held.model), torch.no_grad():  # no inference mode: what the model may cache is used in training
-        expected = held.model(input_ids=tokens.to(held.network.device)).logits.float().cpu()
-    with torch.no_grad():
-        found = network.eval()(input_ids=tokens.to(network.device), use_cache=False).logits.float().cpu()
+        expected = held.model(input_ids=tokens.to(held.network.device), **plain).logits.float().cpu()
+        found = network.eval()(input_ids=tokens.to(network.device), **plain).logits.float().cpu()
     error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     if not error <= max(TOLERANCE[held.network.dtype], TOLERANCE[network.dtype]):
         raise ConfigError(
