@@ -23,8 +23,8 @@ _SAVING_SECONDS = 60.0
 _MOST_RUNS = 1000  # W&B draws ten unless told otherwise, and would average only those
 _LEGEND = (
     "Lines and bars are means over the runs of one finetuning variant, bands their standard error: over learning "
-    "rates, shots and draws alike, unless the run sets are filtered. Intervals over draws, tests and held-out rates are "
-    "in the page that iclgd-report makes."
+    "rates, shots and draws alike, unless the run sets are filtered. Intervals over draws, tests and held-out rates "
+    "are in the page that iclgd-report makes."
 )
 _GROUPED = {"groupby": "JobType", "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
 _COLUMNS = (
