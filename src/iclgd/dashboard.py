@@ -125,13 +125,14 @@ def report(entity: str, project: str, sweep: str | None, scores: Sequence[Measur
         warnings.simplefilter("ignore", DeprecationWarning)
         from wandb_workspaces import expr
         from wandb_workspaces.reports import v2 as wr
+        from wandb_workspaces.reports.v2.interface import Report, Runset
 
     chosen, name = expr.And(expr.Metric("Group") == sweep) if sweep else "", sweep or "all runs"
     blocks: list[Any] = [wr.P(_LEGEND), wr.TableOfContents()]
     for section, panels in _sections(scores).items():
-        runs = wr.Runset(name=name, filters=chosen, pinned_columns=_columns(scores))  # without entity: the report's own
+        runs = Runset(name=name, filters=chosen, pinned_columns=_columns(scores))  # without entity: the report's own
         blocks += [wr.H1(section), wr.PanelGrid(runsets=[runs], panels=panels)]
-    return wr.Report(entity=entity, project=project, title=_title(sweep), blocks=blocks, width="fluid")
+    return Report(entity=entity, project=project, title=_title(sweep), blocks=blocks, width="fluid")
 
 
 def _title(sweep: str | None) -> str:

@@ -61,7 +61,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
             in_memory.pop(revision, None)
 
 
-def _whole(model: object) -> PreTrainedModel:
+def _whole(model: Any) -> PreTrainedModel:
     """The model with its adapters merged into a copy of it."""
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(model, peft.PeftModel):
