@@ -1,21 +1,16 @@
 """Every point of every file in sweeps/ composes and validates, and its first line tells how many there are."""
 
-import copy
-import dataclasses
-import functools
 import math
 import re
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
 from command_line import ROOT, iclgd
-from configs import composed
+from configs import by_hydra, composed
 from iclgd import hydra_setup
-from iclgd.config import Config, ConfigError, as_dict, typed
+from iclgd.config import ConfigError, as_dict, typed
 from iclgd.runs.identity import run_id
 
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
@@ -26,27 +21,9 @@ ASKED = {
 pytestmark = pytest.mark.filterwarnings("ignore:[\\s\\S]*is validated against ConfigStore schema:UserWarning")
 
 
-GROUPS = {entry.name for entry in dataclasses.fields(Config)} | {"sweeps"}
-
-
-@functools.cache
-def with_groups(overrides):
-    return composed(overrides)
-
-
-def at(point):
-    """The config of a point. Points with the same choice of groups share its composition, and Hydra's own function puts
-    in their values, so that hundreds of points take seconds."""
-    groups = tuple(override for override in point if override.partition("=")[0] in GROUPS - {"seed"})
-    config = copy.deepcopy(with_groups(groups))
-    values = OverridesParser.create().parse_overrides([override for override in point if override not in groups])
-    ConfigLoaderImpl._apply_overrides_to_config(values, config)
-    return config
-
-
 def test_a_point_is_what_hydra_composes():
     point = ("sweeps=full_grid", "finetune=gd", "finetune.layers=0-9", "finetune.lr=1e-4", "task.shots=4")
-    assert at(point) == composed(point)
+    assert composed(point) == by_hydra(point)
 
 
 def test_every_question_has_a_file():
@@ -66,7 +43,7 @@ def test_every_point_composes_and_validates(name):
     if points is None:
         assert name == "lr_search"
         points = [[f"sweeps={name}", "finetune=gd", "task.rates.gd=1e-3"], [f"sweeps={name}", "finetune=lcgd"]]
-    found = {run_id(as_dict(typed(at(tuple(point))))) for point in points}
+    found = {run_id(as_dict(typed(composed(point)))) for point in points}
     repeated = re.search(r"of which (\d+) repeat", asks)  # variants for which a swept setting means nothing
     assert len(found) == len(points) - int(repeated[1] if repeated else 0)
 
