@@ -36,12 +36,10 @@ def start(folder: Path, *arguments: str, module: str = "iclgd", fake: bool = Tru
     )
 
 
-def iclgd(
-    folder: Path, *arguments: str, fake: bool = True, timeout: float = PATIENCE
-) -> subprocess.CompletedProcess[str]:
+def iclgd(folder: Path, *arguments: str, fake: bool = True) -> subprocess.CompletedProcess[str]:
     """The command's end."""
     process = start(folder, *arguments, fake=fake)
-    out, err = process.communicate(timeout=timeout)
+    out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

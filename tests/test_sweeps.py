@@ -30,8 +30,9 @@ def test_every_question_has_a_file():
     assert set(SWEEPS) >= ASKED
 
 
+@pytest.mark.parametrize("most", [12, pytest.param(10**6, marks=pytest.mark.soak)], ids=["some", "all"])
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_point_composes_and_validates(name):
+def test_points_compose_and_validate(name, most):
     first, asks = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()[:2]
     stated = re.search(r"\? .*= (\d+) (?:small )?runs", asks)
     assert first == "# @package _global_" and stated, asks
@@ -43,9 +44,10 @@ def test_every_point_composes_and_validates(name):
     if points is None:
         assert name == "lr_search"
         points = [[f"sweeps={name}", "finetune=gd", "task.rates.gd=1e-3"], [f"sweeps={name}", "finetune=lcgd"]]
-    found = {run_id(as_dict(typed(composed(point)))) for point in points}
+    taken = points[:: -(-len(points) // most)]
+    found = {run_id(as_dict(typed(composed(point)))) for point in taken}
     repeated = re.search(r"of which (\d+) repeat", asks)  # variants for which a swept setting means nothing
-    assert len(found) == len(points) - int(repeated[1] if repeated else 0)
+    assert len(taken) < len(points) or len(found) == len(points) - int(repeated[1] if repeated else 0)
 
 
 def test_published_runs_have_the_published_seeds_and_rates():
