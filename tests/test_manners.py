@@ -41,7 +41,7 @@ def test_version_keys_and_a_reader_who_leaves(tmp_path: Path):
     assert "metric.scores.NAME.function: str (to be given)" in shown
     command = f"{sys.executable} -m iclgd --keys | head -1"
     left = subprocess.run(
-        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert left.stdout.startswith("model.name: str") and not left.stderr
 
