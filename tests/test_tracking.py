@@ -310,8 +310,12 @@ def test_when_its_process_is_killed_the_run_is_recorded_anew(
 def test_a_process_that_hangs_is_ended_in_bounded_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def ended_and_patient_again(end=session._kill_service) -> None:
+        end()
+        monkeypatch.setattr(session, "CALL_SECONDS", PATIENCE)
+
     monkeypatch.setattr(session, "CALL_SECONDS", 1.0)
-    monkeypatch.setattr(session, "HURRY_SECONDS", 1.0)
+    monkeypatch.setattr(session, "_kill_service", ended_and_patient_again)
     with tracking.tracker(settings(), tmp_path / "run", "0123456789ab", "first_look") as tracker:
         stopped = service()
         stopped.suspend()
@@ -337,7 +341,7 @@ def test_an_unreachable_server_costs_one_wait_and_nothing_is_lost(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(session, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(session, "INIT_SECONDS", 5.0)
     track(tmp_path / "first", online(), "aaaaaaaaaaaa")
     monkeypatch.setattr(session, "INIT_SECONDS", 1000.0)  # would be waited for if the server were tried again
     track(tmp_path / "second", online(), "bbbbbbbbbbbb")
