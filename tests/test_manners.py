@@ -151,7 +151,7 @@ def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
     assert not (tmp_path / "conf" / "metric").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_skeletons_run_at_once_in_any_folder_with_what_a_wheel_holds(tmp_path: Path):
     """As a user does: written by the command, tested by their own tests, and found by the command in this folder."""
     wheel, mine = tmp_path / "wheel", tmp_path / "mine"
