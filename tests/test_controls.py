@@ -24,12 +24,8 @@ from iclgd.tasks import draw, encode
 from linear_attention import LinearAttention, Regression
 
 TOY = (
-    "model=toy",
-    "task=toy",
-    "runtime.cache=off",
-    "runtime.device=cpu",
-    "finetune.other_task=toy_other",
-    "task.queries=32",
+    *("model=toy", "task=toy", "task.queries=32", "finetune.other_task=toy_other"),
+    *("runtime.cache=off", "runtime.device=cpu"),
 )
 SCORES = (
     "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,rec2ftp,update_norm_ratio,accuracy,label_agreement,"
