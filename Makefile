@@ -22,18 +22,19 @@ lint: setup
 types: setup
 	$(BIN)/basedpyright
 
-PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal
+QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+PYTEST := pytest -n 2 --dist worksteal
 
 unit: setup
-	$(PYTEST) $(ARGS)
+	$(QUIET) $(BIN)/$(PYTEST) $(ARGS)
 
+# Without checks of annotations, which unit, soak and single files make: either hook of imports would undo the other.
 coverage: setup
-	$(PYTEST) --cov --cov-report= $(ARGS)
-	$(BIN)/coverage report
-	$(BIN)/python tests/branches_covered.py
+	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python -m slipcover --json --out .coverage.json -m $(PYTEST) $(ARGS)
+	$(BIN)/python tests/branches_covered.py .coverage.json
 
 soak: setup
-	ICLGD_SOAK=1 ICLGD_TYPE_CHECKS=all $(PYTEST) -m "not real_data" $(ARGS)
+	$(QUIET) ICLGD_SOAK=1 ICLGD_TYPE_CHECKS=all $(BIN)/$(PYTEST) -m "not real_data" $(ARGS)
 
 stress: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 tests/stress.sh $(BIN)/pytest $(ARGS)

@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -26,6 +27,11 @@ def _checked_modules() -> list[str]:
 # Before anything of the package is imported. Benchmarks time the program as it is used, without checks.
 if os.environ.get("ICLGD_TYPE_CHECKS") != "0":
     install_import_hook(_checked_modules(), "type_checking.checked")
+
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure(config):

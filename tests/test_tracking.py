@@ -61,6 +61,7 @@ def _fresh_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no .netrc
     monkeypatch.setattr(session, "_unreached", None)
+    monkeypatch.setattr(session, "CALL_SECONDS", PATIENCE)
     yield
     wandb.teardown()
 
