@@ -28,16 +28,16 @@ PYTEST := pytest -n 2 --dist worksteal
 unit: setup
 	$(QUIET) $(BIN)/$(PYTEST) $(ARGS)
 
-# Without checks of annotations, which unit, soak and single files make: either hook of imports would undo the other.
+# Without the checks of annotations that unit, soak and single files make: each hook of imports would undo the other.
 coverage: setup
 	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python -m slipcover --json --out .coverage.json -m $(PYTEST) $(ARGS)
 	$(BIN)/python tests/branches_covered.py .coverage.json
 
 soak: setup
-	$(QUIET) ICLGD_SOAK=1 ICLGD_TYPE_CHECKS=all $(BIN)/$(PYTEST) -m "not real_data" $(ARGS)
+	$(QUIET) ICLGD_SOAK=1 $(BIN)/$(PYTEST) -m "not real_data" $(ARGS)
 
 stress: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 tests/stress.sh $(BIN)/pytest $(ARGS)
+	$(QUIET) tests/stress.sh $(BIN)/pytest $(ARGS)
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)

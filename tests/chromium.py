@@ -49,7 +49,7 @@ class Browser:
     def open(self, path: Path, wait_for: str) -> None:
         """Open a local file and wait until the expression holds."""
         self.send("Page.navigate", url=path.resolve().as_uri())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not self.evaluate(wait_for):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{wait_for} never came true; the browser said {self.complaints()}")
