@@ -159,3 +159,31 @@ def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
         if cache_mode == "auto":
             assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
     assert all(torch.equal(shared[pair], alone[pair]) for pair in alone)
+
+
+def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, monkeypatch):
+    """Runs with other orders of their own share a truth's finetuning, but not its attention to their tokens."""
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
+    of = ("finetune=gd", "reference=lcgd", "reference.permutation=2")
+    taken = [
+        gather(prepared(*of, f"task.permutation={order}", f"runtime.cache={mode}")[1])
+        .recordings["icl"]
+        .context_scores.nan_to_num()
+        for order, mode in ((0, "auto"), (1, "auto"), (1, "off"))
+    ]
+    assert torch.equal(taken[1], taken[2]) and not torch.equal(taken[0], taken[1])
+
+
+def test_the_noise_of_a_truth_is_not_the_candidates():
+    noisy = scores("finetune=gd", "reference=gd", "finetune.noise=5", "reference.noise=5")["sim_aou"].nanmean()
+    alone = scores("finetune=gd", "reference=gd", "reference.noise=5")["sim_aou"].nanmean()
+    assert noisy < alone < 0.9
+
+
+def test_a_static_patch_of_some_layers_has_no_change_in_the_others():
+    run = config(*TOY, "finetune=static_patch", "finetune.layers=1", "metric=weight_cosine", "runtime.cache=off")
+    model = load(run.model, run.runtime)
+    prompts = encode(draw(run), run, model.tokenizer, model.window)
+    lab = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+    values = measure(run.metric.scores, gather(lab))["weight_cosine"].values
+    assert values[0].isnan().all() and (values[1] - 1).abs().max() < 1e-4  # its own change, up to rounding

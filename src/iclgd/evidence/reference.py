@@ -46,6 +46,8 @@ class Reference:
         if name == ICL:
             return self.lab.untouched(setting, prompts)
         cache, key = recordings_cache(self.lab.config.runtime), learning_key(self.lab, setting, prompts)
+        if f"{setting}.context_scores" in self.lab.wanted:  # they are with the run's own demonstrations, in its order
+            key["context_scores_with"] = self.lab.prompts.context()
         recording, reused = cache.get_or_compute({**key, "as": ICL}, lambda: self._learned(setting, prompts))
         log.info("%s is %s: %s", setting, name, "reused a recording made before" if reused else "recorded")
         return recording
