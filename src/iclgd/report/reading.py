@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.config import ReferenceConfig
 from iclgd.runs import varied
 from iclgd.runs.folder import EARLIER
 from iclgd.runs.parsing import DamagedRun as BrokenRun
@@ -87,6 +88,11 @@ class FinishedRun:
     def state(self) -> str:
         """`diverged` (the loss was not finite), `unstable` (no result to build on) or `sane`."""
         return next((kind for kind in ("diverged", "unstable") if self.status.get(kind)), "sane")
+
+    @property
+    def planted(self) -> bool:
+        """Whether a finetuning variant plays ICL's part."""
+        return self.settings.get("reference.name", ReferenceConfig().name) != ReferenceConfig().name
 
     @property
     def draw(self) -> tuple[Any, ...]:
