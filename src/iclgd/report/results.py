@@ -150,7 +150,8 @@ class Results:
 
         Orders of one draw's demonstrations are averaged within it. `low` and `high` are over `unit`: "draws" where
         there are at least two, else "queries" of the one draw. `unstable` and `diverged` count runs that are left out
-        of everything else, as far as the score depends on finetuning (any may, where a truth is planted); `n` and `undefined` add up the others' values.
+        of everything else, as far as the score depends on finetuning (where a truth is planted, any may); `n` and
+        `undefined` add up the others' values.
         """
         rows: Any = self._rows  # what pandas' stubs make of grouped frames cannot be followed
         draws = {draw: at for at, draw in enumerate(dict.fromkeys(run.draw for run in self.runs))}
