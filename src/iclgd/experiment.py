@@ -14,7 +14,7 @@ import torch
 from iclgd import __version__, tracking
 from iclgd.choices import Placement, Procedure
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
-from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
+from iclgd.evidence import Laboratory, before_the_end, gather, moved, reference_prompts, repeats, spread
 from iclgd.learning import check, instability
 from iclgd.learning.parity import certificate
 from iclgd.memory import estimate, refuse_too_large
@@ -64,7 +64,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
         refuse_unknown_tokens(prompts, model)
-        folder.write_json("prompts.json", as_json(prompts))
+        folder.write_json("prompts.json", as_json(prompts, reference_prompts(config, model, prompts)))
         facts = _environment(model, config.runtime)
         folder.write_json("environment.json", {**facts, "estimate": dataclasses.asdict(needs)})
         if parity is not None:

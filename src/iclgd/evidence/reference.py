@@ -13,6 +13,7 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
 from iclgd.evidence.orders import orders
 from iclgd.evidence.variants import variant
+from iclgd.models import LanguageModel
 from iclgd.records import PromptSet, Recording
 from iclgd.runs.cache import recordings_cache
 from iclgd.tasks import draw, encode
@@ -75,11 +76,23 @@ def referred(lab: Laboratory, settings: Settings) -> Reference:
     Raises:
         ConfigError: no such variant, or not enough rows for another sample.
     """
-    config = reference_config(lab.config)
-    if config is lab.config:
+    prompts = reference_prompts(lab.config, lab.model, lab.prompts)
+    if prompts is None:
         return Reference(lab, lab.prompts, settings)
-    prompts = encode(draw(config, config.reference.draw), config, lab.model.tokenizer, lab.model.window)
-    return Reference(replace(lab, config=config), replace(prompts, queries=lab.prompts.queries), settings)
+    return Reference(replace(lab, config=reference_config(lab.config)), prompts, settings)
+
+
+def reference_prompts(config: Config, model: LanguageModel, prompts: PromptSet) -> PromptSet | None:
+    """The run's queries with the reference's own demonstrations and training items; None if it is the run's own ICL.
+
+    Raises:
+        ConfigError: no such variant, or not enough rows for another sample.
+    """
+    other = reference_config(config)
+    if other is config:
+        return None
+    own = encode(draw(other, other.reference.draw), other, model.tokenizer, model.window)
+    return replace(own, queries=prompts.queries)
 
 
 def reference_config(config: Config) -> Config:
