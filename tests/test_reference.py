@@ -197,6 +197,7 @@ def test_icl_as_the_reference_is_a_run_without_the_key_byte_by_byte(tmp_path, mo
         learned._LAST.clear()
         folder = RunFolder(tmp_path / own / "run")
         folder.path.mkdir(parents=True)
+        folder.start("run")
         settings = ("tracking=none", "runtime.cache=off", "runtime.save_recordings=true", "task.queries=4")
         run(config(*TOY, *settings, "metric=[sim_aou,sim_am_delta,attention_kendall,accuracy]", own), folder)
         names = ("scores.json", "scores.parquet", "prompts.json", "losses.parquet", "recordings.safetensors")

@@ -163,7 +163,7 @@ def zero_shot_notes(results: Results) -> list[str]:
     ]
     if not pairs:
         return []
-    keys = [key for key in results.keys if not key.startswith("finetune.")]
+    keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
     notes: dict[str, None] = {}
     icl, zsl = ((name, "all") for name in pairs[0])
     by_draw: dict[tuple[Any, ...], dict[Any, tuple[Record, Record]]] = {}
