@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from iclgd.choices import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer
 from iclgd.config import Config, FinetuneConfig, parse_layers
+from iclgd.evidence.reference import reference_config
 from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
 from iclgd.records import Item, PromptSet, Recording, Trace
@@ -51,7 +52,7 @@ def unknown_to_it(config: Config) -> list[str]:
         found.append(f"runtime.placement={config.runtime.placement}")
     if "_from_" in config.runtime.dtype:
         found.append(f"runtime.dtype={config.runtime.dtype}")
-    if config.reference.name != "icl":
+    if reference_config(config) is not config:
         found.append(f"reference={config.reference.name}")
     return found
 
