@@ -24,7 +24,6 @@ from iclgd.models.anatomy import FAMILIES
 from iclgd.records import Item, PromptSet, Recording, Trace
 from iclgd.runs.identity import LOOKS
 
-_TRAINABLE = ("attn_kv", "attention", "mlp", "all")
 _OBJECTIVES = ("gd", "lcgd", "short_circuit")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is
     "procedure": (Procedure.train, Procedure.none, Procedure.replay),
