@@ -11,7 +11,6 @@ import torch
 from configs import config
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.evidence import Laboratory, gather, learned
-from iclgd.evidence.reference import reference_config
 from iclgd.experiment import unfit_reference
 from iclgd.metrics import measure, required_inputs
 from iclgd.models import load
@@ -19,6 +18,7 @@ from iclgd.records import Evidence
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
 from iclgd.tasks import draw, encode
+from iclgd.variants import reference_config
 
 TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=8", "finetune.other_task=toy_other")
 SCORES = (
@@ -159,3 +159,9 @@ def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
         if cache_mode == "auto":
             assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
     assert all(torch.equal(shared[pair], alone[pair]) for pair in alone)
+
+
+def test_products_of_another_precision_are_recorded_anew():
+    exact, rounded = (prepared(f"runtime.matmul={how}")[1] for how in ("highest", "tf32"))
+    assert exact.recording_key("zsl", ()) != rounded.recording_key("zsl", ())
+    assert exact.recording_key("zsl", ()) == prepared()[1].recording_key("zsl", ())

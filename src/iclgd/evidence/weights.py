@@ -10,10 +10,10 @@ from torch import Tensor
 
 from iclgd.choices import Procedure
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.variants import variant
 from iclgd.learning.patches import static_changes
 from iclgd.models.feed_forward import weight_of
 from iclgd.seeding import torch_stream
+from iclgd.variants import STATIC, variant
 
 Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]  # [d_out, d_in] by layer, then by matrix
 
@@ -34,7 +34,7 @@ def changes_since(lab: Laboratory, before: Changes | None) -> Changes | None:
 def context_changes(lab: Laboratory) -> Changes:
     """What the context amounts to in weights: the static patch's changes (conf/finetune/static_patch.yaml)."""
     own = lab.config.finetune.procedure is Procedure.static_patch
-    config = lab.config if own else variant(lab.config, "static_patch", "static_changes")
+    config = lab.config if own else variant(lab.config, STATIC)
     by_name = static_changes(lab.model, lab.prompts, config)
     names = _names(lab)
     return tuple(tuple(by_name[layer, name].float().cpu() for name in names) for layer in range(lab.model.layers))
