@@ -16,7 +16,7 @@ from configs import config
 from iclgd import paths
 from iclgd.config import Config
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
-from iclgd.runs.source_code import own_code
+from iclgd.runs.source_code import own_code, user_code
 
 SHOTS, ROWS = 4, 16
 
@@ -149,13 +149,17 @@ def test_a_label_or_an_expression_is_no_module(folder):
 
 
 def test_a_module_of_the_users_is_executed_once_and_again_after_a_change(folder):
-    Path("prov_once.py").write_text("import os\n\nfrom prov_deep import SCALE\n\nopen('told', 'a').write(str(SCALE))\n")
-    reword("prov_metric.py", "import prov_deep", "import prov_once, prov_deep")()
-    parts(), parts()
-    assert Path("told").read_text() == "1"
+    Path("prov_once.py").write_text(
+        "from prov_deep import SCALE\n\n\ndef typed(x: int): ...\n\n\n"
+        "open('told', 'a').write(f\"{SCALE} {typed.__annotations__['x'].__name__}, \")\n"  # a type, not its name
+    )
+    for _ in range(2):
+        user_code(["prov_once.typed"])
+    assert Path("told").read_text() == "1 int, "
     Path("prov_deep.py").write_text("SCALE = 2\n")
-    parts(), parts()
-    assert Path("told").read_text() == "12"
+    for _ in range(2):
+        user_code(["prov_once.typed"])
+    assert Path("told").read_text() == "1 int, 2 int, "
 
 
 def test_code_that_only_shows_or_places_a_run_does_not_count():

@@ -185,7 +185,7 @@ def _says_the_same(file: Path, text: str) -> bool:
     """
     try:
         compiled = Path(importlib.util.cache_from_source(str(file))).read_bytes()[16:]
-        return marshal.loads(compiled) == compile(text, str(file), "exec")
+        return marshal.loads(compiled) == compile(text, str(file), "exec", dont_inherit=True)
     except FileNotFoundError:
         return True
     except (OSError, ValueError, EOFError, TypeError, SyntaxError, NotImplementedError):
@@ -206,6 +206,6 @@ def _execute_changed(sources: dict[str, tuple[Path, str]]) -> None:
 
 def _execute(module: ModuleType, file: Path, text: str) -> None:
     try:
-        exec(compile(text, str(file), "exec"), module.__dict__)
+        exec(compile(text, str(file), "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         raise ConfigError(f"{file} fails: {type(error).__name__}: {error}") from error
