@@ -38,7 +38,8 @@ REFUSED = [
     ("finetune.lr=${nope}", "finetune.lr: Interpolation key 'nope' not found"),
     ("finetune.layers=3-1", "finetune.layers='3-1' cannot be read"),
     ("model=hf", "model.name is not set: give model.name=..."),
-    ("nonsense", "Error parsing override 'nonsense'"),
+    ("nonsense", "nonsense cannot be read: write KEY=VALUE"),
+    ("model.separator=<sep>", "model.separator=<sep> cannot be read: write KEY=VALUE, special characters in quotes"),
 ]
 
 
