@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from configs import config
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.evidence import Laboratory, gather, learned, reference_prompts
-from iclgd.evidence.reference import reference_config
 from iclgd.experiment import run, unfit_reference
 from iclgd.metrics import measure, required_inputs
 from iclgd.models import load
@@ -21,6 +20,7 @@ from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
 from iclgd.tasks import as_json, draw, encode
+from iclgd.variants import reference_config
 
 TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=8", "finetune.other_task=toy_other")
 SCORES = (
@@ -223,3 +223,9 @@ def test_prompts_json_lists_what_a_truth_has_seen():
     assert all(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
     content, other = listed("reference=gd", "reference.draw=1")
     assert {item["text"] for item in other}.isdisjoint(item["text"] for item in content["demonstrations"])
+
+
+def test_products_of_another_precision_are_recorded_anew():
+    exact, rounded = (prepared(f"runtime.matmul={how}")[1] for how in ("highest", "tf32"))
+    assert exact.recording_key("zsl", ()) != rounded.recording_key("zsl", ())
+    assert exact.recording_key("zsl", ()) == prepared()[1].recording_key("zsl", ())

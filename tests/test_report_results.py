@@ -231,4 +231,5 @@ def test_texts_of_settings():
     assert [as_text(value) for value in (1e-4, None, True, "a", 3)] == ["0.0001", "none", "True", "a", "3"]
     assert heading("finetune.lr", ["finetune.lr", "task.shots"]) == "lr"
     assert heading("task.name", ["reference.name"]) == "task"
+    assert heading("reference.name", ["finetune.name"]) == "reference" and heading("runtime.dtype", []) == "dtype"
     assert heading("a.k", ["a.k", "b.k"]) == "a.k"

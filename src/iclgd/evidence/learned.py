@@ -15,7 +15,6 @@ from torch import Tensor
 from iclgd.choices import CacheMode, Procedure, RecordAt, TrainingData
 from iclgd.config import ConfigError, as_dict
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.variants import variant
 from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
@@ -23,6 +22,7 @@ from iclgd.records import PromptSet, Recording, Trace
 from iclgd.runs.fingerprint import training_code
 from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
+from iclgd.variants import variant
 
 log = logging.getLogger(__name__)
 

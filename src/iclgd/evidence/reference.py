@@ -12,15 +12,13 @@ from iclgd.config import Config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
 from iclgd.evidence.orders import orders
-from iclgd.evidence.variants import variant
 from iclgd.models import LanguageModel
 from iclgd.records import PromptSet, Recording
 from iclgd.runs.cache import recordings_cache
 from iclgd.tasks import draw, encode
+from iclgd.variants import ICL, reference_config
 
 log = logging.getLogger(__name__)
-
-ICL = "icl"
 
 
 @dataclass(frozen=True)
@@ -93,22 +91,3 @@ def reference_prompts(config: Config, model: LanguageModel, prompts: PromptSet) 
         return None
     own = encode(draw(other, other.reference.draw), other, model.tokenizer, model.window)
     return replace(own, queries=prompts.queries)
-
-
-def reference_config(config: Config) -> Config:
-    """The run as the reference has it: its variant, rate and order; the run itself where all of that is ICL's own."""
-    reference, task = config.reference, config.task
-    if reference.name != ICL:
-        chosen = variant(config, reference.name, "reference.name")
-        finetune = replace(
-            chosen.finetune,
-            lr=(reference.lr or chosen.finetune.lr) * reference.lr_factor,
-            noise=reference.noise or chosen.finetune.noise,
-            other_task=config.finetune.other_task or chosen.finetune.other_task,
-        )
-    elif reference.permutation is None and not reference.draw:
-        return config
-    else:
-        finetune = config.finetune
-    order = task.permutation if reference.permutation is None else reference.permutation
-    return replace(config, finetune=finetune, task=replace(task, permutation=order))

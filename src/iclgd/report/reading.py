@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from iclgd.config import ReferenceConfig
 from iclgd.runs import varied
-from iclgd.runs.folder import EARLIER
+from iclgd.runs.folder import run_folders
 from iclgd.runs.parsing import DamagedRun as BrokenRun
 from iclgd.runs.reader import FolderReader
 from iclgd.shown import printable
@@ -173,10 +173,8 @@ def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[t
     for folder in folders:
         if not folder.is_dir():
             raise ReportError(f"{folder} is no folder: name a run folder or a sweep's, such as outputs/first_look")
-        for status in folder.rglob("status.json"):
-            parts = status.relative_to(folder).parts
-            if not any(part.startswith(".") or part == EARLIER for part in parts):
-                found.setdefault(status.parent.resolve(), status.parent)
+        for run in run_folders(folder):
+            found.setdefault(run.resolve(), run)
     runs, left_out = [], []
     for folder in sorted(found.values()):
         try:

@@ -19,13 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from iclgd.choices import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer
 from iclgd.config import Config, FinetuneConfig, parse_layers
-from iclgd.evidence.reference import reference_config
 from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
 from iclgd.records import Item, PromptSet, Recording, Trace
 from iclgd.runs.identity import LOOKS
+from iclgd.variants import reference_config
 
-_TRAINABLE = ("attn_kv", "attention", "mlp", "all")
 _OBJECTIVES = ("gd", "lcgd", "short_circuit")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is
     "procedure": (Procedure.train, Procedure.none, Procedure.replay),

@@ -16,12 +16,12 @@ from iclgd.choices import CacheMode, Layer0, Procedure
 from iclgd.config import Config, ScoreConfig
 from iclgd.evidence import Laboratory, gather
 from iclgd.evidence.facts import random_update
-from iclgd.evidence.reference import reference_config
 from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
 from iclgd.models import LanguageModel
 from iclgd.records import Evidence, PromptSet, Recording, Trace
 from iclgd.runs.progress import Progress
 from iclgd.seeding import numpy_stream, torch_stream
+from iclgd.variants import reference_config
 from iclgd.verify.naive import Naive, unknown_to_it
 
 KEY = ["score", "example", "layer"]
