@@ -101,7 +101,8 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
     def planted(**changed):
         return replace(own, recordings={**own.recordings, "icl": replace(icl, **changed)})
 
-    assert "gd, is unstable" in str(unfit_reference(lab, planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]))))
+    wild = planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]), untouched_loss=torch.tensor(2.0))
+    assert "gd, is unstable" in str(unfit_reference(lab, wild))
     assert "gd, diverged" in str(unfit_reference(lab, planted(attention_output=icl.attention_output * torch.nan)))
     assert evidence("finetune=gd").recordings["icl"].losses is None
 
