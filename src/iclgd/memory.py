@@ -102,7 +102,7 @@ class Estimate:
     missing: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        """One line for a log."""
+        """One line."""
         on = ", ".join(f"{device} {size:.1f} GB" for device, size in self.devices.items())
         return (
             f"estimate: {on} (weights {self.weights:.1f}, training {self.trained:.1f}, activations "
