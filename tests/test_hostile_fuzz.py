@@ -79,8 +79,8 @@ def test_a_changed_byte_never_gives_another_number(run: Path, whole: Any, data: 
     content[at : at + length] = new
     found = read(run, name, bytes(content))
     if found is not None:
-        for mine, whole in zip(found, whole, strict=True):
-            assert mine is None or mine == whole
+        for mine, theirs in zip(found, whole, strict=True):
+            assert mine is None or mine == theirs
 
 
 @FUZZ
