@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from hostile_data import CASES, GOOD
 from iclgd.config import ConfigError
 from iclgd.tasks import draw
-from limits import bounded
+from limits import MEGABYTES, bounded
 from task_cases import make_config, write_jsonl
 
 
@@ -35,3 +36,13 @@ def test_a_strangers_rows_are_read_or_refused_by_file(name, tmp_path: Path):
 
 def test_the_corpus_is_large_enough():
     assert len(CASES) >= 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux only")
+def test_what_takes_too_much_memory_or_time_is_noticed():
+    with bounded():
+        bytearray(MEGABYTES // 5 << 20)
+    with pytest.raises(AssertionError, match="MB of memory"), bounded():
+        bytearray(2 * MEGABYTES << 20)
+    with pytest.raises(AssertionError, match="s of the processor"), bounded(seconds=0.0):
+        sum(range(10**6))
