@@ -101,7 +101,7 @@ class Loop:
     ) -> Trace:
         """A step for each batch, until one is not finite."""
         finetune = self.config.finetune
-        # by the name, so that two variants of random directions differ; of random_direction: "random direction"
+        # Named after the variant, so that two variants of random directions differ.
         self.noise = torch_stream(finetune.name.replace("_", " "), self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
         self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]

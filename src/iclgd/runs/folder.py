@@ -244,6 +244,11 @@ class RunFolder:
                 raise
             log.info("%s is being computed by another process; waiting for it", self.path)
             lock.acquire()
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): no second command should run there meanwhile", self.path, error)
+            (self.path / _CLAIM).unlink(missing_ok=True)
+            yield
+            return
         try:
             yield
         finally:
