@@ -1,5 +1,6 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
-# make bench  benchmarks -> BENCHMARKS.md      make test-cluster, test-outside, test-placement, test-oldest, fuzz: slower checks
+# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-outside, test-placement, test-oldest,
+# make test-hydra-next, fuzz
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,7 +8,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit coverage bench fuzz simulate setup test-placement test-cluster test-outside test-oldest clean
+.PHONY: run test lint types unit coverage bench fuzz simulate setup clean
+.PHONY: test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
@@ -48,6 +50,14 @@ test-cluster: setup
 test-oldest:
 	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="-q"
 
+# Hydra's release candidate in a virtual environment of its own, all other packages from $(VENV)
+test-hydra-next: setup
+	$(PYTHON) -m venv --clear .venv-hydra-next
+	.venv-hydra-next/bin/pip install --quiet --disable-pip-version-check --pre "hydra-core>=1.4.0rc0"
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$(.venv-hydra-next/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-hydra-next/bin/python -m pytest -q -W default tests/test_sweeps.py tests/test_cli.py $(ARGS)
+
 setup: $(READY)
 
 CONSTRAINTS ?= constraints.txt
@@ -60,4 +70,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build
+	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build

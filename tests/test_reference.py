@@ -103,7 +103,8 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
     def planted(**changed):
         return replace(own, recordings={**own.recordings, "icl": replace(icl, **changed)})
 
-    assert "gd, is unstable" in str(unfit_reference(lab, planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]))))
+    wild = planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]), untouched_loss=torch.tensor(2.0))
+    assert "gd, is unstable" in str(unfit_reference(lab, wild))
     assert "gd, diverged" in str(unfit_reference(lab, planted(attention_output=icl.attention_output * torch.nan)))
     assert evidence("finetune=gd").recordings["icl"].losses is None
 
@@ -220,7 +221,6 @@ def test_prompts_json_lists_what_a_truth_has_seen():
     shown = [item["text"] for item in content["demonstrations"]]
     assert sorted(item["text"] for item in other) == sorted(shown) != [item["text"] for item in other]
     content, other = listed("reference=label_shuffled")
-    assert [item["text"] for item in other] == shown
     assert any(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
     content, other = listed("reference=gd", "reference.draw=1")
     assert {item["text"] for item in other}.isdisjoint(item["text"] for item in content["demonstrations"])

@@ -357,7 +357,8 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
 
 def register_schema() -> None:
     """Make the schema known to Hydra, as `schema` in the defaults list."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    if "schema.yaml" not in (store := ConfigStore.instance()).repo:
+        store.store(name="schema", node=Config)
 
 
 def typed(composed: DictConfig | Mapping[str, Any]) -> Config:

@@ -49,6 +49,12 @@ def packaged_file(config: ModelConfig) -> Path:
     )
 
 
+def converted_place(config: ModelConfig) -> Path:
+    """The folder of the cache where that file is kept as safetensors, once it has been converted."""
+    file = packaged_file(config)
+    return cache_folder() / "models" / f"{file.stem}-{digest_of(file)[:16]}"
+
+
 def model_inputs(model: ModelConfig) -> dict[str, str]:
     """Everything that a model's numbers and tokens are read from: SHA-256 by file name, or `commit` for the hub's.
 
@@ -133,8 +139,7 @@ def weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
 def layers_of(model: ModelConfig) -> int | None:
     """How many blocks a model has, from its config.json; None where that is not at hand without a network."""
     if model.source is ModelSource.package:
-        file = packaged_file(model)
-        place: Any = cache_folder() / "models" / f"{file.stem}-{digest_of(file)[:16]}" / "config.json"
+        place: Any = converted_place(model) / "config.json"
     else:
         folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
         place = folder / "config.json"
