@@ -62,23 +62,13 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
 
 
 def _read(run: FinishedRun) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = run.folder / "recordings.safetensors"
-    if path.is_symlink() or not path.is_file():
-        raise ReportError(
-            f"{run.folder} kept no recordings to export: run it again with runtime.save_recordings=true "
-            "(and runtime.rerun=all, for it is done)"
-        )
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, TypeError, KeyError) as error:
-        raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
+    tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
     needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
     missing = [name for name in needed if name not in tensors]
     if missing:
-        raise ReportError(f"{path} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
+        raise ReportError(
+            f"{run.folder}/recordings.safetensors holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}"
+        )
     return tensors
 
 
