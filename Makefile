@@ -1,6 +1,7 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
-# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-outside, test-placement, test-oldest,
-# make test-hydra-next, fuzz
+# make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
+# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
+# make test-oldest, test-hydra-next, fuzz
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,13 +9,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit coverage bench fuzz simulate setup clean
-.PHONY: test-placement test-cluster test-outside test-oldest test-hydra-next
+.PHONY: run test lint types unit coverage soak stress bench fuzz simulate setup clean
+.PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
 
-test: lint types unit
+test: lint types coverage
 
 lint: setup
 	$(BIN)/ruff check .
@@ -23,17 +24,30 @@ lint: setup
 types: setup
 	$(BIN)/basedpyright
 
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist worksteal
+
 unit: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 coverage: setup
-	$(MAKE) unit ARGS="--cov --cov-report=term:skip-covered"
+	$(PYTEST) --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report
+	$(BIN)/python tests/branches_covered.py
+
+soak: setup
+	ICLGD_SOAK=1 ICLGD_TYPE_CHECKS=all $(PYTEST) -m "not real_data" $(ARGS)
+
+stress: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 tests/stress.sh $(BIN)/pytest $(ARGS)
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
 
 simulate: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)
+
+test-data: setup
+	$(BIN)/pytest -m real_data tests/test_real_data.py $(ARGS)
 
 test-placement: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/placement -q --timeout=0 $(ARGS)

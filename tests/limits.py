@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-SECONDS = 5.0  # of the processor, so that other work beside the tests does not count
+SECONDS = 10.0  # of the processor, so that other work beside the tests does not count
 MEGABYTES = 250  # above what the process held before; libraries that are loaded on first use count too
 _PROCESS = Path("/proc/self")
 

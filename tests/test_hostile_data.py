@@ -15,7 +15,7 @@ from limits import MEGABYTES, bounded
 from task_cases import make_config, write_jsonl
 
 
-@pytest.mark.timeout(60)  # of a pipe that is waited for
+@pytest.mark.timeout(300)  # of a pipe that is waited for
 @pytest.mark.parametrize("name", CASES)
 def test_a_strangers_rows_are_read_or_refused_by_file(name, tmp_path: Path):
     case, folder = CASES[name], tmp_path / "size=big" / "things"  # a folder's name is no column

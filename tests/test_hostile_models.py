@@ -57,7 +57,7 @@ def listing(place: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in place.rglob("*")}
 
 
-@pytest.mark.timeout(60)  # of a pipe that is waited for
+@pytest.mark.timeout(300)  # of a pipe that is waited for
 @pytest.mark.parametrize("name", CASES)
 def test_a_strangers_model_is_loaded_whole_or_refused_by_name(name, whole, expected, tmp_path, monkeypatch):
     case, folder = CASES[name], copied(whole, tmp_path / "theirs")

@@ -60,7 +60,7 @@ def records(results: Results, name: str):
     return next(run.records for run in results.runs if run.name == name)
 
 
-@pytest.mark.timeout(60)  # of a pipe that is waited for
+@pytest.mark.timeout(300)  # of a pipe that is waited for
 @pytest.mark.parametrize("name", CASES)
 def test_a_strangers_run_counts_or_is_left_out_with_a_reason(name, whole, expected, tmp_path, capsys):
     sweep, case = sweep_of(whole, tmp_path, name), CASES[name]
@@ -93,7 +93,7 @@ def experiment(_config, folder, _progress):
     return {"sim_aou": {"mean": 0.125}}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CASES)
 def test_a_sweep_that_comes_upon_a_strangers_run_skips_it_or_makes_it_again(name, settings, whole, tmp_path):
     folder = RunFolder(sweep_of(whole, tmp_path, name) / "a000")

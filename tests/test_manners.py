@@ -42,7 +42,7 @@ def test_version_keys_and_a_reader_who_leaves(tmp_path: Path):
     assert "metric.scores.NAME.function: str (to be given)" in shown
     command = f"{sys.executable} -m iclgd --keys | head -1"
     left = subprocess.run(
-        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert left.stdout.startswith("model.name: str") and not left.stderr
 
@@ -174,7 +174,7 @@ def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
     assert not (tmp_path / "conf" / "metric").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_skeletons_run_at_once_in_any_folder_with_what_a_wheel_holds(tmp_path: Path):
     """As a user does: written by the command, tested by their own tests, and found by the command in this folder."""
     wheel, mine = tmp_path / "wheel", tmp_path / "mine"
