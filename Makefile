@@ -1,6 +1,7 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
 # make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
-# make bench  benchmarks -> BENCHMARKS.md      make test-cluster, test-data, test-outside, test-placement, test-oldest, fuzz
+# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
+# make test-oldest, test-hydra-next, fuzz
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit coverage soak stress bench fuzz simulate setup test-data test-placement test-cluster test-outside test-oldest clean
+.PHONY: run test lint types unit coverage soak stress bench fuzz simulate setup clean
+.PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
@@ -63,6 +65,14 @@ test-cluster: setup
 test-oldest:
 	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="-q"
 
+# Hydra's release candidate in a virtual environment of its own, all other packages from $(VENV)
+test-hydra-next: setup
+	$(PYTHON) -m venv --clear .venv-hydra-next
+	.venv-hydra-next/bin/pip install --quiet --disable-pip-version-check --pre "hydra-core>=1.4.0rc0"
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$(.venv-hydra-next/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-hydra-next/bin/python -m pytest -q -W default tests/test_sweeps.py tests/test_cli.py $(ARGS)
+
 setup: $(READY)
 
 CONSTRAINTS ?= constraints.txt
@@ -75,4 +85,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build
+	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import iclgd
 from iclgd import command, experiment  # noqa: F401  loaded before anything is forked
+from iclgd.runs import environment
 
 WORLD, MODE = Path(sys.argv[1]), sys.argv[2]
 PACKAGE = Path(iclgd.__file__).parent
@@ -161,12 +161,12 @@ def other_weights():
 def version(package):
     @contextmanager
     def change():
-        real = metadata.version
-        metadata.version = lambda name: "9.9" if name == package else real(name)
+        real = environment._versions
+        environment._versions = lambda: {**real(), package: "9.9"}
         try:
             yield ARGUMENTS
         finally:
-            metadata.version = real
+            environment._versions = real
 
     return change
 

@@ -17,8 +17,9 @@ from safetensors import safe_open
 import iclgd as package
 from command_line import ROOT, environment, iclgd
 from configs import composed, config
-from iclgd import hub, hydra_setup, keys, plan, skeletons
+from iclgd import hub, hydra_setup, keys, memory, plan, skeletons
 from iclgd.config import Config, ConfigError
+from iclgd.memory import Estimate
 from iclgd.records import Recording, axes_of
 from iclgd.runs.folder import RunFolder
 
@@ -106,6 +107,28 @@ def test_a_plan_lists_runs_what_is_done_and_the_time_it_takes(tmp_path: Path, ca
     assert "6 runs: 1 done, 5 to do (about 100 s, one after the other)" in shown or "2 min" in shown
     assert plan.show(["-m", "model=toy", "task=toy", "task.shots=0,3"]) == 2
     assert plan.show(["sweeps=smoke", "nonsense"]) == 2
+
+
+def test_a_plan_says_what_each_model_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    """The largest need of memory, the minutes of all runs; runs of one size are estimated once, nothing is refused."""
+    needs = {"gd": Estimate(1, 1, 1, {"cpu": 3.0}, 1, 1, 10), "lcgd": Estimate(2, 2, 1, {"cpu": 5.0}, 1, 1, 20)}
+    asked = []
+
+    def estimate(config: Config) -> Estimate:
+        asked.append(config.finetune.name)
+        return dataclasses.replace(needs[config.finetune.name], missing=("cpu has too little",))
+
+    arguments = ["-m", "model=toy", "task=toy", "seed=0,1,2", "finetune=gd,lcgd", f"paths.outputs={tmp_path}"]
+    with monkeypatch.context() as pretended:
+        pretended.setattr(memory, "estimate", estimate)
+        assert plan.show(arguments) == 0
+    assert asked == ["gd", "lcgd"]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "estimate" in line]
+    assert line.startswith("toy, runtime.placement=single, runtime.dtype=auto: estimate: cpu 5.0 GB (weights 2.0, ")
+    assert line.endswith("about 90.0 min; cpu has too little")
+    (tmp_path / "model").mkdir()
+    assert plan.show(["model=hf", f"model.name={tmp_path}/model", "task=toy"]) == 0
+    assert "/model, runtime.placement=single, runtime.dtype=auto: no estimate, " in capsys.readouterr().out
 
 
 def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
