@@ -135,7 +135,7 @@ from iclgd.dashboard import cli
 cli(["--dry-run"])
 """
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["project"] == "iclgd"

@@ -365,7 +365,8 @@ _HYDRAS = ("hydra", "sweeps")  # keys beside those of a run
 
 def register_schema() -> None:
     """Make the schema known to Hydra, as `schema` in the defaults list."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    if "schema.yaml" not in (store := ConfigStore.instance()).repo:
+        store.store(name="schema", node=Config)
 
 
 def typed(composed: DictConfig | Mapping[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""`iclgd-dashboard`: the W&B workspace for many runs, or a report of them: curves over layers, rates and shots.
+"""The command `iclgd-dashboard` builds a W&B workspace, or a report, for many runs: curves by layer, rate and shots.
 
 Both are code, so that they can be read, tested and made again; `--dry-run` prints what would be sent.
 """

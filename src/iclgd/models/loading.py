@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.choices import Matmul, ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.model_files import held, model_inputs, refuse_file_elsewhere
+from iclgd.model_files import converted_place, held, model_inputs, packaged_file, refuse_file_elsewhere
 from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
@@ -182,10 +182,10 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig, revision: str | None) -> AcceptedModel:
+def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> AcceptedModel:
     """The model's files, checked."""
     refuse_file_elsewhere(model)
-    with_weights = model.weights is not Weights.random
+    with_weights = weights and model.weights is not Weights.random
     if model.source is ModelSource.memory:
         return accept(str(held(model).folder), weights=False)
     if model.source is ModelSource.package:
@@ -198,12 +198,15 @@ def _locate(model: ModelConfig, revision: str | None) -> AcceptedModel:
 
 
 def read_config(model: ModelConfig) -> PretrainedConfig:
-    """The model's config.json; no weight is read.
+    """The model's config.json; no weight is fetched, read or converted.
 
     Raises:
         ConfigError: it is not there, or of a family that is not known.
     """
-    return _config(model, _locate(model, model.revision))
+    if model.source is ModelSource.package and not (converted_place(model) / "config.json").is_file():
+        file = packaged_file(model)
+        return _config(model, accept(str(file.parent), file=file.name))
+    return _config(model, _locate(model, model.revision, weights=False))
 
 
 def read_prefix(

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.config import ReferenceConfig
 from iclgd.runs import varied
-from iclgd.runs.folder import EARLIER
+from iclgd.runs.folder import run_folders
 from iclgd.runs.parsing import DamagedRun as BrokenRun
 from iclgd.runs.reader import FolderReader
 from iclgd.shown import printable
@@ -105,6 +106,11 @@ class FinishedRun:
         return next((kind for kind in ("diverged", "unstable") if self.status.get(kind)), "sane")
 
     @property
+    def planted(self) -> bool:
+        """Whether a finetuning variant plays ICL's part."""
+        return self.settings.get("reference.name", ReferenceConfig().name) != ReferenceConfig().name
+
+    @property
     def draw(self) -> tuple[Any, ...]:
         """What is random: the seed, and that of weights which were drawn. Another order is no other draw."""
         return self.settings["seed"], self.settings.get("model.weights_seed")
@@ -149,14 +155,14 @@ class FinishedRun:
         from safetensors.torch import load_file
 
         path = self.folder / "recordings.safetensors"
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise ReportError(
                 f"{self.folder} kept no recordings: run it again with runtime.save_recordings=true "
                 "(and runtime.rerun=all, for it is done)"
             )
         try:
             return load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, TypeError, KeyError) as error:
             raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
 
     def mean(self, score: str, examples: str = "all") -> float:
@@ -226,10 +232,8 @@ def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[t
     for folder in folders:
         if not folder.is_dir():
             raise ReportError(f"{folder} is no folder: name a run folder or a sweep's, such as outputs/first_look")
-        for status in folder.rglob("status.json"):
-            parts = status.relative_to(folder).parts
-            if not any(part.startswith(".") or part == EARLIER for part in parts):
-                found.setdefault(status.parent.resolve(), status.parent)
+        for run in run_folders(folder):
+            found.setdefault(run.resolve(), run)
     runs, left_out = [], []
     for folder in sorted(found.values()):
         try:

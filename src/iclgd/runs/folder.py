@@ -369,5 +369,13 @@ class RunFolder:
         self._status = status
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, else those of all runs below it; no earlier results, nothing hidden."""
+    if (folder / _STATUS).exists():
+        return [folder]
+    inside = {path.parent: path.relative_to(folder).parts for path in folder.rglob(_STATUS)}
+    return sorted(p for p, parts in inside.items() if not any(x == EARLIER or x.startswith(".") for x in parts))
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
