@@ -1,5 +1,6 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
-# make bench  benchmarks -> BENCHMARKS.md      make test-cluster, test-placement, test-oldest, fuzz: slower checks
+# make docs   the documentation -> site/         make bench      benchmarks -> BENCHMARKS.md
+# make test-cluster, test-placement, test-oldest, fuzz: slower checks
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,7 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit coverage bench fuzz simulate setup test-placement test-cluster test-oldest clean
+.PHONY: run test lint types unit docs coverage bench fuzz simulate setup test-placement test-cluster test-oldest clean
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
@@ -23,6 +24,9 @@ types: setup
 
 unit: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 coverage: setup
 	$(MAKE) unit ARGS="--cov --cov-report=term:skip-covered"
@@ -57,4 +61,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build
+	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build site
