@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 
 from iclgd.config import Config, ConfigError, as_dict, typed
-from iclgd.paths import config_folder
+from iclgd.paths import config_files
 
 
 def variant(config: Config, name: str | None, key: str = "metric.compare_with") -> Config:
@@ -14,8 +14,8 @@ def variant(config: Config, name: str | None, key: str = "metric.compare_with") 
     Raises:
         ConfigError: there is no such yaml; the message names `key`.
     """
-    path = config_folder() / "finetune" / f"{name}.yaml"
-    if name is None or not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+    files = config_files("finetune")
+    if name not in files:
+        known = ", ".join(files)
         raise ConfigError(f"{key}={name} is no variant that another can be compared with: name one of {known}")
-    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
+    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(files[name])}))

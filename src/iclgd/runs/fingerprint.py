@@ -117,10 +117,8 @@ def _in_words(name: str, before: Any, now: Fingerprint) -> str:
 
 def _variant(config: Config, name: str | None) -> Config | None:
     """The run with another variant, as its yaml says; None if there is none of that name."""
-    path = paths.config_folder() / "finetune" / f"{name}.yaml"
-    if name is None or not path.is_file():
-        return None
-    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
+    path = paths.config_files("finetune").get(str(name))
+    return path and typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
 
 
 def _scores(settings: Mapping[str, Any]) -> list[Any]:
@@ -177,7 +175,7 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
-        files.add(paths.config_folder() / "task" / f"{config.finetune.other_task or task.name}.yaml")
+        files |= {file for name, file in paths.config_files("task").items() if name == config.finetune.other_task}
         folders = {
             folder for file in files for folder in list(file.parents)[:2]
         }  # a new file there may be read instead
