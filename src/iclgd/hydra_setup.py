@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 import warnings
 from collections.abc import Sequence
@@ -66,9 +67,16 @@ def _published(key: str, *, _root_: DictConfig) -> float:
 
 
 def ordered(arguments: Sequence[str]) -> list[str]:
-    """A command line with its `-m` first: between overrides, Hydra's parser would not know those that follow."""
-    flags = ("-m", "--multirun")
-    return [*(a for a in arguments if a in flags), *(a for a in arguments if a not in flags)]
+    """A command line with its options first: between overrides, Hydra's parser would not know those that follow."""
+    options, overrides, rest = list[str](), list[str](), iter(arguments)
+    for argument in rest:
+        if argument in ("-m", "--multirun") or argument.startswith("--config-dir="):
+            options.append(argument)
+        elif argument in ("-cd", "--config-dir"):
+            options += [argument, *itertools.islice(rest, 1)]
+        else:
+            overrides.append(argument)
+    return [*options, *overrides]
 
 
 def points(config: DictConfig) -> list[list[str]] | None:
