@@ -1,6 +1,6 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
 # make docs   the documentation -> site/         make bench      benchmarks -> BENCHMARKS.md
-# make test-cluster, test-placement, test-oldest, fuzz: slower checks
+# make test-cluster, test-outside, test-placement, test-oldest, fuzz: slower checks
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs coverage bench fuzz simulate setup test-placement test-cluster test-oldest clean
+.PHONY: run test lint types unit docs coverage bench fuzz simulate setup test-placement test-cluster test-outside test-oldest clean
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
@@ -42,6 +42,9 @@ test-placement: setup
 
 fuzz: setup
 	ICLGD_FUZZ=10000 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/test_hostile_fuzz.py --timeout=0 $(ARGS)
+
+test-outside: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/outside -q -s --timeout=0 $(ARGS)
 
 test-cluster: setup
 	tests/cluster/run.sh $(BIN)/python $(ARGS)

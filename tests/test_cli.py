@@ -38,7 +38,8 @@ REFUSED = [
     ("finetune.lr=${nope}", "finetune.lr: Interpolation key 'nope' not found"),
     ("finetune.layers=3-1", "finetune.layers='3-1' cannot be read"),
     ("model=hf", "model.name is not set: give model.name=..."),
-    ("nonsense", "Error parsing override 'nonsense'"),
+    ("nonsense", "nonsense cannot be read: write KEY=VALUE"),
+    ("model.separator=<sep>", "model.separator=<sep> cannot be read: write KEY=VALUE, special characters in quotes"),
 ]
 
 
@@ -121,6 +122,19 @@ def test_one_run_then_again_then_damaged(tmp_path):
     repaired = iclgd(tmp_path, "seed=1")
     assert "1 done" in repaired.stdout and "is not what the finished run wrote" in repaired.stderr
     assert (folder / "scores.json").read_bytes() == before
+
+
+def test_a_finished_run_is_skipped_though_its_data_have_gone(tmp_path):
+    rows = tmp_path / "data" / "mine"
+    rows.mkdir(parents=True)
+    for split in ("train", "validation"):
+        (rows / f"{split}.jsonl").write_text('{"sentence": "Good.", "label": 1}\n' * 9)
+    arguments = ("task=sst2", "task.name=mine", "task.shots=2", "task.rates={lcgd: 0.1}", "paths.data_dir=data")
+    assert iclgd(tmp_path, *arguments).returncode == 0
+    (rows / "train.jsonl").unlink()
+    again, other = iclgd(tmp_path, *arguments), iclgd(tmp_path, *arguments, "seed=1")
+    assert again.returncode == 0 and "1 skipped" in again.stdout, again.stderr
+    assert other.returncode == 2 and "no train.jsonl" in other.stderr
 
 
 def test_a_failed_run_says_so_and_keeps_its_traceback(tmp_path):

@@ -78,6 +78,13 @@ def test_the_folder_holds_what_others_read(tmp_path: Path) -> None:
     assert all(len(digest) == 64 for digest in environment["model_files"].values())
 
 
+def test_the_estimate_counts_the_queries_that_there_are(tmp_path: Path) -> None:
+    rows = len(draw(config(*SMALL, "task.queries=1000000")).queries)
+    folders = [run(tmp_path / str(queries), f"task.queries={queries}")[1] for queries in (1_000_000, rows)]
+    most, exactly = (json.loads((f / "environment.json").read_text())["estimate"]["records"] for f in folders)
+    assert 0 < most == exactly
+
+
 def test_a_run_repeated_is_the_same_to_the_byte(tmp_path: Path) -> None:
     for name in ("first", "second"):
         run(tmp_path / name, "finetune=lcgd")

@@ -166,3 +166,6 @@ def test_scores_that_leave_their_interval_under_jitter_are_unstable():
         "from weights one rounding step apart, sim_aou (0.129) becomes 0.193, 0.130, which leaves its interval"
     )
     assert json.loads(json.dumps(wild, allow_nan=False)) == wild and spread(summary, []) == {}
+    diverged = spread(summary, [scores(None, None), scores(0.13, None)])
+    assert diverged["sim_aou"]["moved"] and not diverged["none"]["moved"]
+    assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))

@@ -1,12 +1,13 @@
 """Every recorded tensor of every family agrees with a naive reference that shares no code with the recorder."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 
 from iclgd.choices import Padding
 from iclgd.models import Question, RecordPlan, record, recorder, token_queries
+from iclgd.models.hooks import hooks
 from iclgd.records import OPTIONAL_RECORDS
 from naive import Naive, naive_recording
 from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
@@ -167,3 +168,40 @@ def test_labels_that_all_have_several_tokens_may_come_in_any_batches():
     assert whole.label_scores.isfinite().all()
     torch.testing.assert_close(single.label_scores, whole.label_scores, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(single.attention_output, whole.attention_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_attention_with_context_is_the_mean_of_two_attentions_by_the_contexts_mass(name):
+    """A(C, x) = l A_C + (1 - l) A_x, by head: each side by its own softmax of naive scores, with l as recorded."""
+    model, context = tiny_model(name, dtype=torch.float64), CONTEXTS["demonstrations"]
+    (tokens, options), plan = QUESTIONS[0], RecordPlan(optional=frozenset({"context_mass"}), bos=1)
+    share = record(model, [Question(tokens, options)], context, plan).context_mass[0].double()  # layer head
+    network, heads = tiny_network(name).to(torch.float64), model.anatomy.shape.heads
+    scores, kept = Naive(network).run((*context, *tokens)).scores, {}
+    blocks = network.get_submodule(model.anatomy.family.blocks)
+    watched = [(block.self_attn.v_proj, partial(kept_output, kept, i)) for i, block in enumerate(blocks)]
+    watched += [(block.get_submodule(model.anatomy.family.projection), partial(kept_input, kept, i))
+                for i, block in enumerate(blocks)]  # fmt: skip
+    with hooks(after=watched):
+        network(torch.tensor([(*context, *tokens)]))
+    inside = torch.zeros(len(context) + len(tokens), dtype=torch.bool)
+    inside[1 : len(context)] = True  # bos is none of the context
+    for layer, last in enumerate(scores):
+        whole = kept["into o", layer][0, -1].view(heads, -1)
+        values = kept["v", layer][0].unflatten(-1, (-1, whole.shape[1])).transpose(0, 1)  # head token head_dim
+        values = values.repeat_interleave(heads // len(values), 0)
+        of_context, of_rest = (
+            torch.einsum("ht,htd->hd", last[:, -1].double().masked_fill(~part, -torch.inf).softmax(-1), values)
+            for part in (inside, ~inside)
+        )
+        mass = share[layer][:, None]
+        torch.testing.assert_close(mass * of_context + (1 - mass) * of_rest, whole, rtol=0, atol=1e-6)
+        assert (of_context - of_rest).abs().max() > 1e-2 and 0.01 < mass.min() and mass.max() < 0.99
+
+
+def kept_output(kept, layer, _module, _args, output):
+    kept["v", layer] = output
+
+
+def kept_input(kept, layer, _module, args, _output):
+    kept["into o", layer] = args[0]

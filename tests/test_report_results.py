@@ -151,6 +151,20 @@ def test_diverged_and_unstable_draws_are_counted_and_left_out(tmp_path):
     assert (icl.draws, icl.diverged, icl.unstable) == (4, 0, 0)
 
 
+def test_scores_of_weights_depend_on_finetuning_and_every_score_on_a_planted_truth(tmp_path):
+    for seed in range(3):
+        folder = write_run(tmp_path / str(seed), seed=seed, scores=("sim_aou",))
+        inputs = {"trained": "trained_changes", "context": "static_changes"}
+        change(folder, metric__scores__sim_aou__inputs=inputs)
+        change(folder, "status.json", unstable=seed == 1)
+    results = Results.read([tmp_path])
+    assert results.scores["sim_aou"].learned and row(results).unstable == 1 and row(results).draws == 2
+    assert row(results, "accuracy/icl").draws == 3  # ICL's own accuracy does not depend on finetuning
+    for seed in range(3):
+        change(tmp_path / str(seed), reference__name="gd")
+    assert row(Results.read([tmp_path]), "accuracy/icl").draws == 2  # a planted truth's does
+
+
 def test_query_seeds_and_precision_are_settings(tmp_path):
     for name, dtype, query_seed in (("a", "float32", 1), ("b", "bfloat16", 1), ("c", "float32", 2)):
         change(change(write_run(tmp_path / name), task__query_seed=query_seed), "environment.json", dtype=dtype)
@@ -217,4 +231,5 @@ def test_texts_of_settings():
     assert [as_text(value) for value in (1e-4, None, True, "a", 3)] == ["0.0001", "none", "True", "a", "3"]
     assert heading("finetune.lr", ["finetune.lr", "task.shots"]) == "lr"
     assert heading("task.name", ["reference.name"]) == "task"
+    assert heading("reference.name", ["finetune.name"]) == "reference" and heading("runtime.dtype", []) == "dtype"
     assert heading("a.k", ["a.k", "b.k"]) == "a.k"

@@ -57,6 +57,14 @@ def test_a_single_run_and_an_empty_folder(sweep, tmp_path, capsys):
     assert "is not a folder" in capsys.readouterr().err
 
 
+def test_results_that_were_replaced_are_no_sweep(sweep, capsys):
+    RunFolder(sweep / "a").retire()
+    RunFolder(sweep / "a")._write_status(Status(State.done, seconds=1.0))
+    status.cli([str(sweep.parent)])
+    told = capsys.readouterr().out
+    assert told.count("sweep: ") == 1 and "earlier" not in told
+
+
 def test_a_list_shows_what_varied_and_is_sorted_by_it(tmp_path, capsys):
     for sweep, shots, lr, seed in (("b", 8, 1e-2, 0), ("b", 4, 1e-1, 1), ("b", 16, 1e-3, 0), ("a/deep", 8, 1e-3, 0)):
         write_run(tmp_path / sweep / f"run{shots}", shots=shots, lr=lr, seed=seed, finetune={"layers": [0, 1]})

@@ -27,6 +27,11 @@ def test_intervals_of_cosines_cover():
     assert 0.93 <= mean <= 0.98 and least >= 0.9
 
 
+def test_intervals_of_held_out_means_cover():
+    mean, least = summary(simulation.held_out_coverage(100))
+    assert mean >= 0.95 and least >= 0.9
+
+
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(("draws", "sd"), [(5, 0.0), (5, 0.1), (20, 0.02)])
 def test_marks_are_rarely_false(draws, sd, share):

@@ -106,6 +106,16 @@ def test_accuracies_of_the_default_model_are_the_harness_own(name: str, tmp_path
         assert accuracy == pytest.approx(other) and apart < 1e-2
 
 
+def test_a_yaml_that_was_edited_is_read_again_by_the_same_process(tmp_path):
+    file = write_harness_tasks(tmp_path)["claims"]
+    before = draw(run_of(file)).description
+    file.write_text(file.read_text().replace("Decide what follows", "Say what follows"))
+    assert (before, draw(run_of(file)).description) == (
+        "Decide what follows from each passage.\n\n",
+        "Say what follows from each passage.\n\n",
+    )
+
+
 def test_what_is_drawn_is_the_tasks_own_wording(tmp_path: Path):
     files = write_harness_tasks(tmp_path)
     claims, capitals = (draw(run_of(files[name], "task.shots=2", "seed=1")) for name in ("claims", "capitals"))

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from iclgd import early, hydra_setup, paths, ranks, rerun
 from iclgd.config import Config, ConfigError, TrackingConfig, typed
 from iclgd.runs.execute import Ending, Outcome, execute
+from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.invocation import VARIABLE, Invocation
 from iclgd.runs.process import Terminated, end_children, terminable
 from iclgd.runs.progress import sweep_progress, terminal
@@ -131,7 +132,8 @@ def job(composed: DictConfig) -> float:
     try:
         with announced(_experiment) as experiment:
             config = placed(typed(composed), settings)
-            early.refuse(config)
+            if RunFolder(path).state() is not State.done:  # a finished run stays so when its data have gone
+                early.refuse(config)
             outcome = execute(config, path, experiment, _made_of)
         if outcome.ending is Ending.skipped:
             _track_skipped(config, path)

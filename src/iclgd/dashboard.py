@@ -1,4 +1,4 @@
-"""How does one look at many runs in W&B? `iclgd-dashboard` builds the workspace: curves over layers, rates and shots.
+"""The command `iclgd-dashboard` builds a W&B workspace for many runs: curves over layers, rates and shots.
 
 The workspace is code, so that it can be read, tested and made again; `--dry-run` prints what would be sent.
 """

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Hashable
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from iclgd import __version__, tracking
 from iclgd.choices import Placement, Procedure
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
-from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
+from iclgd.evidence import Laboratory, before_the_end, gather, moved, reference_prompts, repeats, spread
 from iclgd.learning import check, instability
 from iclgd.learning.parity import certificate
 from iclgd.memory import estimate, refuse_too_large
@@ -57,16 +57,16 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         torch.set_num_threads(config.runtime.threads)
     settings = as_dict(config)
     with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
-        needs = estimate(config)
+        needs = estimate(replace(config, task=replace(config.task, queries=len(drawn.queries))))  # not the most allowed
         log.info("%s", needs)
         refuse_too_large(needs)
         parity = certificate(config)
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
         refuse_unknown_tokens(prompts, model)
-        folder.write_json("prompts.json", as_json(prompts))
+        folder.write_json("prompts.json", as_json(prompts, reference_prompts(config, model, prompts)))
         facts = _environment(model, config.runtime)
-        folder.write_json("environment.json", {**facts, "estimate": dataclasses.asdict(needs)})
+        folder.write_json("environment.json", {**facts, "estimate": asdict(needs)})
         if parity is not None:
             folder.write_json("parity.json", parity)
         if patch := source_patch():

@@ -122,10 +122,12 @@ def explain(error: Exception) -> str | None:
     Returns:
         None if the error is not about the command line or the config.
     """
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     if isinstance(error, ConfigError):
         return str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: write KEY=VALUE, special characters in quotes: \"KEY='<a> (b)'\""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))

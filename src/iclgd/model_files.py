@@ -6,7 +6,7 @@ import importlib.util
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,8 +17,13 @@ from iclgd.digests import digest_of
 from iclgd.paths import cache_folder, toy_model_folder
 from iclgd.shown import printable
 
-_READ = ("config.json", "*token*", "vocab*", "merges*", "*.model", "spiece*", "*chat_template*", "adapter_config.json")
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIGS = ("config.json", "tokenizer_config.json")
+TOKENIZER_JSON = ("tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_OTHER = (
+    *("merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model"),
+    "chat_template.jinja",
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST_JSON = 256 << 20  # bytes; the tokenizer.json of Gemma 3 has 33 MB
 _FRESH = 60.0  # seconds for which the hub is not asked again which commit a name means
@@ -47,8 +52,8 @@ def packaged_file(config: ModelConfig) -> Path:
 def model_inputs(model: ModelConfig) -> dict[str, str]:
     """Everything that a model's numbers and tokens are read from: SHA-256 by file name, or `commit` for the hub's.
 
-    Of a folder these are config, tokenizer and weights: every safetensors file in it, and those in folders below
-    that an index names. Untrained weights (`model.weights=random`) read no weight file.
+    Of a folder these are config, tokenizer and weights, which are one file or those that an index names. Untrained
+    weights (`model.weights=random`) read no weight file.
 
     Raises:
         ConfigError: the model is not there, or `model.file` lies outside of it.
@@ -74,20 +79,19 @@ def refuse_file_elsewhere(model: ModelConfig) -> None:
 
 
 def _files(folder: Path, model: ModelConfig) -> list[Path]:
-    patterns = _READ if model.weights is Weights.random else (*_READ, *_WEIGHTS)
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    names = [*CONFIGS, *TOKENIZER_JSON, *TOKENIZER_OTHER]
     if model.file is not None:
-        found.update(path for path in (folder / model.file,) if path.is_file())
+        names.append(model.file)
     elif model.weights is not Weights.random:
-        found.update(_indexed(folder))
-    return sorted(found)
+        names += _weights(folder)
+    return sorted(folder / name for name in names if (folder / name).is_file())
 
 
-def _indexed(folder: Path) -> Iterator[Path]:
-    for index in folder.glob("*.safetensors.index.json"):
-        if index.is_file():
-            shards = set(weight_map(read_object(index, str(index)), str(index)).values())
-            yield from (folder / shard for shard in shards if (folder / shard).is_file())
+def _weights(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [WEIGHTS]
+    return [INDEX, *set(weight_map(read_object(index, str(index)), str(index)).values())]
 
 
 def read_object(path: Path, name: str) -> dict[str, Any]:

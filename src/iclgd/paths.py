@@ -1,4 +1,4 @@
-"""Where are the project's own files, and where may it write?"""
+"""The project's own folders, and those it writes to."""
 
 from __future__ import annotations
 

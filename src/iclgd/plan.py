@@ -17,7 +17,9 @@ from iclgd import hydra_setup, paths
 from iclgd.config import ConfigError, as_dict, typed
 from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.identity import run_id
+from iclgd.runs.parsing import DamagedRun
 from iclgd.runs.progress import duration
+from iclgd.runs.reader import FolderReader
 
 # What makes runs take about as long as each other, from the most alike to the least.
 _KINDS = (
@@ -120,11 +122,9 @@ def _finished(outputs: Iterable[Path]) -> Iterable[tuple[Mapping[str, Any], floa
             known = run.status()
             if known is not None and known.state is State.done and known.seconds:
                 try:
-                    settings = OmegaConf.to_container(OmegaConf.load(status.parent / "config.yaml"))
-                except (OSError, ValueError):
+                    yield FolderReader(status.parent).config, known.seconds
+                except (OSError, DamagedRun):
                     continue
-                if isinstance(settings, dict):
-                    yield {str(key): value for key, value in settings.items()}, known.seconds
 
 
 def _select(settings: Mapping[str, Any], key: str) -> Any:

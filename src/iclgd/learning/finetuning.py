@@ -56,6 +56,7 @@ def finetuned(
     config: Config,
     after_step: AfterStep = lambda _: None,
     ranks: bool = False,
+    noise: str = "update noise",
 ) -> Iterator[Trace]:
     """Within the block, the model is finetuned; afterwards its weights are, bit for bit, what they were.
 
@@ -67,6 +68,7 @@ def finetuned(
         config: its `finetune` and `protocol` say how.
         after_step: called with the number of steps done, after each.
         ranks: also take the ranks of the weights' changes, which costs a decomposition of each.
+        noise: the random stream of `finetune.noise`.
 
     Yields:
         What happened; `diverged_at` is set if a loss or gradient was not finite, and training stopped there.
@@ -79,7 +81,7 @@ def finetuned(
         loop = Loop(model, config, trained, before, ranks)
         trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
         if finetune.noise:
-            trace = loop.with_noise(trace)
+            trace = loop.with_noise(trace, noise)
         steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
         yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
 
@@ -99,7 +101,7 @@ class Loop:
     ) -> Trace:
         """A step for each batch, until one is not finite."""
         finetune = self.config.finetune
-        # by the variant's name, so that two variants of random directions differ; of random_direction: "random direction"
+        # Named after the variant, so that two variants of random directions differ.
         self.noise = torch_stream(finetune.name.replace("_", " "), self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
         self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]
@@ -119,9 +121,9 @@ class Loop:
         return self._trace(history, norms, diverged_at)
 
     @torch.no_grad()
-    def with_noise(self, trace: Trace) -> Trace:
+    def with_noise(self, trace: Trace, name: str) -> Trace:
         """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
-        stream = torch_stream("update noise", self.config.seed)
+        stream = torch_stream(name, self.config.seed)
         for item, original in zip(self.trained, self.before, strict=True):
             part, was = item.part(item.parameter.data), item.part(original)
             noise = torch.randn(part.shape, generator=stream).to(part)

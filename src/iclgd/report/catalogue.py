@@ -10,7 +10,14 @@ from typing import Any
 from iclgd.choices import Better, Role
 from iclgd.report.reading import FinishedRun
 
-_LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors")  # evidence that finetuning has a part in
+_LEARNED = (
+    "ft",
+    "trace",
+    "other",
+    "ft_orders",
+    "training_query_vectors",
+    "trained_changes",
+)  # evidence that finetuning has a part in
 
 
 @dataclass(frozen=True)

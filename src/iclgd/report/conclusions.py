@@ -53,14 +53,12 @@ class Difference:
         second: the one they are compared with.
         asks: what the difference tells.
         results: by score, first minus second over the draws of both.
-        spreads: by score, the standard deviation over draws of the difference.
     """
 
     first: Contender
     second: Contender
     asks: str
     results: Mapping[str, Comparison]
-    spreads: Mapping[str, float]
 
 
 def contenders(results: Results) -> tuple[list[Contender], list[str]]:
@@ -93,6 +91,17 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     return chosen, list(dict.fromkeys(notes))
 
 
+def trials(results: Results, score: str, contender: Contender) -> dict[Any, int]:
+    """By draw, how many queries have a defined value of a share, at the contender's rates."""
+    found = {}
+    for run in results.runs:
+        record, mine = run.records.get((score, "all")), {**contender.others, _VARIANT: contender.variant}
+        at_rate = run.settings[_RATE] == contender.rates.get(run.draw)
+        if record and at_rate and all(run.settings.get(key) == value for key, value in mine.items()):
+            found[run.draw] = record.n - record.undefined
+    return found
+
+
 def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:
     """Every comparison that the variants ask for, over the headline scores; p corrected for all that were tested."""
     scores = [name for name in results.headline if results.scores[name].learned]
@@ -106,16 +115,15 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
     made = []
     for at, (first, second, asks) in enumerate(asked):
         mine = {score: corrected[at, score] for score in scores if (at, score) in corrected}
-        spreads = {score: _spread(first.values[score], second.values[score]) for score in mine}
         if any(result.draws for result in mine.values()):
-            made.append(Difference(first, second, asks, mine, spreads))
+            made.append(Difference(first, second, asks, mine))
     return made
 
 
 def power(made: Sequence[Difference]) -> Power | None:
     """What these comparisons can tell apart; None where there is none, or no spread."""
-    spreads = [spread for difference in made for spread in difference.spreads.values()]
     results = [result for difference in made for result in difference.results.values()]
+    spreads = [result.spread for result in results]
     if not any(spread > 0 for spread in spreads):
         return None
     return design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
@@ -132,6 +140,8 @@ def power_text(made: Sequence[Difference]) -> str:
         return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
     count = f"{told.tests} comparison{'s' if told.tests > 1 else ''}"
     text = f"With {told.draws} draws and {count}, differences between draws spread by {told.spread:.3f} (median)."
+    if any(len(one.tried) > 1 for difference in made for one in (difference.first, difference.second)):
+        text += " Where a rate was chosen on these draws that counts the larger error of such a choice."
     if told.draws < 5:
         text += " No comparison is marked below 5 draws."
     else:
@@ -153,11 +163,13 @@ def zero_shot_notes(results: Results) -> list[str]:
     ]
     if not pairs:
         return []
-    keys = [key for key in results.keys if not key.startswith("finetune.")]
+    keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
     notes: dict[str, None] = {}
     icl, zsl = ((name, "all") for name in pairs[0])
     by_draw: dict[tuple[Any, ...], dict[Any, tuple[Record, Record]]] = {}
     for run in results.runs:
+        if run.planted:
+            continue  # what plays ICL's part there is not ICL
         if icl in run.records and zsl in run.records and not math.isnan(run.mean(icl[0]) - run.mean(zsl[0])):
             setting = tuple(run.settings.get(key) for key in keys)
             by_draw.setdefault(setting, {}).setdefault(run.draw, (run.records[icl], run.records[zsl]))
@@ -278,9 +290,3 @@ def _by_seed(contender: Contender) -> Contender:
         values[score] = {seed: float(np.mean(found)) for seed, found in gathered.items()}
     rates = {seed: rate for (seed, _), rate in contender.rates.items()}
     return Contender(contender.others, contender.variant, rates, contender.tried, values, contender.at_edge)
-
-
-def _spread(first: Mapping[Any, float], second: Mapping[Any, float]) -> float:
-    both = np.array([first[draw] - second[draw] for draw in first if draw in second])
-    both = both[~np.isnan(both)]
-    return float(both.std(ddof=1)) if len(both) > 1 else math.nan

@@ -10,6 +10,7 @@ from iclgd.report.catalogue import ScoreInfo
 from iclgd.report.formats import Table, number
 from iclgd.report.notice import ICL, Notice, in_words
 from iclgd.report.results import Results
+from iclgd.runs import varied
 from iclgd.statistics import Interval
 
 
@@ -23,9 +24,13 @@ def notice_tables(results: Results, found: Iterable[Notice]) -> list[Table]:
 
 
 def place_in_words(results: Results, notice: Notice) -> str:
-    """The model and task of a notice."""
-    names = {"model.name": results.short_name(str(notice.place.get("model.name", "")))}
-    return ", ".join(str(names.get(key, value)) for key, value in notice.place.items() if key != "model.weights")
+    """The model, the task and what else varied."""
+    own = ("model.name", "task.name", "task.shots")
+    return ", ".join(
+        results.text(key, value) if key in own else f"{varied.heading(key, results.keys)} {results.text(key, value)}"
+        for key, value in notice.place.items()
+        if key != "model.weights" or key in results.varied
+    )
 
 
 def labels(results: Results) -> dict[str, str]:

@@ -19,12 +19,6 @@ def published() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
-def learning_rate(task: str) -> float:
-    """The rate of the published runs on this task; SST-2's for a task that they did not have."""
-    known = published()["runs"]
-    return known.get(task, known["sst2"])["lr"]
-
-
 def mean_and_std(setting: Mapping[str, Any], score: str) -> tuple[float, float] | None:
     """The published mean and standard deviation for a setting (by Hydra name) like this one, or None."""
     if not matches(setting):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.config import ReferenceConfig
 from iclgd.runs import varied
-from iclgd.runs.folder import EARLIER
+from iclgd.runs.folder import run_folders
 from iclgd.runs.parsing import DamagedRun as BrokenRun
 from iclgd.runs.reader import FolderReader
 from iclgd.shown import printable
@@ -87,6 +88,11 @@ class FinishedRun:
     def state(self) -> str:
         """`diverged` (the loss was not finite), `unstable` (no result to build on) or `sane`."""
         return next((kind for kind in ("diverged", "unstable") if self.status.get(kind)), "sane")
+
+    @property
+    def planted(self) -> bool:
+        """Whether a finetuning variant plays ICL's part."""
+        return self.settings.get("reference.name", ReferenceConfig().name) != ReferenceConfig().name
 
     @property
     def draw(self) -> tuple[Any, ...]:
@@ -167,10 +173,8 @@ def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[t
     for folder in folders:
         if not folder.is_dir():
             raise ReportError(f"{folder} is no folder: name a run folder or a sweep's, such as outputs/first_look")
-        for status in folder.rglob("status.json"):
-            parts = status.relative_to(folder).parts
-            if not any(part.startswith(".") or part == EARLIER for part in parts):
-                found.setdefault(status.parent.resolve(), status.parent)
+        for run in run_folders(folder):
+            found.setdefault(run.resolve(), run)
     runs, left_out = [], []
     for folder in sorted(found.values()):
         try:

@@ -244,10 +244,14 @@ def _other_keys(results: Results) -> list[str]:
 
 
 def _over_draws(results: Results, score: str, contender: Contender) -> dict[str, Any]:
-    """A contender's mean over draws; shares without an interval, for that takes the number of queries."""
-    values = np.array([value for value in contender.values[score].values() if not math.isnan(value)])
-    share = results.scores[score].share
-    interval = draws_interval(values[:0] if share else values, results.scores[score].limits)
+    """A contender's mean over draws, at rates that the other draws chose."""
+    known = {draw: value for draw, value in contender.values[score].items() if not math.isnan(value)}
+    values, share = np.array(list(known.values())), results.scores[score].share
+    trials = None
+    if share:
+        by_draw = conclusions.trials(results, score, contender)
+        trials = [by_draw[draw] for draw in known]
+    interval = draws_interval(values, results.scores[score].limits, trials=trials, chosen=True)
     mean, std = (float(values.mean()) if len(values) else math.nan), math.nan
     if len(values) > 1:
         std = float(values.std(ddof=1))

@@ -244,6 +244,11 @@ class RunFolder:
                 raise
             log.info("%s is being computed by another process; waiting for it", self.path)
             lock.acquire()
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): no second command should run there meanwhile", self.path, error)
+            (self.path / _CLAIM).unlink(missing_ok=True)
+            yield
+            return
         try:
             yield
         finally:
@@ -362,6 +367,14 @@ class RunFolder:
         with files.replacing(self.path / _STATUS, sync=sync) as part:
             part.write_text(files.to_json(status.as_dict()), encoding="utf-8")
         self._status = status
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, else those of all runs below it; no earlier results, nothing hidden."""
+    if (folder / _STATUS).exists():
+        return [folder]
+    inside = {path.parent: path.relative_to(folder).parts for path in folder.rglob(_STATUS)}
+    return sorted(p for p, parts in inside.items() if not any(x == EARLIER or x.startswith(".") for x in parts))
 
 
 def _now() -> str:

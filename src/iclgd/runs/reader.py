@@ -79,6 +79,7 @@ _PROMPTS = fields(
         "label_token_ids": list_of(list_of(count)),
         "in_context": list_of(count),
         "training": list_of(_ITEM),
+        "reference_demonstrations": list_of(_ITEM),
     },
 )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.runs import varied
-from iclgd.runs.folder import RunFolder, State, Status
+from iclgd.runs.folder import RunFolder, State, Status, run_folders
 from iclgd.runs.invocation import Invocation
 from iclgd.runs.progress import duration
 from iclgd.runs.reader import FolderReader
@@ -57,11 +57,8 @@ class RunLine:
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
     """The folders that hold runs, in or below the given ones, each with its runs in the order they were started."""
     for folder in folders:
-        if (folder / "status.json").exists():
-            yield folder, run_lines(folder)
-            continue
-        below = {path.parent.parent for path in folder.rglob("status.json") if not _hidden(path.relative_to(folder))}
-        for sweep in sorted(below) or [folder]:
+        found = run_folders(folder)
+        for sweep in [folder] if found == [folder] else sorted({run.parent for run in found}) or [folder]:
             yield sweep, run_lines(sweep)
 
 
@@ -146,10 +143,6 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         return varied.settings(FolderReader(folder).config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _draw(lines: Sequence[RunLine]) -> None:

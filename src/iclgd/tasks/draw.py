@@ -76,9 +76,13 @@ def draw(config: Config, sample: int = 0) -> Drawn:
     )
 
 
+def inputs_of(config: Config) -> set[str]:
+    """What the run's scores name as inputs."""
+    return {path for score in config.metric.scores.values() for path in score.inputs.values()}
+
+
 def _is_calibrated(config: Config) -> bool:
-    inputs = {path for score in config.metric.scores.values() for path in score.inputs.values()}
-    return config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs
+    return config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
 
 
 def _spare(train: Examples, config: Config, taken: Set[int]) -> list[int]:
