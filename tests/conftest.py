@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -9,9 +10,22 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+
+BUSY = {"iclgd.models.products", "iclgd.models.layout", "iclgd.learning.parameters"}  # called at every product
+
+
+def _checked_modules() -> list[str]:
+    """The modules that tell the shapes of tensors, apart from the busiest; all modules in `make soak`."""
+    if os.environ.get("ICLGD_TYPE_CHECKS") == "all":
+        return ["iclgd"]
+    source = Path(__file__).parents[1] / "src"
+    with_shapes = [path for path in source.rglob("*.py") if "from jaxtyping import" in path.read_text()]
+    return sorted({".".join(path.relative_to(source).with_suffix("").parts) for path in with_shapes} - BUSY)
+
+
 # Before anything of the package is imported. Benchmarks time the program as it is used, without checks.
 if os.environ.get("ICLGD_TYPE_CHECKS") != "0":
-    install_import_hook("iclgd", "type_checking.checked")
+    install_import_hook(_checked_modules(), "type_checking.checked")
 
 
 def pytest_configure(config):

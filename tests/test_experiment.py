@@ -180,6 +180,15 @@ def test_divergence_is_said_and_undefined(tmp_path: Path) -> None:
     assert scores["accuracy/ft"]["mean"] is None and scores["accuracy/icl"]["mean"] is not None
 
 
+def test_a_rate_that_breaks_the_model_at_once_is_unstable(tmp_path: Path) -> None:
+    _, folder = run(tmp_path / "run", "finetune=gd", "finetune.lr=1000", "task.shots=16")
+    status = json.loads((folder / "status.json").read_text())
+    losses = pd.read_parquet(folder / "losses.parquet")["loss"]
+    assert losses[1] > 3 * losses[0] and losses[12:].mean() < 1.5 * losses[:2].mean(), "broken by the first step"
+    assert status["diverged"] is False and status["unstable"] is True
+    assert "times that of the untouched model" in status["unstable_because"]
+
+
 def test_a_diverged_run_leaves_every_score_that_needs_it_undefined(tmp_path: Path) -> None:
     wanted = "metric=[sim_aou,attention_kendall,recall_top_tokens,recall_top_examples,total_variation]"
     scores, _ = run(tmp_path / "run", "finetune=gd", "finetune.lr=1e30", "finetune.trainable=all", wanted)

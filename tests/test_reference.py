@@ -23,15 +23,16 @@ from iclgd.runs.progress import Progress
 from iclgd.tasks import as_json, draw, encode
 from iclgd.variants import reference_config
 
-TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=8", "finetune.other_task=toy_other")
-SCORES = (
+TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=4", "finetune.other_task=toy_other")
+ALL = (
     "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,sim_block_output,sim_block_output_centred,update_norm_ratio,"
     "update_cka,accuracy,total_variation,attention_kendall,order_spread,sim_aou_reordered]"
 )
+FEW = "metric=[sim_aou,sim_am,accuracy]"
 
 
 def prepared(*overrides: str) -> tuple[Config, Laboratory]:
-    run = config(*TOY, SCORES, *overrides)
+    run = config(*TOY, FEW, *overrides)
     model = load(run.model, run.runtime)
     prompts = encode(draw(run), run, model.tokenizer, model.window)
     return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
@@ -44,14 +45,14 @@ def evidence(*overrides: str) -> Evidence:
 
 @cache
 def scores(*overrides: str) -> dict[str, torch.Tensor]:
-    run = config(*TOY, SCORES, *overrides)
+    run = config(*TOY, FEW, *overrides)
     found = measure(run.metric.scores, evidence(*overrides))
     return {name: score.values for name, score in found.items()}
 
 
 @pytest.mark.parametrize("name", ["gd", "lcgd", "random_direction", "label_shuffled", "other_task", "static_patch"])
 def test_a_truth_made_as_the_candidate_scores_one(name):
-    found = scores(f"finetune={name}", f"reference={name}")
+    found = scores(ALL, f"finetune={name}", f"reference={name}")
     for score in ("sim_aou", "sim_aou_norm", "sim_am", "sim_am_delta", "sim_block_output", "sim_block_output_centred"):
         values = found[score]
         if name == "static_patch" and score != "sim_am" and "block" not in score:
@@ -104,7 +105,8 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
     def planted(**changed):
         return replace(own, recordings={**own.recordings, "icl": replace(icl, **changed)})
 
-    assert "gd, is unstable" in str(unfit_reference(lab, planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]))))
+    wild = planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]), untouched_loss=torch.tensor(2.0))
+    assert "gd, is unstable" in str(unfit_reference(lab, wild))
     assert "gd, diverged" in str(unfit_reference(lab, planted(attention_output=icl.attention_output * torch.nan)))
     assert evidence("finetune=gd").recordings["icl"].losses is None
 
@@ -236,7 +238,7 @@ def test_prompts_json_lists_what_a_truth_has_seen():
     shown = [item["text"] for item in content["demonstrations"]]
     assert sorted(item["text"] for item in other) == sorted(shown) != [item["text"] for item in other]
     content, other = listed("reference=label_shuffled")
-    assert all(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
+    assert any(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
     content, other = listed("reference=gd", "reference.draw=1")
     assert {item["text"] for item in other}.isdisjoint(item["text"] for item in content["demonstrations"])
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import altair as alt
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
-from iclgd.report.reading import ReportError
+from iclgd.report.reading import ReportError, read_run
 from iclgd.report.results import Results, whole
 from iclgd.runs.varied import as_text, heading, varied
 from report_fixtures import write_run
@@ -225,6 +228,35 @@ def test_results_are_shown_in_short(tmp_path):
     assert len(repr(results[0])) < 200 and "seed=0" in repr(results[0])
     assert results.table()["sim_aou"].to_dict() == pytest.approx({"gd": 0.115, "lcgd": 0.2})
     assert "<table" in results._repr_html_() and len(results.runs[0].frame) < len(results.frame)
+
+
+def test_a_run_is_shown_by_its_scores_and_has_its_own_figures(tmp_path):
+    run = read_run(write_run(tmp_path / "<b>", variant="lcgd", seed=0))
+    shown = run._repr_html_()
+    for name in run.scores:
+        assert f"<td>{name}</td><td>{run.mean(name):.4g}</td>" in shown
+    assert shown.count("<tr>") == 1 + len(run.scores) and "<b>" not in shown and len(shown) < 2000
+    chart = run.figures["layers/sim_aou"].chart
+    assert isinstance(chart, alt.TopLevelMixin) and set(run.figures) == set(Results((run,)).figures)
+
+
+def test_the_recordings_of_a_run_are_tensors_by_setting(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    with pytest.raises(ReportError, match=r"kept no recordings: .* runtime\.save_recordings=true"):
+        _ = run.recordings
+    shapes = {"attention_output": (2, 3, 4), "attention_scores": (2, 3, 1, 5), "label_scores": (2, 2)}
+    stored = {
+        f"{setting}.{name}": torch.full(shape, float(number))
+        for number, setting in enumerate(("zsl", "icl"), 1)
+        for name, shape in shapes.items()
+    }
+    save_file({**stored, "training_query_vectors": torch.zeros(1)}, run.folder / "recordings.safetensors")
+    assert set(run.recordings) == {"zsl", "icl"}
+    assert torch.equal(run.recordings["icl"].attention_scores, torch.full((2, 3, 1, 5), 2.0))
+    assert run.recordings["zsl"].block_output is None
+    (run.folder / "recordings.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ReportError, match="cannot be read"):
+        _ = run.recordings
 
 
 def test_texts_of_settings():

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -133,6 +134,18 @@ def test_progress_without_a_terminal_is_lines_and_numbers(tmp_path, caplog, monk
         advance(2)
         assert run.status().progress == {"stage": "finetune", "done": 3, "total": 4}
     assert "a: finetune 1 of 4, 0 s left" in caplog.text and "finetune 3 of 4" in caplog.text
+
+
+@pytest.mark.parametrize(("is_terminal", "begins"), [(True, "\r\x1b[2K"), (False, "")])
+def test_a_workers_log_line_takes_the_place_of_the_commands_bar(monkeypatch, is_terminal, begins):
+    class Shown(io.StringIO):
+        def isatty(self):
+            return is_terminal
+
+    shown = Shown()
+    monkeypatch.setattr("sys.stderr", shown)
+    progress.console_handler().emit(logging.makeLogRecord({"msg": "zsl: recorded"}))
+    assert shown.getvalue() == f"{begins}zsl: recorded\n"
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (99, "99 s"), (180, "3 min"), (7500, "2 h 05 min")])

@@ -45,6 +45,7 @@ def test_a_rate_chosen_on_other_draws_does_not_flatter():
     assert bias["best of those shown"] > 0.1
 
 
+@pytest.mark.soak
 def test_reports_of_sweeps_without_a_difference_mark_nothing(tmp_path):
     found = simulated_reports.reports(tmp_path, 6, 5, {"calm": 0.02, "noisy": 0.1, "noisier": 0.2})
     assert found.tested == 6 * 2, "two comparisons with the first variant in each report"

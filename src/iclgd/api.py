@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iclgd.command import REFUSED, Command
 from iclgd.command import run as run_command
@@ -12,47 +14,64 @@ from iclgd.hydra_setup import quoted
 from iclgd.report.reading import FinishedRun, read_run
 from iclgd.report.results import Results
 
+if TYPE_CHECKING:
+    import torch
+
 
 class RunFailed(RuntimeError):
     """A run that failed; the message says why and in which folder its traceback is."""
 
 
-def run(*overrides: str, **settings: Any) -> FinishedRun:
+def run(
+    *overrides: str, model: str | torch.nn.Module | None = None, tokenizer: Any = None, **settings: Any
+) -> FinishedRun:
     """Make one run, or find it made: `iclgd.run("task=reviews", seed=1, finetune__lr=1e-3)`.
+
+    A model that you have loaded is measured as a copy, and stays as it is: `iclgd.run(model=MODEL, tokenizer=TOKENIZER,
+    task="reviews")`. The run belongs to the content of its weights, config and tokenizer: the same again is not
+    computed twice, and changed weights make another run. `model__name="step 100"` is its name in tables.
 
     Args:
         *overrides: as on the command line.
-        **settings: the same by name, with two underscores for a dot.
+        model: a file of conf/model, or a causal language model of transformers in memory, also in a PeftModel, whose
+            active adapters count as merged.
+        tokenizer: of the model in memory.
+        **settings: as on the command line, by name, with two underscores for a dot.
 
     Raises:
-        ConfigError: settings that cannot be run.
+        ConfigError: settings or a model that cannot be run.
         RunFailed: the run failed.
     """
-    command = _run([*overrides, *(f"{_key(key)}={_value(value)}" for key, value in settings.items())])
+    chosen = (f"{_key(key)}={_value(value)}" for key, value in settings.items())
+    command = _run([*overrides, *chosen], model, tokenizer)
     outcome = command.results()[0]
     if command.code:
         raise RunFailed(f"{outcome.message}; see {outcome.folder}/run.log")
     return read_run(outcome.folder)
 
 
-def sweep(*overrides: str, **settings: Any) -> Results:
+def sweep(
+    *overrides: str,
+    model: str | Sequence[str] | torch.nn.Module | None = None,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> Results:
     """Make every run of a sweep: `iclgd.sweep(finetune=["gd", "lcgd"], seed=[0, 1])` or `iclgd.sweep("sweeps=shots")`.
 
     Args:
         *overrides: as on the command line.
-        **settings: the same by name; a list is swept over.
+        model: files of conf/model, or one model in memory, as for `run`; it is swept with hydra/launcher=basic.
+        tokenizer: of the model in memory.
+        **settings: as for `run`; a list is swept over.
 
     Returns:
         The finished runs; `left_out` has those that failed or were refused, with the reason.
 
     Raises:
-        ConfigError: settings that cannot be run.
+        ConfigError: settings or a model that cannot be run.
     """
-    swept = [
-        f"{_key(key)}={','.join(map(_value, value)) if isinstance(value, list | tuple) else _value(value)}"
-        for key, value in settings.items()
-    ]
-    outcomes = _run(["--multirun", *overrides, *swept]).results()
+    swept = (f"{_key(key)}={_several(value)}" for key, value in settings.items())
+    outcomes = _run(["--multirun", *overrides, *swept], model, tokenizer).results()
     results = Results.read([outcome.folder for outcome in outcomes if outcome.folder.is_dir()])
     refused = tuple((o.folder, o.message) for o in outcomes if not o.folder.is_dir())
     return Results(results.runs, results.left_out + refused)
@@ -67,8 +86,9 @@ def load(*folders: str | Path) -> Results:
     return Results.read([Path(folder) for folder in folders])
 
 
-def _run(arguments: list[str]) -> Command:
-    command = run_command(arguments, tell=False)
+def _run(arguments: list[str], model: Any, tokenizer: Any) -> Command:
+    with _chosen(model, tokenizer) as model_settings:
+        command = run_command([*model_settings, *arguments], tell=False)
     if command.code in (130, 143):
         raise KeyboardInterrupt
     if command.code and not command.results():
@@ -76,8 +96,27 @@ def _run(arguments: list[str]) -> Command:
     return command
 
 
+@contextmanager
+def _chosen(model: Any, tokenizer: Any) -> Iterator[list[str]]:
+    """The overrides that mean a model, named or in memory; they come first, so that others can change what they say."""
+    if model is None or isinstance(model, str | list | tuple):
+        if tokenizer is not None:
+            raise ConfigError("tokenizer= goes with a model in memory: a model that is named brings its own")
+        yield [] if model is None else [f"model={_several(model)}"]
+        return
+    from iclgd.models.in_memory import holding
+
+    with holding(model, tokenizer) as settings:
+        yield ["model=hf", *(f"model.{key}={_value(value)}" for key, value in settings.items())]
+
+
 def _key(name: str) -> str:
     return name.replace("__", ".")
+
+
+def _several(value: Any) -> str:
+    """A value, or several that are swept over, as Hydra's command line reads them."""
+    return ",".join(map(_value, value)) if isinstance(value, list | tuple) else _value(value)
 
 
 def _value(value: Any) -> str:

@@ -93,6 +93,10 @@ class Watch(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the record of a sweep, and hand its place to every job as an override, which any launcher carries."""
         total = hydra_setup.count_points(config)
+        if os.environ.get("WANDB_SWEEP_ID"):
+            sys.exit(
+                _refuse("an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command")
+            )
         if ranks.count() > 1 and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
             sys.exit(_refuse("under torchrun all runs are made by its processes together: leave hydra/launcher=basic"))
         if ranks.count() > 1 and total is None:

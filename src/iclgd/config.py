@@ -54,7 +54,7 @@ class ModelConfig:
     name: str = MISSING  # a hub id, the path of a folder, or a package
     source: choices.ModelSource = (
         choices.ModelSource.hub
-    )  # a hub id or local folder, a Python package, or this package's toy
+    )  # a hub id or local folder, a Python package, this package's toy, or memory (set by iclgd.run(model=...))
     file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
     revision: str | None = None  # a commit of the hub's repository; null: the newest
     weights: choices.Weights = choices.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
@@ -276,6 +276,11 @@ class Config:
             raise ConfigError(
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
             )
+        in_memory, placement = self.model.source is choices.ModelSource.memory, self.runtime.placement
+        if in_memory and placement is not choices.Placement.single:
+            raise ConfigError(
+                f"runtime.placement={placement} is for models on disk: save the model and name its folder"
+            )
         if self.model.weights is choices.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
         parse_layers(self.finetune.layers)
@@ -355,9 +360,13 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
     return tuple(sorted(chosen))
 
 
+_HYDRAS = ("hydra", "sweeps")  # keys beside those of a run
+
+
 def register_schema() -> None:
     """Make the schema known to Hydra, as `schema` in the defaults list."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    if "schema.yaml" not in (store := ConfigStore.instance()).repo:
+        store.store(name="schema", node=Config)
 
 
 def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
@@ -367,23 +376,27 @@ def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
         ConfigError: an unknown key, a missing or ill-typed value, or a setting that cannot be run.
     """
     raw = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
-    raw = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "sweeps")])
     _refuse_unknown_keys(raw, Config, "")
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), raw))
+        if OmegaConf.get_type(raw) is not Config:  # else Hydra has merged it into the schema
+            own = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in _HYDRAS])
+            raw = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), own))
+        values = {entry.name: raw[entry.name] for entry in dataclasses.fields(Config)}
+        sections = {key: OmegaConf.to_object(value) for key, value in values.items() if OmegaConf.is_config(value)}
+        return Config(**{**values, **sections})
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(where + str(error).splitlines()[0]) from error
-    assert isinstance(config, Config)
-    return config
 
 
 def _refuse_unknown_keys(node: DictConfig, schema: type, prefix: str) -> None:
     hints = typing.get_type_hints(schema)
     known = {f.name: hints[f.name] for f in dataclasses.fields(schema)}
     for key in map(str, node):
+        if key in _HYDRAS and schema is Config:
+            continue
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}"

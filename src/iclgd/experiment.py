@@ -49,7 +49,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     wanted = required_inputs(config.metric.scores)
     resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, config.model)
-    check(config.finetune)
+    check(config.finetune, config.protocol.exit)
     check_processes(config.runtime)
     _refuse_patches_apart(config, wanted)
     drawn = draw(config)
@@ -125,7 +125,7 @@ def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable
 def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Whether finetuning diverged or is unstable: facts for status.json, and the spread over repeats in jitter.json."""
     trace = evidence.trace
-    because = instability(trace.losses) or unfit_reference(lab, evidence)
+    because = instability(trace.losses, trace.untouched_loss) or unfit_reference(lab, evidence)
     if lab.config.runtime.jitter and trace.diverged_at is None:
         specs = before_the_end(lab.config.metric.scores)
         repeated = [summarise(measure(specs, again), _flipped(again), specs) for again in repeats(lab, evidence)]
@@ -144,11 +144,11 @@ def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder
 def unfit_reference(lab: Laboratory, evidence: Evidence) -> str | None:
     """Why a planted truth is nothing to compare with, in words; None if it is sound, or ICL itself."""
     icl, name = evidence.recordings["icl"], lab.config.reference.name
-    if icl.losses is None:
+    if icl.losses is None or icl.untouched_loss is None:
         return None
     if not icl.attention_output.isfinite().all():
         return f"its reference, {name}, diverged"
-    because = instability(icl.losses)
+    because = instability(icl.losses, icl.untouched_loss.item())
     return because and f"its reference, {name}, is unstable: {because}"
 
 

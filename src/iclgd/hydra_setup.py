@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -28,8 +30,11 @@ def register() -> None:
         "iclgd.published": _published,
         "iclgd.stem": lambda path: Path(str(path)).name.removesuffix(".yaml").removesuffix(".yml"),
     }
+    put = OmegaConf.register_new_resolver
+    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:  # from OmegaConf 2.4 on, with Hydra 1.4
+        put = OmegaConf.register_resolver
     for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+        put(name, resolver, replace=True)  # pyright: ignore[reportCallIssue]
     register_schema()
     # Launcher files of ours stand before the plugins' entries of the same name; Hydra 1.3 checks them against those,
     # which is welcome, and warns that later versions will not.
@@ -76,6 +81,8 @@ def ordered(arguments: Sequence[str]) -> list[str]:
             options += [argument, *itertools.islice(rest, 1)]
         else:
             overrides.append(argument)
+    if not hydra.__version__.startswith("1.3.") and any(a.startswith("sweeps=") for a in overrides):
+        options.append("-m")  # from 1.4 on, Hydra no longer heeds the hydra.mode of a file that the command line names
     return [*options, *overrides]
 
 

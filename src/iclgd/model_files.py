@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +32,41 @@ _FRESH = 60.0  # seconds for which the hub is not asked again which commit a nam
 _commits: dict[tuple[str, str, str | None], tuple[float, str]] = {}
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """A model that the user has loaded, while it is measured.
+
+    Attributes:
+        model: the user's own, a transformers model or a PeftModel.
+        network: the same, with adapters merged into a copy.
+        folder: its config and tokenizer as files.
+        inputs: the SHA-256 of these files, and of its weights as they were in memory.
+    """
+
+    model: Any
+    network: Any
+    folder: Path
+    inputs: dict[str, str]
+
+
+in_memory: dict[str, InMemory] = {}  # by model.revision, while iclgd.run(model=...) lasts
+
+
+def held(model: ModelConfig) -> InMemory:
+    """The model in memory that a config means.
+
+    Raises:
+        ConfigError: this process does not hold it.
+    """
+    known = in_memory.get(str(model.revision))
+    if known is None:
+        raise ConfigError(
+            f"model.name={model.name} (model.source=memory, {model.revision}) is not on disk: it was in the memory of "
+            "a process that called iclgd.run(model=...), and is measured there alone, with hydra/launcher=basic"
+        )
+    return known
+
+
 def packaged_file(config: ModelConfig) -> Path:
     """The GGUF file of an installed package, found without importing the package.
 
@@ -49,9 +85,16 @@ def packaged_file(config: ModelConfig) -> Path:
     )
 
 
+def converted_place(config: ModelConfig) -> Path:
+    """The folder of the cache where that file is kept as safetensors, once it has been converted."""
+    file = packaged_file(config)
+    return cache_folder() / "models" / f"{file.stem}-{digest_of(file)[:16]}"
+
+
 def model_inputs(model: ModelConfig) -> dict[str, str]:
     """Everything that a model's numbers and tokens are read from: SHA-256 by file name, or `commit` for the hub's.
 
+    Of a model in memory these are its config and tokenizer as files, and `weights`, as they were at the call.
     Of a folder these are config, tokenizer and weights, which are one file or those that an index names. Untrained
     weights (`model.weights=random`) read no weight file.
 
@@ -60,6 +103,8 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
         OSError: a file cannot be read, or the hub cannot be reached and has not been before.
     """
     refuse_file_elsewhere(model)
+    if model.source is ModelSource.memory:
+        return held(model).inputs
     if model.source is ModelSource.package:
         return {str(model.file): digest_of(packaged_file(model))}
     folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
@@ -133,8 +178,9 @@ def weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
 def layers_of(model: ModelConfig) -> int | None:
     """How many blocks a model has, from its config.json; None where that is not at hand without a network."""
     if model.source is ModelSource.package:
-        file = packaged_file(model)
-        place: Any = cache_folder() / "models" / f"{file.stem}-{digest_of(file)[:16]}" / "config.json"
+        place: Any = converted_place(model) / "config.json"
+    elif model.source is ModelSource.memory:
+        place = held(model).folder / "config.json"
     else:
         folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
         place = folder / "config.json"

@@ -13,7 +13,7 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
 from iclgd.evidence.orders import orders
 from iclgd.models import LanguageModel
-from iclgd.records import PromptSet, Recording
+from iclgd.records import PromptSet, Recording, Trace
 from iclgd.runs.cache import recordings_cache
 from iclgd.tasks import draw, encode
 from iclgd.variants import ICL, reference_config
@@ -57,7 +57,7 @@ class Reference:
             settings = replace(settings, icl=lab.untouched(ICL, prompts))
         if wanted not in lab.wanted:
             learned = learn(lab, settings, setting, prompts)
-            return replace(learned.recording, losses=learned.trace.losses)
+            return _with_losses(learned.recording, learned.trace)
         # A finetuned model has no context to attend to; what it gives a training token is <q(query), q(token)>.
         queries = {f"{setting}.query_vectors", "training_query_vectors"}
         learned = learn(replace(lab, wanted=lab.wanted - {wanted} | queries), settings, setting, prompts)
@@ -65,7 +65,11 @@ class Reference:
         assert recording.query_vectors is not None and keys is not None
         # In float64, as the scores take the candidate's: rounding would break ties between equal tokens otherwise.
         context_scores = torch.einsum("elf,clf->elc", recording.query_vectors.double(), keys.double())
-        return replace(recording, context_scores=context_scores, losses=learned.trace.losses)
+        return _with_losses(replace(recording, context_scores=context_scores), learned.trace)
+
+
+def _with_losses(recording: Recording, trace: Trace) -> Recording:
+    return replace(recording, losses=trace.losses, untouched_loss=torch.tensor(trace.untouched_loss))
 
 
 def referred(lab: Laboratory, settings: Settings) -> Reference:

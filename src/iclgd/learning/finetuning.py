@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from iclgd.choices import Batch, Direction, LossOn, Procedure, StepPer
+from iclgd.choices import Batch, Direction, Exit, LossOn, Procedure, StepPer, Trainable
 from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
-from iclgd.learning.objectives import Objective, options_of, resolve_objective
+from iclgd.learning.objectives import Objective, lcgd, options_of, refuse_unreached, resolve_objective
 from iclgd.learning.optimisers import optimiser, optimiser_class
 from iclgd.learning.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
+from iclgd.learning.stability import last_steps, suspicious
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import PromptSet, Trace
 from iclgd.seeding import torch_stream
@@ -97,7 +99,7 @@ class Loop:
     ranks: bool = False
 
     def run(
-        self, batches: Iterable[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]], after_step: AfterStep
+        self, batches: Sequence[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]], after_step: AfterStep
     ) -> Trace:
         """A step for each batch, until one is not finite."""
         finetune = self.config.finetune
@@ -118,7 +120,23 @@ class Loop:
                 break
             self._step(learner, gradients)
             after_step(step + 1)
-        return self._trace(history, norms, diverged_at)
+        trace = self._trace(history, norms, diverged_at)
+        if diverged_at is not None or not suspicious(history):
+            return trace
+        return replace(trace, untouched_loss=self._untouched(batches[-last_steps(len(history)) :], gradient_of))
+
+    def _untouched(self, batches: Sequence[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]]) -> float:
+        """The mean loss of the model as it was; its weights stay as they are now."""
+        now = [item.parameter.detach().clone() for item in self.trained]
+        self._put(self.before)
+        loss = mean(gradient_of(batch)[0] for batch in batches)
+        self._put(now)
+        return loss
+
+    @torch.no_grad()
+    def _put(self, weights: Sequence[Tensor]) -> None:
+        for item, tensor in zip(self.trained, weights, strict=True):
+            item.parameter.copy_(tensor)
 
     @torch.no_grad()
     def with_noise(self, trace: Trace, name: str) -> Trace:
@@ -212,16 +230,19 @@ class Loop:
         )
 
 
-def check(finetune: FinetuneConfig) -> None:
-    """Refuse objectives and optimisers that are not there, before a model loads.
+def check(finetune: FinetuneConfig, exit_at: Exit) -> None:
+    """Refuse objectives and optimisers that are not there, and losses that reach nothing, before a model loads.
 
     Raises:
         ConfigError: naming the key.
     """
     if finetune.procedure is Procedure.train:
-        resolve_objective(finetune.objective)
+        objectives = [resolve_objective(finetune.objective)]
         if finetune.norm_of is not None:
-            resolve_objective(finetune.norm_of, "finetune.norm_of")
+            objectives.append(resolve_objective(finetune.norm_of, "finetune.norm_of"))
+        chosen = finetune.trainable if isinstance(finetune.trainable, list) else [finetune.trainable]
+        if lcgd in objectives and exit_at is Exit.attention_output and set(chosen) == {Trainable.mlp}:
+            refuse_unreached()
     optimiser_class(finetune.optimizer)
 
 

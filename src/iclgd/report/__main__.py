@@ -34,7 +34,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         log.error("iclgd-report: %s", error)
         return 2
     except OSError as error:
-        log.error("iclgd-report: cannot be written: %s; name another folder with --out FOLDER", error)
+        log.error("iclgd-report: cannot be written: %s; name another folder with --out or --export-records", error)
         return 2
     return 0
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from iclgd.report.reading import FinishedRun, ReportError
-from iclgd.runs.files import replacing
+from iclgd.report.reading import BrokenRun, FinishedRun, ReportError
+from iclgd.runs.files import refuse_link_out, replacing
+from iclgd.shown import printable
 
 log = logging.getLogger(__name__)
 
@@ -34,43 +35,40 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
         which the scores of attention to training tokens ask for.
 
     Raises:
-        ReportError: the run kept no recordings, or they cannot be read.
+        ReportError: the run kept no recordings, or they cannot be read, or are not those of its prompts.
+        OSError: they cannot be written, or a link would lead out of OUT.
     """
     tensors = _read(run)
-    prompts = run.prompts()
-    with_label = run.config["protocol"]["record_at"] == "first_label_token"
-    written = []
-    for theirs, ours in SETTINGS.items():
-        path = out / run.name / theirs / "record_info.jsonl"
-        _write_lines(path, _query_lines(ours, tensors, prompts, with_label))
-        written.append(path)
+    try:
+        prompts = run.prompts()
+    except BrokenRun as error:
+        raise ReportError(f"{run.folder}: {error}") from error
+    with_label = run.settings.get("protocol.record_at") == "first_label_token"
+    lines = {theirs: _query_lines(ours, tensors, prompts, with_label) for theirs, ours in SETTINGS.items()}
     if _TRAINING in tensors:
-        path = out / run.name / "ft" / "record_info.jsonl"
-        _write_lines(path, _demonstration_lines(tensors[_TRAINING], prompts))
-        written.append(path)
+        lines["ft"] = _demonstration_lines(tensors[_TRAINING], prompts)
     else:
         log.info("%s: no ft records, because attention to training tokens was not measured", run.name)
-    return written
+    names = {theirs: f"{run.name}/{theirs}/record_info.jsonl" for theirs in lines}
+    for name in names.values():
+        refuse_link_out(out, name)
+    try:
+        return [_write_lines(out / names[theirs], rows) for theirs, rows in lines.items()]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ReportError(
+            f"{run.folder}: recordings.safetensors does not belong to prompts.json ({printable(str(error), 200)}): "
+            "run it again with runtime.rerun=all"
+        ) from error
 
 
 def _read(run: FinishedRun) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = run.folder / "recordings.safetensors"
-    if not path.is_file():
-        raise ReportError(
-            f"{run.folder} kept no recordings to export: run it again with runtime.save_recordings=true "
-            "(and runtime.rerun=all, for it is done)"
-        )
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
+    tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
     needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
     missing = [name for name in needed if name not in tensors]
     if missing:
-        raise ReportError(f"{path} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
+        raise ReportError(
+            f"{run.folder}/recordings.safetensors holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}"
+        )
     return tensors
 
 
@@ -140,7 +138,8 @@ def _plain(values: np.ndarray) -> list[Any]:
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).tolist()
 
 
-def _write_lines(path: Path, lines: Iterator[dict[str, Any]]) -> None:
+def _write_lines(path: Path, lines: Iterator[dict[str, Any]]) -> Path:
     with replacing(path, sync=False) as part, part.open("w", encoding="utf-8") as handle:
         for line in lines:
             handle.write(json.dumps(line, allow_nan=False) + "\n")
+    return path

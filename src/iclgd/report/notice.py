@@ -98,7 +98,7 @@ def notices(results: Results) -> list[Notice]:
     found = []
     for key, planted in rows[rows[TRUTH] != ICL].groupby(place, sort=False, dropna=False):
         setting = dict(zip(place, key, strict=True))
-        group = pd.concat([_of_icl(rows[rows[TRUTH] == ICL], setting), planted])
+        group: Any = pd.concat([_of_icl(rows[rows[TRUTH] == ICL], setting), planted])
         if group[TRUTH].nunique() > 1:
             found.append(notice(setting, group, better, limits, floors))
     return [one for one in found if len(one.matrix)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,10 @@ from iclgd.shown import printable
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from torch import Tensor
+
+    from iclgd.records import Recording
+    from iclgd.report.chart import Figure
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +84,17 @@ class FinishedRun:
         said = " ".join(f"{name}={varied.as_text(self.settings[name])}" for name in names)
         return f"FinishedRun({self.name}: {said}; {len(self.scores)} scores, {self.state})"
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, record.mean, record.low, record.high) for (name, of), record in self.records.items() if of == "all"
+        ]
+        cells = (
+            f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{number:.4g}</td>' for number in numbers)}</tr>"
+            for name, *numbers in rows
+        )
+        head = "<tr><th>score</th><th>mean</th><th colspan=2>95 % interval over queries</th></tr>"
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(cells)}</table>"
+
     @property
     def name(self) -> str:
         """The run's id."""
@@ -105,6 +121,49 @@ class FinishedRun:
         from iclgd.report.results import Results
 
         return Results((self,)).frame
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The run's figures by name: `run.figures["layers/sim_aou"].chart` is an Altair chart."""
+        from iclgd.report.results import Results
+
+        return Results((self,)).figures
+
+    @property
+    def recordings(self) -> dict[str, Recording]:
+        """What was recorded, by setting (zsl, icl, ft, ...): tensors named by their axes.
+
+        Raises:
+            ReportError: the run kept no recordings, or they cannot be read.
+        """
+        from iclgd.records import Recording
+
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors().items():
+            setting, _, entry = name.partition(".")
+            if entry in Recording.__dataclass_fields__:
+                found.setdefault(setting, {})[entry] = tensor
+        return {setting: Recording(**entries) for setting, entries in found.items()}  # pyright: ignore
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The content of recordings.safetensors, as SETTING.FIELD.
+
+        Raises:
+            ReportError: there is none, or it cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.folder / "recordings.safetensors"
+        if path.is_symlink() or not path.is_file():
+            raise ReportError(
+                f"{self.folder} kept no recordings: run it again with runtime.save_recordings=true "
+                "(and runtime.rerun=all, for it is done)"
+            )
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError, TypeError, KeyError) as error:
+            raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
 
     def mean(self, score: str, examples: str = "all") -> float:
         """A score's mean over examples and layers; NaN where it was not measured."""

@@ -164,7 +164,7 @@ def _read_json(path: Path) -> None:
 def _read_yaml(path: Path) -> None:
     import yaml
 
-    yaml.safe_load(path.read_text(encoding="utf-8"))
+    yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # 10 times as fast
 
 
 def _read_parquet(path: Path) -> None:

@@ -94,7 +94,7 @@ def _import(module: str) -> bool:
     try:
         importlib.invalidate_caches()
         importlib.import_module(module)
-    except Exception:
+    except Exception:  # it is the user's code, which may raise anything; whoever calls it says so better
         return False
     return True
 
@@ -136,7 +136,7 @@ def _file(name: str) -> Path | None:
     if module is None:
         try:
             spec = importlib.util.find_spec(name)
-        except Exception:
+        except Exception:  # finding a module executes the packages that it lies in, which may raise anything
             return None
         origin = spec.origin if spec is not None else None
     path = Path(origin).resolve() if origin else None
