@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs coverage soak stress bench fuzz simulate setup docs clean
+.PHONY: run test lint types unit docs coverage soak stress bench fuzz simulate setup clean
 .PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
