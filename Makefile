@@ -1,5 +1,6 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
 # make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
+# make docs   the documentation -> site/
 # make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
 # make test-oldest, test-hydra-next, fuzz
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit coverage soak stress bench fuzz simulate setup clean
+.PHONY: run test lint types unit docs coverage soak stress bench fuzz simulate setup clean
 .PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
@@ -29,6 +30,9 @@ PYTEST := pytest -n 2 --dist worksteal
 
 unit: setup
 	$(QUIET) $(BIN)/$(PYTEST) $(ARGS)
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Without the checks of annotations that unit, soak and single files make: each hook of imports would undo the other.
 coverage: setup
@@ -85,4 +89,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build
+	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build site

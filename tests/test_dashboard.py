@@ -123,6 +123,12 @@ def test_other_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no metric absent; known here: accuracy" in message
 
 
+def test_a_metric_of_ones_own_is_named_by_its_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("mine: {function: mine.mine, label: My score}")
+    [panel] = panels(dry_run(capsys, "--metrics", str(tmp_path / "mine.yaml")), "By layer")
+    assert (panel["config"]["metrics"], panel["config"]["chartTitle"]) == (["mine"], "My score")
+
+
 def test_a_dry_run_opens_no_connection(tmp_path: Path) -> None:
     code = """
 import socket

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import iclgd
 from configs import config
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.evidence import Laboratory, gather, learned, reference_prompts
@@ -163,6 +164,21 @@ def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
         if cache_mode == "auto":
             assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
     assert all(torch.equal(shared[pair], alone[pair]) for pair in alone)
+
+
+def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_path):
+    file = tmp_path / "conf" / "finetune" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+
+    def likeness(rate: float):
+        file.write_text(f"# @package finetune\n{{name: mine, objective: gd, lr: {rate}}}\n")
+        asked = [*TOY, "finetune=gd", "reference.name=mine", "task.rates.gd=0.01", "metric=[sim_aou]", "tracking=none"]
+        run = iclgd.run(f"--config-dir={file.parents[1]}", *asked, paths__outputs=tmp_path)
+        return run.mean("sim_aou"), len(list(run.folder.glob("earlier/*")))
+
+    assert likeness(0.01) == (pytest.approx(1, abs=1e-6), 0)
+    other, replaced = likeness(0.1)
+    assert other < 0.999 and replaced == 1
 
 
 def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, monkeypatch):

@@ -145,7 +145,7 @@ class TrackerName(StrEnum):
 
 
 class TrackingMode(StrEnum):
-    """W&B's modes."""
+    """When W&B gets a run: later (`wandb sync`), as it goes, or never."""
 
     offline = "offline"
     online = "online"

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from iclgd import paths
@@ -57,7 +58,7 @@ def default_metrics() -> list[str]:
 
 
 def measured(metrics: Sequence[str]) -> list[Measured]:
-    """The scores of files of conf/metric.
+    """The scores of files of conf/metric, or of yaml files of one's own, named by their paths.
 
     Raises:
         ValueError: there is no such file.
@@ -66,9 +67,9 @@ def measured(metrics: Sequence[str]) -> list[Measured]:
 
     scores = []
     for metric in metrics:
-        path = paths.config_folder() / "metric" / f"{metric}.yaml"
+        path = Path(metric) if metric.endswith(".yaml") else paths.config_folder() / "metric" / f"{metric}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+            known = ", ".join(sorted(paths.config_files("metric")))
             raise ValueError(f"there is no metric {metric}; known here: {known}")
         for name, score in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             scores.append(Measured(name, score["label"], "layer" in score.get("axes", ["example", "layer"])))
@@ -224,7 +225,7 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--project", default=TrackingConfig().project, help="default: %(default)s")
     parser.add_argument("--sweep", metavar="NAME", help="show the runs of one sweep, such as first_look")
     parser.add_argument(
-        "--metrics", metavar="NAME,...", help="files of conf/metric (default: those of conf/config.yaml)"
+        "--metrics", metavar="NAME,...", help="files of conf/metric, or paths (default: those of conf/config.yaml)"
     )
     parser.add_argument("--report", action="store_true", help="a report instead of a workspace")
     parser.add_argument("--dry-run", action="store_true", help="print the specification; needs no account, no network")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
 import warnings
 from collections.abc import Sequence
@@ -71,12 +72,18 @@ def _published(key: str, *, _root_: DictConfig) -> float:
 
 
 def ordered(arguments: Sequence[str]) -> list[str]:
-    """A command line with its `-m` first: between overrides, Hydra's parser would not know those that follow."""
-    flags = ("-m", "--multirun")
-    given = [argument for argument in arguments if argument in flags]
-    if not hydra.__version__.startswith("1.3.") and any(a.startswith("sweeps=") for a in arguments):
-        given = ["-m"]  # from 1.4 on, Hydra no longer heeds the hydra.mode of a file that the command line names
-    return [*given, *(argument for argument in arguments if argument not in flags)]
+    """A command line with its options first: between overrides, Hydra's parser would not know those that follow."""
+    options, overrides, rest = list[str](), list[str](), iter(arguments)
+    for argument in rest:
+        if argument in ("-m", "--multirun") or argument.startswith("--config-dir="):
+            options.append(argument)
+        elif argument in ("-cd", "--config-dir"):
+            options += [argument, *itertools.islice(rest, 1)]
+        else:
+            overrides.append(argument)
+    if not hydra.__version__.startswith("1.3.") and any(a.startswith("sweeps=") for a in overrides):
+        options.append("-m")  # from 1.4 on, Hydra no longer heeds the hydra.mode of a file that the command line names
+    return [*options, *overrides]
 
 
 def points(config: DictConfig) -> list[list[str]] | None:

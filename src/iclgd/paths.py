@@ -18,6 +18,15 @@ def config_folder() -> Path:
     return project_root() / "conf"
 
 
+def config_files(group: str) -> dict[str, Path]:
+    """The files of a config group by name: this project's, and those in folders that `--config-dir` added."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    folders = [config_folder(), *(Path(source.path) for source in sources if source.schema == "file")]
+    return {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
+
+
 def bundled_data_folder() -> Path:
     """The folder of the example sentences that ship with the package, one folder for each task."""
     return _PACKAGE / "tasks" / "bundled"

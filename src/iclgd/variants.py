@@ -7,7 +7,7 @@ from dataclasses import replace
 from omegaconf import OmegaConf
 
 from iclgd.config import Config, ConfigError, as_dict, typed
-from iclgd.paths import config_folder
+from iclgd.paths import config_files
 
 ICL = "icl"
 STATIC = "static_patch"  # its changes are what the context amounts to in weights
@@ -19,11 +19,10 @@ def variant(config: Config, name: str | None, key: str = "metric.compare_with") 
     Raises:
         ConfigError: there is no such yaml; the message names `key`.
     """
-    path = config_folder() / "finetune" / f"{name}.yaml"
-    if name is None or not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(f"{key}={name} is no variant of conf/finetune: name one of {known}")
-    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
+    files = config_files("finetune")
+    if name not in files:
+        raise ConfigError(f"{key}={name} is no variant of conf/finetune: name one of {', '.join(files)}")
+    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(files[name])}))
 
 
 def reference_config(config: Config) -> Config:

@@ -181,7 +181,7 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
         named = config.finetune.other_task or task.name
-        files |= {paths.config_folder() / "task" / f"{named}.yaml", Path(named).expanduser()}
+        files |= {paths.config_files("task").get(named, Path(named).expanduser())}
         # a new file in a folder may be read instead
         folders = {folder for file in files for folder in list(file.parents)[:2]}
         seen = {path: stamp_of(path) for path in files | folders if path.exists()}

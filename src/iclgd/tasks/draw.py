@@ -147,8 +147,7 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
 
 
 def _other_task(finetune: FinetuneConfig, measured: TaskConfig) -> TaskConfig:
-    named, folder = str(finetune.other_task), paths.config_folder() / "task"
-    known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    named, known = str(finetune.other_task), paths.config_files("task")
     own = Path(named).expanduser()
     file = own if own.suffix == ".yaml" and own.is_file() else known.get(named)
     if file is None:
