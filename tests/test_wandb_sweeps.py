@@ -168,6 +168,7 @@ class Server:
         return [run]
 
 
+@pytest.mark.soak
 def test_an_agent_searches_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The real agent and W&B's real engine, without their server: what one tells the other is read from W&B's files."""
     content = read(ROOT / "sweeps" / "wandb" / "lr_search.yaml")
