@@ -89,7 +89,6 @@ def reader(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", [path for path in PAGES if FENCE.search(path.read_text())], ids=lambda path: path.stem)
 def test_a_page_is_true(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -138,7 +137,6 @@ def _command(line: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(["--cfg", "job", *single], tell=False).code == 0, line
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, reader: Path):
     import nbformat
