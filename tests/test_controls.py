@@ -154,13 +154,14 @@ def test_random_directions_score_nothing_on_average():
 
 
 def test_trained_activations_are_the_ceiling():
-    best = toy("finetune=activation_match")
+    enough = "task.queries=100"  # it is trained on them
+    best = toy("finetune=activation_match", enough)
     losses = best.evidence.trace.losses
     assert losses[-5:].mean() < losses[:5].mean() / 5
     assert best.mean("sim_aou") > 0.95 and best.mean("accuracy/ft") > 0.95
     for variant in ("gd", "lcgd"):
         for rate in (0.03, 0.3):
-            assert best.mean("sim_aou") > toy(f"finetune={variant}", f"finetune.lr={rate}").mean("sim_aou") + 0.3
+            assert best.mean("sim_aou") > toy(f"finetune={variant}", f"finetune.lr={rate}", enough).mean("sim_aou") + 0.3
 
 
 def test_activation_match_is_refused_where_its_target_is_taken_elsewhere():

@@ -18,7 +18,7 @@ import iclgd as package
 from command_line import ROOT, environment, iclgd
 from configs import composed, config
 from iclgd import hub, hydra_setup, keys, memory, plan, skeletons
-from iclgd.config import Config, ConfigError
+from iclgd.config import Config, ConfigError, as_dict
 from iclgd.memory import Estimate
 from iclgd.records import Recording, axes_of
 from iclgd.runs.folder import RunFolder
@@ -96,7 +96,8 @@ def test_a_plan_lists_runs_what_is_done_and_the_time_it_takes(tmp_path: Path, ca
     finished = RunFolder(runs[0].folder)
     with finished.claim():
         finished.start(finished.path.name)
-        finished.write_yaml("config.yaml", {"model": {"name": "toy"}, "task": {"name": "toy", "shots": 12}})
+        assert runs[0].config is not None
+        finished.write_yaml("config.yaml", as_dict(runs[0].config))
         finished.write_json("scores.json", {})
         finished.finish()
     status = finished.path / "status.json"

@@ -184,7 +184,7 @@ def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_
 def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, monkeypatch):
     """Runs with other orders of their own share a truth's finetuning, but not its attention to their tokens."""
     monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
-    of = ("finetune=gd", "reference=lcgd", "reference.permutation=2")
+    of = ("finetune=gd", "reference=lcgd", "reference.permutation=2", "metric=attention_kendall")
     taken = [
         gather(prepared(*of, f"task.permutation={order}", f"runtime.cache={mode}")[1])
         .recordings["icl"]
