@@ -4,7 +4,6 @@ import math
 import re
 
 import pytest
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
@@ -110,13 +109,3 @@ def test_a_search_started_again_makes_the_same_choices(tmp_path):
     assert (tmp_path / "outputs" / "lr_search" / "optimization_results.yaml").read_text() == best
     all_failed = iclgd(tmp_path, *arguments, "seed=13")
     assert all_failed.returncode == 1 and "2 failed" in all_failed.stdout and "Traceback" not in all_failed.stderr
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "sweeps" / "wandb").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_sweeps_for_the_wandb_agent_ask_for_points_that_validate(path):
-    content = yaml.safe_load(path.read_text())
-    assert content["program"] == "iclgd" and content["method"] in ("grid", "bayes", "random")
-    for name, parameter in content["parameters"].items():
-        values = parameter.get("values") or [parameter.get("value", parameter.get("min"))]
-        for value in values:
-            typed(composed([f"{name}={value}", *content["command"][1:-1]]))
