@@ -13,7 +13,7 @@ import chromium
 from configs import config
 from hostile_runs import CASES, write_sealed
 from iclgd.report.__main__ import cli as report
-from iclgd.report.results import Results
+from iclgd.results.frame import Results
 from iclgd.runs import status
 from iclgd.runs.execute import Ending, execute
 from iclgd.runs.folder import RunFolder

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from iclgd.report import conclusions, tables
-from iclgd.report.results import Results
+from iclgd.report import tables
+from iclgd.results import conclusions
+from iclgd.results.frame import Results
 from report_fixtures import write_run
 
 LOW, GOOD, HIGH = 5e-4, 5e-3, 5e-2

@@ -15,8 +15,8 @@ from rich.console import Console
 from command_line import environment, iclgd
 from iclgd.report import __main__ as command
 from iclgd.report import console
-from iclgd.report.reading import ReportError
-from iclgd.report.results import Results
+from iclgd.results.frame import Results
+from iclgd.results.reading import ReportError
 from report_fixtures import write_run
 
 
@@ -99,7 +99,7 @@ def test_nothing_finished_is_said(tmp_path):
 
 
 def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
-    monkeypatch.setattr(Results, "figures", {})
+    monkeypatch.setattr("iclgd.report.figures.figures", lambda results: [])
     for shots in (4, 8):
         for variant in ("gd", "lcgd"):
             write_run(tmp_path / f"{shots}{variant}", shots=shots, variant=variant)

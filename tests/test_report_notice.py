@@ -11,7 +11,7 @@ import pytest
 from iclgd.choices import Better
 
 pytest.importorskip("iclgd.statistics")
-from iclgd.report.notice import anchored, cells_of, identification, in_words, notice
+from iclgd.results.notice import anchored, cells_of, identification, in_words, notice
 
 NAMES = ("gd", "lcgd", "random_direction")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from iclgd.report.reading import ReportError
-from iclgd.report.results import Results, whole
+from iclgd.results.frame import Results, whole
+from iclgd.results.reading import ReportError
 from iclgd.runs.varied import as_text, heading, varied
 from report_fixtures import write_run
 
@@ -186,7 +186,7 @@ def test_a_run_in_two_sweeps_counts_once_and_broken_ones_are_listed(tmp_path):
         reasons["failed"] == "is failed: ValueError: no such luck"
         and reasons["keys"] == "config.yaml.task has no shots"
     )
-    assert reasons["nested"] == "scores.json has no 'mean' of accuracy: run it again with runtime.rerun=all"
+    assert reasons["nested"] == "scores.json.accuracy has no mean"
     with pytest.raises(ReportError, match="is no folder"):
         Results.read([tmp_path / "nowhere"])
 

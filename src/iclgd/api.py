@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iclgd.command import REFUSED, Command
 from iclgd.command import run as run_command
 from iclgd.config import ConfigError
 from iclgd.hydra_setup import quoted
-from iclgd.report.reading import FinishedRun, read_run
-from iclgd.report.results import Results
+from iclgd.results import frame
+from iclgd.results.reading import FinishedRun, read_run, read_runs
+
+if TYPE_CHECKING:
+    from iclgd.report.chart import Figure
+
+
+class Results(frame.Results):
+    """Finished runs: their frame, its summary over draws, and their figures."""
+
+    @functools.cached_property
+    def figures(self) -> Mapping[str, Figure]:
+        """Every figure by its name: `results.figures["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
+        from iclgd.report.figures import figures
+
+        return {figure.name: figure for figure in figures(self)}
 
 
 class RunFailed(RuntimeError):
@@ -53,9 +69,9 @@ def sweep(*overrides: str, **settings: Any) -> Results:
         for key, value in settings.items()
     ]
     outcomes = _run(["--multirun", *overrides, *swept]).results()
-    results = Results.read([outcome.folder for outcome in outcomes if outcome.folder.is_dir()])
+    runs, left_out = read_runs(outcome.folder for outcome in outcomes if outcome.folder.is_dir())
     refused = tuple((o.folder, o.message) for o in outcomes if not o.folder.is_dir())
-    return Results(results.runs, results.left_out + refused)
+    return Results(runs, left_out + refused)
 
 
 def load(*folders: str | Path) -> Results:
@@ -64,7 +80,7 @@ def load(*folders: str | Path) -> Results:
     Raises:
         ReportError: there is no such folder.
     """
-    return Results.read([Path(folder) for folder in folders])
+    return Results(*read_runs(map(Path, folders)))
 
 
 def _run(arguments: list[str]) -> Command:

@@ -15,7 +15,7 @@ from iclgd.shown import printable
 if TYPE_CHECKING:
     import altair as alt
 
-    from iclgd.report.catalogue import Variant
+    from iclgd.results.catalogue import Variant
 
 TEXT_WIDTH, COLUMN_WIDTH = 470, 230  # points: a page's text, and one of its two columns
 DATA = "rows"
@@ -25,46 +25,38 @@ PALETTE = (
 )  # fmt: skip
 SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [5, 2], [2, 1.5], [6, 2, 1, 2], [9, 2], [3, 1, 1, 1, 1, 1])
+LINES, MARKS = ("strokeDash", "color"), ("color", "shape")  # what a legend tells variants apart by
 _INK = {False: ("#1d2327", "#5c676e", "#e6e9eb"), True: ("#e6e8e9", "#a0a9af", "#343b40")}  # text, axes, grid
 
 
 def theme(dark: bool = False) -> dict[str, Any]:
     """The Vega-Lite config of every figure: type of 8 points at paper width; no background, so that the page shows."""
     ink, soft, grid = _INK[dark]
-    font = "Helvetica, Arial, 'Liberation Sans', sans-serif"
     axis = {"labelColor": ink, "titleColor": ink, "domainColor": soft, "tickColor": soft, "gridColor": grid}
     axis |= {"labelFontSize": 7.5, "titleFontSize": 8.5, "titleFontWeight": "normal", "tickSize": 3, "gridWidth": 0.6}
     axis |= {"domainWidth": 0.6, "tickWidth": 0.6, "titlePadding": 5, "labelPadding": 2, "labelLimit": 200}
     legend = {"orient": "top", "title": None, "labelFontSize": 8, "labelColor": ink, "symbolStrokeWidth": 1.4}
-    legend |= {
-        "symbolSize": 32,
-        "labelLimit": 150,
-        "columnPadding": 9,
-        "rowPadding": 1.5,
-        "offset": 5,
-        "symbolLimit": 0,
-        "symbolOpacity": 1,
-    }
-    legend |= {"gradientThickness": 7, "gradientLength": 130, "titleColor": ink, "titleFontSize": 8}
+    legend |= {"symbolSize": 32, "labelLimit": 150, "columnPadding": 9, "rowPadding": 1.5, "offset": 5}
+    legend |= {"symbolLimit": 0, "symbolOpacity": 1, "gradientThickness": 7, "gradientLength": 130}
+    legend |= {"titleColor": ink, "titleFontSize": 8, "titleFontWeight": "normal"}
     # One weight of one font: the PDF writer puts several fonts into the file in an order of its own, anew each time.
-    small = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
+    header = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
     return {
         "background": "transparent" if dark else "white",
         "padding": 3,
-        "font": font,
+        "font": "Helvetica, Arial, 'Liberation Sans', sans-serif",
         "view": {"stroke": None},
         "axis": axis,
         "axisX": {"grid": False},
         "axisY": {"domain": False, "ticks": False},
-        "legend": {**legend, "titleFontWeight": "normal"},
-        "header": {**small, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
+        "legend": legend,
+        "header": {**header, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
         "title": {"fontSize": 8.5, "color": ink, "fontWeight": "normal", "anchor": "start", "offset": 6},
         "line": {"strokeWidth": 1.4},
         "rule": {"color": soft, "strokeWidth": 0.7},
         "text": {"color": ink, "fontSize": 7.5},
         "facet": {"spacing": 12},
         "concat": {"spacing": 14},
-        "style": {"faint": {"color": soft, "fill": soft, "stroke": soft}},
     }
 
 
@@ -93,6 +85,11 @@ class Figure:
     caption: str
     choice: str = ""
     headline: bool = True
+
+    @property
+    def kind(self) -> str:
+        """What it has in common with the figures of other scores."""
+        return self.name.partition("/")[0]
 
     @property
     def file_name(self) -> str:
@@ -145,58 +142,56 @@ def write(figures: Sequence[Figure], out: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Looks:
-    """How the variants of one report are told apart: by colour, by mark and by dashes, so that print in grey works."""
+    """How the variants of one report are told apart: by colour, by mark and by dashes, so that print in grey works.
+
+    Attributes:
+        labels: what each is called, by name, in their order.
+        colors: of each, in the same order.
+    """
 
     labels: Mapping[str, str]
     colors: Sequence[str]
 
-    def of(self, labels: Iterable[str], legend_for: str | None = "color") -> dict[str, Any]:
+    def of(self, labels: Iterable[str], keyed: Sequence[str] = MARKS) -> dict[str, Any]:
         """Encodings of the field `variant` for those that are shown, with at most one legend.
 
         Args:
-            labels: the variants that are shown.
-            legend_for: "strokeDash" for lines, "color" for marks, None for no legend; one variant alone has none.
+            labels: the variants that are shown; one alone has no legend.
+            keyed: the channels of the legend: `LINES`, `MARKS` or none.
         """
         import altair as alt
 
-        everyone = list(self.labels.values())
-        wanted = set(labels)
-        shown = [label for label in everyone if label in wanted]
-        at = [everyone.index(label) for label in shown]
-        ranges: dict[str, tuple[Any, list[Any]]] = {
-            "color": (alt.Color, [self.colors[i] for i in at]),
-            "fill": (alt.Fill, [self.colors[i] for i in at]),
-            "shape": (alt.Shape, [SHAPES[i % len(SHAPES)] for i in range(len(at))]),
-            "strokeDash": (alt.StrokeDash, [DASHES[i % len(DASHES)] for i in range(len(at))]),
-        }
+        everyone, wanted = list(self.labels.values()), set(labels)
+        at = [index for index, label in enumerate(everyone) if label in wanted]
+        shown = [everyone[index] for index in at]
         columns = max(1, int(TEXT_WIDTH // (4.3 * max((len(label) for label in shown), default=1) + 26)))
-        beside: dict[str, Any] = {"orient": "right"} if len(shown) > 6 else {"columns": columns}
-        beside |= {"symbolType": "stroke", "symbolSize": 240} if legend_for == "strokeDash" else {}
-        legend = alt.Legend(**beside) if len(shown) > 1 else None
-        keyed = {"strokeDash": ("strokeDash", "color"), "color": ("color", "shape")}.get(legend_for or "", ())
-        encodings = {}
-        for name, (channel, values) in ranges.items():
-            # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is
-            # another one, so that channels without a legend leave the others theirs.
-            scale = (
-                alt.Scale(domain=shown, range=values)
-                if name in keyed
-                else alt.Scale(domain=shown[::-1], range=values[::-1])
+        look: dict[str, Any] = {"orient": "right"} if len(shown) > 6 else {"columns": columns}
+        look |= {"symbolType": "stroke", "symbolSize": 240} if keyed == LINES else {}
+        legend = alt.Legend(**look) if len(shown) > 1 else None
+        colors = [self.colors[index] for index in at]
+        ranges = {"color": colors, "fill": colors}
+        ranges |= {"shape": [SHAPES[i % len(SHAPES)] for i in range(len(at))]}
+        ranges |= {"strokeDash": [DASHES[i % len(DASHES)] for i in range(len(at))]}
+        channels = {"color": alt.Color, "fill": alt.Fill, "shape": alt.Shape, "strokeDash": alt.StrokeDash}
+        # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is another
+        # one, so that channels without a legend leave the others theirs.
+        step = {name: 1 if name in keyed else -1 for name in ranges}
+        return {
+            name: channels[name](
+                "variant:N",
+                scale=alt.Scale(domain=shown[:: step[name]], range=values[:: step[name]]),
+                legend=legend if name in keyed else None,
+                title=None,
             )
-            encodings[name] = channel("variant:N", scale=scale, legend=legend if name in keyed else None, title=None)
-        return encodings
+            for name, values in ranges.items()
+        }
 
 
 def looks(variants: Mapping[str, Variant]) -> Looks:
     """The looks of a report's variants, in their order; those without a colour get the next free one of the palette."""
-    ordered = sorted(variants, key=lambda name: (variants[name].order, name))
-    taken = {variants[name].color for name in ordered}
+    taken = {variant.color for variant in variants.values()}
     free = [color for color in PALETTE if color not in taken] or list(PALETTE)
-    labels: dict[str, str] = {}
-    colors: dict[str, str] = {}
-    for name in ordered:
-        label = printable(variants[name].label, 40)
-        labels[name] = label if label not in labels.values() else f"{label} ({printable(name, 40)})"
-        known = variants[name].color
-        colors[name] = known or free[sum(variants[other].color is None for other in colors) % len(free)]
-    return Looks(labels, list(colors.values()))
+    ordered = sorted(variants, key=lambda name: (variants[name].order, name))
+    plain = [name for name in ordered if variants[name].color is None]
+    colors = [variants[name].color or free[plain.index(name) % len(free)] for name in ordered]
+    return Looks({name: printable(variants[name].label, 40) for name in ordered}, colors)

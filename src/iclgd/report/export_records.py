@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from iclgd.report.reading import FinishedRun, ReportError
+from iclgd.results.reading import FinishedRun, ReportError
 from iclgd.runs.files import replacing
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from iclgd.runs import varied
 from iclgd.shown import printable
 
 if TYPE_CHECKING:
-    from iclgd.report.results import Results
+    from iclgd.results.frame import Results
 
 Frame = Any  # a pandas DataFrame; what pandas' stubs make of one cannot be followed
 PLACE = ("task.name", "model.name", "model.weights")
+_BARE, _LABEL = (*PLACE, "variant"), "label"
 _GAP, _AXIS = 14, 42  # points between panels, and for the labels of the first one's axis
 _MOST_ACROSS, _MOST_PANELS = 6, 12
-_FIELDS = "variant panel across setting about layer x y value mean low high floor ceiling published".split()
+_FIELDS = "variant panel across setting about x y value mean low high floor ceiling published upper".split()
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Grid:
     Attributes:
         rows: with the columns `panel`, `across` and `setting`, each a text.
         panels: the values of `panel`, in order: where it was measured.
-        across: the values of `across`: one swept key; empty if there is none with few values.
+        across: the values of `across`: one swept key; a single one if none has few values.
         choices: the values of `setting`, one of which is shown: all other swept keys together.
     """
 
@@ -43,7 +45,8 @@ class Grid:
     @property
     def columns(self) -> int:
         """How many panels stand side by side."""
-        return len(self.across) or min(max(len(self.panels), 1), 4 if len(self.panels) != 6 else 3)
+        most = 4 if len(self.panels) != 6 else 3
+        return len(self.across) if len(self.across) > 1 else min(max(len(self.panels), 1), most)
 
     @property
     def width(self) -> float:
@@ -60,11 +63,9 @@ class Grid:
     def draw(self, *layers: Any, height: float | None = None) -> Any:
         """The layers in every panel, with a choice among settings where there are more than panels show."""
         panel: Any = alt.layer(*layers).properties(width=self.width, height=height or self.height)
-        facets = {
-            name: {"field": name, "type": "nominal", "sort": list(order), "header": {"title": None}, "title": None}
-            for name, order in (("panel", self.panels), ("across", self.across))
-            if len(order) > 1
-        }
+        look = {"type": "nominal", "header": {"title": None}, "title": None}
+        orders = {"panel": list(self.panels), "across": list(self.across)}
+        facets = {name: {"field": name, "sort": order, **look} for name, order in orders.items() if len(order) > 1}
         data = alt.NamedData(name=DATA)
         if len(facets) == 2:
             chart = panel.facet(row=alt.Row(**facets["panel"]), column=alt.Column(**facets["across"]), data=data)
@@ -98,28 +99,25 @@ def grid(
         places: whether each task, model and kind of weights has a panel of its own.
     """
     rows = rows.copy()
-    where = place_texts(results, rows) if places else [""] * len(rows)
-    rows["panel"] = _joined(where, *(rows[name] for name in panel))
-    panels = in_order(rows, "panel", [*PLACE, *panel])
+    where = [*(PLACE if places else ()), *panel]
     keys = [key for key in free_keys(results, rows) if key not in used]
-    across = next((key for key in keys if rows[key].nunique(dropna=False) <= _MOST_ACROSS), None)
-    across = across if len(panels) <= 4 else None
-    others = [key for key in keys if key != across]
-    rows["across"] = setting_texts(rows, [across] if across else [])
-    rows["setting"] = setting_texts(rows, others)
+    rows["panel"], panels = labelled(results, rows, where)
+    few = (key for key in keys if rows[key].nunique(dropna=False) <= _MOST_ACROSS and len(panels) <= 4)
+    across = list(itertools.islice(few, 1))
+    others = [key for key in keys if key not in across]
     if len(panels) > _MOST_PANELS:
-        rows["setting"] = _joined(rows["panel"], rows["setting"])
-        rows["panel"], panels, others = "", [""], [*PLACE, *panel, *others]
-    columns = in_order(rows, "across", [across]) if across else []
-    return Grid(rows, panels, columns, in_order(rows, "setting", others))
+        rows["panel"], panels, others = "", [""], [*where, *others]
+    rows["across"], columns = labelled(results, rows, across)
+    rows["setting"], choices = labelled(results, rows, others)
+    return Grid(rows, panels, columns, choices)
 
 
 def free_keys(results: Results, rows: Frame) -> list[str]:
     """The varied keys that differ within one variant and place; a rate that a variant brings with it does not."""
-    keys = [key for key in results.varied if key in rows and key not in (*PLACE, "finetune.name")]
-    settings = rows[[*keys, *PLACE, "finetune.name"]].drop_duplicates()
     within = [*PLACE, "finetune.name"]
-    return [key for key in keys if settings.groupby(within, dropna=False)[key].nunique(dropna=False).max() > 1]
+    keys = [key for key in results.varied if key in rows and key not in within]
+    settings = rows[[*keys, *within]].drop_duplicates().groupby(within, dropna=False)
+    return [key for key in keys if settings[key].nunique(dropna=False).max() > 1]
 
 
 def text(value: Any) -> str:
@@ -128,36 +126,24 @@ def text(value: Any) -> str:
     return printable(varied.as_text(None if lacks else value), 40)
 
 
-def _texts(column: Frame) -> np.ndarray:
-    codes, values = pd.factorize(column, use_na_sentinel=False)
-    return np.array([text(value) for value in values], dtype=object)[codes]
+def labelled(results: Results, rows: Frame, keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Each row's values of the keys as one text, and the different texts in order: numbers by size, words as they come.
 
-
-def setting_texts(rows: Frame, keys: Sequence[str]) -> list[str]:
-    """For each row its values of the keys, as `lr 0.01 · shots 8`, keys by their last word while those differ."""
-    columns = [f"{varied.heading(key, keys)} " + _texts(rows[key]) for key in keys]
-    return _joined(*columns) if columns else [""] * len(rows)
-
-
-def place_texts(results: Results, rows: Frame) -> list[str]:
-    """For each row its task, model and weights, as far as the rows differ in them."""
-    keys = [key for key in PLACE if key in rows and rows[key].nunique() > 1]
-    shown = [rows[key].map(results.short_name) if key == "model.name" else rows[key] for key in keys]
-    return _joined(*map(_texts, shown)) if keys else [""] * len(rows)
-
-
-def _joined(*columns: Iterable[Any]) -> list[str]:
-    return [" · ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
-
-
-def in_order(rows: Frame, label: str, keys: Iterable[str]) -> list[str]:
-    """The values of a column in the order of the keys' values: numbers by size, texts as they come."""
-    ranks: dict[str, Any] = {}
-    for key in (key for key in keys if key in rows):
-        numbers: Any = pd.to_numeric(rows[key], errors="coerce")
-        ranks[key] = numbers if numbers.notna().all() else pd.factorize(_texts(rows[key]))[0]
-    ranked: Frame = pd.DataFrame({**ranks, label: rows[label]}).drop_duplicates(label)
-    return ranked.sort_values(list(ranks), kind="stable")[label].tolist() if ranks else ranked[label].tolist()
+    A place or a variant goes by its name, where there are several; other keys have a heading: `lr 0.01 · shots 8`.
+    """
+    keys = [key for key in keys if key not in _BARE or rows[key].nunique() > 1]
+    headed = [key for key in keys if key not in _BARE]
+    parts, ranks = [np.full(len(rows), "", dtype=object)], {}
+    for key in keys:
+        codes, values = pd.factorize(rows[key], use_na_sentinel=False)
+        words = [text(results.short_name(value) if key == "model.name" else value) for value in values]
+        words = [f"{varied.heading(key, headed)} {word}" if key in headed else word for word in words]
+        parts.append(np.array(words, dtype=object)[codes])
+        sizes: Any = pd.to_numeric(pd.Series(values), errors="coerce")
+        ranks[key] = sizes.to_numpy()[codes] if sizes.notna().all() else codes
+    labels = [" · ".join(filter(None, words)) for words in zip(*parts, strict=True)]
+    order: Frame = pd.DataFrame({**ranks, _LABEL: labels}).drop_duplicates(_LABEL)
+    return labels, order.sort_values([*ranks, *([] if ranks else [_LABEL])], kind="stable")[_LABEL].tolist()
 
 
 def _most_common(rows: Frame, options: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from iclgd.runs import files
 from iclgd.runs.parsing import DamagedRun, parse_json, regular_bytes
 from iclgd.runs.process import is_alive, this_process
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.reader import EARLIER, FolderReader
 from iclgd.runs.secrets import Formatter, without_secrets
 from iclgd.shown import printable
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
 _DATA, _FIGURES = (".json", ".yaml", ".parquet", ".safetensors", ".patch"), (".png", ".pdf")  # what a run leaves
-EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
 _SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
 _SILENCE = 3600.0  # seconds after which a run on another host counts as gone
 

@@ -33,18 +33,19 @@ from iclgd.shown import printable
 if TYPE_CHECKING:
     import pandas as pd
 
+EARLIER = "earlier"  # in a run's folder: results that were made from other inputs, one folder each, numbered
 _MOST_ROWS = 20_000_000
 _MOST_LAYERS = 10_000
 
+_MEAN: dict[str, Shape] = {"mean": maybe(number)}
 _RECORD: dict[str, Shape] = {
-    "mean": maybe(number),
     "layers": maybe(list_of(maybe(number), most=_MOST_LAYERS)),
     "layers_ci": maybe(list_of(list_of(maybe(number), 2), most=_MOST_LAYERS)),
     "ci": maybe(list_of(maybe(number), 2)),
     "n": maybe(count),
     "undefined": maybe(count),
 }
-_RECORDS = object_of(fields({}, {**_RECORD, "flipped": maybe(fields({}, _RECORD))}))
+_RECORDS = object_of(fields(_MEAN, {**_RECORD, "flipped": maybe(fields(_MEAN, _RECORD))}))
 STATUS = fields(
     {"state": one_of("running", "done", "failed", "interrupted")},
     {
@@ -81,6 +82,12 @@ _PROMPTS = fields(
         "training": list_of(_ITEM),
     },
 )
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders in or below a folder, by path; hidden ones and earlier results are left aside."""
+    inside = ((path.parent, path.relative_to(folder).parts) for path in folder.rglob("status.json"))
+    return sorted(run for run, parts in inside if not any(part == EARLIER or part[0] == "." for part in parts))
 
 
 class FolderReader:

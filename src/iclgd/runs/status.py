@@ -15,7 +15,7 @@ from iclgd.runs import varied
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.invocation import Invocation
 from iclgd.runs.progress import duration
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.reader import FolderReader, run_folders
 from iclgd.shown import pipe_may_close, printable
 
 _STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
@@ -60,8 +60,7 @@ def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
         if (folder / "status.json").exists():
             yield folder, run_lines(folder)
             continue
-        below = {path.parent.parent for path in folder.rglob("status.json") if not _hidden(path.relative_to(folder))}
-        for sweep in sorted(below) or [folder]:
+        for sweep in sorted({run.parent for run in run_folders(folder)}) or [folder]:
             yield sweep, run_lines(sweep)
 
 
@@ -146,10 +145,6 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         return varied.settings(FolderReader(folder).config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _draw(lines: Sequence[RunLine]) -> None:

@@ -10,17 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iclgd.runs.folder import EARLIER
+from iclgd.runs.reader import run_folders
 from iclgd.verify.check import Verdict, verify
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """The run folder itself, or every finished or unfinished run of a sweep's folder."""
-    if (folder / "status.json").is_file():
-        return [folder]
-    found = [path.parent for path in folder.rglob("status.json")]
-    inside = {path: path.relative_to(folder).parts for path in found}
-    return sorted(p for p, parts in inside.items() if EARLIER not in parts and not any(x[0] == "." for x in parts))
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

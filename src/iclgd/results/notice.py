@@ -18,7 +18,7 @@ from iclgd.choices import Better, Role
 from iclgd.statistics import Interval, draws_interval, held_out
 
 if TYPE_CHECKING:
-    from iclgd.report.results import Results
+    from iclgd.results.frame import Results
 
 TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
 PLACE = ("model.name", "model.weights", "task.name", "task.shots")
@@ -268,6 +268,24 @@ def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str
             known = "" if math.isnan(part.low) else f" [{part.low:.2f}, {part.high:.2f}]"
             said.append(sentence + (f": {part.mean:.2f}{known} of the way." if not math.isnan(part.mean) else "."))
     return " ".join(said)
+
+
+def place_in_words(results: Results, found: Notice) -> str:
+    """The model and task of a notice."""
+    names = {"model.name": results.short_name(str(found.place.get("model.name", "")))}
+    return ", ".join(str(names.get(key, value)) for key, value in found.place.items() if key != "model.weights")
+
+
+def labels(results: Results) -> dict[str, str]:
+    """What variants are called, and ICL."""
+    return {name: variant.label for name, variant in results.variants.items()} | {ICL: "ICL"}
+
+
+def paragraph(results: Results, found: Notice) -> str:
+    """What the sweep says, about the first headline score that it ranks."""
+    ranked = {rank.score for rank in found.ranking}
+    of = next((name for name in results.headline if name in ranked), next(iter(ranked), ""))
+    return in_words(found, {name: score.label for name, score in results.scores.items()}, labels(results), of)
 
 
 def _percent(share: Interval) -> str:

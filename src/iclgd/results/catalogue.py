@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iclgd.choices import Better, Role
-from iclgd.report.reading import FinishedRun
+from iclgd.results.reading import FinishedRun
 
 _LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors")  # evidence that finetuning has a part in
 
@@ -81,7 +81,7 @@ def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
         if (name := str(config["name"])) not in known:
             known[name] = Variant(
                 name,
-                str(config.get("label") or name),
+                _label(name, config, known),
                 _choice(Role, config.get("role"), Role.variant),
                 int(config.get("order", 50)),
                 config.get("color"),
@@ -97,16 +97,23 @@ def scores(runs: Iterable[FinishedRun]) -> dict[str, ScoreInfo]:
         described = (run.config.get("metric") or {}).get("scores") or {}
         for name in (*(key for key in described if key in run.scores), *run.scores):
             if name not in known:
-                known[name] = _score(name, described.get(name) or {})
+                config = described.get(name) or {}
+                known[name] = _score(name, _label(name, config, known), config)
     return {one.name: one for one in sorted(known.values(), key=lambda one: not one.headline)}
 
 
-def _score(name: str, config: Mapping[str, Any]) -> ScoreInfo:
+def _label(name: str, config: Mapping[str, Any], known: Mapping[str, Variant | ScoreInfo]) -> str:
+    """What the config calls it; with its name where another is called the same, for tables tell them apart by it."""
+    label = str(config.get("label") or name)
+    return f"{label} ({name})" if any(other.label == label for other in known.values()) else label
+
+
+def _score(name: str, label: str, config: Mapping[str, Any]) -> ScoreInfo:
     low, high = config.get("limits") or (-math.inf, math.inf)
     inputs = {str(argument): str(path) for argument, path in (config.get("inputs") or {}).items()}
     return ScoreInfo(
         name,
-        str(config.get("label") or name),
+        label,
         (float(low), float(high)),
         bool(config.get("headline")),
         _choice(Better, config.get("better"), Better.higher),

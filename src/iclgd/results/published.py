@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+_NOTHING = (math.nan, math.nan)
 
 
 @functools.cache
@@ -43,6 +46,13 @@ def layers(setting: Mapping[str, Any], score: str) -> list[float] | None:
     if not matches(setting) or setting["model.weights"] != "pretrained":
         return None
     return published()["layers"].get(score, {}).get(setting["task.name"], {}).get(setting["finetune.name"])
+
+
+def band(setting: Mapping[str, Any], score: str) -> tuple[float, float]:
+    """The two numbers between which most published values lie for a setting like this one; NaN where there are none."""
+    known = matches(setting) and setting["model.weights"] == "pretrained"
+    low, high = published()["bands"].get(score, _NOTHING) if known else _NOTHING
+    return low, high
 
 
 def matches(setting: Mapping[str, Any]) -> bool:

@@ -10,21 +10,18 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from iclgd.choices import Weights
-from iclgd.report import catalogue
-from iclgd.report.catalogue import ScoreInfo, Variant
-from iclgd.report.reading import FinishedRun, ReportError, read_runs
+from iclgd.results import catalogue
+from iclgd.results.catalogue import ScoreInfo, Variant
+from iclgd.results.reading import FinishedRun, ReportError, read_runs
 from iclgd.runs import varied
 from iclgd.statistics import draws_interval
-
-if TYPE_CHECKING:
-    from iclgd.report.chart import Figure
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 EXAMPLES = ("all", "flipped")
@@ -52,13 +49,24 @@ class Results:
         """
         return cls(*read_runs(folders))
 
+    def required(self, folders: Iterable[Path]) -> Results:
+        """Itself, if any run in the folders is finished.
+
+        Raises:
+            ReportError: none is.
+        """
+        if not self.runs:
+            named = ", ".join(map(str, folders))
+            raise ReportError(f"no finished run in {named}: {len(self.left_out)} others there (see iclgd-status)")
+        return self
+
     def where(self, conditions: Mapping[str, str]) -> Results:
         """Only the runs with these settings, given as text: `{"task.name": "sst2", "finetune.lr": "0.01"}`.
 
         Raises:
             ReportError: no run has such a key, or none is left.
         """
-        known = {varied.heading(key, self.keys): key for key in self.keys}
+        known = {self.heading(key): key for key in self.keys}
         conditions = {known.get(key, key): text for key, text in conditions.items()}
         for key in conditions:
             if not any(key in run.settings for run in self.runs):
@@ -67,7 +75,7 @@ class Results:
         if not wanted:
             said = ", ".join(f"{key}={value}" for key, value in conditions.items())
             raise ReportError(f"no finished run has {said}")
-        return Results(tuple(wanted), self.left_out)
+        return type(self)(tuple(wanted), self.left_out)
 
     def __iter__(self) -> Iterator[FinishedRun]:
         return iter(self.runs)
@@ -176,16 +184,13 @@ class Results:
         columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined"]
         return pd.concat([settings, named, found[columns]], axis=1)
 
-    @functools.cached_property
-    def figures(self) -> dict[str, Figure]:
-        """Every figure by its name: `results.figures["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
-        from iclgd.report.figures import figures
-
-        return {figure.name: figure for figure in figures(self)}
-
     def short_name(self, model: str) -> str:
         """A model's name without the owner or the folders before it, as far as it stays distinct among these runs."""
         return self._short_names.get(model, model)
+
+    def heading(self, key: str) -> str:
+        """What tables call a setting: the last word of its key, as far as that is clear here."""
+        return varied.heading(key, self.keys)
 
     def text(self, key: str, value: Any) -> str:
         """A setting as tables show it: a variant by its label, a model by its short name."""

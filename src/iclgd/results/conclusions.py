@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from iclgd.choices import Better, Role
-from iclgd.report.catalogue import Variant
-from iclgd.report.reading import Record
-from iclgd.report.results import Results
+from iclgd.results.catalogue import Variant
+from iclgd.results.frame import Results
+from iclgd.results.reading import Record
 from iclgd.runs import varied
-from iclgd.statistics import Comparison, Power, compare, design_power, held_out, holm_corrected
+from iclgd.statistics import Comparison, Power, compare, design_power, draws_interval, held_out, holm_corrected
 
 _VARIANT, _RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
 
@@ -91,6 +91,26 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
             values = {score: _at(by_rate, score, told.chosen) for score in scores}
             chosen.append(Contender(about, variant, told.chosen, tried, values, told.at_edge))
     return chosen, list(dict.fromkeys(notes))
+
+
+def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[str, Any]]:
+    """A record for each variant that ran at several rates, and score: its mean over draws at the rates chosen.
+
+    Keys are the setting's, `rates` (the chosen ones), `score`, and `mean`, `std`, `low`, `high`, `draws` and `unit` as
+    in `Results.summary`. Shares have no interval, for that takes the number of queries.
+    """
+    records = []
+    for one in (one for one in among if len(one.tried) > 1):
+        rates = ", ".join(f"{rate:g}" for rate in sorted(set(one.rates.values()))) + " (edge)" * one.at_edge
+        about = {**one.others, _VARIANT: one.variant, "rates": rates}
+        for name in (name for name, info in results.scores.items() if info.learned and name in one.values):
+            values = np.array([value for value in one.values[name].values() if not math.isnan(value)])
+            info, n = results.scores[name], len(values)
+            over = draws_interval(values[:0] if info.share else values, info.limits)
+            mean, spread = (float(values.mean()) if n else math.nan), (float(values.std(ddof=1)) if n > 1 else math.nan)
+            numbers = {"mean": mean, "std": spread, "low": over.low, "high": over.high, "draws": n, "unit": "draws"}
+            records.append(about | {"score": name} | numbers)
+    return records
 
 
 def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:

@@ -1,0 +1,110 @@
+"""The figure of every variant from floor to ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import pandas as pd
+
+from iclgd.choices import Better, Role
+from iclgd.report.chart import DATA, Figure, looks
+from iclgd.report.marks import Measure, interval_words, measures, zero_rule
+from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled, text
+from iclgd.results import conclusions
+
+if TYPE_CHECKING:
+    from iclgd.results.frame import Results
+
+_MOST_STEPS, _MOST_SCORES = 40, 3  # rows of a ladder; scores side by side
+
+
+def ladder(results: Results) -> Iterator[Figure]:
+    """Every variant from floor to ceiling, once for each of its settings; the headline scores side by side.
+
+    A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
+    and each rate has a row.
+    """
+    known = [measure for measure in measures(results, layered=False) if not measure.reads_other]
+    first = [measure for measure in known if measure.info.headline][:_MOST_SCORES] or known[:1]
+    chosen = conclusions.at_chosen_rates(results, conclusions.contenders(results)[0])
+    for shown in [first, *([measure] for measure in known if measure not in first)]:
+        split = _split(results, shown, chosen)
+        if split is not None:
+            inside = [_steps(measure, at, split, len(shown)) for at, measure in enumerate(shown)]
+            labels = ", ".join(measure.label for measure in shown)
+            caption = f"{labels} of each variant. {interval_words(split.rows)}"
+            if split.rows["finetune.lr"].isna().any():
+                caption += " Where several rates were run, each draw is at the one that the other draws choose."
+            if split.rows[["floor", "ceiling"]].notna().any(axis=None):
+                caption += " Dotted: the best floor; dashed: the best ceiling."
+            chart = split.choosing(alt.hconcat(*inside), filtered=True)
+            name, choice = ("headline", "headline scores") if len(shown) > 1 else (shown[0].name, labels)
+            headline = any(measure.info.headline for measure in shown)
+            yield Figure(f"ladder/{name}", "Between floor and ceiling", chart, caption, choice, headline)
+
+
+def _split(results: Results, shown: Sequence[Measure], chosen: Sequence[dict[str, Any]]) -> Grid | None:
+    labels = looks(results.variants).labels
+    rows: Frame = pd.concat([_rows(one, chosen).assign(value=at) for at, one in enumerate(shown)], ignore_index=True)
+    rows["variant"] = rows["finetune.name"].map(labels)
+    rows = rows.sort_values("variant", key=lambda names: names.map(list(labels.values()).index), kind="stable")
+    rows["panel"], panels = labelled(results, rows, PLACE)
+    keys, choices = free_keys(results, rows), []
+    settings, _ = labelled(results, rows, keys)
+    several = rows.assign(text=settings).groupby(["panel", "variant"])["text"].transform("nunique") > 1
+    rows["about"] = rows["variant"].where(~several, rows["variant"] + " · " + settings)
+    if rows.groupby("panel")["about"].nunique().max() > _MOST_STEPS:
+        rows["about"], (rows["setting"], choices) = rows["variant"], labelled(results, rows, keys)
+    _set_bounds(results, shown, rows)
+    whole, order = labelled(results, rows, ["variant", *keys])
+    about = dict(zip(whole, rows["about"], strict=True))
+    steps = list(dict.fromkeys(about[one] for one in order))
+    return Grid(rows, panels, steps, choices) if len(steps) > 1 else None
+
+
+def _rows(measure: Measure, chosen: Sequence[dict[str, Any]]) -> Frame:
+    """A score's rows, those of a variant with several rates as one."""
+    rows = measure.rows(layered=False)
+    mine = [record for record in chosen if record["score"] == measure.name]
+    keys = [key for key in measure.results.keys if key != "finetune.lr"]
+    at = {tuple(text(record[key]) for key in keys) for record in mine}
+    rest = [tuple(map(text, row)) not in at for row in rows[keys].itertuples(index=False, name=None)]
+    return pd.concat([part for part in (rows[rest], pd.DataFrame(mine)) if len(part)]).dropna(subset="mean")
+
+
+def _set_bounds(results: Results, shown: Sequence[Measure], rows: Frame) -> None:
+    """Set `floor` and `ceiling` of every panel and score to the best of each."""
+    roles = rows["finetune.name"].map({name: variant.role for name, variant in results.variants.items()})
+    lower = rows["value"].map([one.info.better is Better.lower for one in shown].__getitem__)
+    for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
+        of = rows.assign(mean=rows["mean"].where(roles == role)).groupby(["panel", "value"])["mean"]
+        rows[column] = of.transform("min").where(lower, of.transform("max"))
+
+
+def _steps(measure: Measure, at: int, split: Grid, count: int) -> Any:
+    """One score of a ladder: rows are variants, the first score names them."""
+    rows = split.rows[split.rows["value"] == at]
+    look = looks(measure.results.variants).of(rows["variant"].unique(), ())
+    y = alt.Y("about:N", sort=list(split.across), title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
+    base = alt.Chart()
+    bounds = [
+        base.mark_rule(strokeDash=dash, strokeWidth=1).encode(alt.X(f"max({name}):Q"))
+        for name, dash in (("floor", [1, 2]), ("ceiling", [5, 2]))
+        if rows[name].notna().any()
+    ]
+    interval = base.mark_rule(strokeWidth=1.4).encode(alt.X("low:Q"), alt.X2("high:Q"), y, look["color"])
+    mark = base.mark_point(filled=True, size=34, opacity=1).encode(
+        measure.axis(rows, alt.X), y, look["color"], look["shape"], tooltip=measure.tooltip("about:N")
+    )
+    panel: Any = alt.layer(*zero_rule(rows, "x"), *bounds, interval, mark)
+    panel = panel.properties(width=230 if count == 1 else 330 / count, height=alt.Step(13))
+    if len(split.panels) > 1:
+        header = alt.Header(labelOrient="top", labelAnchor="start", labels=at == 0, labelPadding=2)
+        row = alt.Row("panel:N", sort=list(split.panels), header=header, title=None)
+        panel = panel.facet(row=row, data=alt.NamedData(name=DATA)).resolve_scale(y="independent")
+    else:
+        panel.data = alt.NamedData(name=DATA)
+    wanted = " && datum.setting === setting" if len(split.choices) > 1 else ""
+    return panel.transform_filter(f"datum.value === {at}{wanted}")
