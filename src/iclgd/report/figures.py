@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from iclgd.report.chart import Figure, looks
 from iclgd.report.ladder import ladder
 from iclgd.report.marks import (
     Measure,
-    heat_map,
     interval_words,
     measures,
     number_axis,
@@ -68,11 +68,10 @@ def layer_map(results: Results) -> Iterator[Figure]:
         rows = measure.rows(layered=True)
         rows = rows.assign(x=rows["layer"], y=rows["finetune.layers"].map(trained_layer)).dropna(subset=["y", "mean"])
         if rows["y"].nunique() > 1:
+            about = "read at each layer (across) where one layer alone was trained (up)"
             split = grid(results, rows, used=["finetune.layers"], panel=["variant"])
-            chart = heat_map(split, measure.label, "layer read", "layer trained", measure.info.limits)
-            caption = f"{measure.label} read at each layer (across) where one layer alone was trained (up). "
-            caption += interval_words(rows.drop(columns="low"))
-            yield measure.figure("layer_map", "Layer trained, layer read", chart, caption)
+            drawn = measure.heat_map(split, "layer read", "layer trained", about)
+            yield measure.figure("layer_map", "Layer trained, layer read", *drawn)
 
 
 def trained_layer(layers: Any) -> float:
@@ -119,27 +118,27 @@ def gradient_norms(results: Results) -> Iterator[Figure]:
     rows = own_tables(results, lambda run: run.table("gradient_norms"), ["layer", "demonstration"])
     rows = rows[rows["mean"] > 0].rename(columns={"demonstration": "x", "layer": "y"})
     if len(rows):
-        split = grid(results, rows, panel=["variant"])
-        chart = heat_map(split, "gradient norm", "demonstration", "layer", (0, np.inf), log=True)
-        caption = f"Gradient norm of each demonstration in each trained layer. {interval_words(rows)}"
-        yield Figure("gradient_norms", "Gradient norms", chart, caption)
+        about = "of each demonstration in each trained layer"
+        split, measure = grid(results, rows, panel=["variant"]), Measure(results, "Gradient norm")
+        yield Figure(
+            "gradient_norms", "Gradient norms", *measure.heat_map(split, "demonstration", "layer", about, True)
+        )
 
 
 def by_head(results: Results) -> Iterator[Figure]:
     """Scores of every head, as a map of layers and heads."""
-    for measure in (Measure(results, name) for name in results.scores):
-
-        def heads(run: FinishedRun, name: str = measure.name) -> Frame:
-            layers = enumerate((run.scores.get(name) or {}).get("heads") or [])
-            cells = [(y, x, v) for y, values in layers for x, v in enumerate(values) if v is not None]
-            return pd.DataFrame(cells, columns=["y", "x", "mean"])
-
-        rows = own_tables(results, heads, ["y", "x"], "mean")
+    for name in results.scores:
+        rows = own_tables(results, functools.partial(_heads, name), ["y", "x"], "mean")
         if len(rows):
-            split = grid(results, rows, panel=["variant"])
-            chart = heat_map(split, measure.label, "head", "layer", measure.info.limits)
-            caption = f"{measure.label} of each head. {interval_words(rows)}"
-            yield measure.figure("heads", "Scores by head", chart, caption)
+            split, measure = grid(results, rows, panel=["variant"]), Measure(results, name)
+            drawn = measure.heat_map(split, "head", "layer", "of each head")
+            yield measure.figure("heads", "Scores by head", *drawn)
+
+
+def _heads(name: str, run: FinishedRun) -> Frame:
+    layers = enumerate((run.scores.get(name) or {}).get("heads") or [])
+    cells = [(y, x, value) for y, values in layers for x, value in enumerate(values) if value is not None]
+    return pd.DataFrame(cells, columns=["y", "x", "mean"])
 
 
 def training(results: Results) -> Iterator[Figure]:

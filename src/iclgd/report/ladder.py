@@ -30,12 +30,12 @@ def ladder(results: Results) -> Iterator[Figure]:
     first = [measure for measure in known if measure.info.headline][:_MOST_SCORES] or known[:1]
     chosen = conclusions.at_chosen_rates(results, conclusions.contenders(results)[0])
     for shown in [first, *([measure] for measure in known if measure not in first)]:
-        split = _split(results, shown, chosen)
-        if split is not None:
-            inside = [_steps(measure, at, split, len(shown)) for at, measure in enumerate(shown)]
+        split, steps = _split(results, shown, chosen)
+        if len(steps) > 1:
+            inside = [_steps(measure, at, split, steps, len(shown)) for at, measure in enumerate(shown)]
             labels = ", ".join(measure.label for measure in shown)
             caption = f"{labels} of each variant. {interval_words(split.rows)}"
-            if split.rows["finetune.lr"].isna().any():
+            if "rates" in split.rows:
                 caption += " Where several rates were run, each draw is at the one that the other draws choose."
             if split.rows[["floor", "ceiling"]].notna().any(axis=None):
                 caption += " Dotted: the best floor; dashed: the best ceiling."
@@ -45,7 +45,8 @@ def ladder(results: Results) -> Iterator[Figure]:
             yield Figure(f"ladder/{name}", "Between floor and ceiling", chart, caption, choice, headline)
 
 
-def _split(results: Results, shown: Sequence[Measure], chosen: Sequence[dict[str, Any]]) -> Grid | None:
+def _split(results: Results, shown: Sequence[Measure], chosen: Sequence[dict[str, Any]]) -> tuple[Grid, list[str]]:
+    """The rows by place, with bounds and the setting's text, and the ladder's steps from the floor up."""
     labels = looks(results.variants).labels
     rows: Frame = pd.concat([_rows(one, chosen).assign(value=at) for at, one in enumerate(shown)], ignore_index=True)
     rows["variant"] = rows["finetune.name"].map(labels)
@@ -60,8 +61,7 @@ def _split(results: Results, shown: Sequence[Measure], chosen: Sequence[dict[str
     _set_bounds(results, shown, rows)
     whole, order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(whole, rows["about"], strict=True))
-    steps = list(dict.fromkeys(about[one] for one in order))
-    return Grid(rows, panels, steps, choices) if len(steps) > 1 else None
+    return Grid(rows, panels, choices), list(dict.fromkeys(about[one] for one in order))
 
 
 def _rows(measure: Measure, chosen: Sequence[dict[str, Any]]) -> Frame:
@@ -83,11 +83,11 @@ def _set_bounds(results: Results, shown: Sequence[Measure], rows: Frame) -> None
         rows[column] = of.transform("min").where(lower, of.transform("max"))
 
 
-def _steps(measure: Measure, at: int, split: Grid, count: int) -> Any:
+def _steps(measure: Measure, at: int, split: Grid, steps: list[str], count: int) -> Any:
     """One score of a ladder: rows are variants, the first score names them."""
     rows = split.rows[split.rows["value"] == at]
     look = looks(measure.results.variants).of(rows["variant"].unique(), ())
-    y = alt.Y("about:N", sort=list(split.across), title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
+    y = alt.Y("about:N", sort=steps, title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
     base = alt.Chart()
     bounds = [
         base.mark_rule(strokeDash=dash, strokeWidth=1).encode(alt.X(f"max({name}):Q"))

@@ -97,6 +97,20 @@ class Measure:
             words.append("Crosses: no draw gave a usable result.")
         return split.draw(*layers), " ".join(words)
 
+    def heat_map(self, split: Grid, x: str, y: str, about: str, log: bool = False) -> tuple[Any, str]:
+        """Maps that share one colour scale, counted from the lower left, and words on what they show."""
+        known = {name: sorted({int(value) for value in split.rows[name]}) for name in ("x", "y")}
+        axes = {
+            name: alt.Axis(values=values[:: -(-len(values) // 8)], labelAngle=0, grid=False, domain=False)
+            for name, values in known.items()
+        }
+        across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=known["x"], padding=0))
+        up = alt.Y("y:O", title=y, axis=axes["y"], sort=None, scale=alt.Scale(domain=known["y"][::-1], padding=0))
+        color = color_scale(split.rows["mean"], self.label, self.info.limits, log)
+        told = ["variant:N", alt.Tooltip("y:O", title=y), alt.Tooltip("x:O", title=x), "mean:Q"]
+        cell = alt.Chart().mark_rect().encode(across, up, color, tooltip=told)
+        return split.draw(cell, height=min(0.85 * split.width, 180)), f"{self.label} {about}. {mean_words(split.rows)}"
+
 
 def measures(results: Results, layered: bool) -> list[Measure]:
     """The scores that were measured, headlines first, then as the runs have them."""
@@ -122,12 +136,17 @@ def zero_rule(rows: Frame, axis: str = "y") -> list[Any]:
     return [alt.Chart().mark_rule().encode(**{axis: alt.datum(0)})] if below else []
 
 
+def mean_words(rows: Frame) -> str:
+    """What means without an interval are over."""
+    most = int(rows["draws"].max())
+    return f"Mean over {most} draws of demonstrations." if most > 1 else "One draw of demonstrations."
+
+
 def interval_words(rows: Frame) -> str:
-    """What means and intervals are over."""
+    """What intervals are over."""
     known = rows[rows["low"].notna()] if "low" in rows else rows[:0]
     if known.empty:
-        most = int(rows["draws"].max())
-        return f"Mean over {most} draws of demonstrations." if most > 1 else "No intervals: one draw of demonstrations."
+        return f"{mean_words(rows)} No intervals."
     draws = sorted({int(count) for count in known.loc[known["unit"] == "draws", "draws"]})
     count = "" if not draws else f"{draws[0]}" if len(draws) == 1 else f"{draws[0]} to {draws[-1]}"
     if (known["unit"] == "draws").all():
@@ -135,20 +154,6 @@ def interval_words(rows: Frame) -> str:
     if draws:
         return f"95 % intervals over {count} draws of demonstrations, or over the queries where there is one draw."
     return "95 % intervals over the queries of one draw of demonstrations; other draws may lie outside."
-
-
-def heat_map(split: Grid, label: str, x: str, y: str, limits: Sequence[float], log: bool = False) -> Any:
-    """Heat maps that share one colour scale, counted from the lower left."""
-    known = {name: sorted({int(value) for value in split.rows[name]}) for name in ("x", "y")}
-    axes = {
-        name: alt.Axis(values=values[:: -(-len(values) // 8)], labelAngle=0, grid=False, domain=False)
-        for name, values in known.items()
-    }
-    across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=known["x"], padding=0))
-    up = alt.Y("y:O", title=y, axis=axes["y"], sort=None, scale=alt.Scale(domain=known["y"][::-1], padding=0))
-    cell = alt.Chart().mark_rect().encode(across, up, color_scale(split.rows["mean"], label, limits, log))
-    cell = cell.encode(tooltip=["variant:N", alt.Tooltip("y:O", title=y), alt.Tooltip("x:O", title=x), "mean:Q"])
-    return split.draw(cell, height=min(0.85 * split.width, 180))
 
 
 def color_scale(values: Frame, label: str, limits: Sequence[float], log: bool = False) -> Any:

@@ -173,8 +173,8 @@ def _item(item: Mapping[str, Any], words: Sequence[str], marks: list[tuple[str, 
 
 def _shares(results: Results, run: FinishedRun) -> dict[str, Sequence[float]]:
     """By label the scores that are shares of queries, such as accuracies: their value of each query."""
-    known = {results.scores[name]: values for name, values in run.values.items() if name in results.scores}
-    return {score.label: values[:, 0] for score, values in known.items() if score.share and values.shape[1] == 1}
+    single = {name: values[:, 0] for name, values in run.values.items() if values.shape[1] == 1}
+    return {score.label: single[name] for name, score in results.scores.items() if score.share and name in single}
 
 
 def _marks(shares: Mapping[str, Sequence[float]], at: int) -> list[tuple[str, bool]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,8 @@ Frame = Any  # a pandas DataFrame; what pandas' stubs make of one cannot be foll
 PLACE = ("task.name", "model.name", "model.weights")
 _BARE, _LABEL = (*PLACE, "variant"), "label"
 _GAP, _AXIS = 14, 42  # points between panels, and for the labels of the first one's axis
-_MOST_ACROSS, _MOST_PANELS = 6, 12
-_FIELDS = "variant panel across setting about x y value mean low high floor ceiling published upper".split()
+_MOST_ACROSS, _MOST_DOWN, _MOST_PANELS = 6, 4, 12
+_FIELDS = "variant panel setting about x y value mean low high floor ceiling published upper".split()
 
 
 @dataclass(frozen=True)
@@ -31,22 +30,16 @@ class Grid:
     """Rows to draw, and how they are split.
 
     Attributes:
-        rows: with the columns `panel`, `across` and `setting`, each a text.
-        panels: the values of `panel`, in order: where it was measured.
-        across: the values of `across`: one swept key; a single one if none has few values.
+        rows: with the columns `panel` and `setting`, each a text.
+        panels: the values of `panel`, in order: where it was measured, and one swept key if it has few values.
         choices: the values of `setting`, one of which is shown: all other swept keys together.
+        columns: how many panels stand side by side.
     """
 
     rows: Frame
     panels: Sequence[str]
-    across: Sequence[str] = ()
-    choices: Sequence[str] = ()
-
-    @property
-    def columns(self) -> int:
-        """How many panels stand side by side."""
-        most = 4 if len(self.panels) != 6 else 3
-        return len(self.across) if len(self.across) > 1 else min(max(len(self.panels), 1), most)
+    choices: Sequence[str]
+    columns: int = 1
 
     @property
     def width(self) -> float:
@@ -62,17 +55,12 @@ class Grid:
 
     def draw(self, *layers: Any, height: float | None = None) -> Any:
         """The layers in every panel, with a choice among settings where there are more than panels show."""
-        panel: Any = alt.layer(*layers).properties(width=self.width, height=height or self.height)
-        look = {"type": "nominal", "header": {"title": None}, "title": None}
-        orders = {"panel": list(self.panels), "across": list(self.across)}
-        facets = {name: {"field": name, "sort": order, **look} for name, order in orders.items() if len(order) > 1}
+        chart: Any = alt.layer(*layers).properties(width=self.width, height=height or self.height)
         data = alt.NamedData(name=DATA)
-        if len(facets) == 2:
-            chart = panel.facet(row=alt.Row(**facets["panel"]), column=alt.Column(**facets["across"]), data=data)
-        elif facets:
-            chart = panel.facet(facet=alt.Facet(**next(iter(facets.values()))), columns=self.columns, data=data)
-        else:
-            panel.data, chart = data, panel
+        if len(self.panels) > 1:
+            facet = alt.Facet("panel:N", sort=list(self.panels), header=alt.Header(title=None), title=None)
+            return self.choosing(chart.facet(facet=facet, columns=self.columns, data=data))
+        chart.data = data
         return self.choosing(chart)
 
     def choosing(self, chart: Any, filtered: bool = False) -> Any:
@@ -99,17 +87,19 @@ def grid(
         places: whether each task, model and kind of weights has a panel of its own.
     """
     rows = rows.copy()
-    where = [*(PLACE if places else ()), *panel]
-    keys = [key for key in free_keys(results, rows) if key not in used]
-    rows["panel"], panels = labelled(results, rows, where)
-    few = (key for key in keys if rows[key].nunique(dropna=False) <= _MOST_ACROSS and len(panels) <= 4)
-    across = list(itertools.islice(few, 1))
-    others = [key for key in keys if key not in across]
-    if len(panels) > _MOST_PANELS:
-        rows["panel"], panels, others = "", [""], [*where, *others]
-    rows["across"], columns = labelled(results, rows, across)
+    keys = [*(PLACE if places else ()), *panel]
+    others = [key for key in free_keys(results, rows) if key not in used]
+    rows["panel"], panels = labelled(results, rows, keys)
+    columns = min(len(panels), 4 if len(panels) != 6 else 3)
+    few = next((key for key in others if rows[key].nunique(dropna=False) <= _MOST_ACROSS), None)
+    if few is not None and len(panels) <= _MOST_DOWN:
+        columns = rows[few].nunique(dropna=False)
+        keys, others = [*keys, few], [key for key in others if key != few]
+        rows["panel"], panels = labelled(results, rows, keys)
+    elif len(panels) > _MOST_PANELS:
+        rows["panel"], panels, columns, others = "", [""], 1, [*keys, *others]
     rows["setting"], choices = labelled(results, rows, others)
-    return Grid(rows, panels, columns, choices)
+    return Grid(rows, panels, choices, columns)
 
 
 def free_keys(results: Results, rows: Frame) -> list[str]:
