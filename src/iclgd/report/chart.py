@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.runs.files import replacing
-from iclgd.shown import printable
 
 if TYPE_CHECKING:
     import altair as alt
@@ -140,58 +140,36 @@ def write(figures: Sequence[Figure], out: Path) -> list[Path]:
     return [figure.save(out / f"{figure.file_name}{ending}") for figure in wanted for ending in (".png", ".pdf")]
 
 
-@dataclass(frozen=True)
-class Looks:
-    """How the variants of one report are told apart: by colour, by mark and by dashes, so that print in grey works.
+def looks(variants: Mapping[str, Variant], shown: Iterable[str], keyed: Sequence[str] = MARKS) -> dict[str, Any]:
+    """Encodings of the field `variant`: by colour, by mark and by dashes, so that print in grey works.
 
-    Attributes:
-        labels: what each is called, by name, in their order.
-        colors: of each, in the same order.
+    Args:
+        variants: those of the report, in their order; one without a colour gets the next free one of the palette.
+        shown: the labels of those that are shown; one alone has no legend.
+        keyed: the channels of the one legend: `LINES`, `MARKS` or none.
     """
+    import altair as alt
 
-    labels: Mapping[str, str]
-    colors: Sequence[str]
-
-    def of(self, labels: Iterable[str], keyed: Sequence[str] = MARKS) -> dict[str, Any]:
-        """Encodings of the field `variant` for those that are shown, with at most one legend.
-
-        Args:
-            labels: the variants that are shown; one alone has no legend.
-            keyed: the channels of the legend: `LINES`, `MARKS` or none.
-        """
-        import altair as alt
-
-        everyone, wanted = list(self.labels.values()), set(labels)
-        at = [index for index, label in enumerate(everyone) if label in wanted]
-        shown = [everyone[index] for index in at]
-        columns = max(1, int(TEXT_WIDTH // (4.3 * max((len(label) for label in shown), default=1) + 26)))
-        look: dict[str, Any] = {"orient": "right"} if len(shown) > 6 else {"columns": columns}
-        look |= {"symbolType": "stroke", "symbolSize": 240} if keyed == LINES else {}
-        legend = alt.Legend(**look) if len(shown) > 1 else None
-        colors = [self.colors[index] for index in at]
-        ranges = {"color": colors, "fill": colors}
-        ranges |= {"shape": [SHAPES[i % len(SHAPES)] for i in range(len(at))]}
-        ranges |= {"strokeDash": [DASHES[i % len(DASHES)] for i in range(len(at))]}
-        channels = {"color": alt.Color, "fill": alt.Fill, "shape": alt.Shape, "strokeDash": alt.StrokeDash}
+    taken = {variant.color for variant in variants.values()}
+    free = itertools.cycle([color for color in PALETTE if color not in taken] or PALETTE)
+    colors = {variant.label: variant.color or next(free) for variant in variants.values()}
+    wanted = set(shown)
+    labels = [label for label in colors if label in wanted]
+    columns = max(1, int(TEXT_WIDTH // (4.3 * max(map(len, labels), default=1) + 26)))
+    look: dict[str, Any] = {"orient": "right"} if len(labels) > 6 else {"columns": columns}
+    look |= {"symbolType": "stroke", "symbolSize": 240} if keyed == LINES else {}
+    legend = alt.Legend(**look) if len(labels) > 1 else None
+    channels: dict[str, tuple[Any, Any]] = {
+        "color": (alt.Color, map(colors.get, labels)),
+        "fill": (alt.Fill, map(colors.get, labels)),
+        "shape": (alt.Shape, itertools.cycle(SHAPES)),
+        "strokeDash": (alt.StrokeDash, itertools.cycle(DASHES)),
+    }
+    encodings = {}
+    for name, (channel, values) in channels.items():
         # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is another
         # one, so that channels without a legend leave the others theirs.
-        step = {name: 1 if name in keyed else -1 for name in ranges}
-        return {
-            name: channels[name](
-                "variant:N",
-                scale=alt.Scale(domain=shown[:: step[name]], range=values[:: step[name]]),
-                legend=legend if name in keyed else None,
-                title=None,
-            )
-            for name, values in ranges.items()
-        }
-
-
-def looks(variants: Mapping[str, Variant]) -> Looks:
-    """The looks of a report's variants, in their order; those without a colour get the next free one of the palette."""
-    taken = {variant.color for variant in variants.values()}
-    free = [color for color in PALETTE if color not in taken] or list(PALETTE)
-    ordered = sorted(variants, key=lambda name: (variants[name].order, name))
-    plain = [name for name in ordered if variants[name].color is None]
-    colors = [variants[name].color or free[plain.index(name) % len(free)] for name in ordered]
-    return Looks({name: printable(variants[name].label, 40) for name in ordered}, colors)
+        pairs = list(zip(labels, values, strict=False))[:: 1 if name in keyed else -1]
+        scale = alt.Scale(domain=[label for label, _ in pairs], range=[value for _, value in pairs])
+        encodings[name] = channel("variant:N", scale=scale, legend=legend if name in keyed else None, title=None)
+    return encodings

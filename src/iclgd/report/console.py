@@ -89,8 +89,8 @@ def _text(results: Results, key: str, value: Any) -> str:
 
 def _short_list(results: Results) -> list[str]:
     """The headline scores, and two shares that say whether the model learned anything in context or by finetuning."""
-    paths = {name: (score.inputs or {}).values() for name, score in results.scores.items() if score.share}
-    shares = [name for name, read in paths.items() if any(path.startswith(("icl.", "ft.")) for path in read)]
+    scores = results.scores.items()
+    shares = [name for name, score in scores if score.share and (score.reads("icl") or score.reads("ft"))]
     return results.headline + [name for name in shares if name not in results.headline][:2]
 
 

@@ -17,19 +17,22 @@ from iclgd.report.ladder import ladder
 from iclgd.report.marks import (
     Measure,
     interval_words,
-    measures,
+    measured,
     number_axis,
-    own_tables,
     zero_rule,
 )
 from iclgd.report.matrix import planted_truths
 from iclgd.report.panels import PLACE, Frame, free_keys, grid, labelled
 from iclgd.results import published
+from iclgd.results.catalogue import ScoreInfo
+from iclgd.results.own_tables import own_tables
 from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
     from iclgd.results.reading import FinishedRun
+
+_MAPS = (*PLACE, "variant")  # what has a map of its own
 
 
 def figures(results: Results) -> list[Figure]:
@@ -43,9 +46,9 @@ def figures(results: Results) -> list[Figure]:
 
 def by_layer(results: Results) -> Iterator[Figure]:
     """Each score by layer: a line for each variant with its interval, and what was published where that is known."""
-    for measure in measures(results, layered=True):
-        rows = measure.rows(layered=True).dropna(subset="mean")
-        rows["x"], rows["published"] = rows["layer"], _published(rows, measure.name)
+    for measure, rows in measured(results, layered=True):
+        rows = rows.dropna(subset="mean").assign(x=rows["layer"])
+        rows["published"] = published.by_layer(rows, measure.info.name)
         if rows["x"].nunique() > 1:
             x = number_axis("layer", rows["x"], may_be_log=False)
             yield measure.figure("layers", "Scores by layer", *measure.curves(grid(results, rows), x, "by layer"))
@@ -54,8 +57,7 @@ def by_layer(results: Results) -> Iterator[Figure]:
 def along_axes(results: Results) -> Iterator[Figure]:
     """Each score along each number that was swept over; other swept keys are headings of panels or choices."""
     for key in results.varied:
-        for measure in measures(results, layered=False):
-            rows = measure.rows(layered=False)
+        for measure, rows in measured(results, layered=False):
             rows["x"] = pd.to_numeric(rows[key].astype(str), errors="coerce")  # as text, for True is no number here
             if key in free_keys(results, rows) and rows["x"].notna().all() and rows["x"].nunique() > 1:
                 drawn = measure.curves(grid(results, rows, used=[key]), number_axis(key, rows["x"]), f"against {key}")
@@ -64,12 +66,11 @@ def along_axes(results: Results) -> Iterator[Figure]:
 
 def layer_map(results: Results) -> Iterator[Figure]:
     """Where single layers were trained: how the score read at one layer depends on the layer that was trained."""
-    for measure in measures(results, layered=True) if "finetune.layers" in results.varied else ():
-        rows = measure.rows(layered=True)
+    for measure, rows in measured(results, layered=True) if "finetune.layers" in results.varied else ():
         rows = rows.assign(x=rows["layer"], y=rows["finetune.layers"].map(trained_layer)).dropna(subset=["y", "mean"])
         if rows["y"].nunique() > 1:
             about = "read at each layer (across) where one layer alone was trained (up)"
-            split = grid(results, rows, used=["finetune.layers"], panel=["variant"])
+            split = grid(results, rows, _MAPS, used=["finetune.layers"])
             drawn = measure.heat_map(split, "layer read", "layer trained", about)
             yield measure.figure("layer_map", "Layer trained, layer read", *drawn)
 
@@ -85,32 +86,31 @@ def trained_layer(layers: Any) -> float:
 
 def between_variants(results: Results) -> Iterator[Figure]:
     """Scores that compare two finetuning variants (such as alpha), by task and model, and where the papers' lie."""
-    for measure in (measure for measure in measures(results, layered=False) if measure.reads_other):
-        rows = measure.rows(layered=False).dropna(subset="mean")
+    for measure, rows in measured(results, layered=False):
+        if not measure.info.reads("other"):
+            continue
+        rows = rows.dropna(subset="mean")
         rows["about"], places = labelled(results, rows, PLACE)
-        bands = [published.band(setting, measure.name) for setting in rows.to_dict("records")]
+        bands = [published.band(setting, measure.info.name) for setting in rows.to_dict("records")]
         rows["published"], rows["upper"] = zip(*bands, strict=True)
-        split = grid(results, rows, places=False)
-        look = looks(results.variants).of(rows["variant"].unique())
-        x = alt.X("about:N", sort=places, title=None, axis=alt.Axis(labelAngle=-35))
-        offset, base = alt.XOffset("variant:N"), alt.Chart()
-        band = base.mark_rect(color="#888888", opacity=0.22).encode(x, alt.Y("published:Q"), alt.Y2("upper:Q"))
-        known = rows["published"].notna().any()
+        look, base = looks(results.variants, rows["variant"]), alt.Chart()
+        x = [alt.X("about:N", sort=places, title=None, axis=alt.Axis(labelAngle=-35)), alt.XOffset("variant:N")]
+        interval, point = base.mark_rule(strokeWidth=1.3), base.mark_point(filled=True, size=34, opacity=1)
         marks = [
-            *([band] if known else []),
             *zero_rule(rows),
-            base.mark_rule(strokeWidth=1.3).encode(x, offset, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"]),
-            base.mark_point(filled=True, size=34, opacity=1).encode(
-                x, offset, measure.axis(rows), look["color"], look["shape"]
-            ),
+            interval.encode(*x, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"]),
+            point.encode(*x, measure.axis(rows), look["color"], look["shape"]),
         ]
-        others = {
-            str((run.config.get("metric") or {}).get("compare_with")) for run in results if measure.name in run.scores
+        theirs = {
+            str((run.config["metric"] or {}).get("compare_with")) for run in results if measure.info.name in run.scores
         }
-        caption = f"{measure.label} between each variant and {printable(', '.join(sorted(others)))}. "
+        caption = f"{measure.info.label} between each variant and {printable(', '.join(sorted(theirs)))}. "
         caption += interval_words(rows)
-        caption += f" Grey: published, {published.published()['sources']['bands']}." if known else ""
-        yield measure.figure("pairs", "Between variants", split.draw(*marks), caption)
+        if rows["published"].notna().any():
+            band = base.mark_rect(color="#888888", opacity=0.22)
+            marks.insert(0, band.encode(x[0], alt.Y("published:Q"), alt.Y2("upper:Q")))
+            caption += f" Grey: {published.published()['sources']['bands']}."
+        yield measure.figure("pairs", "Between variants", grid(results, rows, ()).draw(*marks), caption)
 
 
 def gradient_norms(results: Results) -> Iterator[Figure]:
@@ -119,19 +119,18 @@ def gradient_norms(results: Results) -> Iterator[Figure]:
     rows = rows[rows["mean"] > 0].rename(columns={"demonstration": "x", "layer": "y"})
     if len(rows):
         about = "of each demonstration in each trained layer"
-        split, measure = grid(results, rows, panel=["variant"]), Measure(results, "Gradient norm")
-        yield Figure(
-            "gradient_norms", "Gradient norms", *measure.heat_map(split, "demonstration", "layer", about, True)
-        )
+        measure = Measure(results, ScoreInfo("gradient_norms", "Gradient norm", (0, np.inf)))
+        drawn = measure.heat_map(grid(results, rows, _MAPS), "demonstration", "layer", about, log=True)
+        yield Figure("gradient_norms", "Gradient norms", *drawn)
 
 
 def by_head(results: Results) -> Iterator[Figure]:
     """Scores of every head, as a map of layers and heads."""
-    for name in results.scores:
+    for name, info in results.scores.items():
         rows = own_tables(results, functools.partial(_heads, name), ["y", "x"], "mean")
         if len(rows):
-            split, measure = grid(results, rows, panel=["variant"]), Measure(results, name)
-            drawn = measure.heat_map(split, "head", "layer", "of each head")
+            measure = Measure(results, info)
+            drawn = measure.heat_map(grid(results, rows, _MAPS), "head", "layer", "of each head")
             yield measure.figure("heads", "Scores by head", *drawn)
 
 
@@ -147,20 +146,10 @@ def training(results: Results) -> Iterator[Figure]:
     taken = own_tables(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
     rows: Frame = pd.concat([part for part in (losses, taken) if len(part)] or [losses], ignore_index=True)
     for name in rows["score"].unique():
-        measure, part = Measure(results, name), rows[rows["score"] == name].dropna(subset="mean")
+        measure = Measure(results, results.scores.get(name) or ScoreInfo(name, name, (0, np.inf)))
+        part = rows[rows["score"] == name].dropna(subset="mean")
         part = part.rename(columns={"step": "x"})
         if part["x"].nunique() > 1:
             x = number_axis("step", part["x"], may_be_log=False)
             drawn = measure.curves(grid(results, part), x, "after each step of finetuning")
             yield replace(measure.figure("training", "Along finetuning", *drawn), headline=name == "loss")
-
-
-def _published(rows: Frame, score: str) -> list[float]:
-    """For each row the published value of its layer, NaN where there is none."""
-    keys = ["task.name", "model.name", "model.weights", "task.shots", "finetune.name"]
-    curves = {
-        tuple(setting[key] for key in keys): published.layers(setting, score) or []
-        for setting in rows[keys].drop_duplicates().to_dict("records")
-    }
-    at = zip(*(rows[key] for key in [*keys, "layer"]), strict=True)
-    return [curve[layer] if layer < len(curve := curves[tuple(where)]) else np.nan for *where, layer in at]

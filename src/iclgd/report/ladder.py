@@ -10,7 +10,7 @@ import pandas as pd
 
 from iclgd.choices import Better, Role
 from iclgd.report.chart import DATA, Figure, looks
-from iclgd.report.marks import Measure, interval_words, measures, zero_rule
+from iclgd.report.marks import Measure, interval_words, measured, zero_rule
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled, text
 from iclgd.results import conclusions
 
@@ -26,31 +26,33 @@ def ladder(results: Results) -> Iterator[Figure]:
     A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
     and each rate has a row.
     """
-    known = [measure for measure in measures(results, layered=False) if not measure.reads_other]
-    first = [measure for measure in known if measure.info.headline][:_MOST_SCORES] or known[:1]
+    known = [pair for pair in measured(results, layered=False) if not pair[0].info.reads("other")]
+    first = [pair for pair in known if pair[0].info.headline][:_MOST_SCORES] or known[:1]
     chosen = conclusions.at_chosen_rates(results, conclusions.contenders(results)[0])
-    for shown in [first, *([measure] for measure in known if measure not in first)]:
-        split, steps = _split(results, shown, chosen)
+    for pairs in filter(None, [first, *([pair] for pair in known[len(first) :])]):
+        shown = [measure for measure, _ in pairs]
+        split, steps = _split(results, pairs, chosen)
         if len(steps) > 1:
             inside = [_steps(measure, at, split, steps, len(shown)) for at, measure in enumerate(shown)]
-            labels = ", ".join(measure.label for measure in shown)
+            labels = ", ".join(measure.info.label for measure in shown)
             caption = f"{labels} of each variant. {interval_words(split.rows)}"
             if "rates" in split.rows:
                 caption += " Where several rates were run, each draw is at the one that the other draws choose."
             if split.rows[["floor", "ceiling"]].notna().any(axis=None):
                 caption += " Dotted: the best floor; dashed: the best ceiling."
             chart = split.choosing(alt.hconcat(*inside), filtered=True)
-            name, choice = ("headline", "headline scores") if len(shown) > 1 else (shown[0].name, labels)
+            name, choice = ("headline", "headline scores") if len(shown) > 1 else (shown[0].info.name, labels)
             headline = any(measure.info.headline for measure in shown)
             yield Figure(f"ladder/{name}", "Between floor and ceiling", chart, caption, choice, headline)
 
 
-def _split(results: Results, shown: Sequence[Measure], chosen: Sequence[dict[str, Any]]) -> tuple[Grid, list[str]]:
+def _split(
+    results: Results, pairs: Sequence[tuple[Measure, Frame]], chosen: Sequence[dict[str, Any]]
+) -> tuple[Grid, list[str]]:
     """The rows by place, with bounds and the setting's text, and the ladder's steps from the floor up."""
-    labels = looks(results.variants).labels
-    rows: Frame = pd.concat([_rows(one, chosen).assign(value=at) for at, one in enumerate(shown)], ignore_index=True)
-    rows["variant"] = rows["finetune.name"].map(labels)
-    rows = rows.sort_values("variant", key=lambda names: names.map(list(labels.values()).index), kind="stable")
+    rows: Frame = pd.concat([_rows(*pair, chosen).assign(value=at) for at, pair in enumerate(pairs)], ignore_index=True)
+    rows["variant"] = rows["finetune.name"].map(results.labels)
+    rows = rows.sort_values("finetune.name", key=lambda names: names.map(list(results.labels).index), kind="stable")
     rows["panel"], panels = labelled(results, rows, PLACE)
     keys, choices = free_keys(results, rows), []
     settings, _ = labelled(results, rows, keys)
@@ -58,16 +60,15 @@ def _split(results: Results, shown: Sequence[Measure], chosen: Sequence[dict[str
     rows["about"] = rows["variant"].where(~several, rows["variant"] + " · " + settings)
     if rows.groupby("panel")["about"].nunique().max() > _MOST_STEPS:
         rows["about"], (rows["setting"], choices) = rows["variant"], labelled(results, rows, keys)
-    _set_bounds(results, shown, rows)
+    _set_bounds(results, [measure for measure, _ in pairs], rows)
     whole, order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(whole, rows["about"], strict=True))
     return Grid(rows, panels, choices), list(dict.fromkeys(about[one] for one in order))
 
 
-def _rows(measure: Measure, chosen: Sequence[dict[str, Any]]) -> Frame:
+def _rows(measure: Measure, rows: Frame, chosen: Sequence[dict[str, Any]]) -> Frame:
     """A score's rows, those of a variant with several rates as one."""
-    rows = measure.rows(layered=False)
-    mine = [record for record in chosen if record["score"] == measure.name]
+    mine = [record for record in chosen if record["score"] == measure.info.name]
     keys = [key for key in measure.results.keys if key != "finetune.lr"]
     at = {tuple(text(record[key]) for key in keys) for record in mine}
     rest = [tuple(map(text, row)) not in at for row in rows[keys].itertuples(index=False, name=None)]
@@ -86,7 +87,7 @@ def _set_bounds(results: Results, shown: Sequence[Measure], rows: Frame) -> None
 def _steps(measure: Measure, at: int, split: Grid, steps: list[str], count: int) -> Any:
     """One score of a ladder: rows are variants, the first score names them."""
     rows = split.rows[split.rows["value"] == at]
-    look = looks(measure.results.variants).of(rows["variant"].unique(), ())
+    look = looks(measure.results.variants, rows["variant"], ())
     y = alt.Y("about:N", sort=steps, title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
     base = alt.Chart()
     bounds = [

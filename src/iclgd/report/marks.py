@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import altair as alt
-import pandas as pd
 
 from iclgd.report.chart import LINES, Figure, looks
 from iclgd.report.panels import Frame, Grid
@@ -17,12 +16,11 @@ from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
-    from iclgd.results.reading import FinishedRun
 
 _VALUES = ("mean", "low", "high", "published", "upper")
 _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _MAPS = {"diverging": "purpleorange", "sequential": "viridis"}
-_MOST_RUNS, _MOST_MARKED, _LOG_RATIO = 24, 16, 30  # runs whose tables are read; marks on a line; a logarithmic axis
+_MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much an axis spans that is logarithmic
 
 
 @dataclass(frozen=True)
@@ -30,44 +28,22 @@ class Measure:
     """One number of some results, such as a score, as figures show it."""
 
     results: Results
-    name: str
-
-    @property
-    def info(self) -> ScoreInfo:
-        """What the score's file says; of a loss only that it is not negative."""
-        return self.results.scores.get(self.name) or ScoreInfo(self.name, self.name, (0, math.inf))
-
-    @property
-    def label(self) -> str:
-        """What figures call it."""
-        return printable(self.info.label, 40)
-
-    @property
-    def reads_other(self) -> bool:
-        """Whether it compares two finetuning variants, such as alpha."""
-        return any(path.startswith("other.") for path in (self.info.inputs or {}).values())
-
-    def rows(self, layered: bool) -> Frame:
-        """The summary's rows of it; those without a mean only where every draw diverged."""
-        summary: Frame = self.results.summary
-        of = (summary["score"] == self.name) & (summary["examples"] == "all") & (summary["layer"].notna() == layered)
-        rows = summary[of & (summary["mean"].notna() | (summary[["diverged", "unstable"]].sum(axis=1) > 0))]
-        return rows.assign(variant=rows["finetune.name"].map(looks(self.results.variants).labels))
+    info: ScoreInfo
 
     def figure(self, kind: str, title: str, chart: Any, caption: str) -> Figure:
         """A figure about it."""
-        return Figure(f"{kind}/{self.name}", title, chart, caption, self.label, self.info.headline)
+        return Figure(f"{kind}/{self.info.name}", title, chart, caption, self.info.label, self.info.headline)
 
     def axis(self, rows: Frame, channel: Any = alt.Y) -> Any:
         """Its axis: it holds zero where the score can be negative, or where its values come near zero."""
         known = rows[[name for name in _VALUES if name in rows]]
         zero = self.info.limits[0] < 0 or bool(known.min().min() < 0.35 * known.max().max())
         axis = alt.Axis(tickCount=5, format="~%") if self.info.share else alt.Axis(tickCount=5, labelExpr=_PLAIN)
-        return channel("mean:Q", title=self.label, scale=alt.Scale(zero=zero, nice=True), axis=axis)
+        return channel("mean:Q", title=self.info.label, scale=alt.Scale(zero=zero, nice=True), axis=axis)
 
     def tooltip(self, *about: Any) -> list[Any]:
         """What is told of a mark under the pointer."""
-        numbers = [("mean", self.label), ("low", "low"), ("high", "high")]
+        numbers = [("mean", self.info.label), ("low", "low"), ("high", "high")]
         return ["variant:N", *about, *(alt.Tooltip(f"{n}:Q", format=".4f", title=title) for n, title in numbers)]
 
     def curves(self, split: Grid, x: Any, about: str) -> tuple[Any, str]:
@@ -76,8 +52,8 @@ class Measure:
         What was published is a dotted line, and a value where no draw gave a usable result a cross on the axis.
         """
         rows, base, y = split.rows, alt.Chart(), self.axis(split.rows)
-        look = looks(self.results.variants).of(rows["variant"].unique(), LINES)
-        words, layers = [f"{self.label} {about}. {interval_words(rows)}"], zero_rule(rows)
+        look = looks(self.results.variants, rows["variant"], LINES)
+        words, layers = [f"{self.info.label} {about}. {interval_words(rows)}"], zero_rule(rows)
         if "low" in rows and rows["low"].notna().any():
             band = base.mark_area(opacity=0.16 if rows["variant"].nunique() <= 6 else 0.07)
             layers.append(band.encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["fill"]))
@@ -106,17 +82,23 @@ class Measure:
         }
         across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=known["x"], padding=0))
         up = alt.Y("y:O", title=y, axis=axes["y"], sort=None, scale=alt.Scale(domain=known["y"][::-1], padding=0))
-        color = color_scale(split.rows["mean"], self.label, self.info.limits, log)
+        color = color_scale(split.rows["mean"], self.info.label, self.info.limits, log)
         told = ["variant:N", alt.Tooltip("y:O", title=y), alt.Tooltip("x:O", title=x), "mean:Q"]
         cell = alt.Chart().mark_rect().encode(across, up, color, tooltip=told)
-        return split.draw(cell, height=min(0.85 * split.width, 180)), f"{self.label} {about}. {mean_words(split.rows)}"
+        return split.draw(
+            cell, height=min(0.85 * split.width, 180)
+        ), f"{self.info.label} {about}. {mean_words(split.rows)}"
 
 
-def measures(results: Results, layered: bool) -> list[Measure]:
-    """The scores that were measured, headlines first, then as the runs have them."""
-    summary: Frame = results.summary
-    measured = set(summary.loc[summary["mean"].notna() & (summary["layer"].notna() == layered), "score"])
-    return [Measure(results, name) for name in results.scores if name in measured]
+def measured(results: Results, layered: bool) -> Iterator[tuple[Measure, Frame]]:
+    """Each score that was measured, headlines first, with its rows of the summary; without a mean if all diverged."""
+    rows: Frame = results.summary
+    known = rows["mean"].notna() | (rows[["diverged", "unstable"]].sum(axis=1) > 0)
+    rows = rows[(rows["examples"] == "all") & (rows["layer"].notna() == layered) & known]
+    parts = dict(iter(rows.assign(variant=rows["finetune.name"].map(results.labels)).groupby("score")))
+    for name, info in results.scores.items():
+        if name in parts and parts[name]["mean"].notna().any():
+            yield Measure(results, info), parts[name].copy()
 
 
 def number_axis(title: str, values: Frame, may_be_log: bool = True) -> Any:
@@ -167,26 +149,3 @@ def color_scale(values: Frame, label: str, limits: Sequence[float], log: bool = 
         domain, scheme = [low, high if high > low else low * 10 if log else low + 1], _MAPS["sequential"]
     scale = alt.Scale(domain=domain, scheme=cast(Any, scheme), type="log" if log else "linear")
     return alt.Color("mean:Q", title=label, scale=scale, legend=alt.Legend(orient="right", format="~g", tickCount=4))
-
-
-def own_tables(
-    results: Results, read: Callable[[FinishedRun], Frame | None], by: Sequence[str], value: str = "value"
-) -> Frame:
-    """What sane runs hold beside their scores, as a mean over draws for each of `by`; few runs, for each costs a file.
-
-    Returns:
-        Columns `mean`, `draws`, `variant`, those of `by` and every setting; no rows where no run has such a table.
-    """
-    labels, parts = looks(results.variants).labels, []
-    runs = sorted(zip(results.setting_of, results.runs, strict=True), key=lambda pair: (str(pair[1].draw), pair[0]))
-    for at, run in runs[:_MOST_RUNS]:
-        table = read(run) if run.state == "sane" else None
-        if table is not None and len(table):
-            mean = table.groupby(by, as_index=False, sort=False)[value].mean().rename(columns={value: "mean"})
-            settings = results.settings.iloc[at].to_dict()
-            parts.append(mean.assign(draw=str(run.draw), variant=labels[settings["finetune.name"]], **settings))
-    if not parts:
-        return pd.DataFrame(columns=[*by, "mean", "draws", "variant"])
-    rows = pd.concat(parts, ignore_index=True)
-    groups = rows.groupby([key for key in rows if key not in ("mean", "draw")], sort=False, dropna=False)
-    return groups.agg(mean=("mean", "mean"), draws=("draw", "nunique")).reset_index()

@@ -74,32 +74,28 @@ class Grid:
         return themed(chart, records(self.rows))
 
 
-def grid(
-    results: Results, rows: Frame, used: Sequence[str] = (), panel: Sequence[str] = (), places: bool = True
-) -> Grid:
+def grid(results: Results, rows: Frame, panels: Sequence[str] = PLACE, used: Sequence[str] = ()) -> Grid:
     """Split rows by what was varied.
 
     Args:
         results: what the rows are of.
         rows: some of `results.summary`, with a column `variant`.
+        panels: the columns whose values have panels of their own.
         used: keys that the figure itself shows.
-        panel: further columns that have panels of their own, such as `variant`.
-        places: whether each task, model and kind of weights has a panel of its own.
     """
-    rows = rows.copy()
-    keys = [*(PLACE if places else ()), *panel]
+    keys, rows = list(panels), rows.copy()
     others = [key for key in free_keys(results, rows) if key not in used]
-    rows["panel"], panels = labelled(results, rows, keys)
-    columns = min(len(panels), 4 if len(panels) != 6 else 3)
+    rows["panel"], names = labelled(results, rows, keys)
+    columns = min(len(names), 4 if len(names) != 6 else 3)
     few = next((key for key in others if rows[key].nunique(dropna=False) <= _MOST_ACROSS), None)
-    if few is not None and len(panels) <= _MOST_DOWN:
+    if few is not None and len(names) <= _MOST_DOWN:
         columns = rows[few].nunique(dropna=False)
         keys, others = [*keys, few], [key for key in others if key != few]
-        rows["panel"], panels = labelled(results, rows, keys)
-    elif len(panels) > _MOST_PANELS:
-        rows["panel"], panels, columns, others = "", [""], 1, [*keys, *others]
+        rows["panel"], names = labelled(results, rows, keys)
+    elif len(names) > _MOST_PANELS:
+        rows["panel"], names, columns, others = "", [""], 1, [*keys, *others]
     rows["setting"], choices = labelled(results, rows, others)
-    return Grid(rows, panels, choices, columns)
+    return Grid(rows, names, choices, columns)
 
 
 def free_keys(results: Results, rows: Frame) -> list[str]:

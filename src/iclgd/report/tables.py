@@ -14,7 +14,8 @@ from iclgd.report.notice_tables import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.conclusions import Contender, Difference
 from iclgd.results.frame import Results, whole
-from iclgd.results.reading import FinishedRun, ReportError
+from iclgd.results.prompts import prompt_statistics
+from iclgd.results.reading import ReportError
 from iclgd.statistics import Comparison
 
 SCORE = "score"  # stands among rows or columns for the scores' names
@@ -50,7 +51,7 @@ def summary(
     wanted = _scores(results, scores)
     down, across = _layout(results, rows, columns)
     shown = whole(results.summary).drop(columns=["examples", "layer"])
-    records = [_with_published(row) for row in shown[shown[SCORE].isin(wanted)].to_dict("records")]
+    records = [published.beside(row) for row in shown[shown[SCORE].isin(wanted)].to_dict("records")]
     order = {name: at for at, name in enumerate(wanted)}
     records.sort(key=lambda r: [order[r[k]] if k == SCORE else results.rank(k, r[k]) for k in (*down, *across)])
     header, cells = wide((_texts(results, down, r), _texts(results, across, r), r) for r in records)
@@ -121,19 +122,14 @@ def comparisons(results: Results, made: Sequence[Difference]) -> Table:
 
 def data(results: Results) -> Table:
     """Data statistics, from the prompts that the models saw: labels, demonstrations, queries and their mean tokens."""
-    always = ("model.name", "task.name", "task.shots")
-    keys = [k for k in results.keys if k in always or k.startswith(("task.", "model.bos", "model.separator"))]
-    gathered: dict[tuple[Any, ...], dict[Any, FinishedRun]] = {}
-    for run in results.runs:  # whatever the finetuning, one setting and draw has one set of prompts
-        setting = tuple(run.settings.get(key) for key in keys)
-        gathered.setdefault(setting, {}).setdefault((run.settings["seed"], run.settings.get("task.permutation")), run)
-    rows, records = [], []
-    for setting, runs in gathered.items():
-        found = [_prompt_statistics(run.prompts()) for run in runs.values()]
-        mean = {name: math.fsum(one[name] for one in found) / len(found) for name in found[0]}
-        numbers = [f"{value:.1f}" if name.endswith("tokens") else f"{value:g}" for name, value in mean.items()]
-        rows.append((*map(results.text, keys, setting), *numbers))
-        records.append(dict(zip(keys, setting, strict=True)) | mean)
+    keys, records = prompt_statistics(results)
+    rows = [
+        tuple(
+            results.text(name, value) if name in keys else f"{value:.1f}" if name.endswith("tokens") else f"{value:g}"
+            for name, value in record.items()
+        )
+        for record in records
+    ]
     counted = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
     header = (*map(results.heading, keys), *counted, "tokens of the context")
     note = "Tokens are means over demonstrations or queries, then over draws; the context has bos and separators."
@@ -164,13 +160,6 @@ def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tu
 
 def _texts(results: Results, keys: Sequence[str], record: Mapping[str, Any]) -> Row:
     return tuple(results.scores[record[k]].label if k == SCORE else results.text(k, record[k]) for k in keys)
-
-
-def _with_published(record: dict[str, Any]) -> dict[str, Any]:
-    theirs = published.mean_and_std(record, record[SCORE])
-    if theirs is None:
-        return record
-    return record | {"published_mean": theirs[0], "published_std": theirs[1], "difference": record["mean"] - theirs[0]}
 
 
 def excluded(record: Mapping[str, Any]) -> int:
@@ -229,17 +218,3 @@ def _difference(result: Comparison) -> str:
         p = "< 0.0001" if result.p_holm < 1e-4 else f"{result.p_holm:.2g}"
         text += f" p {p}" + " *" * result.marked
     return text if result.needed is None or result.marked else f"{text} ({result.needed})"
-
-
-def _prompt_statistics(prompts: Mapping[str, Any]) -> dict[str, float]:
-    demonstrations = [len(item["token_ids"]) for item in prompts["demonstrations"]]
-    queries = [len(item["token_ids"]) for item in prompts["queries"]]
-    separators = len(demonstrations) * len(prompts.get("separator") or [])
-    return {
-        "labels": float(len(prompts.get("label_words") or [])),
-        "demonstrations": float(len(demonstrations)),
-        "queries": float(len(queries)),
-        "demonstration_tokens": sum(demonstrations) / max(len(demonstrations), 1),
-        "query_tokens": sum(queries) / max(len(queries), 1),
-        "context_tokens": float(sum(demonstrations) + separators + len(prompts.get("bos") or [])),
-    }

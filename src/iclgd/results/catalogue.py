@@ -9,6 +9,7 @@ from typing import Any
 
 from iclgd.choices import Better, Role
 from iclgd.results.reading import FinishedRun
+from iclgd.shown import printable
 
 _LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors")  # evidence that finetuning has a part in
 
@@ -19,7 +20,7 @@ class Variant:
 
     Attributes:
         name: of its file.
-        label: what tables and figures call it.
+        label: what tables and figures call it; printable, and unlike that of any other.
         role: what it is in a comparison.
         order: where it stands among the others, lowest first.
         color: of its lines and marks; None takes the next free one of the palette.
@@ -40,7 +41,7 @@ class ScoreInfo:
 
     Attributes:
         name: its key in scores.json.
-        label: what tables and figures call it.
+        label: what tables and figures call it; printable, and unlike that of any other.
         limits: the least and the largest possible value; infinite where there are none.
         headline: whether short tables and the first figures show it.
         better: which values mean "more alike".
@@ -59,6 +60,10 @@ class ScoreInfo:
     learned: bool = True
     inputs: Mapping[str, str] | None = None
     function: str = ""
+
+    def reads(self, owner: str) -> bool:
+        """Whether it looks at something of `icl`, `ft`, `other`, ..., as an input's path begins."""
+        return any(path.startswith(f"{owner}.") for path in (self.inputs or {}).values())
 
     def without_context(self, others: Iterable[ScoreInfo]) -> ScoreInfo | None:
         """The same score of the model without demonstrations (zero-shot), for a score of ICL alone; None if not there.
@@ -104,8 +109,9 @@ def scores(runs: Iterable[FinishedRun]) -> dict[str, ScoreInfo]:
 
 def _label(name: str, config: Mapping[str, Any], known: Mapping[str, Variant | ScoreInfo]) -> str:
     """What the config calls it; with its name where another is called the same, for tables tell them apart by it."""
-    label = str(config.get("label") or name)
-    return f"{label} ({name})" if any(other.label == label for other in known.values()) else label
+    label = printable(str(config.get("label") or name), 40)
+    taken = any(other.label == label for other in known.values())
+    return f"{label} ({printable(name, 40)})" if taken else label
 
 
 def _score(name: str, label: str, config: Mapping[str, Any]) -> ScoreInfo:

@@ -106,6 +106,11 @@ class Results:
         """The finetuning variants by name, in their order."""
         return catalogue.variants(self.runs)
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the variants are called, by name, in their order."""
+        return {name: variant.label for name, variant in self.variants.items()}
+
     @functools.cached_property
     def scores(self) -> dict[str, ScoreInfo]:
         """The scores by name, headline ones first."""

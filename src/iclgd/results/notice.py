@@ -89,7 +89,7 @@ def notices(results: Results) -> list[Notice]:
     if TRUTH not in frame:
         return []
     rows = frame[frame["layer"].isna() & (frame["examples"] == "all") & (frame["state"] == "sane")]
-    scores = [s for s in results.scores.values() if s.better is not Better.neither and _compares(s.inputs)]
+    scores = [s for s in results.scores.values() if s.better is not Better.neither and s.reads("icl") and s.reads("ft")]
     better = {score.name: score.better for score in scores}
     limits = {score.name: score.limits for score in scores}
     floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
@@ -102,12 +102,6 @@ def notices(results: Results) -> list[Notice]:
         for key, group in groups
         if group[TRUTH].nunique() > 1
     ]
-
-
-def _compares(inputs: Mapping[str, str] | None) -> bool:
-    """Whether a score looks at both what plays ICL's part and the candidate."""
-    owners = {path.partition(".")[0] for path in (inputs or {}).values()}
-    return {"icl", "ft"} <= owners
 
 
 def notice(

@@ -11,9 +11,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NOTHING = (math.nan, math.nan)
+_SETTING = ["task.name", "model.name", "model.weights", "task.shots", "finetune.name"]
 
 
 @functools.cache
@@ -26,6 +30,15 @@ def learning_rate(task: str) -> float:
     """The rate of the published runs on this task; SST-2's for a task that they did not have."""
     known = published()["runs"]
     return known.get(task, known["sst2"])["lr"]
+
+
+def beside(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `Results.summary` with the published mean and standard deviation and the difference, where known."""
+    theirs = mean_and_std(record, record["score"])
+    if theirs is None:
+        return dict(record)
+    mean, std = theirs
+    return {**record, "published_mean": mean, "published_std": std, "difference": record["mean"] - mean}
 
 
 def mean_and_std(setting: Mapping[str, Any], score: str) -> tuple[float, float] | None:
@@ -46,6 +59,14 @@ def layers(setting: Mapping[str, Any], score: str) -> list[float] | None:
     if not matches(setting) or setting["model.weights"] != "pretrained":
         return None
     return published()["layers"].get(score, {}).get(setting["task.name"], {}).get(setting["finetune.name"])
+
+
+def by_layer(rows: pd.DataFrame, score: str) -> list[float]:
+    """For each row, a setting and a layer, the published value; NaN where there is none."""
+    settings: Any = rows[_SETTING].drop_duplicates().to_dict("records")
+    curves = {tuple(setting.values()): layers(setting, score) or [] for setting in settings}
+    at = zip(*(rows[key] for key in [*_SETTING, "layer"]), strict=True)
+    return [curve[layer] if layer < len(curve := curves[tuple(where)]) else math.nan for *where, layer in at]
 
 
 def band(setting: Mapping[str, Any], score: str) -> tuple[float, float]:
