@@ -350,7 +350,7 @@ def _show_tables(folders: list[Path], sweep: bool) -> None:
     from iclgd.report import console
 
     try:
-        table = console.sweep_table(folders) if sweep else console.run_table(folders[0])
+        table = console.table(folders)
     except Exception as error:
         log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
         return

@@ -24,13 +24,12 @@ def cli(arguments: Sequence[str] | None = None) -> int:
         lines = report(**options)
         with pipe_may_close():
             sys.stdout.write("".join(f"{line}\n" for line in lines))
+        return 0
     except ReportError as error:
         log.error("iclgd-report: %s", error)
-        return 2
     except OSError as error:
         log.error("iclgd-report: cannot be written: %s; name another folder with --out FOLDER", error)
-        return 2
-    return 0
+    return 2
 
 
 def report(
@@ -60,14 +59,17 @@ def report(
     from iclgd.report import export_records as records
     from iclgd.report.figures import figures
     from iclgd.results.frame import Results
+    from iclgd.results.reading import ReportError
     from iclgd.runs.files import refuse_link_out, write_text
 
     results = Results.read(folders)
     for folder, reason in results.left_out:
         log.warning("left out: %s %s", printable(str(folder), 400), printable(reason, 400))
     results = results.required(folders)
-    if where:
-        results = results.where(dict(map(_condition, where)))
+    conditions = [text.partition("=") for text in where]
+    if not all(equals for _, equals, _ in conditions):
+        raise ReportError(f"--where {' '.join(where)}: write each as key=value, such as finetune.lr=0.01")
+    results = results.where({key: value for key, _, value in conditions}) if where else results
     # first, for it may have to refuse
     written = [path for run in results if export_records for path in records.export_records(run, export_records)]
     made, drawn = tables.tables(results, **layout), figures(results)
@@ -84,15 +86,6 @@ def report(
     written += chart.write(drawn, out / "figures")
     told = [table.notes[-1] for table in made if table.name.startswith(("comparisons", "notice_matrix"))]
     return [*written, *(printable(note, 4000) for note in told if note)]
-
-
-def _condition(text: str) -> tuple[str, str]:
-    from iclgd.results.reading import ReportError
-
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ReportError(f"--where {text} has no value: write it as key=value, such as finetune.lr=0.01")
-    return key, value
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import altair as alt
+import vl_convert
+
 from iclgd.runs.files import replacing
 
 if TYPE_CHECKING:
-    import altair as alt
-
     from iclgd.results.catalogue import Variant
 
 TEXT_WIDTH, COLUMN_WIDTH = 470, 230  # points: a page's text, and one of its two columns
@@ -99,8 +100,6 @@ class Figure:
     @functools.cached_property
     def specification(self) -> dict[str, Any]:
         """The chart as Vega-Lite, with its data: what all three places draw from."""
-        import altair as alt
-
         chart: Any = self.chart.copy(deep=False)  # Altair would walk through every row, which are plain values already
         chart.datasets = alt.Undefined
         return chart.to_dict(validate=False) | {"datasets": getattr(self.chart, "datasets", {})}
@@ -111,8 +110,6 @@ class Figure:
         Raises:
             ValueError: another ending.
         """
-        import vl_convert
-
         writers: Mapping[str, Any] = {
             ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
             ".pdf": lambda chart: _ordered(vl_convert.vegalite_to_pdf(chart)),
@@ -148,8 +145,6 @@ def looks(variants: Mapping[str, Variant], shown: Iterable[str], keyed: Sequence
         shown: the labels of those that are shown; one alone has no legend.
         keyed: the channels of the one legend: `LINES`, `MARKS` or none.
     """
-    import altair as alt
-
     taken = {variant.color for variant in variants.values()}
     free = itertools.cycle([color for color in PALETTE if color not in taken] or PALETTE)
     colors = {variant.label: variant.color or next(free) for variant in variants.values()}

@@ -4,46 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from iclgd.report.formats import Row, wide
 from iclgd.report.tables import cell
 from iclgd.results.conclusions import zero_shot_notes
 from iclgd.results.frame import Results, whole
-from iclgd.results.reading import read_run
 from iclgd.runs import varied
 from iclgd.shown import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _MOST_COLUMNS = 4  # more settings than this become rows
 _SHARED = ("task.name", "model.name", "finetune.name")
 
 
-def run_table(folder: Path) -> Table:
-    """One run: its scores with 95 % intervals over queries.
-
-    Raises:
-        DamagedRun: the run is not finished or cannot be read.
-    """
-    return _table(Results((read_run(folder),)))
-
-
-def sweep_table(folders: Sequence[Path]) -> Table:
+def table(folders: Sequence[Path]) -> Table:
     """All finished runs in or below the folders: scores down and settings across, or, if those are many, the reverse.
 
     Raises:
         ReportError: a folder does not exist, or no run has finished.
     """
-    return _table(Results.read(folders).required(folders))
-
-
-def _table(results: Results) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
+    results = Results.read(folders).required(folders)
     keys = results.shown or ["finetune.name"]
     records: list[dict[str, Any]] = whole(results.summary).to_dict("records")
     many = len({tuple(row[key] for key in keys) for row in records}) > _MOST_COLUMNS
@@ -52,7 +36,7 @@ def _table(results: Results) -> Table:
     first = results.runs[0].settings
     shared = [_text(results, key, first[key]) for key in _SHARED if key not in keys]
     shared += [f"lr {_text(results, 'finetune.lr', first['finetune.lr'])}"] * ("finetune.lr" not in keys)
-    table = Table(
+    made = Table(
         title=Text(" · ".join(map(printable, shared)), style="bold"),
         caption=Text("\n".join(_notes(results, records, many)), style="dim"),
         caption_justify="left",
@@ -68,19 +52,17 @@ def _table(results: Results) -> Table:
     heads = [varied.heading(key, keys) for key in keys] if many else ["score"]
     for at, head in enumerate([*heads, *map("\n".join, columns)]):
         label = at < len(heads)
-        table.add_column(Text(head), justify="left" if label else "right", no_wrap=label == many)
+        made.add_column(Text(head), justify="left" if label else "right", no_wrap=label == many)
     for row, by in rows.items():
-        table.add_row(*map(Text, (*row, *(by.get(column, "") for column in columns))))
-    return table
+        made.add_row(*map(Text, (*row, *(by.get(column, "") for column in columns))))
+    return made
 
 
 def _setting(results: Results, keys: Sequence[str], row: Mapping[str, Any], headed: bool) -> Row:
     """As one types it: a variant by its name; each with its key where no heading has it."""
-    texts = ((key, _text(results, key, row[key])) for key in keys)
-    if not headed:
-        return tuple(printable(text, 20) for _, text in texts)
-    headings = (f"{varied.heading(key, keys)} " * (key != "finetune.name") for key in keys)
-    return tuple(printable(heading + text, 24) for heading, (_, text) in zip(headings, texts, strict=True))
+    heads = [f"{varied.heading(key, keys)} " * (headed and key != "finetune.name") for key in keys]
+    texts = [head + _text(results, key, row[key]) for head, key in zip(heads, keys, strict=True)]
+    return tuple(printable(text, 24 if headed else 20) for text in texts)
 
 
 def _text(results: Results, key: str, value: Any) -> str:

@@ -36,7 +36,11 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
     Raises:
         ReportError: the run kept no recordings, or they cannot be read.
     """
-    tensors = _read(run)
+    tensors = run.recordings()
+    needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise ReportError(f"{run.folder} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
     prompts = run.prompts()
     with_label = run.config["protocol"]["record_at"] == "first_label_token"
     lines = {theirs: _query_lines(ours, tensors, prompts, with_label) for theirs, ours in SETTINGS.items()}
@@ -51,43 +55,24 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
     return written
 
 
-def _read(run: FinishedRun) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = run.folder / "recordings.safetensors"
-    if not path.is_file():
-        raise ReportError(
-            f"{run.folder} kept no recordings to export: run it again with runtime.save_recordings=true "
-            "(and runtime.rerun=all, for it is done)"
-        )
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
-    needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise ReportError(f"{path} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
-    return tensors
-
-
 def _query_lines(
     setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any], with_label: bool
 ) -> Iterator[dict[str, Any]]:
     mine = {name.removeprefix(f"{setting}."): values for name, values in tensors.items()}
     labels, contexts, queries = (mine.get(name) for name in ("label_scores", "context_scores", "query_vectors"))
-    places = _published_places(prompts)
+    places = [-1 if at is None else at for at in _published_places(prompts)]  # the last token is one of padding
     appended = int(with_label)  # the published code appends a label's first token, whose key counts
     for example, query in enumerate(prompts["queries"]):
         keys = mine["attention_scores"][example][:, :, : len(query["token_ids"]) + appended]
         yield {
             "self_attn_out_hiddens": _plain(mine["attention_output"][example]),
             "attn_map": _plain(keys),
-            "attn_map_ctx": [] if contexts is None else _plain(_laid_out(contexts[example], places)),
+            "attn_map_ctx": [] if contexts is None else _plain(np.pad(contexts[example], ((0, 0), (0, 1)))[:, places]),
             "attn_q": [] if queries is None else _plain(queries[example]),
             "gold_label": int(query["label"]),
-            "pred_label": -1 if labels is None else _best(labels[example]),
+            "pred_label": -1
+            if labels is None or np.isnan(labels[example]).all()
+            else int(np.nanargmax(labels[example])),
         }
 
 
@@ -112,14 +97,6 @@ def _spans(prompts: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
         end = start + len(everything[index]["token_ids"])
         yield start, end
         start = end + len(prompts["separator"])
-
-
-def _laid_out(scores: np.ndarray, places: list[int | None]) -> np.ndarray:
-    return np.stack([np.zeros(len(scores)) if at is None else scores[:, at] for at in places], axis=1)
-
-
-def _best(scores: np.ndarray) -> int:
-    return -1 if np.isnan(scores).all() else int(np.nanargmax(scores))
 
 
 def _plain(values: np.ndarray) -> list[Any]:

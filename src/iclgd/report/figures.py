@@ -14,13 +14,7 @@ import pandas as pd
 from iclgd.config import ConfigError, parse_layers
 from iclgd.report.chart import Figure, looks
 from iclgd.report.ladder import ladder
-from iclgd.report.marks import (
-    Measure,
-    interval_words,
-    measured,
-    number_axis,
-    zero_rule,
-)
+from iclgd.report.marks import Measure, interval_words, measured, number_axis, zero_rule
 from iclgd.report.matrix import planted_truths
 from iclgd.report.panels import PLACE, Frame, free_keys, grid, labelled
 from iclgd.results import published
@@ -37,9 +31,8 @@ _MAPS = (*PLACE, "variant")  # what has a map of its own
 
 def figures(results: Results) -> list[Figure]:
     """Every figure that the results have the data for, in reading order."""
-    first = (ladder, planted_truths, by_layer, along_axes, layer_map)
-    makers = (*first, between_variants, gradient_norms, by_head, training)
-    made = [figure for make in makers for figure in make(results)]
+    first, last = (ladder, planted_truths, by_layer, along_axes, layer_map), (gradient_norms, by_head, training)
+    made = [figure for make in (*first, between_variants, *last) for figure in make(results)]
     led = {figure.kind for figure in made if figure.headline}  # where no score is a headline, all are
     return [figure if figure.kind in led else replace(figure, headline=True) for figure in made]
 
@@ -118,9 +111,9 @@ def gradient_norms(results: Results) -> Iterator[Figure]:
     rows = own_tables(results, lambda run: run.table("gradient_norms"), ["layer", "demonstration"])
     rows = rows[rows["mean"] > 0].rename(columns={"demonstration": "x", "layer": "y"})
     if len(rows):
-        about = "of each demonstration in each trained layer"
         measure = Measure(results, ScoreInfo("gradient_norms", "Gradient norm", (0, np.inf)))
-        drawn = measure.heat_map(grid(results, rows, _MAPS), "demonstration", "layer", about, log=True)
+        about, split = "of each demonstration in each trained layer", grid(results, rows, _MAPS)
+        drawn = measure.heat_map(split, "demonstration", "layer", about, log=True)
         yield Figure("gradient_norms", "Gradient norms", *drawn)
 
 
@@ -129,9 +122,8 @@ def by_head(results: Results) -> Iterator[Figure]:
     for name, info in results.scores.items():
         rows = own_tables(results, functools.partial(_heads, name), ["y", "x"], "mean")
         if len(rows):
-            measure = Measure(results, info)
-            drawn = measure.heat_map(grid(results, rows, _MAPS), "head", "layer", "of each head")
-            yield measure.figure("heads", "Scores by head", *drawn)
+            measure, split = Measure(results, info), grid(results, rows, _MAPS)
+            yield measure.figure("heads", "Scores by head", *measure.heat_map(split, "head", "layer", "of each head"))
 
 
 def _heads(name: str, run: FinishedRun) -> Frame:
@@ -147,8 +139,7 @@ def training(results: Results) -> Iterator[Figure]:
     rows: Frame = pd.concat([part for part in (losses, taken) if len(part)] or [losses], ignore_index=True)
     for name in rows["score"].unique():
         measure = Measure(results, results.scores.get(name) or ScoreInfo(name, name, (0, np.inf)))
-        part = rows[rows["score"] == name].dropna(subset="mean")
-        part = part.rename(columns={"step": "x"})
+        part = rows[rows["score"] == name].dropna(subset="mean").rename(columns={"step": "x"})
         if part["x"].nunique() > 1:
             x = number_axis("step", part["x"], may_be_log=False)
             drawn = measure.curves(grid(results, part), x, "after each step of finetuning")

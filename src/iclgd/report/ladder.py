@@ -11,7 +11,7 @@ import pandas as pd
 from iclgd.choices import Better, Role
 from iclgd.report.chart import DATA, Figure, looks
 from iclgd.report.marks import Measure, interval_words, measured, zero_rule
-from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled, text
+from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
 from iclgd.results import conclusions
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ def ladder(results: Results) -> Iterator[Figure]:
     A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
     and each rate has a row.
     """
-    known = [pair for pair in measured(results, layered=False) if not pair[0].info.reads("other")]
+    rows = conclusions.once(results)
+    known = [pair for pair in measured(results, layered=False, rows=rows) if not pair[0].info.reads("other")]
     first = [pair for pair in known if pair[0].info.headline][:_MOST_SCORES] or known[:1]
-    chosen = conclusions.at_chosen_rates(results, conclusions.contenders(results)[0])
     for pairs in filter(None, [first, *([pair] for pair in known[len(first) :])]):
         shown = [measure for measure, _ in pairs]
-        split, steps = _split(results, pairs, chosen)
+        split, steps = _split(results, pairs)
         if len(steps) > 1:
             inside = [_steps(measure, at, split, steps, len(shown)) for at, measure in enumerate(shown)]
             labels = ", ".join(measure.info.label for measure in shown)
             caption = f"{labels} of each variant. {interval_words(split.rows)}"
-            if "rates" in split.rows:
+            if "rates" in split.rows and split.rows["rates"].notna().any():
                 caption += " Where several rates were run, each draw is at the one that the other draws choose."
             if split.rows[["floor", "ceiling"]].notna().any(axis=None):
                 caption += " Dotted: the best floor; dashed: the best ceiling."
@@ -46,13 +46,11 @@ def ladder(results: Results) -> Iterator[Figure]:
             yield Figure(f"ladder/{name}", "Between floor and ceiling", chart, caption, choice, headline)
 
 
-def _split(
-    results: Results, pairs: Sequence[tuple[Measure, Frame]], chosen: Sequence[dict[str, Any]]
-) -> tuple[Grid, list[str]]:
+def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Grid, list[str]]:
     """The rows by place, with bounds and the setting's text, and the ladder's steps from the floor up."""
-    rows: Frame = pd.concat([_rows(*pair, chosen).assign(value=at) for at, pair in enumerate(pairs)], ignore_index=True)
-    rows["variant"] = rows["finetune.name"].map(results.labels)
-    rows = rows.sort_values("finetune.name", key=lambda names: names.map(list(results.labels).index), kind="stable")
+    rows: Frame = pd.concat([part.assign(value=at) for at, (_, part) in enumerate(pairs)], ignore_index=True)
+    order = list(results.labels)
+    rows = rows.dropna(subset="mean").sort_values("finetune.name", key=lambda n: n.map(order.index), kind="stable")
     rows["panel"], panels = labelled(results, rows, PLACE)
     keys, choices = free_keys(results, rows), []
     settings, _ = labelled(results, rows, keys)
@@ -64,15 +62,6 @@ def _split(
     whole, order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(whole, rows["about"], strict=True))
     return Grid(rows, panels, choices), list(dict.fromkeys(about[one] for one in order))
-
-
-def _rows(measure: Measure, rows: Frame, chosen: Sequence[dict[str, Any]]) -> Frame:
-    """A score's rows, those of a variant with several rates as one."""
-    mine = [record for record in chosen if record["score"] == measure.info.name]
-    keys = [key for key in measure.results.keys if key != "finetune.lr"]
-    at = {tuple(text(record[key]) for key in keys) for record in mine}
-    rest = [tuple(map(text, row)) not in at for row in rows[keys].itertuples(index=False, name=None)]
-    return pd.concat([part for part in (rows[rest], pd.DataFrame(mine)) if len(part)]).dropna(subset="mean")
 
 
 def _set_bounds(results: Results, shown: Sequence[Measure], rows: Frame) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _VALUES = ("mean", "low", "high", "published", "upper")
 _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
-_MAPS = {"diverging": "purpleorange", "sequential": "viridis"}
 _MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much an axis spans that is logarithmic
 
 
@@ -90,9 +89,9 @@ class Measure:
         ), f"{self.info.label} {about}. {mean_words(split.rows)}"
 
 
-def measured(results: Results, layered: bool) -> Iterator[tuple[Measure, Frame]]:
+def measured(results: Results, layered: bool, rows: Frame = None) -> Iterator[tuple[Measure, Frame]]:
     """Each score that was measured, headlines first, with its rows of the summary; without a mean if all diverged."""
-    rows: Frame = results.summary
+    rows = results.summary if rows is None else rows
     known = rows["mean"].notna() | (rows[["diverged", "unstable"]].sum(axis=1) > 0)
     rows = rows[(rows["examples"] == "all") & (rows["layer"].notna() == layered) & known]
     parts = dict(iter(rows.assign(variant=rows["finetune.name"].map(results.labels)).groupby("score")))
@@ -144,8 +143,8 @@ def color_scale(values: Frame, label: str, limits: Sequence[float], log: bool = 
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     if limits[0] < 0 and (low < 0 or math.isfinite(limits[0])):
         most = max(abs(low), abs(high)) or 1.0
-        domain, scheme = [-most, most], _MAPS["diverging"]
+        domain, scheme = [-most, most], "purpleorange"
     else:
-        domain, scheme = [low, high if high > low else low * 10 if log else low + 1], _MAPS["sequential"]
+        domain, scheme = [low, high if high > low else low * 10 if log else low + 1], "viridis"
     scale = alt.Scale(domain=domain, scheme=cast(Any, scheme), type="log" if log else "linear")
     return alt.Color("mean:Q", title=label, scale=scale, legend=alt.Legend(orient="right", format="~g", tickCount=4))

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
-import pandas as pd
 
 from iclgd.report.chart import DATA, Figure, themed
 from iclgd.report.marks import color_scale
-from iclgd.report.panels import Frame, records, text
+from iclgd.report.panels import Frame, records
 from iclgd.results.notice import labels, notices, place_in_words
+from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -44,7 +44,8 @@ def matrix(frame: Frame, label: str, limits: Sequence[float]) -> alt.TopLevelMix
         label: what the number is.
         limits: its least and largest value; a scale with a negative end is centred on zero.
     """
-    cells = pd.DataFrame({"x": frame["candidate"].map(text), "y": frame["truth"].map(text), "mean": frame["mean"]})
+    cells = frame[["candidate", "truth", "mean"]].set_axis(["x", "y", "mean"], axis=1)
+    cells = cells.assign(x=cells["x"].map(printable), y=cells["y"].map(printable))
     ends = zip(frame["low"], frame["high"], strict=True)
     cells["value"] = [f"{value:.2f}" if np.isfinite(value) else "\N{EN DASH}" for value in frame["mean"]]
     cells["about"] = [f"[{low:.2f}, {high:.2f}]" if np.isfinite(low + high) else "" for low, high in ends]

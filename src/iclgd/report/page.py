@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
-from iclgd.report.panels import text
 from iclgd.results.conclusions import zero_shot_notes
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
@@ -34,10 +37,6 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         tables: to be shown as they are.
         title: of the page.
     """
-    import jinja2
-    import vl_convert
-    from markupsafe import Markup
-
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # vega, vega-lite, vega-embed
     scripts = [_script(f"(() => {{{bundle}}})();"), _script((_HERE / "page.js").read_text("utf-8"))]
     environment = jinja2.Environment(
@@ -63,7 +62,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         notes=zero_shot_notes(results),
         facts=_facts(results),
         runs=_runs(results),
-        shared={k: text(v) for k, v in results.runs[0].settings.items() if not _differs(results, k)},
+        shared={k: varied.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},
         prompts=list(_prompts(results)),
     )
 
@@ -116,13 +115,9 @@ def _facts(results: Results) -> dict[str, list[str]]:
     told = {"tasks": "task.name", "models": "model.name", "variants": "finetune.name"}
     facts = {name: [results.text(key, run.settings[key]) for run in results] for name, key in told.items()}
     facts["varied"] = [*results.varied, *(["seed"] if _differs(results, "seed") else [])]
-    facts["revisions"] = [_revision(run) for run in results]
+    made = [run.environment.get("iclgd") or {} for run in results]
+    facts["revisions"] = [str(one.get("revision") or "unknown")[:10] + "+" * bool(one.get("dirty")) for one in made]
     return {name: list(dict.fromkeys(values)) for name, values in facts.items() if values}
-
-
-def _revision(run: FinishedRun) -> str:
-    facts = run.environment.get("iclgd") or {}
-    return str(facts.get("revision") or "unknown")[:10] + ("+" if facts.get("dirty") else "")
 
 
 def _runs(results: Results) -> Table:
@@ -148,7 +143,7 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
     keys = [key for key in keys if _differs(results, key)]
     seen: dict[tuple[str, ...], FinishedRun] = {}
     for run in results:
-        seen.setdefault(tuple(text(run.settings.get(key)) for key in keys), run)
+        seen.setdefault(tuple(results.text(key, run.settings.get(key)) for key in keys), run)
     for where, run in list(seen.items())[:_MOST_PROMPTS]:
         name = " · ".join(f"{key} {value}" for key, value in zip(keys, where, strict=True)) or run.name
         try:
@@ -156,27 +151,20 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
         except DamagedRun:
             yield {"name": name, "lists": {}, "left": 0}
             continue
-        words, shares = content.get("label_words") or [], _shares(results, run)
-        demonstrations = [_item(item, words, []) for item in content["demonstrations"][:_MOST_ITEMS]]
-        queries = [_item(item, words, _marks(shares, at)) for at, item in enumerate(content["queries"][:_MOST_ITEMS])]
+        words, single = content.get("label_words") or [], {n: v[:, 0] for n, v in run.values.items() if v.shape[1] == 1}
+        shares = {score.label: single[n] for n, score in results.scores.items() if score.share and n in single}
+        demonstrations = [_item(item, words) for item in content["demonstrations"][:_MOST_ITEMS]]
+        queries = [_item(item, words) for item in content["queries"][:_MOST_ITEMS]]
+        for at, query in enumerate(queries):  # for each share that has a value of it, whether it counts
+            known = ((label, v[at]) for label, v in shares.items() if at < len(v) and not math.isnan(v[at]))
+            query["marks"] = [(label, value == 1) for label, value in known]
         left = len(content["queries"]) - len(queries)
         yield {"name": name, "lists": {"demonstrations": demonstrations, "queries": queries}, "left": left}
 
 
-def _item(item: Mapping[str, Any], words: Sequence[str], marks: list[tuple[str, bool]]) -> dict[str, Any]:
+def _item(item: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     shown, label = item["text"], item["label"]
     cut = shown if len(shown) <= _MOST_TEXT else f"{shown[:_MOST_TEXT]}… ({len(shown):,} characters)"
     visible = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in cut)
     word = words[label] if label < len(words) else f"option {label}"
-    return {"text": visible, "label": word, "tokens": len(item["token_ids"]), "marks": marks}
-
-
-def _shares(results: Results, run: FinishedRun) -> dict[str, Sequence[float]]:
-    """By label the scores that are shares of queries, such as accuracies: their value of each query."""
-    single = {name: values[:, 0] for name, values in run.values.items() if values.shape[1] == 1}
-    return {score.label: single[name] for name, score in results.scores.items() if score.share and name in single}
-
-
-def _marks(shares: Mapping[str, Sequence[float]], at: int) -> list[tuple[str, bool]]:
-    """The shares that have a value of this query, and whether it counts for them."""
-    return [(label, v[at] == 1) for label, v in shares.items() if at < len(v) and not math.isnan(v[at])]
+    return {"text": visible, "label": word, "tokens": len(item["token_ids"]), "marks": []}

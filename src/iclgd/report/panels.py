@@ -106,12 +106,6 @@ def free_keys(results: Results, rows: Frame) -> list[str]:
     return [key for key in keys if settings[key].nunique(dropna=False).max() > 1]
 
 
-def text(value: Any) -> str:
-    """A setting's value as figures name it; what pandas fills in for None is none."""
-    lacks = value is pd.NA or (isinstance(value, float) and np.isnan(value))
-    return printable(varied.as_text(None if lacks else value), 40)
-
-
 def labelled(results: Results, rows: Frame, keys: Sequence[str]) -> tuple[list[str], list[str]]:
     """Each row's values of the keys as one text, and the different texts in order: numbers by size, words as they come.
 
@@ -122,7 +116,7 @@ def labelled(results: Results, rows: Frame, keys: Sequence[str]) -> tuple[list[s
     parts, ranks = [np.full(len(rows), "", dtype=object)], {}
     for key in keys:
         codes, values = pd.factorize(rows[key], use_na_sentinel=False)
-        words = [text(results.short_name(value) if key == "model.name" else value) for value in values]
+        words = [printable(results.text(key, value), 40) for value in values]
         words = [f"{varied.heading(key, headed)} {word}" if key in headed else word for word in words]
         parts.append(np.array(words, dtype=object)[codes])
         sizes: Any = pd.to_numeric(pd.Series(values), errors="coerce")

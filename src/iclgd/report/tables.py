@@ -60,8 +60,9 @@ def summary(
     for label, row in cells.items():
         counted = (_draws(results, row.values()),) * draws
         printed.append((*label, *counted, *(cell(results, row.get(column)) for column in header)))
-        theirs = [_published(row.get(column, {})) for column in header]
-        if any(theirs):
+        known = [row[column] if "published_mean" in row.get(column, ()) else None for column in header]
+        if any(known):
+            theirs = [f"{r['published_mean']:.2f} ± {r['published_std']:.2f}" if r else "" for r in known]
             printed.append(("published", *[""] * (len(label) - 1 + draws), *theirs))
     names = (*map(results.heading, down), *["draws"] * draws)
     title, heads = "Likeness of finetuning to in-context learning", map(" · ".join, header)
@@ -102,7 +103,7 @@ def comparisons(results: Results, made: Sequence[Difference]) -> Table:
     """The differences that the variants ask for, draw by draw."""
     entries, records = [], []
     for difference in made:
-        first, second = (_who(results, difference, one) for one in (difference.first, difference.second))
+        first, second = difference.names(results.variants)
         draws = str(max(result.draws for result in difference.results.values()))
         label = (*_others(results, difference.first), f"{first} minus {second}", difference.asks, draws)
         about = {**difference.first.others, "first": difference.first.variant, "second": second}
@@ -139,22 +140,19 @@ def data(results: Results) -> Table:
 def _scores(results: Results, chosen: Sequence[str]) -> list[str]:
     """The scores by name or label."""
     names = {info.label: name for name, info in results.scores.items()} | {name: name for name in results.scores}
-    unknown = [name for name in chosen if name not in names]
-    if unknown:
-        raise ReportError(f"no run has a score {unknown[0]!r}: measured here are {', '.join(results.scores)}")
+    for unknown in (name for name in chosen if name not in names):
+        raise ReportError(f"no run has a score {unknown!r}: measured here are {', '.join(results.scores)}")
     return [names[name] for name in chosen] or list(results.scores)
 
 
 def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tuple[list[str], list[str]]:
     """The keys down and across; what varied and is not named comes below the rows named, a seed never."""
     known = {results.heading(key): key for key in results.keys} | {key: key for key in (*results.keys, SCORE)}
-    unknown = [key for key in (*rows, *columns) if key not in known]
-    if unknown:
-        raise ReportError(f"no column {unknown[0]!r}: choose from score, {', '.join(results.keys)}")
+    for unknown in (key for key in (*rows, *columns) if key not in known):
+        raise ReportError(f"no column {unknown!r}: choose from score, {', '.join(results.keys)}")
     down, across = [known[key] for key in rows], [known[key] for key in columns]
     down += [key for key in results.shown if key not in (*down, *across)]
-    if SCORE not in (*down, *across):
-        across.append(SCORE)
+    across += [SCORE] * (SCORE not in (*down, *across))
     return down or (["finetune.name"] if "finetune.name" not in across else ["model.name"]), across
 
 
@@ -173,11 +171,6 @@ def _draws(results: Results, row: Iterable[Mapping[str, Any]]) -> str:
     row = [record for record in every if results.scores[record[SCORE]].learned] or every
     counts = {kind: max(record[kind] for record in row) for kind in ("draws", "unstable", "diverged")}
     return ", ".join([str(counts.pop("draws")), *(f"{count} {kind}" for kind, count in counts.items() if count)])
-
-
-def _published(record: Mapping[str, Any]) -> str:
-    known = "published_mean" in record
-    return f"{record['published_mean']:.2f} ± {record['published_std']:.2f}" if known else ""
 
 
 def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
@@ -201,13 +194,6 @@ def _other_keys(results: Results) -> list[str]:
 
 def _others(results: Results, one: Contender) -> Row:
     return tuple(results.text(key, one.others[key]) for key in _other_keys(results))
-
-
-def _who(results: Results, difference: Difference, one: Contender) -> str:
-    """A contender's name in a difference: by its variant, or by its weights where these are compared."""
-    same = difference.first.variant == difference.second.variant
-    label = results.variants[one.variant].label
-    return f"{label}, {one.others['model.weights']}" if same else label
 
 
 def _difference(result: Comparison) -> str:

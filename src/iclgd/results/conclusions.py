@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from iclgd.choices import Better, Role
 from iclgd.results.catalogue import Variant
-from iclgd.results.frame import Results
+from iclgd.results.frame import Results, whole
 from iclgd.results.reading import Record
 from iclgd.runs import varied
 from iclgd.statistics import Comparison, Power, compare, design_power, draws_interval, held_out, holm_corrected
@@ -61,6 +62,14 @@ class Difference:
     asks: str
     results: Mapping[str, Comparison]
     spreads: Mapping[str, float]
+
+    def names(self, variants: Mapping[str, Variant]) -> tuple[str, str]:
+        """What the two are called: by their variants, and by their weights where these are compared."""
+        first, second = (
+            variants[one.variant].label + f", {one.others[_WEIGHTS]}" * (self.first.variant == self.second.variant)
+            for one in (self.first, self.second)
+        )
+        return first, second
 
 
 def contenders(results: Results) -> tuple[list[Contender], list[str]]:
@@ -111,6 +120,19 @@ def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[s
             numbers = {"mean": mean, "std": spread, "low": over.low, "high": over.high, "draws": n, "unit": "draws"}
             records.append(about | {"score": name} | numbers)
     return records
+
+
+def once(results: Results) -> Any:
+    """`Results.summary` over all layers, with one row, at its chosen rates, for a variant that ran at several."""
+    rows = whole(results.summary)
+    chosen: Any = pd.DataFrame(at_chosen_rates(results, contenders(results)[0]))
+    if chosen.empty:
+        return rows
+    chosen = chosen.assign(unstable=0, diverged=0, examples="all", layer=pd.array([pd.NA] * len(chosen), dtype="Int64"))
+    keys = [*_other_keys(results), _VARIANT]
+    told, each = ([tuple(map(varied.as_text, row)) for row in part[keys].to_numpy()] for part in (chosen, rows))
+    rest = rows[np.array([row not in set(told) for row in each])]
+    return pd.concat([part for part in (rest, chosen) if len(part)], ignore_index=True)
 
 
 def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:

@@ -183,7 +183,7 @@ class Results:
         found = found.fillna({"draws": 0, "n": 0, "undefined": 0}).astype({"draws": int, "n": int, "undefined": int})
         found["unit"] = np.where(found["draws"] > 1, "draws", "queries")
         self._set_draws_intervals(found)
-        self._set_share_intervals(found.set_index(keys), by_draw, found)
+        self._set_share_intervals(found, by_draw)
         named = self._named(found[["score", "examples", "layer"]])
         settings = self.settings.take(found["setting"]).reset_index(drop=True)
         columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined"]
@@ -261,14 +261,20 @@ class Results:
         found["low"] = found["low"].mask(several, np.maximum(mean - half, limits[:, 0]))
         found["high"] = found["high"].mask(several, np.minimum(mean + half, limits[:, 1]))
 
-    def _set_share_intervals(self, keyed: Any, by_draw: Any, found: Any) -> None:
+    def _set_share_intervals(self, found: Any, by_draw: Any) -> None:
+        """`statistics.draws_interval` of every share over at least two draws."""
         shares = [at for at, score in enumerate(self.scores.values()) if score.share]
         chosen = by_draw[by_draw.index.get_level_values("score").isin(shares)]
-        for key, draws in chosen.groupby(level=list(keyed.index.names)):
-            if len(draws) > 1:
-                trials = (draws["n"] - draws["undefined"]).astype(int).tolist()
-                interval = draws_interval(draws["mean"].tolist(), trials=trials)
-                found.loc[keyed.index.get_loc(key), ["low", "high"]] = interval.low, interval.high
+        draws: dict[Any, list[tuple[float, int]]] = {}
+        for (*key, _), mean, n, undefined in chosen[["mean", "n", "undefined"]].itertuples(name=None):
+            draws.setdefault(tuple(key), []).append((mean, int(n - undefined)))
+        ends = found[["low", "high"]].to_numpy(copy=True)
+        for at, key in enumerate(found[["setting", "score", "examples", "layer"]].itertuples(index=False, name=None)):
+            if len(draws.get(key, ())) > 1:
+                means, trials = zip(*draws[key], strict=True)
+                interval = draws_interval(means, trials=trials)
+                ends[at] = interval.low, interval.high
+        found[["low", "high"]] = ends
 
     @functools.cached_property
     def _settings(self) -> list[tuple[Any, ...]]:

@@ -139,6 +139,24 @@ class FinishedRun:
         except FileNotFoundError:
             return None
 
+    def recordings(self) -> dict[str, np.ndarray]:
+        """The content of recordings.safetensors.
+
+        Raises:
+            ReportError: the run kept none, or they cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = self.folder / "recordings.safetensors"
+        if not path.is_file():
+            again = "run it again with runtime.save_recordings=true (and runtime.rerun=all, for it is done)"
+            raise ReportError(f"{self.folder} kept no recordings to export: {again}")
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
+
 
 def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:
     values = {}
