@@ -14,7 +14,7 @@ import pytest
 from figure_cases import described, results
 from iclgd.report import chart, figures, matrix
 from iclgd.report.chart import DATA, Figure
-from iclgd.results import published
+from iclgd.results import conclusions, published
 from iclgd.results.frame import Results
 
 
@@ -129,6 +129,17 @@ def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
     assert order == ["No update", "Random direction", "GD", "LCGD", "ICL replayed"]
 
 
+def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():
+    made = results(("gd", "lcgd", "none"), finetune__lr=[1e-3, 1e-2, 1e-1], task__shots=[4, 8])
+    figure = drawn(figures.ladder(made))["ladder/headline"]
+    among, _ = conclusions.contenders(made)
+    expected = {(one.variant, one.others["task.shots"]): np.mean(list(one.values["sim_aou"].values())) for one in among}
+    shown = {row["about"]: row["mean"] for row in rows(figure) if row["value"] == 0}
+    assert len(shown) == len(expected) == 6 and "the other draws choose" in figure.caption
+    assert shown["GD · shots 4"] == pytest.approx(expected["gd", 4], rel=1e-4)
+    assert shown["LCGD · shots 8"] == pytest.approx(expected["lcgd", 8], rel=1e-4)
+
+
 def test_a_long_ladder_becomes_a_choice():
     made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16], seeds=1)
     figure = drawn(figures.ladder(made))["ladder/headline"]
@@ -161,6 +172,16 @@ def test_alpha_stands_by_task_and_names_the_other_variant():
     [figure] = figures.between_variants(made)
     assert {row["about"] for row in rows(figure)} == {"a", "b"} and "each variant and gd" in figure.caption
     assert "ladder/alpha" not in every(made)
+
+
+def test_the_published_band_of_alpha_stands_behind_the_papers_own_setting_alone():
+    made = results(scores=("alpha",), task__name=["subj"], task__shots=[32], model__name=["x/fairseq-dense-1.3B", "y"])
+    [figure] = figures.between_variants(made)
+    low, high = published.published()["bands"]["alpha"]
+    bands = {row["about"]: (row["published"], row["upper"]) for row in rows(figure)}
+    assert bands == {"fairseq-dense-1.3B": (low, high), "y": (None, None)} and "Grey" in figure.caption
+    [plain] = figures.between_variants(results(scores=("alpha",)))
+    assert "Grey" not in plain.caption
 
 
 def test_published_curves_stand_beside_what_they_match():
