@@ -19,7 +19,7 @@ from iclgd.results.catalogue import Variant
 from iclgd.results.frame import Results, whole
 from iclgd.results.reading import Record
 from iclgd.runs import varied
-from iclgd.statistics import Comparison, Power, compare, design_power, draws_interval, held_out, holm_corrected
+from iclgd.statistics import Comparison, compare, design_power, draws_interval, held_out, holm_corrected
 
 _VARIANT, _RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
 
@@ -154,24 +154,17 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
     return made
 
 
-def power(made: Sequence[Difference]) -> Power | None:
-    """What these comparisons can tell apart; None where there is none, or no spread."""
-    spreads = [spread for difference in made for spread in difference.spreads.values()]
-    results = [result for difference in made for result in difference.results.values()]
-    if not any(spread > 0 for spread in spreads):
-        return None
-    return design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
-
-
 def power_text(made: Sequence[Difference]) -> str:
     """One paragraph: what this sweep can tell apart, what it cannot, and how many draws would."""
     if not made:
         return ""
-    told = power(made)
-    if told is None and max(result.draws for one in made for result in one.results.values()) > 1:
-        return "The draws do not differ at all, so that nothing follows for draws not made."
-    if told is None:
+    spreads = [spread for difference in made for spread in difference.spreads.values()]
+    results = [result for difference in made for result in difference.results.values()]
+    if not any(spread > 0 for spread in spreads):
+        if max(result.draws for result in results) > 1:
+            return "The draws do not differ at all, so that nothing follows for draws not made."
         return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
+    told = design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
     count = f"{told.tests} comparison{'s' if told.tests > 1 else ''}"
     text = f"With {told.draws} draws and {count}, differences between draws spread by {told.spread:.3f} (median)."
     if told.draws < 5:
