@@ -65,10 +65,12 @@ def summary(
             theirs = [f"{r['published_mean']:.2f} ± {r['published_std']:.2f}" if r else "" for r in known]
             printed.append(("published", *[""] * (len(label) - 1 + draws), *theirs))
     names = (*map(results.heading, down), *["draws"] * draws)
-    title, heads = "Likeness of finetuning to in-context learning", map(" · ".join, header)
-    return Table(
-        "summary", title, (*names, *heads), len(names), tuple(printed), _notes(results, records), tuple(records)
+    title, heads, notes = (
+        "Likeness of finetuning to in-context learning",
+        map(" · ".join, header),
+        _notes(results, records),
     )
+    return Table("summary", title, (*names, *heads), len(names), tuple(printed), notes, tuple(records))
 
 
 def cell(results: Results, record: Mapping[str, Any] | None, interval: bool = True) -> str:
@@ -85,7 +87,8 @@ def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]
     """Each variant at the rate that its other draws chose, where it ran at several."""
     entries, records = [], []
     for one in among:
-        for record in conclusions.at_chosen_rates(results, [one]):
+        known = conclusions.at_chosen_rates(results, [one])
+        for record in (record for record in known if results.scores[record[SCORE]].learned):
             score = results.scores[record[SCORE]]
             label = (results.variants[one.variant].label, record["rates"], str(len(one.rates)))
             text = number(record["mean"], record["low"], record["high"], record["std"], score.share)

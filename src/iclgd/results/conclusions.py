@@ -112,7 +112,7 @@ def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[s
     for one in (one for one in among if len(one.tried) > 1):
         rates = ", ".join(f"{rate:g}" for rate in sorted(set(one.rates.values()))) + " (edge)" * one.at_edge
         about = {**one.others, _VARIANT: one.variant, "rates": rates}
-        for name in (name for name, info in results.scores.items() if info.learned and name in one.values):
+        for name in (name for name in results.scores if name in one.values):
             values = np.array([value for value in one.values[name].values() if not math.isnan(value)])
             info, n = results.scores[name], len(values)
             over = draws_interval(values[:0] if info.share else values, info.limits)
@@ -129,9 +129,9 @@ def once(results: Results) -> Any:
     if chosen.empty:
         return rows
     chosen = chosen.assign(unstable=0, diverged=0, examples="all", layer=pd.array([pd.NA] * len(chosen), dtype="Int64"))
-    keys = [*_other_keys(results), _VARIANT]
-    told, each = ([tuple(map(varied.as_text, row)) for row in part[keys].to_numpy()] for part in (chosen, rows))
-    rest = rows[np.array([row not in set(told) for row in each])]
+    keys = [*_other_keys(results), _VARIANT, "score"]
+    each, told = ([tuple(map(varied.as_text, row)) for row in part[keys].to_numpy()] for part in (rows, chosen))
+    rest = rows[~pd.Series(each, index=rows.index).isin(told)]
     return pd.concat([part for part in (rest, chosen) if len(part)], ignore_index=True)
 
 
