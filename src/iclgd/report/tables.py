@@ -54,23 +54,20 @@ def summary(
     records = [published.beside(row) for row in shown[shown[SCORE].isin(wanted)].to_dict("records")]
     order = {name: at for at, name in enumerate(wanted)}
     records.sort(key=lambda r: [order[r[k]] if k == SCORE else results.rank(k, r[k]) for k in (*down, *across)])
-    header, cells = wide((_texts(results, down, r), _texts(results, across, r), r) for r in records)
+    heads, cells = wide((_texts(results, down, r), _texts(results, across, r), r) for r in records)
     draws = any(record["draws"] > 1 or excluded(record) for record in records)
     printed: list[Row] = []
     for label, row in cells.items():
         counted = (_draws(results, row.values()),) * draws
-        printed.append((*label, *counted, *(cell(results, row.get(column)) for column in header)))
-        known = [row[column] if "published_mean" in row.get(column, ()) else None for column in header]
+        printed.append((*label, *counted, *(cell(results, row.get(column)) for column in heads)))
+        known = [row[column] if "published_mean" in row.get(column, ()) else None for column in heads]
         if any(known):
             theirs = [f"{r['published_mean']:.2f} ± {r['published_std']:.2f}" if r else "" for r in known]
             printed.append(("published", *[""] * (len(label) - 1 + draws), *theirs))
     names = (*map(results.heading, down), *["draws"] * draws)
-    title, heads, notes = (
-        "Likeness of finetuning to in-context learning",
-        map(" · ".join, header),
-        _notes(results, records),
-    )
-    return Table("summary", title, (*names, *heads), len(names), tuple(printed), notes, tuple(records))
+    title = "Likeness of finetuning to in-context learning"
+    header, notes = (*names, *map(" · ".join, heads)), _notes(results, records)
+    return Table("summary", title, header, len(names), tuple(printed), notes, tuple(records))
 
 
 def cell(results: Results, record: Mapping[str, Any] | None, interval: bool = True) -> str:
@@ -87,9 +84,8 @@ def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]
     """Each variant at the rate that its other draws chose, where it ran at several."""
     entries, records = [], []
     for one in among:
-        known = conclusions.at_chosen_rates(results, [one])
-        for record in (record for record in known if results.scores[record[SCORE]].learned):
-            score = results.scores[record[SCORE]]
+        known = ((results.scores[record[SCORE]], record) for record in conclusions.at_chosen_rates(results, [one]))
+        for score, record in (pair for pair in known if pair[0].learned):
             label = (results.variants[one.variant].label, record["rates"], str(len(one.rates)))
             text = number(record["mean"], record["low"], record["high"], record["std"], score.share)
             entries.append(((*_others(results, one), *label), (score.label,), text))
