@@ -175,11 +175,14 @@ def test_alpha_stands_by_task_and_names_the_other_variant():
 
 
 def test_the_published_band_of_alpha_stands_behind_the_papers_own_setting_alone():
-    made = results(scores=("alpha",), task__name=["subj"], task__shots=[32], model__name=["x/fairseq-dense-1.3B", "y"])
+    made = results(
+        scores=("alpha",), task__name=["subj", "mine"], task__shots=[32], model__name=["x/fairseq-dense-1.3B", "y"]
+    )
     [figure] = figures.between_variants(made)
     low, high = published.published()["bands"]["alpha"]
     bands = {row["about"]: (row["published"], row["upper"]) for row in rows(figure)}
-    assert bands == {"fairseq-dense-1.3B": (low, high), "y": (None, None)} and "Grey" in figure.caption
+    assert bands.pop("subj · fairseq-dense-1.3B") == (low, high) and "Grey" in figure.caption
+    assert len(bands) == 3 and set(bands.values()) == {(None, None)}
     [plain] = figures.between_variants(results(scores=("alpha",)))
     assert "Grey" not in plain.caption
 

@@ -71,7 +71,9 @@ def by_layer(rows: pd.DataFrame, score: str) -> list[float]:
 
 def band(setting: Mapping[str, Any], score: str) -> tuple[float, float]:
     """The two numbers between which most published values lie for a setting like this one; NaN where there are none."""
-    known = matches(setting) and setting["model.weights"] == "pretrained"
+    known = (
+        matches(setting) and setting["model.weights"] == "pretrained" and setting["task.name"] in published()["runs"]
+    )
     low, high = published()["bands"].get(score, _NOTHING) if known else _NOTHING
     return low, high
 
