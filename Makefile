@@ -1,5 +1,8 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
-# make bench  benchmarks -> BENCHMARKS.md      make test-cluster, test-placement, test-oldest, fuzz: slower checks
+# make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
+# make docs   the documentation -> site/
+# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
+# make test-oldest, test-hydra-next, fuzz
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,12 +10,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit coverage bench fuzz simulate setup test-placement test-cluster test-oldest clean
+.PHONY: run test lint types unit docs coverage soak stress bench fuzz simulate setup clean
+.PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
 
-test: lint types unit
+test: lint types coverage
 
 lint: setup
 	$(BIN)/ruff check .
@@ -21,11 +25,25 @@ lint: setup
 types: setup
 	$(BIN)/basedpyright
 
-unit: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+PYTEST := pytest -n 2 --dist worksteal
 
+unit: setup
+	$(QUIET) $(BIN)/$(PYTEST) $(ARGS)
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Without the checks of annotations that unit, soak and single files make: each hook of imports would undo the other.
 coverage: setup
-	$(MAKE) unit ARGS="--cov --cov-report=term:skip-covered"
+	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python -m slipcover --json --out .coverage.json -m $(PYTEST) $(ARGS)
+	$(BIN)/python tests/branches_covered.py .coverage.json
+
+soak: setup
+	$(QUIET) ICLGD_SOAK=1 $(BIN)/$(PYTEST) -m "not real_data" $(ARGS)
+
+stress: setup
+	$(QUIET) tests/stress.sh $(BIN)/pytest $(ARGS)
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
@@ -33,17 +51,31 @@ bench: setup
 simulate: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)
 
+test-data: setup
+	$(BIN)/pytest -m real_data tests/test_real_data.py $(ARGS)
+
 test-placement: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/placement -q --timeout=0 $(ARGS)
 
 fuzz: setup
 	ICLGD_FUZZ=10000 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/test_hostile_fuzz.py --timeout=0 $(ARGS)
 
+test-outside: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/outside -q -s --timeout=0 $(ARGS)
+
 test-cluster: setup
 	tests/cluster/run.sh $(BIN)/python $(ARGS)
 
 test-oldest:
 	$(MAKE) unit VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="-q"
+
+# Hydra's release candidate in a virtual environment of its own, all other packages from $(VENV)
+test-hydra-next: setup
+	$(PYTHON) -m venv --clear .venv-hydra-next
+	.venv-hydra-next/bin/pip install --quiet --disable-pip-version-check --pre "hydra-core>=1.4.0rc0"
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$(.venv-hydra-next/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-hydra-next/bin/python -m pytest -q -W default tests/test_sweeps.py tests/test_cli.py $(ARGS)
 
 setup: $(READY)
 
@@ -57,4 +89,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build
+	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build site

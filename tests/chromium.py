@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -24,6 +26,9 @@ _FLAGS = (
 def find() -> str | None:
     """The program's path, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+needed = pytest.mark.skipif(find() is None, reason=f"no browser: none of {', '.join(NAMES)} is installed")
 
 
 class Browser:
@@ -49,7 +54,7 @@ class Browser:
     def open(self, path: Path, wait_for: str) -> None:
         """Open a local file and wait until the expression holds."""
         self.send("Page.navigate", url=path.resolve().as_uri())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not self.evaluate(wait_for):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{wait_for} never came true; the browser said {self.complaints()}")

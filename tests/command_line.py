@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 300.0  # seconds: what takes longer hangs, however busy the machine is
 
 
 def environment(fake: bool = True) -> dict[str, str]:
@@ -33,8 +36,16 @@ def start(folder: Path, *arguments: str, module: str = "iclgd", fake: bool = Tru
     )
 
 
-def iclgd(folder: Path, *arguments: str, fake: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def iclgd(folder: Path, *arguments: str, fake: bool = True) -> subprocess.CompletedProcess[str]:
     """The command's end."""
     process = start(folder, *arguments, fake=fake)
-    out, err = process.communicate(timeout=timeout)
+    out, err = process.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return as soon as it holds; what does not come about is an error."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, "what was waited for did not come about"
+        time.sleep(0.02)

@@ -3,15 +3,22 @@
 import logging
 import os
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Before anything of the package is imported. Benchmarks time the program as it is used, without checks.
+# Before anything of the package is imported. Benchmarks time the program as it is used, without checks, and where
+# coverage is counted they cost a third more.
 if os.environ.get("ICLGD_TYPE_CHECKS") != "0":
     install_import_hook("iclgd", "type_checking.checked")
+
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure(config):

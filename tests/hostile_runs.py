@@ -166,7 +166,9 @@ def bomb(folder: Path) -> None:
 
 DEEP = b'{"state": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 NESTED = '{"state": "done", "a": ' + '{"a": ' * 300 + "1" + "}" * 301
-ESCAPES = "\x1b[2J\x1b]0;owned\x07[/red][bold]\u202e"
+ESCAPES = (
+    "\x1b[2J\x1b]0;owned\x07[/red][bold]\u202e</script><script>window.pwned = 1</script><img src=x onerror=pwned=2>"
+)
 
 CASES: dict[str, Case] = {
     # status.json

@@ -119,6 +119,22 @@ def draws_coverage(repeats: int) -> Iterator[tuple[str, float]]:
         yield label, coverage(sample, p, repeats, label)
 
 
+def held_out_coverage(repeats: int) -> Iterator[tuple[str, float]]:
+    """Means of held-out values, of which each draw's rate is chosen by the others."""
+    for draws, noise, rates in itertools.product((3, 5, 8, 20), (0.02, 0.1, 0.3), (2, 7)):
+        label = f"held-out means, draws={draws} noise={noise} rates={rates}"
+        truth = 0.3 - 0.02 * np.abs(np.arange(rates) - rates // 2)
+        generator, covered = numpy_stream(label, 0), 0
+        for _ in range(repeats):
+            values = (truth + noise * generator.standard_normal((draws, rates))).tolist()
+            found = held_out({draw: dict(enumerate(row)) for draw, row in enumerate(values)})
+            assert found is not None
+            expected = np.mean([truth[int(found.chosen[draw])] for draw in found.values])
+            interval = draws_interval(list(found.values.values()), chosen=True)
+            covered += interval.low <= expected <= interval.high
+        yield label, covered / repeats
+
+
 def false_marks(
     draws: int, sd: float, repeats: int, *, queries: int = 40, share: bool = False, variants: int = 8
 ) -> float:
@@ -172,6 +188,7 @@ def report(repeats: int) -> Iterator[str]:
     yield from _table("coverage, Rec2FTP", rec2ftp_coverage(repeats))
     yield from _table("coverage, cosines", cosine_coverage(repeats))
     yield from _table("coverage, means over draws", draws_coverage(repeats))
+    yield from _table("coverage, held-out means", held_out_coverage(repeats))
     for share, draws, sd in itertools.product((False, True), (5, 8, 20), (0.0, 0.005, 0.02, 0.1)):
         kind = "shares" if share else "cosines"
         share_marked = false_marks(draws, sd, repeats, share=share)

@@ -1,9 +1,10 @@
 """Settings are bounded where they are typed."""
 
 import pytest
+from omegaconf import OmegaConf, open_dict
 
-from configs import config
-from iclgd.config import ConfigError
+from configs import composed, config
+from iclgd.config import ConfigError, typed
 
 OUT = [
     ("seed=4294967296", "seed=4294967296 is out of bounds: give 0 to 4,294,967,295"),
@@ -38,3 +39,16 @@ def test_the_bounds_themselves_are_taken():
     assert (
         config("model=toy", "task=toy", "metric=[sim_aou]", "seed=4294967295", "runtime.cache_gb=0").seed == 2**32 - 1
     )
+
+
+def test_what_hydra_merged_and_plain_values_are_typed_alike():
+    made = composed(["finetune=gd", "finetune.layers=0-3", "+metric=alpha", "model=toy", "sweep_name=mine"], True)
+    without = OmegaConf.masked_copy(made, [key for key in made if key != "hydra"])
+    assert typed(made) == typed(OmegaConf.to_container(without, resolve=True))
+    assert typed(made).finetune.layers == "0-3" and "alpha" in typed(made).metric.scores
+    with open_dict(made.task):
+        made.task.shot = 3
+    with pytest.raises(ConfigError, match=r"unknown key task\.shot: did you mean task\.shots"):
+        typed(made)
+    with pytest.raises(ConfigError, match=r"model\.name is not set: give model\.name="):
+        typed(composed(["model=hf"]))

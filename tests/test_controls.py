@@ -23,7 +23,10 @@ from iclgd.runs.progress import Progress
 from iclgd.tasks import draw, encode
 from linear_attention import LinearAttention, Regression
 
-TOY = ("model=toy", "task=toy", "runtime.cache=off", "runtime.device=cpu", "finetune.other_task=toy_other")
+TOY = (
+    *("model=toy", "task=toy", "task.queries=32", "finetune.other_task=toy_other"),
+    *("runtime.cache=off", "runtime.device=cpu"),
+)
 SCORES = (
     "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,rec2ftp,update_norm_ratio,accuracy,label_agreement,"
     "sim_aou_reordered,sim_am_delta_reordered,weight_update_rank]"

@@ -43,6 +43,7 @@ def test_sections(capsys: pytest.CaptureFixture[str]) -> None:
         "By learning rate",
         "By shots",
         "Accuracies",
+        "Training",
         "Runs",
     ]
 
@@ -77,6 +78,31 @@ def test_accuracies_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(columns) >= {"run:jobType", "config:finetune.value.lr", "summary:accuracy/icl", "summary:sim_aou"}
 
 
+def test_a_report_has_the_panels_of_the_workspace(capsys: pytest.CaptureFixture[str]) -> None:
+    spec, made = dry_run(capsys, "--sweep", "first_look"), dry_run(capsys, "--report", "--sweep", "first_look")
+    assert (made["entity"], made["project"], made["name"]) == ("", "iclgd", "iclgd: first_look")
+    blocks = made["spec"]["blocks"]
+    headings = [block["children"][0]["text"] for block in blocks if block["type"] == "heading"]
+    grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    assert headings == [section["name"] for section in spec["spec"]["section"]["panelBankConfig"]["sections"]]
+    for heading, grid in zip(headings, grids, strict=True):
+        shown = grid["panelBankSectionConfig"]["panels"]
+        assert [panel["config"] for panel in shown] == [panel["config"] for panel in panels(spec, heading)]
+        places = {(panel["layout"]["x"], panel["layout"]["y"]) for panel in shown}
+        assert len(places) == len(shown)
+        [runs] = grid["runSets"]
+        [rule] = runs["filters"]["filters"]
+        assert (rule["key"]["name"], rule["op"], rule["value"]) == ("group", "=", "first_look")
+        assert runs["runFeed"]["columnOrder"] == spec["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    assert made == dry_run(capsys, "--report", "--sweep", "first_look")
+    assert dry_run(capsys, "--report")["spec"]["blocks"][4]["metadata"]["runSets"][0]["filters"]["filters"] == []
+
+
+def test_losses_over_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    [panel] = panels(dry_run(capsys), "Training")
+    assert (panel["config"]["xAxis"], panel["config"]["metrics"]) == ("training/step", ["training/loss"])
+
+
 def test_only_the_runs_of_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     [runs] = dry_run(capsys, "--sweep", "first_look")["spec"]["section"]["runSets"]
     [rule] = runs["filters"]["filters"]
@@ -97,6 +123,12 @@ def test_other_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no metric absent; known here: accuracy" in message
 
 
+def test_a_metric_of_ones_own_is_named_by_its_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("mine: {function: mine.mine, label: My score}")
+    [panel] = panels(dry_run(capsys, "--metrics", str(tmp_path / "mine.yaml")), "By layer")
+    assert (panel["config"]["metrics"], panel["config"]["chartTitle"]) == (["mine"], "My score")
+
+
 def test_a_dry_run_opens_no_connection(tmp_path: Path) -> None:
     code = """
 import socket
@@ -109,7 +141,7 @@ from iclgd.dashboard import cli
 cli(["--dry-run"])
 """
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["project"] == "iclgd"
@@ -149,6 +181,41 @@ def test_saving_sends_the_specification(capsys: pytest.CaptureFixture[str], monk
     assert capsys.readouterr().out == "https://app.example/me/mine?nw=abc\n"
     [view] = sent
     assert (view.entity, view.project, view.display_name) == ("me", "mine", "iclgd")
+
+
+def test_a_report_is_saved(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb_workspaces.reports.v2 import interface
+
+    sent: list[Any] = []
+
+    class Api:
+        default_entity = "me"
+        client = type("Client", (), {"app_url": "https://app.example/"})
+
+        def projects(self, entity: str) -> list[Any]:
+            return [type("Project", (), {"name": "mine"})]
+
+    def execute(api: Api, query: Any, variables: dict[str, Any]) -> Any:
+        sent.append(variables)
+        sent[-1]["spec"] = json.loads(sent[-1]["spec"])
+        view = {"id": "VmlldzoxMg==", "name": "abc", "displayName": variables["displayName"], "spec": "{}"}
+        return {"upsertView": {"view": view | {"project": {"name": "mine", "entityName": "me"}}}}
+
+    monkeypatch.setattr("wandb.Api", Api)
+    monkeypatch.setattr("wandb.termlog", lambda message: None)
+    monkeypatch.setattr(interface, "_get_api", Api)
+    monkeypatch.setattr(interface, "execute_graphql", execute)
+    monkeypatch.setattr(interface, "get_app_url", lambda api: "https://app.example", raising=False)
+    dashboard.cli(["--project", "mine", "--report"])
+    assert "/me/mine/reports/iclgd--VmlldzoxMg" in capsys.readouterr().out
+    [view] = sent
+    assert (view["entityName"], view["projectName"], view["displayName"], view["type"]) == (
+        "me",
+        "mine",
+        "iclgd",
+        "runs",
+    )
+    assert sum(block["type"] == "panel-grid" for block in view["spec"]["blocks"]) == 6
 
 
 def test_a_failure_to_save_is_told_without_the_key(

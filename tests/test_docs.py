@@ -1,12 +1,31 @@
-"""Every test that the table of faults names exists, and every fault names one."""
+"""The documentation is true: the site builds strictly, its commands and code run, and its faults name their tests."""
+
+from __future__ import annotations
 
 import ast
+import importlib
+import os
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
+import pytest
+
+from command_line import environment
+from iclgd import keys, paths, tracking
+from iclgd.command import run
+
 TESTS = Path(__file__).parent
-FAULTS = (TESTS.parent / "docs" / "FAULTS.md").read_text()
+ROOT = TESTS.parent
+FAULTS = (ROOT / "docs" / "FAULTS.md").read_text()
 ROWS = [line for line in FAULTS.splitlines() if line.startswith("| ") and not line.startswith("| Fault |")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+NAMED = re.compile(r"`((?:outside/)?test_\w+\.py)::(test_\w+)`")
 
 
 def defined_in(path: Path) -> set[str]:
@@ -14,7 +33,7 @@ def defined_in(path: Path) -> set[str]:
 
 
 def test_the_tests_named_in_the_table_of_faults_exist():
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", FAULTS)
+    named = re.findall(r"`((?:outside/)?test_\w+\.py)::(test_\w+)`", FAULTS)
     known = {file: defined_in(TESTS / file) for file in {file for file, _ in named} if (TESTS / file).exists()}
     assert [f"{file}::{test}" for file, test in named if test not in known.get(file, set())] == []
 
@@ -24,4 +43,105 @@ def test_every_fault_names_its_test():
     for row in ROWS:
         _, fault, happens, tests, _ = row.split("|")
         assert fault.strip() and happens.strip()
-        assert re.fullmatch(r"`test_\w+\.py::test_\w+`(, `test_\w+\.py::test_\w+`)*", tests.strip()), row
+        assert all(NAMED.fullmatch(name) for name in tests.strip().split(", ")), row
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, env=environment(fake=False), capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+def test_the_site_loads_nothing_from_a_network(site: Path):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        loaded = re.findall(r"<(?:link|script|img|iframe)\b[^>]*\b(?:src|href)=\"?(https?:[^\" >]+)", page.read_text())
+        assert loaded == [], page
+
+
+def test_the_site_lists_every_key_score_and_variant(site: Path):
+    listed = {name: (site / name).read_text() for name in ("reference/keys.html", "scores.html")}
+    for key in keys.keys():
+        assert f"<code>{key.name.rpartition('.')[2]}</code>" in listed["reference/keys.html"]
+    for metric in (paths.config_folder() / "metric").glob("*.yaml"):
+        assert f"<code>{metric.stem}</code>" in listed["scores.html"]
+    for variant in (paths.config_folder() / "finetune").glob("*.yaml"):
+        assert f"<code>{variant.stem}</code>" in (site / "reference" / "variants.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def reader(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, as a reader has it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, value in {"ICLGD_CACHE_DIR": cache, "COLUMNS": 100, "PYTHONPATH": ROOT / "src"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("ICLGD_DATA_DIR", raising=False)
+    return tmp_path
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", [path for path in PAGES if FENCE.search(path.read_text())], ids=lambda path: path.stem)
+def test_a_page_is_true(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Blocks of `bash` and `python` run, one with a title is a file, and `text` is what the block before it printed.
+
+    `console` has commands that need a network, an account or a cluster: only their settings are tried.
+    """
+    if page.stem != "wandb":  # half of the time
+        monkeypatch.setattr(tracking, "is_off", lambda _: True)
+    printed, namespace = "", {}
+    for language, title, content in FENCE.findall(page.read_text()):
+        if title:
+            (reader / title).parent.mkdir(parents=True, exist_ok=True)
+            (reader / title).write_text(content)
+        elif language == "text":
+            for line in content.splitlines():
+                assert " ".join(line.split()) in printed, line
+        elif language == "python":
+            exec(compile(content, page.name, "exec"), namespace)
+        elif language in ("bash", "console"):
+            capsys.readouterr()
+            for line in content.splitlines():
+                _command(line, language == "bash", monkeypatch)
+            output = capsys.readouterr()
+            printed = " ".join((output.out + output.err).split())
+        else:
+            raise AssertionError(f"what is a block of {language}?")
+
+
+def _command(line: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *arguments = shlex.split(line.removeprefix("$ "), comments=True)
+    if wanted and name in SCRIPTS:
+        module, _, function = SCRIPTS[name].partition(":")
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        try:
+            code = getattr(importlib.import_module(module), function)()
+        except SystemExit as end:
+            code = end.code
+        assert not code, line
+    elif wanted:
+        assert name in ("python", "make"), line
+        command = ["make", "--dry-run", "-C", str(ROOT), *arguments] if name == "make" else [sys.executable, *arguments]
+        subprocess.run(command, check=True, env=os.environ)
+    elif name == "iclgd":
+        single = [re.sub(r"=([^,\[{(]*),.*", r"=\1", argument) for argument in arguments if argument != "-m"]
+        assert run(["--cfg", "job", *single], tell=False).code == 0, line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, reader: Path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, 4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "strip the outputs"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(reader)}}).execute()

@@ -78,6 +78,13 @@ def test_the_folder_holds_what_others_read(tmp_path: Path) -> None:
     assert all(len(digest) == 64 for digest in environment["model_files"].values())
 
 
+def test_the_estimate_counts_the_queries_that_there_are(tmp_path: Path) -> None:
+    rows = len(draw(config(*SMALL, "task.queries=1000000")).queries)
+    folders = [run(tmp_path / str(queries), f"task.queries={queries}")[1] for queries in (1_000_000, rows)]
+    most, exactly = (json.loads((f / "environment.json").read_text())["estimate"]["records"] for f in folders)
+    assert 0 < most == exactly
+
+
 def test_a_run_repeated_is_the_same_to_the_byte(tmp_path: Path) -> None:
     for name in ("first", "second"):
         run(tmp_path / name, "finetune=lcgd")
@@ -171,6 +178,15 @@ def test_divergence_is_said_and_undefined(tmp_path: Path) -> None:
     assert scores["sim_aou"]["undefined"] == 10 * len(scores["sim_am_zsl"]["layers"])
     assert scores["sim_am_zsl"]["mean"] is not None
     assert scores["accuracy/ft"]["mean"] is None and scores["accuracy/icl"]["mean"] is not None
+
+
+def test_a_rate_that_breaks_the_model_at_once_is_unstable(tmp_path: Path) -> None:
+    _, folder = run(tmp_path / "run", "finetune=gd", "finetune.lr=1000", "task.shots=16")
+    status = json.loads((folder / "status.json").read_text())
+    losses = pd.read_parquet(folder / "losses.parquet")["loss"]
+    assert losses[1] > 3 * losses[0] and losses[12:].mean() < 1.5 * losses[:2].mean(), "broken by the first step"
+    assert status["diverged"] is False and status["unstable"] is True
+    assert "times that of the untouched model" in status["unstable_because"]
 
 
 def test_a_diverged_run_leaves_every_score_that_needs_it_undefined(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import PATIENCE
 from configs import config
 from iclgd import experiment
 from iclgd.models import recorder
@@ -74,13 +75,14 @@ def test_a_run_that_never_fits_fails_clearly_and_the_next_goes_on(tmp_path, monk
     assert again.ending is Ending.done
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux refuses memory beyond a limit of the address space")
 def test_under_a_limit_of_memory_runs_take_smaller_batches_or_fail_alone(tmp_path):
     script = Path(__file__).with_name("short_of_memory.py")
     paths = os.pathsep.join([str(script.parent), str(script.parents[1] / "src")])
     command = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300, check=True
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     ample, scarce, never, following = json.loads(done.stdout.splitlines()[-1])
     assert [ample[0], scarce[0], never[0], following[0]] == ["done", "done", "failed", "done"]

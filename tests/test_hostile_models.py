@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,14 @@ from configs import config
 from hostile_models import CASES, WEIGHTS, foreign_token, write_model
 from iclgd import experiment
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.model_files import model_inputs
 from iclgd.models import load, loading
-from iclgd.models.acceptance import weight_files
 from iclgd.runs.execute import Ending, execute
 from iclgd.runs.folder import RunFolder, State
+from limits import bounded
 
 RUNTIME = RuntimeConfig(device="cpu")
 TOKENS = torch.arange(5, 14)[None]
-SECONDS = 5.0  # of the processor, so that other work beside the tests does not count
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +57,24 @@ def listing(place: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in place.rglob("*")}
 
 
-@pytest.mark.timeout(60)  # of a pipe that is waited for
+@pytest.mark.timeout(300)  # of a pipe that is waited for
 @pytest.mark.parametrize("name", CASES)
 def test_a_strangers_model_is_loaded_whole_or_refused_by_name(name, whole, expected, tmp_path, monkeypatch):
     case, folder = CASES[name], copied(whole, tmp_path / "theirs")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     case.damage(folder)
-    before, start = listing(folder.parent), time.process_time()
-    model = ModelConfig(name=str(folder), file=case.file)
-    if case.refused is None:
-        assert torch.equal(logits(load(model, RUNTIME)), expected)
-        loading._load.cache_clear()
-    else:
-        with pytest.raises(ConfigError) as refused:
-            load(model, RUNTIME)
-        said = str(refused.value)
-        assert re.search(case.refused, said) and str(folder) in said, said
-        assert "\n" not in said and len(said) < 1500
-    assert time.process_time() - start < SECONDS
+    before, model = listing(folder.parent), ModelConfig(name=str(folder), file=case.file)
+    with bounded():
+        if case.refused is None:
+            assert torch.equal(logits(load(model, RUNTIME)), expected)
+            loading._load.cache_clear()
+        else:
+            with pytest.raises(ConfigError) as refused:
+                load(model, RUNTIME)
+            said = str(refused.value)
+            assert re.search(case.refused, said) and str(folder) in said, said
+            assert "\n" not in said and len(said) < 1500
     assert listing(folder.parent) == before
 
 
@@ -86,9 +84,8 @@ def test_the_corpus_is_large_enough():
 
 def test_the_files_of_a_sharded_model_are_all_named(whole, tmp_path):
     folder = copied(whole, tmp_path)
-    assert weight_files(folder) == [folder / WEIGHTS]
+    assert WEIGHTS in model_inputs(ModelConfig(name=str(folder)))
     CASES["shards in a folder"].damage(folder)
-    assert weight_files(folder) == [folder / "deep" / f"part-{number}.safetensors" for number in (0, 1)]
     model = load(ModelConfig(name=str(folder)), RUNTIME)
     assert {"deep/part-0.safetensors", "deep/part-1.safetensors"} <= set(model.identity["sha256"])
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from iclgd.config import ConfigError
+from iclgd.learning import check
 from iclgd.learning.parameters import trained_parameters
 from learning_cases import TEXTS, learning, prompts
 from test_learning_naive import gradients_of
@@ -146,3 +147,22 @@ def test_momentum_goes_on():
 def test_what_cannot_optimise_is_refused(optimizer: str, said: str):
     with pytest.raises(ConfigError, match=said):
         trained_by(shared_model("llama"), learning(f"finetune.optimizer={optimizer}"))
+
+
+def test_exits_before_all_that_is_trained_are_refused_by_name():
+    """At once where the choice says so, at the first step where a regular expression turns out to."""
+    early = "protocol.exit=attention_output"
+    for trainable in ("mlp", "[mlp]"):
+        config = learning(early, f"finetune.trainable={trainable}", objective="lcgd")
+        with pytest.raises(ConfigError, match=r"protocol\.exit=attention_output leaves a block before all"):
+            check(config.finetune, config.protocol.exit)
+    for more in (
+        (early, "finetune.trainable=[mlp,v]"),
+        (early, "finetune.trainable=up_proj"),
+        ("finetune.trainable=mlp",),
+    ):
+        config = learning(*more, objective="lcgd")
+        check(config.finetune, config.protocol.exit)
+    with pytest.raises(ConfigError, match=r"leaves a block before all that finetune\.trainable names"):
+        trained_by(shared_model("llama"), learning(early, "finetune.trainable=up_proj", objective="lcgd"))
+    check(learning(early, "finetune.trainable=mlp").finetune, learning(early).protocol.exit)  # gd has no exits

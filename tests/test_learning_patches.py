@@ -203,7 +203,6 @@ def test_the_ridge_map_is_the_textbook_one_from_either_side():
         torch.testing.assert_close(ridge_map(x, y, 0.3), wanted)
 
 
-@pytest.mark.slow
 def test_a_real_model_answers_as_with_its_context():
     run = config("task=reviews", "task.queries=4", "finetune=exact_patch")
     model = load(run.model, run.runtime)

@@ -17,8 +17,9 @@ from safetensors import safe_open
 import iclgd as package
 from command_line import ROOT, environment, iclgd
 from configs import composed, config
-from iclgd import hub, hydra_setup, keys, plan, skeletons
+from iclgd import hub, hydra_setup, keys, memory, plan, skeletons
 from iclgd.config import Config, ConfigError
+from iclgd.memory import Estimate
 from iclgd.records import Recording, axes_of
 from iclgd.runs.folder import RunFolder
 
@@ -41,7 +42,7 @@ def test_version_keys_and_a_reader_who_leaves(tmp_path: Path):
     assert "metric.scores.NAME.function: str (to be given)" in shown
     command = f"{sys.executable} -m iclgd --keys | head -1"
     left = subprocess.run(
-        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
+        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
     )
     assert left.stdout.startswith("model.name: str") and not left.stderr
 
@@ -108,6 +109,28 @@ def test_a_plan_lists_runs_what_is_done_and_the_time_it_takes(tmp_path: Path, ca
     assert plan.show(["sweeps=smoke", "nonsense"]) == 2
 
 
+def test_a_plan_says_what_each_model_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    """The largest need of memory, the minutes of all runs; runs of one size are estimated once, nothing is refused."""
+    needs = {"gd": Estimate(1, 1, 1, {"cpu": 3.0}, 1, 1, 10), "lcgd": Estimate(2, 2, 1, {"cpu": 5.0}, 1, 1, 20)}
+    asked = []
+
+    def estimate(config: Config) -> Estimate:
+        asked.append(config.finetune.name)
+        return dataclasses.replace(needs[config.finetune.name], missing=("cpu has too little",))
+
+    arguments = ["-m", "model=toy", "task=toy", "seed=0,1,2", "finetune=gd,lcgd", f"paths.outputs={tmp_path}"]
+    with monkeypatch.context() as pretended:
+        pretended.setattr(memory, "estimate", estimate)
+        assert plan.show(arguments) == 0
+    assert asked == ["gd", "lcgd"]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "estimate" in line]
+    assert line.startswith("toy, runtime.placement=single, runtime.dtype=auto: estimate: cpu 5.0 GB (weights 2.0, ")
+    assert line.endswith("about 90.0 min; cpu has too little")
+    (tmp_path / "model").mkdir()
+    assert plan.show(["model=hf", f"model.name={tmp_path}/model", "task=toy"]) == 0
+    assert "/model, runtime.placement=single, runtime.dtype=auto: no estimate, " in capsys.readouterr().out
+
+
 def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     from huggingface_hub import constants
 
@@ -151,7 +174,7 @@ def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
     assert not (tmp_path / "conf" / "metric").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_skeletons_run_at_once_in_any_folder_with_what_a_wheel_holds(tmp_path: Path):
     """As a user does: written by the command, tested by their own tests, and found by the command in this folder."""
     wheel, mine = tmp_path / "wheel", tmp_path / "mine"

@@ -1,6 +1,7 @@
 """What a measurement must not depend on, and what it must say of itself: precision, bos, sanity, blind layers."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from iclgd.choices import Layer0
 from iclgd.evidence import moved, spread
 from iclgd.evidence.gather import _without_rounding
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.learning import finetuned, instability, jittered
+from iclgd.learning import finetuned, instability, jittered, objectives
 from iclgd.learning.parameters import trained_parameters
+from iclgd.learning.stability import suspicious
 from iclgd.metrics.attention_maps import sim_am_delta
 from iclgd.models import UnsupportedModelError
 from iclgd.models.attention import AttentionPass
@@ -128,16 +130,51 @@ def _one(prompt_set):
 # --- sane runs
 
 
-@pytest.mark.parametrize(("losses", "unstable"), [
-    ([6.3, 7.9, 6.2, 6.5, 11.9, 10.9, 15.7, 12.9, 11.4, 12.2, 12.3, 12.1], True),  # SmolLM2, SST-2, gd 0.03
-    ([6.3, 7.3, 4.4, 5.2, 6.2, 4.6, 5.3, 4.7, 4.9, 4.5, 5.1, 5.3], False),  # the same at 0.01
-    ([2.0, 2.0, 2.0, 7.9, 2.0], True), ([1.0, 1.0, 1.5, 1.5], False), ([1.0, 5.0, 9.0], False), ([], False),
+@pytest.mark.parametrize(("losses", "untouched", "unstable"), [
+    ([6.3, 7.9, 6.2, 6.5, 11.9, 10.9, 15.7, 12.9, 11.4, 12.2, 12.3, 12.1], 6.0, True),  # SmolLM2, SST-2, gd 0.03
+    ([6.3, 7.3, 4.4, 5.2, 6.2, 4.6, 5.3, 4.7, 4.9, 4.5, 5.1, 5.3], math.nan, False),  # the same at 0.01
+    ([2.43, 10.27, 10.25, 9.0, 8.0, 7.0, 5.5, 5.5], 2.5, True),  # the second step has broken it already
+    ([2.0, 2.0, 2.0, 7.9, 2.0], 2.0, True), ([1.0, 1.0, 1.5, 1.5], math.nan, False),
+    ([0.3, 0.3, 2.0, 2.0], 2.0, False), ([1.0, 5.0, 9.0], math.nan, False), ([], math.nan, False),
 ])  # fmt: skip
-def test_a_loss_that_ends_far_above_its_start_is_unstable(losses, unstable):
-    reason = instability(torch.tensor(losses))
+def test_a_loss_that_ends_far_above_the_untouched_models_is_unstable(losses, untouched, unstable):
+    assert suspicious(losses) is not math.isnan(untouched)
+    reason = instability(torch.tensor(losses), untouched)
     assert (reason is not None) is unstable
     if unstable:
-        assert "times where it starts" in reason
+        assert "times that of the untouched model" in reason
+
+
+def traced(monkeypatch, losses, factor):
+    """The trace of four steps in which the untouched model has these losses, and a changed one `factor` times them."""
+    model = shared_model("llama")
+    key = trained_parameters(model, "k", [0])[0].parameter
+    before, asked = key.detach().clone(), []
+
+    def scripted(_model, sequence, _options):
+        asked.append(sequence.demonstration)
+        key.grad = torch.ones_like(key)
+        return losses[sequence.demonstration] * (1.0 if torch.equal(key, before) else factor)
+
+    monkeypatch.setitem(objectives._OBJECTIVES, "gd", scripted)
+    with finetuned(model, prompts([(5, 6, 7)] * 4), learning("finetune.trainable=k", "finetune.layers=0-0")) as trace:
+        changed = key.detach().clone()
+    assert torch.equal(key, before) and torch.allclose(changed, before - 4 * 0.05)
+    return trace, asked
+
+
+@pytest.mark.parametrize(("losses", "factor", "asked", "unstable"), [
+    ([2.4, 2.0, 2.2, 2.0], 0.7, 4, False),  # sane, and no pass too many
+    ([0.3, 2.0, 0.3, 2.0], 1.0, 6, False), ([0.3, 0.3, 2.0, 2.0], 1.0, 6, False),  # unequal demonstrations
+    ([2.4, 2.0, 2.2, 2.0], 5.0, 6, True), ([0.3, 2.0, 2.0, 0.3], 5.0, 6, True),
+])  # fmt: skip
+def test_a_suspicious_end_is_compared_with_the_untouched_model(losses, factor, asked, unstable, monkeypatch):
+    trace, seen = traced(monkeypatch, losses, factor)
+    assert len(seen) == asked and seen[4:] in ([], [2, 3])
+    assert (
+        math.isnan(trace.untouched_loss) if asked == 4 else trace.untouched_loss == pytest.approx(sum(losses[2:]) / 2)
+    )
+    assert (instability(trace.losses, trace.untouched_loss) is not None) is unstable
 
 
 def test_a_jitter_is_one_rounding_step_and_is_undone():
@@ -166,3 +203,6 @@ def test_scores_that_leave_their_interval_under_jitter_are_unstable():
         "from weights one rounding step apart, sim_aou (0.129) becomes 0.193, 0.130, which leaves its interval"
     )
     assert json.loads(json.dumps(wild, allow_nan=False)) == wild and spread(summary, []) == {}
+    diverged = spread(summary, [scores(None, None), scores(0.13, None)])
+    assert diverged["sim_aou"]["moved"] and not diverged["none"]["moved"]
+    assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))

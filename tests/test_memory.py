@@ -1,13 +1,17 @@
 """An estimate of memory and time counts what a model has, from its config.json alone."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from transformers import AutoConfig
 
+from command_line import ROOT
 from configs import config
-from iclgd.config import ConfigError
+from iclgd import memory
+from iclgd.choices import Placement
+from iclgd.config import ConfigError, RuntimeConfig
 from iclgd.memory import Lengths, Machine, estimate_of, refuse_too_large
 from tiny_models import CONFIGS, tiny_network
 
@@ -73,3 +77,45 @@ def test_no_weight_is_made(monkeypatch):
     monkeypatch.setattr(torch.nn.Parameter, "__new__", watch)
     estimated("llama")
     assert made and all(data.is_meta for data in made)
+
+
+SHAPES = {  # width, blocks, feed-forward width, heads, key and value heads, vocabulary
+    "1.3B": (2048, 24, 5504, 16, 16, 32000),
+    "7B": (4096, 32, 11008, 32, 32, 32000),
+    "13B": (5120, 40, 13824, 40, 40, 32000),
+    "34B": (8192, 48, 22016, 64, 8, 32000),
+    "70B": (8192, 80, 28672, 64, 8, 128256),
+}
+ROWS = [
+    tuple(cell.strip() for cell in line.strip("|\n").split("|"))
+    for line in (ROOT / "docs" / "many_gpus.md").read_text().splitlines()
+    if re.match(r"\| [\d.]+B ", line)
+]
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_the_table_of_models_and_gpus_follows_from_the_estimate(size, monkeypatch):
+    names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    shape = dict(zip((*names, "vocab_size"), SHAPES[size], strict=True))
+    settings = AutoConfig.for_model("llama", **shape, tie_word_embeddings=False)
+    network, rows = memory._network(settings), [row for row in ROWS if row[0] == size]
+    monkeypatch.setattr(memory, "_network", lambda _: network)  # one for all rows
+    assert len(rows) >= 2
+    for row in rows:
+        found = [of_the_table(settings, variant, *row[1:4]) for variant in ("gd", "lcgd")]
+        on = found[0].devices
+        fullest = max(size for device, size in on.items() if device.startswith("cuda"))
+        waiting = [f"{device} {size:.0f}" for device, size in on.items() if not device.startswith("cuda")]
+        fits = "no" if fullest > 78 else "with offload" if waiting else "yes"
+        minutes = [f"{each.minutes:.1f}" for each in found]
+        assert list(row[4:]) == [", ".join([f"{fullest:.0f}", *waiting]), fits, *minutes], row
+
+
+def of_the_table(settings, variant, gpus, placement, dtype):
+    run = config("model=toy", "task=sst2", f"finetune={variant}", "task.shots=32", "task.queries=2000")
+    run = dataclasses.replace(run, runtime=RuntimeConfig(placement=Placement(placement), dtype=dtype))
+    return estimate_of(settings, run, Machine("cuda", (78.0,) * int(gpus), 200.0, 1000.0, 40e12), Lengths(40, 40))
+
+
+def test_every_size_of_the_table_is_recomputed():
+    assert {row[0] for row in ROWS} == set(SHAPES) and len(ROWS) == 20

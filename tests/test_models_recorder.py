@@ -1,12 +1,15 @@
 """Every recorded tensor of every family agrees with a naive reference that shares no code with the recorder."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
 
+from iclgd import ranks
 from iclgd.choices import Padding
 from iclgd.models import Question, RecordPlan, record, recorder, token_queries
+from iclgd.models.hooks import hooks
+from iclgd.models.rehearsal import NoRoomError, rehearse
 from iclgd.records import OPTIONAL_RECORDS
 from naive import Naive, naive_recording
 from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
@@ -142,6 +145,48 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch):
         recorded(shared_model(family), context)
 
 
+def shared_by_two(monkeypatch, short):
+    """Pretend that another process shares the model, and lacks room the first so many times; what each was told."""
+    asked = []
+
+    def anyone(here):
+        asked.append(here)
+        return here or len(asked) <= short
+
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "anyone", anyone)
+    return asked
+
+
+def no_memory(*_, **__):
+    raise torch.OutOfMemoryError("no")
+
+
+def test_processes_that_share_a_model_halve_their_batches_together(monkeypatch):
+    """Nobody begins a pass before all have room for it."""
+    family, context, sizes = "llama", "demonstrations", []
+    asked, original = shared_by_two(monkeypatch, short=2), recorder._run_batch
+    monkeypatch.setattr(recorder, "_run_batch", lambda *given: sizes.append(len(given[1])) or original(*given))
+    questions = [Question(*q) for q in QUESTIONS]
+    whole = len(recorder._probes(questions, ALL_AT_ONCE))
+    found = record(shared_model(family), questions, CONTEXTS[context], ALL_AT_ONCE)
+    assert_agree(found, reference(family, context), context)
+    assert sizes[0] == whole // 2 // 2 and not any(asked) and len(asked) == 2 + len(sizes)
+
+
+def test_a_process_that_lacks_room_tells_the_others_and_within_a_pass_it_is_too_late(monkeypatch):
+    model = shared_model("llama")
+    asked = shared_by_two(monkeypatch, short=0)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(torch, "empty", no_memory)
+        with pytest.raises(NoRoomError, match="one of 2 processes"):
+            rehearse(model, 1, 1, 1)
+    assert asked == [True]
+    monkeypatch.setattr(recorder, "_run_batch", no_memory)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^no$"):
+        recorded(model, "demonstrations")
+
+
 def test_the_model_is_left_as_it_was():
     model = shared_model("gpt_neo")
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
@@ -167,3 +212,40 @@ def test_labels_that_all_have_several_tokens_may_come_in_any_batches():
     assert whole.label_scores.isfinite().all()
     torch.testing.assert_close(single.label_scores, whole.label_scores, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(single.attention_output, whole.attention_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_attention_with_context_is_the_mean_of_two_attentions_by_the_contexts_mass(name):
+    """A(C, x) = l A_C + (1 - l) A_x, by head: each side by its own softmax of naive scores, with l as recorded."""
+    model, context = tiny_model(name, dtype=torch.float64), CONTEXTS["demonstrations"]
+    (tokens, options), plan = QUESTIONS[0], RecordPlan(optional=frozenset({"context_mass"}), bos=1)
+    share = record(model, [Question(tokens, options)], context, plan).context_mass[0].double()  # layer head
+    network, heads = tiny_network(name).to(torch.float64), model.anatomy.shape.heads
+    scores, kept = Naive(network).run((*context, *tokens)).scores, {}
+    blocks = network.get_submodule(model.anatomy.family.blocks)
+    watched = [(block.self_attn.v_proj, partial(kept_output, kept, i)) for i, block in enumerate(blocks)]
+    watched += [(block.get_submodule(model.anatomy.family.projection), partial(kept_input, kept, i))
+                for i, block in enumerate(blocks)]  # fmt: skip
+    with hooks(after=watched):
+        network(torch.tensor([(*context, *tokens)]))
+    inside = torch.zeros(len(context) + len(tokens), dtype=torch.bool)
+    inside[1 : len(context)] = True  # bos is none of the context
+    for layer, last in enumerate(scores):
+        whole = kept["into o", layer][0, -1].view(heads, -1)
+        values = kept["v", layer][0].unflatten(-1, (-1, whole.shape[1])).transpose(0, 1)  # head token head_dim
+        values = values.repeat_interleave(heads // len(values), 0)
+        of_context, of_rest = (
+            torch.einsum("ht,htd->hd", last[:, -1].double().masked_fill(~part, -torch.inf).softmax(-1), values)
+            for part in (inside, ~inside)
+        )
+        mass = share[layer][:, None]
+        torch.testing.assert_close(mass * of_context + (1 - mass) * of_rest, whole, rtol=0, atol=1e-6)
+        assert (of_context - of_rest).abs().max() > 1e-2 and 0.01 < mass.min() and mass.max() < 0.99
+
+
+def kept_output(kept, layer, _module, _args, output):
+    kept["v", layer] = output
+
+
+def kept_input(kept, layer, _module, args, _output):
+    kept["into o", layer] = args[0]

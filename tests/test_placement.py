@@ -6,15 +6,17 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from configs import config
 from iclgd import ranks
 from iclgd.choices import Placement, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.learning import finetuned
-from iclgd.models import assemble, offload
+from iclgd.learning import finetuned, parity
+from iclgd.models import UnsupportedModelError, assemble, loading, offload
 from iclgd.models.placement import check_processes, devices_of, dispatched, loading_arguments, refuse_impossible
 from learning_cases import prompts
 from placement.placement_cases import VARIANTS, everything, furthest, placed_model, plain
 from placement.pretend_devices import MixedDevicesError, pretending
+from placement.together import only_run, same_as_alone, torchrun
 from tiny_models import CONFIGS, tiny_network
 
 
@@ -108,3 +110,45 @@ def test_a_model_made_in_memory_is_dealt_out_as_one_that_is_read(tmp_path):
     assert devices_of(placed) == ("cpu", "disk")
     tokens = torch.arange(5)[None]
     assert torch.equal(placed(input_ids=tokens).logits, tiny_network("llama")(input_ids=tokens).logits)
+
+
+def test_torchrun_makes_one_folder_with_the_numbers_of_one_process(tmp_path):
+    """Two processes split every matrix; what happens when one of them fails is in tests/placement."""
+    done = torchrun(tmp_path, "-m", "iclgd")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = only_run(tmp_path)
+    assert done.stdout.count("1 done in") == 1 and run.is_done()
+    log = (run.path / "run.log").read_text()
+    assert log.count(" starts: ") == log.count(" is done, after ") == 1
+    assert run.read_json("environment.json")["placement"] == {"kind": "tensor_parallel", "devices": ["cpu:0", "cpu:1"]}
+    assert max(run.read_json("parity.json")["largest_relative_difference"].values()) < 1e-5
+    same_as_alone(run, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_certificate_refuses_a_placement_that_gives_other_numbers(wrong, monkeypatch):
+    """The toy model's first layers are read twice; the second stands for the placed one, and may be changed."""
+    run, read = config("model=toy", "task=toy", "runtime.placement=auto", "runtime.max_memory={0:1GB,1:1GB}"), []
+
+    def read_prefix(model, part, dtype, arguments):
+        network = loading.read_prefix(model, part, dtype, {})
+        if read and wrong:
+            network.model.layers[1].self_attn.v_proj.weight.data *= 1.01
+        read.append(arguments)
+        return network
+
+    monkeypatch.setattr(parity, "read_prefix", read_prefix)
+    if wrong:
+        with pytest.raises(
+            UnsupportedModelError, match=r"auto: the model's first 4 layers give another .*allowed 1e-04"
+        ):
+            parity.certificate(run)
+    else:
+        found = parity.certificate(run)
+        assert found["compared"] == "the first 4 of 4 layers, with one device (cpu)"
+        assert set(found["largest_relative_difference"].values()) == {0.0}
+    assert read[0] == {} and read[1]["device_map"] == [0, 1]
+
+
+def test_a_run_on_one_device_needs_no_certificate():
+    assert parity.certificate(config("model=toy", "task=toy")) is None

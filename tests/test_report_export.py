@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from iclgd.report import export_records
+from iclgd.report.__main__ import cli
 from iclgd.results import reading
 from report_fixtures import write_run
 
@@ -51,8 +52,6 @@ def test_the_published_similarity_is_had_from_the_exported_records(tmp_path):
     hidden = [np.array([line["self_attn_out_hiddens"] for line in lines]) for lines in (zs, icl, ft)]
     one, other = hidden[1] - hidden[0], hidden[2] - hidden[0]
     cosine = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
-    from safetensors.numpy import load_file
-
     raw = load_file(run.folder / "recordings.safetensors")
     a = raw["icl.attention_output"] - raw["zsl.attention_output"]
     b = raw["ft.attention_output"] - raw["zsl.attention_output"]
@@ -64,7 +63,7 @@ def test_the_published_similarity_is_had_from_the_exported_records(tmp_path):
 
 def test_the_label_token_that_the_published_code_appends_is_a_key(tmp_path):
     run = _run(tmp_path / "run")
-    published = replace(run, config={**run.config, "protocol": {"record_at": "first_label_token"}})
+    published = replace(run, settings={**run.settings, "protocol.record_at": "first_label_token"})
     export_records.export_records(published, tmp_path / "out")
     assert np.array(_lines(tmp_path / "out", "icl")[0]["attn_map"]).shape == (LAYERS, HEADS, KEYS + 1)
 
@@ -107,3 +106,31 @@ def test_missing_and_broken_recordings_say_what_to_do(tmp_path):
     with pytest.raises(reading.ReportError, match=r"holds no zsl\.attention_scores"):
         export_records.export_records(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["run", "run/zs", "run/icl"])
+def test_no_link_leads_records_out_of_the_folder_that_was_named(place, tmp_path, capsys):
+    """One in a report's folder is refused before anything is written; the folder itself may be a link."""
+    run, out, outside = _run(tmp_path / "run"), tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    (out / place).parent.mkdir(parents=True)
+    (out / place).symlink_to(outside)
+    assert cli([str(run.folder), "--out", str(tmp_path / "report"), "--export-records", str(out)]) == 2
+    assert list(outside.iterdir()) == [] and not (tmp_path / "report").exists() and not list(out.rglob("*.jsonl"))
+    (tmp_path / "named").symlink_to(outside)
+    assert len(export_records.export_records(run, tmp_path / "named")) == 3 and (outside / "run" / "zs").is_dir()
+
+
+def test_recordings_that_are_not_those_of_the_prompts_are_refused_by_folder(tmp_path):
+    run = _run(tmp_path / "run")
+    whole = {name: tensor.copy() for name, tensor in load_file(run.folder / "recordings.safetensors").items()}
+    few, flat = whole["icl.attention_output"][:2], whole["icl.attention_scores"][0, 0, 0]
+    for changed in ({"icl.attention_output": few}, {"icl.attention_scores": flat}):
+        save_file(whole | changed, run.folder / "recordings.safetensors")
+        with pytest.raises(reading.ReportError, match=r"run: recordings\.safetensors does not belong to prompts\.json"):
+            export_records.export_records(run, tmp_path / "out")
+    save_file(whole, tmp_path / "elsewhere.safetensors")
+    (run.folder / "recordings.safetensors").unlink()
+    (run.folder / "recordings.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(reading.ReportError, match="kept no recordings"):
+        export_records.export_records(run, tmp_path / "out")

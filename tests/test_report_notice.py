@@ -7,11 +7,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from iclgd.choices import Better
 
 pytest.importorskip("iclgd.statistics")
-from iclgd.results.notice import anchored, cells_of, identification, in_words, notice
+from iclgd.results.frame import Results
+from iclgd.results.notice import anchored, cells_of, identification, in_words, notice, notices
+from iclgd.statistics import share_interval
+from report_fixtures import write_run
 
 NAMES = ("gd", "lcgd", "random_direction")
 
@@ -45,6 +49,12 @@ def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare(
         shares.append(found.share.mean)
         alarms += found.share.low > found.chance
     assert np.mean(shares) == pytest.approx(1 / 3, abs=0.03) and alarms <= 0.05 * 200
+
+
+def test_where_all_draws_agree_each_counts_once():
+    rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert found.share.low == pytest.approx(share_interval(4, 4).low)  # not 12 of 12
 
 
 def test_equal_values_share_the_first_place():
@@ -84,6 +94,55 @@ def test_the_interval_of_anchored_covers_what_it_should():
         found = anchored(icl, floor, planted)
         covered += found.low <= 0.2 / 0.6 <= found.high
     assert covered >= 0.92 * 300
+
+
+def test_intervals_at_chosen_rates_are_wider():
+    noise = np.random.default_rng(0)
+    value = {(t, c, d): (0.5 if t == c else 0.1) + 0.01 * noise.normal() for t in ("icl", *NAMES) for c in NAMES
+             for d in range(5)}  # fmt: skip
+    of = {"s": Better.higher}, {"s": (-1, 1)}, {"random_direction"}
+    plain = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5), *of)
+    chosen = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5, rates=(0.1, 1)), *of)  # the rate is idle
+    width = lambda found: (found.matrix["high"] - found.matrix["low"]).to_numpy()  # noqa: E731
+    assert width(chosen) == pytest.approx(math.sqrt(2.5) * width(plain))
+    for one, other in zip(plain.standings, chosen.standings, strict=True):
+        assert other.icl.high - other.icl.low == pytest.approx(math.sqrt(2.5) * (one.icl.high - one.icl.low))
+        assert other.anchored.high - other.anchored.low > 1.5 * (one.anchored.high - one.anchored.low)
+
+
+def test_unlike_settings_are_never_averaged(tmp_path):
+    """What varied beside truth and candidate makes notices of its own; ICL has no rate of a planted truth."""
+    for truth, factor in (("icl", None), ("gd", 1.0), ("gd", 3.0)):
+        for layers, shift in (("all", 0.0), ("0", 0.3)):
+            for variant in ("gd", "lcgd"):
+                folder = tmp_path / f"{truth}{factor}{layers}{variant}"
+                write_run(folder, variant=variant, shift=shift + (factor or 0) / 10, scores=("sim_aou",), examples=6)
+                config = yaml.safe_load((folder / "config.yaml").read_text())
+                config["finetune"]["layers"] = layers
+                config["metric"]["scores"]["sim_aou"]["inputs"] = {"icl": "icl.x", "ft": "ft.x"}
+                if factor:
+                    config["reference"] = {"name": truth, "lr_factor": factor}
+                (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = Results.read([tmp_path])
+    found = {(one.place["finetune.layers"], one.place["reference.lr_factor"]): one for one in notices(results)}
+    assert set(found) == {("all", 1), ("all", 3), ("0", 1), ("0", 3)}
+    for (layers, factor), one in found.items():
+        cells = one.matrix.set_index(["truth", "candidate"])["mean"]
+        base = results.frame.loc[results.frame["run"].eq("iclNoneallgd") & results.frame["layer"].isna(), "mean"].iloc[
+            0
+        ]
+        own = 0.3 * (layers == "0")
+        assert cells["icl", "gd"] == pytest.approx(base + own)
+        assert cells["gd", "gd"] == pytest.approx(base + own + factor / 10)
+    assert notices(results.where({"reference.name": "icl"})) == []
+
+
+def test_planted_truths_without_a_score_that_compares_have_no_notice(tmp_path):
+    for truth in ("icl", "gd"):
+        folder = write_run(tmp_path / truth, scores=("sim_aou",), examples=6)
+        config = yaml.safe_load((folder / "config.yaml").read_text()) | {"reference": {"name": truth}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert notices(Results.read([tmp_path])) == []  # its input is finetuning's alone
 
 
 def test_a_notice_says_what_the_numbers_say():

@@ -53,7 +53,7 @@ def written(hostile, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def tab(written):
     if chromium.find() is None:
-        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is installed")
+        pytest.skip(chromium.needed.kwargs["reason"])
     with chromium.browser() as opened:
         opened.open(written / "report.html", READY)
         yield opened

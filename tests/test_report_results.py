@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 
+import altair as alt
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
+from iclgd import api
 from iclgd.results.frame import Results, whole
-from iclgd.results.reading import ReportError
+from iclgd.results.reading import ReportError, read_run
 from iclgd.runs.varied import as_text, heading, varied
 from report_fixtures import write_run
 
@@ -151,6 +155,20 @@ def test_diverged_and_unstable_draws_are_counted_and_left_out(tmp_path):
     assert (icl.draws, icl.diverged, icl.unstable) == (4, 0, 0)
 
 
+def test_scores_of_weights_depend_on_finetuning_and_every_score_on_a_planted_truth(tmp_path):
+    for seed in range(3):
+        folder = write_run(tmp_path / str(seed), seed=seed, scores=("sim_aou",))
+        inputs = {"trained": "trained_changes", "context": "static_changes"}
+        change(folder, metric__scores__sim_aou__inputs=inputs)
+        change(folder, "status.json", unstable=seed == 1)
+    results = Results.read([tmp_path])
+    assert results.scores["sim_aou"].learned and row(results).unstable == 1 and row(results).draws == 2
+    assert row(results, "accuracy/icl").draws == 3  # ICL's own accuracy does not depend on finetuning
+    for seed in range(3):
+        change(tmp_path / str(seed), reference__name="gd")
+    assert row(Results.read([tmp_path]), "accuracy/icl").draws == 2  # a planted truth's does
+
+
 def test_query_seeds_and_precision_are_settings(tmp_path):
     for name, dtype, query_seed in (("a", "float32", 1), ("b", "bfloat16", 1), ("c", "float32", 2)):
         change(change(write_run(tmp_path / name), task__query_seed=query_seed), "environment.json", dtype=dtype)
@@ -213,8 +231,40 @@ def test_results_are_shown_in_short(tmp_path):
     assert "<table" in results._repr_html_() and len(results.runs[0].frame) < len(results.frame)
 
 
+def test_a_run_is_shown_by_its_scores_and_has_its_own_figures(tmp_path):
+    run = read_run(write_run(tmp_path / "<b>", variant="lcgd", seed=0))
+    shown = run._repr_html_()
+    for name in run.scores:
+        assert f"<td>{name}</td><td>{run.mean(name):.4g}</td>" in shown
+    assert shown.count("<tr>") == 1 + len(run.scores) and "<b>" not in shown and len(shown) < 2000
+    figures = api.FinishedRun(**vars(run)).figures
+    assert isinstance(figures["layers/sim_aou"].chart, alt.TopLevelMixin)
+    loaded = api.load(run.folder)
+    assert set(figures) == set(loaded.figures) == set(loaded[0].figures)
+
+
+def test_the_recordings_of_a_run_are_tensors_by_setting(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    with pytest.raises(ReportError, match=r"kept no recordings: .* runtime\.save_recordings=true"):
+        _ = run.recordings
+    shapes = {"attention_output": (2, 3, 4), "attention_scores": (2, 3, 1, 5), "label_scores": (2, 2)}
+    stored = {
+        f"{setting}.{name}": torch.full(shape, float(number))
+        for number, setting in enumerate(("zsl", "icl"), 1)
+        for name, shape in shapes.items()
+    }
+    save_file({**stored, "training_query_vectors": torch.zeros(1)}, run.folder / "recordings.safetensors")
+    assert set(run.recordings) == {"zsl", "icl"}
+    assert torch.equal(run.recordings["icl"].attention_scores, torch.full((2, 3, 1, 5), 2.0))
+    assert run.recordings["zsl"].block_output is None
+    (run.folder / "recordings.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ReportError, match="cannot be read"):
+        _ = run.recordings
+
+
 def test_texts_of_settings():
     assert [as_text(value) for value in (1e-4, None, True, "a", 3)] == ["0.0001", "none", "True", "a", "3"]
     assert heading("finetune.lr", ["finetune.lr", "task.shots"]) == "lr"
     assert heading("task.name", ["reference.name"]) == "task"
+    assert heading("reference.name", ["finetune.name"]) == "reference" and heading("runtime.dtype", []) == "dtype"
     assert heading("a.k", ["a.k", "b.k"]) == "a.k"

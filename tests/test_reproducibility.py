@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from command_line import iclgd, start
+from command_line import PATIENCE, iclgd, start, wait_until
+from iclgd import command
 from iclgd.runs.folder import RunFolder
 
 SWEEP = (
@@ -18,6 +19,7 @@ SWEEP = (
 )
 SAME = ("scores.json", "prompts.json", "scores.parquet", "gradient_norms.parquet", "losses.parquet")
 RUNS = 4
+REPRESENTATIVE = ("joblib", "auto", True)  # of all ways, which `make soak` tries
 
 
 def written(sweep: Path) -> dict[str, bytes]:
@@ -30,31 +32,32 @@ def written(sweep: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("plain")
-    done = iclgd(folder, *SWEEP, "runtime.cache=off", fake=False)
-    assert done.returncode == 0, done.stderr
+    ran = command.run([*SWEEP, "runtime.cache=off", f"paths.outputs={folder / 'outputs'}"], tell=False)
+    assert ran.code == 0, ran.message
     return written(folder / "outputs" / "multirun")
 
 
 def cut_off(folder: Path, *arguments: str) -> None:
     """Start the sweep and kill it, workers and all, once a run is done."""
     process = start(folder, *arguments, fake=False)
-    deadline = time.monotonic() + 90
-    while not list(folder.glob("outputs/multirun/*/scores.json")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: any(folder.glob("outputs/multirun/*/scores.json")))
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
-    assert process.returncode == -9
+    process.communicate(timeout=PATIENCE)
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
-@pytest.mark.parametrize("cache", ["off", "auto"])
-@pytest.mark.parametrize("resumed", [False, True])
+WAYS = [
+    pytest.param(*way, marks=() if way == REPRESENTATIVE else pytest.mark.soak)
+    for way in product(("basic", "joblib", "submitit_local"), ("off", "auto"), (False, True))
+]
+
+
+@pytest.mark.parametrize(("launcher", "cache", "resumed"), WAYS)
 def test_launcher_cache_and_resuming_change_no_byte(plain, tmp_path, monkeypatch, launcher, cache, resumed):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    command = (*SWEEP, f"hydra/launcher={launcher}", f"runtime.cache={cache}")
+    sweep = (*SWEEP, f"hydra/launcher={launcher}", f"runtime.cache={cache}")
     if resumed:
-        cut_off(tmp_path, *command)
-    done = iclgd(tmp_path, *command, fake=False)
+        cut_off(tmp_path, *sweep)
+    done = iclgd(tmp_path, *sweep, fake=False)
     assert done.returncode == 0, done.stderr
     assert written(tmp_path / "outputs" / "multirun") == plain
     assert any((tmp_path / "cache").rglob("*.safetensors")) == (cache == "auto")

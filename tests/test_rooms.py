@@ -11,7 +11,7 @@ SOURCE = Path(iclgd.__file__).parent
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
     {"records", "seeding", "config", "paths", "ranks", "hub"},
-    {"digests", "imports", "keys"},
+    {"digests", "imports", "keys", "variants"},
     {"model_files"},
     {"tasks"},
     {"models", "toy", "early"},

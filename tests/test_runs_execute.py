@@ -3,13 +3,12 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from command_line import environment
+from command_line import PATIENCE, environment, wait_until
 from configs import config
 from iclgd.config import ConfigError
 from iclgd.runs import process
@@ -113,12 +112,13 @@ def test_a_damaged_finished_run_is_computed_again_and_the_log_says_so(tmp_path, 
     assert RunFolder(tmp_path / "a").read_json("scores.json") == {"sim_aou": {"mean": 0.5}}
 
 
-def test_two_at_once_compute_once(tmp_path, settings):
+def test_two_at_once_compute_once(tmp_path, settings, caplog):
+    caplog.set_level(logging.INFO)
     calls = []
 
     def slow(config, folder, progress):
         calls.append(threading.get_ident())
-        time.sleep(0.5)
+        wait_until(lambda: caplog.text.count("waiting for it") == 2)
         folder.write_json("scores.json", {})
         return {}
 
@@ -141,7 +141,7 @@ def test_killed_at_every_write_a_run_is_never_taken_for_done_and_the_next_start_
         env=environment(fake=False),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert told.returncode == 0, told.stderr
     lines = [line.split("|") for line in told.stdout.splitlines()]

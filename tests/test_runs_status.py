@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -55,6 +56,14 @@ def test_a_single_run_and_an_empty_folder(sweep, tmp_path, capsys):
     with pytest.raises(SystemExit):
         status.cli([str(tmp_path / "nowhere")])
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_results_that_were_replaced_are_no_sweep(sweep, capsys):
+    RunFolder(sweep / "a").retire()
+    RunFolder(sweep / "a")._write_status(Status(State.done, seconds=1.0))
+    status.cli([str(sweep.parent)])
+    told = capsys.readouterr().out
+    assert told.count("sweep: ") == 1 and "earlier" not in told
 
 
 def test_a_list_shows_what_varied_and_is_sorted_by_it(tmp_path, capsys):
@@ -125,6 +134,18 @@ def test_progress_without_a_terminal_is_lines_and_numbers(tmp_path, caplog, monk
         advance(2)
         assert run.status().progress == {"stage": "finetune", "done": 3, "total": 4}
     assert "a: finetune 1 of 4, 0 s left" in caplog.text and "finetune 3 of 4" in caplog.text
+
+
+@pytest.mark.parametrize(("is_terminal", "begins"), [(True, "\r\x1b[2K"), (False, "")])
+def test_a_workers_log_line_takes_the_place_of_the_commands_bar(monkeypatch, is_terminal, begins):
+    class Shown(io.StringIO):
+        def isatty(self):
+            return is_terminal
+
+    shown = Shown()
+    monkeypatch.setattr("sys.stderr", shown)
+    progress.console_handler().emit(logging.makeLogRecord({"msg": "zsl: recorded"}))
+    assert shown.getvalue() == f"{begins}zsl: recorded\n"
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (99, "99 s"), (180, "3 min"), (7500, "2 h 05 min")])

@@ -27,6 +27,11 @@ def test_intervals_of_cosines_cover():
     assert 0.93 <= mean <= 0.98 and least >= 0.9
 
 
+def test_intervals_of_held_out_means_cover():
+    mean, least = summary(simulation.held_out_coverage(100))
+    assert mean >= 0.95 and least >= 0.9
+
+
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize(("draws", "sd"), [(5, 0.0), (5, 0.1), (20, 0.02)])
 def test_marks_are_rarely_false(draws, sd, share):
@@ -40,6 +45,7 @@ def test_a_rate_chosen_on_other_draws_does_not_flatter():
     assert bias["best of those shown"] > 0.1
 
 
+@pytest.mark.soak
 def test_reports_of_sweeps_without_a_difference_mark_nothing(tmp_path):
     found = simulated_reports.reports(tmp_path, 6, 5, {"calm": 0.02, "noisy": 0.1, "noisier": 0.2})
     assert found.tested == 6 * 2, "two comparisons with the first variant in each report"

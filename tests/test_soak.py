@@ -8,6 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 RUNS = 200 if os.environ.get("ICLGD_SOAK") == "1" else 40
 WARM_UP = 24  # runs until the allocator has settled
 GROWTH = 12 * 2**20  # bytes: twice the noise seen afterwards, in 40 runs and in 200
@@ -17,6 +19,7 @@ CHEAP = (
 )
 
 
+@pytest.mark.soak
 def test_runs_leave_nothing_behind_in_the_process(tmp_path: Path) -> None:
     environment = {**os.environ, "ICLGD_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]  # of its own: other tests' garbage is not this one's

@@ -17,6 +17,7 @@ from iclgd.statistics import (
     holm_corrected,
     mean_interval,
     mean_of_means,
+    ratio_interval,
     share_interval,
     shares_interval,
     smallest_difference,
@@ -109,11 +110,33 @@ def test_draws_have_students_interval_within_limits():
     assert math.isnan(draws_interval([0.5]).low) and math.isnan(draws_interval([0.5, 0.5]).low)
 
 
-def test_equal_shares_of_all_draws_have_the_interval_of_their_queries():
-    found = draws_interval([1.0] * 5, (0, 1), trials=[12] * 5)
-    assert found.low == pytest.approx(share_interval(60, 60).low) and found.high == 1
+def test_equal_shares_of_all_draws_have_the_interval_of_one_draws_queries():
+    found = draws_interval([1.0] * 5, (0, 1), trials=[12] * 5)  # the same 12 may have been asked of all
+    assert found.low == pytest.approx(share_interval(12, 12).low) and found.high == 1
     apart = draws_interval([0.5, 0.9, 0.5, 0.9, 0.7], (0, 1), trials=[200] * 5)
     assert apart.high - apart.low > 0.3, "draws that lie apart count as few trials"
+
+
+def test_means_at_chosen_rates_have_wider_intervals():
+    means = [0.2, 0.3, 0.25, 0.4, 0.35]
+    plain, chosen = draws_interval(means), draws_interval(means, chosen=True)
+    assert (chosen.high - chosen.mean) / (plain.high - plain.mean) == pytest.approx(math.sqrt(2.5))
+    shares = [draws_interval(means, trials=[50] * 5, chosen=choice) for choice in (False, True)]
+    assert shares[1].low < shares[0].low - 0.02 and shares[1].high > shares[0].high + 0.02
+
+
+def test_a_ratio_of_means_has_fiellers_interval():
+    above, below = np.array([0.2, 0.1, 0.3, 0.25, 0.2]), np.array([0.6, 0.5, 0.7, 0.45, 0.65])
+    found = ratio_interval(above, below)
+    assert found.mean == pytest.approx(above.mean() / below.mean())
+    for end in (found.low, found.high):  # where Student's t just tells above - r below from zero
+        assert stats.ttest_1samp(above - end * below, 0).pvalue == pytest.approx(0.05, abs=1e-9)
+    wider = ratio_interval(above, below, chosen=True)
+    assert wider.low < found.low and wider.high > found.high
+    assert math.isnan(ratio_interval(above, below - below.mean() + 0.01).mean), "no denominator"
+    assert math.isnan(ratio_interval(above[:1], below[:1]).mean), "one draw does not tell it from zero"
+    exact = ratio_interval(np.full(5, 0.1), np.full(5, 0.4))
+    assert exact.mean == pytest.approx(0.25) and math.isnan(exact.low)
 
 
 # --- comparisons
@@ -150,6 +173,7 @@ def test_equal_differences_are_no_evidence():
 def test_differences_at_chosen_rates_have_wider_intervals():
     first, second = by_draw(0.5, 0.61, 0.7, 0.55, 0.66), by_draw(0.4, 0.55, 0.62, 0.5, 0.51)
     plain, chosen = compare(first, second), compare(first, second, chosen=True)
+    assert chosen.spread == pytest.approx(math.sqrt(2.5) * plain.spread)
     assert chosen.mean == plain.mean and chosen.p > plain.p and chosen.needed > plain.needed
     assert (chosen.high - chosen.low) / (plain.high - plain.low) == pytest.approx(math.sqrt(2.5))
     assert not holm_corrected({"a": compare(by_draw(*[0.3] * 8), by_draw(*[0.1] * 8), chosen=True)})["a"].marked

@@ -38,9 +38,9 @@ def test_lines_end_at_newline_alone_and_marks_are_passed_over(tmp_path: Path):
 
 def test_long_lines_are_read_fast(tmp_path: Path):
     file = write_jsonl(tmp_path / "long.jsonl", [{"text": "x" * 1_000_000, "label": 0}] * 5)
-    start = time.perf_counter()
+    start = time.process_time()
     assert [len(row["text"]) for row in read_jsonl(file).rows] == [1_000_000] * 5
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from command_line import iclgd
 from configs import config
 from iclgd import paths
 from iclgd.choices import Weights
+from iclgd.command import run
 from iclgd.config import RuntimeConfig
 from iclgd.models import load
 from iclgd.seeding import numpy_stream
@@ -120,9 +121,9 @@ def test_it_learns_in_context_and_knows_nothing_without(shots: int):
 
 
 def test_an_untrained_model_of_its_shape_cannot():
-    run = config("model=toy")
-    run.model.weights = Weights.random
-    model = load(run.model, RuntimeConfig(device="cpu"))
+    made = config("model=toy")
+    made.model.weights = Weights.random
+    model = load(made.model, RuntimeConfig(device="cpu"))
     assert training.accuracy(model.network, model.tokenizer, 8, contexts=128) < 0.7
 
 
@@ -138,7 +139,7 @@ def test_training_begins_well_and_the_same_way_again():
     assert seen[-1][0] < 1.6 and seen[-1][1] < 3.6
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_script_makes_the_committed_model(tmp_path: Path):
     main(["--out", str(tmp_path)])
     made, committed = (
@@ -164,7 +165,7 @@ def test_an_ordinary_run_on_the_command_line(tmp_path: Path):
     assert scores["accuracy/icl"]["n"] == 96
 
 
-def test_why_lcgd_on_the_command_line(tmp_path: Path):
+def test_why_lcgd(tmp_path: Path, capsys):
     """Two variants with rates of their own and two that have none: eight points, of which two repeat others."""
     few = ("finetune=none,gd,lcgd_norm_matched,replay", "task.rates={gd:0.1,lcgd:0.1},{gd:0.3,lcgd:0.3}")
     less = (
@@ -175,8 +176,8 @@ def test_why_lcgd_on_the_command_line(tmp_path: Path):
         "runtime.device=cpu",
         "seed=0",
     )
-    ended = iclgd(tmp_path, "sweeps=why_lcgd", "model=toy", "task=toy", *few, *less, fake=False)
-    assert ended.returncode == 0 and "6 done, 2 skipped" in ended.stdout, ended.stdout + ended.stderr
+    ended = run(["sweeps=why_lcgd", "model=toy", "task=toy", *few, *less, f"paths.outputs={tmp_path / 'outputs'}"])
+    assert ended.code == 0 and "6 done, 2 skipped" in capsys.readouterr().out, ended.message
     found = {}
     for folder in (tmp_path / "outputs" / "why_lcgd").iterdir():
         if (folder / "scores.json").is_file():

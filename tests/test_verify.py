@@ -17,6 +17,7 @@ from iclgd.runs.fingerprint import fingerprint
 from iclgd.verify.__main__ import cli
 from iclgd.verify.check import TOLERANCE, verify
 from iclgd.verify.naive import unknown_to_it
+from iclgd.verify.numbers import sampled
 from tiny import tiny_tokenizer
 from tiny_models import tiny_network
 
@@ -76,14 +77,27 @@ def test_keys_and_values_of_fused_projections_are_trained_alike(tmp_path, family
 
 
 def test_what_the_naive_way_does_not_know_is_said(tmp_path):
-    folder = made(tmp_path / "run", "finetune=adam", "metric=[sim_aou,update_cka]", "task.queries=4")
+    folder = made(
+        tmp_path / "run", "finetune=adam", "metric=[sim_aou,update_cka,sim_block_output_centred]", "task.queries=4"
+    )
     verdict = verify(folder, 2)
     assert_holds(verdict, naive=False)
     told = " ".join(verdict.notes)
-    assert "finetune.optimizer=adam" in told and "update_cka" in told
+    assert "finetune.optimizer=adam" in told
+    assert "update_cka" in told and "sim_block_output_centred" in told  # whose mean is over all queries
     assert unknown_to_it(config("finetune=low_rank")) == [
         "finetune.rank=" + str(config("finetune=low_rank").finetune.rank)
     ]
+
+
+def test_who_plays_icls_part_decides_what_can_be_asked_again():
+    gd = ("finetune=gd", "model=toy", "task=toy")
+    assert unknown_to_it(config(*gd, "reference.label=x")) == []
+    for reference in ("reference.draw=1", "reference.permutation=2"):  # ICL, with demonstrations of its own
+        assert unknown_to_it(config(*gd, reference)) == ["reference=icl"]
+    assert unknown_to_it(config(*gd, "reference=lcgd")) == ["reference=lcgd"]
+    assert len(sampled(config(*gd, "reference=lcgd"), 8, 3)) == 3
+    assert len(sampled(config(*gd, "reference=activation_match"), 8, 3)) == 8  # it is trained on the queries
 
 
 def sign(folder, name):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ from iclgd.command import REFUSED, Command
 from iclgd.command import run as run_command
 from iclgd.config import ConfigError
 from iclgd.hydra_setup import quoted
-from iclgd.results import frame
-from iclgd.results.reading import FinishedRun, read_run, read_runs
+from iclgd.results import frame, reading
 
 if TYPE_CHECKING:
+    import torch
+
     from iclgd.report.chart import Figure
 
 
@@ -29,49 +31,72 @@ class Results(frame.Results):
         return {figure.name: figure for figure in figures(self)}
 
 
+class FinishedRun(reading.FinishedRun):
+    """A finished run: its frame, its recordings, and its figures."""
+
+    @property
+    def figures(self) -> Mapping[str, Figure]:
+        """The run's figures by name: `run.figures["layers/sim_aou"].chart` is an Altair chart."""
+        return Results((self,)).figures
+
+
 class RunFailed(RuntimeError):
     """A run that failed; the message says why and in which folder its traceback is."""
 
 
-def run(*overrides: str, **settings: Any) -> FinishedRun:
+def run(
+    *overrides: str, model: str | torch.nn.Module | None = None, tokenizer: Any = None, **settings: Any
+) -> FinishedRun:
     """Make one run, or find it made: `iclgd.run("task=reviews", seed=1, finetune__lr=1e-3)`.
+
+    A model that you have loaded is measured as a copy, and stays as it is: `iclgd.run(model=MODEL, tokenizer=TOKENIZER,
+    task="reviews")`. The run belongs to the content of its weights, config and tokenizer: the same again is not
+    computed twice, and changed weights make another run. `model__name="step 100"` is its name in tables.
 
     Args:
         *overrides: as on the command line.
-        **settings: the same by name, with two underscores for a dot.
+        model: a file of conf/model, or a causal language model of transformers in memory, also in a PeftModel, whose
+            active adapters count as merged.
+        tokenizer: of the model in memory.
+        **settings: as on the command line, by name, with two underscores for a dot.
 
     Raises:
-        ConfigError: settings that cannot be run.
+        ConfigError: settings or a model that cannot be run.
         RunFailed: the run failed.
     """
-    command = _run([*overrides, *(f"{_key(key)}={_value(value)}" for key, value in settings.items())])
+    chosen = (f"{_key(key)}={_value(value)}" for key, value in settings.items())
+    command = _run([*overrides, *chosen], model, tokenizer)
     outcome = command.results()[0]
     if command.code:
         raise RunFailed(f"{outcome.message}; see {outcome.folder}/run.log")
-    return read_run(outcome.folder)
+    return FinishedRun(**vars(reading.read_run(outcome.folder)))
 
 
-def sweep(*overrides: str, **settings: Any) -> Results:
+def sweep(
+    *overrides: str,
+    model: str | Sequence[str] | torch.nn.Module | None = None,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> Results:
     """Make every run of a sweep: `iclgd.sweep(finetune=["gd", "lcgd"], seed=[0, 1])` or `iclgd.sweep("sweeps=shots")`.
 
     Args:
         *overrides: as on the command line.
-        **settings: the same by name; a list is swept over.
+        model: files of conf/model, or one model in memory, as for `run`; it is swept with hydra/launcher=basic.
+        tokenizer: of the model in memory.
+        **settings: as for `run`; a list is swept over.
 
     Returns:
         The finished runs; `left_out` has those that failed or were refused, with the reason.
 
     Raises:
-        ConfigError: settings that cannot be run.
+        ConfigError: settings or a model that cannot be run.
     """
-    swept = [
-        f"{_key(key)}={','.join(map(_value, value)) if isinstance(value, list | tuple) else _value(value)}"
-        for key, value in settings.items()
-    ]
-    outcomes = _run(["--multirun", *overrides, *swept]).results()
-    runs, left_out = read_runs(outcome.folder for outcome in outcomes if outcome.folder.is_dir())
+    swept = (f"{_key(key)}={_several(value)}" for key, value in settings.items())
+    outcomes = _run(["--multirun", *overrides, *swept], model, tokenizer).results()
+    results = load(*(outcome.folder for outcome in outcomes if outcome.folder.is_dir()))
     refused = tuple((o.folder, o.message) for o in outcomes if not o.folder.is_dir())
-    return Results(runs, left_out + refused)
+    return Results(results.runs, results.left_out + refused)
 
 
 def load(*folders: str | Path) -> Results:
@@ -80,11 +105,13 @@ def load(*folders: str | Path) -> Results:
     Raises:
         ReportError: there is no such folder.
     """
-    return Results(*read_runs(map(Path, folders)))
+    runs, left_out = reading.read_runs(map(Path, folders))
+    return Results(tuple(FinishedRun(**vars(run)) for run in runs), left_out)
 
 
-def _run(arguments: list[str]) -> Command:
-    command = run_command(arguments, tell=False)
+def _run(arguments: list[str], model: Any, tokenizer: Any) -> Command:
+    with _chosen(model, tokenizer) as model_settings:
+        command = run_command([*model_settings, *arguments], tell=False)
     if command.code in (130, 143):
         raise KeyboardInterrupt
     if command.code and not command.results():
@@ -92,8 +119,27 @@ def _run(arguments: list[str]) -> Command:
     return command
 
 
+@contextmanager
+def _chosen(model: Any, tokenizer: Any) -> Iterator[list[str]]:
+    """The overrides that mean a model, named or in memory; they come first, so that others can change what they say."""
+    if model is None or isinstance(model, str | list | tuple):
+        if tokenizer is not None:
+            raise ConfigError("tokenizer= goes with a model in memory: a model that is named brings its own")
+        yield [] if model is None else [f"model={_several(model)}"]
+        return
+    from iclgd.models.in_memory import holding
+
+    with holding(model, tokenizer) as settings:
+        yield ["model=hf", *(f"model.{key}={_value(value)}" for key, value in settings.items())]
+
+
 def _key(name: str) -> str:
     return name.replace("__", ".")
+
+
+def _several(value: Any) -> str:
+    """A value, or several that are swept over, as Hydra's command line reads them."""
+    return ",".join(map(_value, value)) if isinstance(value, list | tuple) else _value(value)
 
 
 def _value(value: Any) -> str:

@@ -4,11 +4,12 @@ from enum import StrEnum
 
 
 class ModelSource(StrEnum):
-    """Where a model comes from: a hub id or local folder, the GGUF file of a Python package, or this package."""
+    """Where a model comes from: a hub id or folder, a package's GGUF file, this package, or iclgd.run(model=...)."""
 
     hub = "hub"
     package = "package"
     toy = "toy"
+    memory = "memory"
 
 
 class Weights(StrEnum):
@@ -144,7 +145,7 @@ class TrackerName(StrEnum):
 
 
 class TrackingMode(StrEnum):
-    """W&B's modes."""
+    """When W&B gets a run: later (`wandb sync`), as it goes, or never."""
 
     offline = "offline"
     online = "online"

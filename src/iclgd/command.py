@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from iclgd import early, hydra_setup, paths, ranks, rerun
 from iclgd.config import Config, ConfigError, TrackingConfig, typed
 from iclgd.runs.execute import Ending, Outcome, execute
+from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.invocation import VARIABLE, Invocation
 from iclgd.runs.process import Terminated, end_children, terminable
 from iclgd.runs.progress import sweep_progress, terminal
@@ -92,6 +93,10 @@ class Watch(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the record of a sweep, and hand its place to every job as an override, which any launcher carries."""
         total = hydra_setup.count_points(config)
+        if os.environ.get("WANDB_SWEEP_ID"):
+            sys.exit(
+                _refuse("an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command")
+            )
         if ranks.count() > 1 and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
             sys.exit(_refuse("under torchrun all runs are made by its processes together: leave hydra/launcher=basic"))
         if ranks.count() > 1 and total is None:
@@ -131,7 +136,8 @@ def job(composed: DictConfig) -> float:
     try:
         with announced(_experiment) as experiment:
             config = placed(typed(composed), settings)
-            early.refuse(config)
+            if RunFolder(path).state() is not State.done:  # a finished run stays so when its data have gone
+                early.refuse(config)
             outcome = execute(config, path, experiment, _made_of)
         if outcome.ending is Ending.skipped:
             _track_skipped(config, path)

@@ -51,12 +51,12 @@ class ConfigError(ValueError):
 class ModelConfig:
     """A model and how its prompts are built (conf/model)."""
 
-    name: str = MISSING
+    name: str = MISSING  # a hub id, the path of a folder, or a package
     source: choices.ModelSource = (
         choices.ModelSource.hub
-    )  # a hub id or local folder, a Python package, or this package's toy
+    )  # a hub id or local folder, a Python package, this package's toy, or memory (set by iclgd.run(model=...))
     file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
-    revision: str | None = None
+    revision: str | None = None  # a commit of the hub's repository; null: the newest
     weights: choices.Weights = choices.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
     weights_seed: int = 0  # which untrained weights
     bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
@@ -69,13 +69,13 @@ class ModelConfig:
 class TaskConfig:
     """Rows, how they are worded, and how many are used (conf/task)."""
 
-    name: str = MISSING
+    name: str = MISSING  # what tables call it, and where local rows lie: paths.data_dir/NAME
     source: choices.TaskSource = (
         choices.TaskSource.hub
     )  # bundled rows, the hub or a local copy of it, or lm-evaluation-harness
     hub: str | None = None  # data set id
     subset: str | None = None  # its configuration name
-    revision: str | None = None
+    revision: str | None = None  # a commit of the hub's repository; null: the newest
     lm_eval: str | None = None  # a task of lm-evaluation-harness, or the path of a task's yaml, for source=lm_eval
     templates: list[str] = field(default_factory=list)  # Jinja2, filled from the row: "Review: {{ text }} Sentiment:"
     template: int = 0  # which of them
@@ -97,14 +97,14 @@ class TaskConfig:
     permutation: int = 0  # the order of the demonstrations: 0 as drawn, or the n-th shuffled one
     on_overflow: choices.OnOverflow = choices.OnOverflow.error  # what happens if they do not fit the model's window
     length_normalised: bool = True  # options of several tokens are scored by the mean of their tokens, not the sum
-    rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})
+    rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})  # learning rates by objective
 
 
 @dataclass
 class FinetuneConfig:
     """A finetuning variant (conf/finetune)."""
 
-    name: str = MISSING
+    name: str = MISSING  # the variant, and its file in conf/finetune
     procedure: choices.Procedure = choices.Procedure.train  # how the FT setting comes about
     objective: str = "gd"  # a function of iclgd.learning.objectives, or a dotted path to one of yours
     lr: float = MISSING  # the learning rate
@@ -148,7 +148,7 @@ class ReferenceConfig:
 class ProtocolConfig:
     """Where the papers and their published code differ (conf/protocol)."""
 
-    name: str = MISSING
+    name: str = MISSING  # the reading of the papers
     record_at: choices.RecordAt = choices.RecordAt.last_prompt_token
     random_update: choices.RandomUpdate = choices.RandomUpdate.gaussian
     drop_from: choices.DropFrom = choices.DropFrom.both
@@ -163,8 +163,8 @@ class ScoreConfig:
 
     function: str = MISSING  # a function of iclgd.metrics, or a dotted path to one of yours
     inputs: dict[str, str] = field(default_factory=dict)  # argument: SETTING.FIELD, trace.FIELD or a fact
-    params: dict[str, Any] = field(default_factory=dict)
-    axes: list[str] = field(default_factory=lambda: ["example", "layer"])
+    params: dict[str, Any] = field(default_factory=dict)  # further arguments, as plain values
+    axes: list[str] = field(default_factory=lambda: ["example", "layer"])  # of what the function returns
     label: str = MISSING  # what tables and figures call it
     limits: list[float] | None = None  # the least and the largest possible value, where there are such: axes of figures
     headline: bool = False  # whether short tables and the first figures show it
@@ -188,30 +188,30 @@ class TrackingConfig:
 
     name: choices.TrackerName = choices.TrackerName.none
     mode: choices.TrackingMode = choices.TrackingMode.offline
-    project: str = "iclgd"
-    entity: str | None = None
-    dir: str | None = None
+    project: str = "iclgd"  # the project in W&B
+    entity: str | None = None  # its user or team; null: the default of the account
+    dir: str | None = None  # where W&B's files go; null: the folder wandb inside each run's own
 
 
 @dataclass
 class RuntimeConfig:
     """The machine: none of this changes what is measured beyond rounding (conf/runtime)."""
 
-    device: str = "auto"
+    device: str = "auto"  # auto, cpu, cuda or cuda:1
     placement: choices.Placement = choices.Placement.single
     device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
-    dtype: str = "auto"
+    dtype: str = "auto"  # auto (float32), float64, bfloat16, float16, model, or float32_from_bfloat16 or ..._float16
     matmul: choices.Matmul = choices.Matmul.highest
     jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
-    threads: int | None = None
-    save_recordings: bool = False
-    figures: bool = False
-    batch_tokens: int | None = None
+    threads: int | None = None  # CPU threads; null: PyTorch's choice
+    save_recordings: bool = False  # whether recordings.safetensors is kept
+    figures: bool = False  # whether figures are drawn when the command ends
+    batch_tokens: int | None = None  # tokens that share one forward pass; null: 512 on the CPU, 16384 on a GPU
     padding: choices.Padding = choices.Padding.right
     cache: choices.CacheMode = choices.CacheMode.auto
-    cache_gb: float = 4.0
+    cache_gb: float = 4.0  # the largest size of the shared recordings, in GB
     rerun: choices.Rerun = choices.Rerun.failed
     objective: str | None = None  # the score whose mean the command returns, for sweepers that optimise
 
@@ -220,8 +220,8 @@ class RuntimeConfig:
 class PathsConfig:
     """Folders."""
 
-    data_dir: str | None = None
-    outputs: str = "outputs"
+    data_dir: str | None = None  # local data: NAME/SPLIT.jsonl or NAME/SPLIT.parquet
+    outputs: str = "outputs"  # where runs and sweeps are written
 
 
 @dataclass
@@ -275,6 +275,11 @@ class Config:
         if self.runtime.objective is not None and self.runtime.objective not in self.metric.scores:
             raise ConfigError(
                 f"runtime.objective={self.runtime.objective} is not measured: name one of {sorted(self.metric.scores)}"
+            )
+        in_memory, placement = self.model.source is choices.ModelSource.memory, self.runtime.placement
+        if in_memory and placement is not choices.Placement.single:
+            raise ConfigError(
+                f"runtime.placement={placement} is for models on disk: save the model and name its folder"
             )
         if self.model.weights is choices.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
@@ -355,9 +360,13 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
     return tuple(sorted(chosen))
 
 
+_HYDRAS = ("hydra", "sweeps")  # keys beside those of a run
+
+
 def register_schema() -> None:
     """Make the schema known to Hydra, as `schema` in the defaults list."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    if "schema.yaml" not in (store := ConfigStore.instance()).repo:
+        store.store(name="schema", node=Config)
 
 
 def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
@@ -367,23 +376,27 @@ def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
         ConfigError: an unknown key, a missing or ill-typed value, or a setting that cannot be run.
     """
     raw = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
-    raw = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in ("hydra", "sweeps")])
     _refuse_unknown_keys(raw, Config, "")
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), raw))
+        if OmegaConf.get_type(raw) is not Config:  # else Hydra has merged it into the schema
+            own = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in _HYDRAS])
+            raw = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), own))
+        values = {entry.name: raw[entry.name] for entry in dataclasses.fields(Config)}
+        sections = {key: OmegaConf.to_object(value) for key, value in values.items() if OmegaConf.is_config(value)}
+        return Config(**{**values, **sections})
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ConfigError(where + str(error).splitlines()[0]) from error
-    assert isinstance(config, Config)
-    return config
 
 
 def _refuse_unknown_keys(node: DictConfig, schema: type, prefix: str) -> None:
     hints = typing.get_type_hints(schema)
     known = {f.name: hints[f.name] for f in dataclasses.fields(schema)}
     for key in map(str, node):
+        if key in _HYDRAS and schema is Config:
+            continue
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}"

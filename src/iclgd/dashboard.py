@@ -1,6 +1,6 @@
-"""How does one look at many runs in W&B? `iclgd-dashboard` builds the workspace: curves over layers, rates and shots.
+"""The command `iclgd-dashboard` builds a W&B workspace, or a report, for many runs: curves by layer, rate and shots.
 
-The workspace is code, so that it can be read, tested and made again; `--dry-run` prints what would be sent.
+Both are code, so that they can be read, tested and made again; `--dry-run` prints what would be sent.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from iclgd import paths
@@ -21,6 +22,11 @@ from iclgd.tracking.session import describe, within
 _REMEDY = "wandb-workspaces is not installed: pip install 'iclgd[dashboard]'"
 _SAVING_SECONDS = 60.0
 _MOST_RUNS = 1000  # W&B draws ten unless told otherwise, and would average only those
+_LEGEND = (
+    "Lines and bars are means over the runs of one finetuning variant, bands their standard error: over learning "
+    "rates, shots and draws alike, unless the run sets are filtered. Intervals over draws, tests and held-out rates "
+    "are in the page that iclgd-report makes."
+)
 _GROUPED = {"groupby": "JobType", "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
 _COLUMNS = (
     "run:displayName",
@@ -52,7 +58,7 @@ def default_metrics() -> list[str]:
 
 
 def measured(metrics: Sequence[str]) -> list[Measured]:
-    """The scores of files of conf/metric.
+    """The scores of files of conf/metric, or of yaml files of one's own, named by their paths.
 
     Raises:
         ValueError: there is no such file.
@@ -61,9 +67,9 @@ def measured(metrics: Sequence[str]) -> list[Measured]:
 
     scores = []
     for metric in metrics:
-        path = paths.config_folder() / "metric" / f"{metric}.yaml"
+        path = Path(metric) if metric.endswith(".yaml") else paths.config_folder() / "metric" / f"{metric}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+            known = ", ".join(sorted(paths.config_files("metric")))
             raise ValueError(f"there is no metric {metric}; known here: {known}")
         for name, score in yaml.safe_load(path.read_text(encoding="utf-8")).items():
             scores.append(Measured(name, score["label"], "layer" in score.get("axes", ["example", "layer"])))
@@ -88,27 +94,74 @@ def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Mea
         from wandb_workspaces import workspaces as ws
 
     group = ws.Metric("Group")
-    accuracies = [score for score in scores if score.name.startswith("accuracy/")]
-    others = [score for score in scores if score not in accuracies]
-    sections = [
-        ("By layer", _layer_panels(others), True),
-        ("By learning rate", _setting_panels(others + accuracies, "finetune.lr", "learning rate", True), True),
-        ("By shots", _setting_panels(others + accuracies, "task.shots", "shots", False), True),
-        ("Accuracies", _accuracy_panels(accuracies), True),
-        ("Runs", _run_panels(), False),
-    ]
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=f"iclgd: {sweep}" if sweep else "iclgd",
-        sections=[ws.Section(name=name, panels=panels, is_open=is_open) for name, panels, is_open in sections],
+        name=_title(sweep),
+        sections=[
+            ws.Section(name=name, panels=panels, is_open=name != "Runs") for name, panels in _sections(scores).items()
+        ],
         settings=ws.WorkspaceSettings(max_runs=_MOST_RUNS),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(group == sweep) if sweep else "",
             order=[ws.Ordering(group), ws.Ordering(ws.Metric("JobType"))],
-            pinned_columns=[*_COLUMNS, *(f"summary:{score.name}" for score in accuracies + others)],
+            pinned_columns=_columns(scores),
         ),
     )
+
+
+def report(entity: str, project: str, sweep: str | None, scores: Sequence[Measured]) -> Any:
+    """The same panels as a W&B report, which can be sent to others and written into; nothing is sent.
+
+    Args:
+        entity: as for `workspace`.
+        project: of the runs, and of the report.
+        sweep: show this sweep's runs alone; None for all of the project.
+        scores: what has panels.
+
+    Raises:
+        ImportError: wandb-workspaces is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from wandb_workspaces import expr
+        from wandb_workspaces.reports import v2 as wr
+        from wandb_workspaces.reports.v2.interface import Report, Runset
+
+    chosen, name = expr.And(expr.Metric("Group") == sweep) if sweep else "", sweep or "all runs"
+    blocks: list[Any] = [wr.P(_LEGEND), wr.TableOfContents()]
+    for section, panels in _sections(scores).items():
+        runs = Runset(name=name, filters=chosen, pinned_columns=_columns(scores))  # without entity: the report's own
+        blocks += [wr.H1(section), wr.PanelGrid(runsets=[runs], panels=panels)]
+    return Report(entity=entity, project=project, title=_title(sweep), blocks=blocks, width="fluid")
+
+
+def _title(sweep: str | None) -> str:
+    return f"iclgd: {sweep}" if sweep else "iclgd"
+
+
+def _sections(scores: Sequence[Measured]) -> dict[str, list[Any]]:
+    """The panels by the name of their section."""
+    accuracies = _accuracies(scores)
+    others = [score for score in scores if score not in accuracies]
+    return {
+        "By layer": _layer_panels(others),
+        "By learning rate": _setting_panels(others + accuracies, "finetune.lr", "learning rate", True),
+        "By shots": _setting_panels(others + accuracies, "task.shots", "shots", False),
+        "Accuracies": _accuracy_panels(accuracies),
+        "Training": _training_panels(),
+        "Runs": _run_panels(),
+    }
+
+
+def _accuracies(scores: Sequence[Measured]) -> list[Measured]:
+    return [score for score in scores if score.name.startswith("accuracy/")]
+
+
+def _columns(scores: Sequence[Measured]) -> list[str]:
+    accuracies = _accuracies(scores)
+    named = [*accuracies, *(score for score in scores if score not in accuracies)]
+    return [*_COLUMNS, *(f"summary:{score.name}" for score in named)]
 
 
 def _layer_panels(scores: Sequence[Measured]) -> list[Any]:
@@ -136,6 +189,13 @@ def _accuracy_panels(scores: Sequence[Measured]) -> list[Any]:
     return [wr.BarPlot(title=score.label, metrics=[wr.SummaryMetric(score.name)], **common) for score in scores]
 
 
+def _training_panels() -> list[Any]:
+    from wandb_workspaces.reports import v2 as wr
+
+    common = {"x": "training/step", "title_x": "step", "max_runs_to_show": _MOST_RUNS, **_GROUPED}
+    return [wr.LinePlot(title="training loss", y=["training/loss"], **common)]
+
+
 def _run_panels() -> list[Any]:
     from wandb_workspaces.reports import v2 as wr
 
@@ -144,10 +204,10 @@ def _run_panels() -> list[Any]:
 
 
 def specification(made: Any) -> dict[str, Any]:
-    """What would be sent for a workspace, without the ids that are drawn anew each time."""
+    """What would be sent for a workspace or a report, without the ids that are drawn anew each time."""
     view = made._to_model()
     spec = _without_ids(json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True)))
-    return {"entity": view.entity, "project": view.project, "name": view.display_name, "spec": spec}
+    return {"entity": made.entity, "project": made.project, "name": view.display_name, "spec": spec}
 
 
 def _without_ids(content: Any) -> Any:
@@ -158,13 +218,16 @@ def _without_ids(content: Any) -> Any:
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """The command `iclgd-dashboard`."""
-    parser = argparse.ArgumentParser(prog="iclgd-dashboard", description="Build the W&B workspace for iclgd's runs.")
+    parser = argparse.ArgumentParser(
+        prog="iclgd-dashboard", description="Build a W&B workspace or report for iclgd's runs."
+    )
     parser.add_argument("--entity", help="W&B user or team (default: yours)")
     parser.add_argument("--project", default=TrackingConfig().project, help="default: %(default)s")
     parser.add_argument("--sweep", metavar="NAME", help="show the runs of one sweep, such as first_look")
     parser.add_argument(
-        "--metrics", metavar="NAME,...", help="files of conf/metric (default: those of conf/config.yaml)"
+        "--metrics", metavar="NAME,...", help="files of conf/metric, or paths (default: those of conf/config.yaml)"
     )
+    parser.add_argument("--report", action="store_true", help="a report instead of a workspace")
     parser.add_argument("--dry-run", action="store_true", help="print the specification; needs no account, no network")
     chosen = parser.parse_args(arguments)
     if chosen.sweep is not None and not re.fullmatch(r"[\w .-]+", chosen.sweep):
@@ -175,7 +238,8 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     try:
-        made = workspace(chosen.entity or "", chosen.project, chosen.sweep, scores)
+        build = report if chosen.report else workspace
+        made = build(chosen.entity or "", chosen.project, chosen.sweep, scores)
     except ImportError as error:
         parser.exit(1, f"iclgd-dashboard: {_REMEDY} ({error})\n")
     if chosen.dry_run:
@@ -185,7 +249,8 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(within(_SAVING_SECONDS, lambda: _save(made)) + "\n")
     except Exception as error:
         remedy = "check `wandb login`, --entity and --project, or use --dry-run"
-        parser.exit(1, f"iclgd-dashboard: the workspace was not saved: {describe(error)}; {remedy}\n")
+        what = "report" if chosen.report else "workspace"
+        parser.exit(1, f"iclgd-dashboard: the {what} was not saved: {describe(error)}; {remedy}\n")
 
 
 def _save(made: Any) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Hashable
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from iclgd import __version__, tracking
 from iclgd.choices import Placement, Procedure
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
-from iclgd.evidence import Laboratory, before_the_end, gather, moved, repeats, spread
+from iclgd.evidence import Laboratory, before_the_end, gather, moved, reference_prompts, repeats, spread
 from iclgd.learning import check, instability
 from iclgd.learning.parity import certificate
 from iclgd.memory import estimate, refuse_too_large
@@ -49,7 +49,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     wanted = required_inputs(config.metric.scores)
     resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, config.model)
-    check(config.finetune)
+    check(config.finetune, config.protocol.exit)
     check_processes(config.runtime)
     _refuse_patches_apart(config, wanted)
     drawn = draw(config)
@@ -57,16 +57,16 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         torch.set_num_threads(config.runtime.threads)
     settings = as_dict(config)
     with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
-        needs = estimate(config)
+        needs = estimate(replace(config, task=replace(config.task, queries=len(drawn.queries))))  # not the most allowed
         log.info("%s", needs)
         refuse_too_large(needs)
         parity = certificate(config)
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
         refuse_unknown_tokens(prompts, model)
-        folder.write_json("prompts.json", as_json(prompts))
+        folder.write_json("prompts.json", as_json(prompts, reference_prompts(config, model, prompts)))
         facts = _environment(model, config.runtime)
-        folder.write_json("environment.json", {**facts, "estimate": dataclasses.asdict(needs)})
+        folder.write_json("environment.json", {**facts, "estimate": asdict(needs)})
         if parity is not None:
             folder.write_json("parity.json", parity)
         if patch := source_patch():
@@ -125,7 +125,7 @@ def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable
 def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Whether finetuning diverged or is unstable: facts for status.json, and the spread over repeats in jitter.json."""
     trace = evidence.trace
-    because = instability(trace.losses) or unfit_reference(lab, evidence)
+    because = instability(trace.losses, trace.untouched_loss) or unfit_reference(lab, evidence)
     if lab.config.runtime.jitter and trace.diverged_at is None:
         specs = before_the_end(lab.config.metric.scores)
         repeated = [summarise(measure(specs, again), _flipped(again), specs) for again in repeats(lab, evidence)]
@@ -144,11 +144,11 @@ def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder
 def unfit_reference(lab: Laboratory, evidence: Evidence) -> str | None:
     """Why a planted truth is nothing to compare with, in words; None if it is sound, or ICL itself."""
     icl, name = evidence.recordings["icl"], lab.config.reference.name
-    if icl.losses is None:
+    if icl.losses is None or icl.untouched_loss is None:
         return None
     if not icl.attention_output.isfinite().all():
         return f"its reference, {name}, diverged"
-    because = instability(icl.losses)
+    because = instability(icl.losses, icl.untouched_loss.item())
     return because and f"its reference, {name}, is unstable: {because}"
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import itertools
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,8 +30,11 @@ def register() -> None:
         "iclgd.published": _published,
         "iclgd.stem": lambda path: Path(str(path)).name.removesuffix(".yaml").removesuffix(".yml"),
     }
+    put = OmegaConf.register_new_resolver
+    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:  # from OmegaConf 2.4 on, with Hydra 1.4
+        put = OmegaConf.register_resolver
     for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+        put(name, resolver, replace=True)  # pyright: ignore[reportCallIssue]
     register_schema()
     # Launcher files of ours stand before the plugins' entries of the same name; Hydra 1.3 checks them against those,
     # which is welcome, and warns that later versions will not.
@@ -66,9 +72,18 @@ def _published(key: str, *, _root_: DictConfig) -> float:
 
 
 def ordered(arguments: Sequence[str]) -> list[str]:
-    """A command line with its `-m` first: between overrides, Hydra's parser would not know those that follow."""
-    flags = ("-m", "--multirun")
-    return [*(a for a in arguments if a in flags), *(a for a in arguments if a not in flags)]
+    """A command line with its options first: between overrides, Hydra's parser would not know those that follow."""
+    options, overrides, rest = list[str](), list[str](), iter(arguments)
+    for argument in rest:
+        if argument in ("-m", "--multirun") or argument.startswith("--config-dir="):
+            options.append(argument)
+        elif argument in ("-cd", "--config-dir"):
+            options += [argument, *itertools.islice(rest, 1)]
+        else:
+            overrides.append(argument)
+    if not hydra.__version__.startswith("1.3.") and any(a.startswith("sweeps=") for a in overrides):
+        options.append("-m")  # from 1.4 on, Hydra no longer heeds the hydra.mode of a file that the command line names
+    return [*options, *overrides]
 
 
 def points(config: DictConfig) -> list[list[str]] | None:
@@ -114,10 +129,12 @@ def explain(error: Exception) -> str | None:
     Returns:
         None if the error is not about the command line or the config.
     """
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     if isinstance(error, ConfigError):
         return str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: write KEY=VALUE, special characters in quotes: \"KEY='<a> (b)'\""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))

@@ -45,21 +45,29 @@ def _of(schema: type, prefix: str) -> Iterator[Key]:
         elif kind == dict[str, ScoreConfig]:
             yield from _of(ScoreConfig, f"{name}.NAME.")
         else:
-            yield Key(name, _kind(kind), _default(field), comments.get(field.name, ""))
+            yield Key(name, _kind(kind), _default(field), comments.get(field.name) or _meaning(kind))
 
 
 def _comments(schema: type) -> dict[str, str]:
     """What stands behind each field in its class's source."""
-    found = re.findall(
-        r"^    (\w+): [^#\n]*?(?:\"[^\"\n]*\"[^#\n]*?)?  # (.*)$", inspect.getsource(schema), re.MULTILINE
-    )
-    return dict(found)
+    code = r"(?:\"[^\"\n]*\"|\(\n[^#\n]*\n    \)|[^#\n])*?"
+    return dict(re.findall(rf"^    (\w+): {code}  # (.*)$", inspect.getsource(schema), re.MULTILINE))
+
+
+def _meaning(kind: Any) -> str:
+    """What an enumeration says of itself."""
+    line = (inspect.getdoc(kind) or "").partition("\n")[0] if _is_choice(kind) else ""
+    return line[:1].lower() + line[1:].removesuffix(".")
+
+
+def _is_choice(kind: Any) -> typing.TypeGuard[type[enum.Enum]]:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
 def _kind(kind: Any) -> str:
     if kind is Any:
         return "any"
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+    if _is_choice(kind):
         return "|".join(str(choice.value) for choice in kind)
     if isinstance(kind, type) and not typing.get_args(kind):
         return kind.__name__

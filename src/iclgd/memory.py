@@ -22,6 +22,7 @@ from iclgd.learning.parameters import trained_parameters
 from iclgd.models import LanguageModel, read_config, resolve_device, resolve_dtype
 from iclgd.models.anatomy import dissect
 from iclgd.models.half_at_rest import stored_dtype
+from iclgd.models.rehearsal import width
 from iclgd.paths import cache_folder
 
 GB = 1e9
@@ -102,7 +103,7 @@ class Estimate:
     missing: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        """One line for a log."""
+        """One line."""
         on = ", ".join(f"{device} {size:.1f} GB" for device, size in self.devices.items())
         return (
             f"estimate: {on} (weights {self.weights:.1f}, training {self.trained:.1f}, activations "
@@ -189,13 +190,12 @@ def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
         trained = sum(item.parameter.numel() for item in chosen)
     shape, vocabulary = anatomy.shape, model.network.config.vocab_size
     d_model = model.network.config.hidden_size
-    width = 4 * d_model + sum(max(weight.shape) for weight in anatomy.blocks[0].parameters() if weight.ndim == 2)
     return _Counted(
         layers=layers,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         blocks=sum(parameter.numel() for block in anatomy.blocks for parameter in block.parameters()),
         trained=trained,
-        width=width,
+        width=width(model),
         key_values=2 * shape.key_value_heads * shape.head_dim,
         heads=shape.heads,
         d_model=d_model,

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,13 +18,53 @@ from iclgd.digests import digest_of
 from iclgd.paths import cache_folder, toy_model_folder
 from iclgd.shown import printable
 
-_READ = ("config.json", "*token*", "vocab*", "merges*", "*.model", "spiece*", "*chat_template*", "adapter_config.json")
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIGS = ("config.json", "tokenizer_config.json")
+TOKENIZER_JSON = ("tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_OTHER = (
+    *("merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model"),
+    "chat_template.jinja",
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST_JSON = 256 << 20  # bytes; the tokenizer.json of Gemma 3 has 33 MB
 _FRESH = 60.0  # seconds for which the hub is not asked again which commit a name means
 
 _commits: dict[tuple[str, str, str | None], tuple[float, str]] = {}
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A model that the user has loaded, while it is measured.
+
+    Attributes:
+        model: the user's own, a transformers model or a PeftModel.
+        network: the same, with adapters merged into a copy.
+        folder: its config and tokenizer as files.
+        inputs: the SHA-256 of these files, and of its weights as they were in memory.
+    """
+
+    model: Any
+    network: Any
+    folder: Path
+    inputs: dict[str, str]
+
+
+in_memory: dict[str, InMemory] = {}  # by model.revision, while iclgd.run(model=...) lasts
+
+
+def held(model: ModelConfig) -> InMemory:
+    """The model in memory that a config means.
+
+    Raises:
+        ConfigError: this process does not hold it.
+    """
+    known = in_memory.get(str(model.revision))
+    if known is None:
+        raise ConfigError(
+            f"model.name={model.name} (model.source=memory, {model.revision}) is not on disk: it was in the memory of "
+            "a process that called iclgd.run(model=...), and is measured there alone, with hydra/launcher=basic"
+        )
+    return known
 
 
 def packaged_file(config: ModelConfig) -> Path:
@@ -44,17 +85,26 @@ def packaged_file(config: ModelConfig) -> Path:
     )
 
 
+def converted_place(config: ModelConfig) -> Path:
+    """The folder of the cache where that file is kept as safetensors, once it has been converted."""
+    file = packaged_file(config)
+    return cache_folder() / "models" / f"{file.stem}-{digest_of(file)[:16]}"
+
+
 def model_inputs(model: ModelConfig) -> dict[str, str]:
     """Everything that a model's numbers and tokens are read from: SHA-256 by file name, or `commit` for the hub's.
 
-    Of a folder these are config, tokenizer and weights: every safetensors file in it, and those in folders below
-    that an index names. Untrained weights (`model.weights=random`) read no weight file.
+    Of a model in memory these are its config and tokenizer as files, and `weights`, as they were at the call.
+    Of a folder these are config, tokenizer and weights, which are one file or those that an index names. Untrained
+    weights (`model.weights=random`) read no weight file.
 
     Raises:
         ConfigError: the model is not there, or `model.file` lies outside of it.
         OSError: a file cannot be read, or the hub cannot be reached and has not been before.
     """
     refuse_file_elsewhere(model)
+    if model.source is ModelSource.memory:
+        return held(model).inputs
     if model.source is ModelSource.package:
         return {str(model.file): digest_of(packaged_file(model))}
     folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
@@ -74,20 +124,19 @@ def refuse_file_elsewhere(model: ModelConfig) -> None:
 
 
 def _files(folder: Path, model: ModelConfig) -> list[Path]:
-    patterns = _READ if model.weights is Weights.random else (*_READ, *_WEIGHTS)
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    names = [*CONFIGS, *TOKENIZER_JSON, *TOKENIZER_OTHER]
     if model.file is not None:
-        found.update(path for path in (folder / model.file,) if path.is_file())
+        names.append(model.file)
     elif model.weights is not Weights.random:
-        found.update(_indexed(folder))
-    return sorted(found)
+        names += _weights(folder)
+    return sorted(folder / name for name in names if (folder / name).is_file())
 
 
-def _indexed(folder: Path) -> Iterator[Path]:
-    for index in folder.glob("*.safetensors.index.json"):
-        if index.is_file():
-            shards = set(weight_map(read_object(index, str(index)), str(index)).values())
-            yield from (folder / shard for shard in shards if (folder / shard).is_file())
+def _weights(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [WEIGHTS]
+    return [INDEX, *set(weight_map(read_object(index, str(index)), str(index)).values())]
 
 
 def read_object(path: Path, name: str) -> dict[str, Any]:
@@ -129,8 +178,9 @@ def weight_map(index: Mapping[str, Any], name: str) -> dict[str, str]:
 def layers_of(model: ModelConfig) -> int | None:
     """How many blocks a model has, from its config.json; None where that is not at hand without a network."""
     if model.source is ModelSource.package:
-        file = packaged_file(model)
-        place: Any = cache_folder() / "models" / f"{file.stem}-{digest_of(file)[:16]}" / "config.json"
+        place: Any = converted_place(model) / "config.json"
+    elif model.source is ModelSource.memory:
+        place = held(model).folder / "config.json"
     else:
         folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
         place = folder / "config.json"

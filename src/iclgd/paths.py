@@ -1,4 +1,4 @@
-"""Where are the project's own files, and where may it write?"""
+"""The project's own folders, and those it writes to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ def project_root() -> Path:
 def config_folder() -> Path:
     """The folder of Hydra config groups."""
     return project_root() / "conf"
+
+
+def config_files(group: str) -> dict[str, Path]:
+    """The files of a config group by name: this project's, and those in folders that `--config-dir` added."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    folders = [config_folder(), *(Path(source.path) for source in sources if source.schema == "file")]
+    return {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
 
 
 def bundled_data_folder() -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,10 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from iclgd import hydra_setup, paths
-from iclgd.config import ConfigError, as_dict, typed
+from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.identity import run_id
+from iclgd.runs.parsing import DamagedRun
 from iclgd.runs.progress import duration
+from iclgd.runs.reader import FolderReader
+from iclgd.shown import printable
 
 # What makes runs take about as long as each other, from the most alike to the least.
 _KINDS = (
@@ -37,6 +40,7 @@ class Planned:
         state: what is there already, None if nothing is.
         refused: why it cannot be run; empty if it can.
         seconds: about how long it takes, from finished runs of its kind; NaN if there are none.
+        config: its settings; None if they cannot be read.
     """
 
     overrides: tuple[str, ...]
@@ -44,6 +48,7 @@ class Planned:
     state: State | None
     refused: str = ""
     seconds: float = math.nan
+    config: Config | None = None
 
 
 def planned(arguments: Sequence[str]) -> list[Planned]:
@@ -93,10 +98,11 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
 
 def _one(overrides: tuple[str, ...], composed: DictConfig, folder: Path) -> tuple[Planned, Mapping[str, Any]]:
     try:
-        settings = as_dict(typed(composed))
+        config = typed(composed)
     except ConfigError as error:
         return Planned(overrides, folder, None, refused=str(error)), {}
-    return Planned(overrides, folder.with_name(run_id(settings)), RunFolder(folder).state()), settings
+    settings = as_dict(config)
+    return Planned(overrides, folder.with_name(run_id(settings)), RunFolder(folder).state(), config=config), settings
 
 
 def _timed(runs: Sequence[tuple[Planned, Mapping[str, Any]]]) -> list[Planned]:
@@ -109,7 +115,7 @@ def _timed(runs: Sequence[tuple[Planned, Mapping[str, Any]]]) -> list[Planned]:
             if alike:
                 seconds = mean(alike)
                 break
-        result.append(Planned(run.overrides, run.folder, run.state, run.refused, seconds))
+        result.append(replace(run, seconds=seconds))
     return result
 
 
@@ -120,11 +126,9 @@ def _finished(outputs: Iterable[Path]) -> Iterable[tuple[Mapping[str, Any], floa
             known = run.status()
             if known is not None and known.state is State.done and known.seconds:
                 try:
-                    settings = OmegaConf.to_container(OmegaConf.load(status.parent / "config.yaml"))
-                except (OSError, ValueError):
+                    yield FolderReader(status.parent).config, known.seconds
+                except (OSError, DamagedRun):
                     continue
-                if isinstance(settings, dict):
-                    yield {str(key): value for key, value in settings.items()}, known.seconds
 
 
 def _select(settings: Mapping[str, Any], key: str) -> Any:
@@ -155,6 +159,33 @@ def show(arguments: Sequence[str]) -> int:
         if known
         else "no run of this kind tells how long"
     )
+    sys.stdout.writelines(f"{line}\n" for line in _needs([run.config for run in todo if run.config is not None]))
     done = sum(run.state is State.done for run in runs)
     sys.stdout.write(f"{len(runs)} runs: {done} done, {len(todo)} to do" + (f" ({time})" if todo else "") + "\n")
     return 2 if any(run.refused for run in runs) else 0
+
+
+def _needs(configs: Sequence[Config]) -> Iterator[str]:
+    """A line for each model and place: the largest need of memory among its runs, and the minutes of all."""
+    if not configs:
+        return
+    from iclgd.memory import estimate  # imports PyTorch, which takes seconds
+
+    models: dict[str, dict[str, list[Config]]] = {}
+    for config in configs:
+        runtime, tuned, task = config.runtime, config.finetune, config.task
+        place = f"{config.model.name}, runtime.placement={runtime.placement}, runtime.dtype={runtime.dtype}"
+        size = (tuned.procedure, tuned.objective, tuned.trainable, tuned.layers, tuned.epochs, tuned.optimizer)
+        alike = models.setdefault(place, {}).setdefault(
+            str((size, task.shots, task.queries, config.model, runtime)), []
+        )
+        alike.append(config)
+    for place, kinds in models.items():
+        try:
+            found = [(estimate(alike[0]), len(alike)) for alike in kinds.values()]
+        except (ConfigError, OSError) as error:
+            yield f"{place}: no estimate, {printable(str(error), 300)}"
+            continue
+        largest = max((each for each, _ in found), key=lambda each: max(each.devices.values()))
+        minutes = sum(each.minutes * count for each, count in found)
+        yield "; ".join([f"{place}: {replace(largest, minutes=minutes)}", *largest.missing])

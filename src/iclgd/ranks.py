@@ -87,6 +87,13 @@ def once(fetch: Callable[[Callable[[], T]], tuple[T, bool]], compute: Callable[[
     return (compute(), False) if stored is None else (stored[0], True)
 
 
+def anyone(holds: bool) -> bool:
+    """Whether something holds in any process."""
+    import torch
+
+    return holds if count() == 1 else bool(largest(torch.tensor(int(holds))))
+
+
 def is_split(tensor: object) -> bool:
     """Whether each process holds a part of this parameter only."""
     return hasattr(tensor, "full_tensor")

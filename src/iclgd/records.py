@@ -6,6 +6,7 @@ query itself, `d_model` the residual stream, `label` a label option, `context` a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -96,6 +97,7 @@ class Recording:
         block_output: the residual stream after each block.
         context_mass: share of each head's attention that goes to the context, bos left out.
         losses: training losses of the variant that left this recording, where that variant plays ICL's part.
+        untouched_loss: its trace's, there.
     """
 
     attention_output: Float[Tensor, "example layer d_model"]
@@ -107,6 +109,7 @@ class Recording:
     block_output: Float[Tensor, "example layer d_model"] | None = None
     context_mass: Float[Tensor, "example layer head"] | None = None
     losses: Float[Tensor, " step"] | None = None
+    untouched_loss: Float[Tensor, ""] | None = None
 
 
 OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output", "context_mass")
@@ -124,6 +127,8 @@ class Trace:
             reads it.
         demonstrations: which demonstration each step was for; -1 where a step is for several.
         diverged_at: the step whose loss or gradient was not finite, or None.
+        untouched_loss: mean loss of the untouched model on what the last quarter of the steps saw; NaN where training
+            looks sane (`learning.stability`).
     """
 
     losses: Float[Tensor, " step"]
@@ -132,6 +137,7 @@ class Trace:
     update_ranks: Float[Tensor, " layer"]
     demonstrations: tuple[int, ...] = ()
     diverged_at: int | None = None
+    untouched_loss: float = math.nan
 
 
 def axes_of(record: type) -> dict[str, str]:

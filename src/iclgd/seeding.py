@@ -1,4 +1,4 @@
-"""Where does every random number come from? From a named stream of a seed, and from nowhere else."""
+"""Every random number comes from a named stream of a seed, and from nowhere else."""
 
 from __future__ import annotations
 

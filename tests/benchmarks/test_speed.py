@@ -27,13 +27,13 @@ from benchmarks.table import write_table
 from configs import config as composed
 from iclgd.config import Config
 from iclgd.evidence import Laboratory, gather
-from iclgd.evidence.variants import variant as named_variant
 from iclgd.learning import finetuned, training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
 from iclgd.models import LanguageModel, Question, RecordPlan, load, record
 from iclgd.records import PromptSet
 from iclgd.runs.progress import Progress
 from iclgd.tasks import draw, encode
+from iclgd.variants import variant as named_variant
 
 SAMPLE = int(os.environ.get("ICLGD_BENCH_SAMPLE", "12"))  # queries and demonstrations that the naive protocol runs
 QUERIES = int(os.environ.get("ICLGD_BENCH_QUERIES", "200"))

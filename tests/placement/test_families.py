@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate import dispatch_model
 
@@ -13,6 +14,7 @@ from iclgd.models.anatomy import dissect
 from iclgd.models.placement import dealt_out
 from placement.placement_cases import FAMILIES, everything, furthest, placed_model, plain
 from placement.pretend_devices import pretending
+from placement.together import FOLLOWERS, only_run, same_as_alone, torchrun
 from tiny_models import tiny_network
 
 MANY = ("gd", "lcgd")
@@ -75,3 +77,21 @@ def test_matrices_split_over_processes_give_the_same_numbers(count, families):
     differences = split_over(count, *families)
     assert set(differences) == set(families)
     assert max(map(float, differences.values())) < 1e-5, differences
+
+
+def test_processes_that_share_a_model_take_smaller_batches_together(tmp_path):
+    done = torchrun(tmp_path, str(FOLLOWERS), PRETEND="memory")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = only_run(tmp_path)
+    assert "out of memory: a batch of 6 is halved" in (run.path / "run.log").read_text()
+    same_as_alone(run, tmp_path)
+
+
+def test_a_process_that_fails_ends_all(tmp_path):
+    ended = torchrun(tmp_path, str(FOLLOWERS), PRETEND="crash")
+    assert ended.returncode != 0 and "pretended" in ended.stderr
+    assert not only_run(tmp_path).is_done()
+    left = [
+        p for p in psutil.process_iter(["cmdline"]) if f"paths.outputs={tmp_path}/outputs" in (p.info["cmdline"] or [])
+    ]
+    assert not left

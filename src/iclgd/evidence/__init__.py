@@ -4,5 +4,6 @@ from iclgd.evidence.facts import LATE_FACTS
 from iclgd.evidence.gather import gather
 from iclgd.evidence.jitter import before_the_end, moved, repeats, spread
 from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.reference import reference_prompts
 
-__all__ = ["LATE_FACTS", "Laboratory", "before_the_end", "gather", "moved", "repeats", "spread"]
+__all__ = ["LATE_FACTS", "Laboratory", "before_the_end", "gather", "moved", "reference_prompts", "repeats", "spread"]

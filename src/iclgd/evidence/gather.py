@@ -9,8 +9,9 @@ from iclgd.choices import Layer0
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, no_steps, training_queries
-from iclgd.evidence.reference import ICL, referred
+from iclgd.evidence.reference import referred
 from iclgd.records import Evidence, PromptSet, Recording
+from iclgd.variants import ICL
 
 
 def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None = None) -> Evidence:

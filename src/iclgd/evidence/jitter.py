@@ -43,6 +43,8 @@ def repeats(lab: Laboratory, evidence: Evidence) -> Iterator[Evidence]:
 def spread(summary: Mapping[str, Any], repeated: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of jitter.json: by score its mean in the run and in each repeat, and whether one left the interval.
 
+    A repeat in which a score that the run has is undefined (its finetuning diverged) has left it too.
+
     Args:
         summary: the run's scores, as in scores.json.
         repeated: the same for each repeat, of some of them.
@@ -59,7 +61,7 @@ def spread(summary: Mapping[str, Any], repeated: Sequence[Mapping[str, Any]]) ->
             "mean": own["mean"],
             "means": means,
             "spread": max(defined) - min(defined) if defined else None,
-            "moved": any(not low <= value <= high for value in means if value is not None),
+            "moved": own["mean"] is not None and any(value is None or not low <= value <= high for value in means),
         }
     return moves
 
@@ -70,7 +72,7 @@ def moved(spreads: Mapping[str, Any]) -> str | None:
     if not names:
         return None
     first = spreads[names[0]]
-    means = ", ".join(f"{value:.3f}" for value in first["means"] if value is not None)
+    means = ", ".join("undefined" if value is None else f"{value:.3f}" for value in first["means"])
     more = f", as do {len(names) - 1} more scores" if len(names) > 1 else ""
     return (
         f"from weights one rounding step apart, {names[0]} ({first['mean']:.3f}) becomes {means}, which leaves its "

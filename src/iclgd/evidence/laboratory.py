@@ -86,6 +86,7 @@ class Laboratory:
             # what may round otherwise: an ft recording beside it is made here and now
             "made_with": made_with(str(self.model.device)),
             "placement": placement_key(self.config.runtime),
+            "matmul": str(self.config.runtime.matmul),
             "batches": [plan.batch_tokens, str(plan.padding), torch.get_num_threads()],
         }
 

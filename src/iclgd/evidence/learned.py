@@ -15,7 +15,6 @@ from torch import Tensor
 from iclgd.choices import CacheMode, Procedure, RecordAt, TrainingData
 from iclgd.config import ConfigError, as_dict
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.variants import variant
 from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
@@ -23,6 +22,7 @@ from iclgd.records import PromptSet, Recording, Trace
 from iclgd.runs.fingerprint import training_code
 from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
+from iclgd.variants import variant
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,9 @@ def learn(
         recording = lab.record(setting, prompts.bos, lab.plan(setting), around=patch)
         return Learned(patch.trace(), recording, training_queries(lab))
     before = weights_now(lab)
-    with _learning(lab, prompts, settings.icl, after) as trace:
+    # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
+    noise = "update noise" if setting == "ft" else f"update noise of {setting}"
+    with _learning(lab, prompts, settings.icl, after, noise) as trace:
         diverged_at, recording = trace.diverged_at, settings.icl
         if diverged_at is None and finetune.procedure is not Procedure.replay:
             recording = lab.record(setting, prompts.bos, lab.plan(setting))
@@ -132,7 +134,7 @@ def compared(lab: Laboratory, settings: Settings) -> Recording:
 
 
 @contextmanager
-def _learning(lab: Laboratory, prompts: PromptSet, icl: Recording, after: AfterStep) -> Iterator[Trace]:
+def _learning(lab: Laboratory, prompts: PromptSet, icl: Recording, after: AfterStep, noise: str) -> Iterator[Trace]:
     """Within the block the model is finetuned."""
     config, ranks = lab.config, "trace.update_ranks" in lab.wanted
     procedure, finetune = config.finetune.procedure, config.finetune
@@ -153,7 +155,7 @@ def _learning(lab: Laboratory, prompts: PromptSet, icl: Recording, after: AfterS
             advance(1)
             after(done)
 
-        with finetuned(lab.model, prompts, config, step, ranks) as trace:
+        with finetuned(lab.model, prompts, config, step, ranks, noise) as trace:
             yield trace
 
 

@@ -12,14 +12,13 @@ from iclgd.config import Config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
 from iclgd.evidence.orders import orders
-from iclgd.evidence.variants import variant
-from iclgd.records import PromptSet, Recording
+from iclgd.models import LanguageModel
+from iclgd.records import PromptSet, Recording, Trace
 from iclgd.runs.cache import recordings_cache
 from iclgd.tasks import draw, encode
+from iclgd.variants import ICL, reference_config
 
 log = logging.getLogger(__name__)
-
-ICL = "icl"
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class Reference:
         if name == ICL:
             return self.lab.untouched(setting, prompts)
         cache, key = recordings_cache(self.lab.config.runtime), learning_key(self.lab, setting, prompts)
+        if f"{setting}.context_scores" in self.lab.wanted:  # they are with the run's own demonstrations, in its order
+            key["context_scores_with"] = self.lab.prompts.context()
         recording, reused = cache.get_or_compute({**key, "as": ICL}, lambda: self._learned(setting, prompts))
         log.info("%s is %s: %s", setting, name, "reused a recording made before" if reused else "recorded")
         return recording
@@ -56,7 +57,7 @@ class Reference:
             settings = replace(settings, icl=lab.untouched(ICL, prompts))
         if wanted not in lab.wanted:
             learned = learn(lab, settings, setting, prompts)
-            return replace(learned.recording, losses=learned.trace.losses)
+            return _with_losses(learned.recording, learned.trace)
         # A finetuned model has no context to attend to; what it gives a training token is <q(query), q(token)>.
         queries = {f"{setting}.query_vectors", "training_query_vectors"}
         learned = learn(replace(lab, wanted=lab.wanted - {wanted} | queries), settings, setting, prompts)
@@ -64,7 +65,11 @@ class Reference:
         assert recording.query_vectors is not None and keys is not None
         # In float64, as the scores take the candidate's: rounding would break ties between equal tokens otherwise.
         context_scores = torch.einsum("elf,clf->elc", recording.query_vectors.double(), keys.double())
-        return replace(recording, context_scores=context_scores, losses=learned.trace.losses)
+        return _with_losses(replace(recording, context_scores=context_scores), learned.trace)
+
+
+def _with_losses(recording: Recording, trace: Trace) -> Recording:
+    return replace(recording, losses=trace.losses, untouched_loss=torch.tensor(trace.untouched_loss))
 
 
 def referred(lab: Laboratory, settings: Settings) -> Reference:
@@ -73,27 +78,20 @@ def referred(lab: Laboratory, settings: Settings) -> Reference:
     Raises:
         ConfigError: no such variant, or not enough rows for another sample.
     """
-    config = reference_config(lab.config)
-    if config is lab.config:
+    prompts = reference_prompts(lab.config, lab.model, lab.prompts)
+    if prompts is None:
         return Reference(lab, lab.prompts, settings)
-    prompts = encode(draw(config, config.reference.draw), config, lab.model.tokenizer, lab.model.window)
-    return Reference(replace(lab, config=config), replace(prompts, queries=lab.prompts.queries), settings)
+    return Reference(replace(lab, config=reference_config(lab.config)), prompts, settings)
 
 
-def reference_config(config: Config) -> Config:
-    """The run as the reference has it: its variant, rate and order; the run itself where all of that is ICL's own."""
-    reference, task = config.reference, config.task
-    if reference.name != ICL:
-        chosen = variant(config, reference.name, "reference.name")
-        finetune = replace(
-            chosen.finetune,
-            lr=(reference.lr or chosen.finetune.lr) * reference.lr_factor,
-            noise=reference.noise or chosen.finetune.noise,
-            other_task=config.finetune.other_task or chosen.finetune.other_task,
-        )
-    elif reference.permutation is None and not reference.draw:
-        return config
-    else:
-        finetune = config.finetune
-    order = task.permutation if reference.permutation is None else reference.permutation
-    return replace(config, finetune=finetune, task=replace(task, permutation=order))
+def reference_prompts(config: Config, model: LanguageModel, prompts: PromptSet) -> PromptSet | None:
+    """The run's queries with the reference's own demonstrations and training items; None if it is the run's own ICL.
+
+    Raises:
+        ConfigError: no such variant, or not enough rows for another sample.
+    """
+    other = reference_config(config)
+    if other is config:
+        return None
+    own = encode(draw(other, other.reference.draw), other, model.tokenizer, model.window)
+    return replace(own, queries=prompts.queries)

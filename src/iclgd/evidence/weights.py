@@ -10,10 +10,10 @@ from torch import Tensor
 
 from iclgd.choices import Procedure
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.variants import variant
 from iclgd.learning.patches import static_changes
 from iclgd.models.feed_forward import weight_of
 from iclgd.seeding import torch_stream
+from iclgd.variants import STATIC, variant
 
 Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]  # [d_out, d_in] by layer, then by matrix
 
@@ -32,12 +32,15 @@ def changes_since(lab: Laboratory, before: Changes | None) -> Changes | None:
 
 
 def context_changes(lab: Laboratory) -> Changes:
-    """What the context amounts to in weights: the static patch's changes (conf/finetune/static_patch.yaml)."""
+    """What the context amounts to in weights: the static patch's changes (conf/finetune/static_patch.yaml).
+
+    Layers that a run's own static patch leaves out (`finetune.layers`) have no change.
+    """
     own = lab.config.finetune.procedure is Procedure.static_patch
-    config = lab.config if own else variant(lab.config, "static_patch", "static_changes")
+    config = lab.config if own else variant(lab.config, STATIC)
     by_name = static_changes(lab.model, lab.prompts, config)
-    names = _names(lab)
-    return tuple(tuple(by_name[layer, name].float().cpu() for name in names) for layer in range(lab.model.layers))
+    known = iter([(layer, name) for layer in range(lab.model.layers) for name in _names(lab)])
+    return _matrices(lab, lambda weight: by_name.get(next(known), torch.zeros_like(weight)).float().cpu())
 
 
 def random_changes(lab: Laboratory) -> Changes:

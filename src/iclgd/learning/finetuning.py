@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from iclgd.choices import Batch, Direction, LossOn, Procedure, StepPer
+from iclgd.choices import Batch, Direction, Exit, LossOn, Procedure, StepPer, Trainable
 from iclgd.config import Config, FinetuneConfig, parse_layers
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
-from iclgd.learning.objectives import Objective, options_of, resolve_objective
+from iclgd.learning.objectives import Objective, lcgd, options_of, refuse_unreached, resolve_objective
 from iclgd.learning.optimisers import optimiser, optimiser_class
 from iclgd.learning.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
+from iclgd.learning.stability import last_steps, suspicious
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import PromptSet, Trace
 from iclgd.seeding import torch_stream
@@ -56,6 +58,7 @@ def finetuned(
     config: Config,
     after_step: AfterStep = lambda _: None,
     ranks: bool = False,
+    noise: str = "update noise",
 ) -> Iterator[Trace]:
     """Within the block, the model is finetuned; afterwards its weights are, bit for bit, what they were.
 
@@ -67,6 +70,7 @@ def finetuned(
         config: its `finetune` and `protocol` say how.
         after_step: called with the number of steps done, after each.
         ranks: also take the ranks of the weights' changes, which costs a decomposition of each.
+        noise: the random stream of `finetune.noise`.
 
     Yields:
         What happened; `diverged_at` is set if a loss or gradient was not finite, and training stopped there.
@@ -79,7 +83,7 @@ def finetuned(
         loop = Loop(model, config, trained, before, ranks)
         trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
         if finetune.noise:
-            trace = loop.with_noise(trace)
+            trace = loop.with_noise(trace, noise)
         steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
         yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
 
@@ -95,11 +99,11 @@ class Loop:
     ranks: bool = False
 
     def run(
-        self, batches: Iterable[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]], after_step: AfterStep
+        self, batches: Sequence[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]], after_step: AfterStep
     ) -> Trace:
         """A step for each batch, until one is not finite."""
         finetune = self.config.finetune
-        # by the variant's name, so that two variants of random directions differ; of random_direction: "random direction"
+        # Named after the variant, so that two variants of random directions differ.
         self.noise = torch_stream(finetune.name.replace("_", " "), self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
         self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]
@@ -116,12 +120,28 @@ class Loop:
                 break
             self._step(learner, gradients)
             after_step(step + 1)
-        return self._trace(history, norms, diverged_at)
+        trace = self._trace(history, norms, diverged_at)
+        if diverged_at is not None or not suspicious(history):
+            return trace
+        return replace(trace, untouched_loss=self._untouched(batches[-last_steps(len(history)) :], gradient_of))
+
+    def _untouched(self, batches: Sequence[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]]) -> float:
+        """The mean loss of the model as it was; its weights stay as they are now."""
+        now = [item.parameter.detach().clone() for item in self.trained]
+        self._put(self.before)
+        loss = mean(gradient_of(batch)[0] for batch in batches)
+        self._put(now)
+        return loss
 
     @torch.no_grad()
-    def with_noise(self, trace: Trace) -> Trace:
+    def _put(self, weights: Sequence[Tensor]) -> None:
+        for item, tensor in zip(self.trained, weights, strict=True):
+            item.parameter.copy_(tensor)
+
+    @torch.no_grad()
+    def with_noise(self, trace: Trace, name: str) -> Trace:
         """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
-        stream = torch_stream("update noise", self.config.seed)
+        stream = torch_stream(name, self.config.seed)
         for item, original in zip(self.trained, self.before, strict=True):
             part, was = item.part(item.parameter.data), item.part(original)
             noise = torch.randn(part.shape, generator=stream).to(part)
@@ -210,16 +230,19 @@ class Loop:
         )
 
 
-def check(finetune: FinetuneConfig) -> None:
-    """Refuse objectives and optimisers that are not there, before a model loads.
+def check(finetune: FinetuneConfig, exit_at: Exit) -> None:
+    """Refuse objectives and optimisers that are not there, and losses that reach nothing, before a model loads.
 
     Raises:
         ConfigError: naming the key.
     """
     if finetune.procedure is Procedure.train:
-        resolve_objective(finetune.objective)
+        objectives = [resolve_objective(finetune.objective)]
         if finetune.norm_of is not None:
-            resolve_objective(finetune.norm_of, "finetune.norm_of")
+            objectives.append(resolve_objective(finetune.norm_of, "finetune.norm_of"))
+        chosen = finetune.trainable if isinstance(finetune.trainable, list) else [finetune.trainable]
+        if lcgd in objectives and exit_at is Exit.attention_output and set(chosen) == {Trainable.mlp}:
+            refuse_unreached()
     optimiser_class(finetune.optimizer)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,18 @@ def lcgd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) ->
     return exits.total
 
 
+def refuse_unreached() -> NoReturn:
+    """Say that the exits of layer-causal losses lie before all that is trained.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "protocol.exit=attention_output leaves a block before all that finetune.trainable names: set "
+        "protocol.exit=block_output, or train attention too"
+    )
+
+
 class _Exits:
     """Outputs of blocks that wait for their loss."""
 
@@ -102,6 +114,8 @@ class _Exits:
         if not self.waiting:
             return
         rows = torch.cat([output.to(self.waiting[-1].device) for output in self.waiting])
+        if not rows.requires_grad:
+            refuse_unreached()
         leaf = rows.detach().requires_grad_(True)
         loss = unembedded_loss(self.model, leaf, self.targets.repeat(len(self.waiting))) / len(self.sources)
         loss.backward()

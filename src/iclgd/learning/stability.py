@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import mean
 
 import torch
 from jaxtyping import Float
@@ -18,19 +19,35 @@ FAR_ABOVE = 1.5  # SmolLM2, SST-2, 32 shots, gd: 0.7 at rates of 0.003 and 0.01,
 FEWEST_STEPS = 4
 
 
-def instability(losses: Float[Tensor, " step"]) -> str | None:
+def last_steps(count: int) -> int:
+    """How many of so many steps count as the end: a quarter, two at least."""
+    return max(2, count // 4)
+
+
+def suspicious(losses: Sequence[float]) -> bool:
+    """Whether finetuning may have gone out of control: the loss ends far above that of its first or second step.
+
+    Demonstrations differ, so this is no more than a reason to ask what the untouched model loses at those of the end.
+    """
+    return len(losses) >= FEWEST_STEPS and mean(losses[-last_steps(len(losses)) :]) > FAR_ABOVE * min(losses[:2])
+
+
+def instability(losses: Float[Tensor, " step"], untouched: float) -> str | None:
     """Why finetuning counts as unstable by its losses, in words; None if it does not.
 
-    It does where the mean loss of the last quarter of the steps (two at least) is more than `FAR_ABOVE` times the mean
-    of the first two. Below `FEWEST_STEPS` steps demonstrations differ by as much, and nothing is said.
+    It does where the mean loss of the last quarter of the steps (two at least) is more than `FAR_ABOVE` times what the
+    model lost on the same demonstrations before it was finetuned. Nothing is said of fewer than `FEWEST_STEPS` steps.
+
+    Args:
+        losses: of all steps.
+        untouched: that loss before; NaN where the losses were not `suspicious`.
     """
-    if len(losses) < FEWEST_STEPS:
+    if not suspicious(losses.tolist()):
         return None
-    start = losses[:2].double().mean().item()
-    end = losses[-max(2, len(losses) // 4) :].double().mean().item()
-    if not end > FAR_ABOVE * start:
+    end = losses[-last_steps(len(losses)) :].double().mean().item()
+    if not end > FAR_ABOVE * untouched:
         return None
-    return f"the loss ends at {end:.3g}, {end / start:.1f} times where it starts ({start:.3g})"
+    return f"the loss ends at {end:.3g}, {end / untouched:.1f} times that of the untouched model ({untouched:.3g})"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Bare names in conf/metric are looked up among the functions of the modules impor
 
 from iclgd.metrics import attention_maps, distributions, geometry, predictions, training_attention, updates, weights
 from iclgd.metrics.predictions import flipped
-from iclgd.metrics.registry import find, measure, metric, required_inputs
+from iclgd.metrics.registry import find, measure, metric, needs_all_examples, required_inputs
 from iclgd.metrics.summary import summarise, to_frame
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "geometry",
     "measure",
     "metric",
+    "needs_all_examples",
     "predictions",
     "required_inputs",
     "summarise",

@@ -1,4 +1,4 @@
-"""How far apart do two settings' predicted distributions lie, over the whole vocabulary or over the label options?
+"""Distances between two settings' predicted distributions, over the whole vocabulary or over the label options.
 
 The distances take unnormalised log-probabilities, so that one function serves both: softmax leaves log-probabilities
 of the vocabulary as they are and turns label scores into a distribution over the options. Options that are NaN in

@@ -1,4 +1,4 @@
-"""Do context and finetuning move the queries through the same subspace, and how much did the weights move for it?
+"""Scores of whether context and finetuning move the queries through the same subspace, and by what change of weights.
 
 The similarity of whole update matrices D = h - h_ZSL, of shape [example, d_model], layer by layer. Examples with a NaN
 in either are left out. Both measures grow by chance as examples become few: read them beside an untrained model or

@@ -1,4 +1,4 @@
-"""How is a cosine taken so that neither a vanishing update nor a long table of scores spoils it?
+"""A cosine that neither a vanishing update nor a long table of scores spoils.
 
 Everything is computed in float64 and by runs of examples. A vector is divided by its largest entry before it is
 squared, so that differences of any size neither underflow nor overflow; nothing is added to a denominator, so that a

@@ -1,4 +1,4 @@
-"""Which label does each setting choose, and do the settings choose alike?
+"""Scores of which label each setting chooses, and whether the settings choose alike.
 
 A prediction is the option with the highest score; options that are NaN (a query with fewer) cannot be chosen, and of
 equal scores the first option is. Where all options are NaN there is no prediction, and what needs one is NaN.

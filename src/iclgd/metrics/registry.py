@@ -22,12 +22,25 @@ Metric = Callable[..., Tensor]
 F = TypeVar("F", bound=Metric)
 
 _METRICS: dict[str, Metric] = {}
+_OVER_EXAMPLES: set[Metric] = set()
 
 
 def metric(function: F) -> F:
     """Make a function of this package known by its bare name."""
     _METRICS[function.__name__] = function
     return function
+
+
+def over_examples(function: F) -> F:
+    """Mark a function whose value for an example depends on the others, so that it cannot be had of some alone."""
+    _OVER_EXAMPLES.add(function)
+    return function
+
+
+def needs_all_examples(spec: ScoreConfig) -> bool:
+    """Whether a score reads more than finetuning's trace, and its values for some examples depend on the others."""
+    reads = not all(path.startswith("trace.") for path in spec.inputs.values())
+    return reads and ("example" not in spec.axes or find(spec.function) in _OVER_EXAMPLES)
 
 
 def find(name: str) -> Metric:

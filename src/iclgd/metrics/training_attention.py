@@ -1,4 +1,4 @@
-"""Does finetuning attend to its training tokens as in-context learning attends to its demonstrations?
+"""Scores of whether finetuning attends to its training tokens as in-context learning does to its demonstrations.
 
 ICL's attention is the softmax, over the demonstrations' tokens, of the query's scores summed over heads. Finetuning's
 is the softmax of <q_FT(query), q_FT(training token)>, the weight that a gradient step gives to a training token in the

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.metrics.numerics import by_examples, cosine, difference, norm, unit
-from iclgd.metrics.registry import metric
+from iclgd.metrics.registry import metric, over_examples
 
 
 @metric
@@ -92,6 +92,7 @@ def update_norm_ratio(
 
 
 @metric
+@over_examples
 def sim_centred(
     icl: Float[Tensor, "example layer d_model"],
     ft: Float[Tensor, "example layer d_model"],

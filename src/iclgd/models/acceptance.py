@@ -15,14 +15,12 @@ from typing import Any
 import torch
 
 from iclgd.config import ConfigError
-from iclgd.model_files import read_object
-from iclgd.models.source_files import INDEX, Source
+from iclgd.model_files import CONFIGS, INDEX, TOKENIZER_JSON, TOKENIZER_OTHER, read_object
+from iclgd.models.source_files import Source
 from iclgd.models.strangers_config import cleaned_config, cleaned_tokenizer_config
 from iclgd.shown import printable
 
-_CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-_JSON = ("tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
-_OTHER = ("merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "chat_template.jinja")
+_CONFIG, _TOKENIZER_CONFIG = CONFIGS
 ELSEWHERE = (
     "without access to the hub, name a local folder: model=hf model.name=FOLDER (config, tokenizer and *.safetensors; "
     "pickled weights and a repository's own code are not read)"
@@ -90,15 +88,6 @@ def accept(name: str, revision: str | None = None, file: str | None = None, weig
     return accepted
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that are read of a local folder: one, or those that its index names, in order.
-
-    Raises:
-        ConfigError: they are missing or damaged, or the index leads elsewhere.
-    """
-    return list(Source(str(folder), None).safetensors().values())
-
-
 @contextmanager
 def refusing(what: str, remedy: str) -> Iterator[None]:
     """Inside, whatever a library makes of a stranger's file is a ConfigError that names it.
@@ -120,9 +109,9 @@ def _add_tokenizer(source: Source, view: Path) -> None:
     if source.find(_TOKENIZER_CONFIG) is not None:
         content = cleaned_tokenizer_config(source.json(_TOKENIZER_CONFIG), source.name)
         (view / _TOKENIZER_CONFIG).write_text(json.dumps(content), encoding="utf-8")
-    for name in (*_JSON, *_OTHER):
+    for name in (*TOKENIZER_JSON, *TOKENIZER_OTHER):
         path = source.find(name)
         if path is not None:
-            if name in _JSON:
+            if name in TOKENIZER_JSON:
                 read_object(path, f"{source.name}: {name}")
             (view / name).symlink_to(path)

@@ -39,7 +39,7 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
     wrong = [f"weights that {what}: {listed(keys)}" for what, keys in said.items() if keys]
     if wrong:
         raise ConfigError(
-            f"model.name={name} does not fit its config.json, or is damaged: {'; '.join(wrong)}; get the files again"
+            f"model.name={name} does not fit its config, or is damaged: {'; '.join(wrong)}; get the model anew"
         )
 
 

@@ -17,12 +17,13 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.choices import Matmul, ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.model_files import model_inputs, refuse_file_elsewhere
+from iclgd.model_files import converted_place, held, model_inputs, packaged_file, refuse_file_elsewhere
 from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.completeness import refuse_incomplete, refuse_oversized
 from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
+from iclgd.models.in_memory import copied
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
 from iclgd.models.placement import (
@@ -181,10 +182,12 @@ def _take_over(model: LanguageModel) -> None:
         model.network.config._attn_implementation = INTERFACE_NAME
 
 
-def _locate(model: ModelConfig, revision: str | None) -> AcceptedModel:
+def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> AcceptedModel:
     """The model's files, checked."""
     refuse_file_elsewhere(model)
-    with_weights = model.weights is not Weights.random
+    with_weights = weights and model.weights is not Weights.random
+    if model.source is ModelSource.memory:
+        return accept(str(held(model).folder), weights=False)
     if model.source is ModelSource.package:
         return accept(str(converted_folder(model)), weights=with_weights)
     name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
@@ -195,12 +198,15 @@ def _locate(model: ModelConfig, revision: str | None) -> AcceptedModel:
 
 
 def read_config(model: ModelConfig) -> PretrainedConfig:
-    """The model's config.json; no weight is read.
+    """The model's config.json; no weight is fetched, read or converted.
 
     Raises:
         ConfigError: it is not there, or of a family that is not known.
     """
-    return _config(model, _locate(model, model.revision))
+    if model.source is ModelSource.package and not (converted_place(model) / "config.json").is_file():
+        file = packaged_file(model)
+        return _config(model, accept(str(file.parent), file=file.name))
+    return _config(model, _locate(model, model.revision, weights=False))
 
 
 def read_prefix(
@@ -249,17 +255,20 @@ def _weights(
     with refusing(f"model.name={model.name} could not be loaded", _DAMAGED):
         if model.weights is Weights.random:
             return untrained(config, dtype, model.weights_seed)
-        with torch.device("meta"):
-            refuse_oversized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), accepted)
         settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
         if model.weights is Weights.pretrained:
             settings |= loading_arguments(runtime, config)
         if accepted.gguf is None:
             settings |= {"use_safetensors": True, "config": config}
         settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named
-        network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**accepted.arguments(), **settings)
+        if model.source is ModelSource.memory:
+            network, info = copied(held(model), settings)
+        else:
+            with torch.device("meta"):
+                refuse_oversized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), accepted)
+            network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**accepted.arguments(), **settings)
         refuse_incomplete(network, info, model.name)
-        network.config._name_or_path = accepted.name
+        network.config._name_or_path = model.name if model.source is ModelSource.memory else accepted.name
         weakref.finalize(
             network, bool, accepted
         )  # layers kept on disk are read from its files as long as they are used

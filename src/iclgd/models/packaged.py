@@ -15,8 +15,7 @@ from filelock import FileLock
 
 from iclgd.config import ModelConfig
 from iclgd.digests import digest_of
-from iclgd.model_files import packaged_file
-from iclgd.paths import cache_folder
+from iclgd.model_files import converted_place, packaged_file
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +24,13 @@ _MANIFEST = "iclgd.json"
 
 def converted_folder(config: ModelConfig) -> Path:
     """A folder with the model in safetensors, converted if need be."""
-    source = packaged_file(config)
-    digest = digest_of(source)
-    folder = cache_folder() / "models" / f"{source.stem}-{digest[:16]}"
+    source, folder = packaged_file(config), converted_place(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not _is_whole(folder):
             if folder.exists():
                 log.warning("%s is damaged and is converted again", folder)
-            _convert(source, folder, digest)
+            _convert(source, folder, digest_of(source))
     return folder
 
 

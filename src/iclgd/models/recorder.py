@@ -20,6 +20,7 @@ from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.rehearsal import NoRoomError, out_of_memory, rehearse
 from iclgd.records import Recording
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,11 @@ def record(
     while waiting:
         batch = _batch(waiting, plan.padding, budget)
         try:
+            rehearse(model, len(batch), len(batch[0].token_ids), len(context))
             _run_batch(model, batch, prefix, plan, collected, around)
         except RuntimeError as error:
-            if not out_of_memory(error) or len(batch) == 1 or ranks.count() > 1:  # the others would wait for this one
+            known = ranks.count() == 1 or isinstance(error, NoRoomError)  # else others may wait for this one in a pass
+            if not out_of_memory(error) or len(batch) == 1 or not known:
                 raise
             budget = len(batch[0].token_ids) * (len(batch) // 2)
             log.warning(
@@ -127,11 +130,6 @@ def record(
 def _stacked(by_layer: Sequence[Tensor]) -> Tensor:
     """One tensor of all layers, which may lie on several devices; layers along axis 1."""
     return torch.stack([tensor.to(by_layer[-1].device) for tensor in by_layer], dim=1).float()
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _free_memory() -> None:

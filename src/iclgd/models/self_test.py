@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from iclgd import ranks
 from iclgd.models.anatomy import Anatomy, UnsupportedModelError
@@ -18,7 +19,7 @@ from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 
 _TOKENS, _PREFIX = 9, 4
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 @torch.inference_mode()
@@ -32,7 +33,7 @@ def check(model: LanguageModel, before: Callable[[], None]) -> None:
     Raises:
         UnsupportedModelError: naming the check that failed.
     """
-    tokens = _some_tokens(model)
+    tokens = some_tokens(model.network)
     expected = _own_logits(model, tokens)
     before()
     try:
@@ -50,14 +51,14 @@ def first_layer_sees_context(model: LanguageModel) -> bool:
     Under rotary positions or ALiBi they cannot: they are products of the tokens' own embeddings and distances, and
     differ between contexts by rounding alone. Learned or sinusoidal positions are added to the embeddings, and depend.
     """
-    tokens, scores = _some_tokens(model), []
+    tokens, scores = some_tokens(model.network), []
     for context in (tokens[:_PREFIX], tokens[:1]):
         now = AttentionPass(lengths=torch.tensor([_TOKENS - _PREFIX]))
         now.prefix = encode_prefix(model, tuple(context.tolist()))
         forward(model, tokens[None, _PREFIX:], now)
         scores.append(now.scores[0].nan_to_num())
     moved = (scores[0] - scores[1]).abs().max()
-    return bool(moved > _TOLERANCE[model.network.dtype] * scores[0].abs().max())
+    return bool(moved > TOLERANCE[model.network.dtype] * scores[0].abs().max())
 
 
 def _check(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None:
@@ -149,9 +150,9 @@ def _zeroed(anatomy: Anatomy, _module: object, _args: object, output: Tensor) ->
     return output
 
 
-def _some_tokens(model: LanguageModel) -> Tensor:
-    size = model.network.config.vocab_size
-    return (torch.arange(1, _TOKENS + 1) * 7919) % size
+def some_tokens(network: PreTrainedModel) -> Tensor:
+    """The tokens of the checks, of shape [token]."""
+    return (torch.arange(1, _TOKENS + 1) * 7919) % network.config.vocab_size
 
 
 def _refuse(model: LanguageModel, what: str) -> NoReturn:
@@ -161,8 +162,8 @@ def _refuse(model: LanguageModel, what: str) -> NoReturn:
 def _agree(model: LanguageModel, what: str, found: Tensor, expected: Tensor) -> None:
     expected = expected.to(found.device)
     error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-    if not error <= _TOLERANCE[model.dtype]:
-        _refuse(model, f"{what} (relative error {error:.1e}, allowed {_TOLERANCE[model.dtype]:.0e})")
+    if not error <= TOLERANCE[model.dtype]:
+        _refuse(model, f"{what} (relative error {error:.1e}, allowed {TOLERANCE[model.dtype]:.0e})")
 
 
 def _weighted_values(model: LanguageModel, scores: Tensor, projected: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ from typing import Any
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from iclgd.config import ConfigError
-from iclgd.model_files import read_object, weight_map
+from iclgd.model_files import INDEX, WEIGHTS, read_object, weight_map
 from iclgd.shown import printable
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BUFFERS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.(masked_)?bias$|(^|\.)position_ids$")  # masks, numbers
 

@@ -1,4 +1,4 @@
-"""What would an untrained model score? The papers' two baselines, seeded."""
+"""The papers' two untrained baselines, seeded."""
 
 from __future__ import annotations
 

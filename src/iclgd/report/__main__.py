@@ -28,7 +28,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     except ReportError as error:
         log.error("iclgd-report: %s", error)
     except OSError as error:
-        log.error("iclgd-report: cannot be written: %s; name another folder with --out FOLDER", error)
+        log.error("iclgd-report: cannot be written: %s; name another folder with --out or --export-records", error)
     return 2
 
 
@@ -65,11 +65,10 @@ def report(
     results = Results.read(folders)
     for folder, reason in results.left_out:
         log.warning("left out: %s %s", printable(str(folder), 400), printable(reason, 400))
-    results = results.required(folders)
     conditions = [text.partition("=") for text in where]
     if not all(equals for _, equals, _ in conditions):
         raise ReportError(f"--where {' '.join(where)}: write each as key=value, such as finetune.lr=0.01")
-    results = results.where({key: value for key, _, value in conditions}) if where else results
+    results = results.required(folders).where({key: value for key, _, value in conditions})
     # first, for it may have to refuse
     written = [path for run in results if export_records for path in records.export_records(run, export_records)]
     made, drawn = tables.tables(results, **layout), figures(results)

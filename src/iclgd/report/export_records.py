@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from iclgd.results.reading import FinishedRun, ReportError
-from iclgd.runs.files import replacing
+from iclgd.runs.files import refuse_link_out, replacing
+from iclgd.runs.parsing import DamagedRun, reason
 
 log = logging.getLogger(__name__)
 
@@ -34,45 +35,53 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
         which the scores of attention to training tokens ask for.
 
     Raises:
-        ReportError: the run kept no recordings, or they cannot be read.
+        ReportError: the run kept no recordings, or they cannot be read, or are not those of its prompts.
+        OSError: they cannot be written, or a link would lead out of OUT.
     """
-    tensors = run.recordings()
+    tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
     needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
-    missing = [name for name in needed if name not in tensors]
+    missing, path = [name for name in needed if name not in tensors], run.folder / "recordings.safetensors"
     if missing:
-        raise ReportError(f"{run.folder} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
-    prompts = run.prompts()
-    with_label = run.config["protocol"]["record_at"] == "first_label_token"
-    lines = {theirs: _query_lines(ours, tensors, prompts, with_label) for theirs, ours in SETTINGS.items()}
+        raise ReportError(f"{path} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
+    try:
+        prompts = run.prompts()
+    except DamagedRun as error:
+        raise ReportError(f"{run.folder}: {error}") from error
+    # The published code appends a label's first token, whose key counts.
+    appended = int(run.settings.get("protocol.record_at") == "first_label_token")
+    lines = {theirs: _query_lines(ours, tensors, prompts, appended) for theirs, ours in SETTINGS.items()}
     if _TRAINING in tensors:
         lines["ft"] = _demonstration_lines(tensors[_TRAINING], prompts)
     else:
         log.info("%s: no ft records, because attention to training tokens was not measured", run.name)
     written = [out / run.name / theirs / "record_info.jsonl" for theirs in lines]
-    for path, records in zip(written, lines.values(), strict=True):
-        with replacing(path, sync=False) as part, part.open("w", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(line, allow_nan=False) + "\n" for line in records)
+    for name in written:
+        refuse_link_out(out, str(name.relative_to(out)))
+    try:
+        for name, records in zip(written, lines.values(), strict=True):
+            with replacing(name, sync=False) as part, part.open("w", encoding="utf-8") as handle:
+                handle.writelines(json.dumps(line, allow_nan=False) + "\n" for line in records)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        again = "run it again with runtime.rerun=all"
+        raise ReportError(f"{path} does not belong to prompts.json ({reason(error)}): {again}") from error
     return written
 
 
 def _query_lines(
-    setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any], with_label: bool
+    setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any], appended: int
 ) -> Iterator[dict[str, Any]]:
     mine = {name.removeprefix(f"{setting}."): values for name, values in tensors.items()}
     labels, contexts, queries = (mine.get(name) for name in ("label_scores", "context_scores", "query_vectors"))
-    places = [-1 if at is None else at for at in _published_places(prompts)]  # the last token is one of padding
-    appended = int(with_label)  # the published code appends a label's first token, whose key counts
+    places = [0 if at is None else at + 1 for at in _published_places(prompts)]  # behind one token of padding
     for example, query in enumerate(prompts["queries"]):
         keys = mine["attention_scores"][example][:, :, : len(query["token_ids"]) + appended]
         yield {
             "self_attn_out_hiddens": _plain(mine["attention_output"][example]),
             "attn_map": _plain(keys),
-            "attn_map_ctx": [] if contexts is None else _plain(np.pad(contexts[example], ((0, 0), (0, 1)))[:, places]),
+            "attn_map_ctx": [] if contexts is None else _plain(np.pad(contexts[example], ((0, 0), (1, 0)))[:, places]),
             "attn_q": [] if queries is None else _plain(queries[example]),
             "gold_label": int(query["label"]),
-            "pred_label": -1
-            if labels is None or np.isnan(labels[example]).all()
-            else int(np.nanargmax(labels[example])),
+            "pred_label": -1 if labels is None else _best(labels[example]),
         }
 
 
@@ -97,6 +106,10 @@ def _spans(prompts: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
         end = start + len(everything[index]["token_ids"])
         yield start, end
         start = end + len(prompts["separator"])
+
+
+def _best(scores: np.ndarray) -> int:
+    return -1 if np.isnan(scores).all() else int(np.nanargmax(scores))
 
 
 def _plain(values: np.ndarray) -> list[Any]:

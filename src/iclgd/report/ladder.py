@@ -12,7 +12,7 @@ from iclgd.choices import Better, Role
 from iclgd.report.chart import DATA, Figure, looks
 from iclgd.report.marks import Measure, interval_words, measured, zero_rule
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
-from iclgd.results import conclusions
+from iclgd.results.rates import once
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -26,7 +26,7 @@ def ladder(results: Results) -> Iterator[Figure]:
     A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
     and each rate has a row.
     """
-    rows = conclusions.once(results)
+    rows = once(results)
     known = [pair for pair in measured(results, layered=False, rows=rows) if not pair[0].info.reads("other")]
     first = [pair for pair in known if pair[0].info.headline][:_MOST_SCORES] or known[:1]
     for pairs in filter(None, [first, *([pair] for pair in known[len(first) :])]):
@@ -42,8 +42,7 @@ def ladder(results: Results) -> Iterator[Figure]:
                 caption += " Dotted: the best floor; dashed: the best ceiling."
             chart = split.choosing(alt.hconcat(*inside), filtered=True)
             name, choice = ("headline", "headline scores") if len(shown) > 1 else (shown[0].info.name, labels)
-            headline = any(measure.info.headline for measure in shown)
-            yield Figure(f"ladder/{name}", "Between floor and ceiling", chart, caption, choice, headline)
+            yield Figure(f"ladder/{name}", "Between floor and ceiling", chart, caption, choice, shown[0].info.headline)
 
 
 def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Grid, list[str]]:

@@ -128,12 +128,11 @@ def interval_words(rows: Frame) -> str:
     known = rows[rows["low"].notna()] if "low" in rows else rows[:0]
     if known.empty:
         return f"{mean_words(rows)} No intervals."
-    draws = sorted({int(count) for count in known.loc[known["unit"] == "draws", "draws"]})
-    count = "" if not draws else f"{draws[0]}" if len(draws) == 1 else f"{draws[0]} to {draws[-1]}"
-    if (known["unit"] == "draws").all():
-        return f"95 % intervals over {count} draws of demonstrations (Student's t)."
-    if draws:
-        return f"95 % intervals over {count} draws of demonstrations, or over the queries where there is one draw."
+    draws: Frame = known.loc[known["unit"] == "draws", "draws"].astype(int)
+    if len(draws):
+        count = f"{draws.min()}" if draws.nunique() == 1 else f"{draws.min()} to {draws.max()}"
+        rest = " (Student's t)." if len(draws) == len(known) else ", or over the queries where there is one draw."
+        return f"95 % intervals over {count} draws of demonstrations{rest}"
     return "95 % intervals over the queries of one draw of demonstrations; other draws may lie outside."
 
 

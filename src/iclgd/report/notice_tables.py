@@ -29,9 +29,8 @@ def _matrices(results: Results, notice: Notice, end: str, place: str) -> Table:
         entries.append(((score.label, names.get(truth, truth)), (names.get(candidate, candidate),), text))
     title = f"What candidates score where a planted truth plays ICL's part: {place}"
     notes = ("Mean over draws [95 % interval over draws].", paragraph(results, notice))
-    return Table.wide(
-        f"notice_matrix{end}", title, ("score", "truth"), entries, notes, notice.matrix.to_dict("records")
-    )
+    records = notice.matrix.to_dict("records")
+    return Table.wide(f"notice_matrix{end}", title, ("score", "truth"), entries, notes, records)
 
 
 def _ranking(results: Results, notice: Notice, end: str, place: str) -> Table:
@@ -59,10 +58,8 @@ def _anchored(results: Results, notice: Notice, end: str, place: str) -> Table:
         records.append({"score": at.score, "candidate": at.candidate} | numbers)
     title = f"Scores on ICL between their anchors: {place}"
     header = ("score", "candidate", "on ICL", "floor on ICL", "if ICL were the candidate", "anchored")
-    notes = (
-        "Anchored: 0 is the floor's score and 1 what the candidate scores where its own variant plays ICL's part.",
-    )
-    return Table(f"notice_anchored{end}", title, header, 2, tuple(rows), notes, tuple(records))
+    note = "Anchored: 0 is the floor's score, 1 what the candidate scores where its own variant plays ICL's part."
+    return Table(f"notice_anchored{end}", title, header, 2, tuple(rows), (note,), tuple(records))
 
 
 def _text(found: Interval, share: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,15 +40,11 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
     """
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # vega, vega-lite, vega-embed
     scripts = [_script(f"(() => {{{bundle}}})();"), _script((_HERE / "page.js").read_text("utf-8"))]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+    options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, **options)
     environment.filters["printable"] = printable
     drawn, left = _drawn(figures)
-    kinds: dict[str, list[tuple[int, Figure]]] = {}
-    for at, (figure, _) in enumerate(drawn):
-        kinds.setdefault(figure.kind, []).append((at, figure))
+    kinds = itertools.groupby(enumerate(figure for figure, _ in drawn), key=lambda pair: pair[1].kind)
     data = {"light": theme(), "dark": theme(dark=True), "figures": [packed for _, packed in drawn]}
     return environment.get_template("page.html.j2").render(
         title=title,
@@ -56,7 +53,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         style=Markup((_HERE / "page.css").read_text("utf-8")),
         scripts=[Markup(script) for script in scripts],
         data=Markup(embedded(data)),
-        kinds=list(kinds.values()),
+        kinds=[list(kind) for _, kind in kinds],
         left=left,
         tables=[table for table in tables if table.rows],
         notes=zero_shot_notes(results),

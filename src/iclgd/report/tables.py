@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from iclgd.report.formats import UNDEFINED, Row, Table, number, wide
+from iclgd.report.formats import Row, Table, number, wide
 from iclgd.report.notice_tables import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.conclusions import Contender, Difference
 from iclgd.results.frame import Results, whole
 from iclgd.results.prompts import prompt_statistics
+from iclgd.results.rates import at_chosen_rates
 from iclgd.results.reading import ReportError
 from iclgd.statistics import Comparison
 
@@ -84,7 +85,7 @@ def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]
     """Each variant at the rate that its other draws chose, where it ran at several."""
     entries, records = [], []
     for one in among:
-        known = ((results.scores[record[SCORE]], record) for record in conclusions.at_chosen_rates(results, [one]))
+        known = ((results.scores[record[SCORE]], record) for record in at_chosen_rates(results, [one]))
         for score, record in (pair for pair in known if pair[0].learned):
             label = (results.variants[one.variant].label, record["rates"], str(len(one.rates)))
             text = number(record["mean"], record["low"], record["high"], record["std"], score.share)
@@ -123,17 +124,15 @@ def comparisons(results: Results, made: Sequence[Difference]) -> Table:
 def data(results: Results) -> Table:
     """Data statistics, from the prompts that the models saw: labels, demonstrations, queries and their mean tokens."""
     keys, records = prompt_statistics(results)
-    rows = [
-        tuple(
-            results.text(name, value) if name in keys else f"{value:.1f}" if name.endswith("tokens") else f"{value:g}"
-            for name, value in record.items()
-        )
-        for record in records
-    ]
+
+    def text(name: str, value: Any) -> str:
+        return results.text(name, value) if name in keys else f"{value:.1f}" if "tokens" in name else f"{value:g}"
+
+    rows = tuple(tuple(map(text, record, record.values())) for record in records)
     counted = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
     header = (*map(results.heading, keys), *counted, "tokens of the context")
     note = "Tokens are means over demonstrations or queries, then over draws; the context has bos and separators."
-    return Table("data", "Data statistics", header, len(keys), tuple(rows), (note,), tuple(records))
+    return Table("data", "Data statistics", header, len(keys), rows, (note,), tuple(records))
 
 
 def _scores(results: Results, chosen: Sequence[str]) -> list[str]:
@@ -196,8 +195,6 @@ def _others(results: Results, one: Contender) -> Row:
 
 
 def _difference(result: Comparison) -> str:
-    if not result.draws:
-        return UNDEFINED
     text = number(result.mean, result.low, result.high, sign="+")
     if not math.isnan(result.p_holm):
         p = "< 0.0001" if result.p_holm < 1e-4 else f"{result.p_holm:.2g}"

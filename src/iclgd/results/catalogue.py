@@ -11,7 +11,14 @@ from iclgd.choices import Better, Role
 from iclgd.results.reading import FinishedRun
 from iclgd.shown import printable
 
-_LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors")  # evidence that finetuning has a part in
+_LEARNED = (
+    "ft",
+    "trace",
+    "other",
+    "ft_orders",
+    "training_query_vectors",
+    "trained_changes",
+)  # evidence that finetuning has a part in
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from iclgd.choices import Better, Role
 from iclgd.results.catalogue import Variant
-from iclgd.results.frame import Results, whole
+from iclgd.results.frame import Results
 from iclgd.results.reading import Record
 from iclgd.runs import varied
-from iclgd.statistics import Comparison, compare, design_power, draws_interval, held_out, holm_corrected
+from iclgd.statistics import Comparison, compare, design_power, held_out, holm_corrected
 
-_VARIANT, _RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
+VARIANT, RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,12 @@ class Difference:
         second: the one they are compared with.
         asks: what the difference tells.
         results: by score, first minus second over the draws of both.
-        spreads: by score, the standard deviation over draws of the difference.
     """
 
     first: Contender
     second: Contender
     asks: str
     results: Mapping[str, Comparison]
-    spreads: Mapping[str, float]
 
     def names(self, variants: Mapping[str, Variant]) -> tuple[str, str]:
         """What the two are called: by their variants, and by their weights where these are compared."""
@@ -81,7 +78,7 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     """
     chosen, notes = [], []
     for (others, variant), by_rate in _by_rate(results).items():
-        about = dict(zip(_other_keys(results), others, strict=True))
+        about = dict(zip(other_keys(results), others, strict=True))
         tried = tuple(sorted(by_rate))
         if len(tried) == 1:
             values = by_rate[tried[0]]
@@ -102,39 +99,6 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     return chosen, list(dict.fromkeys(notes))
 
 
-def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[str, Any]]:
-    """A record for each variant that ran at several rates, and score: its mean over draws at the rates chosen.
-
-    Keys are the setting's, `rates` (the chosen ones), `score`, and `mean`, `std`, `low`, `high`, `draws` and `unit` as
-    in `Results.summary`. Shares have no interval, for that takes the number of queries.
-    """
-    records = []
-    for one in (one for one in among if len(one.tried) > 1):
-        rates = ", ".join(f"{rate:g}" for rate in sorted(set(one.rates.values()))) + " (edge)" * one.at_edge
-        about = {**one.others, _VARIANT: one.variant, "rates": rates}
-        for name in (name for name in results.scores if name in one.values):
-            values = np.array([value for value in one.values[name].values() if not math.isnan(value)])
-            info, n = results.scores[name], len(values)
-            over = draws_interval(values[:0] if info.share else values, info.limits)
-            mean, spread = (float(values.mean()) if n else math.nan), (float(values.std(ddof=1)) if n > 1 else math.nan)
-            numbers = {"mean": mean, "std": spread, "low": over.low, "high": over.high, "draws": n, "unit": "draws"}
-            records.append(about | {"score": name} | numbers)
-    return records
-
-
-def once(results: Results) -> Any:
-    """`Results.summary` over all layers, with one row, at its chosen rates, for a variant that ran at several."""
-    rows = whole(results.summary)
-    chosen: Any = pd.DataFrame(at_chosen_rates(results, contenders(results)[0]))
-    if chosen.empty:
-        return rows
-    chosen = chosen.assign(unstable=0, diverged=0, examples="all", layer=pd.array([pd.NA] * len(chosen), dtype="Int64"))
-    keys = [*_other_keys(results), _VARIANT, "score"]
-    each, told = ([tuple(map(varied.as_text, row)) for row in part[keys].to_numpy()] for part in (rows, chosen))
-    rest = rows[~pd.Series(each, index=rows.index).isin(told)]
-    return pd.concat([part for part in (rest, chosen) if len(part)], ignore_index=True)
-
-
 def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:
     """Every comparison that the variants ask for, over the headline scores; p corrected for all that were tested."""
     scores = [name for name in results.headline if results.scores[name].learned]
@@ -148,9 +112,8 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
     made = []
     for at, (first, second, asks) in enumerate(asked):
         mine = {score: corrected[at, score] for score in scores if (at, score) in corrected}
-        spreads = {score: _spread(first.values[score], second.values[score]) for score in mine}
         if any(result.draws for result in mine.values()):
-            made.append(Difference(first, second, asks, mine, spreads))
+            made.append(Difference(first, second, asks, mine))
     return made
 
 
@@ -158,8 +121,8 @@ def power_text(made: Sequence[Difference]) -> str:
     """One paragraph: what this sweep can tell apart, what it cannot, and how many draws would."""
     if not made:
         return ""
-    spreads = [spread for difference in made for spread in difference.spreads.values()]
     results = [result for difference in made for result in difference.results.values()]
+    spreads = [result.spread for result in results]
     if not any(spread > 0 for spread in spreads):
         if max(result.draws for result in results) > 1:
             return "The draws do not differ at all, so that nothing follows for draws not made."
@@ -167,6 +130,8 @@ def power_text(made: Sequence[Difference]) -> str:
     told = design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
     count = f"{told.tests} comparison{'s' if told.tests > 1 else ''}"
     text = f"With {told.draws} draws and {count}, differences between draws spread by {told.spread:.3f} (median)."
+    if any(len(one.tried) > 1 for difference in made for one in (difference.first, difference.second)):
+        text += " Where a rate was chosen on these draws that counts the larger error of such a choice."
     if told.draws < 5:
         text += " No comparison is marked below 5 draws."
     else:
@@ -188,11 +153,13 @@ def zero_shot_notes(results: Results) -> list[str]:
     ]
     if not pairs:
         return []
-    keys = [key for key in results.keys if not key.startswith("finetune.")]
+    keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
     notes: dict[str, None] = {}
     icl, zsl = ((name, "all") for name in pairs[0])
     by_draw: dict[tuple[Any, ...], dict[Any, tuple[Record, Record]]] = {}
     for run in results.runs:
+        if run.planted:
+            continue  # what plays ICL's part there is not ICL
         if icl in run.records and zsl in run.records and not math.isnan(run.mean(icl[0]) - run.mean(zsl[0])):
             setting = tuple(run.settings.get(key) for key in keys)
             by_draw.setdefault(setting, {}).setdefault(run.draw, (run.records[icl], run.records[zsl]))
@@ -223,17 +190,18 @@ def _zero_shot_note(draws: Sequence[tuple[Record, Record]]) -> str | None:
     return None if told else f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
 
 
-def _other_keys(results: Results) -> list[str]:
-    return [key for key in results.keys if key not in (_VARIANT, _RATE)]
+def other_keys(results: Results) -> list[str]:
+    """The keys of a setting without variant and rate."""
+    return [key for key in results.keys if key not in (VARIANT, RATE)]
 
 
 def _by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, dict[str, dict[Any, float]]]]:
     """By other settings and variant: {rate: {score: {draw: mean}}} of sane runs, orders of one draw averaged."""
     sums: dict[Any, Any] = {}
     order = {name: at for at, name in enumerate(results.variants)}
-    for run in sorted(results.runs, key=lambda run: order[run.settings[_VARIANT]]):
-        others = tuple(run.settings.get(key) for key in _other_keys(results))
-        by_score = sums.setdefault((others, run.settings[_VARIANT]), {}).setdefault(run.settings[_RATE], {})
+    for run in sorted(results.runs, key=lambda run: order[run.settings[VARIANT]]):
+        others = tuple(run.settings.get(key) for key in other_keys(results))
+        by_score = sums.setdefault((others, run.settings[VARIANT]), {}).setdefault(run.settings[RATE], {})
         for score in results.scores if run.state == "sane" else ():
             if (score, "all") in run.records:
                 by_score.setdefault(score, {}).setdefault(run.draw, []).append(run.mean(score))
@@ -313,9 +281,3 @@ def _by_seed(contender: Contender) -> Contender:
         values[score] = {seed: float(np.mean(found)) for seed, found in gathered.items()}
     rates = {seed: rate for (seed, _), rate in contender.rates.items()}
     return Contender(contender.others, contender.variant, rates, contender.tried, values, contender.at_edge)
-
-
-def _spread(first: Mapping[Any, float], second: Mapping[Any, float]) -> float:
-    both = np.array([first[draw] - second[draw] for draw in first if draw in second])
-    both = both[~np.isnan(both)]
-    return float(both.std(ddof=1)) if len(both) > 1 else math.nan

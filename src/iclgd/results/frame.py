@@ -163,14 +163,17 @@ class Results:
 
         Orders of one draw's demonstrations are averaged within it. `low` and `high` are over `unit`: "draws" where
         there are at least two, else "queries" of the one draw. `unstable` and `diverged` count runs that are left out
-        of everything else, as far as the score depends on finetuning; `n` and `undefined` add up the others' values.
+        of everything else, as far as the score depends on finetuning (where a truth is planted, any may); `n` and
+        `undefined` add up the others' values.
         """
         rows: Any = self._rows  # what pandas' stubs make of grouped frames cannot be followed
         draws = {draw: at for at, draw in enumerate(dict.fromkeys(run.draw for run in self.runs))}
         rows["setting"] = np.array(self.setting_of, dtype=int)[rows["run"]]
         rows["draw"] = np.array([draws[run.draw] for run in self.runs], dtype=int)[rows["run"]]
         state = np.array([run.state for run in self.runs], dtype=object)[rows["run"]]
-        state[~np.array([score.learned for score in self.scores.values()], dtype=bool)[rows["score"]]] = "sane"
+        learned = np.array([score.learned for score in self.scores.values()], dtype=bool)[rows["score"]]
+        learned |= np.array([run.planted for run in self.runs], dtype=bool)[rows["run"]]
+        state[~learned] = "sane"
         rows["unstable"], rows["diverged"] = state == "unstable", state == "diverged"
         keys = ["setting", "score", "examples", "layer"]
         counts = rows.groupby(keys, sort=True)[["unstable", "diverged"]].sum()

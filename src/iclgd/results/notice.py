@@ -7,7 +7,7 @@ demonstrations are the sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 
 from iclgd.choices import Better, Role
-from iclgd.statistics import Interval, draws_interval, held_out
+from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
 
 TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
-PLACE = ("model.name", "model.weights", "task.name", "task.shots")
 ICL = "icl"
 Draws = Mapping[Hashable, float]
 Cells = Mapping[tuple[str, str], Draws]  # (truth, candidate)
@@ -71,7 +70,7 @@ class Notice:
     """All that one sweep of truths and candidates says, for one model and task.
 
     Attributes:
-        place: the model and task.
+        place: the model, the task and what else varied.
         matrix: columns score, truth, candidate, mean, low, high, draws: a row for each cell.
         ranking: by score, the best at identifying first.
         standings: by score and candidate that was planted too.
@@ -84,7 +83,7 @@ class Notice:
 
 
 def notices(results: Results) -> list[Notice]:
-    """What every model and task of the results says; none where nothing but ICL has played ICL's part."""
+    """What every setting (model, task and whatever else varied) says; none where only ICL has played ICL's part."""
     frame: Any = results.frame
     if TRUTH not in frame:
         return []
@@ -95,13 +94,23 @@ def notices(results: Results) -> list[Notice]:
     floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
     order = {name: at for at, name in enumerate([ICL, *results.variants])}
     rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
-    place = [key for key in PLACE if key in rows]
-    groups = rows.groupby(place, sort=False, dropna=False)
-    return [
-        notice(dict(zip(place, key, strict=True)), group, better, limits, floors)
-        for key, group in groups
-        if group[TRUTH].nunique() > 1
-    ]
+    place = [key for key in results.keys if key not in (TRUTH, CANDIDATE, RATE)]
+    found = []
+    for key, planted in rows[rows[TRUTH] != ICL].groupby(place, sort=False, dropna=False):
+        setting = dict(zip(place, key, strict=True))
+        group: Any = pd.concat([_of_icl(rows[rows[TRUTH] == ICL], setting), planted])
+        if group[TRUTH].nunique() > 1:
+            found.append(notice(setting, group, better, limits, floors))
+    return [one for one in found if len(one.matrix)]
+
+
+def _of_icl(rows: Any, setting: Mapping[str, Any]) -> Any:
+    """ICL's own rows in a setting; what only planted truths have (their rate) may be missing from them."""
+    for key, value in setting.items():
+        missing = rows[key].isna()
+        same = missing if pd.isna(value) else rows[key] == value
+        rows = rows[same if same.any() or not key.startswith("reference.") else missing]
+    return rows
 
 
 def notice(
@@ -114,7 +123,7 @@ def notice(
     """The notice of one model and task.
 
     Args:
-        place: the model and task.
+        place: the model, the task and what else varied.
         rows: one for each run and score, with the columns of `Results.frame`.
         better: the scores, each with the direction that means more alike.
         limits: each score's least and largest possible value.
@@ -122,14 +131,18 @@ def notice(
     """
     cells = {score: cells_of(rows, score, better[score]) for score in better}
     cells = {score: found for score, found in cells.items() if found}
-    ranking = [identification(score, found, better[score]) for score, found in cells.items()]
+    table: Any = rows
+    several = {name for name, group in table.groupby(CANDIDATE) if group[RATE].nunique() > 1}  # whose rate is chosen
+    ranking = [identification(score, found, better[score], bool(several)) for score, found in cells.items()]
     ranking = [rank for rank in ranking if rank.share.n]
     standings = [
-        s for score, found in cells.items() for s in _standings(score, found, better[score], limits[score], floors)
+        s
+        for score, found in cells.items()
+        for s in _standings(score, found, better[score], limits[score], floors, several)
     ]
     return Notice(
         place,
-        pd.DataFrame(_matrix(cells, limits)),
+        pd.DataFrame(_matrix(cells, limits, several)),
         tuple(sorted(ranking, key=lambda rank: (-rank.share.mean, list(better).index(rank.score)))),
         tuple(standings),
     )
@@ -153,8 +166,12 @@ def cells_of(rows: pd.DataFrame, score: str, better: Better) -> Cells:
     return cells
 
 
-def identification(score: str, cells: Cells, better: Better) -> Identification:
-    """How often the true candidate comes first among all candidates, over truths that are candidates too."""
+def identification(score: str, cells: Cells, better: Better, chosen: bool = False) -> Identification:
+    """How often the true candidate comes first among all candidates, over truths that are candidates too.
+
+    Truths of one draw share its demonstrations. How closely they hang together, the spread between draws says; where
+    all draws agree nothing says it, and each draw counts once.
+    """
     candidates = list(dict.fromkeys(candidate for _, candidate in cells))
     first: dict[Hashable, list[float]] = {}  # by draw: truths of one draw share its demonstrations and hang together
     chances, confusions, sign = [], {}, -1 if better is Better.lower else 1
@@ -175,55 +192,55 @@ def identification(score: str, cells: Cells, better: Better) -> Identification:
             confusions[truth] = max(instead.items(), key=lambda pair: pair[1])
     chance = float(np.mean(chances)) if chances else math.nan
     by_draw = [float(np.mean(truths)) for truths in first.values()]
-    share = draws_interval(by_draw, trials=[len(truths) for truths in first.values()])
+    apart = len(set(by_draw)) > 1
+    trials = [len(truths) if apart else len(first) for truths in first.values()]
+    share = draws_interval(by_draw, trials=trials, chosen=chosen)
     return Identification(score, share, chance, confusions)
 
 
 def _standings(
-    score: str, cells: Cells, better: Better, limits: tuple[float, float], floors: Collection[str]
+    score: str,
+    cells: Cells,
+    better: Better,
+    limits: tuple[float, float],
+    floors: Collection[str],
+    several: Set[str],
 ) -> Iterator[Standing]:
-    bottoms = [cells[ICL, name] for name in floors if (ICL, name) in cells]
+    bottoms = [name for name in floors if (ICL, name) in cells]
     if not bottoms:
         return
     nearest = min if better is Better.lower else max
-    floor = nearest(bottoms, key=lambda draws: float(np.mean(list(draws.values()))))
+    bottom = nearest(bottoms, key=lambda name: float(np.mean(list(cells[ICL, name].values()))))
+    floor = cells[ICL, bottom]
     for (truth, candidate), icl in cells.items():
         if truth == ICL and candidate not in floors and (candidate, candidate) in cells:
             planted = cells[candidate, candidate]
-            here, below, above = (draws_interval(list(draws.values()), limits) for draws in (icl, floor, planted))
-            yield Standing(score, candidate, here, below, above, anchored(icl, floor, planted))
+            here, below, above = (
+                draws_interval(list(draws.values()), limits, chosen=of in several)
+                for of, draws in ((candidate, icl), (bottom, floor), (candidate, planted))
+            )
+            part = anchored(icl, floor, planted, chosen=not several.isdisjoint({candidate, bottom}))
+            yield Standing(score, candidate, here, below, above, part)
 
 
-def anchored(icl: Draws, floor: Draws, planted: Draws) -> Interval:
+def anchored(icl: Draws, floor: Draws, planted: Draws, chosen: bool = False) -> Interval:
     """(icl - floor) / (planted - floor) of the means over the draws that all three have.
 
-    The interval is the jackknife's over draws (Student's t), so that it moves with the anchors too. None, and no value,
-    where the distance between the anchors is not told apart from zero.
+    The interval is Fieller's (`ratio_interval`), so that it moves with the anchors too. No value where the distance
+    between the anchors is not told apart from zero.
     """
     draws = [draw for draw in icl if draw in floor and draw in planted]
     above = np.array([icl[draw] - floor[draw] for draw in draws])
-    span = np.array([planted[draw] - floor[draw] for draw in draws])
-    n, nothing = len(draws), Interval(math.nan, math.nan, math.nan, len(draws))
-    if n == 0 or span.mean() == 0:
-        return nothing
-    apart = draws_interval(span)
-    if apart.low <= 0 <= apart.high:
-        return nothing
-    ratio = float(above.mean() / span.mean())
-    if n < 3:
-        return Interval(ratio, math.nan, math.nan, n)
-    without = (above.sum() - above) / (span.sum() - span)
-    # `draws_interval` takes the standard error as spread / sqrt(n): pseudo-values have the jackknife's.
-    around = draws_interval(n * ratio - (n - 1) * without)
-    half = (around.high - around.low) / 2
-    return Interval(ratio, ratio - half, ratio + half, n)
+    return ratio_interval(above, np.array([planted[draw] - floor[draw] for draw in draws]), chosen=chosen)
 
 
-def _matrix(cells: Mapping[str, Cells], limits: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+def _matrix(
+    cells: Mapping[str, Cells], limits: Mapping[str, tuple[float, float]], several: Set[str]
+) -> list[dict[str, Any]]:
     rows = []
     for score, found in cells.items():
         for (truth, candidate), draws in found.items():
-            interval = draws_interval(list(draws.values()), limits[score])
+            interval = draws_interval(list(draws.values()), limits[score], chosen=candidate in several)
             about = {"score": score, "truth": truth, "candidate": candidate, "draws": interval.n}
             rows.append({**about, "mean": interval.mean, "low": interval.low, "high": interval.high})
     return rows
@@ -265,9 +282,13 @@ def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str
 
 
 def place_in_words(results: Results, found: Notice) -> str:
-    """The model and task of a notice."""
-    names = {"model.name": results.short_name(str(found.place.get("model.name", "")))}
-    return ", ".join(str(names.get(key, value)) for key, value in found.place.items() if key != "model.weights")
+    """The model, the task and what else varied."""
+    own = ("model.name", "task.name", "task.shots")
+    return ", ".join(
+        results.text(key, value) if key in own else f"{results.heading(key)} {results.text(key, value)}"
+        for key, value in found.place.items()
+        if key != "model.weights" or key in results.varied
+    )
 
 
 def labels(results: Results) -> dict[str, str]:

@@ -26,12 +26,6 @@ def published() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
-def learning_rate(task: str) -> float:
-    """The rate of the published runs on this task; SST-2's for a task that they did not have."""
-    known = published()["runs"]
-    return known.get(task, known["sst2"])["lr"]
-
-
 def beside(record: Mapping[str, Any]) -> dict[str, Any]:
     """A row of `Results.summary` with the published mean and standard deviation and the difference, where known."""
     theirs = mean_and_std(record, record["score"])

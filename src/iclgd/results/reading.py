@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import functools
+import html
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.config import ReferenceConfig
 from iclgd.runs import varied
+from iclgd.runs.folder import run_folders
 from iclgd.runs.parsing import DamagedRun, reason
-from iclgd.runs.reader import FolderReader, run_folders
+from iclgd.runs.reader import FolderReader
 from iclgd.shown import printable
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from torch import Tensor
+
+    from iclgd.records import Recording
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +81,17 @@ class FinishedRun:
         said = " ".join(f"{name}={varied.as_text(self.settings[name])}" for name in names)
         return f"FinishedRun({self.name}: {said}; {len(self.scores)} scores, {self.state})"
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, record.mean, record.low, record.high) for (name, of), record in self.records.items() if of == "all"
+        ]
+        cells = (
+            f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{number:.4g}</td>' for number in numbers)}</tr>"
+            for name, *numbers in rows
+        )
+        head = "<tr><th>score</th><th>mean</th><th colspan=2>95 % interval over queries</th></tr>"
+        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(cells)}</table>"
+
     @property
     def name(self) -> str:
         """The run's id."""
@@ -84,6 +101,11 @@ class FinishedRun:
     def state(self) -> str:
         """`diverged` (the loss was not finite), `unstable` (no result to build on) or `sane`."""
         return next((kind for kind in ("diverged", "unstable") if self.status.get(kind)), "sane")
+
+    @property
+    def planted(self) -> bool:
+        """Whether a finetuning variant plays ICL's part."""
+        return self.settings.get("reference.name", ReferenceConfig().name) != ReferenceConfig().name
 
     @property
     def draw(self) -> tuple[Any, ...]:
@@ -96,6 +118,40 @@ class FinishedRun:
         from iclgd.results.frame import Results
 
         return Results((self,)).frame
+
+    @property
+    def recordings(self) -> dict[str, Recording]:
+        """What was recorded, by setting (zsl, icl, ft, ...): tensors named by their axes.
+
+        Raises:
+            ReportError: the run kept no recordings, or they cannot be read.
+        """
+        from iclgd.records import Recording
+
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors().items():
+            setting, _, entry = name.partition(".")
+            if entry in Recording.__dataclass_fields__:
+                found.setdefault(setting, {})[entry] = tensor
+        return {setting: Recording(**entries) for setting, entries in found.items()}  # pyright: ignore
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The content of recordings.safetensors, as SETTING.FIELD.
+
+        Raises:
+            ReportError: there is none, or it cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.folder / "recordings.safetensors"
+        if path.is_symlink() or not path.is_file():
+            again = "run it again with runtime.save_recordings=true (and runtime.rerun=all, for it is done)"
+            raise ReportError(f"{self.folder} kept no recordings: {again}")
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError, TypeError, KeyError) as error:
+            raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
 
     def mean(self, score: str) -> float:
         """A score's mean over examples and layers; NaN where it was not measured."""
@@ -138,24 +194,6 @@ class FinishedRun:
             return FolderReader(self.folder).table(f"{name}.parquet")
         except FileNotFoundError:
             return None
-
-    def recordings(self) -> dict[str, np.ndarray]:
-        """The content of recordings.safetensors.
-
-        Raises:
-            ReportError: the run kept none, or they cannot be read.
-        """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        path = self.folder / "recordings.safetensors"
-        if not path.is_file():
-            again = "run it again with runtime.save_recordings=true (and runtime.rerun=all, for it is done)"
-            raise ReportError(f"{self.folder} kept no recordings to export: {again}")
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
 
 
 def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:

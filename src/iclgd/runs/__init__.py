@@ -1,1 +1,1 @@
-"""How is a run kept? Its folder, its life, what it shares with other runs, and what one command did."""
+"""How a run is kept: its folder, its life, what it shares with other runs, and what one command did."""

@@ -1,4 +1,4 @@
-"""Has some run made this recording already? Recordings by content, shared by all runs and processes of a machine."""
+"""Recordings by content, shared by all runs and processes of a machine."""
 
 from __future__ import annotations
 

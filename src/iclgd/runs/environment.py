@@ -39,7 +39,7 @@ def environment(device: str, dtype: str, threads: int, model_files: Mapping[str,
         "iclgd": {"version": __version__, **revision()},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": _versions(),
+        "packages": dict(_versions()),
         "device": {"name": device, "accelerator": _accelerator(device)},
         "dtype": dtype,
         "threads": threads,
@@ -129,7 +129,8 @@ def _git(*arguments: str) -> str:
     return done.stdout.decode("utf-8", "surrogateescape")
 
 
-def _versions() -> dict[str, str]:
+@functools.cache
+def _versions() -> Mapping[str, str]:
     found = {}
     for name in _PACKAGES:
         try:

@@ -189,7 +189,7 @@ def _mark(write: Callable[[], None]) -> None:
     try:
         write()
     except (OSError, RuntimeError) as error:
-        log.error("the run's end could not be written to its folder: %s", error)
+        log.error("the run's end could not be written to its folder, where it counts as cut off: %s", error)
 
 
 def _headline(config: Config) -> str:

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from iclgd import paths
-from iclgd.config import Config, FinetuneConfig, as_dict, typed
+from iclgd.config import Config, FinetuneConfig, as_dict
 from iclgd.digests import Stamp, digest_of_text, is_settled, stamp_of
 from iclgd.model_files import model_inputs
 from iclgd.runs.environment import computing_versions
 from iclgd.runs.identity import LOOKS, canonical, run_id
 from iclgd.runs.source_code import own_code, user_code
 from iclgd.tasks import draw
+from iclgd.tasks.draw import inputs_of
 from iclgd.tasks.wording import Example
+from iclgd.variants import STATIC, reference_config, variant
 
 _TRAINING = ("iclgd/learning/", "iclgd/evidence/", "iclgd/seeding")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -56,16 +56,24 @@ def fingerprint(config: Config) -> Fingerprint:
     settings = as_dict(config)
     parts = Fingerprint({"settings": run_id(settings), **runtime_parts(config)}, {}) | _rows(config) | _model(config)
     finetunes = [settings["finetune"]]
-    for name in dict.fromkeys((config.metric.compare_with, config.reference.name)):
-        other = _variant(config, name)
-        if other is not None:
-            own = as_dict(other)["finetune"]
-            finetunes.append({key: value for key, value in own.items() if key not in LOOKS["finetune"]})
-            part = f"variant {name}"
-            parts |= Fingerprint({part: _digest(finetunes[-1])}, {part: f"conf/finetune/{name}.yaml"})
-            parts |= _rows(other, config.reference.draw if name == config.reference.name else 0)
-    named = sorted({*_dotted(finetunes), *_dotted(settings.get("reference")), *_dotted(_scores(settings))})
+    for name, other, sample in _others(config):
+        own = as_dict(other)["finetune"]
+        finetunes.append({key: value for key, value in own.items() if key not in LOOKS["finetune"]})
+        parts |= Fingerprint({name: _digest(finetunes[-1])}, {name: f"conf/finetune/{own['name']}.yaml"})
+        parts |= _rows(other, sample)
+    functions = [score["function"] for score in settings["metric"]["scores"].values()]
+    named = sorted({*_dotted(functions), *(path for finetune in finetunes for path in _functions(finetune))})
     return parts | Fingerprint({f"code {file}": digest for file, digest in (own_code() | user_code(named)).items()}, {})
+
+
+def _others(config: Config) -> Iterator[tuple[str, Config, int]]:
+    """Of each other variant that numbers come from: a part's name, the run with it, its sample of demonstrations."""
+    names = [config.metric.compare_with, STATIC if "static_changes" in inputs_of(config) else None]
+    for name in filter(None, names):
+        yield f"variant {name}", variant(config, name), 0
+    reference = reference_config(config)
+    if reference is not config:
+        yield f"reference {config.reference.name}", reference, config.reference.draw
 
 
 def training_code(finetune: Mapping[str, Any]) -> dict[str, str]:
@@ -75,7 +83,7 @@ def training_code(finetune: Mapping[str, Any]) -> dict[str, str]:
         finetune: plain values, as `config.as_dict` gives them.
     """
     own = {file: digest for file, digest in own_code().items() if file.startswith(_TRAINING)}
-    return own | user_code(sorted(set(_dotted(finetune))))
+    return own | user_code(sorted(set(_functions(finetune))))
 
 
 def runtime_parts(config: Config) -> dict[str, str]:
@@ -115,16 +123,9 @@ def _in_words(name: str, before: Any, now: Fingerprint) -> str:
     return word
 
 
-def _variant(config: Config, name: str | None) -> Config | None:
-    """The run with another variant, as its yaml says; None if there is none of that name."""
-    path = paths.config_folder() / "finetune" / f"{name}.yaml"
-    if name is None or not path.is_file():
-        return None
-    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(path)}))
-
-
-def _scores(settings: Mapping[str, Any]) -> list[Any]:
-    return [score.get("function") for score in settings["metric"]["scores"].values()]
+def _functions(finetune: Mapping[str, Any]) -> Iterator[str]:
+    """The dotted paths of what a variant trains with: objectives, and the optimiser's class."""
+    return _dotted([finetune.get(key) for key in ("objective", "norm_of", "optimizer")])
 
 
 def _dotted(settings: Any) -> Iterator[str]:
@@ -156,7 +157,8 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     chosen = {name: getattr(config.finetune, name) for name in ("data", "other_task", "procedure", "calibration")}
     finetune = replace(FinetuneConfig(name="", lr=1.0), **chosen)
     settings = as_dict(replace(config, finetune=finetune))
-    key = canonical([*(settings[name] for name in ("task", "finetune", "paths", "seed")), sample])
+    fitted = "static_changes" in inputs_of(config)  # to rows of its own
+    key = canonical([*(settings[name] for name in ("task", "finetune", "paths", "seed")), fitted, sample])
     stamps, known = _draws.get(key, ({}, None))
     if known is not None and all(_same(path, stamp) for path, stamp in stamps.items()):
         return known
@@ -167,9 +169,10 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
         f"queries of {task.name}/{task.eval_split}": drawn.queries,
     }
     if drawn.training is not None:
-        groups[f"training rows of {config.finetune.other_task or task.name}, {config.finetune.data}"] = drawn.training
+        source = config.finetune.other_task or task.name
+        groups[f"training rows of {source}, {config.finetune.data}{further}"] = drawn.training
     if drawn.calibration:
-        groups[f"calibration rows of {task.name}/{task.train_split}"] = drawn.calibration
+        groups[f"calibration rows of {task.name}/{task.train_split}{further}"] = drawn.calibration
     parts = {name: _digest([_content(example) for example in rows]) for name, rows in groups.items()}
     parts[f"wording of {task.name}"] = _digest(
         {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}
@@ -177,10 +180,10 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
-        files.add(paths.config_folder() / "task" / f"{config.finetune.other_task or task.name}.yaml")
-        folders = {
-            folder for file in files for folder in list(file.parents)[:2]
-        }  # a new file there may be read instead
+        named = config.finetune.other_task or task.name
+        files |= {paths.config_files("task").get(named, Path(named).expanduser())}
+        # a new file in a folder may be read instead
+        folders = {folder for file in files for folder in list(file.parents)[:2]}
         seen = {path: stamp_of(path) for path in files | folders if path.exists()}
         if all(map(is_settled, seen.values())):
             _draws[key] = (seen, found)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from iclgd.runs import files
 from iclgd.runs.parsing import DamagedRun, parse_json, regular_bytes
 from iclgd.runs.process import is_alive, this_process
-from iclgd.runs.reader import EARLIER, FolderReader
+from iclgd.runs.reader import FolderReader
 from iclgd.runs.secrets import Formatter, without_secrets
 from iclgd.shown import printable
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
 _STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
 _DATA, _FIGURES = (".json", ".yaml", ".parquet", ".safetensors", ".patch"), (".png", ".pdf")  # what a run leaves
 _SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
@@ -243,6 +244,11 @@ class RunFolder:
                 raise
             log.info("%s is being computed by another process; waiting for it", self.path)
             lock.acquire()
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): no second command should run there meanwhile", self.path, error)
+            (self.path / _CLAIM).unlink(missing_ok=True)
+            yield
+            return
         try:
             yield
         finally:
@@ -361,6 +367,14 @@ class RunFolder:
         with files.replacing(self.path / _STATUS, sync=sync) as part:
             part.write_text(files.to_json(status.as_dict()), encoding="utf-8")
         self._status = status
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, else those of all runs below it; no earlier results, nothing hidden."""
+    if (folder / _STATUS).exists():
+        return [folder]
+    inside = {path.parent: path.relative_to(folder).parts for path in folder.rglob(_STATUS)}
+    return sorted(p for p, parts in inside.items() if not any(x == EARLIER or x.startswith(".") for x in parts))
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from iclgd.runs.files import again
 from iclgd.runs.shapes import Shape, ShapeError
 from iclgd.shown import printable
 
@@ -33,7 +34,8 @@ def regular_bytes(path: Path) -> bytes:
     """
     name, most = path.name, _SMALL.get(path.name, _SIZES.get(path.suffix, 1 << 20))
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        handle = again(lambda: os.open(path, flags))
     except FileNotFoundError:
         raise
     except OSError as error:

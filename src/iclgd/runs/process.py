@@ -1,4 +1,4 @@
-"""Is the process that wrote this still at work? And how does one stop it politely?"""
+"""Whether a process that wrote something is still at work, and how it is stopped politely."""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ from iclgd.shown import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-EARLIER = "earlier"  # in a run's folder: results that were made from other inputs, one folder each, numbered
 _MOST_ROWS = 20_000_000
 _MOST_LAYERS = 10_000
 
@@ -80,14 +79,9 @@ _PROMPTS = fields(
         "label_token_ids": list_of(list_of(count)),
         "in_context": list_of(count),
         "training": list_of(_ITEM),
+        "reference_demonstrations": list_of(_ITEM),
     },
 )
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """The run folders in or below a folder, by path; hidden ones and earlier results are left aside."""
-    inside = ((path.parent, path.relative_to(folder).parts) for path in folder.rglob("status.json"))
-    return sorted(run for run, parts in inside if not any(part == EARLIER or part[0] == "." for part in parts))
 
 
 class FolderReader:

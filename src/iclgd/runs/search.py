@@ -1,4 +1,4 @@
-"""At which learning rate is each variant at its best? Optuna's part of `sweeps=lr_search`."""
+"""Optuna's part of `sweeps=lr_search`, which looks for the learning rate at which each variant is at its best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must not be read in a log, a status or a message? Keys and passwords that an error of a library quotes."""
+"""Keys and passwords that an error of a library quotes are struck out of logs, statuses and messages."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import importlib.util
 import marshal
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import ModuleType
 
@@ -26,20 +26,7 @@ _PACKAGE = Path(iclgd.__file__).resolve().parent
 # What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
 _NO_NUMBERS = (
     *("__init__", "__main__", "api", "command", "config", "dashboard", "digests", "early", "hub", "hydra_setup"),
-    *(
-        "imports",
-        "keys",
-        "memory",
-        "model_files",
-        "paths",
-        "plan",
-        "ranks",
-        "report",
-        "rerun",
-        "results",
-        "runs",
-        "shown",
-    ),
+    *("imports", "keys", "memory", "model_files", "paths", "plan", "report", "rerun", "results", "runs", "shown"),
     *("skeletons", "toy", "tracking", "verify"),
 )
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
@@ -90,12 +77,14 @@ def user_code(functions: Sequence[str]) -> dict[str, str]:
     digests: dict[str, str] = {}
     for path in functions:
         module, _, name = path.rpartition(".")
+        before = set(sys.modules)
         if module.split(".")[0] == _PACKAGE.name or not _import(module):
             continue
         sources = _sources(module)
         if not sources:  # made in a notebook or a console
             code = getattr(getattr(sys.modules[module], name, None), "__code__", None)
             digests[path] = digest_of_text(marshal.dumps(code).hex()) if code else "unknown"
+        _loaded.update(_just_executed(sources, before))
         _execute_changed(sources)
         digests |= {_label(name, file): normal(text, str(file)) for name, (file, text) in sources.items()}
     return digests
@@ -105,7 +94,7 @@ def _import(module: str) -> bool:
     try:
         importlib.invalidate_caches()
         importlib.import_module(module)
-    except Exception:
+    except Exception:  # it is the user's code, which may raise anything; whoever calls it says so better
         return False
     return True
 
@@ -147,7 +136,7 @@ def _file(name: str) -> Path | None:
     if module is None:
         try:
             spec = importlib.util.find_spec(name)
-        except Exception:
+        except Exception:  # finding a module executes the packages that it lies in, which may raise anything
             return None
         origin = spec.origin if spec is not None else None
     path = Path(origin).resolve() if origin else None
@@ -180,11 +169,31 @@ def _imported(text: str, package: str, file: str) -> Iterator[str]:
             yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
-def _execute_changed(sources: dict[str, tuple[Path, str]]) -> None:
-    """Execute the modules' sources where the process has, or may have, executed others.
+def _just_executed(sources: Mapping[str, tuple[Path, str]], before: Set[str]) -> dict[str, str]:
+    """Digests of modules that were imported only now, from their source or from bytecode that says the same."""
+    return {
+        name: digest_of_text(text)
+        for name, (file, text) in sources.items()
+        if name not in before and name in sys.modules and _says_the_same(file, text)
+    }
 
-    Bytecode files cannot be relied on: a change within the same second and of the same length escapes them.
+
+def _says_the_same(file: Path, text: str) -> bool:
+    """Whether a module's bytecode file, if there is one, is that of this source.
+
+    Python itself compares their times in whole seconds and their sizes only.
     """
+    try:
+        compiled = Path(importlib.util.cache_from_source(str(file))).read_bytes()[16:]
+        return marshal.loads(compiled) == compile(text, str(file), "exec", dont_inherit=True)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError, NotImplementedError):
+        return False
+
+
+def _execute_changed(sources: dict[str, tuple[Path, str]]) -> None:
+    """Execute the modules' sources where the process has, or may have, executed others."""
     texts = {name: digest_of_text(text) for name, (_, text) in sources.items()}
     if all(_loaded.get(name) == digest for name, digest in texts.items()):
         return
@@ -197,6 +206,6 @@ def _execute_changed(sources: dict[str, tuple[Path, str]]) -> None:
 
 def _execute(module: ModuleType, file: Path, text: str) -> None:
     try:
-        exec(compile(text, str(file), "exec"), module.__dict__)
+        exec(compile(text, str(file), "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         raise ConfigError(f"{file} fails: {type(error).__name__}: {error}") from error

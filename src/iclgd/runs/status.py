@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.runs import varied
-from iclgd.runs.folder import RunFolder, State, Status
+from iclgd.runs.folder import RunFolder, State, Status, run_folders
 from iclgd.runs.invocation import Invocation
 from iclgd.runs.progress import duration
-from iclgd.runs.reader import FolderReader, run_folders
+from iclgd.runs.reader import FolderReader
 from iclgd.shown import pipe_may_close, printable
 
 _STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
@@ -57,10 +57,8 @@ class RunLine:
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
     """The folders that hold runs, in or below the given ones, each with its runs in the order they were started."""
     for folder in folders:
-        if (folder / "status.json").exists():
-            yield folder, run_lines(folder)
-            continue
-        for sweep in sorted({run.parent for run in run_folders(folder)}) or [folder]:
+        found = run_folders(folder)
+        for sweep in [folder] if found == [folder] else sorted({run.parent for run in found}) or [folder]:
             yield sweep, run_lines(sweep)
 
 

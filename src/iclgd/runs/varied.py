@@ -73,7 +73,8 @@ def as_text(value: Any) -> str:
 
 def heading(key: str, among: Iterable[str]) -> str:
     """A key's last part as far as it tells it from the others: `finetune.lr` is lr, `finetune.name` is variant."""
-    own = {"finetune.name": "variant", "model.name": "model", "task.name": "task", "runtime.dtype": "dtype"}
+    named = {f"{group}.name": group for group in ("model", "task", "reference", "protocol")}
+    own = {"finetune.name": "variant", **named}
     name = own.get(key) or key.rpartition(".")[2]
     alike = [other for other in among if other != key and own.get(other, other.rpartition(".")[2]) == name]
     return key if alike else name

@@ -13,6 +13,7 @@ from iclgd.statistics.intervals import (
     mean_interval,
     mean_of_means,
     nanmean,
+    ratio_interval,
     share_interval,
     shares_interval,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "mean_interval",
     "mean_of_means",
     "nanmean",
+    "ratio_interval",
     "share_interval",
     "shares_interval",
     "smallest_difference",

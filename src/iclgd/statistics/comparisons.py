@@ -12,6 +12,7 @@ from scipy import stats
 
 from iclgd.statistics.intervals import draws_interval
 from iclgd.statistics.power import draws_within
+from iclgd.statistics.rates import choice_factor
 
 K = TypeVar("K", bound=Hashable)
 D = TypeVar("D", bound=Hashable)
@@ -33,6 +34,7 @@ class Comparison:
         p_holm: p corrected for all comparisons made together; NaN before `holm_corrected`.
         draws: how many pairs there are.
         needed: draws with which the interval would be about ± `WITHIN`; None where the spread is not known.
+        spread: standard deviation of the differences over draws, `choice_factor` counted in; NaN where it is not known.
     """
 
     mean: float
@@ -42,6 +44,7 @@ class Comparison:
     p_holm: float
     draws: int
     needed: int | None
+    spread: float = math.nan
 
     @property
     def marked(self) -> bool:
@@ -58,36 +61,24 @@ def compare(first: Mapping[D, float], second: Mapping[D, float], *, chosen: bool
     Args:
         first: a score's mean over queries, by draw. NaN counts as absent. Pass sane draws only.
         second: the same of the other variant; draws that only one of the two has are left out.
-        chosen: values stand at rates that other draws chose (`held_out`). A draw then helped to choose the rates of
-            all others, so that values hang together and their spread understates the error of their mean, by up to
-            sixfold in false marks. The squared error is taken `choice_factor` times.
+        chosen: values stand at rates that other draws chose (`held_out`). The squared error is taken `choice_factor`
+            times; without that there are up to six times as many false marks.
     """
     pairs = [(first[draw], second[draw]) for draw in first if draw in second]
     differences = np.array([a - b for a, b in pairs], dtype=np.float64)
     differences = differences[~np.isnan(differences)]
     draws = len(differences)
-    interval = draws_interval(differences)
+    interval = draws_interval(differences, chosen=chosen)
     if math.isnan(interval.low):  # too few, or no spread beyond rounding
         same = draws >= DRAWS_FOR_P and not differences.any()
         return Comparison(interval.mean, math.nan, math.nan, 1.0 if same else math.nan, math.nan, draws, None)
-    widened = math.sqrt(choice_factor(draws)) if chosen else 1.0
-    spread = widened * float(differences.std(ddof=1))
-    half = widened * (interval.high - interval.mean) if draws >= DRAWS_FOR_INTERVAL else math.nan
+    spread = math.sqrt(choice_factor(draws) if chosen else 1) * float(differences.std(ddof=1))
+    half = interval.high - interval.mean if draws >= DRAWS_FOR_INTERVAL else math.nan
     p = math.nan
     if draws >= DRAWS_FOR_P:
         p = float(2 * stats.t.sf(abs(interval.mean) / spread * math.sqrt(draws), draws - 1))
     low, high = interval.mean - half, interval.mean + half
-    return Comparison(interval.mean, low, high, p, math.nan, draws, draws_within(spread, WITHIN))
-
-
-def choice_factor(draws: int) -> float:
-    """How much larger the squared error of a mean of held-out values is than their spread says: 2 + draws / 10.
-
-    Measured, with noise as large as the differences between rates or larger, for 2 to 7 rates: the quantiles of t
-    (two-sided .05 and .005) call for 2.5 at 5 draws, 2.6 at 8, 3.1 at 12 and 4.0 at 20. Where noise is small it is too
-    careful; draws kept for tuning (`held_out`, `tuning`) need none of it.
-    """
-    return 2 + draws / 10
+    return Comparison(interval.mean, low, high, p, math.nan, draws, draws_within(spread, WITHIN), spread)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

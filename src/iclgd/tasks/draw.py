@@ -76,9 +76,13 @@ def draw(config: Config, sample: int = 0) -> Drawn:
     )
 
 
+def inputs_of(config: Config) -> set[str]:
+    """What the run's scores name as inputs."""
+    return {path for score in config.metric.scores.values() for path in score.inputs.values()}
+
+
 def _is_calibrated(config: Config) -> bool:
-    inputs = {path for score in config.metric.scores.values() for path in score.inputs.values()}
-    return config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs
+    return config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
 
 
 def _spare(train: Examples, config: Config, taken: Set[int]) -> list[int]:
@@ -143,8 +147,7 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
 
 
 def _other_task(finetune: FinetuneConfig, measured: TaskConfig) -> TaskConfig:
-    named, folder = str(finetune.other_task), paths.config_folder() / "task"
-    known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    named, known = str(finetune.other_task), paths.config_files("task")
     own = Path(named).expanduser()
     file = own if own.suffix == ".yaml" and own.is_file() else known.get(named)
     if file is None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.config import ConfigError, TaskConfig
+from iclgd.digests import Stamp, stamp_of
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.templates import brief
 from iclgd.tasks.wording import Example, Examples, Worded
+
+_YAML = (".yaml", ".yml")
 
 
 def harness_task(task: TaskConfig) -> Worded:
@@ -24,7 +27,7 @@ def harness_task(task: TaskConfig) -> Worded:
         DataError: its rows cannot be had.
     """
     name = str(task.lm_eval)
-    found = _loaded(name)
+    found = _loaded(name, _written(name))
     config, few = found.config, found.fewshot_cfg
     _refuse_other_kinds(name, found)
     trained_on = few.split or config.training_split or config.validation_split or config.test_split
@@ -42,14 +45,22 @@ def harness_task(task: TaskConfig) -> Worded:
     )
 
 
+def _written(name: str) -> tuple[Stamp, ...]:
+    """What changes when a task's yaml, what it includes or its code is written again; empty for a task by name."""
+    folder = Path(name).expanduser().parent
+    if not name.endswith(_YAML) or not folder.is_dir():
+        return ()
+    return tuple(stamp_of(file) for file in sorted(folder.iterdir()) if file.suffix in (*_YAML, ".py"))
+
+
 @functools.lru_cache(maxsize=4)
-def _loaded(name: str) -> Any:
+def _loaded(name: str, _written: tuple[Stamp, ...] = ()) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError("task=lm_eval needs lm-evaluation-harness: pip install 'iclgd[lm-eval]'") from error
     path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in _YAML:
         if not path.is_file():
             raise ConfigError(f"task.lm_eval={name} is no file: name a task's yaml, or a task")
         manager, key = TaskManager(include_defaults=False), str(path.resolve())

@@ -8,12 +8,13 @@ from typing import Any
 from iclgd.records import Item, PromptSet
 
 
-def as_json(prompts: PromptSet) -> dict[str, Any]:
+def as_json(prompts: PromptSet, reference: PromptSet | None = None) -> dict[str, Any]:
     """The content of prompts.json: token ids and texts, from which every input of a run can be put together.
 
     The ICL input of query q is bos + Σ(demonstration + separator) + q, its zsl input bos + q, a finetuning sequence
     bos + demonstration. `in_context` (indices) stands there if not all demonstrations are in the context, `training`
-    if finetuning sees other items, and an item's `options` (token ids) if it brings its own.
+    if finetuning sees other items, an item's `options` (token ids) if it brings its own, and
+    `reference_demonstrations`, what plays ICL's part is shown or trained on, if that has prompts of its own.
     """
     content: dict[str, Any] = {
         "bos": list(prompts.bos),
@@ -27,6 +28,8 @@ def as_json(prompts: PromptSet) -> dict[str, Any]:
         content["in_context"] = list(prompts.in_context)
     if prompts.training is not None:
         content["training"] = [_item(item) for item in prompts.training]
+    if reference is not None:
+        content["reference_demonstrations"] = [_item(item) for item in reference.training_items()]
     return content
 
 

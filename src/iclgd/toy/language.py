@@ -1,4 +1,4 @@
-"""What does the toy model read? Contexts whose labels mean nothing until their demonstrations say so.
+"""What the toy model reads: contexts whose labels mean nothing until their demonstrations say so.
 
 An item is two to four words of one topic. A context draws two topics and two label words anew, and which word stands
 for which topic. So nothing but its demonstrations can tell what a label means there. Label words are not equally

@@ -1,4 +1,4 @@
-"""How does the toy model come to learn in context? By reading contexts in which there is nothing else to learn from."""
+"""How the toy model is trained: on contexts in which there is nothing else to learn from."""
 
 from __future__ import annotations
 

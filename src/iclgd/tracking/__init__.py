@@ -1,7 +1,7 @@
 """Where a run's results go besides its folder: to W&B, or nowhere.
 
 W&B is real, offline unless tracking.mode says otherwise, and never in the way: what fails is a warning that says what
-was not sent and how to send it later.
+was not sent and how to send it later. Under an agent of W&B's own sweeps (sweeps/wandb) the run is the agent's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from iclgd.choices import TrackerName, TrackingMode
 from iclgd.config import Config, TrackingConfig, as_dict
+from iclgd.tracking.agent import agents_run, beside_parameters, destination_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,8 @@ __all__ = ["Tracker", "log_sweep", "send_finished", "tracker"]
 class Tracker:
     """Takes a run's results to W&B; without a session it does nothing with them."""
 
-    def __init__(self, session: Session | None = None) -> None:
-        self._session = session
+    def __init__(self, session: Session | None = None, objective: str | None = None) -> None:
+        self._session, self._objective = session, objective
 
     def log_run(
         self,
@@ -54,7 +55,10 @@ class Tracker:
         from iclgd.tracking.content import RunContent
         from iclgd.tracking.session import artifact_of
 
-        self._session.write(RunContent(scores, gradient_norms, trajectory, losses, facts or {}).write)
+        facts = dict(facts or {})
+        if self._objective is not None:  # W&B's sweeps would take the best layer of the score under its own name
+            facts["objective"] = scores[self._objective]["mean"]
+        self._session.write(RunContent(scores, gradient_norms, trajectory, losses, facts).write)
         self._session.write(artifact_of(self._session.identity))
 
 
@@ -80,7 +84,8 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
     from iclgd.tracking.kept import Kept, destination
     from iclgd.tracking.session import Identity, Session
 
-    variant, kept = config.finetune.name, Kept.of(folder, run_id)
+    variant, where, kept = config.finetune.name, destination_of(config.tracking), Kept.of(folder, run_id)
+    kept.id = agents_run() or kept.id
     kept.write(folder)
     identity = Identity(
         id=kept.id,
@@ -88,21 +93,21 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
         group=sweep_name,
         job_type=variant,
         tags=_tags(config.task.name, config.model.name, variant),
-        config=as_dict(config),
-        project=config.tracking.project,
-        entity=config.tracking.entity,
-        folder=_wandb_parent(config.tracking, folder),
+        config=beside_parameters(as_dict(config)),
+        project=where.project,
+        entity=where.entity,
+        folder=_wandb_parent(where, folder),
         results=folder,
     )
-    session = Session(identity, config.tracking.mode.value)
+    session = Session(identity, where.mode.value)
     exit_code = 1
     try:
-        yield Tracker(session)
+        yield Tracker(session, config.runtime.objective)
         exit_code = 0
     finally:
         session.close(exit_code)
         if exit_code == 0 and session.went is not None:
-            kept.modes[destination(config.tracking)] = session.went
+            kept.modes[destination(where)] = session.went
             kept.write(folder)
 
 
@@ -116,8 +121,9 @@ def send_finished(config: Config, folder: Path) -> None:
     from iclgd.runs.identity import run_id
     from iclgd.tracking.kept import Kept
 
-    name = run_id(as_dict(config))
-    if not Kept.of(folder, name).lacks(config.tracking, _wandb_parent(config.tracking, folder)):
+    name, where = run_id(as_dict(config)), destination_of(config.tracking)
+    kept = Kept.of(folder, name)
+    if agents_run() in (None, kept.id) and not kept.lacks(where, _wandb_parent(where, folder)):
         return
     try:
         content = _stored(folder)

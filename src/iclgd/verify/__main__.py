@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iclgd.runs.reader import run_folders
+from iclgd.runs.folder import run_folders
 from iclgd.verify.check import Verdict, verify
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from iclgd.config import Config, ConfigError, as_dict, typed
+from iclgd.evidence import reference_prompts
 from iclgd.models import LanguageModel, load
 from iclgd.records import PromptSet
 from iclgd.runs import files
@@ -101,10 +102,11 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
             torch.set_num_threads(here.runtime.threads)
         model = load(here.model, here.runtime)
         prompts = encode(draw(here), here, model.tokenizer, model.window)
+        reference = reference_prompts(here, model, prompts)
     except (ConfigError, OSError, ValueError) as error:
         verdict.problems.append(f"it cannot be computed again: {error}")
         return verdict
-    _check_prompts(folder, prompts, verdict)
+    _check_prompts(folder, as_json(prompts, reference), verdict)
     _check_numbers(folder, here, model, prompts, queries, verdict)
     return verdict
 
@@ -153,13 +155,13 @@ def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -
         verdict.notes.append(f"differs here: {changed}")
 
 
-def _check_prompts(folder: RunFolder, prompts: PromptSet, verdict: Verdict) -> None:
+def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdict) -> None:
     try:
         stored = folder.read_json("prompts.json")
     except (OSError, ValueError) as error:
         verdict.problems.append(f"prompts.json cannot be read: {error}")
         return
-    made = json.loads(files.to_json(as_json(prompts)))
+    made = json.loads(files.to_json(content))
     for name in {**made, **stored}:
         if made.get(name) != stored.get(name):
             verdict.problems.append(f"prompts.json has other {name} than the settings and data give")

@@ -23,8 +23,8 @@ from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
 from iclgd.records import Item, PromptSet, Recording, Trace
 from iclgd.runs.identity import LOOKS
+from iclgd.variants import reference_config
 
-_TRAINABLE = ("attn_kv", "attention", "mlp", "all")
 _OBJECTIVES = ("gd", "lcgd", "short_circuit")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is
     "procedure": (Procedure.train, Procedure.none, Procedure.replay),
@@ -51,7 +51,7 @@ def unknown_to_it(config: Config) -> list[str]:
         found.append(f"runtime.placement={config.runtime.placement}")
     if "_from_" in config.runtime.dtype:
         found.append(f"runtime.dtype={config.runtime.dtype}")
-    if config.reference.name != "icl":
+    if reference_config(config) is not config:
         found.append(f"reference={config.reference.name}")
     return found
 

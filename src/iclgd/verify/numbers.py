@@ -16,11 +16,12 @@ from iclgd.choices import CacheMode, Layer0, Procedure
 from iclgd.config import Config, ScoreConfig
 from iclgd.evidence import Laboratory, gather
 from iclgd.evidence.facts import random_update
-from iclgd.metrics import measure, required_inputs, to_frame
+from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
 from iclgd.models import LanguageModel
 from iclgd.records import Evidence, PromptSet, Recording, Trace
 from iclgd.runs.progress import Progress
 from iclgd.seeding import numpy_stream, torch_stream
+from iclgd.variants import reference_config
 from iclgd.verify.naive import Naive, unknown_to_it
 
 KEY = ["score", "example", "layer"]
@@ -53,7 +54,8 @@ class Again:
 
 def sampled(config: Config, count: int, queries: int | None) -> list[int]:
     """Which queries are asked again, in their order: `queries` random ones, or all where that is None."""
-    if queries is None or queries >= count or config.finetune.procedure not in _BY_QUERY:
+    procedures = {config.finetune.procedure, reference_config(config).finetune.procedure}
+    if queries is None or queries >= count or not procedures.issubset(_BY_QUERY):
         return list(range(count))
     return sorted(numpy_stream("verify", config.seed).permutation(count)[:queries].tolist())
 
@@ -64,7 +66,7 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
     whole = len(sample) == len(prompts.queries)
     few = replace(prompts, queries=tuple(prompts.queries[index] for index in sample))
     config = replace(config, runtime=replace(config.runtime, cache=CacheMode.off))
-    scores = {name: spec for name, spec in config.metric.scores.items() if whole or not _needs_all(spec)}
+    scores = {name: spec for name, spec in config.metric.scores.items() if whole or not needs_all_examples(spec)}
     wanted = required_inputs(scores)
     laboratory = Laboratory(model, few, config, wanted, Progress())
     evidence = gather(laboratory)
@@ -94,11 +96,6 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
             if getattr(recording, entry.name) is not None
         },
     )
-
-
-def _needs_all(spec: ScoreConfig) -> bool:
-    """Whether a score has no value for a single query, and reads more than finetuning's trace."""
-    return "example" not in spec.axes and not all(path.startswith("trace.") for path in spec.inputs.values())
 
 
 def _of_the_whole(evidence: Evidence, config: Config, count: int, sample: Sequence[int]) -> dict[str, Any]:
