@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from iclgd.report import reading
-from iclgd.report.results import Results
+from iclgd.results import reading
+from iclgd.results.frame import Results
 from iclgd.runs import varied
 from report_fixtures import make_config
 
@@ -81,5 +81,5 @@ def results(
             )
         status = {"state": "done", "diverged": bad}
         folder = Path(f"run{len(runs)}")
-        runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings, reading._records(raw)))
+        runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings, reading.records_of(raw)))
     return Results(tuple(runs))

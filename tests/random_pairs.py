@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import iclgd
-from iclgd.report import conclusions
-from iclgd.report.results import Results
+from iclgd.results import conclusions
+from iclgd.results.frame import Results
 from iclgd.statistics import Comparison
 
 

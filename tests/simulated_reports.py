@@ -13,8 +13,8 @@ import torch
 from iclgd.config import ScoreConfig
 from iclgd.metrics import summarise
 from iclgd.records import Score
-from iclgd.report import conclusions
-from iclgd.report.results import Results
+from iclgd.results import conclusions
+from iclgd.results.frame import Results
 from iclgd.seeding import numpy_stream
 from report_fixtures import make_config
 

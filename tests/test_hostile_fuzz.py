@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hostile_runs import CONFIG, ENVIRONMENT, PROMPTS, SCORES, STATUS, VALUES, unseal, write_sealed
-from iclgd.report.reading import BrokenRun, read_run
-from iclgd.report.results import Results
+from iclgd.results.frame import Results
+from iclgd.results.reading import read_run
 from iclgd.runs.folder import RunFolder
+from iclgd.runs.parsing import DamagedRun
 
 COUNT = int(os.environ.get("ICLGD_FUZZ", "60"))
 FUZZ = settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -48,7 +49,7 @@ def numbers(folder: Path) -> Any:
     values = found.values
     try:
         prompts = found.prompts()
-    except BrokenRun:
+    except DamagedRun:
         prompts = None
     assert len(Results((found,)).frame)
     return found.records, {name: array.tobytes() for name, array in values.items()} or None, prompts
@@ -62,7 +63,7 @@ def read(folder: Path, name: str, changed: bytes) -> Any:
         RunFolder(folder).state()
         RunFolder(folder).is_done()
         return numbers(folder)
-    except BrokenRun as error:
+    except DamagedRun as error:
         assert str(error) and "\n" not in str(error)
         return None
     finally:

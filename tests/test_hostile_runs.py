@@ -15,7 +15,7 @@ from hostile_runs import CASES, write_sealed
 from iclgd.report import tables
 from iclgd.report.__main__ import _write
 from iclgd.report.__main__ import cli as report
-from iclgd.report.results import Results
+from iclgd.results.frame import Results
 from iclgd.runs import status
 from iclgd.runs.execute import Ending, execute
 from iclgd.runs.folder import RunFolder

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from iclgd.report import conclusions, tables
-from iclgd.report.results import Results
+from iclgd.report import tables
+from iclgd.results import conclusions
+from iclgd.results.frame import Results
 from iclgd.statistics import draws_interval
 from report_fixtures import write_run
 

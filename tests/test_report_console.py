@@ -16,8 +16,8 @@ from command_line import environment
 from iclgd.command import run
 from iclgd.report import __main__ as command
 from iclgd.report import console
-from iclgd.report.reading import ReportError
-from iclgd.report.results import Results
+from iclgd.results.frame import Results
+from iclgd.results.reading import ReportError
 from report_fixtures import write_run
 
 
@@ -36,7 +36,7 @@ def first_look(tmp_path: Path) -> Path:
 
 
 def test_first_look_fits_80_columns(first_look):
-    text = _printed(console.sweep_table([first_look]))
+    text = _printed(console.table([first_look]))
     assert max(map(len, text.splitlines())) <= 80
     lines = [line.split() for line in text.splitlines()]
     assert (
@@ -52,7 +52,7 @@ def test_first_look_fits_80_columns(first_look):
 def test_draws_become_mean_and_standard_deviation(tmp_path):
     for seed in range(3):
         write_run(tmp_path / f"s{seed}", seed=seed)
-    text = _printed(console.sweep_table([tmp_path]))
+    text = _printed(console.table([tmp_path]))
     assert "0.110 ± 0.010" in text and "up to 3 draws" in text  # means 0.10, 0.11, 0.12 by construction
 
 
@@ -60,7 +60,7 @@ def test_many_settings_become_rows_and_divergence_is_said(tmp_path):
     for variant in ("gd", "lcgd"):
         for lr in (1e-3, 1e-2, 1e-1):
             write_run(tmp_path / f"{variant}{lr}", variant=variant, lr=lr, diverged=variant == "gd" and lr == 1e-1)
-    text = _printed(console.sweep_table([tmp_path]))
+    text = _printed(console.table([tmp_path]))
     rows = [line.split() for line in text.splitlines()]
     assert ["gd", "0.1", "diverged", "diverged", "80.0%", "diverged"] in rows
     assert [row[:2] for row in rows if row and row[0] in ("gd", "lcgd")] == [
@@ -72,7 +72,7 @@ def test_many_settings_become_rows_and_divergence_is_said(tmp_path):
 def test_mixed_scores_make_no_table_fail(tmp_path):
     write_run(tmp_path / "a", scores=("sim_aou",))
     write_run(tmp_path / "b", variant="lcgd", scores=("my_own",))
-    lines = [line.split() for line in _printed(console.sweep_table([tmp_path])).splitlines()]
+    lines = [line.split() for line in _printed(console.table([tmp_path])).splitlines()]
     assert ["SimAOU", "0.100", "[0.080,", "0.120]"] in lines and ["my_own", "0.050", "[0.030,", "0.070]"] in lines
 
 
@@ -81,13 +81,13 @@ def test_mixed_scores_make_no_table_fail(tmp_path):
     [((0.8, 0.8, 0.7), "does not beat zero-shot"), ((0.7, 0.8, 0.7), "is within chance"), ((0.5, 0.8, 0.7), None)],
 )
 def test_words_where_icl_does_not_beat_zero_shot(tmp_path, accuracy, said):
-    text = " ".join(_printed(console.run_table(write_run(tmp_path / "run", accuracy=accuracy))).split())
+    text = " ".join(_printed(console.table([write_run(tmp_path / "run", accuracy=accuracy)])).split())
     assert (said in text) if said else ("zero-shot" not in text)
 
 
 def test_markup_in_names_stays_text(tmp_path):
     run = write_run(tmp_path / "run", task="[red]x[/red]\x1b[31m\u202e", variant="[bold]")
-    text = _printed(console.run_table(run))
+    text = _printed(console.table([run]))
     assert "[red]x[/red]" in text and "[bold]" in text
     assert "\x1b" not in text and "\u202e" not in text
 
@@ -95,12 +95,12 @@ def test_markup_in_names_stays_text(tmp_path):
 def test_nothing_finished_is_said(tmp_path):
     write_run(tmp_path / "failed", state="failed")
     with pytest.raises(ReportError, match=r"no finished run in .*failed.*iclgd-status"):
-        console.sweep_table([tmp_path / "failed"])
+        console.table([tmp_path / "failed"])
     assert command.cli([str(tmp_path)]) == 2 and command.cli([str(tmp_path / "nowhere")]) == 2
 
 
 def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
-    monkeypatch.setattr(Results, "figures", {})
+    monkeypatch.setattr("iclgd.report.figures.figures", lambda results: [])
     for shots in (4, 8):
         for variant in ("gd", "lcgd"):
             write_run(tmp_path / f"{shots}{variant}", shots=shots, variant=variant)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from iclgd.report import export_records, reading
+from iclgd.report import export_records
 from iclgd.report.__main__ import cli
+from iclgd.results import reading
 from report_fixtures import write_run
 
 QUERIES, LAYERS, HEADS, KEYS, WIDTH, SHOTS, TOKENS = 6, 3, 2, 3, 8, 2, 4

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterable
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
 
 from figure_cases import described, results
-from iclgd.report import chart, figures, published
+from iclgd.report import chart, figures, matrix
 from iclgd.report.chart import DATA, Figure
+from iclgd.results import conclusions, published
+from iclgd.results.frame import Results
 
 
-def drawn(found: list[Figure]) -> dict[str, Figure]:
+def drawn(makers: Iterable[Figure]) -> dict[str, Figure]:
+    found = list(makers)
     assert len({figure.name for figure in found}) == len(found)
     return {figure.name: figure for figure in found}
+
+
+def every(made: Results) -> dict[str, Figure]:
+    return drawn(figures.figures(made))
 
 
 def rows(figure: Figure) -> list[dict[str, Any]]:
@@ -41,7 +50,7 @@ def test_by_layer_is_the_mean_over_draws_with_its_interval():
     made = results(layers=4)
     figure = drawn(figures.by_layer(made))["layers/sim_aou"]
     curves = np.array([run.layers("sim_aou") for run in made.runs if run.settings["finetune.name"] == "gd"])
-    shown = sorted((row["layer"], row["mean"], row["low"]) for row in rows(figure) if row["variant"] == "GD")
+    shown = sorted((row["x"], row["mean"], row["low"]) for row in rows(figure) if row["variant"] == "GD")
     assert [mean for _, mean, _ in shown] == pytest.approx(curves.mean(0), rel=1e-4)
     half = 4.302653 * curves.std(0, ddof=1) / np.sqrt(3)  # Student's t, 2 degrees of freedom
     assert [low for _, _, low in shown] == pytest.approx(curves.mean(0) - half, rel=1e-3, abs=1e-4)
@@ -51,22 +60,22 @@ def test_by_layer_is_the_mean_over_draws_with_its_interval():
 
 
 def test_looks_and_labels_come_from_the_files_of_the_variants():
-    figure = figures.by_layer(results(("lcgd", "mine", "gd"), own={"mine": {"label": "My own", "order": 1}}))[0]
+    figure = next(figures.by_layer(results(("lcgd", "mine", "gd"), own={"mine": {"label": "My own", "order": 1}})))
     [scale] = [one["scale"] for one in encoded(figure, "color")][:1]
     assert scale["domain"] == ["My own", "GD", "LCGD"]
     assert scale["range"] == [chart.PALETTE[0], *(described("finetune")[name]["color"] for name in ("gd", "lcgd"))]
 
 
 def test_variants_of_one_label_are_told_apart():
-    one = figures.by_layer(results(("a", "b"), own={name: {"label": "same"} for name in "ab"}))[0]
+    one = next(figures.by_layer(results(("a", "b"), own={name: {"label": "same"} for name in "ab"})))
     assert {row["variant"] for row in rows(one)} == {"same", "same (b)"}
 
 
 def test_scores_of_ones_own_appear_everywhere():
     made = results(scores=("sim_aou", "mine"), finetune__lr=[1e-3, 1e-2])
-    assert {"layers/mine", "along.finetune.lr/mine", "ladder/mine"} <= made.figures.keys()
-    assert all(figure.headline == (not name.endswith("mine")) for name, figure in made.figures.items())
-    alone = results(scores=("mine",), finetune__lr=[1e-3, 1e-2]).figures
+    assert {"layers/mine", "along.finetune.lr/mine", "ladder/mine"} <= every(made).keys()
+    assert all(figure.headline == (not name.endswith("mine")) for name, figure in every(made).items())
+    alone = every(results(scores=("mine",), finetune__lr=[1e-3, 1e-2]))
     assert all(figure.headline for figure in alone.values())
 
 
@@ -93,8 +102,8 @@ def test_a_diverged_setting_is_a_cross_and_no_value():
 def test_no_two_settings_share_a_line(kind):
     made = results(layers=3, finetune__lr=[1e-3, 1e-2], task__shots=[1, 2, 4, 8, 16, 32, 64],
                    finetune__layers=["0", "1", "2"], task__name=["a", "b"])  # fmt: skip
-    figure = made.figures[f"{kind}/sim_aou"]
-    place = ("variant", "panel", "across", "setting", "x", "layer")
+    figure = every(made)[f"{kind}/sim_aou"]
+    place = ("variant", "panel", "across", "setting", "x")
     keys = [tuple(row.get(name) for name in place) for row in rows(figure)]
     assert len(keys) == len(set(keys)) == 2 * 2 * 7 * 3 * 2 * (3 if kind == "layers" else 1)
     params = figure.specification["params"]
@@ -107,7 +116,7 @@ def test_a_rate_that_variants_bring_is_no_axis():
     made = results(own={"gd": {"order": 1}})
     for run in made.runs:
         run.settings["finetune.lr"] = 0.1 if run.settings["finetune.name"] == "gd" else 0.2  # type: ignore[index]
-    assert not [name for name in made.figures if name.startswith("along")]
+    assert not [name for name in every(made) if name.startswith("along")]
 
 
 def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
@@ -121,8 +130,19 @@ def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
     assert order == ["No update", "Random direction", "GD", "LCGD", "ICL replayed"]
 
 
+def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():
+    made = results(("gd", "lcgd", "none"), finetune__lr=[1e-3, 1e-2, 1e-1], task__shots=[4, 8])
+    figure = drawn(figures.ladder(made))["ladder/headline"]
+    among, _ = conclusions.contenders(made)
+    expected = {(one.variant, one.others["task.shots"]): np.mean(list(one.values["sim_aou"].values())) for one in among}
+    shown = {row["about"]: row["mean"] for row in rows(figure) if row["value"] == 0}
+    assert len(shown) == len(expected) == 6 and "the other draws choose" in figure.caption
+    assert shown["GD · shots 4"] == pytest.approx(expected["gd", 4], rel=1e-4)
+    assert shown["LCGD · shots 8"] == pytest.approx(expected["lcgd", 8], rel=1e-4)
+
+
 def test_a_long_ladder_becomes_a_choice():
-    made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16])
+    made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16], seeds=1)
     figure = drawn(figures.ladder(made))["ladder/headline"]
     assert {row["about"] for row in rows(figure)} == {"GD", "LCGD"}
     assert len(figure.specification["params"][0]["bind"]["options"]) == 35
@@ -138,7 +158,7 @@ def test_layer_map_has_trained_layers_up_and_read_layers_across():
     assert [cells["GD", 2, layer] for layer in range(3)] == pytest.approx(np.mean(curves, axis=0), rel=1e-4)
     low, high = encoded(figure, "color")[0]["scale"]["domain"]
     assert low == -high
-    assert figures.layer_map(results()) == []
+    assert not list(figures.layer_map(results()))
 
 
 @pytest.mark.parametrize(("layers", "one"), [(3, 3), ("3", 3), ([3], 3), ("0-2", None), ("all", None), ("x", None)])
@@ -152,7 +172,20 @@ def test_alpha_stands_by_task_and_names_the_other_variant():
         run.config["metric"]["compare_with"] = "gd"
     [figure] = figures.between_variants(made)
     assert {row["about"] for row in rows(figure)} == {"a", "b"} and "each variant and gd" in figure.caption
-    assert "ladder/alpha" not in made.figures
+    assert "ladder/alpha" not in every(made)
+
+
+def test_the_published_band_of_alpha_stands_behind_the_papers_own_setting_alone():
+    made = results(
+        scores=("alpha",), task__name=["subj", "mine"], task__shots=[32], model__name=["x/fairseq-dense-1.3B", "y"]
+    )
+    [figure] = figures.between_variants(made)
+    low, high = published.published()["bands"]["alpha"]
+    bands = {row["about"]: (row["published"], row["upper"]) for row in rows(figure)}
+    assert bands.pop("subj · fairseq-dense-1.3B") == (low, high) and "Grey" in figure.caption
+    assert len(bands) == 3 and set(bands.values()) == {(None, None)}
+    [plain] = figures.between_variants(results(scores=("alpha",)))
+    assert "Grey" not in plain.caption
 
 
 def test_published_curves_stand_beside_what_they_match():
@@ -160,7 +193,7 @@ def test_published_curves_stand_beside_what_they_match():
                    model__name=["x/fairseq-dense-1.3B"])  # fmt: skip
     [figure] = figures.by_layer(made)
     theirs = published.published()["layers"]["sim_am_delta"]["subj"]["gd"]
-    shown = {row["layer"]: row["published"] for row in rows(figure) if (row["panel"], row["variant"]) == ("subj", "GD")}
+    shown = {row["x"]: row["published"] for row in rows(figure) if (row["panel"], row["variant"]) == ("subj", "GD")}
     assert [shown[layer] for layer in range(24)] == pytest.approx(theirs, rel=1e-4)
     assert {row["published"] for row in rows(figure) if row["panel"] == "my_own"} == {None}
     assert "published" in figure.caption
@@ -168,8 +201,8 @@ def test_published_curves_stand_beside_what_they_match():
 
 def test_matrix_writes_values_and_intervals():
     cells = [("a", "x", 0.5, 0.4, 0.6), ("a", "y", -0.25, -0.3, -0.2), ("b", "x", np.nan, np.nan, np.nan)]
-    frame = pd.DataFrame(cells, columns=["truth", "candidate", "v", "lo", "hi"])
-    made = figures.matrix(frame, "truth", "candidate", "v", low="lo", high="hi", label="v", limits=(-1, 1))
+    frame = pd.DataFrame(cells, columns=["truth", "candidate", "mean", "low", "high"])
+    made = matrix.matrix(frame, "v", (-1, 1))
     shown = made.to_dict()["datasets"][DATA]
     assert [(row["y"], row["x"], row["value"], row["about"]) for row in shown] == [
         ("a", "x", "0.50", "[0.40, 0.60]"), ("a", "y", "-0.25", "[-0.30, -0.20]"), ("b", "x", "\N{EN DASH}", ""),
@@ -178,12 +211,12 @@ def test_matrix_writes_values_and_intervals():
 
 def test_texts_from_outside_lose_what_could_mislead():
     made = results(("gd", "<b>\u202e"), own={"<b>\u202e": {"label": "<b>\u202eevil"}}, task__name=["a\x00", "b"])
-    written = json.dumps(made.figures["layers/sim_aou"].specification, ensure_ascii=False)
+    written = json.dumps(every(made)["layers/sim_aou"].specification, ensure_ascii=False)
     assert "evil" in written and "\u202e" not in written and "\x00" not in written
 
 
 def test_files_are_made_of_the_specification_and_the_same_each_time(tmp_path):
-    figure = figures.by_layer(results(layers=3, scores=("sim_aou",)))[0]
+    figure = next(figures.by_layer(results(layers=3, scores=("sim_aou",))))
     for ending, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<svg"), (".html", b"<!DOCTYPE")):
         first, second = (figure.save(tmp_path / f"{name}{ending}").read_bytes() for name in "ab")
         assert first.startswith(start) and first == second, ending
@@ -193,4 +226,4 @@ def test_files_are_made_of_the_specification_and_the_same_each_time(tmp_path):
 
 
 def test_a_name_cannot_lead_out_of_the_folder():
-    assert Figure("../../etc/passwd\x00", "", None, "").file_name == "etc_passwd"  # type: ignore[arg-type]
+    assert Figure("../../etc/passwd\x00", "", alt.Chart(), "").file_name == "etc_passwd"

@@ -12,8 +12,8 @@ import yaml
 from iclgd.choices import Better
 
 pytest.importorskip("iclgd.statistics")
-from iclgd.report.notice import anchored, cells_of, identification, in_words, notice, notices
-from iclgd.report.results import Results
+from iclgd.results.frame import Results
+from iclgd.results.notice import anchored, cells_of, identification, in_words, notice, notices
 from iclgd.statistics import share_interval
 from report_fixtures import write_run
 

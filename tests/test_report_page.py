@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import chromium
 from iclgd.report import page
 from iclgd.report.__main__ import cli
-from iclgd.report.results import Results
+from iclgd.report.figures import figures
+from iclgd.results.frame import Results
 from report_fixtures import write_run
 
 HOSTILE = (
@@ -125,8 +126,9 @@ def test_long_texts_and_many_queries_are_cut_and_said(tmp_path):
     results = Results.read([tmp_path])
     [prompts] = page._prompts(results)
     assert (len(prompts["lists"]["queries"]), prompts["left"]) == (60, 10)
-    assert all(len(text) < 1600 for text, _, _ in prompts["lists"]["queries"])
-    assert [name for name, right in prompts["marks"][0] if right] and not [r for _, r in prompts["marks"][59] if r]
+    queries = prompts["lists"]["queries"]
+    assert all(len(query["text"]) < 1600 for query in queries)
+    assert [name for name, right in queries[0]["marks"] if right] and not [r for _, r in queries[59]["marks"] if r]
     (tmp_path / "run" / "prompts.json").write_text("{")
     assert "prompts.json cannot be read" in page.render(results, [], [], "t")
 
@@ -135,8 +137,8 @@ def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, host
     results = Results.read([hostile])
     html = (written / "report.html").read_text("utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
-    assert len(data["figures"]) == len(results.figures)
-    for packed, figure in zip(data["figures"], results.figures.values(), strict=True):
+    assert len(data["figures"]) == len(figures(results))
+    for packed, figure in zip(data["figures"], figures(results), strict=True):
         whole = figure.specification
         assert packed["spec"] == {k: v for k, v in whole.items() if k not in ("config", "datasets", "$schema")}
         columns = {name: _unpacked(column) for name, column in packed["columns"].items()}
@@ -149,12 +151,12 @@ def _unpacked(column):
 
 
 def test_figures_that_find_no_room_are_counted_headlines_stay(monkeypatch, hostile):
-    figures = list(Results.read([hostile]).figures.values())
-    headline = [figure for figure in figures if figure.headline]
+    made = figures(Results.read([hostile]))
+    headline = [figure for figure in made if figure.headline]
     room = sum(len(json.dumps(page._packed(figure.specification))) for figure in headline)
     monkeypatch.setattr(page, "_MOST_FIGURES", room)
-    drawn, left = page._drawn(figures)
-    assert [figure for figure, _ in drawn] == headline and left == len(figures) - len(headline)
+    drawn, left = page._drawn(made)
+    assert [figure for figure, _ in drawn] == headline and left == len(made) - len(headline)
 
 
 def test_browser_has_nothing_to_complain_of_and_asks_nobody(tab, written):

@@ -12,8 +12,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from iclgd.report.reading import ReportError, read_run
-from iclgd.report.results import Results, whole
+from iclgd import api
+from iclgd.results.frame import Results, whole
+from iclgd.results.reading import ReportError, read_run
 from iclgd.runs.varied import as_text, heading, varied
 from report_fixtures import write_run
 
@@ -203,7 +204,7 @@ def test_a_run_in_two_sweeps_counts_once_and_broken_ones_are_listed(tmp_path):
         reasons["failed"] == "is failed: ValueError: no such luck"
         and reasons["keys"] == "config.yaml.task has no shots"
     )
-    assert reasons["nested"] == "scores.json has no 'mean' of accuracy: run it again with runtime.rerun=all"
+    assert reasons["nested"] == "scores.json.accuracy has no mean"
     with pytest.raises(ReportError, match="is no folder"):
         Results.read([tmp_path / "nowhere"])
 
@@ -236,8 +237,10 @@ def test_a_run_is_shown_by_its_scores_and_has_its_own_figures(tmp_path):
     for name in run.scores:
         assert f"<td>{name}</td><td>{run.mean(name):.4g}</td>" in shown
     assert shown.count("<tr>") == 1 + len(run.scores) and "<b>" not in shown and len(shown) < 2000
-    chart = run.figures["layers/sim_aou"].chart
-    assert isinstance(chart, alt.TopLevelMixin) and set(run.figures) == set(Results((run,)).figures)
+    figures = api.FinishedRun(**vars(run)).figures
+    assert isinstance(figures["layers/sim_aou"].chart, alt.TopLevelMixin)
+    loaded = api.load(run.folder)
+    assert set(figures) == set(loaded.figures) == set(loaded[0].figures)
 
 
 def test_the_recordings_of_a_run_are_tensors_by_setting(tmp_path):

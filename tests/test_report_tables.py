@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclgd.report import formats, published, tables
+from iclgd.report import formats, tables
 from iclgd.report.formats import Table
-from iclgd.report.reading import ReportError
-from iclgd.report.results import Results
+from iclgd.results import published
+from iclgd.results.frame import Results
+from iclgd.results.reading import ReportError
 from report_fixtures import write_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,7 +134,7 @@ def test_diverged_and_undefined_are_said_not_averaged(tmp_path):
 def test_numbers_as_text():
     assert formats.number(-0.0001, -0.2, 0.0004) == "0.000 [-0.200, 0.000]"
     assert formats.number(0.5, 0.25, 0.75, 0.1, share=True) == "50.0% ± 10.0 [25.0, 75.0]"
-    assert (formats.number(math.nan), formats.signed(-0.0001), formats.p_value(1e-9)) == ("–", "+0.000", "< 0.0001")  # noqa: RUF001
+    assert (formats.number(math.nan), formats.number(-0.0001, sign="+")) == ("–", "+0.000")  # noqa: RUF001
 
 
 HOSTILE = "<script>alert(1)</script>|&%$#_{}~^\\`*\x00\u202e\n=1+1"

@@ -19,6 +19,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"statistics", "skeletons"},
     {"metrics"},
     {"runs"},
+    {"results"},
     {"report"},
     {"tracking"},
     {"dashboard", "evidence", "memory"},

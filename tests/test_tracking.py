@@ -26,7 +26,8 @@ from command_line import PATIENCE
 from configs import config as composed
 from iclgd import choices, tracking
 from iclgd import config as schema
-from iclgd.report.results import Results
+from iclgd.report.figures import figures
+from iclgd.results.frame import Results
 from iclgd.tracking import session
 from iclgd.tracking.content import SweepContent, score_rows
 from iclgd.tracking.kept import Kept
@@ -429,8 +430,8 @@ def sweep(root: Path) -> list[Path]:
 
 def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folders = sweep(tmp_path / "rates")
-    figures = list(Results.read(folders).figures.values())
-    tracking.log_sweep(settings().tracking, "rates", folders, tmp_path / "rates", figures)
+    made = figures(Results.read(folders))
+    tracking.log_sweep(settings().tracking, "rates", folders, tmp_path / "rates", made)
     assert warnings_of(caplog) == []
     [recorded] = recorded_in(tmp_path / "rates" / "wandb")
     assert recorded.run.run_id.startswith("sweep-rates-")
@@ -449,8 +450,8 @@ def test_the_summary_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert any("sim_aou by finetune.lr" in key for row in recorded.history for key in row)
     assert (recorded.summary["runs"], recorded.summary["done"]) == (4, 3)
     media = {key: row[key] for row in recorded.history for key in row if key.startswith("figures/")}
-    assert set(media) == {f"figures/{figure.name}" for figure in figures if figure.headline}
-    for figure in figures:
+    assert set(media) == {f"figures/{figure.name}" for figure in made if figure.headline}
+    for figure in made:
         if figure.headline:
             sent = recorded.path.parent / "files" / media[f"figures/{figure.name}"]["path"]
             assert _numberless(figure.save(tmp_path / "figure.svg")) in _numberless(sent)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,32 @@ from iclgd.command import REFUSED, Command
 from iclgd.command import run as run_command
 from iclgd.config import ConfigError
 from iclgd.hydra_setup import quoted
-from iclgd.report.reading import FinishedRun, read_run
-from iclgd.report.results import Results
+from iclgd.results import frame, reading
 
 if TYPE_CHECKING:
     import torch
+
+    from iclgd.report.chart import Figure
+
+
+class Results(frame.Results):
+    """Finished runs: their frame, its summary over draws, and their figures."""
+
+    @functools.cached_property
+    def figures(self) -> Mapping[str, Figure]:
+        """Every figure by its name: `results.figures["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
+        from iclgd.report.figures import figures
+
+        return {figure.name: figure for figure in figures(self)}
+
+
+class FinishedRun(reading.FinishedRun):
+    """A finished run: its frame, its recordings, and its figures."""
+
+    @property
+    def figures(self) -> Mapping[str, Figure]:
+        """The run's figures by name: `run.figures["layers/sim_aou"].chart` is an Altair chart."""
+        return Results((self,)).figures
 
 
 class RunFailed(RuntimeError):
@@ -47,7 +69,7 @@ def run(
     outcome = command.results()[0]
     if command.code:
         raise RunFailed(f"{outcome.message}; see {outcome.folder}/run.log")
-    return read_run(outcome.folder)
+    return FinishedRun(**vars(reading.read_run(outcome.folder)))
 
 
 def sweep(
@@ -72,7 +94,7 @@ def sweep(
     """
     swept = (f"{_key(key)}={_several(value)}" for key, value in settings.items())
     outcomes = _run(["--multirun", *overrides, *swept], model, tokenizer).results()
-    results = Results.read([outcome.folder for outcome in outcomes if outcome.folder.is_dir()])
+    results = load(*(outcome.folder for outcome in outcomes if outcome.folder.is_dir()))
     refused = tuple((o.folder, o.message) for o in outcomes if not o.folder.is_dir())
     return Results(results.runs, results.left_out + refused)
 
@@ -83,7 +105,8 @@ def load(*folders: str | Path) -> Results:
     Raises:
         ReportError: there is no such folder.
     """
-    return Results.read([Path(folder) for folder in folders])
+    runs, left_out = reading.read_runs(map(Path, folders))
+    return Results(tuple(FinishedRun(**vars(run)) for run in runs), left_out)
 
 
 def _run(arguments: list[str], model: Any, tokenizer: Any) -> Command:

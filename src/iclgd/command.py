@@ -310,18 +310,18 @@ def _code(results: Sequence[Outcome]) -> int:
 
 def _figures(folders: Sequence[Path], sweep: bool) -> list[Figure]:
     """Draw the figures of finished runs where iclgd-report would put them; no run fails for a figure."""
-    from iclgd.report import chart
-    from iclgd.report.results import Results
+    from iclgd.report import chart, figures
+    from iclgd.results.frame import Results
 
     out = (folders[0].parent if sweep else folders[0]) / "report" / "figures"
     try:
-        figures = list(Results.read(folders).figures.values())
-        chart.write(figures, out)
+        made = figures.figures(Results.read(folders))
+        chart.write(made, out)
     except Exception as error:
         log.warning("the figures could not be made: %s; iclgd-report FOLDER tells more", error)
         return []
     log.info("figures are in %s", out)
-    return figures
+    return made
 
 
 def _log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence[Figure]) -> None:
@@ -356,7 +356,7 @@ def _show_tables(folders: list[Path], sweep: bool) -> None:
     from iclgd.report import console
 
     try:
-        table = console.sweep_table(folders) if sweep else console.run_table(folders[0])
+        table = console.table(folders)
     except Exception as error:
         log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
         return

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from iclgd import paths
 from iclgd.config import ConfigError, as_dict, register_schema, typed
-from iclgd.report.published import published
+from iclgd.results.published import published
 from iclgd.runs.identity import run_id
 
 

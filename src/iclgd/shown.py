@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 def printable(text: str, most: int = 60) -> str:
     """One line, no control or direction characters, not too long."""
+    if len(text) <= most and text.isprintable():
+        return text
     clean = "".join(" " if character.isspace() else character for character in text)
     clean = "".join(character if character.isprintable() else "�" for character in clean)
     return clean if len(clean) <= most else clean[: most - 1] + "…"

@@ -34,8 +34,7 @@ experiment, console = types.ModuleType("iclgd.experiment"), types.ModuleType("ic
 tracking = types.ModuleType("iclgd.tracking")
 tracking.log_sweep = tracking.send_finished = lambda *arguments: None
 experiment.run = run
-console.run_table = lambda folder: f"table of {folder.name}"
-console.sweep_table = lambda folders: f"table of {len(folders)} runs"
+console.table = lambda folders: f"table of {folders[0].name if len(folders) == 1 else f'{len(folders)} runs'}"
 fingerprint = types.ModuleType("iclgd.runs.fingerprint")
 fingerprint.fingerprint = lambda config: types.SimpleNamespace(parts={})
 fingerprint.changes = lambda before, now: []

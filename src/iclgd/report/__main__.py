@@ -5,44 +5,37 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from iclgd.shown import pipe_may_close
-
-if TYPE_CHECKING:
-    from iclgd.report.formats import Table
-    from iclgd.report.results import Results
+from iclgd.shown import pipe_may_close, printable
 
 log = logging.getLogger("iclgd.report")
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all was written, 2 if there was nothing to write of or nowhere to write to."""
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("iclgd").setLevel(logging.INFO)
-    from iclgd.report.reading import ReportError
+    from iclgd.results.reading import ReportError
 
     try:
-        layout = {name: getattr(options, name) or () for name in ("rows", "columns", "scores")}
-        lines = report(options.folder, options.out, options.export_records, options.where or (), **layout)
+        lines = report(**options)
         with pipe_may_close():
             sys.stdout.write("".join(f"{line}\n" for line in lines))
+        return 0
     except ReportError as error:
         log.error("iclgd-report: %s", error)
-        return 2
     except OSError as error:
         log.error("iclgd-report: cannot be written: %s; name another folder with --out or --export-records", error)
-        return 2
-    return 0
+    return 2
 
 
 def report(
     folders: Sequence[Path],
     out: Path | None = None,
-    records: Path | None = None,
+    export_records: Path | None = None,
     where: Sequence[str] = (),
     **layout: Sequence[str],
 ) -> list[Path | str]:
@@ -51,7 +44,7 @@ def report(
     Args:
         folders: run folders, sweeps or folders of sweeps.
         out: the folder to write into; `report` inside the first folder where None.
-        records: also write the recordings there, in the published code's format.
+        export_records: also write the recordings there, in the published code's format.
         where: only runs with these settings, each as key=value.
         **layout: rows, columns and scores of the first table, as `tables.summary` takes them.
 
@@ -62,67 +55,36 @@ def report(
         ReportError: a folder does not exist, no run in them is finished, or recordings to export are missing.
         OSError: nothing can be written there.
     """
-    from iclgd.report import chart, page, tables
-    from iclgd.report.export_records import export_records
-    from iclgd.report.reading import ReportError
-    from iclgd.report.results import Results
-    from iclgd.runs.files import refuse_link_out
-    from iclgd.shown import printable
+    from iclgd.report import chart, formats, page, tables
+    from iclgd.report import export_records as records
+    from iclgd.report.figures import figures
+    from iclgd.results.frame import Results
+    from iclgd.results.reading import ReportError
+    from iclgd.runs.files import refuse_link_out, write_text
 
     results = Results.read(folders)
     for folder, reason in results.left_out:
         log.warning("left out: %s %s", printable(str(folder), 400), printable(reason, 400))
-    if not results.runs:
-        named = ", ".join(str(folder) for folder in folders)
-        raise ReportError(f"no finished run in {named}: there are {len(results.left_out)} others (see iclgd-status)")
-    if where:
-        results = results.where(dict(_condition(text) for text in where))
-    written: list[Path | str] = []
-    if records is not None:  # first, for it may have to refuse
-        written += [path for run in results.runs for path in export_records(run, records)]
-    made = tables.tables(results, **layout)
+    conditions = [text.partition("=") for text in where]
+    if not all(equals for _, equals, _ in conditions):
+        raise ReportError(f"--where {' '.join(where)}: write each as key=value, such as finetune.lr=0.01")
+    results = results.required(folders).where({key: value for key, _, value in conditions})
+    # first, for it may have to refuse
+    written = [path for run in results if export_records for path in records.export_records(run, export_records)]
+    made, drawn = tables.tables(results, **layout), figures(results)
     if out is None:
         out = folders[0] / "report"
         refuse_link_out(folders[0], "report/report.html")
     refuse_link_out(out, "figures/one.png")
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    figures = list(results.figures.values())
-    written += [page.write_page(results, figures, made, title, out / "report.html")]
-    written += chart.write(figures, out / "figures")
-    written += _write(results, made, out)
-    return written + [
-        printable(note, 4000)
-        for table in made
-        if table.name.startswith(("comparisons", "notice_matrix"))
-        for note in table.notes[-1:]
-        if note
-    ]
-
-
-def _write(results: Results, made: Sequence[Table], out: Path) -> list[Path]:
-    from iclgd.report import formats
-    from iclgd.runs.files import replacing
-
-    endings: dict[str, Callable[[Table], str]] = {
-        "md": formats.to_markdown,
-        "tex": formats.to_latex,
-        "csv": formats.to_csv,
-    }
-    texts = {f"{table.name}.{ending}": write(table) for table in made for ending, write in endings.items()}
+    texts = {"report.html": page.render(results, drawn, made, title)}
+    writers = {"md": formats.to_markdown, "tex": formats.to_latex, "csv": formats.to_csv}
+    texts |= {f"{table.name}.{ending}": write(table) for table in made for ending, write in writers.items()}
     texts["scores.csv"] = formats.frame_to_csv(results.frame)
-    for name, text in texts.items():
-        with replacing(out / name, sync=False) as part:
-            part.write_text(text, encoding="utf-8", newline="")
-    return [out / name for name in texts]
-
-
-def _condition(text: str) -> tuple[str, str]:
-    from iclgd.report.reading import ReportError
-
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ReportError(f"--where {text} has no value: write it as key=value, such as finetune.lr=0.01")
-    return key, value
+    written += [write_text(out / name, text) for name, text in texts.items()]
+    written += chart.write(drawn, out / "figures")
+    told = [table.notes[-1] for table in made if table.name.startswith(("comparisons", "notice_matrix"))]
+    return [*written, *(printable(note, 4000) for note in told if note)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,12 +93,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Tables, figures and one self-contained page from finished runs, with no network and no model.",
     )
     add = parser.add_argument
-    add("folder", type=Path, nargs="+", help="a run folder, a sweep's folder or a folder of sweeps")
+    add("folders", metavar="folder", type=Path, nargs="+", help="a run folder, a sweep's folder or a folder of sweeps")
     add("--out", type=Path, help="where to write (default: report inside the first FOLDER)")
-    add("--rows", nargs="+", metavar="KEY", help="what the summary's rows are, such as finetune.name task.shots")
-    add("--columns", nargs="+", metavar="KEY", help="what its columns are, such as task.name score (default: score)")
-    add("--scores", nargs="+", metavar="SCORE", help="which scores it shows, such as sim_aou accuracy/ft")
-    add("--where", nargs="+", metavar="KEY=VALUE", help="only runs with these settings, such as finetune.lr=0.01")
+    for name, metavar, what in (
+        ("rows", "KEY", "what the summary's rows are, such as finetune.name task.shots"),
+        ("columns", "KEY", "what its columns are, such as task.name score (default: score)"),
+        ("scores", "SCORE", "which scores it shows, such as sim_aou accuracy/ft"),
+        ("where", "KEY=VALUE", "only runs with these settings, such as finetune.lr=0.01"),
+    ):
+        add(f"--{name}", nargs="+", metavar=metavar, default=(), help=what)
     add(
         "--export-records",
         type=Path,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import altair as alt
+import vl_convert
+
 from iclgd.runs.files import replacing
-from iclgd.shown import printable
 
 if TYPE_CHECKING:
-    import altair as alt
-
-    from iclgd.report.catalogue import Variant
+    from iclgd.results.catalogue import Variant
 
 TEXT_WIDTH, COLUMN_WIDTH = 470, 230  # points: a page's text, and one of its two columns
 DATA = "rows"
@@ -25,46 +26,38 @@ PALETTE = (
 )  # fmt: skip
 SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [5, 2], [2, 1.5], [6, 2, 1, 2], [9, 2], [3, 1, 1, 1, 1, 1])
+LINES, MARKS = ("strokeDash", "color"), ("color", "shape")  # what a legend tells variants apart by
 _INK = {False: ("#1d2327", "#5c676e", "#e6e9eb"), True: ("#e6e8e9", "#a0a9af", "#343b40")}  # text, axes, grid
 
 
 def theme(dark: bool = False) -> dict[str, Any]:
     """The Vega-Lite config of every figure: type of 8 points at paper width; no background, so that the page shows."""
     ink, soft, grid = _INK[dark]
-    font = "Helvetica, Arial, 'Liberation Sans', sans-serif"
     axis = {"labelColor": ink, "titleColor": ink, "domainColor": soft, "tickColor": soft, "gridColor": grid}
     axis |= {"labelFontSize": 7.5, "titleFontSize": 8.5, "titleFontWeight": "normal", "tickSize": 3, "gridWidth": 0.6}
     axis |= {"domainWidth": 0.6, "tickWidth": 0.6, "titlePadding": 5, "labelPadding": 2, "labelLimit": 200}
     legend = {"orient": "top", "title": None, "labelFontSize": 8, "labelColor": ink, "symbolStrokeWidth": 1.4}
-    legend |= {
-        "symbolSize": 32,
-        "labelLimit": 150,
-        "columnPadding": 9,
-        "rowPadding": 1.5,
-        "offset": 5,
-        "symbolLimit": 0,
-        "symbolOpacity": 1,
-    }
-    legend |= {"gradientThickness": 7, "gradientLength": 130, "titleColor": ink, "titleFontSize": 8}
+    legend |= {"symbolSize": 32, "labelLimit": 150, "columnPadding": 9, "rowPadding": 1.5, "offset": 5}
+    legend |= {"symbolLimit": 0, "symbolOpacity": 1, "gradientThickness": 7, "gradientLength": 130}
+    legend |= {"titleColor": ink, "titleFontSize": 8, "titleFontWeight": "normal"}
     # One weight of one font: the PDF writer puts several fonts into the file in an order of its own, anew each time.
-    small = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
+    header = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
     return {
         "background": "transparent" if dark else "white",
         "padding": 3,
-        "font": font,
+        "font": "Helvetica, Arial, 'Liberation Sans', sans-serif",
         "view": {"stroke": None},
         "axis": axis,
         "axisX": {"grid": False},
         "axisY": {"domain": False, "ticks": False},
-        "legend": {**legend, "titleFontWeight": "normal"},
-        "header": {**small, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
+        "legend": legend,
+        "header": {**header, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
         "title": {"fontSize": 8.5, "color": ink, "fontWeight": "normal", "anchor": "start", "offset": 6},
         "line": {"strokeWidth": 1.4},
         "rule": {"color": soft, "strokeWidth": 0.7},
         "text": {"color": ink, "fontSize": 7.5},
         "facet": {"spacing": 12},
         "concat": {"spacing": 14},
-        "style": {"faint": {"color": soft, "fill": soft, "stroke": soft}},
     }
 
 
@@ -95,6 +88,11 @@ class Figure:
     headline: bool = True
 
     @property
+    def kind(self) -> str:
+        """What it has in common with the figures of other scores."""
+        return self.name.partition("/")[0]
+
+    @property
     def file_name(self) -> str:
         """The name as a file's, without an ending; letters, digits, dots, dashes: it never leads out of a folder."""
         return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._")[:100] or "figure"
@@ -102,8 +100,6 @@ class Figure:
     @functools.cached_property
     def specification(self) -> dict[str, Any]:
         """The chart as Vega-Lite, with its data: what all three places draw from."""
-        import altair as alt
-
         chart: Any = self.chart.copy(deep=False)  # Altair would walk through every row, which are plain values already
         chart.datasets = alt.Undefined
         return chart.to_dict(validate=False) | {"datasets": getattr(self.chart, "datasets", {})}
@@ -114,8 +110,6 @@ class Figure:
         Raises:
             ValueError: another ending.
         """
-        import vl_convert
-
         writers: Mapping[str, Any] = {
             ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
             ".pdf": lambda chart: _ordered(vl_convert.vegalite_to_pdf(chart)),
@@ -143,60 +137,34 @@ def write(figures: Sequence[Figure], out: Path) -> list[Path]:
     return [figure.save(out / f"{figure.file_name}{ending}") for figure in wanted for ending in (".png", ".pdf")]
 
 
-@dataclass(frozen=True)
-class Looks:
-    """How the variants of one report are told apart: by colour, by mark and by dashes, so that print in grey works."""
+def looks(variants: Mapping[str, Variant], shown: Iterable[str], keyed: Sequence[str] = MARKS) -> dict[str, Any]:
+    """Encodings of the field `variant`: by colour, by mark and by dashes, so that print in grey works.
 
-    labels: Mapping[str, str]
-    colors: Sequence[str]
-
-    def of(self, labels: Iterable[str], legend_for: str | None = "color") -> dict[str, Any]:
-        """Encodings of the field `variant` for those that are shown, with at most one legend.
-
-        Args:
-            labels: the variants that are shown.
-            legend_for: "strokeDash" for lines, "color" for marks, None for no legend; one variant alone has none.
-        """
-        import altair as alt
-
-        everyone = list(self.labels.values())
-        wanted = set(labels)
-        shown = [label for label in everyone if label in wanted]
-        at = [everyone.index(label) for label in shown]
-        ranges: dict[str, tuple[Any, list[Any]]] = {
-            "color": (alt.Color, [self.colors[i] for i in at]),
-            "fill": (alt.Fill, [self.colors[i] for i in at]),
-            "shape": (alt.Shape, [SHAPES[i % len(SHAPES)] for i in range(len(at))]),
-            "strokeDash": (alt.StrokeDash, [DASHES[i % len(DASHES)] for i in range(len(at))]),
-        }
-        columns = max(1, int(TEXT_WIDTH // (4.3 * max((len(label) for label in shown), default=1) + 26)))
-        beside: dict[str, Any] = {"orient": "right"} if len(shown) > 6 else {"columns": columns}
-        beside |= {"symbolType": "stroke", "symbolSize": 240} if legend_for == "strokeDash" else {}
-        legend = alt.Legend(**beside) if len(shown) > 1 else None
-        keyed = {"strokeDash": ("strokeDash", "color"), "color": ("color", "shape")}.get(legend_for or "", ())
-        encodings = {}
-        for name, (channel, values) in ranges.items():
-            # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is
-            # another one, so that channels without a legend leave the others theirs.
-            scale = (
-                alt.Scale(domain=shown, range=values)
-                if name in keyed
-                else alt.Scale(domain=shown[::-1], range=values[::-1])
-            )
-            encodings[name] = channel("variant:N", scale=scale, legend=legend if name in keyed else None, title=None)
-        return encodings
-
-
-def looks(variants: Mapping[str, Variant]) -> Looks:
-    """The looks of a report's variants, in their order; those without a colour get the next free one of the palette."""
-    ordered = sorted(variants, key=lambda name: (variants[name].order, name))
-    taken = {variants[name].color for name in ordered}
-    free = [color for color in PALETTE if color not in taken] or list(PALETTE)
-    labels: dict[str, str] = {}
-    colors: dict[str, str] = {}
-    for name in ordered:
-        label = printable(variants[name].label, 40)
-        labels[name] = label if label not in labels.values() else f"{label} ({printable(name, 40)})"
-        known = variants[name].color
-        colors[name] = known or free[sum(variants[other].color is None for other in colors) % len(free)]
-    return Looks(labels, list(colors.values()))
+    Args:
+        variants: those of the report, in their order; one without a colour gets the next free one of the palette.
+        shown: the labels of those that are shown; one alone has no legend.
+        keyed: the channels of the one legend: `LINES`, `MARKS` or none.
+    """
+    taken = {variant.color for variant in variants.values()}
+    free = itertools.cycle([color for color in PALETTE if color not in taken] or PALETTE)
+    colors = {variant.label: variant.color or next(free) for variant in variants.values()}
+    wanted = set(shown)
+    labels = [label for label in colors if label in wanted]
+    columns = max(1, int(TEXT_WIDTH // (4.3 * max(map(len, labels), default=1) + 26)))
+    look: dict[str, Any] = {"orient": "right"} if len(labels) > 6 else {"columns": columns}
+    look |= {"symbolType": "stroke", "symbolSize": 240} if keyed == LINES else {}
+    legend = alt.Legend(**look) if len(labels) > 1 else None
+    channels: dict[str, tuple[Any, Any]] = {
+        "color": (alt.Color, map(colors.get, labels)),
+        "fill": (alt.Fill, map(colors.get, labels)),
+        "shape": (alt.Shape, itertools.cycle(SHAPES)),
+        "strokeDash": (alt.StrokeDash, itertools.cycle(DASHES)),
+    }
+    encodings = {}
+    for name, (channel, values) in channels.items():
+        # Vega-Lite merges legends of equal domains, and one that is off switches off all: a reversed domain is another
+        # one, so that channels without a legend leave the others theirs.
+        pairs = list(zip(labels, values, strict=False))[:: 1 if name in keyed else -1]
+        scale = alt.Scale(domain=[label for label, _ in pairs], range=[value for _, value in pairs])
+        encodings[name] = channel("variant:N", scale=scale, legend=legend if name in keyed else None, title=None)
+    return encodings

@@ -4,150 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from iclgd.report.conclusions import zero_shot_notes
-from iclgd.report.formats import UNDEFINED, number
-from iclgd.report.reading import ReportError, read_run
-from iclgd.report.results import Results, whole
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from iclgd.report.formats import Row, wide
+from iclgd.report.tables import cell
+from iclgd.results.conclusions import zero_shot_notes
+from iclgd.results.frame import Results, whole
 from iclgd.runs import varied
 from iclgd.shown import printable
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 _MOST_COLUMNS = 4  # more settings than this become rows
 _SHARED = ("task.name", "model.name", "finetune.name")
-_Cells = Mapping[tuple[Any, ...], Mapping[str, Any]]
 
 
-def run_table(folder: Path) -> Table:
-    """One run: its scores with 95 % intervals over queries.
-
-    Raises:
-        BrokenRun: the run is not finished or cannot be read.
-    """
-    return _table(Results((read_run(folder),)))
-
-
-def sweep_table(folders: Sequence[Path]) -> Table:
+def table(folders: Sequence[Path]) -> Table:
     """All finished runs in or below the folders: scores down and settings across, or, if those are many, the reverse.
 
     Raises:
         ReportError: a folder does not exist, or no run has finished.
     """
-    results = Results.read(folders)
-    if not results.runs:
-        where = ", ".join(str(folder) for folder in folders)
-        raise ReportError(f"no finished run in {where}: {len(results.left_out)} others there (see iclgd-status)")
-    return _table(results)
-
-
-def _table(results: Results) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
+    results = Results.read(folders).required(folders)
     keys = results.shown or ["finetune.name"]
-    summary = whole(results.summary)
-    cells = {(*(row[key] for key in keys), row["score"]): row for row in summary.to_dict("records")}
-    settings = list(dict.fromkeys(key[:-1] for key in cells))
+    records: list[dict[str, Any]] = whole(results.summary).to_dict("records")
+    many = len({tuple(row[key] for key in keys) for row in records}) > _MOST_COLUMNS
+    scores = _short_list(results) if many else list(results.scores)
+    records = sorted((row for row in records if row["score"] in scores), key=lambda row: scores.index(row["score"]))
     first = results.runs[0].settings
     shared = [_text(results, key, first[key]) for key in _SHARED if key not in keys]
     shared += [f"lr {_text(results, 'finetune.lr', first['finetune.lr'])}"] * ("finetune.lr" not in keys)
-    wide = len(settings) > _MOST_COLUMNS
-    scores = _short_list(results) if wide else list(results.scores)
-    table = Table(
+    made = Table(
         title=Text(" · ".join(map(printable, shared)), style="bold"),
-        caption=Text("\n".join(_notes(results, summary[summary["score"].isin(scores)], wide)), style="dim"),
+        caption=Text("\n".join(_notes(results, records, many)), style="dim"),
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         min_width=64,
         pad_edge=False,
     )
-    (_settings_down if wide else _scores_down)(table, results, keys, settings, scores, cells)
-    return table
+    settings = [_setting(results, keys, row, not many) for row in records]
+    names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
+    down, across = (settings, names) if many else (names, settings)
+    columns, rows = wide(zip(down, across, [_cell(results, row, many) for row in records], strict=True))
+    heads = [varied.heading(key, keys) for key in keys] if many else ["score"]
+    for at, head in enumerate([*heads, *map("\n".join, columns)]):
+        label = at < len(heads)
+        made.add_column(Text(head), justify="left" if label else "right", no_wrap=label == many)
+    for row, by in rows.items():
+        made.add_row(*map(Text, (*row, *(by.get(column, "") for column in columns))))
+    return made
 
 
-def _scores_down(
-    table: Any, results: Results, keys: Sequence[str], settings: Sequence[Any], scores: Sequence[str], cells: _Cells
-) -> None:
-    from rich.text import Text
-
-    table.add_column("score")
-    for setting in settings:
-        lines = [
-            printable(text if key == "finetune.name" else f"{varied.heading(key, keys)} {text}", 24)
-            for key, text in zip(keys, map(_text, [results] * len(keys), keys, setting), strict=True)
-        ]
-        table.add_column(Text("\n".join(lines)), justify="right", no_wrap=True)
-    for score in scores:
-        shown = [_cell(results, cells.get((*setting, score)), short=False) for setting in settings]
-        table.add_row(Text(printable(results.scores[score].label, 24)), *shown)
-
-
-def _settings_down(
-    table: Any, results: Results, keys: Sequence[str], settings: Sequence[Any], scores: Sequence[str], cells: _Cells
-) -> None:
-    from rich.text import Text
-
-    for key in keys:
-        table.add_column(Text(varied.heading(key, keys)), no_wrap=True)
-    for score in scores:
-        table.add_column(Text(printable(results.scores[score].label, 24)), justify="right")
-    for setting in settings:
-        names = [Text(printable(_text(results, key, value), 20)) for key, value in zip(keys, setting, strict=True)]
-        table.add_row(*names, *(_cell(results, cells.get((*setting, score)), short=True) for score in scores))
+def _setting(results: Results, keys: Sequence[str], row: Mapping[str, Any], headed: bool) -> Row:
+    """As one types it: a variant by its name; each with its key where no heading has it."""
+    heads = [f"{varied.heading(key, keys)} " * (headed and key != "finetune.name") for key in keys]
+    texts = [head + _text(results, key, row[key]) for head, key in zip(heads, keys, strict=True)]
+    return tuple(printable(text, 24 if headed else 20) for text in texts)
 
 
 def _text(results: Results, key: str, value: Any) -> str:
-    """As one types it: a variant by its name."""
     return results.short_name(value) if key == "model.name" else varied.as_text(value)
 
 
 def _short_list(results: Results) -> list[str]:
-    """The headline scores, and the shares that say whether the model learned anything in context or by finetuning."""
-    return (
-        results.headline
-        + [
-            name
-            for name, score in results.scores.items()
-            if score.share
-            and name not in results.headline
-            and any(p.startswith(("icl.", "ft.")) for p in _paths(score))
-        ][:2]
-    )
+    """The headline scores, and two shares that say whether the model learned anything in context or by finetuning."""
+    scores = results.scores.items()
+    shares = [name for name, score in scores if score.share and (score.reads("icl") or score.reads("ft"))]
+    return results.headline + [name for name in shares if name not in results.headline][:2]
 
 
-def _paths(score: Any) -> list[str]:
-    return list((score.inputs or {}).values())
+def _cell(results: Results, row: Mapping[str, Any], many: bool) -> str:
+    return cell(results, row, row["draws"] < 2 and not (many and results.scores[row["score"]].share))
 
 
-def _cell(results: Results, row: Mapping[str, Any] | None, short: bool) -> str:
-    if row is None:
-        return ""
-    if not row["draws"] and (row["diverged"] or row["unstable"]):
-        return "diverged" if row["diverged"] else "unstable"
-    share = results.scores[row["score"]].share
-    if row["draws"] > 1:
-        return number(row["mean"], std=row["std"], share=share)
-    if short and share:
-        return number(row["mean"], share=share)
-    return number(row["mean"], row["low"], row["high"], share=share) if row["draws"] else UNDEFINED
-
-
-def _notes(results: Results, summary: Any, wide: bool) -> list[str]:
-    most = int(summary["draws"].max())
+def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool) -> list[str]:
+    most = max(row["draws"] for row in records)
     notes = [f"±: standard deviation over up to {most} draws"] if most > 1 else ["[ ]: 95 % interval over queries"]
-    undefined = summary[summary["undefined"] > 0].groupby("score", sort=False)["undefined"].sum()
+    undefined: dict[str, int] = {}
+    for row in records:
+        undefined[row["score"]] = undefined.get(row["score"], 0) + row["undefined"]
     for score, count in undefined.items():
-        notes.append(f"{printable(results.scores[score].label)}: {count:,} values left out as undefined")
+        notes += [f"{printable(results.scores[score].label)}: {count:,} values left out as undefined"] * bool(count)
     for kind in ("diverged", "unstable"):
         count = sum(run.state == kind for run in results.runs)
-        if count:
-            notes.append(f"{kind}: {count} of {len(results.runs)} runs, left out of the means")
-    if wide:
-        notes.append("all scores: iclgd-report FOLDER")
+        notes += [f"{kind}: {count} of {len(results.runs)} runs, left out of the means"] * bool(count)
+    notes += ["all scores: iclgd-report FOLDER"] * many
     said = [printable(note, 200) for note in zero_shot_notes(results)]
     return notes + said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])

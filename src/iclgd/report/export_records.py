@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from iclgd.report.reading import BrokenRun, FinishedRun, ReportError
+from iclgd.results.reading import FinishedRun, ReportError
 from iclgd.runs.files import refuse_link_out, replacing
-from iclgd.shown import printable
+from iclgd.runs.parsing import DamagedRun, reason
 
 log = logging.getLogger(__name__)
 
@@ -38,95 +38,74 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
         ReportError: the run kept no recordings, or they cannot be read, or are not those of its prompts.
         OSError: they cannot be written, or a link would lead out of OUT.
     """
-    tensors = _read(run)
+    tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
+    needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
+    missing, path = [name for name in needed if name not in tensors], run.folder / "recordings.safetensors"
+    if missing:
+        raise ReportError(f"{path} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
     try:
         prompts = run.prompts()
-    except BrokenRun as error:
+    except DamagedRun as error:
         raise ReportError(f"{run.folder}: {error}") from error
-    with_label = run.settings.get("protocol.record_at") == "first_label_token"
-    lines = {theirs: _query_lines(ours, tensors, prompts, with_label) for theirs, ours in SETTINGS.items()}
+    # The published code appends a label's first token, whose key counts.
+    appended = int(run.settings.get("protocol.record_at") == "first_label_token")
+    lines = {theirs: _query_lines(ours, tensors, prompts, appended) for theirs, ours in SETTINGS.items()}
     if _TRAINING in tensors:
         lines["ft"] = _demonstration_lines(tensors[_TRAINING], prompts)
     else:
         log.info("%s: no ft records, because attention to training tokens was not measured", run.name)
-    names = {theirs: f"{run.name}/{theirs}/record_info.jsonl" for theirs in lines}
-    for name in names.values():
-        refuse_link_out(out, name)
+    written = [out / run.name / theirs / "record_info.jsonl" for theirs in lines]
+    for name in written:
+        refuse_link_out(out, str(name.relative_to(out)))
     try:
-        return [_write_lines(out / names[theirs], rows) for theirs, rows in lines.items()]
+        for name, records in zip(written, lines.values(), strict=True):
+            with replacing(name, sync=False) as part, part.open("w", encoding="utf-8") as handle:
+                handle.writelines(json.dumps(line, allow_nan=False) + "\n" for line in records)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ReportError(
-            f"{run.folder}: recordings.safetensors does not belong to prompts.json ({printable(str(error), 200)}): "
-            "run it again with runtime.rerun=all"
-        ) from error
-
-
-def _read(run: FinishedRun) -> dict[str, np.ndarray]:
-    tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
-    needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise ReportError(
-            f"{run.folder}/recordings.safetensors holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}"
-        )
-    return tensors
+        again = "run it again with runtime.rerun=all"
+        raise ReportError(f"{path} does not belong to prompts.json ({reason(error)}): {again}") from error
+    return written
 
 
 def _query_lines(
-    setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any], with_label: bool
+    setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any], appended: int
 ) -> Iterator[dict[str, Any]]:
-    outputs, scores = tensors[f"{setting}.attention_output"], tensors[f"{setting}.attention_scores"]
-    labels = tensors.get(f"{setting}.label_scores")
-    contexts, queries = tensors.get(f"{setting}.context_scores"), tensors.get(f"{setting}.query_vectors")
-    places = _published_places(prompts)
-    appended = int(with_label)  # the published code appends a label's first token, whose key counts
+    mine = {name.removeprefix(f"{setting}."): values for name, values in tensors.items()}
+    labels, contexts, queries = (mine.get(name) for name in ("label_scores", "context_scores", "query_vectors"))
+    places = [0 if at is None else at + 1 for at in _published_places(prompts)]  # behind one token of padding
     for example, query in enumerate(prompts["queries"]):
-        keys = scores[example][:, :, : len(query["token_ids"]) + appended]
-        line: dict[str, Any] = {
-            "self_attn_out_hiddens": _plain(outputs[example]),
+        keys = mine["attention_scores"][example][:, :, : len(query["token_ids"]) + appended]
+        yield {
+            "self_attn_out_hiddens": _plain(mine["attention_output"][example]),
             "attn_map": _plain(keys),
-            "attn_map_ctx": [],
-            "attn_q": [],
+            "attn_map_ctx": [] if contexts is None else _plain(np.pad(contexts[example], ((0, 0), (1, 0)))[:, places]),
+            "attn_q": [] if queries is None else _plain(queries[example]),
             "gold_label": int(query["label"]),
             "pred_label": -1 if labels is None else _best(labels[example]),
         }
-        if contexts is not None:
-            line["attn_map_ctx"] = _plain(_laid_out(contexts[example], places))
-        if queries is not None:
-            line["attn_q"] = _plain(queries[example])
-        yield line
 
 
 def _demonstration_lines(vectors: np.ndarray, prompts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each demonstration behind one token for bos, whose vector their scripts skip: it is zero here."""
-    start = len(prompts["bos"])
-    for item in _in_context(prompts):
-        end = start + len(item["token_ids"])
-        own = vectors[start:end].swapaxes(0, 1)
-        yield {"attn_q": _plain(np.pad(own, ((0, 0), (1, 0), (0, 0))))}
-        start = end + len(prompts["separator"])
+    for start, end in _spans(prompts):
+        yield {"attn_q": _plain(np.pad(vectors[start:end].swapaxes(0, 1), ((0, 0), (1, 0), (0, 0))))}
 
 
 def _published_places(prompts: Mapping[str, Any]) -> list[int | None]:
     """Where, in our context, their tokens lie: one bos, then each demonstration and one separator; None for none."""
-    bos, separator = len(prompts["bos"]), len(prompts["separator"])
-    places: list[int | None] = [bos - 1 if bos else None]
-    start = bos
-    for item in _in_context(prompts):
-        end = start + len(item["token_ids"])
-        places += [*range(start, end), end if separator else None]
-        start = end + separator
+    places: list[int | None] = [len(prompts["bos"]) - 1 if prompts["bos"] else None]
+    for start, end in _spans(prompts):
+        places += [*range(start, end), end if prompts["separator"] else None]
     return places
 
 
-def _in_context(prompts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The demonstrations that stand in the context, in its order."""
-    everything = prompts["demonstrations"]
-    return [everything[index] for index in prompts.get("in_context", range(len(everything)))]
-
-
-def _laid_out(scores: np.ndarray, places: list[int | None]) -> np.ndarray:
-    return np.stack([np.zeros(len(scores)) if at is None else scores[:, at] for at in places], axis=1)
+def _spans(prompts: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Where in our context the tokens of each demonstration lie that stands there, in its order."""
+    everything, start = prompts["demonstrations"], len(prompts["bos"])
+    for index in prompts.get("in_context", range(len(everything))):
+        end = start + len(everything[index]["token_ids"])
+        yield start, end
+        start = end + len(prompts["separator"])
 
 
 def _best(scores: np.ndarray) -> int:
@@ -136,10 +115,3 @@ def _best(scores: np.ndarray) -> int:
 def _plain(values: np.ndarray) -> list[Any]:
     """Nested lists; 0 for what a local layer cannot see, which adds nothing to any of their cosines."""
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).tolist()
-
-
-def _write_lines(path: Path, lines: Iterator[dict[str, Any]]) -> Path:
-    with replacing(path, sync=False) as part, part.open("w", encoding="utf-8") as handle:
-        for line in lines:
-            handle.write(json.dumps(line, allow_nan=False) + "\n")
-    return path

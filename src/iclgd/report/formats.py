@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
 
 from iclgd.shown import printable
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+Row = tuple[str, ...]
+Value = TypeVar("Value")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -23,6 +24,7 @@ _LATEX = {
 }  # fmt: skip
 _MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "\\~"}
 _LINK = re.compile(r"\]([(\[:])")  # what would make a bracketed text a link or an image
+_NAN = math.nan
 UNDEFINED = "\N{EN DASH}"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -43,115 +45,94 @@ class Table:
 
     name: str
     title: str
-    header: tuple[str, ...]
+    header: Row
     labels: int
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...]
-    records: tuple[Mapping[str, Any], ...]
+    rows: tuple[Row, ...]
+    notes: Row = ()
+    records: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def wide(
+        cls, name: str, title: str, labels: Row, entries: Iterable[tuple[Row, Row, str]], notes: Row, records: list[Any]
+    ) -> Table:
+        """A table of texts by row and column, its first columns headed `labels`."""
+        columns, cells = wide(entries)
+        rows = tuple((*row, *(by.get(column, "") for column in columns)) for row, by in cells.items())
+        header = (*labels, *map(" · ".join, columns))
+        return cls(name, title, header, len(labels), rows, notes, tuple(records))
+
+
+def wide(entries: Iterable[tuple[Row, Row, Value]]) -> tuple[list[Row], dict[Row, dict[Row, Value]]]:
+    """Entries of row, column and value as a table: its columns and its rows, in the order in which they first occur."""
+    columns: dict[Row, None] = {}
+    rows: dict[Row, dict[Row, Value]] = {}
+    for row, column, value in entries:
+        rows.setdefault(row, {})[column] = value
+        columns[column] = None
+    return list(columns), rows
 
 
 def number(
-    mean: float, low: float = math.nan, high: float = math.nan, std: float = math.nan, share: bool = False
+    mean: float, low: float = _NAN, high: float = _NAN, std: float = _NAN, share: bool = False, sign: str = ""
 ) -> str:
     """`0.110 ± 0.010 [0.085, 0.135]` over draws, `0.110 [0.090, 0.130]` for one; shares in percent, a dash for NaN."""
     if math.isnan(mean):
         return UNDEFINED
-    text = _digits(mean, share) + ("%" if share else "")
+    scale, digits, unit = (100, 1, "%") if share else (1, 3, "")
+    text = f"{scale * mean:{sign}z.{digits}f}{unit}"
     if not math.isnan(std):
-        text += f" ± {_digits(std, share)}"
-    return text if math.isnan(low) else f"{text} [{_digits(low, share)}, {_digits(high, share)}]"
-
-
-def signed(value: float) -> str:
-    """A difference, with its sign."""
-    return f"{value:+z.3f}"
-
-
-def p_value(p: float) -> str:
-    """Two digits, or below which bound it lies."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
-
-
-def _digits(value: float, share: bool) -> str:
-    return f"{100 * value:z.1f}" if share else f"{value:z.3f}"
+        text += f" ± {scale * std:z.{digits}f}"
+    return text if math.isnan(low) else f"{text} [{scale * low:z.{digits}f}, {scale * high:z.{digits}f}]"
 
 
 def to_markdown(table: Table) -> str:
     """GitHub's Markdown; markup in the texts is escaped."""
-    align = [":---"] * table.labels + ["---:"] * (len(table.header) - table.labels)
-    lines = [_markdown_row(table.header), "| " + " | ".join(align) + " |", *map(_markdown_row, table.rows)]
-    notes = [f"\n{_translated(note, _MARKDOWN, 4000)}" for note in table.notes]
-    return "\n".join([f"### {_translated(table.title, _MARKDOWN, 200)}", "", *lines, *notes]) + "\n"
+    align = (":---",) * table.labels + ("---:",) * (len(table.header) - table.labels)
+    rows = [" | ".join(_escaped(text, _MARKDOWN) for text in row) for row in (table.header, align, *table.rows)]
+    notes = [f"\n{_escaped(note, _MARKDOWN, 4000)}" for note in table.notes]
+    return "\n".join([f"### {_escaped(table.title, _MARKDOWN, 200)}\n", *(f"| {row} |" for row in rows), *notes, ""])
 
 
 def to_latex(table: Table) -> str:
     """A `table` environment for the package booktabs; specials in the texts are escaped."""
+    head, *rows = (" & ".join(_escaped(text, _LATEX) for text in row) + r" \\" for row in (table.header, *table.rows))
+    caption = ". ".join([_escaped(table.title, _LATEX, 200), " ".join(_escaped(n, _LATEX, 4000) for n in table.notes)])
+    body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
     columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
-    rows = [" & ".join(_translated(text, _LATEX) for text in row) + r" \\" for row in (table.header, *table.rows)]
-    notes = " ".join(_translated(note, _LATEX, 4000) for note in table.notes)
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_translated(table.title, _LATEX, 200)}. {notes}}}",
-            rf"\label{{tab:{table.name}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            rows[0],
-            r"\midrule",
-            *rows[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    return rf"""\begin{{table}}
+\centering
+\caption{{{caption}}}
+\label{{tab:{table.name}}}
+\begin{{tabular}}{{{columns}}}
+{body}
+\end{{tabular}}
+\end{{table}}
+"""
 
 
 def to_csv(table: Table) -> str:
-    """The unrounded numbers, one row each; empty where undefined. No cell starts a spreadsheet formula."""
-    names = list(dict.fromkeys(name for record in table.records for name in record))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for record in table.records:
-        writer.writerow([_csv_value(record.get(name)) for name in names])
-    return out.getvalue()
-
-
-def _csv_value(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    if isinstance(value, str):
-        text = printable(value, 500)
-        return f"'{text}" if text.startswith(_FORMULA) else text
-    return value
-
-
-def _markdown_row(row: tuple[str, ...]) -> str:
-    return "| " + " | ".join(_translated(text, _MARKDOWN) for text in row) + " |"
-
-
-def _translated(text: str, escapes: Mapping[str, str], most: int = 80) -> str:
-    shown = "".join(escapes.get(character, character) for character in printable(text, most))
-    return _LINK.sub(r"]\\\1", shown) if escapes is _MARKDOWN else shown
+    """The unrounded numbers, one row each; empty where undefined."""
+    return frame_to_csv(pd.DataFrame(table.records).convert_dtypes())
 
 
 def frame_to_csv(frame: pd.DataFrame) -> str:
     """A frame as CSV in which no name and no cell starts a spreadsheet formula; NaN is empty."""
-    import pandas as pd
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv  # a tenth of the time that pandas takes
-
     safe: dict[str, Any] = {}
     for name, column in frame.items():
-        if not pd.api.types.is_numeric_dtype(column):
+        if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
             codes, texts = pd.factorize(column, use_na_sentinel=False)
-            column = pd.Series([str(_csv_value(None if pd.isna(text) else text)) for text in texts]).take(codes)
-        safe[str(_csv_value(name))] = pa.array(column, from_pandas=True)
-    out = pa.BufferOutputStream()
-    options = arrow_csv.WriteOptions(include_header=True, quoting_style="needed")
-    arrow_csv.write_csv(pa.table(safe), out, options)
+            column = pd.Series(["" if pd.isna(text) else _safe(text) for text in texts]).take(codes)
+        safe[_safe(name)] = pa.array(column, from_pandas=True)
+    out = pa.BufferOutputStream()  # Arrow takes a tenth of the time that pandas takes
+    arrow_csv.write_csv(pa.table(safe), out, arrow_csv.WriteOptions(quoting_style="needed"))
     return out.getvalue().to_pybytes().decode("utf-8")
+
+
+def _safe(cell: Any) -> str:
+    text = printable(f"{cell:.12g}" if isinstance(cell, float) else str(cell), 500)
+    return f"'{text}" if text.startswith(_FORMULA) and isinstance(cell, str) else text
+
+
+def _escaped(text: str, escapes: Mapping[str, str], most: int = 80) -> str:
+    shown = "".join(escapes.get(character, character) for character in printable(text, most))
+    return _LINK.sub(r"]\\\1", shown) if escapes is _MARKDOWN else shown

@@ -11,10 +11,10 @@ function rows(columns) {
 }
 
 async function draw(box) {
-  const { spec, columns } = data.figures[box.querySelector("select")?.value ?? box.dataset.figure];
+  const at = box.querySelector("select")?.value ?? box.dataset.figure;
+  const { spec, columns } = data.figures[at];
   const plot = box.querySelector(".plot");
-  const caption = box.querySelector(`[data-caption="${box.querySelector("select")?.value ?? box.dataset.figure}"]`);
-  box.querySelectorAll("[data-caption]").forEach((one) => { one.hidden = one !== caption; });
+  box.querySelectorAll("[data-caption]").forEach((one) => { one.hidden = one.dataset.caption !== at; });
   const config = { ...(dark.matches ? data.dark : data.light), background: "transparent" };
   const actions = { export: { svg: true, png: true }, source: false, compiled: false, editor: false };
   // The interpreter of expressions (ast) needs no eval, which the page's policy forbids.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from iclgd.runs import varied
 from iclgd.shown import printable
 
 if TYPE_CHECKING:
-    from iclgd.report.results import Results
+    from iclgd.results.frame import Results
 
 Frame = Any  # a pandas DataFrame; what pandas' stubs make of one cannot be followed
 PLACE = ("task.name", "model.name", "model.weights")
+_BARE, _LABEL = (*PLACE, "variant"), "label"
 _GAP, _AXIS = 14, 42  # points between panels, and for the labels of the first one's axis
-_MOST_ACROSS, _MOST_PANELS = 6, 12
-_FIELDS = "variant panel across setting about layer x y value mean low high floor ceiling published".split()
+_MOST_ACROSS, _MOST_DOWN, _MOST_PANELS = 6, 4, 12
+_FIELDS = "variant panel setting about x y value mean low high floor ceiling published upper".split()
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,16 @@ class Grid:
     """Rows to draw, and how they are split.
 
     Attributes:
-        rows: with the columns `panel`, `across` and `setting`, each a text.
-        panels: the values of `panel`, in order: where it was measured.
-        across: the values of `across`: one swept key; empty if there is none with few values.
+        rows: with the columns `panel` and `setting`, each a text.
+        panels: the values of `panel`, in order: where it was measured, and one swept key if it has few values.
         choices: the values of `setting`, one of which is shown: all other swept keys together.
+        columns: how many panels stand side by side.
     """
 
     rows: Frame
     panels: Sequence[str]
-    across: Sequence[str] = ()
-    choices: Sequence[str] = ()
-
-    @property
-    def columns(self) -> int:
-        """How many panels stand side by side."""
-        return len(self.across) or min(max(len(self.panels), 1), 4 if len(self.panels) != 6 else 3)
+    choices: Sequence[str]
+    columns: int = 1
 
     @property
     def width(self) -> float:
@@ -59,19 +55,12 @@ class Grid:
 
     def draw(self, *layers: Any, height: float | None = None) -> Any:
         """The layers in every panel, with a choice among settings where there are more than panels show."""
-        panel: Any = alt.layer(*layers).properties(width=self.width, height=height or self.height)
-        facets = {
-            name: {"field": name, "type": "nominal", "sort": list(order), "header": {"title": None}, "title": None}
-            for name, order in (("panel", self.panels), ("across", self.across))
-            if len(order) > 1
-        }
+        chart: Any = alt.layer(*layers).properties(width=self.width, height=height or self.height)
         data = alt.NamedData(name=DATA)
-        if len(facets) == 2:
-            chart = panel.facet(row=alt.Row(**facets["panel"]), column=alt.Column(**facets["across"]), data=data)
-        elif facets:
-            chart = panel.facet(facet=alt.Facet(**next(iter(facets.values()))), columns=self.columns, data=data)
-        else:
-            panel.data, chart = data, panel
+        if len(self.panels) > 1:
+            facet = alt.Facet("panel:N", sort=list(self.panels), header=alt.Header(title=None), title=None)
+            return self.choosing(chart.facet(facet=facet, columns=self.columns, data=data))
+        chart.data = data
         return self.choosing(chart)
 
     def choosing(self, chart: Any, filtered: bool = False) -> Any:
@@ -85,79 +74,56 @@ class Grid:
         return themed(chart, records(self.rows))
 
 
-def grid(
-    results: Results, rows: Frame, used: Sequence[str] = (), panel: Sequence[str] = (), places: bool = True
-) -> Grid:
+def grid(results: Results, rows: Frame, panels: Sequence[str] = PLACE, used: Sequence[str] = ()) -> Grid:
     """Split rows by what was varied.
 
     Args:
         results: what the rows are of.
         rows: some of `results.summary`, with a column `variant`.
+        panels: the columns whose values have panels of their own.
         used: keys that the figure itself shows.
-        panel: further columns that have panels of their own, such as `variant`.
-        places: whether each task, model and kind of weights has a panel of its own.
     """
-    rows = rows.copy()
-    where = place_texts(results, rows) if places else [""] * len(rows)
-    rows["panel"] = _joined(where, *(rows[name] for name in panel))
-    panels = in_order(rows, "panel", [*PLACE, *panel])
-    keys = [key for key in free_keys(results, rows) if key not in used]
-    across = next((key for key in keys if rows[key].nunique(dropna=False) <= _MOST_ACROSS), None)
-    across = across if len(panels) <= 4 else None
-    others = [key for key in keys if key != across]
-    rows["across"] = setting_texts(rows, [across] if across else [])
-    rows["setting"] = setting_texts(rows, others)
-    if len(panels) > _MOST_PANELS:
-        rows["setting"] = _joined(rows["panel"], rows["setting"])
-        rows["panel"], panels, others = "", [""], [*PLACE, *panel, *others]
-    columns = in_order(rows, "across", [across]) if across else []
-    return Grid(rows, panels, columns, in_order(rows, "setting", others))
+    keys, rows = list(panels), rows.copy()
+    others = [key for key in free_keys(results, rows) if key not in used]
+    rows["panel"], names = labelled(results, rows, keys)
+    columns = min(len(names), 4 if len(names) != 6 else 3)
+    few = next((key for key in others if rows[key].nunique(dropna=False) <= _MOST_ACROSS), None)
+    if few is not None and len(names) <= _MOST_DOWN:
+        columns = rows[few].nunique(dropna=False)
+        keys, others = [*keys, few], [key for key in others if key != few]
+        rows["panel"], names = labelled(results, rows, keys)
+    elif len(names) > _MOST_PANELS:
+        rows["panel"], names, columns, others = "", [""], 1, [*keys, *others]
+    rows["setting"], choices = labelled(results, rows, others)
+    return Grid(rows, names, choices, columns)
 
 
 def free_keys(results: Results, rows: Frame) -> list[str]:
     """The varied keys that differ within one variant and place; a rate that a variant brings with it does not."""
-    keys = [key for key in results.varied if key in rows and key not in (*PLACE, "finetune.name")]
-    settings = rows[[*keys, *PLACE, "finetune.name"]].drop_duplicates()
     within = [*PLACE, "finetune.name"]
-    return [key for key in keys if settings.groupby(within, dropna=False)[key].nunique(dropna=False).max() > 1]
+    keys = [key for key in results.varied if key in rows and key not in within]
+    settings = rows[[*keys, *within]].drop_duplicates().groupby(within, dropna=False)
+    return [key for key in keys if settings[key].nunique(dropna=False).max() > 1]
 
 
-def text(value: Any) -> str:
-    """A setting's value as figures name it; what pandas fills in for None is none."""
-    lacks = value is pd.NA or (isinstance(value, float) and np.isnan(value))
-    return printable(varied.as_text(None if lacks else value), 40)
+def labelled(results: Results, rows: Frame, keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Each row's values of the keys as one text, and the different texts in order: numbers by size, words as they come.
 
-
-def _texts(column: Frame) -> np.ndarray:
-    codes, values = pd.factorize(column, use_na_sentinel=False)
-    return np.array([text(value) for value in values], dtype=object)[codes]
-
-
-def setting_texts(rows: Frame, keys: Sequence[str]) -> list[str]:
-    """For each row its values of the keys, as `lr 0.01 · shots 8`, keys by their last word while those differ."""
-    columns = [f"{varied.heading(key, keys)} " + _texts(rows[key]) for key in keys]
-    return _joined(*columns) if columns else [""] * len(rows)
-
-
-def place_texts(results: Results, rows: Frame) -> list[str]:
-    """For each row its task, model and weights, as far as the rows differ in them."""
-    keys = [key for key in PLACE if key in rows and rows[key].nunique() > 1]
-    shown = [rows[key].map(results.short_name) if key == "model.name" else rows[key] for key in keys]
-    return _joined(*map(_texts, shown)) if keys else [""] * len(rows)
-
-
-def _joined(*columns: Iterable[Any]) -> list[str]:
-    return [" · ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
-
-
-def in_order(rows: Frame, label: str, keys: Iterable[str]) -> list[str]:
-    """The values of a column in the order of the keys' values: numbers by size, texts as they come."""
-    ranks: dict[str, Any] = {}
-    for key in (key for key in keys if key in rows):
-        numbers: Any = pd.to_numeric(rows[key], errors="coerce")
-        ranks[key] = numbers if numbers.notna().all() else pd.factorize(_texts(rows[key]))[0]
-    ranked: Frame = pd.DataFrame({**ranks, label: rows[label]}).drop_duplicates(label)
-    return ranked.sort_values(list(ranks), kind="stable")[label].tolist() if ranks else ranked[label].tolist()
+    A place or a variant goes by its name, where there are several; other keys have a heading: `lr 0.01 · shots 8`.
+    """
+    keys = [key for key in keys if key not in _BARE or rows[key].nunique() > 1]
+    headed = [key for key in keys if key not in _BARE]
+    parts, ranks = [np.full(len(rows), "", dtype=object)], {}
+    for key in keys:
+        codes, values = pd.factorize(rows[key], use_na_sentinel=False)
+        words = [printable(results.text(key, value), 40) for value in values]
+        words = [f"{varied.heading(key, headed)} {word}" if key in headed else word for word in words]
+        parts.append(np.array(words, dtype=object)[codes])
+        sizes: Any = pd.to_numeric(pd.Series(values), errors="coerce")
+        ranks[key] = sizes.to_numpy()[codes] if sizes.notna().all() else codes
+    labels = [" · ".join(filter(None, words)) for words in zip(*parts, strict=True)]
+    order: Frame = pd.DataFrame({**ranks, _LABEL: labels}).drop_duplicates(_LABEL)
+    return labels, order.sort_values([*ranks, *([] if ranks else [_LABEL])], kind="stable")[_LABEL].tolist()
 
 
 def _most_common(rows: Frame, options: Sequence[str]) -> str:

@@ -42,6 +42,13 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write a text that can be made again at any time, its newlines as they are; returns the path."""
+    with replacing(path, sync=False) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
 def refuse_link_out(folder: Path, name: str) -> None:
     """Refuse to write where a link inside the folder leads out of it; the file itself is replaced, never followed.
 

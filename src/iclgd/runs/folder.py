@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
 _STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
 _DATA, _FIGURES = (".json", ".yaml", ".parquet", ".safetensors", ".patch"), (".png", ".pdf")  # what a run leaves
-EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
 _SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
 _SILENCE = 3600.0  # seconds after which a run on another host counts as gone
 

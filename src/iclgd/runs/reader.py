@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 _MOST_ROWS = 20_000_000
 _MOST_LAYERS = 10_000
 
+_MEAN: dict[str, Shape] = {"mean": maybe(number)}
 _RECORD: dict[str, Shape] = {
-    "mean": maybe(number),
     "layers": maybe(list_of(maybe(number), most=_MOST_LAYERS)),
     "layers_ci": maybe(list_of(list_of(maybe(number), 2), most=_MOST_LAYERS)),
     "ci": maybe(list_of(maybe(number), 2)),
     "n": maybe(count),
     "undefined": maybe(count),
 }
-_RECORDS = object_of(fields({}, {**_RECORD, "flipped": maybe(fields({}, _RECORD))}))
+_RECORDS = object_of(fields(_MEAN, {**_RECORD, "flipped": maybe(fields(_MEAN, _RECORD))}))
 STATUS = fields(
     {"state": one_of("running", "done", "failed", "interrupted")},
     {

@@ -6,6 +6,7 @@ A schema library would cost every `iclgd-status` a quarter of a second, for five
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Mapping
@@ -137,6 +138,7 @@ def fields(needed: Mapping[str, Shape], known: Mapping[str, Shape] | None = None
     return check
 
 
+@functools.cache
 def of_type(hint: Any) -> Shape:
     """The shape of a type's values: plain ones, lists, dictionaries, and dataclasses that may lack any field."""
     if dataclasses.is_dataclass(hint):

@@ -66,7 +66,9 @@ def varied(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def as_text(value: Any) -> str:
     """A setting as tables name it."""
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    if value is None or value != value:  # NaN: what pandas fills in for None
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def heading(key: str, among: Iterable[str]) -> str:

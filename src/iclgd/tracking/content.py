@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.report.results import Results
+from iclgd.results.frame import Results
 from iclgd.runs import varied
 
 if TYPE_CHECKING:

@@ -10,21 +10,18 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from iclgd.choices import Weights
-from iclgd.report import catalogue
-from iclgd.report.catalogue import ScoreInfo, Variant
-from iclgd.report.reading import FinishedRun, ReportError, read_runs
+from iclgd.results import catalogue
+from iclgd.results.catalogue import ScoreInfo, Variant
+from iclgd.results.reading import FinishedRun, ReportError, read_runs
 from iclgd.runs import varied
 from iclgd.statistics import draws_interval
-
-if TYPE_CHECKING:
-    from iclgd.report.chart import Figure
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 EXAMPLES = ("all", "flipped")
@@ -52,13 +49,24 @@ class Results:
         """
         return cls(*read_runs(folders))
 
+    def required(self, folders: Iterable[Path]) -> Results:
+        """Itself, if any run in the folders is finished.
+
+        Raises:
+            ReportError: none is.
+        """
+        if not self.runs:
+            named = ", ".join(map(str, folders))
+            raise ReportError(f"no finished run in {named}: {len(self.left_out)} others there (see iclgd-status)")
+        return self
+
     def where(self, conditions: Mapping[str, str]) -> Results:
         """Only the runs with these settings, given as text: `{"task.name": "sst2", "finetune.lr": "0.01"}`.
 
         Raises:
             ReportError: no run has such a key, or none is left.
         """
-        known = {varied.heading(key, self.keys): key for key in self.keys}
+        known = {self.heading(key): key for key in self.keys}
         conditions = {known.get(key, key): text for key, text in conditions.items()}
         for key in conditions:
             if not any(key in run.settings for run in self.runs):
@@ -67,7 +75,7 @@ class Results:
         if not wanted:
             said = ", ".join(f"{key}={value}" for key, value in conditions.items())
             raise ReportError(f"no finished run has {said}")
-        return Results(tuple(wanted), self.left_out)
+        return type(self)(tuple(wanted), self.left_out)
 
     def __iter__(self) -> Iterator[FinishedRun]:
         return iter(self.runs)
@@ -97,6 +105,11 @@ class Results:
     def variants(self) -> dict[str, Variant]:
         """The finetuning variants by name, in their order."""
         return catalogue.variants(self.runs)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the variants are called, by name, in their order."""
+        return {name: variant.label for name, variant in self.variants.items()}
 
     @functools.cached_property
     def scores(self) -> dict[str, ScoreInfo]:
@@ -173,22 +186,19 @@ class Results:
         found = found.fillna({"draws": 0, "n": 0, "undefined": 0}).astype({"draws": int, "n": int, "undefined": int})
         found["unit"] = np.where(found["draws"] > 1, "draws", "queries")
         self._set_draws_intervals(found)
-        self._set_share_intervals(found.set_index(keys), by_draw, found)
+        self._set_share_intervals(found, by_draw)
         named = self._named(found[["score", "examples", "layer"]])
         settings = self.settings.take(found["setting"]).reset_index(drop=True)
         columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined"]
         return pd.concat([settings, named, found[columns]], axis=1)
 
-    @functools.cached_property
-    def figures(self) -> dict[str, Figure]:
-        """Every figure by its name: `results.figures["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
-        from iclgd.report.figures import figures
-
-        return {figure.name: figure for figure in figures(self)}
-
     def short_name(self, model: str) -> str:
         """A model's name without the owner or the folders before it, as far as it stays distinct among these runs."""
         return self._short_names.get(model, model)
+
+    def heading(self, key: str) -> str:
+        """What tables call a setting: the last word of its key, as far as that is clear here."""
+        return varied.heading(key, self.keys)
 
     def text(self, key: str, value: Any) -> str:
         """A setting as tables show it: a variant by its label, a model by its short name."""
@@ -254,14 +264,20 @@ class Results:
         found["low"] = found["low"].mask(several, np.maximum(mean - half, limits[:, 0]))
         found["high"] = found["high"].mask(several, np.minimum(mean + half, limits[:, 1]))
 
-    def _set_share_intervals(self, keyed: Any, by_draw: Any, found: Any) -> None:
+    def _set_share_intervals(self, found: Any, by_draw: Any) -> None:
+        """`statistics.draws_interval` of every share over at least two draws."""
         shares = [at for at, score in enumerate(self.scores.values()) if score.share]
         chosen = by_draw[by_draw.index.get_level_values("score").isin(shares)]
-        for key, draws in chosen.groupby(level=list(keyed.index.names)):
-            if len(draws) > 1:
-                trials = (draws["n"] - draws["undefined"]).astype(int).tolist()
-                interval = draws_interval(draws["mean"].tolist(), trials=trials)
-                found.loc[keyed.index.get_loc(key), ["low", "high"]] = interval.low, interval.high
+        draws: dict[Any, list[tuple[float, int]]] = {}
+        for (*key, _), mean, n, undefined in chosen[["mean", "n", "undefined"]].itertuples(name=None):
+            draws.setdefault(tuple(key), []).append((mean, int(n - undefined)))
+        ends = found[["low", "high"]].to_numpy(copy=True)
+        for at, key in enumerate(found[["setting", "score", "examples", "layer"]].itertuples(index=False, name=None)):
+            if len(draws.get(key, ())) > 1:
+                means, trials = zip(*draws[key], strict=True)
+                interval = draws_interval(means, trials=trials)
+                ends[at] = interval.low, interval.high
+        found[["low", "high"]] = ends
 
     @functools.cached_property
     def _settings(self) -> list[tuple[Any, ...]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from iclgd.config import ReferenceConfig
 from iclgd.runs import varied
 from iclgd.runs.folder import run_folders
-from iclgd.runs.parsing import DamagedRun as BrokenRun
+from iclgd.runs.parsing import DamagedRun, reason
 from iclgd.runs.reader import FolderReader
 from iclgd.shown import printable
 
@@ -24,12 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from iclgd.records import Recording
-    from iclgd.report.chart import Figure
 
 log = logging.getLogger(__name__)
 
-NAN = float("nan")
-_NEEDED = ("model.name", "task.name", "task.shots", "finetune.name", "finetune.lr", "seed")
+_NAN = float("nan")
 
 
 class ReportError(ValueError):
@@ -117,17 +114,10 @@ class FinishedRun:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row for each score and layer: see `iclgd.report.results.Results.frame`."""
-        from iclgd.report.results import Results
+        """A row for each score and layer: see `iclgd.results.frame.Results.frame`."""
+        from iclgd.results.frame import Results
 
         return Results((self,)).frame
-
-    @property
-    def figures(self) -> dict[str, Figure]:
-        """The run's figures by name: `run.figures["layers/sim_aou"].chart` is an Altair chart."""
-        from iclgd.report.results import Results
-
-        return Results((self,)).figures
 
     @property
     def recordings(self) -> dict[str, Recording]:
@@ -156,19 +146,17 @@ class FinishedRun:
 
         path = self.folder / "recordings.safetensors"
         if path.is_symlink() or not path.is_file():
-            raise ReportError(
-                f"{self.folder} kept no recordings: run it again with runtime.save_recordings=true "
-                "(and runtime.rerun=all, for it is done)"
-            )
+            again = "run it again with runtime.save_recordings=true (and runtime.rerun=all, for it is done)"
+            raise ReportError(f"{self.folder} kept no recordings: {again}")
         try:
             return load_file(path)
         except (OSError, SafetensorError, TypeError, KeyError) as error:
             raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
 
-    def mean(self, score: str, examples: str = "all") -> float:
+    def mean(self, score: str) -> float:
         """A score's mean over examples and layers; NaN where it was not measured."""
-        record = self.records.get((score, examples))
-        return NAN if record is None else record.mean
+        record = self.records.get((score, "all"))
+        return _NAN if record is None else record.mean
 
     def layers(self, score: str) -> list[float]:
         """A score's mean over examples in every layer; empty where it has no layers."""
@@ -181,7 +169,7 @@ class FinishedRun:
         try:
             table = self.table("scores")
             return {} if table is None else _by_score(table)
-        except BrokenRun as error:
+        except DamagedRun as error:
             log.warning("%s: single queries are not shown: %s", printable(str(self.folder), 400), error)
             return {}
 
@@ -189,18 +177,18 @@ class FinishedRun:
         """The content of prompts.json.
 
         Raises:
-            BrokenRun: there is none, or it cannot be read.
+            DamagedRun: there is none, or it cannot be read.
         """
         try:
             return FolderReader(self.folder).prompts
         except FileNotFoundError as error:
-            raise BrokenRun("prompts.json is missing") from error
+            raise DamagedRun("prompts.json is missing") from error
 
     def table(self, name: str) -> pd.DataFrame | None:
         """The content of NAME.parquet, or None where the run has none.
 
         Raises:
-            BrokenRun: it cannot be read.
+            DamagedRun: it cannot be read.
         """
         try:
             return FolderReader(self.folder).table(f"{name}.parquet")
@@ -208,17 +196,16 @@ class FinishedRun:
             return None
 
 
-def _by_score(table: Any) -> dict[str, np.ndarray]:
-    lacking = {"score", "example", "layer", "value"} - set(table.columns)
-    kinds = {name: table[name].dtype.kind for name in ("example", "layer", "value") if name not in lacking}
-    if lacking or kinds["example"] not in "iu" or kinds["layer"] not in "iu" or kinds["value"] != "f":
-        raise BrokenRun(f"scores.parquet has the columns {printable(str(dict(table.dtypes.astype(str))), 200)}")
+def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:
     values = {}
-    for name, part in table.groupby("score", sort=False):
-        cells = len(set(part["example"])) * len(set(part["layer"]))
-        if cells != len(part) or len(part.drop_duplicates(["example", "layer"])) != len(part):
-            raise BrokenRun(f"scores.parquet has {len(part):,} rows of {printable(str(name))} for {cells:,} values")
-        values[str(name)] = part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
+    try:
+        for name, part in table.groupby("score", sort=False):
+            # Counted first, for the rectangle of a damaged table can be too large for any memory.
+            if part["example"].nunique() * part["layer"].nunique() != len(part):
+                raise ValueError(f"{len(part):,} rows of {printable(str(name))} fill no table")
+            values[str(name)] = part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedRun(f"scores.parquet holds something unexpected: {reason(error)}") from error
     return values
 
 
@@ -228,18 +215,18 @@ def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[t
     Raises:
         ReportError: a folder does not exist.
     """
-    found: dict[Path, Path] = {}
+    places: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ReportError(f"{folder} is no folder: name a run folder or a sweep's, such as outputs/first_look")
         for run in run_folders(folder):
-            found.setdefault(run.resolve(), run)
+            places.setdefault(run.resolve(), run)
     runs, left_out = [], []
-    for folder in sorted(found.values()):
+    for folder in sorted(places.values()):
         try:
             reader = FolderReader(folder)  # one for both: it reads each file once
             runs.append((_finished(reader), reader.content_id))
-        except BrokenRun as error:
+        except DamagedRun as error:
             left_out.append((folder, str(error)))
     finished, others = _distinct(runs)
     return tuple(finished), tuple(sorted(left_out + others))
@@ -272,7 +259,7 @@ def read_run(folder: Path) -> FinishedRun:
     """One finished run.
 
     Raises:
-        BrokenRun: it is not finished, or a file of it is missing or cannot be read.
+        DamagedRun: it is not finished, or a file of it is missing or cannot be read.
     """
     return _finished(FolderReader(folder))
 
@@ -281,55 +268,48 @@ def _finished(reader: FolderReader) -> FinishedRun:
     try:
         status = reader.status
         if status["state"] != "done":
-            reason = str(status.get("error") or "").strip().splitlines()
-            raise BrokenRun(f"is {status['state']}" + (f": {reason[0]}" if reason else ""))
+            error = str(status.get("error") or "").strip().splitlines()
+            raise DamagedRun(f"is {status['state']}" + (f": {error[0]}" if error else ""))
         reader.check_sizes()
         config, environment, scores = reader.config, reader.environment, reader.scores
     except FileNotFoundError as error:
-        raise BrokenRun(f"{Path(error.filename).name} is missing") from error
+        raise DamagedRun(f"{Path(error.filename).name} is missing") from error
     try:
         settings = varied.settings(config, environment.get("dtype"))
-        lacking = [key for key in _NEEDED if settings.get(key) is None]
-        if lacking:
-            raise KeyError(lacking[0])
-        settings |= {"finetune.lr": float(settings["finetune.lr"]), "task.shots": int(settings["task.shots"])}
-    except KeyError as error:
-        raise BrokenRun(f"config.yaml has no {error.args[0]}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BrokenRun(f"config.yaml holds something unexpected: {_first_line(error)}") from error
-    return FinishedRun(reader.folder, config, environment, scores, status, settings, _records(scores))
+        settings["finetune.lr"] = float(settings["finetune.lr"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedRun(f"config.yaml holds something unexpected: {reason(error)}") from error
+    return FinishedRun(reader.folder, config, environment, scores, status, settings, records_of(scores))
 
 
-def _records(scores: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
-    records = {}
-    for name, raw in scores.items():
-        try:
-            records[name, "all"] = _record(raw)
-            if raw.get("flipped") is not None:
-                records[name, "flipped"] = _record(raw["flipped"])
-        except KeyError as error:
-            raise BrokenRun(f"scores.json has no {error} of {name}: run it again with runtime.rerun=all") from error
-        except (TypeError, ValueError, AttributeError) as error:
-            raise BrokenRun(f"scores.json holds something unexpected for {name}: {_first_line(error)}") from error
-    return records
+def records_of(scores: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
+    """The content of scores.json by score and examples ("all" or "flipped"); its shape was checked when it was read.
+
+    Raises:
+        DamagedRun: a score has more layers than intervals of them, or fewer.
+    """
+    raw = {(name, "all"): whole for name, whole in scores.items()}
+    raw |= {(name, "flipped"): whole["flipped"] for name, whole in scores.items() if whole.get("flipped")}
+    try:
+        return {key: _record(**record) for key, record in raw.items()}
+    except ValueError as error:
+        raise DamagedRun(f"scores.json has other layers than intervals of them: {reason(error)}") from error
 
 
-def _record(raw: Mapping[str, Any]) -> Record:
-    means = raw.get("layers") or ()
-    ends = raw.get("layers_ci") or ((None, None),) * len(means)
-    layers = tuple((_number(mean), *_pair(pair)) for mean, pair in zip(means, ends, strict=True))
-    low, high = _pair(raw.get("ci"))
-    return Record(_number(raw["mean"]), low, high, int(raw.get("n") or 0), int(raw.get("undefined") or 0), layers)
+def _record(
+    mean: float | None,
+    ci: Sequence[float | None] | None = None,
+    n: int | None = None,
+    undefined: int | None = None,
+    layers: Sequence[float | None] | None = None,
+    layers_ci: Sequence[Sequence[float | None]] | None = None,
+    **_: Any,
+) -> Record:
+    ends = layers_ci or ((None, None),) * len(layers or ())
+    by_layer = (_numbers(mean, *pair) for mean, pair in zip(layers or (), ends, strict=True))
+    return Record(*_numbers(mean, *(ci or (None, None))), n or 0, undefined or 0, tuple(by_layer))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _number(value: Any) -> float:
-    return NAN if value is None or not math.isfinite(value) else float(value)
-
-
-def _pair(value: Any) -> tuple[float, float]:
-    low, high = value or (None, None)
-    return _number(low), _number(high)
+def _numbers(mean: float | None, low: float | None, high: float | None) -> tuple[float, float, float]:
+    low, mean, high = (_NAN if value is None else float(value) for value in (low, mean, high))
+    return mean, low, high

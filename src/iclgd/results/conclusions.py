@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from iclgd.choices import Better, Role
-from iclgd.report.catalogue import Variant
-from iclgd.report.reading import Record
-from iclgd.report.results import Results
+from iclgd.results.catalogue import Variant
+from iclgd.results.frame import Results
+from iclgd.results.reading import Record
 from iclgd.runs import varied
-from iclgd.statistics import Comparison, Power, compare, design_power, held_out, holm_corrected
+from iclgd.statistics import Comparison, compare, design_power, held_out, holm_corrected
 
-_VARIANT, _RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
+VARIANT, RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ class Difference:
     asks: str
     results: Mapping[str, Comparison]
 
+    def names(self, variants: Mapping[str, Variant]) -> tuple[str, str]:
+        """What the two are called: by their variants, and by their weights where these are compared."""
+        first, second = (
+            variants[one.variant].label + f", {one.others[_WEIGHTS]}" * (self.first.variant == self.second.variant)
+            for one in (self.first, self.second)
+        )
+        return first, second
+
 
 def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     """Every variant at its rate, where it has one: the only one tried, or for each draw the one that the others choose.
@@ -70,7 +78,7 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     """
     chosen, notes = [], []
     for (others, variant), by_rate in _by_rate(results).items():
-        about = dict(zip(_other_keys(results), others, strict=True))
+        about = dict(zip(other_keys(results), others, strict=True))
         tried = tuple(sorted(by_rate))
         if len(tried) == 1:
             values = by_rate[tried[0]]
@@ -91,17 +99,6 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     return chosen, list(dict.fromkeys(notes))
 
 
-def trials(results: Results, score: str, contender: Contender) -> dict[Any, int]:
-    """By draw, how many queries have a defined value of a share, at the contender's rates."""
-    found = {}
-    for run in results.runs:
-        record, mine = run.records.get((score, "all")), {**contender.others, _VARIANT: contender.variant}
-        at_rate = run.settings[_RATE] == contender.rates.get(run.draw)
-        if record and at_rate and all(run.settings.get(key) == value for key, value in mine.items()):
-            found[run.draw] = record.n - record.undefined
-    return found
-
-
 def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:
     """Every comparison that the variants ask for, over the headline scores; p corrected for all that were tested."""
     scores = [name for name in results.headline if results.scores[name].learned]
@@ -120,24 +117,17 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
     return made
 
 
-def power(made: Sequence[Difference]) -> Power | None:
-    """What these comparisons can tell apart; None where there is none, or no spread."""
-    results = [result for difference in made for result in difference.results.values()]
-    spreads = [result.spread for result in results]
-    if not any(spread > 0 for spread in spreads):
-        return None
-    return design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
-
-
 def power_text(made: Sequence[Difference]) -> str:
     """One paragraph: what this sweep can tell apart, what it cannot, and how many draws would."""
     if not made:
         return ""
-    told = power(made)
-    if told is None and max(result.draws for one in made for result in one.results.values()) > 1:
-        return "The draws do not differ at all, so that nothing follows for draws not made."
-    if told is None:
+    results = [result for difference in made for result in difference.results.values()]
+    spreads = [result.spread for result in results]
+    if not any(spread > 0 for spread in spreads):
+        if max(result.draws for result in results) > 1:
+            return "The draws do not differ at all, so that nothing follows for draws not made."
         return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
+    told = design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
     count = f"{told.tests} comparison{'s' if told.tests > 1 else ''}"
     text = f"With {told.draws} draws and {count}, differences between draws spread by {told.spread:.3f} (median)."
     if any(len(one.tried) > 1 for difference in made for one in (difference.first, difference.second)):
@@ -200,17 +190,18 @@ def _zero_shot_note(draws: Sequence[tuple[Record, Record]]) -> str | None:
     return None if told else f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
 
 
-def _other_keys(results: Results) -> list[str]:
-    return [key for key in results.keys if key not in (_VARIANT, _RATE)]
+def other_keys(results: Results) -> list[str]:
+    """The keys of a setting without variant and rate."""
+    return [key for key in results.keys if key not in (VARIANT, RATE)]
 
 
 def _by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, dict[str, dict[Any, float]]]]:
     """By other settings and variant: {rate: {score: {draw: mean}}} of sane runs, orders of one draw averaged."""
     sums: dict[Any, Any] = {}
     order = {name: at for at, name in enumerate(results.variants)}
-    for run in sorted(results.runs, key=lambda run: order[run.settings[_VARIANT]]):
-        others = tuple(run.settings.get(key) for key in _other_keys(results))
-        by_score = sums.setdefault((others, run.settings[_VARIANT]), {}).setdefault(run.settings[_RATE], {})
+    for run in sorted(results.runs, key=lambda run: order[run.settings[VARIANT]]):
+        others = tuple(run.settings.get(key) for key in other_keys(results))
+        by_score = sums.setdefault((others, run.settings[VARIANT]), {}).setdefault(run.settings[RATE], {})
         for score in results.scores if run.state == "sane" else ():
             if (score, "all") in run.records:
                 by_score.setdefault(score, {}).setdefault(run.draw, []).append(run.mean(score))

@@ -18,7 +18,7 @@ from iclgd.choices import Better, Role
 from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
 
 if TYPE_CHECKING:
-    from iclgd.report.results import Results
+    from iclgd.results.frame import Results
 
 TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
 ICL = "icl"
@@ -88,7 +88,7 @@ def notices(results: Results) -> list[Notice]:
     if TRUTH not in frame:
         return []
     rows = frame[frame["layer"].isna() & (frame["examples"] == "all") & (frame["state"] == "sane")]
-    scores = [s for s in results.scores.values() if s.better is not Better.neither and _compares(s.inputs)]
+    scores = [s for s in results.scores.values() if s.better is not Better.neither and s.reads("icl") and s.reads("ft")]
     better = {score.name: score.better for score in scores}
     limits = {score.name: score.limits for score in scores}
     floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
@@ -111,12 +111,6 @@ def _of_icl(rows: Any, setting: Mapping[str, Any]) -> Any:
         same = missing if pd.isna(value) else rows[key] == value
         rows = rows[same if same.any() or not key.startswith("reference.") else missing]
     return rows
-
-
-def _compares(inputs: Mapping[str, str] | None) -> bool:
-    """Whether a score looks at both what plays ICL's part and the candidate."""
-    owners = {path.partition(".")[0] for path in (inputs or {}).values()}
-    return {"icl", "ft"} <= owners
 
 
 def notice(
@@ -285,6 +279,28 @@ def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str
             known = "" if math.isnan(part.low) else f" [{part.low:.2f}, {part.high:.2f}]"
             said.append(sentence + (f": {part.mean:.2f}{known} of the way." if not math.isnan(part.mean) else "."))
     return " ".join(said)
+
+
+def place_in_words(results: Results, found: Notice) -> str:
+    """The model, the task and what else varied."""
+    own = ("model.name", "task.name", "task.shots")
+    return ", ".join(
+        results.text(key, value) if key in own else f"{results.heading(key)} {results.text(key, value)}"
+        for key, value in found.place.items()
+        if key != "model.weights" or key in results.varied
+    )
+
+
+def labels(results: Results) -> dict[str, str]:
+    """What variants are called, and ICL."""
+    return {name: variant.label for name, variant in results.variants.items()} | {ICL: "ICL"}
+
+
+def paragraph(results: Results, found: Notice) -> str:
+    """What the sweep says, about the first headline score that it ranks."""
+    ranked = {rank.score for rank in found.ranking}
+    of = next((name for name in results.headline if name in ranked), next(iter(ranked), ""))
+    return in_words(found, {name: score.label for name, score in results.scores.items()}, labels(results), of)
 
 
 def _percent(share: Interval) -> str:

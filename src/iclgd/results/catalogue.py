@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from iclgd.choices import Better, Role
-from iclgd.report.reading import FinishedRun
+from iclgd.results.reading import FinishedRun
+from iclgd.shown import printable
 
 _LEARNED = (
     "ft",
@@ -26,7 +27,7 @@ class Variant:
 
     Attributes:
         name: of its file.
-        label: what tables and figures call it.
+        label: what tables and figures call it; printable, and unlike that of any other.
         role: what it is in a comparison.
         order: where it stands among the others, lowest first.
         color: of its lines and marks; None takes the next free one of the palette.
@@ -47,7 +48,7 @@ class ScoreInfo:
 
     Attributes:
         name: its key in scores.json.
-        label: what tables and figures call it.
+        label: what tables and figures call it; printable, and unlike that of any other.
         limits: the least and the largest possible value; infinite where there are none.
         headline: whether short tables and the first figures show it.
         better: which values mean "more alike".
@@ -66,6 +67,10 @@ class ScoreInfo:
     learned: bool = True
     inputs: Mapping[str, str] | None = None
     function: str = ""
+
+    def reads(self, owner: str) -> bool:
+        """Whether it looks at something of `icl`, `ft`, `other`, ..., as an input's path begins."""
+        return any(path.startswith(f"{owner}.") for path in (self.inputs or {}).values())
 
     def without_context(self, others: Iterable[ScoreInfo]) -> ScoreInfo | None:
         """The same score of the model without demonstrations (zero-shot), for a score of ICL alone; None if not there.
@@ -88,7 +93,7 @@ def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
         if (name := str(config["name"])) not in known:
             known[name] = Variant(
                 name,
-                str(config.get("label") or name),
+                _label(name, config, known),
                 _choice(Role, config.get("role"), Role.variant),
                 int(config.get("order", 50)),
                 config.get("color"),
@@ -104,16 +109,24 @@ def scores(runs: Iterable[FinishedRun]) -> dict[str, ScoreInfo]:
         described = (run.config.get("metric") or {}).get("scores") or {}
         for name in (*(key for key in described if key in run.scores), *run.scores):
             if name not in known:
-                known[name] = _score(name, described.get(name) or {})
+                config = described.get(name) or {}
+                known[name] = _score(name, _label(name, config, known), config)
     return {one.name: one for one in sorted(known.values(), key=lambda one: not one.headline)}
 
 
-def _score(name: str, config: Mapping[str, Any]) -> ScoreInfo:
+def _label(name: str, config: Mapping[str, Any], known: Mapping[str, Variant | ScoreInfo]) -> str:
+    """What the config calls it; with its name where another is called the same, for tables tell them apart by it."""
+    label = printable(str(config.get("label") or name), 40)
+    taken = any(other.label == label for other in known.values())
+    return f"{label} ({printable(name, 40)})" if taken else label
+
+
+def _score(name: str, label: str, config: Mapping[str, Any]) -> ScoreInfo:
     low, high = config.get("limits") or (-math.inf, math.inf)
     inputs = {str(argument): str(path) for argument, path in (config.get("inputs") or {}).items()}
     return ScoreInfo(
         name,
-        str(config.get("label") or name),
+        label,
         (float(low), float(high)),
         bool(config.get("headline")),
         _choice(Better, config.get("better"), Better.higher),

@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NOTHING = (math.nan, math.nan)
+_SETTING = ["task.name", "model.name", "model.weights", "task.shots", "finetune.name"]
 
 
 @functools.cache
 def published() -> dict[str, Any]:
     """The numbers of the papers, with their sources."""
     return json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
+
+
+def beside(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `Results.summary` with the published mean and standard deviation and the difference, where known."""
+    theirs = mean_and_std(record, record["score"])
+    if theirs is None:
+        return dict(record)
+    mean, std = theirs
+    return {**record, "published_mean": mean, "published_std": std, "difference": record["mean"] - mean}
 
 
 def mean_and_std(setting: Mapping[str, Any], score: str) -> tuple[float, float] | None:
@@ -37,6 +53,23 @@ def layers(setting: Mapping[str, Any], score: str) -> list[float] | None:
     if not matches(setting) or setting["model.weights"] != "pretrained":
         return None
     return published()["layers"].get(score, {}).get(setting["task.name"], {}).get(setting["finetune.name"])
+
+
+def by_layer(rows: pd.DataFrame, score: str) -> list[float]:
+    """For each row, a setting and a layer, the published value; NaN where there is none."""
+    settings: Any = rows[_SETTING].drop_duplicates().to_dict("records")
+    curves = {tuple(setting.values()): layers(setting, score) or [] for setting in settings}
+    at = zip(*(rows[key] for key in [*_SETTING, "layer"]), strict=True)
+    return [curve[layer] if layer < len(curve := curves[tuple(where)]) else math.nan for *where, layer in at]
+
+
+def band(setting: Mapping[str, Any], score: str) -> tuple[float, float]:
+    """The two numbers between which most published values lie for a setting like this one; NaN where there are none."""
+    known = (
+        matches(setting) and setting["model.weights"] == "pretrained" and setting["task.name"] in published()["runs"]
+    )
+    low, high = published()["bands"].get(score, _NOTHING) if known else _NOTHING
+    return low, high
 
 
 def matches(setting: Mapping[str, Any]) -> bool:
