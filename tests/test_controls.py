@@ -161,7 +161,8 @@ def test_trained_activations_are_the_ceiling():
     assert best.mean("sim_aou") > 0.95 and best.mean("accuracy/ft") > 0.95
     for variant in ("gd", "lcgd"):
         for rate in (0.03, 0.3):
-            assert best.mean("sim_aou") > toy(f"finetune={variant}", f"finetune.lr={rate}", enough).mean("sim_aou") + 0.3
+            other = toy(f"finetune={variant}", f"finetune.lr={rate}", enough)
+            assert best.mean("sim_aou") > other.mean("sim_aou") + 0.3
 
 
 def test_activation_match_is_refused_where_its_target_is_taken_elsewhere():
