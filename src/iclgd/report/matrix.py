@@ -26,7 +26,7 @@ def planted_truths(results: Results) -> Iterator[Figure]:
         parts: Any = notice.matrix.groupby("score", sort=False)
         for score, cells in parts:
             info = results.scores[str(score)]
-            chart = matrix(cells.replace({"truth": names, "candidate": names}), info.label, info.limits)
+            chart: Any = matrix(cells.replace({"truth": names, "candidate": names}), info.label, info.limits)
             caption = f"{info.label}, {place}. Rows: what plays ICL's part; columns: candidates. "
             caption += "Mean over draws [95 % interval over draws]."
             name, choice = f"planted_truths/{info.name}", info.label

@@ -57,8 +57,8 @@ def layers(setting: Mapping[str, Any], score: str) -> list[float] | None:
 
 def by_layer(rows: pd.DataFrame, score: str) -> list[float]:
     """For each row, a setting and a layer, the published value; NaN where there is none."""
-    settings: Any = rows[_SETTING].drop_duplicates().to_dict("records")
-    curves = {tuple(setting.values()): layers(setting, score) or [] for setting in settings}
+    settings: Any = rows[_SETTING].drop_duplicates()
+    curves = {tuple(setting.values()): layers(setting, score) or [] for setting in settings.to_dict("records")}
     at = zip(*(rows[key] for key in [*_SETTING, "layer"]), strict=True)
     return [curve[layer] if layer < len(curve := curves[tuple(where)]) else math.nan for *where, layer in at]
 
