@@ -196,7 +196,7 @@ class FinishedRun:
             return None
 
 
-def _by_score(table: pd.DataFrame) -> dict[str, np.ndarray]:
+def _by_score(table: Any) -> dict[str, np.ndarray]:
     values = {}
     try:
         for name, part in table.groupby("score", sort=False):
