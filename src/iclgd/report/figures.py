@@ -108,7 +108,7 @@ def between_variants(results: Results) -> Iterator[Figure]:
 
 def gradient_norms(results: Results) -> Iterator[Figure]:
     """Gradient norms by layer and demonstration, a map for each variant and place; the mean over a few draws."""
-    rows: Any = own_tables(results, lambda run: run.table("gradient_norms"), ["layer", "demonstration"])
+    rows: Frame = own_tables(results, lambda run: run.table("gradient_norms"), ["layer", "demonstration"])
     rows = rows[rows["mean"] > 0].rename(columns={"demonstration": "x", "layer": "y"})
     if len(rows):
         measure = Measure(results, ScoreInfo("gradient_norms", "Gradient norm", (0, np.inf)))

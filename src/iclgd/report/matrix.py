@@ -35,7 +35,7 @@ def planted_truths(results: Results) -> Iterator[Figure]:
             yield Figure(name, "Would the scores notice?", chart, caption, choice, info.headline)
 
 
-def matrix(frame: Frame, label: str, limits: Sequence[float]) -> alt.TopLevelMixin:
+def matrix(frame: Frame, label: str, limits: Sequence[float]) -> alt.LayerChart:
     """A map of numbers with the interval of each written below it.
 
     Args:

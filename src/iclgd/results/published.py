@@ -11,10 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas as pd
+from typing import Any
 
 _NOTHING = (math.nan, math.nan)
 _SETTING = ["task.name", "model.name", "model.weights", "task.shots", "finetune.name"]
@@ -55,10 +52,10 @@ def layers(setting: Mapping[str, Any], score: str) -> list[float] | None:
     return published()["layers"].get(score, {}).get(setting["task.name"], {}).get(setting["finetune.name"])
 
 
-def by_layer(rows: pd.DataFrame, score: str) -> list[float]:
-    """For each row, a setting and a layer, the published value; NaN where there is none."""
-    settings: Any = rows[_SETTING].drop_duplicates()
-    curves = {tuple(setting.values()): layers(setting, score) or [] for setting in settings.to_dict("records")}
+def by_layer(rows: Any, score: str) -> list[float]:
+    """For each row of a frame, a setting and a layer, the published value; NaN where there is none."""
+    settings = rows[_SETTING].drop_duplicates().to_dict("records")
+    curves = {tuple(setting.values()): layers(setting, score) or [] for setting in settings}
     at = zip(*(rows[key] for key in [*_SETTING, "layer"]), strict=True)
     return [curve[layer] if layer < len(curve := curves[tuple(where)]) else math.nan for *where, layer in at]
 
