@@ -219,7 +219,7 @@ CASES: dict[str, Case] = {
     "mean: a list": Case(score(mean=[0.5]), "scores.json.sim_aou.mean is a list"),
     "mean: beyond floats": Case(unsealed(put(SCORES, '{"a": {"mean": 1e400}}')), "holds inf, which is no number"),
     "mean: infinite": Case(unsealed(put(SCORES, '{"a": {"mean": Infinity}}')), "Infinity is no number"),
-    "mean: gone": Case(edit(SCORES, lambda content: content["sim_aou"].pop("mean")), "has no 'mean' of sim_aou"),
+    "mean: gone": Case(edit(SCORES, lambda content: content["sim_aou"].pop("mean")), "sim_aou has no mean"),
     "n: infinite": Case(unsealed(put(SCORES, '{"a": {"mean": 1, "n": Infinity}}')), "Infinity is no number"),
     "n: less than none": Case(score(n=-1), "scores.json.sim_aou.n is -1"),
     "n: a list": Case(score(n=[1]), "scores.json.sim_aou.n is a list"),

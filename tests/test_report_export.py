@@ -127,7 +127,7 @@ def test_recordings_that_are_not_those_of_the_prompts_are_refused_by_folder(tmp_
     few, flat = whole["icl.attention_output"][:2], whole["icl.attention_scores"][0, 0, 0]
     for changed in ({"icl.attention_output": few}, {"icl.attention_scores": flat}):
         save_file(whole | changed, run.folder / "recordings.safetensors")
-        with pytest.raises(reading.ReportError, match=r"run: recordings\.safetensors does not belong to prompts\.json"):
+        with pytest.raises(reading.ReportError, match=r"run/recordings\.safetensors does not belong to prompts\.json"):
             export_records.export_records(run, tmp_path / "out")
     save_file(whole, tmp_path / "elsewhere.safetensors")
     (run.folder / "recordings.safetensors").unlink()

@@ -104,12 +104,13 @@ class Figure:
         chart.datasets = alt.Undefined
         return chart.to_dict(validate=False) | {"datasets": getattr(self.chart, "datasets", {})}
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write it as the path's ending says: png, pdf or svg, or html with controls. Needs no network.
 
         Raises:
             ValueError: another ending.
         """
+        path = Path(path)
         writers: Mapping[str, Any] = {
             ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
             ".pdf": lambda chart: _ordered(vl_convert.vegalite_to_pdf(chart)),
