@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from iclgd.runs.folder import RunFolder
+
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 300.0  # seconds: what takes longer hangs, however busy the machine is
 
@@ -49,3 +51,23 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end, "what was waited for did not come about"
         time.sleep(0.02)
+
+
+def runs(sweep):
+    return [RunFolder(path) for path in sorted(sweep.glob("[!.]*/"))]
+
+
+def results(sweep):
+    return {run.path.name: (run.path / "scores.json").read_bytes() for run in runs(sweep) if run.is_done()}
+
+
+def started(folder, *arguments, hold, done):
+    """A sweep in which the seed `hold` waits, and `done` others or more are finished."""
+    (folder / f"hold{hold}").touch()
+    process, sweep = start(folder, "-m", *arguments), folder / "outputs" / "multirun"
+    wait_until(lambda: (folder / f"held{hold}").exists() and len(results(sweep)) >= done)
+    return process, sweep
+
+
+def states(sweep):
+    return [run.state() for run in runs(sweep)]

@@ -2,6 +2,10 @@
 
 import logging
 import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -53,3 +57,34 @@ def own_logging():
             root.removeHandler(handler)
     root.setLevel(level)
     _enable_own_loggers()
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that not even root can write to, where the machine lets us make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting needs privileges; another test has a file in the way of the folder")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture
+def in_process(tmp_path, monkeypatch):
+    """The Python interface, with the fake experiment, in an empty folder."""
+    import iclgd as package
+
+    faked = ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking", "iclgd.runs.fingerprint")
+    stood = {name: sys.modules.get(name) for name in faked}
+    runpy.run_path(str(Path(__file__).with_name("fake_experiment") / "sitecustomize.py"))
+    for name in ("experiment", "tracking"):
+        monkeypatch.setattr(package, name, sys.modules[f"iclgd.{name}"], raising=False)
+    monkeypatch.setattr("iclgd.report.console", sys.modules["iclgd.report.console"], raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield package
+    monkeypatch.undo()
+    for name, module in stood.items():
+        sys.modules.pop(name, None)
+        if module is not None:
+            sys.modules[name] = module

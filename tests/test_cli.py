@@ -1,25 +1,19 @@
 """The real command line in processes of its own; only the experiment is a fake of milliseconds."""
 
-import errno
 import json
 import os
 import re
-import runpy
-import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 from omegaconf import OmegaConf
 
-import iclgd as package
-from command_line import PATIENCE, ROOT, environment, iclgd, start, wait_until
+from command_line import PATIENCE, environment, iclgd, results
 from configs import config
 from iclgd import command
 from iclgd.config import ConfigError
-from iclgd.runs import files
-from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.folder import RunFolder
 
 REFUSED = [
     ("typo=1", "unknown key typo: known here: finetune, metric, model"),
@@ -40,35 +34,6 @@ REFUSED = [
     ("nonsense", "nonsense cannot be read: write KEY=VALUE"),
     ("model.separator=<sep>", "model.separator=<sep> cannot be read: write KEY=VALUE, special characters in quotes"),
 ]
-
-
-@pytest.fixture
-def read_only(tmp_path):
-    """A folder that not even root can write to, where the machine lets us make one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("mounting needs privileges; another test has a file in the way of the folder")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
-@pytest.fixture
-def in_process(tmp_path, monkeypatch):
-    """The Python interface, with the fake experiment, in an empty folder."""
-    faked = ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking", "iclgd.runs.fingerprint")
-    stood = {name: sys.modules.get(name) for name in faked}
-    runpy.run_path(str(ROOT / "tests" / "fake_experiment" / "sitecustomize.py"))
-    for name in ("experiment", "tracking"):
-        monkeypatch.setattr(package, name, sys.modules[f"iclgd.{name}"], raising=False)
-    monkeypatch.setattr("iclgd.report.console", sys.modules["iclgd.report.console"], raising=False)
-    monkeypatch.chdir(tmp_path)
-    yield package
-    monkeypatch.undo()
-    for name, module in stood.items():
-        sys.modules.pop(name, None)
-        if module is not None:
-            sys.modules[name] = module
 
 
 @pytest.mark.parametrize(("argument", "message"), REFUSED, ids=[argument for argument, _ in REFUSED])
@@ -170,130 +135,6 @@ def test_other_launchers_make_the_same_runs(tmp_path, launcher):
         ended = iclgd(tmp_path / folder, "-m", "seed=0,1,13", *given)
         assert ended.returncode == 1 and "2 done, 1 failed" in ended.stdout, ended.stderr
     assert results(tmp_path / "one" / "outputs" / "multirun") == results(tmp_path / "other" / "outputs" / "multirun")
-
-
-def runs(sweep):
-    return [RunFolder(path) for path in sorted(sweep.glob("[!.]*/"))]
-
-
-def results(sweep):
-    return {run.path.name: (run.path / "scores.json").read_bytes() for run in runs(sweep) if run.is_done()}
-
-
-def started(folder, *arguments, hold, done):
-    """A sweep in which the seed `hold` waits, and `done` others or more are finished."""
-    (folder / f"hold{hold}").touch()
-    process, sweep = start(folder, "-m", *arguments), folder / "outputs" / "multirun"
-    wait_until(lambda: (folder / f"held{hold}").exists() and len(results(sweep)) >= done)
-    return process, sweep
-
-
-def states(sweep):
-    return [run.state() for run in runs(sweep)]
-
-
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("basic", marks=pytest.mark.soak)])
-def test_a_killed_sweep_started_again_gives_what_an_uninterrupted_one_gives(tmp_path, launcher):
-    sweep = ("-m", "finetune=gd,lcgd", "seed=0,1,2", f"hydra/launcher={launcher}")
-    process, folder = started(tmp_path, *sweep[1:], hold=1, done=1 if launcher == "basic" else 2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=PATIENCE)
-    (tmp_path / "hold1").unlink()
-    last = iclgd(tmp_path, *sweep)
-    assert last.returncode == 0 and "skipped" in last.stdout, last.stderr
-    (tmp_path / "calm").mkdir()
-    assert iclgd(tmp_path / "calm", *sweep[:-1]).returncode == 0
-    expected = results(tmp_path / "calm" / "outputs" / "multirun")
-    assert len(expected) == 6 and results(folder) == expected
-    assert not [part for run in folder.glob("[!.]*/") for part in run.rglob(".part-*")]
-
-
-@pytest.mark.soak
-def test_killed_at_several_moments_a_sweep_gives_what_an_uninterrupted_one_gives(tmp_path):
-    sweep = ("-m", "finetune=gd,lcgd", "seed=range(0,6)", "hydra/launcher=joblib")
-    folder = tmp_path / "outputs" / "multirun"
-    for moment in (1, 5, 9):
-        process = start(tmp_path, *sweep)
-        wait_until(lambda moment=moment: len(list(folder.glob("*/scores.json"))) >= moment)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=PATIENCE)
-    last = iclgd(tmp_path, *sweep)
-    assert last.returncode == 0 and "skipped" in last.stdout, last.stderr
-    (tmp_path / "calm").mkdir()
-    assert iclgd(tmp_path / "calm", *sweep[:-1]).returncode == 0
-    expected = results(tmp_path / "calm" / "outputs" / "multirun")
-    assert len(expected) == 12 and results(folder) == expected
-    assert not [part for run in folder.glob("[!.]*/") for part in run.rglob(".part-*")]
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "launcher"),
-    [
-        (signal.SIGINT, 130, "basic"),
-        (signal.SIGTERM, 143, "joblib"),
-        pytest.param(signal.SIGTERM, 143, "basic", marks=pytest.mark.soak),
-    ],
-)
-def test_a_signal_ends_the_command_and_leaves_nothing_behind(tmp_path, number, code, launcher):
-    process, folder = started(tmp_path, "seed=0,1,2,3,4", f"hydra/launcher={launcher}", hold=2, done=2)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE)  # seed 2 waits for longer
-    assert process.returncode == code, err
-    assert err.count("Traceback") == err.count("resource_tracker.py")  # loky's, of a folder that was removed before
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    counted = {word: int(n) for n, word in re.findall(r"(\d+) (done|interrupted)", out)}
-    assert set(states(folder)) <= {State.done, State.interrupted, None}
-    assert counted["done"] == states(folder).count(State.done) >= 2
-    assert counted["interrupted"] >= states(folder).count(State.interrupted) >= 1  # more are told before they start
-    left = {path: RunFolder(path.parent).state() for path in folder.rglob(".*") if path.name != ".invocations"}
-    assert left == {}, (out, err)
-
-
-def test_two_commands_at_once_share_the_work(tmp_path):
-    processes = [start(tmp_path, "-m", "seed=range(0,6)") for _ in range(2)]
-    ends = [process.communicate(timeout=PATIENCE) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
-    counts = [{word: int(n) for n, word in re.findall(r"(\d+) (done|skipped)", out)} for out, _ in ends]
-    assert sum(count.get("done", 0) for count in counts) == 6
-    assert all(sum(count.values()) == 6 for count in counts)
-    assert [run.status().attempt for run in runs(tmp_path / "outputs" / "multirun")] == [1] * 6
-
-
-def test_a_folder_that_cannot_be_written_is_said_so(tmp_path):
-    (tmp_path / "outputs").write_text("in the way")
-    for arguments in ((), ("-m", "seed=0,1")):
-        refused = iclgd(tmp_path, *arguments)
-        assert refused.returncode == 2 and "name another folder with paths.outputs=" in refused.stderr
-        assert "Traceback" not in refused.stderr
-
-
-def test_a_path_may_hold_what_the_command_line_reads_as_quotes(tmp_path):
-    place = tmp_path / "o'brien" / 'a "b" c'
-    place.mkdir(parents=True)
-    done = iclgd(place, "-m", "seed=0,1")
-    assert done.returncode == 0 and "2 done" in done.stdout, done.stderr
-
-
-def test_a_read_only_disk_is_said_so(read_only, tmp_path):
-    for arguments in ((), ("-m", "seed=0,1")):
-        refused = iclgd(tmp_path, *arguments, f"paths.outputs={read_only}/outputs")
-        assert refused.returncode == 2 and "Read-only file system" in refused.stderr
-        assert "Traceback" not in refused.stderr and "paths.outputs=" in refused.stderr
-
-
-def test_a_disk_that_fills_up_in_a_sweep_fails_its_runs_and_the_same_command_mends_them(
-    in_process, monkeypatch, capsys
-):
-    def full(handle):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files.os, "fsync", full)
-        assert command.run(["-m", "seed=0,1"]).code == 1
-    assert "2 failed" in capsys.readouterr().out
-    assert command.run(["-m", "seed=0,1"]).code == 0
-    assert "2 done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ SOURCE = Path(iclgd.__file__).parent
 
 ORDER = (  # from the ground up; rooms of one line do not know each other
     {"choices", "shown"},
+    {"checks"},
     {"records", "seeding", "config", "paths", "ranks", "hub"},
     {"digests", "imports", "keys", "variants"},
     {"model_files"},
@@ -24,7 +25,7 @@ ORDER = (  # from the ground up; rooms of one line do not know each other
     {"tracking"},
     {"dashboard", "evidence", "memory"},
     {"experiment", "verify"},
-    {"hydra_setup", "rerun"},
+    {"ending", "hydra_setup", "rerun"},
     {"command", "plan"},
     {"api", "__main__"},
     {"__init__"},

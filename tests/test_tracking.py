@@ -3,125 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 import wandb
 import yaml
 from hydra.errors import HydraException
 
-from command_line import PATIENCE
 from configs import config as composed
 from iclgd import choices, tracking
 from iclgd import config as schema
 from iclgd.report.figures import figures
 from iclgd.results.frame import Results
-from iclgd.tracking import session
 from iclgd.tracking.content import SweepContent, score_rows
 from iclgd.tracking.kept import Kept
 from report_fixtures import write_run
-from wandb_reader import Recorded, read_runs
-
-KEY = "f00dfeed" * 5  # has an API key's form and opens nothing
-SCORES = {
-    "sim_aou": {
-        "mean": 1 / 3,
-        "layers": [0.1, None, 0.1 + 0.2],
-        "n": 20,
-        "undefined": 20,
-        "ci": [0.25, 0.375],
-        "flipped": {"mean": None, "layers": [None, None, None], "n": 0, "undefined": 0, "ci": None},
-    },
-    "spread/of": {"mean": 0.5, "layers": [], "n": 20, "undefined": 0, "ci": [0.4, 0.6], "flipped": None},
-    "accuracy/zsl": {"mean": 0.55, "layers": [], "n": 20, "undefined": 0, "ci": [0.5, 0.6]},
-    "accuracy/icl": {"mean": 0.8, "layers": [], "n": 20, "undefined": 0, "ci": [0.7, 0.9]},
-    "accuracy/ft": {"mean": 2 / 3, "layers": [], "n": 20, "undefined": 0, "ci": None},
-}
-TRAJECTORY = pd.DataFrame(
-    [(1, "sim_aou", 0, 0.1), (1, "sim_aou", 1, 0.3), (2, "sim_aou", 0, None), (2, "sim_aou", 1, 0.7)],
-    columns=["step", "score", "layer", "mean"],
+from tracking_cases import (
+    NORMS,
+    SCORES,
+    TRAJECTORY,
+    fresh_process,  # noqa: F401  fixtures
+    online,
+    recorded_in,
+    settings,
+    track,
+    warnings_of,
 )
-NORMS = pd.DataFrame([(0, 0, 1.5), (0, 1, 0.1)], columns=["demonstration", "layer", "value"])
 
-
-@pytest.fixture(autouse=True)
-def _fresh_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_SERVICE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no .netrc
-    monkeypatch.setattr(session, "_unreached", None)
-    monkeypatch.setattr(session, "CALL_SECONDS", PATIENCE)
-    yield
-    wandb.teardown()
-
-
-def settings(**entries: Any) -> schema.Config:
-    made = composed("tracking=wandb", "model=hf", "model.name=a/model", "task.shots=4")
-    return dataclasses.replace(made, tracking=dataclasses.replace(made.tracking, **entries))
-
-
-def online() -> schema.Config:
-    return settings(mode=choices.TrackingMode.online)
-
-
-def track(folder: Path, config: schema.Config | None = None, run_id: str = "0123456789ab", **content: Any) -> None:
-    with tracking.tracker(config or settings(), folder, run_id, "first_look") as tracker:
-        tracker.log_run(SCORES, **content)
-
-
-def service() -> psutil.Process:
-    [process] = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
-    return process
-
-
-def recorded_in(folder: Path) -> list[Recorded]:
-    wandb.teardown()  # waits until everything is on disk
-    return read_runs(folder)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    ours = [record for record in caplog.records if record.name.startswith("iclgd")]
-    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
-
-
-@pytest.fixture
-def heard() -> Iterator[list[str]]:
-    """The names of the loggers from which a word reaches the terminal or run.log."""
-    names: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            names.append(record.name)
-
-    handler = Handler()
-    logging.getLogger().addHandler(handler)
-    yield names
-    logging.getLogger().removeHandler(handler)
-
-
-def assert_whole(recorded: Recorded) -> None:
-    assert recorded.curve("sim_aou") == SCORES["sim_aou"]["layers"]
-    for name, entry in SCORES.items():
-        assert recorded.summary[name] == entry["mean"]
-    assert recorded.exit_code == 0
-
-
-def assert_nowhere(folder: Path, secret: str) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert files
-    assert not [path for path in files if secret.encode() in path.read_bytes()]
+pytestmark = pytest.mark.usefixtures("fresh_process")
 
 
 def test_an_offline_run_reads_back_as_scores_json(tmp_path: Path) -> None:
@@ -260,147 +175,6 @@ assert not any(name.partition(".")[0] == "wandb" for name in sys.modules)
 assert not list(Path(".").iterdir())
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True, timeout=300)
-
-
-def test_an_absent_wandb_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    track(tmp_path / "run")
-    [warning] = warnings_of(caplog)
-    assert "ModuleNotFoundError" in warning or "ImportError" in warning
-    assert f"its results are in {tmp_path / 'run'}" in warning
-
-
-def test_an_init_that_raises_is_a_warning_without_the_key(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(**arguments: Any) -> None:
-        raise RuntimeError(
-            f"no luck with {KEY}, wandb_v1_secret, https://me:secret@host/ and other-secret\nsecond line"
-        )
-
-    monkeypatch.setenv("WANDB_API_KEY", "other-secret")
-    monkeypatch.setattr(wandb, "init", broken)
-    track(tmp_path / "run")
-    [warning] = warnings_of(caplog)
-    assert warning.count("no luck with ***, ***, https://***@host/ and ***;") == 1
-    assert "secret" not in caplog.text
-    assert KEY not in caplog.text
-
-
-@pytest.mark.parametrize("moment", ["before results", "before finishing"])
-def test_when_its_process_is_killed_the_run_is_recorded_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, moment: str
-) -> None:
-    with tracking.tracker(settings(), tmp_path / "run", "0123456789ab", "first_look") as tracker:
-        if moment == "before finishing":
-            tracker.log_run(SCORES)
-        service().kill()
-        service().wait(PATIENCE)
-        if moment == "before results":
-            tracker.log_run(SCORES)
-    [warning] = warnings_of(caplog)
-    [recorded] = recorded_in(Path(warning.rpartition("wandb sync ")[2]))
-    assert_whole(recorded)
-    track(tmp_path / "next", run_id="bbbbbbbbbbbb")
-    [following] = recorded_in(tmp_path / "next")
-    assert_whole(following)
-    assert len(warnings_of(caplog)) == 1
-
-
-def test_a_process_that_hangs_is_ended_in_bounded_time(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ended_and_patient_again(end=session._kill_service) -> None:
-        end()
-        monkeypatch.setattr(session, "CALL_SECONDS", PATIENCE)
-
-    monkeypatch.setattr(session, "CALL_SECONDS", 1.0)
-    monkeypatch.setattr(session, "_kill_service", ended_and_patient_again)
-    with tracking.tracker(settings(), tmp_path / "run", "0123456789ab", "first_look") as tracker:
-        stopped = service()
-        stopped.suspend()
-        tracker.log_run(SCORES)  # the test's own limit of time would end a wait without bounds
-    [warning] = warnings_of(caplog)
-    assert "NoAnswer: no answer within" in warning
-    assert_whole(recorded_in(tmp_path)[-1])
-    assert not stopped.is_running()
-
-
-def test_the_address_of_a_process_that_is_gone_is_forgotten(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_SERVICE", f"2-{os.getpid()}-tcp-localhost-1")  # as inherited from a parent process
-    track(tmp_path / "run")
-    [recorded] = recorded_in(tmp_path)
-    assert_whole(recorded)
-    assert len(warnings_of(caplog)) == 1
-
-
-def test_an_unreachable_server_costs_one_wait_and_nothing_is_lost(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, heard: list[str]
-) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(session, "INIT_SECONDS", 5.0)
-    track(tmp_path / "first", online(), "aaaaaaaaaaaa")
-    monkeypatch.setattr(session, "INIT_SECONDS", 1000.0)  # would be waited for if the server were tried again
-    track(tmp_path / "second", online(), "bbbbbbbbbbbb")
-    for folder, warning in zip(("first", "second"), warnings_of(caplog), strict=True):
-        assert "was not sent" in warning
-        sendable = Path(warning.rpartition("wandb sync ")[2])
-        assert sendable.is_relative_to(tmp_path / folder)
-        [recorded] = recorded_in(sendable)
-        assert_whole(recorded)
-    assert set(heard) == {"iclgd.tracking.session"}
-    assert KEY not in caplog.text
-    assert_nowhere(tmp_path, KEY)
-
-
-@pytest.mark.parametrize("key", [None, "too-short"])
-def test_a_missing_or_malformed_key_is_a_warning_not_a_question(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, key: str | None
-) -> None:
-    if key is not None:
-        monkeypatch.setenv("WANDB_API_KEY", key)
-    track(tmp_path / "run", online())
-    [warning] = warnings_of(caplog)
-    assert "API key" in warning or "API_KEY" in warning
-    assert key is None or key not in warning
-    assert_whole(recorded_in(tmp_path)[-1])
-
-
-def test_a_key_that_the_server_refuses_is_a_warning_and_kept_secret(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    asked = []
-
-    class Refuse(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(self.path)
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(401)
-            self.end_headers()
-            self.wfile.write(b'{"errors": [{"message": "invalid api key"}]}')
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
-        threading.Thread(target=server.serve_forever).start()
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        track(tmp_path / "run", online())
-        recorded = recorded_in(tmp_path)[0]  # offline-run-..., before the run-... that was refused
-        server.shutdown()
-    assert set(asked) == {"/graphql"}  # and no report of W&B's own errors
-    assert_whole(recorded)
-    [warning] = warnings_of(caplog)
-    assert "401" in warning
-    assert_nowhere(tmp_path, KEY)
-    assert KEY not in caplog.text
-    assert capfd.readouterr() == ("", "")
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from iclgd import early, hydra_setup, paths, ranks, rerun
-from iclgd.config import Config, ConfigError, TrackingConfig, typed
+from iclgd import early, ending, hydra_setup, paths, ranks, rerun
+from iclgd.config import Config, ConfigError, typed
+from iclgd.ending import FAILED, REFUSED
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.invocation import VARIABLE, Invocation
@@ -30,13 +30,13 @@ from iclgd.runs.progress import sweep_progress, terminal
 from iclgd.runs.together import announced, follow
 
 if TYPE_CHECKING:
-    from iclgd.report.chart import Figure
+    pass
 
 log = logging.getLogger(__name__)
 
 hydra_setup.register()  # here, because a worker's first sight of the project is the import of `job`
 
-REFUSED, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class NoObjective(RuntimeError):
@@ -258,13 +258,13 @@ def _ended(command: Command, tell: bool) -> Command:
         command.invocation.mark_cut_off()
     results = command.results()
     if command.code == 0 or (command.code == FAILED and results):
-        command.code = max(command.code, _code(results))
+        command.code = max(command.code, ending.code(results))
     folders = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
-    figures = _figures(folders, command.invocation is not None) if folders and command.figures else []
+    figures = ending.figures(folders, command.invocation is not None) if folders and command.figures else []
     if command.invocation is not None and any(outcome.ending is Ending.done for outcome in results):
-        _log_sweep(command.tracking, folders, figures)
+        ending.log_sweep(command.tracking, folders, figures)
     if tell and results:
-        _summarise(results)
+        ending.summarise(results)
     return command
 
 
@@ -301,64 +301,3 @@ def _command_line(arguments: Sequence[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = mode
-
-
-def _code(results: Sequence[Outcome]) -> int:
-    missing = [outcome for outcome in results if outcome.ending not in (Ending.done, Ending.skipped)]
-    return 0 if not missing else REFUSED if all(o.ending is Ending.refused for o in missing) else FAILED
-
-
-def _figures(folders: Sequence[Path], sweep: bool) -> list[Figure]:
-    """Draw the figures of finished runs where iclgd-report would put them; no run fails for a figure."""
-    from iclgd.report import chart, figures
-    from iclgd.results.frame import Results
-
-    out = (folders[0].parent if sweep else folders[0]) / "report" / "figures"
-    try:
-        made = figures.figures(Results.read(folders))
-        chart.write(made, out)
-    except Exception as error:
-        log.warning("the figures could not be made: %s; iclgd-report FOLDER tells more", error)
-        return []
-    log.info("figures are in %s", out)
-    return made
-
-
-def _log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence[Figure]) -> None:
-    """One summary run in W&B, as this command tracks its runs; tracking.log_sweep warns and never raises."""
-    from iclgd import tracking
-
-    try:
-        settings = cast(TrackingConfig, OmegaConf.to_object(OmegaConf.merge(TrackingConfig, how or {})))
-    except OmegaConfBaseException as error:  # swept over, so that the sweep has no single way
-        log.warning("the sweep's summary is not tracked: %s", str(error).splitlines()[0])
-        return
-    tracking.log_sweep(settings, folders[0].parent.name, folders, folders[0].parent, figures)
-
-
-def _summarise(results: Sequence[Outcome]) -> None:
-    """Print the tables, what was done, and what was not."""
-    whole = [o.folder for o in results if o.ending in (Ending.done, Ending.skipped)]
-    if whole:
-        _show_tables(list(dict.fromkeys(whole)), len(results) > 1)
-    counts = {ending: sum(o.ending is ending for o in results) for ending in Ending}
-    said = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
-    sys.stdout.write(f"{said} in {os.path.relpath(results[0].folder.parent)}\n")
-    for outcome in results:
-        if outcome.ending not in (Ending.done, Ending.skipped):
-            what = outcome.message or "the same command runs it again"
-            sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {what}\n")
-
-
-def _show_tables(folders: list[Path], sweep: bool) -> None:
-    from rich.console import Console
-
-    from iclgd.report import console
-
-    try:
-        table = console.table(folders)
-    except Exception as error:
-        log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
-        return
-    Console().print(table)
-    sys.stdout.write(f"figures and page: iclgd-report {os.path.relpath(folders[0].parent if sweep else folders[0])}\n")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from iclgd.checks import parse_layers
 from iclgd.choices import TrainingData
-from iclgd.config import Config, ConfigError, parse_layers
+from iclgd.config import Config, ConfigError
 from iclgd.model_files import layers_of
 from iclgd.tasks import draw
 from iclgd.tasks.sources import is_local

@@ -16,8 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from iclgd import ranks
+from iclgd.checks import parse_layers
 from iclgd.choices import CacheMode, Placement, Procedure
-from iclgd.config import Config, ConfigError, parse_layers
+from iclgd.config import Config, ConfigError
 from iclgd.learning.parameters import trained_parameters
 from iclgd.models import LanguageModel, read_config, resolve_device, resolve_dtype
 from iclgd.models.anatomy import dissect

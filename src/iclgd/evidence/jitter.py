@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from iclgd.config import ScoreConfig, parse_layers
+from iclgd.checks import parse_layers
+from iclgd.config import ScoreConfig
 from iclgd.evidence.facts import LATE_FACTS, facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iclgd.config import Config, parse_layers
+from iclgd.checks import parse_layers
+from iclgd.config import Config
 from iclgd.learning.finetuning import AfterStep, Loop
 from iclgd.learning.parameters import trainable, trained_parameters
 from iclgd.models.attention import AttentionPass

@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from iclgd.checks import parse_layers
 from iclgd.choices import Batch, Direction, Exit, LossOn, Procedure, StepPer, Trainable
-from iclgd.config import Config, FinetuneConfig, parse_layers
+from iclgd.config import Config, FinetuneConfig
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
 from iclgd.learning.objectives import Objective, lcgd, options_of, refuse_unreached, resolve_objective

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from iclgd.checks import parse_layers
 from iclgd.choices import PatchTokens, Trainable
-from iclgd.config import Config, parse_layers
+from iclgd.config import Config
 from iclgd.learning.parameters import layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import refuse_without_exact_form, watching, weight_of, without_bias

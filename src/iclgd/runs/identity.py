@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from iclgd.config import ReferenceConfig, parse_layers
+from iclgd.checks import parse_layers
+from iclgd.config import ReferenceConfig
 
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _ICL = dataclasses.asdict(ReferenceConfig())

@@ -61,7 +61,7 @@ class _ConsoleHandler(logging.Handler):
                 sys.stderr.flush()
             else:
                 _bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        except Exception:
+        except Exception:  # as every handler of logging does: it tells on stderr, and no run ends for a line
             self.handleError(record)
 
 

@@ -25,7 +25,8 @@ from iclgd.digests import digest_of_text
 _PACKAGE = Path(iclgd.__file__).resolve().parent
 # What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
 _NO_NUMBERS = (
-    *("__init__", "__main__", "api", "command", "config", "dashboard", "digests", "early", "hub", "hydra_setup"),
+    *("__init__", "__main__", "api", "checks", "command", "config", "dashboard", "digests", "early", "ending", "hub"),
+    "hydra_setup",
     *("imports", "keys", "memory", "model_files", "paths", "plan", "report", "rerun", "results", "runs", "shown"),
     *("skeletons", "toy", "tracking", "verify"),
 )

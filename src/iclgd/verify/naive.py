@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from iclgd.checks import parse_layers
 from iclgd.choices import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer
-from iclgd.config import Config, FinetuneConfig, parse_layers
+from iclgd.config import Config, FinetuneConfig
 from iclgd.models import LanguageModel
 from iclgd.models.anatomy import FAMILIES
 from iclgd.records import Item, PromptSet, Recording, Trace

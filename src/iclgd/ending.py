@@ -1,0 +1,86 @@
+"""What a command does when its runs have ended: exit code, figures, W&B's summary of a sweep, tables and words."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from iclgd.config import TrackingConfig
+from iclgd.runs.execute import Ending, Outcome
+
+if TYPE_CHECKING:
+    from iclgd.report.chart import Figure
+
+log = logging.getLogger(__name__)
+
+REFUSED, FAILED = 2, 1
+
+
+def code(results: Sequence[Outcome]) -> int:
+    """The command's exit code: 0 if all runs are done, 2 if those that are not were refused, else 1."""
+    missing = [outcome for outcome in results if outcome.ending not in (Ending.done, Ending.skipped)]
+    return 0 if not missing else REFUSED if all(o.ending is Ending.refused for o in missing) else FAILED
+
+
+def figures(folders: Sequence[Path], sweep: bool) -> list[Figure]:
+    """Draw the figures of finished runs where iclgd-report would put them; no run fails for a figure."""
+    from iclgd.report import chart
+    from iclgd.report.figures import figures as figures_of
+    from iclgd.results.frame import Results
+
+    out = (folders[0].parent if sweep else folders[0]) / "report" / "figures"
+    try:
+        made = figures_of(Results.read(folders))
+        chart.write(made, out)
+    except Exception as error:
+        log.warning("the figures could not be made: %s; iclgd-report FOLDER tells more", error)
+        return []
+    log.info("figures are in %s", out)
+    return made
+
+
+def log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence[Figure]) -> None:
+    """One summary run in W&B, as this command tracks its runs; tracking.log_sweep warns and never raises."""
+    from iclgd import tracking
+
+    try:
+        settings = cast(TrackingConfig, OmegaConf.to_object(OmegaConf.merge(TrackingConfig, how or {})))
+    except OmegaConfBaseException as error:  # swept over, so that the sweep has no single way
+        log.warning("the sweep's summary is not tracked: %s", str(error).splitlines()[0])
+        return
+    tracking.log_sweep(settings, folders[0].parent.name, folders, folders[0].parent, figures)
+
+
+def summarise(results: Sequence[Outcome]) -> None:
+    """Print the tables, what was done, and what was not."""
+    whole = [o.folder for o in results if o.ending in (Ending.done, Ending.skipped)]
+    if whole:
+        _show_tables(list(dict.fromkeys(whole)), len(results) > 1)
+    counts = {ending: sum(o.ending is ending for o in results) for ending in Ending}
+    said = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
+    sys.stdout.write(f"{said} in {os.path.relpath(results[0].folder.parent)}\n")
+    for outcome in results:
+        if outcome.ending not in (Ending.done, Ending.skipped):
+            what = outcome.message or "the same command runs it again"
+            sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {what}\n")
+
+
+def _show_tables(folders: list[Path], sweep: bool) -> None:
+    from rich.console import Console
+
+    from iclgd.report import console
+
+    try:
+        table = console.table(folders)
+    except Exception as error:
+        log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
+        return
+    Console().print(table)
+    sys.stdout.write(f"figures and page: iclgd-report {os.path.relpath(folders[0].parent if sweep else folders[0])}\n")

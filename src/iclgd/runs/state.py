@@ -1,0 +1,64 @@
+"""Where a run stands: what status.json holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """Where a run stands. `stale` is never written: it is a running run whose process is gone."""
+
+    running = "running"
+    done = "done"
+    failed = "failed"
+    interrupted = "interrupted"
+    stale = "stale"
+
+
+@dataclass(frozen=True)
+class Status:
+    """status.json.
+
+    Attributes:
+        state: what was last written; `RunFolder.state` also knows about processes that are gone.
+        run_id: the name of the run's content.
+        attempt: how many times the run was started.
+        owner: host, pid and start of the process that runs or ran it.
+        started_at: wall-clock time, UTC, ISO 8601; so is `finished_at`.
+        seconds: how long it took, or has taken until the last word from it, by a clock that cannot jump.
+        progress: {"stage", "done", "total"} of a running run.
+        error: the last line of the traceback.
+        traceback: of a failed run.
+        facts: what the experiment noted, such as {"diverged": true, "diverged_at": 12}.
+        files: {name: {"bytes", "sha256"}} of a done run.
+    """
+
+    state: State
+    run_id: str = ""
+    attempt: int = 1
+    owner: dict[str, Any] = field(default_factory=dict)
+    started_at: str | None = None
+    finished_at: str | None = None
+    seconds: float | None = None
+    progress: dict[str, Any] | None = None
+    error: str | None = None
+    traceback: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of status.json: facts stand beside the rest, empty entries are left out."""
+        entries = {**dataclasses.asdict(self), "state": self.state.value}
+        facts = entries.pop("facts")
+        return {key: value for key, value in {**entries, **facts}.items() if value not in (None, "", {})}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Status:
+        """The reverse of `as_dict`."""
+        known = {entry.name for entry in dataclasses.fields(cls)} - {"facts", "state"}
+        facts = {key: value for key, value in content.items() if key not in known and key != "state"}
+        return cls(state=State(content["state"]), facts=facts, **{key: content[key] for key in known & set(content)})
