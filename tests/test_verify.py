@@ -238,3 +238,25 @@ def test_in_half_precision_rounding_explains_more(tmp_path):
     assert verdict.problems == []
     assert max(line.naive for line in verdict.scores if line.naive is not None) > TOLERANCE
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_what_is_no_run_or_no_number_is_refused_and_the_reasons_are_printed(tmp_path, whole, capsys):
+    for arguments, said in (
+        ([str(whole), "--queries", "0"], "--queries needs 1 or more"),
+        ([str(tmp_path)], "holds no run: name a run's folder or a sweep's"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli(arguments)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    shutil.copytree(whole, tmp_path / "run")
+    edited_json("status.json", lambda status: status.update(state="failed"))(tmp_path / "run")
+    assert cli([str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().out
+    assert "run: DOES NOT HOLD\ndoes not hold: it is failed, not done\n" in told and "own way" not in told
+
+
+def test_what_a_run_chose_beyond_the_naive_way_is_named():
+    placed = config(*SMALL, "protocol.step=token", "runtime.placement=auto", "runtime.dtype=float32_from_bfloat16")
+    assert unknown_to_it(placed) == [
+        "protocol.step=token", "runtime.placement=auto", "runtime.dtype=float32_from_bfloat16",
+    ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -52,8 +51,4 @@ def both() -> dict:
 
 
 if __name__ == "__main__":
-    given = []
-    for restart, own in enumerate("10"):  # the two change places
-        os.environ |= {"RANK": own, "LOCAL_RANK": own, "TORCHELASTIC_RESTART_COUNT": str(restart)}
-        given.append(both())
-    Path(sys.argv[1]).write_text(json.dumps(given))
+    Path(sys.argv[1]).write_text(json.dumps(both()))
