@@ -157,6 +157,13 @@ def recording(folder):
     sign(folder, "recordings.safetensors")
 
 
+def no_recording(folder):
+    tensors = load_file(folder / "recordings.safetensors")
+    del tensors["icl.attention_output"]
+    save_file(tensors, folder / "recordings.safetensors")
+    sign(folder, "recordings.safetensors")
+
+
 def unsigned(folder):
     frame = pd.read_parquet(folder / "losses.parquet")
     frame.assign(loss=frame.loss + 1e-6).to_parquet(folder / "losses.parquet", index=False)
@@ -194,6 +201,12 @@ TAMPERED = {
         "changed since: the model's config.json",
     ),
     "a file without its digest": (unsigned, "losses.parquet is not what the run wrote"),
+    "a file gone": (lambda folder: (folder / "losses.parquet").unlink(), "losses.parquet is missing"),
+    "a score gone": (
+        edited_scores(lambda f: f[f.score != "sim_am_zsl"]),
+        "score sim_am_zsl is only in one of config.yaml and scores.parquet",
+    ),
+    "a recording gone": (no_recording, "recordings.safetensors has no icl.attention_output"),
     "a file struck from the list": (unlisted, "prompts.json is not among the files"),
 }
 
@@ -229,6 +242,7 @@ def test_versions_and_code_that_differ_are_said_and_do_no_harm(tmp_path, whole):
     )
     verdict = verify(folder, 1)
     assert verdict.problems == [] and verdict.queries == 1
+    assert verify(tmp_path / "nothing").problems == ["it is no run, not done"]
     assert any("the version of torch (1.0, now" in note for note in verdict.notes)
     assert any("iclgd/records.py" in note for note in verdict.notes)
 
