@@ -35,21 +35,13 @@ _SPLIT = 0.6  # of the joint rate is left when processes share every matrix
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run will be.
+    """Where a run will be."""
 
-    Attributes:
-        kind: cpu or cuda.
-        memory: GB that are free on each device.
-        host: GB of CPU memory that are free.
-        disk: GB that are free for the cache.
-        rate: products a second on one device, in FLOP, in the dtype that the run computes in.
-    """
-
-    kind: str
-    memory: tuple[float, ...]
-    host: float
-    disk: float
-    rate: float
+    kind: str  # cpu or cuda
+    memory: tuple[float, ...]  # GB that are free on each device
+    host: float  # GB of CPU memory that are free
+    disk: float  # GB that are free for the cache
+    rate: float  # products a second on one device, in FLOP, in the dtype that the run computes in
 
     @classmethod
     def here(cls, config: Config) -> Machine:
@@ -81,27 +73,16 @@ def _rate(device: str, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs; sizes in GB.
+    """What a run needs; sizes in GB."""
 
-    Attributes:
-        weights: of the model as it rests.
-        trained: copies, gradients and optimiser state of what is trained.
-        activations: of the largest pass, the shared context's keys and values and the logits among them.
-        devices: all of that on each device, with what waits in CPU memory or on disk.
-        records: recordings in CPU memory.
-        cache: recordings on disk.
-        minutes: of computation.
-        missing: what does not fit, in words; empty if all does.
-    """
-
-    weights: float
-    trained: float
-    activations: float
-    devices: dict[str, float]
-    records: float
-    cache: float
-    minutes: float
-    missing: tuple[str, ...] = field(default=())
+    weights: float  # of the model as it rests
+    trained: float  # copies, gradients and optimiser state of what is trained
+    activations: float  # of the largest pass, the shared context's keys and values and the logits among them
+    devices: dict[str, float]  # all of that on each device, with what waits in CPU memory or on disk
+    records: float  # recordings in CPU memory
+    cache: float  # recordings on disk
+    minutes: float  # of computation
+    missing: tuple[str, ...] = field(default=())  # what does not fit, in words; empty if all does
 
     def __str__(self) -> str:
         """One line."""

@@ -34,19 +34,12 @@ _commits: dict[tuple[str, str, str | None], tuple[float, str]] = {}
 
 @dataclass(frozen=True)
 class InMemory:
-    """A model that the user has loaded, while it is measured.
+    """A model that the user has loaded, while it is measured."""
 
-    Attributes:
-        model: the user's own, a transformers model or a PeftModel.
-        network: the same, with adapters merged into a copy.
-        folder: its config and tokenizer as files.
-        inputs: the SHA-256 of these files, and of its weights as they were in memory.
-    """
-
-    model: Any
-    network: Any
-    folder: Path
-    inputs: dict[str, str]
+    model: Any  # the user's own, a transformers model or a PeftModel
+    network: Any  # the same, with adapters merged into a copy
+    folder: Path  # its config and tokenizer as files
+    inputs: dict[str, str]  # the SHA-256 of these files, and of its weights as they were in memory
 
 
 in_memory: dict[str, InMemory] = {}  # by model.revision, while iclgd.run(model=...) lasts

@@ -32,23 +32,14 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that a command would make.
+    """A run that a command would make."""
 
-    Attributes:
-        overrides: what sets it apart, as on the command line.
-        folder: where it goes.
-        state: what is there already, None if nothing is.
-        refused: why it cannot be run; empty if it can.
-        seconds: about how long it takes, from finished runs of its kind; NaN if there are none.
-        config: its settings; None if they cannot be read.
-    """
-
-    overrides: tuple[str, ...]
-    folder: Path
-    state: State | None
-    refused: str = ""
-    seconds: float = math.nan
-    config: Config | None = None
+    overrides: tuple[str, ...]  # what sets it apart, as on the command line
+    folder: Path  # where it goes
+    state: State | None  # what is there already, None if nothing is
+    refused: str = ""  # why it cannot be run; empty if it can
+    seconds: float = math.nan  # about how long it takes, from finished runs of its kind; NaN if there are none
+    config: Config | None = None  # its settings; None if they cannot be read
 
 
 def planned(arguments: Sequence[str]) -> list[Planned]:

@@ -39,19 +39,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """What finetuning left: its trace, the ft recording, and, if wanted, attention queries and changes of weights.
+    """What finetuning left: its trace, the ft recording, and, if wanted, attention queries and changes of weights."""
 
-    Attributes:
-        trace: what happened.
-        recording: of the finetuned model.
-        training_queries: attention queries at the demonstrations.
-        changes: of the feed-forward weights.
-    """
-
-    trace: Trace
-    recording: Recording
+    trace: Trace  # what happened
+    recording: Recording  # of the finetuned model
+    # attention queries at the demonstrations
     training_queries: Float[Tensor, "context layer heads_x_head_dim"] | None = None
-    changes: Changes | None = None
+    changes: Changes | None = None  # of the feed-forward weights
 
 
 def learn(

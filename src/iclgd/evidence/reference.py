@@ -23,17 +23,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference of one run.
+    """The reference of one run."""
 
-    Attributes:
-        lab: the run's model and queries, with the reference's own config.
-        prompts: its own demonstrations.
-        settings: the run's recordings of the model as it was loaded.
-    """
-
-    lab: Laboratory
-    prompts: PromptSet
-    settings: Settings
+    lab: Laboratory  # the run's model and queries, with the reference's own config
+    prompts: PromptSet  # its own demonstrations
+    settings: Settings  # the run's recordings of the model as it was loaded
 
     def orders(self) -> list[PromptSet]:
         """Its demonstrations in its own order and in others."""

@@ -29,24 +29,16 @@ KeyValues = tuple[
 
 @dataclass
 class AttentionPass:
-    """One forward pass as attention sees it, and what attention leaves behind, by layer.
+    """One forward pass as attention sees it, and what attention leaves behind, by layer."""
 
-    Attributes:
-        lengths: own tokens of each sequence; the rest of its row is padding.
-        left: whether padding stands on the left.
-        prefix: keys and values of the shared prefix, by layer.
-        keep_keys: keep this pass's own keys and values (it is the pass over the prefix itself).
-        keep_context: also record scores with the prefix's tokens, summed over heads.
-        mass_from: also record the share of attention that goes to the prefix's tokens from this place on, by head.
-        keep_queries: also record the attention queries of the last token (`last`) or of every token (`all`).
-    """
-
-    lengths: Int[Tensor, " example"]
-    left: bool = False
-    prefix: list[KeyValues] | None = None
-    keep_keys: bool = False
-    keep_context: bool = False
+    lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
+    left: bool = False  # whether padding stands on the left
+    prefix: list[KeyValues] | None = None  # keys and values of the shared prefix, by layer
+    keep_keys: bool = False  # keep this pass's own keys and values (it is the pass over the prefix itself)
+    keep_context: bool = False  # also record scores with the prefix's tokens, summed over heads
+    # also record the share of attention that goes to the prefix's tokens from this place on, by head
     mass_from: int | None = None
+    # also record the attention queries of the last token (`last`) or of every token (`all`)
     keep_queries: str | None = None
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)

@@ -25,21 +25,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where queries, keys and values lie in a fused projection: `groups` times (queries, keys, values), in heads.
+    """Where queries, keys and values lie in a fused projection: `groups` times (queries, keys, values), in heads."""
 
-    Attributes:
-        groups: how often the pattern repeats.
-        queries: query heads in a group.
-        keys: key heads in a group; there are as many value heads.
-        head_dim: size of a head.
-        columns: the weight is held as [in, out], as in GPT-2's Conv1D.
-    """
-
-    groups: int
-    queries: int
-    keys: int
-    head_dim: int
-    columns: bool = False
+    groups: int  # how often the pattern repeats
+    queries: int  # query heads in a group
+    keys: int  # key heads in a group; there are as many value heads
+    head_dim: int  # size of a head
+    columns: bool = False  # the weight is held as [in, out], as in GPT-2's Conv1D
 
     def outputs(self, tensor: Tensor, part: str, axis: int) -> Float[Tensor, "group head head_dim *rest"]:
         """A part (`q`, `k`, `v`, or several, in this order) of a tensor whose `axis` is the projection's output.

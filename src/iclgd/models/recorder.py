@@ -43,22 +43,16 @@ class Question:
 
 @dataclass(frozen=True)
 class RecordPlan:
-    """How a recording is taken.
+    """How a recording is taken."""
 
-    Attributes:
-        optional: which of `records.OPTIONAL_RECORDS` to take.
-        at_first_label_token: the published code's reading: append the first option's first token and record there.
-        batch_tokens: how many own tokens share a pass, halved when memory runs out; None: what suits the device.
-        padding: how sequences of unequal length share a batch.
-        bos: how many tokens stand first in every context and are none of it.
-        mean_label: score options of several tokens by the mean log-probability of their tokens, else by the sum.
-    """
-
-    optional: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()  # which of `records.OPTIONAL_RECORDS` to take
+    # the published code's reading: append the first option's first token and record there
     at_first_label_token: bool = False
+    # how many own tokens share a pass, halved when memory runs out; None: what suits the device
     batch_tokens: int | None = None
-    padding: Padding = Padding.right
-    bos: int = 0
+    padding: Padding = Padding.right  # how sequences of unequal length share a batch
+    bos: int = 0  # how many tokens stand first in every context and are none of it
+    # score options of several tokens by the mean log-probability of their tokens, else by the sum
     mean_label: bool = True
 
 

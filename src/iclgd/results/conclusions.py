@@ -25,40 +25,25 @@ VARIANT, RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
 
 @dataclass(frozen=True)
 class Contender:
-    """A variant in one setting of everything else, at rates that were not chosen by what is shown of it.
+    """A variant in one setting of everything else, at rates that were not chosen by what is shown of it."""
 
-    Attributes:
-        others: the setting without variant and rate, by Hydra name.
-        variant: its name.
-        rates: the rate of each draw.
-        tried: every rate that was run.
-        values: by score and draw, the mean over queries.
-        at_edge: whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond.
-    """
-
-    others: Mapping[str, Any]
+    others: Mapping[str, Any]  # the setting without variant and rate, by Hydra name
     variant: str
-    rates: Mapping[Any, float]
-    tried: tuple[float, ...]
-    values: Mapping[str, Mapping[Any, float]]
+    rates: Mapping[Any, float]  # the rate of each draw
+    tried: tuple[float, ...]  # every rate that was run
+    values: Mapping[str, Mapping[Any, float]]  # by score and draw, the mean over queries
+    # whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond
     at_edge: bool = False
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting against another.
+    """One setting against another."""
 
-    Attributes:
-        first: whose scores come first.
-        second: the one they are compared with.
-        asks: what the difference tells.
-        results: by score, first minus second over the draws of both.
-    """
-
-    first: Contender
-    second: Contender
-    asks: str
-    results: Mapping[str, Comparison]
+    first: Contender  # whose scores come first
+    second: Contender  # the one they are compared with
+    asks: str  # what the difference tells
+    results: Mapping[str, Comparison]  # by score, first minus second over the draws of both
 
     def names(self, variants: Mapping[str, Variant]) -> tuple[str, str]:
         """What the two are called: by their variants, and by their weights where these are compared."""

@@ -28,58 +28,38 @@ Cells = Mapping[tuple[str, str], Draws]  # (truth, candidate)
 
 @dataclass(frozen=True)
 class Identification:
-    """How often a score puts the true candidate first.
+    """How often a score puts the true candidate first."""
 
-    Attributes:
-        score: its name.
-        share: over pairs of a truth and a draw, with its interval over draws; equal first places count in part.
-        chance: the share that guessing has.
-        confusions: by truth, the candidate that most often stands first instead, and the share of draws.
-    """
-
-    score: str
+    score: str  # its name
+    # over pairs of a truth and a draw, with its interval over draws; equal first places count in part
     share: Interval
-    chance: float
+    chance: float  # the share that guessing has
+    # by truth, the candidate that most often stands first instead, and the share of draws
     confusions: Mapping[str, tuple[str, float]]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where what a score says of a candidate and ICL lies between its anchors.
+    """Where what a score says of a candidate and ICL lies between its anchors."""
 
-    Attributes:
-        score: its name.
-        candidate: the variant.
-        icl: the score where ICL is ICL.
-        floor: the same of the floor that comes nearest to ICL.
-        planted: the score where the candidate's own variant plays ICL's part.
-        anchored: (icl - floor) / (planted - floor), with an interval that carries the uncertainty of all three; NaN
-            where the anchors cannot be told apart.
-    """
-
-    score: str
-    candidate: str
-    icl: Interval
-    floor: Interval
-    planted: Interval
+    score: str  # its name
+    candidate: str  # the variant
+    icl: Interval  # the score where ICL is ICL
+    floor: Interval  # the same of the floor that comes nearest to ICL
+    planted: Interval  # the score where the candidate's own variant plays ICL's part
+    # (icl - floor) / (planted - floor), with an interval that carries the uncertainty of all three; NaN where
+    # the anchors cannot be told apart
     anchored: Interval
 
 
 @dataclass(frozen=True)
 class Notice:
-    """All that one sweep of truths and candidates says, for one model and task.
+    """All that one sweep of truths and candidates says, for one model and task."""
 
-    Attributes:
-        place: the model, the task and what else varied.
-        matrix: columns score, truth, candidate, mean, low, high, draws: a row for each cell.
-        ranking: by score, the best at identifying first.
-        standings: by score and candidate that was planted too.
-    """
-
-    place: Mapping[str, Any]
-    matrix: pd.DataFrame
-    ranking: tuple[Identification, ...]
-    standings: tuple[Standing, ...]
+    place: Mapping[str, Any]  # the model, the task and what else varied
+    matrix: pd.DataFrame  # columns score, truth, candidate, mean, low, high, draws: a row for each cell
+    ranking: tuple[Identification, ...]  # by score, the best at identifying first
+    standings: tuple[Standing, ...]  # by score and candidate that was planted too
 
 
 def notices(results: Results) -> list[Notice]:

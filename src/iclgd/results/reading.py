@@ -35,22 +35,14 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One score of one run, NaN where undefined.
+    """One score of one run, NaN where undefined."""
 
-    Attributes:
-        mean: over examples in each layer, then over layers.
-        low: lower end of the 95 % interval over queries.
-        high: upper end.
-        n: how many examples there were.
-        undefined: how many of their values are left out.
-        layers: (mean, low, high) of each layer; empty where the score has none.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    undefined: int
+    mean: float  # over examples in each layer, then over layers
+    low: float  # lower end of the 95 % interval over queries
+    high: float  # upper end
+    n: int  # how many examples there were
+    undefined: int  # how many of their values are left out
+    # (mean, low, high) of each layer; empty where the score has none
     layers: tuple[tuple[float, float, float], ...]
 
 

@@ -32,14 +32,10 @@ _draws: dict[str, tuple[dict[Path, Stamp], Fingerprint]] = {}
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a run is made of.
+    """What a run is made of."""
 
-    Attributes:
-        parts: the content of fingerprint.json: a digest, or a plain value, by part.
-        words: how a part is called where its name does not say it, such as "the rows of sst2/train.jsonl".
-    """
-
-    parts: dict[str, Any]
+    parts: dict[str, Any]  # the content of fingerprint.json: a digest, or a plain value, by part
+    # how a part is called where its name does not say it, such as "the rows of sst2/train.jsonl"
     words: dict[str, str]
 
     def __or__(self, other: Fingerprint) -> Fingerprint:

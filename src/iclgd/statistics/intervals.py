@@ -26,19 +26,13 @@ _NO_SPREAD = 1e-9  # standard deviation, relative to the values, that is roundin
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval.
+    """A mean with its confidence interval."""
 
-    Attributes:
-        mean: NaN where nothing is defined.
-        low: NaN, as `high`, where the sample is too small or has no spread from which an interval could follow.
-        high: the other end.
-        n: how many values (queries or draws) count.
-    """
-
-    mean: float
+    mean: float  # NaN where nothing is defined
+    # NaN, as `high`, where the sample is too small or has no spread from which an interval could follow
     low: float
-    high: float
-    n: int
+    high: float  # the other end
+    n: int  # how many values (queries or draws) count
 
 
 def nanmean(values: Float[Array, "..."], axis: int = 0) -> Float[Array, "..."]:

@@ -15,23 +15,17 @@ MOST = 100_000  # draws; more are as good as never
 
 @dataclass(frozen=True)
 class Power:
-    """What a design can tell apart.
+    """What a design can tell apart."""
 
-    Attributes:
-        draws: how many there are.
-        spread: standard deviation over draws of the difference between two variants; the median over the comparisons.
-        smallest: the smallest difference found with the power asked for; NaN below two draws or without a spread.
-        needed: draws with which a difference of `target` would be found with that power; None if unknown.
-        target: that difference.
-        tests: how many comparisons share the error rate.
-    """
-
-    draws: int
+    draws: int  # how many there are
+    # standard deviation over draws of the difference between two variants; the median over the comparisons
     spread: float
+    # the smallest difference found with the power asked for; NaN below two draws or without a spread
     smallest: float
+    # draws with which a difference of `target` would be found with that power; None if unknown
     needed: int | None
-    target: float
-    tests: int
+    target: float  # that difference
+    tests: int  # how many comparisons share the error rate
 
 
 def design_power(

@@ -24,23 +24,14 @@ _REMEDY = "set model.chat=none for plain prompts"
 
 @dataclass(frozen=True)
 class Conversation:
-    """The parts of a chat template, as text.
+    """The parts of a chat template, as text."""
 
-    Attributes:
-        opening: before the first user's turn: a bos token, a system message.
-        user: what begins a user's turn.
-        answer: between a user's text and the assistant's answer.
-        delimiter: white space that only a written answer has before it.
-        closing: what ends the assistant's answer.
-        tokenizer: whose template it is.
-    """
-
-    opening: str
-    user: str
-    answer: str
-    delimiter: str
-    closing: str
-    tokenizer: Any
+    opening: str  # before the first user's turn: a bos token, a system message
+    user: str  # what begins a user's turn
+    answer: str  # between a user's text and the assistant's answer
+    delimiter: str  # white space that only a written answer has before it
+    closing: str  # what ends the assistant's answer
+    tokenizer: Any  # whose template it is
 
     def turned(self, drawn: Drawn) -> Drawn:
         """The same draw, with each text as a user's turn that ends where the assistant's answer begins.

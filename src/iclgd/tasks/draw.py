@@ -20,23 +20,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawn:
-    """All that a run shows, as text.
-
-    Attributes:
-        label_words: by label id; empty for multiple choice, where each example brings its options.
-        training: what finetuning sees where that is not the demonstrations (controls).
-        calibration: rows of the train split, neither demonstrations nor queries, if something is fitted to them.
-        description: what stands once before everything else.
-        separator: what stands between demonstrations; None where the model says so.
-    """
+    """All that a run shows, as text."""
 
     demonstrations: tuple[Example, ...]
     queries: tuple[Example, ...]
+    # by label id; empty for multiple choice, where each example brings its options
     label_words: tuple[str, ...]
+    # what finetuning sees where that is not the demonstrations (controls)
     training: tuple[Example, ...] | None = None
+    # rows of the train split, neither demonstrations nor queries, if something is fitted to them
     calibration: tuple[Example, ...] = ()
-    description: str = ""
-    separator: str | None = None
+    description: str = ""  # what stands once before everything else
+    separator: str | None = None  # what stands between demonstrations; None where the model says so
 
 
 def draw(config: Config, sample: int = 0) -> Drawn:

@@ -16,17 +16,11 @@ from iclgd.toy import language
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: contexts of some length.
+    """A stretch of training: contexts of some length."""
 
-    Attributes:
-        demonstrations: in each context.
-        contexts: in each step.
-        steps: how many.
-    """
-
-    demonstrations: int
-    contexts: int
-    steps: int
+    demonstrations: int  # in each context
+    contexts: int  # in each step
+    steps: int  # how many
 
 
 # Attention finds the demonstration to copy from while there are few of them; longer contexts then follow quickly.

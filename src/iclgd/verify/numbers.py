@@ -31,25 +31,15 @@ _COPIES = 4  # noisy copies of the recordings, from which is seen how far roundi
 
 @dataclass(frozen=True)
 class Again:
-    """Scores computed again.
+    """Scores computed again."""
 
-    Attributes:
-        sample: the queries, as indices into the run's.
-        own: columns score, example (of the run), layer, value: by the program's own way.
-        naive: the same by the naive way; None where it does not know the variant.
-        explained: the same; how far rounding can move each value.
-        unknown: settings, and scores, that only the own way was used for.
-        left_out: scores that need all queries.
-        recordings: by SETTING.FIELD, what the own way recorded of the sample.
-    """
-
-    sample: list[int]
-    own: pd.DataFrame
-    naive: pd.DataFrame | None
-    explained: pd.DataFrame
-    unknown: list[str]
-    left_out: list[str]
-    recordings: dict[str, Tensor]
+    sample: list[int]  # the queries, as indices into the run's
+    own: pd.DataFrame  # columns score, example (of the run), layer, value: by the program's own way
+    naive: pd.DataFrame | None  # the same by the naive way; None where it does not know the variant
+    explained: pd.DataFrame  # the same; how far rounding can move each value
+    unknown: list[str]  # settings, and scores, that only the own way was used for
+    left_out: list[str]  # scores that need all queries
+    recordings: dict[str, Tensor]  # by SETTING.FIELD, what the own way recorded of the sample
 
 
 def sampled(config: Config, count: int, queries: int | None) -> list[int]:
