@@ -40,9 +40,6 @@ class ConfigError(ValueError):
 def refuse_impossible(config: Any) -> None:
     """Refuse settings that no machine could run.
 
-    Args:
-        config: a `config.Config`, whose creation asks this.
-
     Raises:
         ConfigError: naming the key and the remedy.
     """

@@ -208,9 +208,7 @@ def placed(config: Config, settings: DictConfig) -> Config:
 def run(arguments: Sequence[str], tell: bool = True) -> Command:
     """Run a command line.
 
-    Args:
-        arguments: what stands after `iclgd`.
-        tell: whether to print what was done, and the tables.
+    `tell` prints what was done, and the tables.
     """
     global _command
     _command = command = Command()

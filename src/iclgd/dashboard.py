@@ -79,11 +79,7 @@ def measured(metrics: Sequence[str]) -> list[Measured]:
 def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Measured]) -> Any:
     """The W&B workspace; nothing is sent.
 
-    Args:
-        entity: user or team; may be empty as long as the workspace is not saved.
-        project: of the runs.
-        sweep: show this sweep's runs alone; None for all of the project.
-        scores: what has panels.
+    `entity` may be empty as long as it is not saved; without a sweep all runs of the project are shown.
 
     Raises:
         ImportError: wandb-workspaces is not installed.
@@ -112,12 +108,6 @@ def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Mea
 
 def report(entity: str, project: str, sweep: str | None, scores: Sequence[Measured]) -> Any:
     """The same panels as a W&B report, which can be sent to others and written into; nothing is sent.
-
-    Args:
-        entity: as for `workspace`.
-        project: of the runs, and of the report.
-        sweep: show this sweep's runs alone; None for all of the project.
-        scores: what has panels.
 
     Raises:
         ImportError: wandb-workspaces is not installed.

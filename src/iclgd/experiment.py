@@ -34,10 +34,7 @@ log = logging.getLogger(__name__)
 def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> dict[str, Any]:
     """Measure one finetuning variant against in-context learning.
 
-    Args:
-        config: the run.
-        folder: where its files go; config.yaml and status.json are its caller's.
-        progress: where stages are shown.
+    Its caller writes config.yaml and status.json.
 
     Returns:
         The content of scores.json.

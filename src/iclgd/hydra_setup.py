@@ -123,9 +123,6 @@ def quoted(text: str) -> str:
 def explain(error: Exception) -> str | None:
     """What is wrong with the command line, in a few lines that name the key and the remedy.
 
-    Args:
-        error: what Hydra or OmegaConf raised.
-
     Returns:
         None if the error is not about the command line or the config.
     """

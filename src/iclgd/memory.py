@@ -103,13 +103,7 @@ class Lengths:
 
 
 def estimate(config: Config, machine: Machine | None = None, lengths: Lengths | None = None) -> Estimate:
-    """What a run needs, from its settings and the model's config.json.
-
-    Args:
-        config: the run.
-        machine: where it will be; this machine if not given.
-        lengths: of its texts, if known.
-    """
+    """What a run needs, from its settings and the model's config.json."""
     return estimate_of(read_config(config.model), config, machine or Machine.here(config), lengths or Lengths())
 
 

@@ -45,9 +45,6 @@ class Planned:
 def planned(arguments: Sequence[str]) -> list[Planned]:
     """The runs of a command line.
 
-    Args:
-        arguments: what stands after `iclgd`, without `--dry-run`.
-
     Raises:
         ConfigError: the sweep's points are chosen as it goes.
     """

@@ -57,12 +57,8 @@ def learn(
 ) -> Learned:
     """Finetune as `lab.config.finetune` says, record, put the weights back.
 
-    Args:
-        lab: the model and its prompts.
-        settings: recordings of the model as it was loaded.
-        setting: what the recording will be called; scores that name it say what is recorded.
-        prompts: the demonstrations, if others than the laboratory's.
-        after: called with the number of steps done, after each.
+    The recording is called `setting`: scores that name it say what is recorded. `after` is called with the
+    number of steps done, after each.
     """
     prompts, finetune = prompts or lab.prompts, lab.config.finetune
     if finetune.procedure is Procedure.exact_patch:  # changes of weights that belong to a token come with its pass

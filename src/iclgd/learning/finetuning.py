@@ -63,15 +63,8 @@ def finetuned(
 ) -> Iterator[Trace]:
     """Within the block, the model is finetuned; afterwards its weights are, bit for bit, what they were.
 
-    Reference protocol (Deutch et al. 2024, app. A): plain SGD, no momentum, no clipping, batch size 1, in order.
-
-    Args:
-        model: the model.
-        prompts: the demonstrations.
-        config: its `finetune` and `protocol` say how.
-        after_step: called with the number of steps done, after each.
-        ranks: also take the ranks of the weights' changes, which costs a decomposition of each.
-        noise: the random stream of `finetune.noise`.
+    Reference protocol (Deutch et al. 2024, app. A): plain SGD, no momentum, no clipping, batch size 1, in order. The
+    ranks of changes cost a decomposition of each; `noise` names the random stream of `finetune.noise`.
 
     Yields:
         What happened; `diverged_at` is set if a loss or gradient was not finite, and training stopped there.

@@ -125,7 +125,7 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     groups = query.shape[1] // key.shape[1]
     grouped = last.unflatten(1, (key.shape[1], groups))
     own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, precise(key)).flatten(1, 2))
-    now.scores[layer] = _blank_unseen(own, now, rule.window)
+    now.scores[layer] = blank_unseen(own, now, rule.window)
     if (now.keep_context or now.mass_from is not None) and prefix is not None:
         seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
         if rule.window is not None:
@@ -153,8 +153,8 @@ def record_context(
         now.context_mass[layer] = shares[..., now.mass_from : context.shape[-1]].sum(-1)
 
 
-def _blank_unseen(
-    own: Float[Tensor, "example head token"], now: AttentionPass, window: int | None
+def blank_unseen(
+    own: Float[Tensor, "example head token"], now: AttentionPass, window: int | None = None
 ) -> Float[Tensor, "example head token"]:
     """Own tokens first, NaN after them and where a sliding window hides them."""
     width = own.shape[-1]
@@ -257,9 +257,5 @@ def visible_keys(
     return visible
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
 AttentionInterface.register(INTERFACE_NAME, recorded_attention)
-AttentionMaskInterface.register(INTERFACE_NAME, _no_mask)
+AttentionMaskInterface.register(INTERFACE_NAME, lambda *_, **__: None)

@@ -20,10 +20,7 @@ from iclgd.shown import printable
 def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
     """Refuse a model some of whose weights would be random, or were left over.
 
-    Args:
-        network: as loaded.
-        info: what `from_pretrained(output_loading_info=True)` said of it.
-        name: of the model.
+    `info` is what `from_pretrained(output_loading_info=True)` said of it.
 
     Raises:
         ConfigError: naming the weights.
@@ -46,9 +43,7 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
 def refuse_oversized(network: PreTrainedModel, accepted: AcceptedModel) -> None:
     """Refuse, before memory is taken, a config that speaks of far more weights than the files can hold.
 
-    Args:
-        network: made of the config on the meta device.
-        accepted: the files.
+    The network is on the meta device.
 
     Raises:
         ConfigError: naming both numbers.

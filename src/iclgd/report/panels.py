@@ -71,11 +71,7 @@ class Grid:
 def grid(results: Results, rows: Frame, panels: Sequence[str] = PLACE, used: Sequence[str] = ()) -> Grid:
     """Split rows by what was varied.
 
-    Args:
-        results: what the rows are of.
-        rows: some of `results.summary`, with a column `variant`.
-        panels: the columns whose values have panels of their own.
-        used: keys that the figure itself shows.
+    Each value of the columns `panels` has a panel; the figure itself shows the keys `used`.
     """
     keys, rows = list(panels), rows.copy()
     others = [key for key in free_keys(results, rows) if key not in used]

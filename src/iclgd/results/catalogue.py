@@ -11,14 +11,8 @@ from iclgd.choices import Better, Role
 from iclgd.results.reading import FinishedRun
 from iclgd.shown import printable
 
-_LEARNED = (
-    "ft",
-    "trace",
-    "other",
-    "ft_orders",
-    "training_query_vectors",
-    "trained_changes",
-)  # evidence that finetuning has a part in
+# evidence that finetuning has a part in
+_LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors", "trained_changes")
 
 
 @dataclass(frozen=True)

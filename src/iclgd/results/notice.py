@@ -102,12 +102,7 @@ def notice(
 ) -> Notice:
     """The notice of one model and task.
 
-    Args:
-        place: the model, the task and what else varied.
-        rows: one for each run and score, with the columns of `Results.frame`.
-        better: the scores, each with the direction that means more alike.
-        limits: each score's least and largest possible value.
-        floors: the candidates that cannot be like ICL.
+    Rows are one for each run and score, as in `Results.frame`; `better` names the scores.
     """
     cells = {score: cells_of(rows, score, better[score]) for score in better}
     cells = {score: found for score, found in cells.items() if found}
@@ -229,11 +224,7 @@ def _matrix(
 def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
     """One paragraph: which scores tell truths apart, which do not, and what a score says of ICL.
 
-    Args:
-        found: what was found.
-        score_labels: what scores are called, by name.
-        labels: what variants are called, by name.
-        standing_of: the score that the last sentences are about.
+    The last sentences are about the score `standing_of`.
     """
     said = []
     if found.ranking:
@@ -273,7 +264,7 @@ def place_in_words(results: Results, found: Notice) -> str:
 
 def labels(results: Results) -> dict[str, str]:
     """What variants are called, and ICL."""
-    return {name: variant.label for name, variant in results.variants.items()} | {ICL: "ICL"}
+    return results.labels | {ICL: "ICL"}
 
 
 def paragraph(results: Results, found: Notice) -> str:

@@ -44,11 +44,8 @@ class RecordingsCache:
     """Recordings under the hash of what they depend on: safetensors, checksummed, least recently used first to go.
 
     Many processes may use one folder: the first to ask for a recording computes it and the others wait. Nothing that
-    goes wrong here ends a run: a damaged entry or a full disk costs time only, and is said in the log.
-
-    Args:
-        folder: where entries are kept.
-        limit_bytes: how much they may take together; 0 keeps nothing.
+    goes wrong here ends a run: a damaged entry or a full disk costs time only, and is said in the log. A limit of 0
+    bytes keeps nothing.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -58,10 +55,6 @@ class RecordingsCache:
 
     def get_or_compute(self, key: Mapping[str, Any], compute: Callable[[], Recording]) -> tuple[Recording, bool]:
         """The recording for `key`.
-
-        Args:
-            key: everything the recording depends on, as plain values.
-            compute: makes it.
 
         Returns:
             The recording, whose tensors must not be changed, and whether it was there already.

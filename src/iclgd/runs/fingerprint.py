@@ -73,11 +73,7 @@ def _others(config: Config) -> Iterator[tuple[str, Config, int]]:
 
 
 def training_code(finetune: Mapping[str, Any]) -> dict[str, str]:
-    """Digests by file of the code that finetunes as these settings say: this package's, and the user's.
-
-    Args:
-        finetune: plain values, as `config.as_dict` gives them.
-    """
+    """Digests by file of the code that finetunes as these settings say: this package's, and the user's."""
     own = {file: digest for file, digest in own_code().items() if file.startswith(_TRAINING)}
     return own | user_code(sorted(set(_functions(finetune))))
 
@@ -99,12 +95,7 @@ def runtime_parts(config: Config) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, Any], now: Fingerprint) -> list[str]:
-    """The parts in which a stored fingerprint differs from now's, in words.
-
-    Args:
-        before: the content of a run's fingerprint.json.
-        now: its inputs now.
-    """
+    """The parts in which a stored fingerprint differs from now's, in words."""
     differing = [name for name in {**now.parts, **before} if before.get(name) != now.parts.get(name)]
     return [_in_words(name, before.get(name), now) for name in differing]
 

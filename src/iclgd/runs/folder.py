@@ -35,11 +35,7 @@ _SILENCE = 3600.0  # seconds after which a run on another host counts as gone
 
 
 class RunFolder:
-    """One run's folder: every file is written beside its place and renamed; `done` comes last.
-
-    Args:
-        path: the folder; made by the first file written.
-    """
+    """One run's folder: every file is written beside its place and renamed; `done` comes last."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)

@@ -38,12 +38,7 @@ class Invocation:
 
     @classmethod
     def begin(cls, sweep: Path, total: int | None) -> Invocation:
-        """Open the record of a sweep that starts now.
-
-        Args:
-            sweep: the folder that will hold the runs' folders.
-            total: how many runs are planned, if known.
-        """
+        """Open the record of a sweep that starts now."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         invocation = cls(sweep.resolve() / _FOLDER / name)
         invocation._write("plan.json", {"total": total, **this_process()})
@@ -76,13 +71,7 @@ class Invocation:
         return is_alive(self._read(self.folder / "plan.json")) is False
 
     def mark(self, number: int, outcome: Outcome | None, folder: Path) -> None:
-        """Record that a run begins (no outcome yet) or how it ended.
-
-        Args:
-            number: the job's number within the command.
-            outcome: how it ended.
-            folder: the run's folder.
-        """
+        """Record that a run begins (no outcome yet) or how it ended."""
         entry = {"run": folder.name, "ending": outcome.ending if outcome else None}
         if outcome is not None:
             entry |= {"message": outcome.message, "objective": outcome.objective}

@@ -68,9 +68,7 @@ class _ConsoleHandler(logging.Handler):
 class Progress:
     """The progress of one run, stage by stage.
 
-    Args:
-        folder: whose status.json is kept up to date, about once a second; None for none.
-        name: what the bar is called.
+    The status.json of a folder, if there is one, is kept up to date, about once a second.
     """
 
     def __init__(self, folder: RunFolder | None = None, name: str = "run") -> None:
@@ -121,9 +119,7 @@ class Progress:
 def sweep_progress(total: int | None, count: Callable[[], tuple[int, int]]) -> Iterator[None]:
     """Show how many runs of a sweep have ended, wherever they are computed.
 
-    Args:
-        total: how many there will be, if known.
-        count: returns how many have ended, and how many of these failed.
+    `count` returns how many have ended, and how many of these failed.
     """
     stop, began = threading.Event(), time.monotonic()
     task = None if _bars is None else _bars.add_task("sweep", total=total)

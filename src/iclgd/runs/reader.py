@@ -39,7 +39,6 @@ _MOST_LAYERS = 10_000
 _MEAN: dict[str, Shape] = {"mean": maybe(number)}
 _RECORD: dict[str, Shape] = {
     "layers": maybe(list_of(maybe(number), most=_MOST_LAYERS)),
-    "layers_ci": maybe(list_of(list_of(maybe(number), 2), most=_MOST_LAYERS)),
     "ci": maybe(list_of(maybe(number), 2)),
     "n": maybe(count),
     "undefined": maybe(count),
@@ -85,11 +84,7 @@ _PROMPTS = fields(
 
 
 class FolderReader:
-    """One run folder: each file is read once, and must be the one that the finished run wrote.
-
-    Args:
-        folder: the run's folder.
-    """
+    """One run folder: each file is read once, and must be the one that the finished run wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -116,13 +116,7 @@ def object_of(shape: Shape, key: Shape = text) -> Shape:
 
 
 def fields(needed: Mapping[str, Shape], known: Mapping[str, Shape] | None = None, other: Shape = anything) -> Shape:
-    """An object with certain fields.
-
-    Args:
-        needed: fields that must be there.
-        known: fields that may be there.
-        other: the shape of all the others.
-    """
+    """An object with certain fields."""
     shapes = {**(known or {}), **needed}
 
     def check(value: Any, where: str) -> None:

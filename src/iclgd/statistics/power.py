@@ -76,10 +76,9 @@ def draws_to_detect(difference: float, spread: float, alpha: float = 0.05, power
     return _fewest(lambda draws: smallest_difference(spread, draws, alpha, power) <= difference, spread)
 
 
-def draws_within(spread: float, half: float, level: float = 0.95) -> int | None:
+def draws_within(spread: float, half: float) -> int | None:
     """The fewest draws with which the t interval of a mean reaches no further than ± half; None if spread is NaN."""
-    quantile = (1 + level) / 2
-    return _fewest(lambda n: float(stats.t.ppf(quantile, n - 1)) * spread / math.sqrt(n) <= half, spread)
+    return _fewest(lambda n: float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n) <= half, spread)
 
 
 def _power(noncentrality: float, critical: float, degrees: int) -> float:

@@ -89,10 +89,6 @@ class Conversation:
     def check(self, prompts: PromptSet, drawn: Drawn) -> None:
         """Refuse a template of which this prompt is not the conversation.
 
-        Args:
-            prompts: put together from the template's parts.
-            drawn: what was drawn, before it was turned.
-
         Raises:
             ConfigError: the template itself gives other tokens.
         """
@@ -111,9 +107,7 @@ class Conversation:
 def conversation(tokenizer: Any, description: str | None = None) -> Conversation:
     """The parts of a tokenizer's chat template.
 
-    Args:
-        tokenizer: of Hugging Face.
-        description: of the task; it becomes the system message.
+    A description of the task becomes the system message.
 
     Raises:
         ConfigError: there is no template, or turns depend on each other in it.

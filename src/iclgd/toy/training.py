@@ -37,11 +37,6 @@ def train(
 
     The loss is the mean cross-entropy of the labels, plus a small share of that of all other tokens, from which the
     topics of words are learned.
-
-    Args:
-        curriculum: the stages, in order.
-        seed: of the initial weights and of all contexts.
-        after_step: called with both losses, in nats.
     """
     tokenizer, stream = language.tokenizer(), numpy_stream("toy contexts", seed)
     network = _fresh(seed)

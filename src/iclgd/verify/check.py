@@ -67,9 +67,7 @@ class Verdict:
 def verify(path: Path, queries: int | None = 8) -> Verdict:
     """Check a run's files, inputs, prompts, numbers and recordings.
 
-    Args:
-        path: its folder.
-        queries: how many queries to ask again; None: all.
+    So many queries are asked again; None asks all.
     """
     verdict, folder = Verdict(str(path)), RunFolder(path)
     status = folder.status()

@@ -71,13 +71,7 @@ class _Softmax(TorchFunctionMode):
 
 
 class Naive:
-    """The same weights in a network of transformers' own modules.
-
-    Args:
-        model: the loaded model.
-        config: the run.
-        prompts: its demonstrations, and the queries that are asked here.
-    """
+    """The same weights in a network of transformers' own modules."""
 
     def __init__(self, model: LanguageModel, config: Config, prompts: PromptSet) -> None:
         source = model.network
