@@ -107,11 +107,7 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
 
 
 def refuse_file_elsewhere(model: ModelConfig) -> None:
-    """Refuse a `model.file` that is not a path inside the package or folder.
-
-    Raises:
-        ConfigError: naming it.
-    """
+    """Refuse a `model.file` that is not a path inside the package or folder."""
     if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
         raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
 

@@ -17,7 +17,7 @@ from iclgd.choices import Batch, Direction, Exit, LossOn, Procedure, StepPer, Tr
 from iclgd.config import Config, FinetuneConfig
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
-from iclgd.learning.objectives import Objective, lcgd, options_of, refuse_unreached, resolve_objective
+from iclgd.learning.objectives import Objective, ObjectiveOptions, lcgd, refuse_unreached, resolve_objective
 from iclgd.learning.optimisers import optimiser, optimiser_class
 from iclgd.learning.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.learning.stability import last_steps, suspicious
@@ -101,7 +101,8 @@ class Loop:
         self.noise = torch_stream(finetune.name.replace("_", " "), self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
         self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]
-        learner, layers = self._optimizer(), [item.layer for item in self.trained]
+        leaves = self.low_rank.leaves if self.low_rank else self.leaves
+        learner, layers = optimiser(finetune.optimizer, leaves, finetune.lr), [item.layer for item in self.trained]
         history: list[float] = []
         norms: list[Tensor] = []
         diverged_at = None
@@ -139,15 +140,10 @@ class Loop:
         for item, original in zip(self.trained, self.before, strict=True):
             part, was = item.part(item.parameter.data), item.part(original)
             noise = torch.randn(part.shape, generator=stream).to(part)
-            item.write(
-                item.parameter.data, part + noise * (self.config.finetune.noise * (part - was).norm() / noise.norm())
-            )
+            length = self.config.finetune.noise * (part - was).norm() / noise.norm()
+            item.write(item.parameter.data, part + noise * length)
         after = self._trace(trace.losses.tolist(), list(trace.gradient_norms), trace.diverged_at)
         return replace(trace, update_norms=after.update_norms, update_ranks=after.update_ranks)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        leaves = self.low_rank.leaves if self.low_rank else self.leaves
-        return optimiser(self.config.finetune.optimizer, leaves, self.config.finetune.lr)
 
     def _step(self, learner: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
         if self.low_rank:
@@ -188,7 +184,7 @@ class Loop:
 
     def _of(self, objective: Objective, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
         layers = tuple(sorted({item.layer for item in self.trained}))
-        options = options_of(self.config.finetune, self.config.protocol.exit, layers)
+        options = ObjectiveOptions(layers, self.config.protocol.exit, self.config.finetune.exit_layer)
         total = sum(objective(self.model, sequence, options) for sequence in batch) / len(batch)
         return total, self.collect(len(batch))
 
@@ -207,10 +203,8 @@ class Loop:
         return gradients
 
     def _trace(self, history: list[float], norms: list[Tensor], diverged_at: int | None) -> Trace:
-        changes = [
-            item.parameter.detach().float() - original.float()
-            for item, original in zip(self.trained, self.before, strict=True)
-        ]
+        pairs = zip(self.trained, self.before, strict=True)
+        changes = [item.parameter.detach().float() - original.float() for item, original in pairs]
         finite = diverged_at is None
         undefined = torch.full((self.model.layers,), float("nan"))
         return Trace(
@@ -225,11 +219,7 @@ class Loop:
 
 
 def check(finetune: FinetuneConfig, exit_at: Exit) -> None:
-    """Refuse objectives and optimisers that are not there, and losses that reach nothing, before a model loads.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Refuse objectives and optimisers that are not there, and losses that reach nothing, before a model loads."""
     if finetune.procedure is Procedure.train:
         objectives = [resolve_objective(finetune.objective)]
         if finetune.norm_of is not None:

@@ -78,6 +78,16 @@ _NORM_AFTER_ATTENTION = {"added": "post_attention_layernorm", "mlp_out": None}
 _FC = {"mlp_in": ("mlp.fc1",), "mlp_out": "mlp.fc2"}
 _FC_IN_BLOCK = {"mlp": ("fc1", "fc2"), "mlp_in": ("fc1",), "mlp_out": "fc2"}
 _DENSE = {"mlp_in": ("mlp.dense_h_to_4h",), "mlp_out": "mlp.dense_4h_to_h"}
+_FUSED: dict[str, Any] = {
+    "blocks": "transformer.h",
+    "attention": "self_attention",
+    "projection": "self_attention.dense",
+    "key_value": ("query_key_value",),
+    "final": ("transformer.ln_f",),
+    "interface": False,
+    "scales_scores": True,
+    **_DENSE,
+}
 _CONV = {"mlp_in": ("mlp.c_fc",), "mlp_out": "mlp.c_proj"}
 
 FAMILIES: dict[str, Family] = {
@@ -140,28 +150,8 @@ FAMILIES: dict[str, Family] = {
         mlp_in=("mlp.fc_in",),
         mlp_out="mlp.fc_out",
     ),
-    "bloom": Family(
-        blocks="transformer.h",
-        attention="self_attention",
-        projection="self_attention.dense",
-        key_value=("query_key_value",),
-        layout="heads",
-        final=("transformer.ln_f",),
-        interface=False,
-        scales_scores=True,
-        **_DENSE,
-    ),
-    "falcon": Family(
-        blocks="transformer.h",
-        attention="self_attention",
-        projection="self_attention.dense",
-        key_value=("query_key_value",),
-        layout="falcon",
-        final=("transformer.ln_f",),
-        interface=False,
-        scales_scores=True,
-        **_DENSE,
-    ),
+    "bloom": Family(layout="heads", **_FUSED),
+    "falcon": Family(layout="falcon", **_FUSED),
 }
 
 

@@ -21,9 +21,6 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
     """Refuse a model some of whose weights would be random, or were left over.
 
     `info` is what `from_pretrained(output_loading_info=True)` said of it.
-
-    Raises:
-        ConfigError: naming the weights.
     """
     mismatched = sorted(f"{key} (file {tuple(a)}, config {tuple(b)})" for key, a, b in info["mismatched_keys"])
     said = {
@@ -44,9 +41,6 @@ def refuse_oversized(network: PreTrainedModel, accepted: AcceptedModel) -> None:
     """Refuse, before memory is taken, a config that speaks of far more weights than the files can hold.
 
     The network is on the meta device.
-
-    Raises:
-        ConfigError: naming both numbers.
     """
     described = sum(weight.numel() for weight in network.parameters())
     bits = 8 * sum(path.stat().st_size for path in accepted.weights.values())
@@ -70,11 +64,7 @@ def _is_absent(network: PreTrainedModel, weight: torch.Tensor) -> bool:
 
 
 def refuse_unknown_tokens(prompts: PromptSet, model: LanguageModel) -> None:
-    """Refuse prompts whose tokens the model has no embedding for.
-
-    Raises:
-        ConfigError: naming the first of them and what it stands for.
-    """
+    """Refuse prompts whose tokens the model has no embedding for."""
     size = cast(torch.Tensor, model.network.get_input_embeddings().weight).shape[0]
     for ids in _token_ids(prompts):
         for token in ids:

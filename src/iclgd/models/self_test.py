@@ -28,9 +28,6 @@ def check(model: LanguageModel, before: Callable[[], None]) -> None:
 
     It computes attention by transformers' own eager code until `before` switches it to recording; the checks
     run after that, against what it did before.
-
-    Raises:
-        UnsupportedModelError: naming the check that failed.
     """
     tokens = some_tokens(model.network)
     expected = _own_logits(model, tokens)

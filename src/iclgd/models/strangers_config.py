@@ -40,11 +40,7 @@ _DEEPEST = 40
 
 
 def refuse_unknown_family(kind: object, name: str) -> None:
-    """Refuse an architecture that has no row in `FAMILIES`.
-
-    Raises:
-        UnsupportedModelError: naming it.
-    """
+    """Refuse an architecture that has no row in `FAMILIES`."""
     if kind not in FAMILIES:
         raise UnsupportedModelError(
             f"model.name={name} is of the family {printable(repr(kind))}, which iclgd does not know; it knows "
@@ -92,11 +88,7 @@ def _without(content: Mapping[str, Any], dropped: set[str], name: str, depth: in
 
 
 def check_bounds(config: PretrainedConfig, name: str) -> None:
-    """Refuse sizes that are no plain numbers, or that no model has.
-
-    Raises:
-        ConfigError: naming the field.
-    """
+    """Refuse sizes that are no plain numbers, or that no model has."""
     for key, most in _MOST.items():
         value = getattr(config, key, None)
         if value is None and key == "max_position_embeddings":  # BLOOM and Falcon have no such bound

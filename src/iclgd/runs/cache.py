@@ -97,8 +97,7 @@ class RecordingsCache:
     def _store(self, path: Path, recording: Recording) -> None:
         from safetensors.torch import save_file
 
-        tensors = _tensors(recording)
-        size = sum(tensor.nbytes for tensor in tensors.values())
+        tensors, size = {name: one.contiguous() for name, one in recording.tensors().items()}, _size(recording)
         if size > self.limit_bytes:
             log.info("a recording of %.1f GB is not kept: runtime.cache_gb=%g", size / 1e9, self.limit_bytes / 1e9)
             return
@@ -157,13 +156,8 @@ def _read(path: Path) -> Recording | None:
     return recording
 
 
-def _tensors(recording: Recording) -> dict[str, Tensor]:
-    fields = {name: getattr(recording, name) for name in type(recording).__dataclass_fields__}
-    return {name: tensor.contiguous() for name, tensor in fields.items() if tensor is not None}
-
-
 def _size(recording: Recording) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(recording).values())
+    return sum(tensor.nbytes for tensor in recording.tensors().values())
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -196,6 +196,5 @@ def _headline(config: Config) -> str:
 def _objective(scores: Mapping[str, Any], config: Config) -> float:
     if config.runtime.objective is None:
         return math.nan
-    score = scores.get(config.runtime.objective) or {}
-    value = score.get("mean")
+    value = (scores.get(config.runtime.objective) or {}).get("mean")
     return math.nan if value is None else float(value)

@@ -117,13 +117,10 @@ def _functions(finetune: Mapping[str, Any]) -> Iterator[str]:
 
 def _dotted(settings: Any) -> Iterator[str]:
     """Every value that may be a dotted path to a function."""
-    if isinstance(settings, Mapping):
-        settings = list(settings.values())
-    if isinstance(settings, str):
-        if _DOTTED.fullmatch(settings):
-            yield settings
-    elif isinstance(settings, list):
-        for value in settings:
+    if isinstance(settings, str) and _DOTTED.fullmatch(settings):
+        yield settings
+    elif isinstance(settings, list | dict):
+        for value in settings.values() if isinstance(settings, dict) else settings:
             yield from _dotted(value)
 
 
@@ -161,9 +158,8 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     if drawn.calibration:
         groups[f"calibration rows of {task.name}/{task.train_split}{further}"] = drawn.calibration
     parts = {name: _digest([_content(example) for example in rows]) for name, rows in groups.items()}
-    parts[f"wording of {task.name}"] = _digest(
-        {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}
-    )
+    wording = {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}
+    parts[f"wording of {task.name}"] = _digest(wording)
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):

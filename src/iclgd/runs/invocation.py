@@ -18,16 +18,8 @@ from iclgd.runs.shapes import count, fields, maybe, number, one_of, plain_name, 
 
 VARIABLE = "ICLGD_INVOCATION"  # tells a worker which command it works for
 _FOLDER = ".invocations"
-_ENTRY = fields(
-    {},
-    {
-        "total": maybe(count),
-        "run": plain_name,
-        "ending": maybe(one_of(*Ending)),
-        "message": text,
-        "objective": maybe(number),
-    },
-)
+_RUN = {"run": plain_name, "ending": maybe(one_of(*Ending)), "message": text, "objective": maybe(number)}
+_ENTRY = fields({}, {"total": maybe(count), **_RUN})
 
 
 @dataclass(frozen=True)
@@ -84,15 +76,9 @@ class Invocation:
             entry = self._read(path)
             if "run" not in entry:
                 continue
-            value = entry.get("objective")
-            found.append(
-                Outcome(
-                    Ending(entry.get("ending") or Ending.interrupted),
-                    self.folder.parents[1] / entry["run"],
-                    entry.get("message", ""),
-                    math.nan if value is None else value,
-                )
-            )
+            ending, value = Ending(entry.get("ending") or Ending.interrupted), entry.get("objective")
+            objective = math.nan if value is None else value
+            found.append(Outcome(ending, self.folder.parents[1] / entry["run"], entry.get("message", ""), objective))
         return found
 
     def count(self) -> tuple[int, int]:
@@ -107,8 +93,7 @@ class Invocation:
             RunFolder(outcome.folder).mark_cut_off()
 
     def _write(self, name: str, content: object) -> None:
-        with files.replacing(self.folder / name, sync=False) as part:
-            part.write_text(files.to_json(content), encoding="utf-8")
+        files.write_text(self.folder / name, files.to_json(content))
 
     def _read(self, path: Path) -> dict:
         try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-from iclgd.runs.files import again
+from iclgd.runs.files import again, from_json
 from iclgd.runs.shapes import Shape, ShapeError
 from iclgd.shown import printable
 
@@ -60,7 +59,7 @@ def parse_json(content: bytes, name: str) -> Any:
         DamagedRun: it is none; the message names the file.
     """
     try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        value = from_json(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DamagedRun(f"{name} cannot be read: {reason(error)}") from error
     return _shallow(value, name)
@@ -123,10 +122,6 @@ def _shallow(value: Any, name: str) -> Any:
         elif not isinstance(inner, str | int | float | None):
             raise DamagedRun(f"{name} holds a {type(inner).__name__}, which is no plain value")
     return value
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
 
 
 def reason(error: Exception) -> str:

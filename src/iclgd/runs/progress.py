@@ -44,16 +44,14 @@ def terminal() -> Iterator[None]:
         _bars = None
 
 
-def console_handler() -> logging.Handler:
-    """The handler that Hydra's logging configuration puts on the terminal."""
-    return _ConsoleHandler()
+class ConsoleHandler(logging.Handler):
+    """What Hydra's logging configuration puts on the terminal."""
 
-
-class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the line above the bars, without the traceback, which run.log has."""
         try:
             brief = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
-            line = self.format(brief)  # run.log has the traceback
+            line = self.format(brief)
             if _bars is None:
                 # Of a worker: the command that started it may have drawn its bar where this line goes.
                 clear = "\r\x1b[2K" if sys.stderr.isatty() else ""

@@ -45,13 +45,8 @@ class RunLine:
 
     def value(self, key: str) -> Any:
         """What the list is sorted by: a setting, or one of run, state, started and took."""
-        own = {
-            "run": self.name,
-            "state": str(self.state),
-            "started": self.status.started_at,
-            "took": self.status.seconds,
-        }
-        return own[key] if key in own else self.settings.get(key)
+        own = self.name, str(self.state), self.status.started_at, self.status.seconds
+        return {**self.settings, **dict(zip(_OWN, own, strict=True))}.get(key)
 
 
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:

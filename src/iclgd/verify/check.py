@@ -22,7 +22,7 @@ from iclgd.runs.execute import FINGERPRINT
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.identity import run_id
-from iclgd.runs.stored import settings_of
+from iclgd.runs.reader import settings_of
 from iclgd.tasks import as_json, draw, encode
 from iclgd.verify.numbers import KEY, Again, compute, distance
 
