@@ -64,11 +64,7 @@ class Watch(Callback):
     """Hydra tells it when a run or a sweep begins."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a run that cannot be before anything is made for it.
-
-        Raises:
-            SystemExit: Hydra would turn any other exception into a warning.
-        """
+        """Refuse a run that cannot be before anything is made for it."""
         try:
             typed(config)
         except ConfigError as error:

@@ -81,9 +81,6 @@ def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Mea
     """The W&B workspace; nothing is sent.
 
     `entity` may be empty as long as it is not saved; without a sweep all runs of the project are shown.
-
-    Raises:
-        ImportError: wandb-workspaces is not installed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, about the package's own code
@@ -108,11 +105,7 @@ def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Mea
 
 
 def report(entity: str, project: str, sweep: str | None, scores: Sequence[Measured]) -> Any:
-    """The same panels as a W&B report, which can be sent to others and written into; nothing is sent.
-
-    Raises:
-        ImportError: wandb-workspaces is not installed.
-    """
+    """The same panels as a W&B report, which can be sent to others and written into; nothing is sent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from wandb_workspaces import expr

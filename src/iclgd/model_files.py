@@ -100,10 +100,15 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
         return held(model).inputs
     if model.source is ModelSource.package:
         return {str(model.file): digest_of(packaged_file(model))}
-    folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
+    folder = own_folder(model)
     if folder.is_dir():
         return {path.relative_to(folder).as_posix(): digest_of(path) for path in _files(folder, model)}
     return {"commit": commit_of(model)}
+
+
+def own_folder(model: ModelConfig) -> Path:
+    """The folder that a model's name means; where there is none of that name, it is the hub's."""
+    return toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
 
 
 def refuse_file_elsewhere(model: ModelConfig) -> None:
@@ -171,9 +176,8 @@ def layers_of(model: ModelConfig) -> int | None:
     elif model.source is ModelSource.memory:
         place = held(model).folder / "config.json"
     else:
-        folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
-        place = folder / "config.json"
-        if not folder.is_dir():
+        place = own_folder(model) / "config.json"
+        if not place.parent.is_dir():
             from huggingface_hub import try_to_load_from_cache
 
             try:

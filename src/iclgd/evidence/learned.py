@@ -112,11 +112,7 @@ def learning_key(lab: Laboratory, setting: str, prompts: PromptSet) -> dict[str,
 
 
 def compared(lab: Laboratory, settings: Settings) -> Recording:
-    """The recording of the variant that `metric.compare_with` names.
-
-    Raises:
-        ConfigError: it names none.
-    """
+    """The recording of the variant that `metric.compare_with` names."""
     config, training = variant(lab.config, lab.config.metric.compare_with), None
     if config.finetune.data is not TrainingData.demonstrations:
         training = encode(draw(config), config, lab.model.tokenizer, lab.model.window).training

@@ -68,11 +68,7 @@ def _with_losses(recording: Recording, trace: Trace) -> Recording:
 
 
 def referred(lab: Laboratory, settings: Settings) -> Reference:
-    """The reference that the run's config names.
-
-    Raises:
-        ConfigError: no such variant, or not enough rows for another sample.
-    """
+    """The reference that the run's config names."""
     prompts = reference_prompts(lab.config, lab.model, lab.prompts)
     if prompts is None:
         return Reference(lab, lab.prompts, settings)

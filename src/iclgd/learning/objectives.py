@@ -165,11 +165,7 @@ _OBJECTIVES: dict[str, Objective] = {"gd": gd, "lcgd": lcgd, "short_circuit": sh
 
 
 def resolve_objective(name: str, key: str = "finetune.objective") -> Objective:
-    """The objective of a name: one of this module's, or a dotted path to a function of yours.
-
-    Raises:
-        ConfigError: there is no such function.
-    """
+    """The objective of a name: one of this module's, or a dotted path to a function of yours."""
     if name in _OBJECTIVES:
         return _OBJECTIVES[name]
     if "." not in name:

@@ -36,9 +36,6 @@ class ExactPatch:
     It is made for one batch at a time and handed to the recorder, which lets it act around the batch's pass. The
     label tokens that are scored after a query are patched too, each by its own change, so that scores of labels of
     several tokens are ICL's. With `keep`, `factors` has those of the last batch's changes.
-
-    Raises:
-        ConfigError: the model's blocks have no exact form.
     """
 
     def __init__(self, model: LanguageModel, context: tuple[int, ...], config: Config, keep: bool = False) -> None:
@@ -168,9 +165,6 @@ def statically_patched(
 
     Yields:
         A trace without steps; the weights are put back afterwards.
-
-    Raises:
-        ConfigError: the model's blocks have no exact form.
     """
     layers = parse_layers(config.finetune.layers)
     trained = trained_parameters(model, Trainable.mlp, layers)

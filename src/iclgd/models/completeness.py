@@ -23,12 +23,13 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
     `info` is what `from_pretrained(output_loading_info=True)` said of it.
     """
     mismatched = sorted(f"{key} (file {tuple(a)}, config {tuple(b)})" for key, a, b in info["mismatched_keys"])
+    absent = [key for key, weight in network.named_parameters() if weight.is_meta]
     said = {
         "are missing": sorted(info["missing_keys"]),
         "belong to no part of the model": sorted(info["unexpected_keys"]),
         "have another shape": mismatched,
         "are not finite": [key for key, weight in network.named_parameters() if not _is_finite(weight)],
-        "were not loaded": [key for key, weight in network.named_parameters() if _is_absent(network, weight)],
+        "were not loaded": [] if hasattr(network, "hf_device_map") else absent,
     }
     wrong = [f"weights that {what}: {listed(keys)}" for what, keys in said.items() if keys]
     if wrong:
@@ -57,10 +58,6 @@ def _is_finite(weight: torch.Tensor) -> bool:
     own = cast(Any, weight).to_local() if hasattr(weight, "to_local") else weight  # this process's part
     low, high = torch.aminmax(own.detach())  # NaN is passed on by both, without a copy as large as the weights
     return math.isfinite(low.item()) and math.isfinite(high.item())
-
-
-def _is_absent(network: PreTrainedModel, weight: torch.Tensor) -> bool:
-    return weight.is_meta and not hasattr(network, "hf_device_map")
 
 
 def refuse_unknown_tokens(prompts: PromptSet, model: LanguageModel) -> None:

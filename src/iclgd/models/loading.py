@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import re
 import weakref
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.choices import Matmul, ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.model_files import converted_place, held, model_inputs, packaged_file, refuse_file_elsewhere
+from iclgd.model_files import converted_place, held, model_inputs, own_folder, packaged_file, refuse_file_elsewhere
 from iclgd.models import placement
 from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
@@ -31,7 +30,6 @@ from iclgd.models.products import use_linear
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
 from iclgd.models.untrained import untrained
-from iclgd.paths import toy_model_folder
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +169,7 @@ def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> A
         return accept(str(held(model).folder), weights=False)
     if model.source is ModelSource.package:
         return accept(str(converted_folder(model)), weights=with_weights)
-    name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
-    folder = Path(name).expanduser()
+    name, folder = model.name, own_folder(model)
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
     return accept(str(folder) if folder.is_dir() else name, revision, model.file, with_weights)

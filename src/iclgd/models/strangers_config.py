@@ -68,11 +68,7 @@ def cleaned_config(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def cleaned_tokenizer_config(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A tokenizer's config without what is not obeyed: code, and files elsewhere.
-
-    Raises:
-        ConfigError: nesting that no config has.
-    """
+    """A tokenizer's config without what is not obeyed: code, and files elsewhere."""
     kept = _without(content, _TOKENIZER_OVERRULED, name)
     return {key: value for key, value in kept.items() if not key.endswith(("_file", "_files"))}
 

@@ -47,8 +47,10 @@ def table(folders: Sequence[Path]) -> Table:
     )
     settings = [_setting(results, keys, row, not many) for row in records]
     names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
+    shares = [many and results.scores[row["score"]].share for row in records]
+    cells = [cell(results, row, row["draws"] < 2 and not share) for row, share in zip(records, shares, strict=True)]
     down, across = (settings, names) if many else (names, settings)
-    columns, rows = wide(zip(down, across, [_cell(results, row, many) for row in records], strict=True))
+    columns, rows = wide(zip(down, across, cells, strict=True))
     heads = [varied.heading(key, keys) for key in keys] if many else ["score"]
     for at, head in enumerate([*heads, *map("\n".join, columns)]):
         label = at < len(heads)
@@ -74,10 +76,6 @@ def _short_list(results: Results) -> list[str]:
     scores = results.scores.items()
     shares = [name for name, score in scores if score.share and (score.reads("icl") or score.reads("ft"))]
     return results.headline + [name for name in shares if name not in results.headline][:2]
-
-
-def _cell(results: Results, row: Mapping[str, Any], many: bool) -> str:
-    return cell(results, row, row["draws"] < 2 and not (many and results.scores[row["score"]].share))
 
 
 def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool) -> list[str]:

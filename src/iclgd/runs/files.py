@@ -124,11 +124,7 @@ def to_json(content: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-    """What strict JSON says.
-
-    Raises:
-        ValueError: it is not JSON, or holds NaN or an infinity.
-    """
+    """What strict JSON says."""
     return json.loads(text, parse_constant=_refuse_constant)
 
 

@@ -53,11 +53,7 @@ def regular_bytes(path: Path) -> bytes:
 
 
 def parse_json(content: bytes, name: str) -> Any:
-    """What strict JSON says: no NaN, no number beyond what a float or 64 bits hold, no deep nesting.
-
-    Raises:
-        DamagedRun: it is none; the message names the file.
-    """
+    """What strict JSON says: no NaN, no number beyond what a float or 64 bits hold, no deep nesting."""
     try:
         value = from_json(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -66,11 +62,7 @@ def parse_json(content: bytes, name: str) -> Any:
 
 
 def parse_yaml(content: bytes, name: str) -> Any:
-    """What plain YAML says: no aliases, no dates, sets or tags, within limits of nodes and depth.
-
-    Raises:
-        DamagedRun: it is none; the message names the file.
-    """
+    """What plain YAML says: no aliases, no dates, sets or tags, within limits of nodes and depth."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -92,11 +84,7 @@ def parse_yaml(content: bytes, name: str) -> Any:
 
 
 def checked(value: Any, shape: Shape, name: str) -> Any:
-    """The value, if it has the shape.
-
-    Raises:
-        DamagedRun: it has another; the message names file and field.
-    """
+    """The value, if it has the shape."""
     try:
         shape(value, name)
     except ShapeError as error:

@@ -148,11 +148,7 @@ class FolderReader:
             raise DamagedRun(f"{name} cannot be read: {reason(error)}") from error
 
     def check_sizes(self) -> None:
-        """Look whether the files are there in the sizes that status.json notes, without reading them.
-
-        Raises:
-            DamagedRun: one is not; the message names it.
-        """
+        """Look whether the files are there in the sizes that status.json notes, without reading them."""
         for name, made in self.status.get("files", {}).items():
             try:
                 size = (self.folder / name).lstat().st_size

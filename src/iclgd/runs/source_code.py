@@ -36,11 +36,7 @@ _loaded: dict[str, str] = {}  # by module, the digest of the source that this pr
 
 
 def normal(source: str, name: str) -> str:
-    """The digest of a Python source without comments, docstrings and layout.
-
-    Raises:
-        ConfigError: it is not Python.
-    """
+    """The digest of a Python source without comments, docstrings and layout."""
     tree = _parsed(source, name)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

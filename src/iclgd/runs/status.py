@@ -153,13 +153,10 @@ def _draw(lines: Sequence[RunLine]) -> None:
     for line in lines:
         state = Text(line.state, style=_STYLES.get(line.state, ""))
         took = duration(line.status.seconds) if line.status.seconds is not None else ""
-        texts = [Text(printable(_shown(line.settings, key), 24)) for key in keys]
+        values = [varied.as_text(line.settings[key]) if key in line.settings else "" for key in keys]
+        texts = [Text(printable(value, 24)) for value in values]
         table.add_row(Text(printable(line.name)), state, *texts, took, Text(printable(line.progress(), 400)))
     console.print(table)
-
-
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return varied.as_text(settings[key]) if key in settings else ""
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

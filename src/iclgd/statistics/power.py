@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from scipy import optimize, stats
 
+TARGET = 0.05  # a difference worth finding
 MOST = 100_000  # draws; more are as good as never
 
 
@@ -28,24 +29,20 @@ class Power:
     tests: int  # how many comparisons share the error rate
 
 
-def design_power(
-    spreads: Sequence[float], draws: int, *, target: float = 0.05, tests: int = 1, power: float = 0.8
-) -> Power:
+def design_power(spreads: Sequence[float], draws: int, *, tests: int = 1) -> Power:
     """What comparisons with these spreads can tell, from this many draws.
 
     Args:
         spreads: standard deviations over draws of paired differences, one for each comparison; NaN and 0 (unknown) are
             left out.
         draws: pairs in each comparison.
-        target: a difference worth finding.
         tests: comparisons corrected together; each is judged at .05 / tests, which is Holm's first step.
-        power: the chance with which a true difference is to be marked.
     """
     known = [spread for spread in spreads if spread > 0]
     spread = float(np.median(known)) if known else math.nan
     alpha = 0.05 / max(tests, 1)
-    needed = draws_to_detect(target, spread, alpha, power)
-    return Power(draws, spread, smallest_difference(spread, draws, alpha, power), needed, target, tests)
+    needed = draws_to_detect(TARGET, spread, alpha)
+    return Power(draws, spread, smallest_difference(spread, draws, alpha), needed, TARGET, tests)
 
 
 def smallest_difference(spread: float, draws: int, alpha: float = 0.05, power: float = 0.8) -> float:

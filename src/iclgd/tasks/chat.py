@@ -87,11 +87,7 @@ class Conversation:
         return tuple(self(text, add_special_tokens=False)["input_ids"])
 
     def check(self, prompts: PromptSet, drawn: Drawn) -> None:
-        """Refuse a template of which this prompt is not the conversation.
-
-        Raises:
-            ConfigError: the template itself gives other tokens.
-        """
+        """Refuse a template of which this prompt is not the conversation."""
         turns = _system(drawn.description)
         for example in drawn.demonstrations:
             turns += [_turn("user", example.text.strip()), _turn("assistant", example.answer.strip())]

@@ -59,7 +59,8 @@ def draw(config: Config, sample: int = 0) -> Drawn:
     asked = set(queries) if pool.same else set()
     chosen = _chosen(pool.train, config, sample, asked)
     demonstrations = tuple(pool.train[index] for index in chosen)
-    calibration = _spare(pool.train, config, {*chosen, *asked}) if _is_calibrated(config) else []
+    calibrated = config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
+    calibration = _spare(pool.train, config, {*chosen, *asked}) if calibrated else []
     return Drawn(
         demonstrations=demonstrations,
         queries=tuple(pool.evaluation[index] for index in queries),
@@ -74,10 +75,6 @@ def draw(config: Config, sample: int = 0) -> Drawn:
 def inputs_of(config: Config) -> set[str]:
     """What the run's scores name as inputs."""
     return {path for score in config.metric.scores.values() for path in score.inputs.values()}
-
-
-def _is_calibrated(config: Config) -> bool:
-    return config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
 
 
 def _spare(train: Examples, config: Config, taken: Set[int]) -> list[int]:

@@ -76,7 +76,10 @@ def worded(task: TaskConfig, data_dir: str | None) -> Worded:
 
 
 class Wording:
-    """The chosen template and how options and labels are read, compiled once for all rows."""
+    """The chosen template and how options and labels are read, compiled once for all rows.
+
+    A row that cannot be worded is refused by a DataError that names file and line.
+    """
 
     def __init__(self, task: TaskConfig) -> None:
         """Compile what a task's config says.
@@ -114,11 +117,7 @@ class Wording:
         )
 
     def example(self, row: Mapping[str, Any], where: str) -> Example:
-        """A row in words.
-
-        Raises:
-            DataError: the row cannot be worded; the message names file and line.
-        """
+        """A row in words."""
         text, options = self.template.fill(row, where), self.options_of(row, where)
         if not text.strip():
             raise DataError(f"{where}: the filled template is blank")
@@ -126,11 +125,7 @@ class Wording:
         return Example(text, options, label, where, self.template.tail, self.delimiter)
 
     def options_of(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-        """What may follow a row's text.
-
-        Raises:
-            DataError: fewer than two options, or a blank one.
-        """
+        """What may follow a row's text."""
         if self.label_words:
             return self.label_words
         if self._listed is None:
@@ -147,11 +142,7 @@ class Wording:
         return options
 
     def label_of(self, row: Mapping[str, Any], options: int, where: str) -> int:
-        """The right option's index.
-
-        Raises:
-            DataError: a label of another type, or outside `range(options)`.
-        """
+        """The right option's index."""
         raw, column = self._label.of(row, where), self._label.source
         names = self._values
         if self._among is not None:
