@@ -239,17 +239,24 @@ def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str
             pairs = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:2]
             names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in pairs]
             said.append(f"{score_labels[standing_of]} takes {' and '.join(names)}.")
-    for at in found.standings:
-        if at.score == standing_of:
-            name = labels.get(at.candidate, at.candidate)
-            sentence = (
-                f"If ICL were {name}, {name} would score {at.planted.mean:.2f} on {score_labels[standing_of]}; "
-                f"it scores {at.icl.mean:.2f}, and the floor {at.floor.mean:.2f}"
-            )
-            part = at.anchored
-            known = "" if math.isnan(part.low) else f" [{part.low:.2f}, {part.high:.2f}]"
-            said.append(sentence + (f": {part.mean:.2f}{known} of the way." if not math.isnan(part.mean) else "."))
+    standings = [at for at in found.standings if at.score == standing_of]
+    if standings:
+        of_each = "; ".join(_of_the_way(at, labels) for at in standings)
+        said.append(
+            f"{score_labels[standing_of]} on ICL and, in brackets, what it would be if ICL were that variant: "
+            f"{of_each}. "
+            f"The floor scores {standings[0].floor.mean:.2f}; "
+            "percentages say how far on the way from it to the value in brackets."
+        )
     return " ".join(said)
+
+
+def _of_the_way(at: Standing, labels: Mapping[str, str]) -> str:
+    values = f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})"
+    if math.isnan(at.anchored.mean):
+        return values
+    known = "" if math.isnan(at.anchored.low) else f" [{at.anchored.low:.0%}, {at.anchored.high:.0%}]"
+    return f"{values}, which is {at.anchored.mean:.0%}{known}"
 
 
 def place_in_words(results: Results, found: Notice) -> str:
