@@ -52,7 +52,7 @@ bench: setup
 simulate: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)
 
-MUTANTS ?= 60
+MUTANTS ?= 40
 mutants: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[mutation]"
 	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python tests/mutants.py $(MUTANTS)

@@ -14,7 +14,7 @@ from mutmut import __main__ as mutmut
 from mutmut.mutation import file_mutation
 from mutmut.stats import status_by_exit_code
 
-PER_ROOM = 60
+PER_ROOM = 40
 KILLED = {"killed", "timeout", "segfault"}
 # mutmut leaves out every decorated function, and so all metrics and whatever changes a model for a while. These
 # decorators go well with its own, if the copies that it makes of a function are not decorated.
