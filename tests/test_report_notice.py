@@ -196,5 +196,6 @@ def test_a_notice_says_what_the_numbers_say():
     assert gd.anchored.mean == pytest.approx(0.13 / 0.63, abs=0.01)
     assert [at.candidate for at in found.standings] == ["gd", "lcgd"]  # a floor is an anchor and has no standing
     text = in_words(found, {"s": "SimAOU"}, {"gd": "GD"}, "s")
-    assert "If ICL were GD, GD would score 0.65 on SimAOU; it scores 0.15, and the floor 0.02: 0.21 [" in text
+    assert "what it would be if ICL were that variant: GD 0.15 (0.65), which is 21% [20%, 21%]" in text
+    assert "The floor scores 0.02;" in text
     assert "puts the true variant first in 100%" in text and "guessing would in 33%" in text

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from iclgd.report.formats import Row, wide
 from iclgd.report.tables import cell
-from iclgd.results.conclusions import zero_shot_notes
+from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results, whole
 from iclgd.runs import varied
 from iclgd.shown import printable
@@ -47,8 +47,10 @@ def table(folders: Sequence[Path]) -> Table:
     )
     settings = [_setting(results, keys, row, not many) for row in records]
     names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
+    shares = [many and results.scores[row["score"]].share for row in records]
+    cells = [cell(results, row, row["draws"] < 2 and not share) for row, share in zip(records, shares, strict=True)]
     down, across = (settings, names) if many else (names, settings)
-    columns, rows = wide(zip(down, across, [_cell(results, row, many) for row in records], strict=True))
+    columns, rows = wide(zip(down, across, cells, strict=True))
     heads = [varied.heading(key, keys) for key in keys] if many else ["score"]
     for at, head in enumerate([*heads, *map("\n".join, columns)]):
         label = at < len(heads)
@@ -76,10 +78,6 @@ def _short_list(results: Results) -> list[str]:
     return results.headline + [name for name in shares if name not in results.headline][:2]
 
 
-def _cell(results: Results, row: Mapping[str, Any], many: bool) -> str:
-    return cell(results, row, row["draws"] < 2 and not (many and results.scores[row["score"]].share))
-
-
 def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool) -> list[str]:
     most = max(row["draws"] for row in records)
     notes = [f"±: standard deviation over up to {most} draws"] if most > 1 else ["[ ]: 95 % interval over queries"]
@@ -92,5 +90,5 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool) -
         count = sum(run.state == kind for run in results.runs)
         notes += [f"{kind}: {count} of {len(results.runs)} runs, left out of the means"] * bool(count)
     notes += ["all scores: iclgd-report FOLDER"] * many
-    said = [printable(note, 200) for note in zero_shot_notes(results)]
+    said = [printable(note, 240) for note in remarks(results)]
     return notes + said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])
