@@ -167,7 +167,8 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
         gd = next(row for row in tables[f"notice_anchored{end}"].rows if "gd" in row)
         assert gd[-1].startswith("0.409 [")  # (.520 - .174) / (1.020 - .174)
         said = " ".join(tables[f"notice_matrix{end}"].notes)
-        assert "If ICL were gd, gd would score 1.02 on SimAOU; it scores 0.52, and the floor 0.17: 0.41" in said
+        assert "gd 0.52 (1.02), which is 41% [41%, 41%]; lcgd 0.32 (0.52), which is 43%" in said
+        assert "The floor scores 0.17; percentages say" in said
         assert "SimAOU takes lcgd for gd (100% of draws)." in said
     figures = {figure.name: figure.choice for figure in planted_truths(results)}
     assert figures == {

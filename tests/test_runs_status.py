@@ -233,7 +233,7 @@ def test_on_a_terminal_progress_is_drawn_and_lines_stand_above_it(monkeypatch):
             run.stage("finetune", 4)(2)
             [task] = [task for task in progress._bars.tasks if task.description == "run abc: finetune"]
             assert (task.completed, task.total) == (2, 4)
-            progress.console_handler().emit(logging.makeLogRecord({"msg": "a line [bold]as it is[/bold]"}))
+            progress.ConsoleHandler().emit(logging.makeLogRecord({"msg": "a line [bold]as it is[/bold]"}))
         assert ended.wait(60)
         assert [task.description for task in progress._bars.tasks] == ["sweep"]  # the run's own bar is gone
     assert progress._bars is None
