@@ -154,8 +154,7 @@ class Results:
                 about[key] = values
         about["state"] = [run.state for run in self.runs]
         frame = about.take(rows["run"]).reset_index(drop=True)
-        state = frame.pop("state")
-        return pd.concat([frame, self._named(rows), state], axis=1)
+        return pd.concat([frame.drop(columns="state"), self._named(rows), frame["state"]], axis=1)
 
     @functools.cached_property
     def summary(self) -> pd.DataFrame:
