@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -239,9 +240,7 @@ def _kill_service() -> None:
     import psutil
 
     for child in psutil.Process().children():
-        try:
+        with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             if child.name().startswith("wandb-core"):
                 child.kill()
                 child.wait(HURRY_SECONDS)
-        except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-            continue
