@@ -14,7 +14,7 @@ from iclgd.report.notice_tables import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.conclusions import Contender, Difference
 from iclgd.results.frame import Results, whole
-from iclgd.results.prompts import prompt_statistics
+from iclgd.results.own_tables import prompt_statistics
 from iclgd.results.rates import at_chosen_rates
 from iclgd.results.reading import ReportError
 from iclgd.statistics import Comparison
