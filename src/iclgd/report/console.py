@@ -12,7 +12,7 @@ from rich.text import Text
 
 from iclgd.report.formats import Row, wide
 from iclgd.report.tables import cell
-from iclgd.results.conclusions import zero_shot_notes
+from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results, whole
 from iclgd.runs import varied
 from iclgd.shown import printable
@@ -90,5 +90,5 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool) -
         count = sum(run.state == kind for run in results.runs)
         notes += [f"{kind}: {count} of {len(results.runs)} runs, left out of the means"] * bool(count)
     notes += ["all scores: iclgd-report FOLDER"] * many
-    said = [printable(note, 200) for note in zero_shot_notes(results)]
+    said = [printable(note, 240) for note in remarks(results)]
     return notes + said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])

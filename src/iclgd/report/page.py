@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
-from iclgd.results.conclusions import zero_shot_notes
+from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.runs import varied
@@ -49,7 +49,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         kinds=[list(kind) for _, kind in kinds],
         left=left,
         tables=[table for table in tables if table.rows],
-        notes=zero_shot_notes(results),
+        notes=remarks(results),
         facts=_facts(results),
         runs=_runs(results),
         shared={k: varied.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},

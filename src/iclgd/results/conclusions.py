@@ -125,6 +125,12 @@ def power_text(made: Sequence[Difference]) -> str:
     return text + (f" To mark ± {told.target:g} takes about {max(told.needed, 5)} draws." if told.needed else "")
 
 
+def remarks(results: Results) -> list[str]:
+    """What must be read beside the numbers: of half precision, and of in-context learning that gives nothing."""
+    noted = (note for run in results for note in run.environment.get("notes", ()))
+    return [*dict.fromkeys(note for note in noted if note.startswith("measured in ")), *zero_shot_notes(results)]
+
+
 def zero_shot_notes(results: Results) -> list[str]:
     """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little.
 

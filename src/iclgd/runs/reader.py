@@ -112,7 +112,7 @@ class FolderReader:
     @functools.cached_property
     def environment(self) -> Mapping[str, Any]:
         """The content of environment.json."""
-        return self.json("environment.json", fields({}, {"dtype": maybe(text)}))
+        return self.json("environment.json", fields({}, {"dtype": maybe(text), "notes": list_of(text)}))
 
     @functools.cached_property
     def prompts(self) -> Mapping[str, Any]:
