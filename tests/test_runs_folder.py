@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,38 @@ def test_plain_values():
     assert files.plain(content) == {"a": None, 1: [2, None], "c": [[1.0, None]], "d": "done"}
     with pytest.raises(ValueError, match="NaN is no number"):
         files.from_json("[NaN]")
+    assert files.plain(Path("a/b")) == "a/b"
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_stale_handle_is_opened_again_twice(failures):
+    left = [OSError(errno.ESTALE, "Stale file handle")] * failures
+
+    def call():
+        if left:
+            raise left.pop()
+        return "read"
+
+    if failures > 2:
+        with pytest.raises(OSError, match="Stale file handle"):
+            files.again(call)
+    assert files.again(call) == "read"
+
+
+def test_leftovers_go_when_they_are_old_enough_and_odd_files_are_read_whole(tmp_path):
+    old, new = tmp_path / ".part-old", tmp_path / ".part-new"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert files.remove_leftovers(tmp_path, older_than=3600) == [".part-old"] and new.exists()
+    assert files.remove_leftovers(tmp_path) == [".part-new"]
+    (tmp_path / "some.bin").write_bytes(bytes(3 << 20))
+    files.check_readable(tmp_path / "some.bin")
+    (tmp_path / "whole.png").write_bytes(files._PNG_START + files._PNG_END)
+    files.check_readable(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes(files._PNG_START)
+    with pytest.raises(ValueError, match=r"cut\.png cannot be read back: not a whole PNG"):
+        files.check_readable(tmp_path / "cut.png")
 
 
 def test_a_file_is_there_whole_or_as_it_was(run):

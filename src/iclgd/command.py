@@ -81,7 +81,7 @@ class Watch(Callback):
             sys.exit(_refuse(said))
         if ranks.count() > 1 and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
             sys.exit(_refuse("under torchrun all runs are made by its processes together: leave hydra/launcher=basic"))
-        if ranks.count() > 1 and total is None:
+        if ranks.count() > 1 and hydra_setup.points(config) is None:
             sys.exit(_refuse("under torchrun the runs of a sweep must be known beforehand: name their values with -m"))
         if ranks.own() > 0:
             return
