@@ -191,9 +191,7 @@ def test_a_rate_that_breaks_the_model_at_once_is_unstable(tmp_path: Path) -> Non
     assert "times that of the untouched model" in status["unstable_because"]
 
 
-def test_a_run_whose_repeats_differ_is_unstable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_whose_repeats_differ_is_unstable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("finetune=gd", "finetune.lr=1e-3", "runtime.jitter=1", "task.shots=4", "metric=[sim_aou]")
     _, folder = run(tmp_path / "calm", *arguments)
     spreads = json.loads((folder / "jitter.json").read_text())
