@@ -188,7 +188,7 @@ def test_texts_from_outside_stay_texts(tab):
 
 def test_figures_are_drawn_and_follow_every_choice(tab):
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
-    assert titles == ["Between floor and ceiling", "Scores by layer", "Scores along finetune.lr", "Gradient norms"]
+    assert titles == ["Variants side by side", "Scores by layer", "Scores along finetune.lr", "Gradient norms"]
     drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
     choose = (
         "document.querySelectorAll('.figure').forEach((f) => f.scrollIntoView());"
