@@ -3,6 +3,7 @@
 # make docs   the documentation -> site/
 # make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
 # make test-oldest, test-hydra-next, fuzz
+# make mutants  mutation testing of what decides numbers, on a sample: an hour; MUTANTS=all takes a night
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs coverage soak stress bench fuzz simulate setup clean
+.PHONY: run test lint types unit docs coverage soak stress bench fuzz simulate mutants setup clean
 .PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
@@ -51,6 +52,11 @@ bench: setup
 simulate: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)
 
+MUTANTS ?= 40
+mutants: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[mutation]"
+	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python tests/mutants.py $(MUTANTS)
+
 test-data: setup
 	$(BIN)/pytest -m real_data tests/test_real_data.py $(ARGS)
 
@@ -89,4 +95,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build site
+	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build site mutants

@@ -77,6 +77,7 @@ def test_the_patched_model_puts_out_what_icl_does(name, patch):
     assert all(torch.equal(value, before[key]) for key, value in model.network.state_dict().items())
     trace = made.trace()
     assert trace.update_ranks.tolist() == [1] * model.layers and (trace.update_norms > 0).all()
+    assert made.factors is None, "kept only where they are asked for"
 
 
 @pytest.mark.parametrize("name", EXACT)

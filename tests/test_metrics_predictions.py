@@ -102,6 +102,8 @@ def test_next_token_overlap_by_hand():
     a, b = torch.tensor([[5.0, 4, 3, 2, 1]]), torch.tensor([[5.0, 1, 4, 2, 3]])
     assert [next_token_overlap(a, b, k=k).item() for k in (1, 2, 3, 5)] == [1, 0.5, pytest.approx(2 / 3), 1]
     assert next_token_overlap(a, torch.tensor([[NAN, 1, 4, 2, 3]]), k=2).isnan()
+    ten = torch.arange(20.0)[None], torch.cat([torch.arange(9), torch.tensor([20]), torch.arange(10, 20)])[None].float()
+    assert next_token_overlap(*ten).item() == 0.9, "the paper's K is 10"
     with pytest.raises(ValueError, match=r"k=6.*5 tokens"):
         next_token_overlap(a, b, k=6)
 

@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_held():
-    loading._load.cache_clear()
+    loading._LAST.clear()
 
 
 def test_a_hub_id_is_loaded_from_the_hubs_cache_and_its_commit_is_kept(folder, tmp_path):

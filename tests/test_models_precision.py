@@ -56,6 +56,13 @@ def test_scores_of_half_precision_recordings_are_single_or_better():
     assert values.isfinite().all() and values.abs().max() <= 1
 
 
+def test_a_model_in_half_precision_says_what_that_does():
+    for dtype in HALVES:
+        (note,) = (note for note in shared_model("llama", dtype).notes if note.startswith("measured in "))
+        assert note.startswith(f"measured in {str(dtype)[6:]}: ") and "26 to 30 % from float32's" in note
+    assert not any("measured" in note for note in shared_model("llama").notes)
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_steps_too_small_for_half_precision_add_up(dtype):
     """Sixty of them, each below half a unit in the last place of a weight, move it as far as in float32."""

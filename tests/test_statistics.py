@@ -39,7 +39,7 @@ def test_shares_have_wilsons_interval_and_at_the_ends_the_exact_one():
     z, n = 1.959964, 60
     half = z / (1 + z * z / n) * math.sqrt(0.25 / n + z * z / 4 / n / n)
     assert (wilson.low, wilson.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    for count in (0, 1, 20):  # Clopper and Pearson, as scipy has it
+    for count in (0, 1, 3, 17, 20):  # Clopper and Pearson, as scipy has it
         exact = stats.binomtest(count, 20).proportion_ci(method="exact")
         found = share_interval(count, 20)
         assert found.low <= exact.low + 1e-9 and found.high >= exact.high - 1e-9
@@ -49,7 +49,7 @@ def test_shares_have_wilsons_interval_and_at_the_ends_the_exact_one():
 def test_too_few_trials_have_no_interval():
     for successes, n in ((0, 0), (1, 1), (2, 2)):
         assert math.isnan(share_interval(successes, n).low)
-    assert share_interval(2, 2).mean == 1 and math.isnan(share_interval(0, 0).mean)
+    assert share_interval(2, 2).mean == 1 and math.isnan(share_interval(0, 0).mean) and share_interval(0, 0).n == 0
     few = np.full(40, NAN)
     few[:2] = 1
     assert shares_interval(few).n == 2 and math.isnan(shares_interval(few).high), "Rec2FTP of 2 of 40"

@@ -21,11 +21,7 @@ _known: dict[str, tuple[Stamp, str]] = {}
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What changes whenever a file is written: size, time of its content, time of its entry, inode.
-
-    Raises:
-        OSError: it is not there.
-    """
+    """What changes whenever a file is written: size, time of its content, time of its entry, inode."""
     entry = path.stat()
     return entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns, entry.st_ino
 
@@ -36,11 +32,7 @@ def is_settled(stamp: Stamp) -> bool:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The SHA-256 of a file's content, in hexadecimal."""
     stamp, name = stamp_of(path), str(path.resolve())
     if stamp[0] <= _SMALL:
         return _read(path)

@@ -83,4 +83,5 @@ def _show_tables(folders: list[Path], sweep: bool) -> None:
         log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
         return
     Console().print(table, crop=False)
-    sys.stdout.write(f"all scores, figures and a page: iclgd-report {os.path.relpath(folders[0].parent if sweep else folders[0])}\n")
+    shown = os.path.relpath(folders[0].parent if sweep else folders[0])
+    sys.stdout.write(f"all scores, figures and a page: iclgd-report {shown}\n")

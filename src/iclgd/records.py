@@ -111,6 +111,11 @@ class Recording:
     losses: Float[Tensor, " step"] | None = None
     untouched_loss: Float[Tensor, ""] | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What was taken, by name."""
+        every = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
+
 
 OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output", "context_mass")
 
@@ -159,6 +164,11 @@ class Evidence:
     recordings: Mapping[str, Recording]
     trace: Trace
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was recorded, as SETTING.FIELD."""
+        pairs = [(setting, *pair) for setting, one in self.recordings.items() for pair in one.tensors().items()]
+        return {f"{setting}.{name}": tensor for setting, name, tensor in pairs}
 
     def lookup(self, path: str) -> Any:
         """The value at a dotted path: `SETTING.FIELD`, `trace.FIELD` or the name of a fact.

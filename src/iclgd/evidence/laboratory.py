@@ -26,21 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Records one model on one set of prompts.
-
-    Attributes:
-        model: the model.
-        prompts: demonstrations and queries.
-        config: the run.
-        wanted: the input paths that scores name (`metrics.required_inputs`).
-        progress: where stages are shown.
-    """
+    """Records one model on one set of prompts."""
 
     model: LanguageModel
-    prompts: PromptSet
-    config: Config
-    wanted: set[str]
-    progress: Progress
+    prompts: PromptSet  # demonstrations and queries
+    config: Config  # the run
+    wanted: set[str]  # the input paths that scores name (`metrics.required_inputs`)
+    progress: Progress  # where stages are shown
 
     def questions(self) -> list[Question]:
         """The queries as the recorder takes them."""

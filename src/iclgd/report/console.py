@@ -13,7 +13,7 @@ from rich.text import Text
 
 from iclgd.report.formats import Row, wide
 from iclgd.report.tables import cell
-from iclgd.results.conclusions import zero_shot_notes
+from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results, whole
 from iclgd.runs import varied
 from iclgd.shown import printable
@@ -39,14 +39,15 @@ def table(folders: Sequence[Path]) -> Table:
     shared = [_text(results, key, first[key]) for key in _SHARED if key not in keys]
     shared += [f"lr {_text(results, 'finetune.lr', first['finetune.lr'])}"] * ("finetune.lr" not in keys)
     settings = [_setting(results, keys, row, not many) for row in records]
-    cells = [_cell(results, row, many) for row in records]
+    shares = [many and results.scores[row["score"]].share for row in records]
+    cells = [cell(results, row, row["draws"] < 2 and not share) for row, share in zip(records, shares, strict=True)]
     room = _WIDTH - sum(max(map(len, texts)) + 2 for texts in zip(*settings, strict=True))
     short = many and room < len(scores) * (max(map(len, cells)) + 2)  # squeezed, no number could be read
     if short:
         cells = [text.partition(" ")[0] for text in cells]
     made = Table(
         title=Text(" · ".join(map(printable, shared)), style="bold"),
-        caption=Text("\n".join(_notes(results, records, many, short)), style="dim"),
+        caption=Text("\n".join(_notes(results, records, short)), style="dim"),
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -87,11 +88,7 @@ def _short_list(results: Results) -> list[str]:
     return results.headline + [name for name in shares if name not in results.headline][:2]
 
 
-def _cell(results: Results, row: Mapping[str, Any], many: bool) -> str:
-    return cell(results, row, row["draws"] < 2 and not (many and results.scores[row["score"]].share))
-
-
-def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool, short: bool) -> list[str]:
+def _notes(results: Results, records: Sequence[Mapping[str, Any]], short: bool) -> list[str]:
     most = max(row["draws"] for row in records)
     notes = [f"±: standard deviation over up to {most} draws"] if most > 1 else ["[ ]: 95 % interval over queries"]
     notes = [f"means over up to {most} draw{'s' * (most > 1)}; the report has their spread"] if short else notes
@@ -99,9 +96,10 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool, s
     for row in records:
         undefined[row["score"]] = undefined.get(row["score"], 0) + row["undefined"]
     for score, count in undefined.items():
-        notes += [f"{printable(results.scores[score].label)}: {count:,} undefined values, left out of the mean"] * bool(count)
+        label = printable(results.scores[score].label)
+        notes += [f"{label}: {count:,} undefined values, left out of the mean"] * bool(count)
     for kind in ("diverged", "unstable"):
         count = sum(run.state == kind for run in results.runs)
         notes += [f"{kind}: {count} of {len(results.runs)} runs, left out of the means"] * bool(count)
-    said = [printable(note, 200) for note in zero_shot_notes(results)]
+    said = [printable(note, 240) for note in remarks(results)]
     return notes + said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
-from iclgd.results.conclusions import zero_shot_notes
+from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.runs import varied
@@ -30,14 +30,7 @@ _MOST_FIGURES, _MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 3_500_000, 12, 60, 1500 
 
 
 def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str) -> str:
-    """The page as text. All text from outside is escaped by the template, or is JSON that scripts show as text.
-
-    Args:
-        results: what it is about.
-        figures: to be drawn, those of one kind as choices of one place.
-        tables: to be shown as they are.
-        title: of the page.
-    """
+    """The page as text. All text from outside is escaped by the template, or is JSON that scripts show as text."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # vega, vega-lite, vega-embed
     scripts = [_script(f"(() => {{{bundle}}})();"), _script((_HERE / "page.js").read_text("utf-8"))]
     options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
@@ -56,7 +49,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         kinds=[list(kind) for _, kind in kinds],
         left=left,
         tables=[table for table in tables if table.rows],
-        notes=zero_shot_notes(results),
+        notes=remarks(results),
         facts=_facts(results),
         runs=_runs(results),
         shared={k: varied.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},

@@ -183,7 +183,7 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
     if any("published_mean" in record for record in records):
         sources = published.published()["sources"]
         notes.append(f"Published: {sources['untrained_gd']}; {sources['variants']}.")
-    return (*notes, *conclusions.zero_shot_notes(results))
+    return (*notes, *conclusions.remarks(results))
 
 
 def _other_keys(results: Results) -> list[str]:

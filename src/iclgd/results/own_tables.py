@@ -18,12 +18,6 @@ def own_tables(
 ) -> pd.DataFrame:
     """A table of some sane runs, its mean over everything but `by`, and then over draws.
 
-    Args:
-        results: the runs.
-        read: gives a run's table, or None where it has none.
-        by: columns of the table that are kept.
-        value: the column that is averaged.
-
     Returns:
         Columns `mean`, `draws`, `variant`, those of `by` and every setting; no rows where no run has such a table.
     """

@@ -17,9 +17,6 @@ def prompt_statistics(results: Results) -> tuple[list[str], list[dict[str, Any]]
 
     Returns:
         The keys that make such a setting, and for each setting these and the statistics by name.
-
-    Raises:
-        DamagedRun: prompts that cannot be read.
     """
     keys = [k for k in results.keys if k in _ALWAYS or k.startswith(("task.", "model.bos", "model.separator"))]
     gathered: dict[tuple[Any, ...], dict[Any, FinishedRun]] = {}

@@ -29,11 +29,7 @@ _SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|
 def environment(device: str, dtype: str, threads: int, model_files: Mapping[str, str]) -> dict[str, Any]:
     """The content of environment.json.
 
-    Args:
-        device: where the model ran, such as "cpu" or "cuda:0".
-        dtype: in which precision.
-        threads: how many CPU threads PyTorch used.
-        model_files: SHA-256 of each file the model was loaded from, by file name.
+    `model_files` are the SHA-256 of each file the model was loaded from, by file name.
     """
     return {
         "iclgd": {"version": __version__, **revision()},

@@ -22,11 +22,6 @@ KINDS = {
 def new(kind: str, name: str, folder: Path) -> list[Path]:
     """Write a skeleton.
 
-    Args:
-        kind: one of `KINDS`.
-        name: what it is called; a Python name.
-        folder: where to; usually the current one.
-
     Returns:
         The files, relative to the folder.
 

@@ -31,19 +31,12 @@ class DataError(ConfigError):
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split.
+    """The rows of one split."""
 
-    Attributes:
-        origin: the file, or the hub id and split.
-        rows: column values by name.
-        numbers: where in `origin` each row stands.
-        unit: what `numbers` count: lines (from 1) of a text file, rows (from 0) of a table.
-    """
-
-    origin: str
-    rows: Sequence[Mapping[str, Any]]
-    numbers: Sequence[int]
-    unit: str = "line"
+    origin: str  # the file, or the hub id and split
+    rows: Sequence[Mapping[str, Any]]  # column values by name
+    numbers: Sequence[int]  # where in `origin` each row stands
+    unit: str = "line"  # what `numbers` count: lines (from 1) of a text file, rows (from 0) of a table
 
     def where(self, index: int) -> str:
         """Where a row stands, for messages."""

@@ -17,8 +17,6 @@ from iclgd.config import Config, TrackingConfig, as_dict
 from iclgd.tracking.agent import agents_run, beside_parameters, destination_of
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from iclgd.report.chart import Figure
     from iclgd.tracking.session import Session
 
@@ -33,23 +31,8 @@ class Tracker:
     def __init__(self, session: Session | None = None, objective: str | None = None) -> None:
         self._session, self._objective = session, objective
 
-    def log_run(
-        self,
-        scores: Mapping[str, Any],
-        gradient_norms: pd.DataFrame | None = None,
-        trajectory: pd.DataFrame | None = None,
-        losses: Sequence[float] = (),
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Log a run's results, once it has them.
-
-        Args:
-            scores: the content of scores.json.
-            gradient_norms: columns demonstration, layer, value.
-            trajectory: columns step, score, layer, mean.
-            losses: of each step of finetuning.
-            facts: further entries of the summary, such as {"diverged": True}.
-        """
+    def log_run(self, scores: Mapping[str, Any], facts: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Log a run's results, once it has them: what `content.RunContent` takes."""
         if self._session is None:
             return
         from iclgd.tracking.content import RunContent
@@ -58,7 +41,7 @@ class Tracker:
         facts = dict(facts or {})
         if self._objective is not None:  # W&B's sweeps would take the best layer of the score under its own name
             facts["objective"] = scores[self._objective]["mean"]
-        self._session.write(RunContent(scores, gradient_norms, trajectory, losses, facts).write)
+        self._session.write(RunContent(scores, facts=facts, **more).write)
         self._session.write(artifact_of(self._session.identity))
 
 

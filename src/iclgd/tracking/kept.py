@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from iclgd.config import TrackingConfig
-from iclgd.runs.files import replacing
+from iclgd.runs.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,7 @@ class Kept:
     def write(self, folder: Path) -> None:
         """Remember it; a folder that cannot be written is only warned of."""
         try:
-            with replacing(folder / _FILE, sync=False) as part:
-                part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+            write_text(folder / _FILE, json.dumps(asdict(self)))
         except OSError as error:
             log.warning("W&B: the id of %s was not written down: %s", folder, error)
 

@@ -40,27 +40,18 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """What W&B is told about a run before it has results.
+    """What W&B is told about a run before it has results."""
 
-    Attributes:
-        id: names the run in its project; opened again with the same id, it is resumed.
-        name: what the dashboard calls it.
-        group: the sweep.
-        job_type: the finetuning variant.
-        folder: where the folder `wandb` goes.
-        results: the folder that has the results in any case.
-    """
-
-    id: str
-    name: str
-    group: str
-    job_type: str
+    id: str  # names the run in its project; opened again with the same id, it is resumed
+    name: str  # what the dashboard calls it
+    group: str  # the sweep
+    job_type: str  # the finetuning variant
     tags: tuple[str, ...]
     config: Mapping[str, Any]
     project: str
     entity: str | None
-    folder: Path
-    results: Path
+    folder: Path  # where the folder `wandb` goes
+    results: Path  # the folder that has the results in any case
 
 
 class Session:
