@@ -121,6 +121,19 @@ def test_a_script_that_ends_its_own_element_is_refused():
     assert page._script("a\r\nb") == "a\nb"
 
 
+def test_prompts_are_headed_by_names_and_revisions_told_where_known(tmp_path):
+    for name, (task, seed) in enumerate([("reviews", 10), ("my_own", 2), ("reviews", 2)]):
+        write_run(tmp_path / str(name), task=task, seed=seed, layers=1, examples=3)
+    results = Results.read([tmp_path])
+    assert [one["name"] for one in page._prompts(results)] == [
+        "my_own · seed 2",
+        "reviews · seed 2",
+        "reviews · seed 10",
+    ]
+    facts = page._facts(results)
+    assert facts["tasks"] == ["my_own", "reviews"] and "unknown" not in facts.get("git revisions", [])
+
+
 def test_long_texts_and_many_queries_are_cut_and_said(tmp_path):
     write_run(tmp_path / "run", text="x" * 5000, examples=70, layers=1)
     results = Results.read([tmp_path])

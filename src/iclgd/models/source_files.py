@@ -39,11 +39,7 @@ class Source:
                 return None
         else:
             quiet = {} if needed else {"_raise_exceptions_for_missing_entries": False}
-            try:
-                cached = cached_file(self.name, name, revision=self.revision, **quiet)
-            except OSError as error:
-                where = f"model.name={self.name} is no folder here, and the hub does not give its {printable(name)}"
-                raise OSError(f"{where}: {error}") from error
+            cached = cached_file(self.name, name, revision=self.revision, **quiet)
             if cached is None:
                 return None
             path = Path(cached)
