@@ -189,7 +189,7 @@ def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
 
 def test_what_a_sweep_can_tell_is_said(tmp_path):
     _, _, made = found(sweep(tmp_path / "few"))
-    assert "No comparison is marked below 5 draws" in conclusions.power_text(made)
+    assert "With fewer than 5 draws no comparison is marked" in conclusions.power_text(made)
     _, _, made = found(sweep(tmp_path / "five", seeds=range(5)))
     assert "would be marked four times in five" in conclusions.power_text(made)
     assert conclusions.power_text([]) == ""
