@@ -25,6 +25,7 @@ REFUSED = [
     ("tsk=reviews", "did you mean task?"),
     ("task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("+task.shot=3", "unknown key task.shot: did you mean task.shots?"),
+    ("seed=[0,1]", "seed=[0,1]: Value '[0, 1]' of type 'list' could not be converted to Integer; a sweep"),
     ("task.shots=many", "task.shots=many: Value 'many' of type 'str' could not be converted to Integer"),
     ("task.shots=0", "task.shots=0 is out of bounds: give 1 to 1,000,000"),
     ("task=nope", "task=nope does not exist: choose one of agnews,"),

@@ -17,8 +17,9 @@ from safetensors import safe_open
 import iclgd as package
 from command_line import ROOT, environment, iclgd
 from configs import composed, config
-from iclgd import early, hub, hydra_setup, keys, memory, plan, skeletons
-from iclgd.config import Config, ConfigError, as_dict
+from iclgd import early, hub, hydra_setup, keys, memory, model_files, plan, skeletons
+from iclgd.config import Config, ConfigError, ModelConfig, as_dict
+from iclgd.evidence.laboratory import Laboratory
 from iclgd.memory import Estimate
 from iclgd.records import Recording, axes_of
 from iclgd.runs.folder import RunFolder
@@ -151,6 +152,20 @@ def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     hub.settle.cache_clear()
 
 
+def test_a_model_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"model\.name=nosuch is no folder here, and the hub does not give it: "):
+        model_files.commit_of(ModelConfig(name="nosuch"))
+
+
+def test_where_a_recording_comes_from_is_said_once(caplog: pytest.LogCaptureFixture):
+    lab = object.__new__(Laboratory)
+    with caplog.at_level("INFO"):
+        for what, reused in (("zsl", True), ("icl", False), ("icl", True)):
+            lab.tell(what, reused)
+    assert caplog.messages == ["zsl: taken from an earlier run", "icl: recorded"]
+
+
 def test_recordings_have_the_users_mode_and_say_their_axes(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     before = os.umask(0o027)
@@ -167,6 +182,7 @@ def test_recordings_have_the_users_mode_and_say_their_axes(tmp_path: Path):
 
 def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
     assert Path("conf/task/mine.yaml") in skeletons.new("task", "mine", tmp_path)
+    assert Path("conf/finetune/ours.yaml") in skeletons.new("variant", "ours", tmp_path)
     with pytest.raises(FileExistsError, match=r"test_mine\.py: there already"):
         skeletons.new("task", "mine", tmp_path)
     for kind, name in (("metric", "My Metric"), ("metric", "../up"), ("nothing", "mine")):

@@ -66,7 +66,7 @@ def test_a_draw_does_not_choose_its_own_rate(tmp_path):
     assert among["gd"].rates == {(0, None): HIGH, (1, None): HIGH, (2, None): LOW} and among["gd"].at_edge
 
 
-def test_numbers_at_chosen_rates_by_hand(tmp_path):
+def test_numbers_at_chosen_rates_by_hand(tmp_path, monkeypatch):
     undefined = {0: (), 1: ("sim_am_delta", "random"), 2: ("sim_am_delta",), 3: ("sim_am_delta", "random")}
     for seed, lucky in enumerate((0.0, 0.0, 1.0, 0.0)):
         for lr, shift in ((LOW, 0.1), (HIGH, lucky)):
@@ -76,17 +76,21 @@ def test_numbers_at_chosen_rates_by_hand(tmp_path):
             (folder / "scores.json").write_text(json.dumps(scores))
     write_run(tmp_path / "other", variant="lcgd", seed=0, scores=(*FEW, "random"))
     results = Results.read([tmp_path])
+    monkeypatch.setitem(results.scores, "sim_aou", replace(results.scores["sim_aou"], limits=(0.05, 2)))
     by_score = {record["score"]: record for record in rates.at_chosen_rates(results, list(found(results)[0].values()))}
     values = [0.1, 0.11, 0.22, 0.13]  # 0.1 + 0.01 seed, and 0.1 more at the low rate, where the third draw stands
-    told, over = by_score["sim_aou"], draws_interval(values, (-1, 1), chosen=True)
+    told, over = by_score["sim_aou"], draws_interval(values, (0.05, 2), chosen=True)
     assert (told["rates"], told["draws"], told["unit"]) == ("0.0005, 0.05 (edge)", 4, "draws")
     assert [told[name] for name in ("mean", "std", "low", "high")] == pytest.approx(
         [np.mean(values), np.std(values, ddof=1), over.low, over.high]
     )
+    assert told["low"] == 0.05, "cut at the score's limits"
     one, none = by_score["sim_am_delta"], by_score["random"]
     assert one["draws"] == 1 and math.isfinite(one["mean"]) and math.isnan(one["std"])
     assert none["draws"] == 0 and math.isnan(none["mean"]) and math.isnan(none["std"])
-    rows = rates.once(results).set_index(["finetune.name", "score"])
+    rows = rates.once(results)
+    assert list(rows.index) == list(range(len(rows))) and rows["layer"].dtype == "Int64"
+    rows = rows.set_index(["finetune.name", "score"])
     assert sorted(rows.index) == sorted((name, score) for name in ("gd", "lcgd") for score in results.scores)
     assert rows.loc[("gd", "sim_aou"), ["mean", "rates"]].tolist() == [told["mean"], told["rates"]]
     assert rows.loc[("gd", "sim_aou"), ["unstable", "diverged", "examples"]].tolist() == [0, 0, "all"]
@@ -185,7 +189,7 @@ def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
 
 def test_what_a_sweep_can_tell_is_said(tmp_path):
     _, _, made = found(sweep(tmp_path / "few"))
-    assert "No comparison is marked below 5 draws" in conclusions.power_text(made)
+    assert "With fewer than 5 draws no comparison is marked" in conclusions.power_text(made)
     _, _, made = found(sweep(tmp_path / "five", seeds=range(5)))
     assert "would be marked four times in five" in conclusions.power_text(made)
     assert conclusions.power_text([]) == ""

@@ -17,7 +17,7 @@ from iclgd.report.matrix import planted_truths
 from iclgd.report.notice_tables import notice_tables
 from iclgd.results.frame import Results
 from iclgd.results.notice import anchored, cells_of, identification, in_words, notice, notices
-from iclgd.statistics import share_interval
+from iclgd.statistics import shares_interval
 from report_fixtures import write_run
 
 NAMES = ("gd", "lcgd", "random_direction")
@@ -57,7 +57,7 @@ def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare(
 def test_where_all_draws_agree_each_counts_once():
     rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
     found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
-    assert found.share.low == pytest.approx(share_interval(4, 4).low)  # not 12 of 12
+    assert found.share.low == pytest.approx(shares_interval(np.ones(4)).low)  # not 12 of 12
 
 
 def test_equal_values_share_the_first_place():

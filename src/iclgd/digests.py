@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from iclgd import paths
@@ -72,11 +73,9 @@ def _noted(note: Path) -> tuple[Sequence[int] | None, str]:
 
 def _note(note: Path, stamp: Stamp, digest: str) -> None:
     """Whole or not at all; a cache that cannot be written costs time only."""
-    try:
+    with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=note.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump([*stamp, digest], stream)
         os.replace(part, note)
-    except OSError:
-        return

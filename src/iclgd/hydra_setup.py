@@ -151,7 +151,9 @@ def explain(error: Exception) -> str | None:
         )
     merging = re.search(r"Error merging override (\S+)", text)
     if merging:
-        return f"{merging[1]}: {_lines(str(error.__cause__), 1)}"
+        cause = _lines(str(error.__cause__), 1)
+        several = "; a sweep takes several values: -m KEY=A,B, or iclgd.sweep in Python" * ("type 'list'" in cause)
+        return f"{merging[1]}: {cause}{several}"
     return _lines(text, 3)
 
 

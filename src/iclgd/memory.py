@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from iclgd import ranks
 from iclgd.checks import parse_layers
@@ -140,9 +140,13 @@ class _Counted:
     vocabulary: int
 
 
-def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
+def _network(settings: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
+        return AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
+
+
+def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
+    network = _network(settings)
     anatomy = dissect(network)
     model = LanguageModel(network, anatomy, None)
     trained = 0

@@ -210,8 +210,10 @@ def commit_of(model: ModelConfig) -> str:
     else:
         try:
             path = Path(hf_hub_download(model.name, key[1], revision=model.revision))
-        except ValueError as error:  # no hub id
-            raise FileNotFoundError(str(error)) from error
+        except (ValueError, OSError) as error:  # no hub id, no such repository, no network
+            raise FileNotFoundError(
+                f"model.name={model.name} is no folder here, and the hub does not give it: {error}"
+            ) from error
         commit = path.parts[path.parts.index("snapshots") + 1]
     if not constants.HF_HUB_OFFLINE:
         _commits[key] = (time.monotonic(), commit)

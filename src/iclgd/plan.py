@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -113,10 +114,8 @@ def _finished(outputs: Iterable[Path]) -> Iterable[tuple[Mapping[str, Any], floa
             run = RunFolder(status.parent)
             known = run.status()
             if known is not None and known.state is State.done and known.seconds:
-                try:
+                with suppress(OSError, DamagedRun):
                     yield FolderReader(status.parent).config, known.seconds
-                except (OSError, DamagedRun):
-                    continue
 
 
 def _select(settings: Mapping[str, Any], key: str) -> Any:

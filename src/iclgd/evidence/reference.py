@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, replace
 
@@ -18,8 +17,6 @@ from iclgd.runs.cache import recordings_cache
 from iclgd.seeding import permuted
 from iclgd.tasks import draw, encode
 from iclgd.variants import ICL, reference_config
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Reference:
         if f"{setting}.context_scores" in self.lab.wanted:  # they are with the run's own demonstrations, in its order
             key["context_scores_with"] = self.lab.prompts.context()
         recording, reused = cache.get_or_compute({**key, "as": ICL}, lambda: self._learned(setting, prompts))
-        log.info("%s is %s: %s", setting, name, "reused a recording made before" if reused else "recorded")
+        self.lab.tell(f"{setting} is {name}", reused)
         return recording
 
     def _learned(self, setting: str, prompts: PromptSet) -> Recording:

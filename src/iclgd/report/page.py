@@ -105,8 +105,8 @@ def _facts(results: Results) -> dict[str, list[str]]:
     told = {"tasks": "task.name", "models": "model.name", "variants": "finetune.name"}
     facts = {name: [results.text(key, run.settings[key]) for run in results] for name, key in told.items()}
     facts["varied"] = [*results.varied, *(["seed"] if _differs(results, "seed") else [])]
-    made = [run.environment.get("iclgd") or {} for run in results]
-    facts["revisions"] = [str(one.get("revision") or "unknown")[:10] + "+" * bool(one.get("dirty")) for one in made]
+    made = [one for run in results if (one := run.environment.get("iclgd") or {}).get("revision")]
+    facts["git revisions"] = [str(one["revision"])[:10] + "+" * bool(one.get("dirty")) for one in made]
     return {name: list(dict.fromkeys(values)) for name, values in facts.items() if values}
 
 
@@ -120,7 +120,7 @@ def _runs(results: Results) -> Table:
         cells = [number(run.mean(score.name), share=score.share) for score in scores]
         rows.append((*(results.text(key, run.settings.get(key)) for key in keys), run.state, run.name, *cells))
     header = (*(varied.heading(key, keys) for key in keys), "state", "run", *(score.label for score in scores))
-    return Table("runs", "Runs", header, len(keys) + 2, tuple(rows), ("A click on a heading sorts.",))
+    return Table("runs", "Runs", header, len(keys) + 2, tuple(rows), ("Click a heading to sort.",))
 
 
 def _differs(results: Results, key: str) -> bool:
@@ -135,7 +135,8 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
     for run in results:
         seen.setdefault(tuple(results.text(key, run.settings.get(key)) for key in keys), run)
     for where, run in list(seen.items())[:_MOST_PROMPTS]:
-        name = " · ".join(f"{key} {value}" for key, value in zip(keys, where, strict=True)) or run.name
+        heads = ("" if key.endswith(".name") else f"{varied.heading(key, keys)} " for key in keys)
+        name = " · ".join(map("".join, zip(heads, where, strict=True))) or run.name
         try:
             content = run.prompts()
         except DamagedRun:

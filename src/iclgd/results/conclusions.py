@@ -117,7 +117,7 @@ def power_text(made: Sequence[Difference]) -> str:
     if any(len(one.tried) > 1 for difference in made for one in (difference.first, difference.second)):
         text += " Where a rate was chosen on these draws that counts the larger error of such a choice."
     if told.draws < 5:
-        text += " No comparison is marked below 5 draws."
+        text += " With fewer than 5 draws no comparison is marked."
     else:
         text += (
             f" A true difference of {told.smallest:.3f} would be marked four times in five; smaller ones may not be."

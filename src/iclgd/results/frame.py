@@ -30,7 +30,7 @@ _WEIGHTS = [Weights.pretrained, Weights.keep_embeddings, Weights.random]
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """Finished runs, in the order of their folders, and what else was there.
+    """Finished runs, in the order of their settings and then their draws, and what else was there.
 
     Attributes:
         runs: the finished ones.
@@ -47,7 +47,10 @@ class Results:
         Raises:
             ReportError: a folder does not exist.
         """
-        return cls(*read_runs(folders))
+        found = cls(*read_runs(folders))
+        draws = [[found.rank("seed", part) for part in run.draw] for run in found.runs]
+        order = sorted(range(len(found)), key=lambda at: (found.setting_of[at], draws[at]))
+        return cls(tuple(found.runs[at] for at in order), found.left_out)
 
     def required(self, folders: Iterable[Path]) -> Results:
         """Itself, if any run in the folders is finished.
@@ -154,8 +157,7 @@ class Results:
                 about[key] = values
         about["state"] = [run.state for run in self.runs]
         frame = about.take(rows["run"]).reset_index(drop=True)
-        state = frame.pop("state")
-        return pd.concat([frame, self._named(rows), state], axis=1)
+        return pd.concat([frame.drop(columns="state"), self._named(rows), frame["state"]], axis=1)
 
     @functools.cached_property
     def summary(self) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,11 +113,9 @@ class RecordingsCache:
             remove_leftovers(self.folder, older_than=_ABANDONED)
             entries = []
             for path in self.folder.glob("*.safetensors"):
-                try:
+                with suppress(FileNotFoundError):
                     found = path.stat()
-                except FileNotFoundError:
-                    continue
-                entries.append((found.st_mtime_ns, found.st_size, path))
+                    entries.append((found.st_mtime_ns, found.st_size, path))
             total = sum(size for _, size, _ in entries)
             for _, size, path in sorted(entries):
                 if total <= self.limit_bytes:
@@ -149,10 +147,8 @@ def _read(path: Path) -> Recording | None:
     except Exception as error:  # whatever a damaged file can cause
         log.warning("the shared recording %s is damaged (%s) and is computed again", path.name, error)
         return None
-    try:
+    with suppress(OSError):  # a read-only cache has no order of use
         os.utime(path)
-    except OSError:
-        pass  # a read-only cache has no order of use
     return recording
 
 

@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,12 +94,10 @@ def remove_leftovers(folder: Path, older_than: float = 0.0) -> list[str]:
     """
     gone = []
     for path in sorted(folder.rglob(f"{_PART}*")):
-        try:
+        with suppress(FileNotFoundError):
             if not older_than or time.time() - path.stat().st_mtime > older_than:
                 path.unlink()
                 gone.append(path.name)
-        except FileNotFoundError:
-            continue
     return gone
 
 

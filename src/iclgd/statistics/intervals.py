@@ -49,27 +49,6 @@ def mean_of_means(values: Float[Array, "query ..."]) -> float:
     return float(nanmean(nanmean(_columns(values))))
 
 
-def share_interval(successes: int | float, n: int | float) -> Interval:
-    """Interval of a share.
-
-    Wilson's score interval (1927), and where at most three succeed or at most three fail the wider of it and
-    Clopper and Pearson's exact one (1934): there, Wilson's alone covers as little as 80 %.
-
-    Args:
-        successes: how many of n; need not be whole, where n is an effective number.
-        n: number of trials.
-
-    Returns:
-        The share and its interval within [0, 1]; no interval below three trials.
-    """
-    if n <= 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    if n < FEWEST:
-        return Interval(successes / n, math.nan, math.nan, int(n))
-    low, high = _share_bounds(successes, n)
-    return Interval(successes / n, low, high, int(n))
-
-
 def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float] | None = None) -> Interval:
     """Interval of `mean_of_means` over the queries of one draw, for scores that are no shares.
 
@@ -113,9 +92,9 @@ def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float]
 def shares_interval(values: Float[Array, "query ..."]) -> Interval:
     """Interval of `mean_of_means` over the queries of one draw, for values 0 and 1 (or shares of some) by query.
 
-    With one column this is `share_interval`. With several (layers), a query's values hang together, and the number of
-    trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean, at least the queries and at
-    most all values, less what Student's t asks for estimating that variance.
+    Its ends are `share_bounds`, with the values as trials. With several columns (layers), a query's values hang
+    together, and the number of trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean,
+    at least the queries and at most all values, less what Student's t asks for estimating that variance.
 
     Args:
         values: [query, ...], in [0, 1], NaN where undefined.
@@ -126,7 +105,7 @@ def shares_interval(values: Float[Array, "query ..."]) -> Interval:
         return Interval(mean, math.nan, math.nan, n)
     if trials > n:
         trials = max(n, _effective(mean, float(parts.var(ddof=1)) / n, trials, n))
-    low, high = _share_bounds(mean * trials, trials)
+    low, high = share_bounds(mean * trials, trials)
     return Interval(mean, low, high, n)
 
 
@@ -140,7 +119,7 @@ def draws_interval(
     """Interval of a mean over draws, from one mean for each draw: what other demonstrations would give.
 
     Student's t. A share's means over few queries are far from normal near 0 and 1, and all draws may agree by chance:
-    with `trials` the interval is `share_interval`'s with an effective number of trials (Korn and Graubard 1998), which
+    with `trials` its ends are `share_bounds` with an effective number of trials (Korn and Graubard 1998), which
     is at most their sum, and smaller the further the draws lie apart. Where all draws agree, it is one draw's number:
     all may have been asked the same queries, which then count once.
 
@@ -166,7 +145,7 @@ def draws_interval(
         counts = np.asarray(trials)[defined]
         total = int(counts.max() if _without_spread(values) else counts.sum())
         effective = _effective(mean, variance, total, n)
-        return Interval(mean, *_share_bounds(mean * effective, effective), n)
+        return Interval(mean, *share_bounds(mean * effective, effective), n)
     if _without_spread(values):
         return Interval(mean, math.nan, math.nan, n)
     half = float(stats.t.ppf(UPPER, n - 1)) * math.sqrt(variance)
@@ -231,7 +210,12 @@ def _effective(share: float, variance: float, trials: int, n: int) -> int | floa
     return min(trials, simple / variance * float(stats.norm.ppf(UPPER) / stats.t.ppf(UPPER, n - 1)) ** 2)
 
 
-def _share_bounds(successes: int | float, n: int | float) -> tuple[float, float]:
+def share_bounds(successes: int | float, n: int | float) -> tuple[float, float]:
+    """The interval, within [0, 1], of a share of n trials, which need not be whole numbers.
+
+    Wilson's score interval (1927), and where at most three succeed or at most three fail the wider of it and
+    Clopper and Pearson's exact one (1934): there, Wilson's alone covers as little as 80 %.
+    """
     failures = max(n - successes, 0.0)
     low, high = _wilson(successes, n, float(stats.norm.ppf(UPPER)))
     if min(successes, failures) <= _FEW:

@@ -77,12 +77,10 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
         job_type=variant,
         tags=_tags(config.task.name, config.model.name, variant),
         config=beside_parameters(as_dict(config)),
-        project=where.project,
-        entity=where.entity,
-        folder=_wandb_parent(where, folder),
+        tracking=where,
         results=folder,
     )
-    session = Session(identity, where.mode.value)
+    session = Session(identity)
     exit_code = 1
     try:
         yield Tracker(session, config.runtime.objective)
@@ -106,7 +104,7 @@ def send_finished(config: Config, folder: Path) -> None:
 
     name, where = run_id(as_dict(config)), destination_of(config.tracking)
     kept = Kept.of(folder, name)
-    if agents_run() in (None, kept.id) and not kept.lacks(where, _wandb_parent(where, folder)):
+    if agents_run() in (None, kept.id) and not kept.lacks(where, folder):
         return
     try:
         content = _stored(folder)
@@ -167,18 +165,12 @@ def log_sweep(
         job_type="sweep",
         tags=_tags(*content.names),
         config={"sweep": sweep_name, "runs": [folder.name for folder in folders], "axes": content.axes},
-        project=tracking.project,
-        entity=tracking.entity,
-        folder=_wandb_parent(tracking, out),
+        tracking=tracking,
         results=out,
     )
-    session = Session(identity, tracking.mode.value)
+    session = Session(identity)
     session.write(content.write)
     session.close(0)
-
-
-def _wandb_parent(tracking: TrackingConfig, folder: Path) -> Path:
-    return Path(tracking.dir).expanduser() if tracking.dir else folder
 
 
 def _tags(*names: str) -> tuple[str, ...]:
