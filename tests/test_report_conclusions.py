@@ -213,7 +213,7 @@ def test_power_counts_the_error_of_a_chosen_rate(tmp_path):
     ]
     text = conclusions.power_text([replace(one, results={"sim_aou": one.results["sim_aou"]}) for one in made])
     assert f"spread by {math.sqrt(2.5) * np.median(spreads):.3f} (median)" in text
-    assert "counts the larger error of such a choice" in text
+    assert "includes the error which choosing rates on these draws adds" in text
 
 
 def test_shares_at_chosen_rates_have_intervals(tmp_path):

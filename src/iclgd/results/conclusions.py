@@ -115,7 +115,7 @@ def power_text(made: Sequence[Difference]) -> str:
     count = f"{told.tests} comparison{'s' if told.tests > 1 else ''}"
     text = f"With {told.draws} draws and {count}, differences between draws spread by {told.spread:.3f} (median)."
     if any(len(one.tried) > 1 for difference in made for one in (difference.first, difference.second)):
-        text += " Where a rate was chosen on these draws that counts the larger error of such a choice."
+        text += " That includes the error which choosing rates on these draws adds."
     if told.draws < 5:
         text += " With fewer than 5 draws no comparison is marked."
     else:
