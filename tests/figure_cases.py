@@ -73,12 +73,9 @@ def results(
             curve = height * (1 + 0.8 * np.sin(np.linspace(0, 6, layers) + at)) + 0.02 * rng.standard_normal(layers)
             curve = (0.4 + curve if share else curve) + 0.02 * rng.standard_normal()
             curve, error = (np.full(layers, np.nan) if bad else curve), 0.03
-            pairs = [[float(v - error), float(v + error)] for v in curve]
             mean = float(curve.mean())
             raw[name] = {"mean": mean, "n": 100, "undefined": 0, "ci": [mean - error, mean + error]}
-            raw[name] |= (
-                {"layers": [], "layers_ci": []} if share else {"layers": list(map(float, curve)), "layers_ci": pairs}
-            )
+            raw[name]["layers"] = [] if share else list(map(float, curve))
         status = {"state": "done", "diverged": bad}
         folder = Path(f"run{len(runs)}")
         runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings, reading.records_of(raw)))

@@ -25,7 +25,6 @@ from iclgd.statistics import (
     holm_corrected,
     mean_interval,
     mean_of_means,
-    share_interval,
     shares_interval,
 )
 
@@ -58,7 +57,7 @@ def binomial_coverage(p: float, n: int) -> float:
     counts = np.arange(n + 1).tolist()
     chances = np.exp([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in counts])
     chances *= [p**k * (1 - p) ** (n - k) for k in counts]
-    intervals = [share_interval(k, n) for k in counts]
+    intervals = [shares_interval(np.repeat([1.0, 0.0], [k, n - k])) for k in counts]
     return float(sum(c for c, found in zip(chances, intervals, strict=True) if found.low <= p <= found.high))
 
 

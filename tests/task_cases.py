@@ -17,6 +17,7 @@ from iclgd.config import (
     ScoreConfig,
     TaskConfig,
 )
+from iclgd.records import Item, PromptSet
 from iclgd.tasks import draw
 
 
@@ -125,3 +126,28 @@ def assert_drawn_as_published(name: str, folder: Path) -> None:
     assert (len(drawn.demonstrations), len(drawn.queries)) == (32, min(rows, 2000))
     assert {example.label for example in drawn.queries} == set(range(len(drawn.label_words)))
     json.dumps([example.text for example in drawn.queries])
+
+
+def from_json(content: Mapping[str, Any]) -> PromptSet:
+    """The prompts that `as_json` wrote, put together again by a reader of prompts.json."""
+    labels = tuple(tuple(ids) for ids in content["label_token_ids"])
+    demonstrations = tuple(_read(item, labels, True) for item in content["demonstrations"])
+    training = content.get("training")
+    return PromptSet(
+        bos=tuple(content["bos"]),
+        separator=tuple(content["separator"]),
+        demonstrations=demonstrations,
+        queries=tuple(_read(item, labels, False) for item in content["queries"]),
+        label_words=tuple(content["label_words"]),
+        label_token_ids=labels,
+        in_context=tuple(content.get("in_context", range(len(demonstrations)))),
+        training=None if training is None else tuple(_read(item, labels, True) for item in training),
+    )
+
+
+def _read(content: Mapping[str, Any], labels: tuple[tuple[int, ...], ...], answered: bool) -> Item:
+    own = content.get("options")
+    options = None if own is None else tuple(tuple(option) for option in own)
+    label = content["label"]
+    length = len((labels if options is None else options)[label]) if answered else 0
+    return Item(content["text"], tuple(content["token_ids"]), label, length, options)

@@ -1,6 +1,7 @@
 """The real command line in processes of its own; only the experiment is a fake of milliseconds."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -11,9 +12,12 @@ from omegaconf import OmegaConf
 
 from command_line import PATIENCE, environment, iclgd, results
 from configs import config
-from iclgd import command
+from iclgd import command, ranks
 from iclgd.config import ConfigError
-from iclgd.runs.folder import RunFolder
+from iclgd.runs.execute import Ending
+from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.invocation import Invocation
+from iclgd.runs.process import Terminated
 
 REFUSED = [
     ("typo=1", "unknown key typo: known here: finetune, metric, model"),
@@ -21,6 +25,7 @@ REFUSED = [
     ("tsk=reviews", "did you mean task?"),
     ("task.shot=3", "unknown key task.shot: did you mean task.shots?"),
     ("+task.shot=3", "unknown key task.shot: did you mean task.shots?"),
+    ("seed=[0,1]", "seed=[0,1]: Value '[0, 1]' of type 'list' could not be converted to Integer; a sweep"),
     ("task.shots=many", "task.shots=many: Value 'many' of type 'str' could not be converted to Integer"),
     ("task.shots=0", "task.shots=0 is out of bounds: give 1 to 1,000,000"),
     ("task=nope", "task=nope does not exist: choose one of agnews,"),
@@ -32,6 +37,7 @@ REFUSED = [
     ("finetune.layers=3-1", "finetune.layers='3-1' cannot be read"),
     ("model=hf", "model.name is not set: give model.name=..."),
     ("nonsense", "nonsense cannot be read: write KEY=VALUE"),
+    ("seed=0,1", "seed=0,1 names several values: add -m for a sweep over them, or write seed=[0,1]"),
     ("model.separator=<sep>", "model.separator=<sep> cannot be read: write KEY=VALUE, special characters in quotes"),
 ]
 
@@ -177,3 +183,102 @@ def test_from_python(in_process, tmp_path):
     assert {"load", "run", "sweep"} < set(dir(in_process))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = in_process.nothing
+
+
+def test_from_python_values_are_written_as_hydra_reads_them(in_process, tmp_path):
+    optimizer = {"_target_": "torch.optim.AdamW", "weight_decay": 0.1}
+    one = in_process.run(finetune__layers=[0, 2], finetune__exit_layer=None, finetune__optimizer=optimizer)
+    made = OmegaConf.load(tmp_path / "outputs" / "single" / one.name / "config.yaml").finetune
+    assert (list(made.layers), made.exit_layer, dict(made.optimizer)) == ([0, 2], None, optimizer)
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_signal_gives_its_code_and_python_its_exception(in_process, tmp_path, monkeypatch, stop, code):
+    def stopped(*_):
+        raise stop
+
+    monkeypatch.setattr(sys.modules["iclgd.experiment"], "run", stopped)
+    assert command.run(["seed=0"]).code == code
+    [folder] = (tmp_path / "outputs" / "single").iterdir()
+    assert RunFolder(folder).state() is State.interrupted
+    with pytest.raises(KeyboardInterrupt):
+        in_process.run(seed=0)
+    monkeypatch.setattr(Invocation, "is_own", lambda self: stop is KeyboardInterrupt)
+    ended = command.run(["-m", "seed=0,1"])
+    if stop is Terminated:  # a worker that is ended alone lets the others go on
+        assert [outcome.ending for outcome in ended.results()] == [Ending.interrupted] * 2 and ended.code == 1
+    else:
+        assert ended.code == code
+
+
+def test_what_hydra_does_not_explain_is_said_in_a_line_or_raised_on_demand(in_process, monkeypatch, capsys):
+    def broken(error):
+        def main():
+            raise error
+
+        monkeypatch.setattr(command.hydra, "main", lambda **_: lambda job: main)
+
+    broken(OSError("the disk is gone"))
+    assert command.run([]).code == 2
+    assert capsys.readouterr().err == (
+        "iclgd: the results cannot be written: the disk is gone; name another folder with paths.outputs=FOLDER\n"
+    )
+    broken(RuntimeError("odd"))
+    assert command.run([]).code == 1
+    assert capsys.readouterr().err == "iclgd: RuntimeError: odd (HYDRA_FULL_ERROR=1 shows where)\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(RuntimeError, match="odd"):
+        command.run([])
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("seed=0,1", "hydra/launcher=joblib"), "under torchrun all runs are made by its processes together"),
+        (("hydra/sweeper=optuna", "seed=0,1"), "under torchrun the runs of a sweep must be known beforehand"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # optuna's own
+def test_sweeps_that_torchrun_cannot_make_are_refused(in_process, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "own", lambda: 0)
+    assert command.run(["-m", *arguments]).code == 2
+    assert said in capsys.readouterr().err and os.listdir(tmp_path) == []
+
+
+def test_an_agent_makes_one_run_at_a_time(in_process, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    assert command.run(["-m", "seed=0,1"]).code == 2
+    assert "an agent of W&B's sweeps makes one run at a time" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_first_process_ends_all_where_its_run_fails(in_process, monkeypatch):
+    told = []
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "own", lambda: 0)
+    monkeypatch.setattr(ranks, "told", lambda value: told.append(value) or value)
+    failed = command.run(["-m", "seed=13,0"])  # the second is not begun: the other processes may wait for the first
+    assert failed.code == 1 and told == [True]
+    assert [outcome.ending for outcome in failed.results()] == [Ending.failed]
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_the_other_processes_compute_with_the_first_and_leave_nothing(
+    in_process, tmp_path, monkeypatch, capsys, computes
+):
+    seen, run = [], sys.modules["iclgd.experiment"].run
+    monkeypatch.setattr(
+        sys.modules["iclgd.experiment"], "run", lambda *given: seen.append(given[0].seed) or run(*given)
+    )
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "own", lambda: 1)
+    monkeypatch.setattr(ranks, "told", lambda value: computes)
+    try:
+        ended = command.run(["-m", "seed=0,1"] if computes else ["seed=7"])
+    finally:
+        logging.disable(logging.NOTSET)
+    assert (ended.code, ended.results()) == (0, [])
+    assert seen == ([0, 1] if computes else [])
+    assert capsys.readouterr() == ("", "") and not list(tmp_path.rglob("scores.json"))

@@ -25,6 +25,14 @@ OUT = [
     ("finetune.layers=0-99999999999", "finetune.layers='0-99999999999' cannot be read"),
     ("finetune.layers=[999999999]", "cannot be read"),
     ("metric.scores.sim_aou.limits=[1,0]", "metric.scores.sim_aou.limits"),
+    ("finetune.layers=[]", "finetune.layers=[] names no layer: write finetune.layers=all"),
+    ("finetune.ridge=0", "finetune.ridge=0.0 leaves the fit open"),
+    ("reference.lr_factor=-3", "reference.lr_factor=-3.0 cannot train"),
+    ("runtime.objective=accuracy", "runtime.objective=accuracy is not measured: name one of ['sim_aou']"),
+    ("task.template=7", "task.template=7 does not exist: toy has templates 0 to 0"),
+    ("task.labels=[]", "for multiple choice, task.options or task.options_column; it has neither"),
+    ("task.options=[a,b]", "task.options or task.options_column; it has both"),
+    ("task.labels=[x,y,x]", "task.labels names x twice"),
 ]
 
 
@@ -32,6 +40,19 @@ OUT = [
 def test_what_is_out_of_bounds_is_refused_with_the_bounds(override, said):
     with pytest.raises(ConfigError) as refused:
         config("model=toy", "task=toy", "metric=[sim_aou]", override)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("metric=[]",), "metric=[] measures nothing: name one or more of conf/metric"),
+        (("finetune=exact_patch", "finetune.noise=0.1"), "exact_patch does not: set it to 0"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(overrides, said):
+    with pytest.raises(ConfigError) as refused:
+        config("model=toy", "task=toy", *overrides)
     assert said in str(refused.value)
 
 

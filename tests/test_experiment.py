@@ -15,7 +15,7 @@ from torch.nn import functional
 from configs import config
 from iclgd import experiment
 from iclgd.config import ConfigError
-from iclgd.evidence.orders import orders
+from iclgd.evidence.reference import orders
 from iclgd.models import load
 from iclgd.records import Evidence
 from iclgd.runs.folder import RunFolder

@@ -37,7 +37,7 @@ def expected(whole) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def nothing_held():
-    loading._load.cache_clear()
+    loading._LAST.clear()
 
 
 def logits(model) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_a_strangers_model_is_loaded_whole_or_refused_by_name(name, whole, expec
     with bounded():
         if case.refused is None:
             assert torch.equal(logits(load(model, RUNTIME)), expected)
-            loading._load.cache_clear()
+            loading._LAST.clear()
         else:
             with pytest.raises(ConfigError) as refused:
                 load(model, RUNTIME)

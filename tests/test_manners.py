@@ -17,8 +17,9 @@ from safetensors import safe_open
 import iclgd as package
 from command_line import ROOT, environment, iclgd
 from configs import composed, config
-from iclgd import hub, hydra_setup, keys, memory, plan, skeletons
-from iclgd.config import Config, ConfigError, as_dict
+from iclgd import early, hub, hydra_setup, keys, memory, model_files, plan, skeletons
+from iclgd.config import Config, ConfigError, ModelConfig, as_dict
+from iclgd.evidence.laboratory import Laboratory
 from iclgd.memory import Estimate
 from iclgd.records import Recording, axes_of
 from iclgd.runs.folder import RunFolder
@@ -151,6 +152,20 @@ def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     hub.settle.cache_clear()
 
 
+def test_a_model_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match=r"model\.name=nosuch is no folder here, and the hub does not give it: "):
+        model_files.commit_of(ModelConfig(name="nosuch"))
+
+
+def test_where_a_recording_comes_from_is_said_once(caplog: pytest.LogCaptureFixture):
+    lab = object.__new__(Laboratory)
+    with caplog.at_level("INFO"):
+        for what, reused in (("zsl", True), ("icl", False), ("icl", True)):
+            lab.tell(what, reused)
+    assert caplog.messages == ["zsl: taken from an earlier run", "icl: recorded"]
+
+
 def test_recordings_have_the_users_mode_and_say_their_axes(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     before = os.umask(0o027)
@@ -167,12 +182,40 @@ def test_recordings_have_the_users_mode_and_say_their_axes(tmp_path: Path):
 
 def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
     assert Path("conf/task/mine.yaml") in skeletons.new("task", "mine", tmp_path)
+    assert Path("conf/finetune/ours.yaml") in skeletons.new("variant", "ours", tmp_path)
     with pytest.raises(FileExistsError, match=r"test_mine\.py: there already"):
         skeletons.new("task", "mine", tmp_path)
     for kind, name in (("metric", "My Metric"), ("metric", "../up"), ("nothing", "mine")):
         with pytest.raises(ValueError, match=r"none of|no plain name"):
             skeletons.new(kind, name, tmp_path)
     assert not (tmp_path / "conf" / "metric").exists()
+
+
+def test_the_command_for_skeletons_says_what_it_wrote_and_what_it_takes(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert skeletons.cli(["task"]) == 2
+    assert capsys.readouterr().err == f"usage: iclgd new {'|'.join(skeletons.KINDS)} NAME\n"
+    assert skeletons.cli(["task", "My Task"]) == 2
+    assert capsys.readouterr().err.startswith("iclgd new: 'My Task' is no plain name")
+    for kind in skeletons.KINDS:
+        assert skeletons.cli([kind, f"my_{kind}"]) == 0
+        told = capsys.readouterr().out.splitlines()
+        wrote = [Path(line.removeprefix("wrote ")) for line in told if line.startswith("wrote ")]
+        assert wrote and all(path.is_file() for path in wrote)
+        assert f"try it: python -m pytest test_my_{kind}.py" in told
+        texts = [path.read_text() for path in wrote]
+        assert not any(mark in text for text in texts for mark in ("NAME", "#INPUTS", "#SEQUENCE", "#OPTIONS"))
+
+
+def test_layers_are_refused_before_anything_heavy_is_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    toy = ("model=toy", "task=toy", "finetune=gd")
+    early.refuse(config(*toy, "finetune.layers=0-3"))
+    with pytest.raises(ConfigError, match=r"names layer 4, but the model's layers are 0 to 3"):
+        early.refuse(config(*toy, "finetune.layers=[0,4]"))
+    with pytest.raises(ConfigError, match=r"task\.shots=1000"):
+        early.refuse(config(*toy, "task.shots=1000"))
+    early.refuse(config(*toy, "model=hf", "model.name=somebody/model", "finetune.layers=[99]"))  # not at hand
 
 
 @pytest.mark.soak

@@ -12,7 +12,7 @@ from configs import config
 from iclgd import memory
 from iclgd.choices import Placement
 from iclgd.config import ConfigError, RuntimeConfig
-from iclgd.memory import Lengths, Machine, estimate_of, refuse_too_large
+from iclgd.memory import Machine, estimate_of, refuse_too_large
 from tiny_models import CONFIGS, tiny_network
 
 MACHINE = Machine("cuda", (10.0,), 20.0, 100.0, 1e12)
@@ -20,7 +20,7 @@ SMALL = config("model=toy", "task=toy", "runtime.dtype=float32", "finetune=gd", 
 
 
 def estimated(family, run=SMALL, machine=MACHINE):
-    return estimate_of(AutoConfig.for_model(family, **CONFIGS[family]), run, machine, Lengths(10, 10))
+    return estimate_of(AutoConfig.for_model(family, **CONFIGS[family]), run, machine)
 
 
 def with_runtime(**changes):
@@ -114,7 +114,7 @@ def test_the_table_of_models_and_gpus_follows_from_the_estimate(size, monkeypatc
 def of_the_table(settings, variant, gpus, placement, dtype):
     run = config("model=toy", "task=sst2", f"finetune={variant}", "task.shots=32", "task.queries=2000")
     run = dataclasses.replace(run, runtime=RuntimeConfig(placement=Placement(placement), dtype=dtype))
-    return estimate_of(settings, run, Machine("cuda", (78.0,) * int(gpus), 200.0, 1000.0, 40e12), Lengths(40, 40))
+    return estimate_of(settings, run, Machine("cuda", (78.0,) * int(gpus), 200.0, 1000.0, 40e12))
 
 
 def test_every_size_of_the_table_is_recomputed():

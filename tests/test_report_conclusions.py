@@ -189,10 +189,19 @@ def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
 
 def test_what_a_sweep_can_tell_is_said(tmp_path):
     _, _, made = found(sweep(tmp_path / "few"))
-    assert "No comparison is marked below 5 draws" in conclusions.power_text(made)
+    assert "With fewer than 5 draws no comparison is marked" in conclusions.power_text(made)
     _, _, made = found(sweep(tmp_path / "five", seeds=range(5)))
     assert "would be marked four times in five" in conclusions.power_text(made)
     assert conclusions.power_text([]) == ""
+    same = [
+        replace(one, results={score: replace(result, spread=0.0) for score, result in one.results.items()})
+        for one in made
+    ]
+    assert conclusions.power_text(same).startswith("The draws do not differ at all")
+    once = [
+        replace(one, results={score: replace(result, draws=1) for score, result in one.results.items()}) for one in same
+    ]
+    assert conclusions.power_text(once).startswith("One draw of demonstrations tells no variants apart")
 
 
 def test_power_counts_the_error_of_a_chosen_rate(tmp_path):

@@ -21,9 +21,9 @@ from iclgd.results.reading import ReportError
 from report_fixtures import write_run
 
 
-def _printed(table, width: int = 80) -> str:
+def _printed(table, width: int = 80, crop: bool = True) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(table)
+    Console(file=out, width=width, color_system=None).print(table, crop=crop)
     return out.getvalue()
 
 
@@ -46,7 +46,7 @@ def test_first_look_fits_80_columns(first_look):
     )
     assert ["SimAOU", "0.100", "[0.080,", "0.120]", "0.200", "[0.180,", "0.220]"] in lines
     assert ["Accuracy", "(ICL)", "80.0%", "[70.0,", "90.0]", "80.0%", "[70.0,", "90.0]"] in lines
-    assert "SimAM_Δ: 2 values left out as undefined" in text
+    assert "SimAM_Δ: 2 undefined values, left out of the mean" in text
 
 
 def test_draws_become_mean_and_standard_deviation(tmp_path):
@@ -67,6 +67,17 @@ def test_many_settings_become_rows_and_divergence_is_said(tmp_path):
         [variant, lr] for variant in ("gd", "lcgd") for lr in ("0.001", "0.01", "0.1")
     ]
     assert "diverged: 1 of 6 runs" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_numbers_are_whole_where_many_settings_leave_little_room(tmp_path):
+    for variant in ("gd", "lcgd", "a_variant_of_my_own"):
+        for model in ("a-long-name", "another-long-name"):
+            for seed in range(2):
+                write_run(tmp_path / f"{variant}{model}{seed}", variant=variant, model=model, seed=seed)
+    text = _printed(console.table([tmp_path]), crop=False)
+    assert "…" not in text and "±" not in text and "means over up to 2 draws" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["another-long-name", "gd", "0.105", "0.155", "80.0%", "70.0%"] in rows
 
 
 def test_mixed_scores_make_no_table_fail(tmp_path):

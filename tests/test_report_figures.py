@@ -56,7 +56,7 @@ def test_by_layer_is_the_mean_over_draws_with_its_interval():
     assert [low for _, _, low in shown] == pytest.approx(curves.mean(0) - half, rel=1e-3, abs=1e-4)
     assert "95 % intervals over 3 draws" in figure.caption
     [one] = figures.by_layer(results(scores=["sim_aou"], seeds=1))
-    assert "over the queries of one draw" in one.caption
+    assert "One draw of demonstrations. No intervals." in one.caption
 
 
 def test_looks_and_labels_come_from_the_files_of_the_variants():

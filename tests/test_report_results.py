@@ -221,12 +221,19 @@ def test_where_keeps_the_runs_that_fit(tmp_path):
         results.where({"finetune.lr": "3"})
 
 
+def test_runs_stand_in_the_order_of_their_settings_and_draws(tmp_path):
+    for name, (variant, seed) in enumerate([("lcgd", 10), ("gd", 10), ("lcgd", 2), ("gd", 2)]):
+        write_run(tmp_path / str(name), seed=seed, variant=variant)
+    found = [(run.settings["finetune.name"], run.settings["seed"]) for run in Results.read([tmp_path])]
+    assert found == [("gd", 2), ("gd", 10), ("lcgd", 2), ("lcgd", 10)]
+
+
 def test_results_are_shown_in_short(tmp_path):
     for seed in range(3):
         write_run(tmp_path / str(seed), seed=seed, variant="gd" if seed else "lcgd")
     results = Results.read([tmp_path])
     assert repr(results) == "Results(3 runs, 9 scores, 0 left out, varied: finetune.name)"
-    assert len(repr(results[0])) < 200 and "seed=0" in repr(results[0])
+    assert len(repr(results[0])) < 200 and "seed=1" in repr(results[0])
     assert results.table()["sim_aou"].to_dict() == pytest.approx({"gd": 0.115, "lcgd": 0.2})
     assert "<table" in results._repr_html_() and len(results.runs[0].frame) < len(results.frame)
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -46,8 +47,35 @@ def test_json_is_strict_and_its_bytes_depend_on_the_content_alone(content):
 def test_plain_values():
     content = {"a": np.float32("nan"), 1: (np.int64(2), float("inf")), "c": np.array([[1.0, np.nan]]), "d": State.done}
     assert files.plain(content) == {"a": None, 1: [2, None], "c": [[1.0, None]], "d": "done"}
-    with pytest.raises(ValueError, match="NaN is not JSON"):
+    with pytest.raises(ValueError, match="NaN is no number"):
         files.from_json("[NaN]")
+    assert files.plain(Path("a/b")) == "a/b"
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_stale_handle_is_opened_again_twice(failures):
+    left = [OSError(errno.ESTALE, "Stale file handle")] * failures
+
+    def call():
+        if left:
+            raise left.pop()
+        return "read"
+
+    if failures > 2:
+        with pytest.raises(OSError, match="Stale file handle"):
+            files.again(call)
+    assert files.again(call) == "read"
+
+
+def test_leftovers_go_when_they_are_old_enough_and_odd_files_are_read_whole(tmp_path):
+    old, new = tmp_path / ".part-old", tmp_path / ".part-new"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert files.remove_leftovers(tmp_path, older_than=3600) == [".part-old"] and new.exists()
+    assert files.remove_leftovers(tmp_path) == [".part-new"]
+    (tmp_path / "some.bin").write_bytes(bytes(3 << 20))
+    files.check_readable(tmp_path / "some.bin")
 
 
 def test_a_file_is_there_whole_or_as_it_was(run):
@@ -106,12 +134,11 @@ def test_a_damaged_finished_run_counts_as_not_done_and_the_log_says_so(run, name
         ("config.yaml", b"a: [1"),
         ("scores.parquet", b"PAR1 no PAR1"),
         ("recordings.safetensors", b"\x10\0\0\0\0\0\0\0{}"),
-        ("figures/layers.png", b"\x89PNG\r\n\x1a\n and then the power went"),
     ],
 )
 def test_a_run_is_not_done_while_a_file_cannot_be_read_back(run, name, content):
     run.start("abc")
-    run.figures.joinpath("..", name).resolve().write_bytes(content)
+    (run.path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} cannot be read back"):
         run.finish()
     assert run.state() is State.running
@@ -221,10 +248,10 @@ def test_progress_survives_a_full_disk(run, monkeypatch, caplog):
 def test_a_users_own_files_in_a_run_folder_are_left_alone(run):
     finish(run)
     (run.path / "notes.md").write_text("mine")
-    (run.figures / "mine.svg").write_text("<svg/>")
+    (run.path / "mine.svg").write_text("<svg/>")
     (run.path / "stale.parquet").write_bytes(b"an earlier attempt's")
     finish(run)
-    assert (run.path / "notes.md").read_text() == "mine" and (run.figures / "mine.svg").is_file()
+    assert (run.path / "notes.md").read_text() == "mine" and (run.path / "mine.svg").is_file()
     assert not (run.path / "stale.parquet").exists()
     (run.path / "notes.md").write_text("changed")
     assert run.is_done()

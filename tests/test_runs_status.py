@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import subprocess
+import threading
 
 import pytest
 
@@ -144,7 +145,7 @@ def test_a_workers_log_line_takes_the_place_of_the_commands_bar(monkeypatch, is_
 
     shown = Shown()
     monkeypatch.setattr("sys.stderr", shown)
-    progress.console_handler().emit(logging.makeLogRecord({"msg": "zsl: recorded"}))
+    progress.ConsoleHandler().emit(logging.makeLogRecord({"msg": "zsl: recorded"}))
     assert shown.getvalue() == f"{begins}zsl: recorded\n"
 
 
@@ -214,3 +215,26 @@ def test_what_differs_from_the_revision_is_kept_without_secrets(tmp_path, monkey
     git("apply", "change")
     assert (tmp_path / "new.py").read_text() == "B = 3"
     environment._checkout.cache_clear()
+
+
+def test_on_a_terminal_progress_is_drawn_and_lines_stand_above_it(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    ended = threading.Event()
+
+    def count():
+        ended.set()
+        return 1, 0
+
+    with progress.terminal(), progress.terminal(), progress.sweep_progress(3, count):
+        with progress.Progress(name="run abc") as run:
+            run.stage("finetune", 4)(2)
+            [task] = [task for task in progress._bars.tasks if task.description == "run abc: finetune"]
+            assert (task.completed, task.total) == (2, 4)
+            progress.ConsoleHandler().emit(logging.makeLogRecord({"msg": "a line [bold]as it is[/bold]"}))
+        assert ended.wait(60)
+        assert [task.description for task in progress._bars.tasks] == ["sweep"]  # the run's own bar is gone
+    assert progress._bars is None
+    assert "a line [bold]as it is[/bold]" in terminal.getvalue()

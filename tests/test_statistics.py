@@ -18,7 +18,6 @@ from iclgd.statistics import (
     mean_interval,
     mean_of_means,
     ratio_interval,
-    share_interval,
     shares_interval,
     smallest_difference,
 )
@@ -31,6 +30,10 @@ def by_draw(*values: float) -> dict[int, float]:
 
 
 # --- shares
+
+
+def share_interval(successes: int, n: int):
+    return shares_interval(np.repeat([1.0, 0.0], [successes, n - successes]))
 
 
 def test_shares_have_wilsons_interval_and_at_the_ends_the_exact_one():

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from iclgd.choices import DropFrom, OnOverflow, RecordAt
 from iclgd.config import Config, ConfigError
 from iclgd.records import Item, PromptSet
-from iclgd.tasks import Drawn, as_json, encode, from_json
+from iclgd.tasks import Drawn, as_json, encode
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.wording import Example
-from task_cases import make_config
+from task_cases import from_json, make_config
 from tiny import SENTENCES, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -149,6 +149,7 @@ def test_one_split_for_both_never_asks_about_a_demonstration(tmp_path: Path):
         ({"doc_to_text": "{{gold}}"}, "each of its choices has a text of its own"),
         ({"doc_to_target": "{{[gold]}}"}, "a row may have several right choices"),
         ({"gen_prefix": "So"}, "gen_prefix"),
+        ({"group": "several", "task": ["endings"]}, "is a group of tasks|cannot be loaded"),
         ({"description": "{{ctx}}"}, "its description differs"),
         ({"doc_to_target": "{{7 if 'dog' in ctx else gold}}"}, r"row \d+: .* target 7 do not fit"),
         ({"doc_to_choice": "{{ends[:1] if 'dog' in ctx else ends}}"}, "do not fit"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from iclgd.choices import TaskSource
 from iclgd.config import ConfigError, TaskConfig
-from iclgd.tasks.sources import DataError, read_jsonl, read_parquet, read_split
+from iclgd.tasks.sources import DataError, read_csv, read_jsonl, read_parquet, read_split
 from task_cases import rows_of, write_jsonl, write_task
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -97,11 +97,38 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path):
         read_parquet(tmp_path / "rows.parquet")
 
 
+def test_csv_rows_are_text_by_column(tmp_path: Path):
+    file = tmp_path / "train.csv"
+    file.write_bytes('\ufefftext,label\r\n"a, ""b""\nc",1\r\n\r\nNA,\r\n'.encode())
+    read = read_csv(file)
+    assert list(read.rows) == [{"text": 'a, "b"\nc', "label": "1"}, {"text": "NA", "label": ""}]
+    assert read.where(1).endswith("train.csv, line 5")
+    (tmp_path / "things").mkdir()
+    file.rename(tmp_path / "things" / "train.csv")
+    assert read_split(task(), "train", str(tmp_path)).rows == read.rows
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,b\n1,2\n1\n", r"line 3: not 2 values"),
+        (b"a,b\n1,2,3\n", r"line 2: not 2 values"),
+        (b"a,a\n1,2\n", r"two columns of one name"),
+        (b"a,b\n\xff,2\n", r"cannot be read as CSV"),
+        (b'a,b\n"1,2\n', r"cannot be read as CSV"),
+    ],
+)
+def test_csv_that_is_none_is_refused(tmp_path: Path, content: bytes, said: str):
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_csv(tmp_path / "rows.csv")
+
+
 def test_missing_and_empty_splits_are_refused(tmp_path: Path):
     write_task(tmp_path, rows_of(2), validation=[])
     with pytest.raises(DataError, match=r"validation\.jsonl is empty: task things needs rows"):
         read_split(task(), "validation", str(tmp_path))
-    with pytest.raises(DataError, match=r"no test\.jsonl or test\.parquet in .*\(there: train\.jsonl, validation"):
+    with pytest.raises(DataError, match=r"no test\.jsonl, \.csv or \.parquet in .*\(there: train\.jsonl, validation"):
         read_split(task(), "test", str(tmp_path))
     with pytest.raises(ConfigError, match=r"paths\.data_dir=.*nowhere is no folder"):
         read_split(task(), "train", str(tmp_path / "nowhere"))

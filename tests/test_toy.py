@@ -139,6 +139,19 @@ def test_training_begins_well_and_the_same_way_again():
     assert seen[-1][0] < 1.6 and seen[-1][1] < 3.6
 
 
+def test_the_script_says_how_training_goes_and_writes_a_model_that_loads(tmp_path: Path, monkeypatch, caplog):
+    train = training.train
+    short = lambda seed, after_step: train((training.Stage(1, 2, 100),), seed=seed, after_step=after_step)  # noqa: E731
+    monkeypatch.setattr(training, "train", short)
+    monkeypatch.setattr(training, "accuracy", lambda network, tokenizer, shots: shots / 100)
+    caplog.set_level("INFO", "iclgd.toy")
+    main(["--out", str(tmp_path)])
+    lines = [record.getMessage() for record in caplog.records if record.name == "iclgd.toy"]
+    assert [line[:10] for line in lines] == ["step  100 ", *["accuracy a"] * 6]
+    assert lines[-1] == "accuracy after 15 demonstrations: 0.150"
+    assert {path.name for path in (tmp_path / "toy" / "model").iterdir()} == BUNDLED
+
+
 @pytest.mark.soak
 def test_the_script_makes_the_committed_model(tmp_path: Path):
     main(["--out", str(tmp_path)])

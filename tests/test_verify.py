@@ -157,6 +157,13 @@ def recording(folder):
     sign(folder, "recordings.safetensors")
 
 
+def no_recording(folder):
+    tensors = load_file(folder / "recordings.safetensors")
+    del tensors["icl.attention_output"]
+    save_file(tensors, folder / "recordings.safetensors")
+    sign(folder, "recordings.safetensors")
+
+
 def unsigned(folder):
     frame = pd.read_parquet(folder / "losses.parquet")
     frame.assign(loss=frame.loss + 1e-6).to_parquet(folder / "losses.parquet", index=False)
@@ -194,6 +201,12 @@ TAMPERED = {
         "changed since: the model's config.json",
     ),
     "a file without its digest": (unsigned, "losses.parquet is not what the run wrote"),
+    "a file gone": (lambda folder: (folder / "losses.parquet").unlink(), "losses.parquet is missing"),
+    "a score gone": (
+        edited_scores(lambda f: f[f.score != "sim_am_zsl"]),
+        "score sim_am_zsl is only in one of config.yaml and scores.parquet",
+    ),
+    "a recording gone": (no_recording, "recordings.safetensors has no icl.attention_output"),
     "a file struck from the list": (unlisted, "prompts.json is not among the files"),
 }
 
@@ -229,6 +242,7 @@ def test_versions_and_code_that_differ_are_said_and_do_no_harm(tmp_path, whole):
     )
     verdict = verify(folder, 1)
     assert verdict.problems == [] and verdict.queries == 1
+    assert verify(tmp_path / "nothing").problems == ["it is no run, not done"]
     assert any("the version of torch (1.0, now" in note for note in verdict.notes)
     assert any("iclgd/records.py" in note for note in verdict.notes)
 
@@ -238,3 +252,25 @@ def test_in_half_precision_rounding_explains_more(tmp_path):
     assert verdict.problems == []
     assert max(line.naive for line in verdict.scores if line.naive is not None) > TOLERANCE
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_what_is_no_run_or_no_number_is_refused_and_the_reasons_are_printed(tmp_path, whole, capsys):
+    for arguments, said in (
+        ([str(whole), "--queries", "0"], "--queries needs 1 or more"),
+        ([str(tmp_path)], "holds no run: name a run's folder or a sweep's"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli(arguments)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+    shutil.copytree(whole, tmp_path / "run")
+    edited_json("status.json", lambda status: status.update(state="failed"))(tmp_path / "run")
+    assert cli([str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().out
+    assert "run: DOES NOT HOLD\ndoes not hold: it is failed, not done\n" in told and "own way" not in told
+
+
+def test_what_a_run_chose_beyond_the_naive_way_is_named():
+    placed = config(*SMALL, "protocol.step=token", "runtime.placement=auto", "runtime.dtype=float32_from_bfloat16")
+    assert unknown_to_it(placed) == [
+        "protocol.step=token", "runtime.placement=auto", "runtime.dtype=float32_from_bfloat16",
+    ]  # fmt: skip

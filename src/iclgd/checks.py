@@ -38,14 +38,7 @@ class ConfigError(ValueError):
 
 
 def refuse_impossible(config: Any) -> None:
-    """Refuse settings that no machine could run.
-
-    Args:
-        config: a `config.Config`, whose creation asks this.
-
-    Raises:
-        ConfigError: naming the key and the remedy.
-    """
+    """Refuse settings that no machine could run."""
     for key, (least, most) in _BOUNDS.items():
         value = getattr(getattr(config, key.rpartition(".")[0], config), key.rpartition(".")[2])
         if value is not None and not least <= value <= most:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,9 +29,6 @@ from iclgd.runs.process import Terminated, end_children, terminable
 from iclgd.runs.progress import sweep_progress, terminal
 from iclgd.runs.together import announced, follow
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 hydra_setup.register()  # here, because a worker's first sight of the project is the import of `job`
@@ -45,25 +42,15 @@ class NoObjective(RuntimeError):
 
 @dataclasses.dataclass
 class Command:
-    """One command: `run` fills it, callbacks and jobs of the same process report to it.
+    """One command: `run` fills it, callbacks and jobs of the same process report to it."""
 
-    Attributes:
-        code: the exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal.
-        message: why it was refused, or could not go on.
-        outcomes: how the run of a single run ended.
-        invocation: the record of a sweep.
-        tracking: how this command's sweep is tracked.
-        figures: whether figures are drawn at its end.
-        display: what is drawn on the terminal meanwhile.
-    """
-
-    code: int = 0
-    message: str = ""
-    outcomes: list[Outcome] = dataclasses.field(default_factory=list)
-    invocation: Invocation | None = None
-    tracking: DictConfig | None = None
-    figures: bool = False
-    display: ExitStack = dataclasses.field(default_factory=ExitStack)
+    code: int = 0  # the exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal
+    message: str = ""  # why it was refused, or could not go on
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)  # how the run of a single run ended
+    invocation: Invocation | None = None  # the record of a sweep
+    tracking: DictConfig | None = None  # how this command's sweep is tracked
+    figures: bool = False  # whether figures are drawn at its end
+    display: ExitStack = dataclasses.field(default_factory=ExitStack)  # what is drawn on the terminal meanwhile
 
     def results(self) -> list[Outcome]:
         """How each run ended, wherever it was computed."""
@@ -77,11 +64,7 @@ class Watch(Callback):
     """Hydra tells it when a run or a sweep begins."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a run that cannot be before anything is made for it.
-
-        Raises:
-            SystemExit: Hydra would turn any other exception into a warning.
-        """
+        """Refuse a run that cannot be before anything is made for it."""
         try:
             typed(config)
         except ConfigError as error:
@@ -94,12 +77,11 @@ class Watch(Callback):
         """Open the record of a sweep, and hand its place to every job as an override, which any launcher carries."""
         total = hydra_setup.count_points(config)
         if os.environ.get("WANDB_SWEEP_ID"):
-            sys.exit(
-                _refuse("an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command")
-            )
+            said = "an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command"
+            sys.exit(_refuse(said))
         if ranks.count() > 1 and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
             sys.exit(_refuse("under torchrun all runs are made by its processes together: leave hydra/launcher=basic"))
-        if ranks.count() > 1 and total is None:
+        if ranks.count() > 1 and hydra_setup.points(config) is None:
             sys.exit(_refuse("under torchrun the runs of a sweep must be known beforehand: name their values with -m"))
         if ranks.own() > 0:
             return
@@ -140,7 +122,9 @@ def job(composed: DictConfig) -> float:
                 early.refuse(config)
             outcome = execute(config, path, experiment, _made_of)
         if outcome.ending is Ending.skipped:
-            _track_skipped(config, path)
+            from iclgd import tracking
+
+            tracking.send_finished(config, path)
     except ConfigError as error:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -182,12 +166,6 @@ def _made_of(config: Config) -> Any:
     return fingerprint(config)
 
 
-def _track_skipped(config: Config, path: Path) -> None:
-    from iclgd import tracking
-
-    tracking.send_finished(config, path)
-
-
 def placed(config: Config, settings: DictConfig) -> Config:
     """The config with its place on the machine: workers of one machine share its cores, and take its GPUs in turn."""
     workers = OmegaConf.select(settings, "launcher.n_jobs")
@@ -208,9 +186,7 @@ def placed(config: Config, settings: DictConfig) -> Config:
 def run(arguments: Sequence[str], tell: bool = True) -> Command:
     """Run a command line.
 
-    Args:
-        arguments: what stands after `iclgd`.
-        tell: whether to print what was done, and the tables.
+    `tell` prints what was done, and the tables.
     """
     global _command
     _command = command = Command()
@@ -269,9 +245,7 @@ def _ended(command: Command, tell: bool) -> Command:
 
 
 def _explain(error: Exception) -> None:
-    message = hydra_setup.explain(error)
-    if message is None and isinstance(error, OSError):
-        message = _unwritable(error)
+    message = hydra_setup.explain(error) or (_unwritable(error) if isinstance(error, OSError) else None)
     if message is not None:
         _refuse(message)
     else:

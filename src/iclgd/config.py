@@ -191,7 +191,7 @@ class RuntimeConfig:
 class PathsConfig:
     """Folders."""
 
-    data_dir: str | None = None  # local data: NAME/SPLIT.jsonl or NAME/SPLIT.parquet
+    data_dir: str | None = None  # local data: NAME/SPLIT.jsonl, .csv or .parquet
     outputs: str = "outputs"  # where runs and sweeps are written
 
 

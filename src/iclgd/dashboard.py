@@ -27,7 +27,8 @@ _LEGEND = (
     "rates, shots and draws alike, unless the run sets are filtered. Intervals over draws, tests and held-out rates "
     "are in the page that iclgd-report makes."
 )
-_GROUPED = {"groupby": "JobType", "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+_GROUPED: dict[str, Any] = {"groupby": "JobType", "groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
+_GROUPED["max_runs_to_show"] = _MOST_RUNS
 _COLUMNS = (
     "run:displayName",
     "run:state",
@@ -79,14 +80,7 @@ def measured(metrics: Sequence[str]) -> list[Measured]:
 def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Measured]) -> Any:
     """The W&B workspace; nothing is sent.
 
-    Args:
-        entity: user or team; may be empty as long as the workspace is not saved.
-        project: of the runs.
-        sweep: show this sweep's runs alone; None for all of the project.
-        scores: what has panels.
-
-    Raises:
-        ImportError: wandb-workspaces is not installed.
+    `entity` may be empty as long as it is not saved; without a sweep all runs of the project are shown.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, about the package's own code
@@ -111,17 +105,7 @@ def workspace(entity: str, project: str, sweep: str | None, scores: Sequence[Mea
 
 
 def report(entity: str, project: str, sweep: str | None, scores: Sequence[Measured]) -> Any:
-    """The same panels as a W&B report, which can be sent to others and written into; nothing is sent.
-
-    Args:
-        entity: as for `workspace`.
-        project: of the runs, and of the report.
-        sweep: show this sweep's runs alone; None for all of the project.
-        scores: what has panels.
-
-    Raises:
-        ImportError: wandb-workspaces is not installed.
-    """
+    """The same panels as a W&B report, which can be sent to others and written into; nothing is sent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from wandb_workspaces import expr
@@ -142,65 +126,38 @@ def _title(sweep: str | None) -> str:
 
 def _sections(scores: Sequence[Measured]) -> dict[str, list[Any]]:
     """The panels by the name of their section."""
-    accuracies = _accuracies(scores)
-    others = [score for score in scores if score not in accuracies]
+    from wandb_workspaces.reports import v2 as wr
+
+    accuracies, others = _apart(scores)
+
+    def scatter(key: str, name: str, log: bool) -> list[Any]:
+        pairs = [(f"{score.label} by {name}", wr.SummaryMetric(score.name)) for score in others + accuracies]
+        return [wr.ScatterPlot(title=title, x=wr.Config(key), y=y, log_x=log) for title, y in pairs]
+
+    def line(title: str, y: str, x: str, title_x: str) -> Any:
+        return wr.LinePlot(title=title, y=[y], x=x, title_x=title_x, **_GROUPED)
+
+    bars: dict[str, Any] = {"orientation": "v", "range_x": (0, 1), **_GROUPED}
+    tables = [wr.WeavePanelSummaryTable(table_name=name) for name in ("sweep", "scores")]
     return {
-        "By layer": _layer_panels(others),
-        "By learning rate": _setting_panels(others + accuracies, "finetune.lr", "learning rate", True),
-        "By shots": _setting_panels(others + accuracies, "task.shots", "shots", False),
-        "Accuracies": _accuracy_panels(accuracies),
-        "Training": _training_panels(),
-        "Runs": _run_panels(),
+        "By layer": [line(score.label, score.name, "layer", "layer") for score in others if score.layerwise],
+        "By learning rate": scatter("finetune.lr", "learning rate", True),
+        "By shots": scatter("task.shots", "shots", False),
+        "Accuracies": [wr.BarPlot(title=s.label, metrics=[wr.SummaryMetric(s.name)], **bars) for s in accuracies],
+        "Training": [line("training loss", "training/loss", "training/step", "step")],
+        "Runs": [*tables, wr.RunComparer(diff_only="split")],
     }
 
 
-def _accuracies(scores: Sequence[Measured]) -> list[Measured]:
-    return [score for score in scores if score.name.startswith("accuracy/")]
+def _apart(scores: Sequence[Measured]) -> tuple[list[Measured], list[Measured]]:
+    """Accuracies, and the other scores."""
+    accuracies = [score for score in scores if score.name.startswith("accuracy/")]
+    return accuracies, [score for score in scores if score not in accuracies]
 
 
 def _columns(scores: Sequence[Measured]) -> list[str]:
-    accuracies = _accuracies(scores)
-    named = [*accuracies, *(score for score in scores if score not in accuracies)]
-    return [*_COLUMNS, *(f"summary:{score.name}" for score in named)]
-
-
-def _layer_panels(scores: Sequence[Measured]) -> list[Any]:
-    from wandb_workspaces.reports import v2 as wr
-
-    curves = [score for score in scores if score.layerwise]
-    common = {"x": "layer", "title_x": "layer", "max_runs_to_show": _MOST_RUNS, **_GROUPED}
-    return [wr.LinePlot(title=score.label, y=[score.name], **common) for score in curves]
-
-
-def _setting_panels(scores: Sequence[Measured], key: str, name: str, log: bool) -> list[Any]:
-    from wandb_workspaces.reports import v2 as wr
-
-    panels = []
-    for score in scores:
-        title = f"{score.label} by {name}"
-        panels.append(wr.ScatterPlot(title=title, x=wr.Config(key), y=wr.SummaryMetric(score.name), log_x=log))
-    return panels
-
-
-def _accuracy_panels(scores: Sequence[Measured]) -> list[Any]:
-    from wandb_workspaces.reports import v2 as wr
-
-    common = {"orientation": "v", "range_x": (0, 1), "max_runs_to_show": _MOST_RUNS, **_GROUPED}
-    return [wr.BarPlot(title=score.label, metrics=[wr.SummaryMetric(score.name)], **common) for score in scores]
-
-
-def _training_panels() -> list[Any]:
-    from wandb_workspaces.reports import v2 as wr
-
-    common = {"x": "training/step", "title_x": "step", "max_runs_to_show": _MOST_RUNS, **_GROUPED}
-    return [wr.LinePlot(title="training loss", y=["training/loss"], **common)]
-
-
-def _run_panels() -> list[Any]:
-    from wandb_workspaces.reports import v2 as wr
-
-    tables = [wr.WeavePanelSummaryTable(table_name=name) for name in ("sweep", "scores")]
-    return [*tables, wr.RunComparer(diff_only="split")]
+    accuracies, others = _apart(scores)
+    return [*_COLUMNS, *(f"summary:{score.name}" for score in accuracies + others)]
 
 
 def specification(made: Any) -> dict[str, Any]:
@@ -232,9 +189,8 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.sweep is not None and not re.fullmatch(r"[\w .-]+", chosen.sweep):
         parser.error(f"--sweep={chosen.sweep!r} is not a sweep's name: give one such as first_look")
-    metrics = chosen.metrics.split(",") if chosen.metrics else default_metrics()
     try:
-        scores = measured(metrics)
+        scores = measured(chosen.metrics.split(",") if chosen.metrics else default_metrics())
     except ValueError as error:
         parser.error(str(error))
     try:

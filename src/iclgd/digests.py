@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from iclgd import paths
@@ -21,11 +22,7 @@ _known: dict[str, tuple[Stamp, str]] = {}
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What changes whenever a file is written: size, time of its content, time of its entry, inode.
-
-    Raises:
-        OSError: it is not there.
-    """
+    """What changes whenever a file is written: size, time of its content, time of its entry, inode."""
     entry = path.stat()
     return entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns, entry.st_ino
 
@@ -36,11 +33,7 @@ def is_settled(stamp: Stamp) -> bool:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The SHA-256 of a file's content, in hexadecimal."""
     stamp, name = stamp_of(path), str(path.resolve())
     if stamp[0] <= _SMALL:
         return _read(path)
@@ -80,11 +73,9 @@ def _noted(note: Path) -> tuple[Sequence[int] | None, str]:
 
 def _note(note: Path, stamp: Stamp, digest: str) -> None:
     """Whole or not at all; a cache that cannot be written costs time only."""
-    try:
+    with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=note.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump([*stamp, digest], stream)
         os.replace(part, note)
-    except OSError:
-        return

@@ -13,11 +13,7 @@ from iclgd.tasks.sources import is_local
 
 
 def refuse(config: Config) -> None:
-    """Refuse a run that cannot be, as its experiment would after some seconds; what needs a network is left to it.
-
-    Raises:
-        ConfigError: naming the key and the remedy.
-    """
+    """Refuse a run that cannot be, as its experiment would after some seconds; what needs a network is left to it."""
     if "torch" in sys.modules:  # the experiment then says it as quickly
         return
     if is_local(config.task, config.paths.data_dir) and config.finetune.data is not TrainingData.other_task:

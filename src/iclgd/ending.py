@@ -82,5 +82,6 @@ def _show_tables(folders: list[Path], sweep: bool) -> None:
     except Exception as error:
         log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
         return
-    Console().print(table)
-    sys.stdout.write(f"figures and page: iclgd-report {os.path.relpath(folders[0].parent if sweep else folders[0])}\n")
+    Console().print(table, crop=False)
+    shown = os.path.relpath(folders[0].parent if sweep else folders[0])
+    sys.stdout.write(f"all scores, figures and a page: iclgd-report {shown}\n")

@@ -34,10 +34,7 @@ log = logging.getLogger(__name__)
 def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> dict[str, Any]:
     """Measure one finetuning variant against in-context learning.
 
-    Args:
-        config: the run.
-        folder: where its files go; config.yaml and status.json are its caller's.
-        progress: where stages are shown.
+    Its caller writes config.yaml and status.json.
 
     Returns:
         The content of scores.json.
@@ -82,8 +79,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         if config.runtime.save_recordings:
             metadata = {"run": folder.path.name, "model": config.model.name, "axes": json.dumps(axes_of(Recording))}
             folder.write_tensors("recordings.safetensors", _tensors(evidence), {"iclgd": __version__, **metadata})
-        losses = evidence.trace.losses.tolist()
-        tracker.log_run(summary, norms, pd.DataFrame(trajectory) if trajectory else None, losses, facts)
+        steps = pd.DataFrame(trajectory) if trajectory else None
+        tracker.log_run(summary, facts, gradient_norms=norms, trajectory=steps, losses=evidence.trace.losses.tolist())
     return summary
 
 
@@ -184,21 +181,15 @@ def _store(
     folder.write_table(
         "weight_updates.parquet", pd.DataFrame({key: list(map(float, column)) for key, column in updates.items()})
     )
-    folder.write_table(
-        "losses.parquet", pd.DataFrame({"step": range(len(trace.losses)), "loss": trace.losses.tolist()})
-    )
+    losses = {"step": range(len(trace.losses)), "loss": trace.losses.tolist()}
+    folder.write_table("losses.parquet", pd.DataFrame(losses))
     if trajectory:
         folder.write_table("trajectory.parquet", pd.DataFrame(trajectory))
 
 
 def _tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
     """The recordings of all settings, as SETTING.FIELD, and the finetuned queries at the demonstrations if taken."""
-    found = {}
-    for setting, recording in evidence.recordings.items():
-        for name in Recording.__dataclass_fields__:
-            tensor = getattr(recording, name)
-            if tensor is not None:
-                found[f"{setting}.{name}"] = tensor.clone()
+    found = {name: tensor.clone() for name, tensor in evidence.tensors().items()}
     if "training_query_vectors" in evidence.facts:
         found["training_query_vectors"] = evidence.facts["training_query_vectors"].clone()
     return found

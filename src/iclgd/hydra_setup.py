@@ -22,11 +22,12 @@ from iclgd.runs.identity import run_id
 
 def register() -> None:
     """Register resolvers and schema; every process that composes a config needs them first."""
+    sweeps = paths.project_root() / "sweeps"
     resolvers = {
         "iclgd.root": lambda: str(paths.project_root()),
         "iclgd.run_id": _run_id,
         "iclgd.sweep_name": _sweep_name,
-        "iclgd.sweep_names": _sweep_names,
+        "iclgd.sweep_names": lambda: ", ".join(sorted(path.stem for path in sweeps.glob("*.yaml"))),
         "iclgd.published": _published,
         "iclgd.stem": lambda path: Path(str(path)).name.removesuffix(".yaml").removesuffix(".yml"),
     }
@@ -55,10 +56,6 @@ def _sweep_name(*, _root_: DictConfig) -> str:
     if named is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(named), re.ASCII):
         raise ConfigError(f"sweep_name={named} is no plain name: letters, digits, '_', '-' and '.' only, no folders")
     return str(named or OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun")
-
-
-def _sweep_names() -> str:
-    return ", ".join(sorted(path.stem for path in (paths.project_root() / "sweeps").glob("*.yaml")))
 
 
 def _published(key: str, *, _root_: DictConfig) -> float:
@@ -123,9 +120,6 @@ def quoted(text: str) -> str:
 def explain(error: Exception) -> str | None:
     """What is wrong with the command line, in a few lines that name the key and the remedy.
 
-    Args:
-        error: what Hydra or OmegaConf raised.
-
     Returns:
         None if the error is not about the command line or the config.
     """
@@ -157,7 +151,9 @@ def explain(error: Exception) -> str | None:
         )
     merging = re.search(r"Error merging override (\S+)", text)
     if merging:
-        return f"{merging[1]}: {_lines(str(error.__cause__), 1)}"
+        cause = _lines(str(error.__cause__), 1)
+        several = "; a sweep takes several values: -m KEY=A,B, or iclgd.sweep in Python" * ("type 'list'" in cause)
+        return f"{merging[1]}: {cause}{several}"
     return _lines(text, 3)
 
 

@@ -11,10 +11,6 @@ from iclgd.config import ConfigError
 def imported(path: str, key: str) -> Any:
     """The object at `package.module.NAME`.
 
-    Args:
-        path: the dotted path.
-        key: the setting that names it, for messages.
-
     Raises:
         ConfigError: it cannot be imported; the message says where it was looked for.
     """

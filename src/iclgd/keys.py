@@ -16,19 +16,12 @@ from iclgd.config import Config, ScoreConfig
 
 @dataclass(frozen=True)
 class Key:
-    """One key.
+    """One key."""
 
-    Attributes:
-        name: as written on the command line, such as `task.shots`; NAME stands for a score's name.
-        kind: its type, or the values to choose from.
-        default: the schema's; empty where a value must be given. Files of conf/ may set another.
-        comment: what it means.
-    """
-
-    name: str
-    kind: str
-    default: str
-    comment: str
+    name: str  # as written on the command line, such as `task.shots`; NAME stands for a score's name
+    kind: str  # its type, or the values to choose from
+    default: str  # the schema's; empty where a value must be given. Files of conf/ may set another.
+    comment: str  # what it means
 
 
 def keys() -> list[Key]:

@@ -29,27 +29,20 @@ from iclgd.paths import cache_folder
 GB = 1e9
 _ABOVE_FLOOR = {"record": 1.4, "step": 2.7}
 _BUS = {"cpu": 12.0, "disk": 1.5}  # GB/s at which weights that wait there come to a GPU
+_LENGTH = 40  # tokens of a query or demonstration: before a tokenizer is read, a sentence or two
 _LAUNCH = 1e-3  # seconds that a block costs on a GPU however few its tokens: kernel launches
 _SPLIT = 0.6  # of the joint rate is left when processes share every matrix
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run will be.
+    """Where a run will be."""
 
-    Attributes:
-        kind: cpu or cuda.
-        memory: GB that are free on each device.
-        host: GB of CPU memory that are free.
-        disk: GB that are free for the cache.
-        rate: products a second on one device, in FLOP, in the dtype that the run computes in.
-    """
-
-    kind: str
-    memory: tuple[float, ...]
-    host: float
-    disk: float
-    rate: float
+    kind: str  # cpu or cuda
+    memory: tuple[float, ...]  # GB that are free on each device
+    host: float  # GB of CPU memory that are free
+    disk: float  # GB that are free for the cache
+    rate: float  # products a second on one device, in FLOP, in the dtype that the run computes in
 
     @classmethod
     def here(cls, config: Config) -> Machine:
@@ -81,27 +74,16 @@ def _rate(device: str, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs; sizes in GB.
+    """What a run needs; sizes in GB."""
 
-    Attributes:
-        weights: of the model as it rests.
-        trained: copies, gradients and optimiser state of what is trained.
-        activations: of the largest pass, the shared context's keys and values and the logits among them.
-        devices: all of that on each device, with what waits in CPU memory or on disk.
-        records: recordings in CPU memory.
-        cache: recordings on disk.
-        minutes: of computation.
-        missing: what does not fit, in words; empty if all does.
-    """
-
-    weights: float
-    trained: float
-    activations: float
-    devices: dict[str, float]
-    records: float
-    cache: float
-    minutes: float
-    missing: tuple[str, ...] = field(default=())
+    weights: float  # of the model as it rests
+    trained: float  # copies, gradients and optimiser state of what is trained
+    activations: float  # of the largest pass, the shared context's keys and values and the logits among them
+    devices: dict[str, float]  # all of that on each device, with what waits in CPU memory or on disk
+    records: float  # recordings in CPU memory
+    cache: float  # recordings on disk
+    minutes: float  # of computation
+    missing: tuple[str, ...] = field(default=())  # what does not fit, in words; empty if all does
 
     def __str__(self) -> str:
         """One line."""
@@ -113,31 +95,13 @@ class Estimate:
         )
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of a typical query and demonstration; before a tokenizer is read, a sentence or two."""
-
-    query: int = 40
-    demonstration: int = 40
-
-
-def estimate(config: Config, machine: Machine | None = None, lengths: Lengths | None = None) -> Estimate:
-    """What a run needs, from its settings and the model's config.json.
-
-    Args:
-        config: the run.
-        machine: where it will be; this machine if not given.
-        lengths: of its texts, if known.
-    """
-    return estimate_of(read_config(config.model), config, machine or Machine.here(config), lengths or Lengths())
+def estimate(config: Config) -> Estimate:
+    """What a run needs on this machine, from its settings and the model's config.json."""
+    return estimate_of(read_config(config.model), config, Machine.here(config))
 
 
 def refuse_too_large(found: Estimate) -> None:
-    """Refuse a run of which the weights alone do not fit.
-
-    Raises:
-        ConfigError: saying what is missing and what to do.
-    """
+    """Refuse a run of which the weights alone do not fit."""
     if found.missing:
         raise ConfigError(
             f"{'; '.join(found.missing)}: set runtime.placement=auto (several GPUs, CPU memory, disk), "
@@ -145,18 +109,19 @@ def refuse_too_large(found: Estimate) -> None:
         )
 
 
-def estimate_of(settings: PretrainedConfig, config: Config, machine: Machine, lengths: Lengths) -> Estimate:
+def estimate_of(settings: PretrainedConfig, config: Config, machine: Machine) -> Estimate:
     """The same for an architecture, on any machine."""
     counted = _counted(settings, config)
     used = resolve_dtype(config.runtime.dtype, config.model)
     rest = stored_dtype(config.runtime.dtype, used)
     weights = counted.parameters * rest.itemsize / GB
     trained = counted.trained * _bytes_trained(config, used, rest) / GB
-    activations = _activations(counted, config, machine, lengths, used) / GB
-    records = _records(counted, config, lengths) / GB
+    activations = _activations(counted, config, machine, used) / GB
+    # Three recordings: attention outputs and scores of every query and layer, in float32.
+    records = 3 * 4.0 * config.task.queries * counted.layers * (counted.d_model + counted.heads * _LENGTH) / GB
     devices, missing, waiting = _dealt(config, machine, weights, trained, activations)
     cached = min(records * 2 / 3, config.runtime.cache_gb) if config.runtime.cache is CacheMode.auto else 0.0
-    seconds = _seconds(counted, config, machine, lengths, waiting)
+    seconds = _seconds(counted, config, machine, waiting)
     return Estimate(weights, trained, activations, devices, records, cached, seconds / 60, missing)
 
 
@@ -184,23 +149,21 @@ def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
     network = _network(settings)
     anatomy = dissect(network)
     model = LanguageModel(network, anatomy, None)
-    layers = len(anatomy.blocks)
     trained = 0
     if config.finetune.procedure in (Procedure.train, Procedure.activation_match):
         chosen = trained_parameters(model, config.finetune.trainable, parse_layers(config.finetune.layers))
         trained = sum(item.parameter.numel() for item in chosen)
-    shape, vocabulary = anatomy.shape, model.network.config.vocab_size
-    d_model = model.network.config.hidden_size
+    shape = anatomy.shape
     return _Counted(
-        layers=layers,
+        layers=len(anatomy.blocks),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         blocks=sum(parameter.numel() for block in anatomy.blocks for parameter in block.parameters()),
         trained=trained,
         width=width(model),
         key_values=2 * shape.key_value_heads * shape.head_dim,
         heads=shape.heads,
-        d_model=d_model,
-        vocabulary=vocabulary,
+        d_model=network.config.hidden_size,
+        vocabulary=network.config.vocab_size,
     )
 
 
@@ -211,22 +174,17 @@ def _bytes_trained(config: Config, used: torch.dtype, rest: torch.dtype) -> int:
     return 2 * used.itemsize + 4 + copy + moments
 
 
-def _activations(counted: _Counted, config: Config, machine: Machine, lengths: Lengths, used: torch.dtype) -> float:
+def _activations(counted: _Counted, config: Config, machine: Machine, used: torch.dtype) -> float:
     on_cpu = machine.kind == "cpu"
     tokens = config.runtime.batch_tokens or (512 if on_cpu else 16384)
-    context = config.task.shots * lengths.demonstration * counted.layers * counted.key_values * used.itemsize
-    logits = 2 * max(1, tokens // lengths.query) * counted.vocabulary * 4
+    context = config.task.shots * _LENGTH * counted.layers * counted.key_values * used.itemsize
+    logits = 2 * max(1, tokens // _LENGTH) * counted.vocabulary * 4
     upcast = counted.vocabulary * counted.d_model * 4 if used.itemsize == 2 else 0
     recording = tokens * counted.width * used.itemsize + context + logits + upcast
     deep = 1 if config.finetune.objective == "lcgd" else counted.layers
-    kept = max(deep * lengths.demonstration, 512) * counted.width * used.itemsize
+    kept = max(deep * _LENGTH, 512) * counted.width * used.itemsize
     training = 2 * kept + 3 * 4 * (2**21 if on_cpu else 2**26)
     return max(recording, training)
-
-
-def _records(counted: _Counted, config: Config, lengths: Lengths) -> float:
-    """Three recordings: attention outputs and scores of every query and layer, in float32."""
-    return 3 * 4.0 * config.task.queries * counted.layers * (counted.d_model + counted.heads * lengths.query)
 
 
 def _dealt(
@@ -257,17 +215,17 @@ def _dealt(
     return needs | waiting, missing if on_disk > machine.disk else (), waiting
 
 
-def _seconds(counted: _Counted, config: Config, machine: Machine, lengths: Lengths, waiting: dict[str, float]) -> float:
+def _seconds(counted: _Counted, config: Config, machine: Machine, waiting: dict[str, float]) -> float:
     on_gpu = machine.kind == "cuda"
     split = config.runtime.placement is Placement.tensor_parallel and len(machine.memory) > 1
     rate = machine.rate * (len(machine.memory) * _SPLIT if split else 1)
     brought = sum(size / _BUS[name] for name, size in waiting.items())
     per_pass = (_LAUNCH * counted.layers if on_gpu else 0.0) + brought
     tokens = config.runtime.batch_tokens or (16384 if on_gpu else 512)
-    read = 3 * config.task.queries * lengths.query + config.task.shots * lengths.demonstration
+    read = 3 * config.task.queries * _LENGTH + config.task.shots * _LENGTH
     unembedded = 3 * config.task.queries * counted.vocabulary * counted.d_model
     recording = 2 * (read * counted.blocks + unembedded) / rate + read / tokens * per_pass
     exits = counted.layers if config.finetune.objective == "lcgd" else 1
-    step = 4 * lengths.demonstration * (counted.blocks + exits * counted.vocabulary * counted.d_model) / rate
+    step = 4 * _LENGTH * (counted.blocks + exits * counted.vocabulary * counted.d_model) / rate
     steps = config.task.shots * config.finetune.epochs if counted.trained else 0
     return _ABOVE_FLOOR["record"] * recording + steps * (_ABOVE_FLOOR["step"] * step + 2 * per_pass)

@@ -34,19 +34,12 @@ _commits: dict[tuple[str, str, str | None], tuple[float, str]] = {}
 
 @dataclass(frozen=True)
 class InMemory:
-    """A model that the user has loaded, while it is measured.
+    """A model that the user has loaded, while it is measured."""
 
-    Attributes:
-        model: the user's own, a transformers model or a PeftModel.
-        network: the same, with adapters merged into a copy.
-        folder: its config and tokenizer as files.
-        inputs: the SHA-256 of these files, and of its weights as they were in memory.
-    """
-
-    model: Any
-    network: Any
-    folder: Path
-    inputs: dict[str, str]
+    model: Any  # the user's own, a transformers model or a PeftModel
+    network: Any  # the same, with adapters merged into a copy
+    folder: Path  # its config and tokenizer as files
+    inputs: dict[str, str]  # the SHA-256 of these files, and of its weights as they were in memory
 
 
 in_memory: dict[str, InMemory] = {}  # by model.revision, while iclgd.run(model=...) lasts
@@ -107,18 +100,19 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
         return held(model).inputs
     if model.source is ModelSource.package:
         return {str(model.file): digest_of(packaged_file(model))}
-    folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
+    folder = own_folder(model)
     if folder.is_dir():
         return {path.relative_to(folder).as_posix(): digest_of(path) for path in _files(folder, model)}
     return {"commit": commit_of(model)}
 
 
-def refuse_file_elsewhere(model: ModelConfig) -> None:
-    """Refuse a `model.file` that is not a path inside the package or folder.
+def own_folder(model: ModelConfig) -> Path:
+    """The folder that a model's name means; where there is none of that name, it is the hub's."""
+    return toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
 
-    Raises:
-        ConfigError: naming it.
-    """
+
+def refuse_file_elsewhere(model: ModelConfig) -> None:
+    """Refuse a `model.file` that is not a path inside the package or folder."""
     if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
         raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
 
@@ -182,9 +176,8 @@ def layers_of(model: ModelConfig) -> int | None:
     elif model.source is ModelSource.memory:
         place = held(model).folder / "config.json"
     else:
-        folder = toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
-        place = folder / "config.json"
-        if not folder.is_dir():
+        place = own_folder(model) / "config.json"
+        if not place.parent.is_dir():
             from huggingface_hub import try_to_load_from_cache
 
             try:
@@ -217,8 +210,10 @@ def commit_of(model: ModelConfig) -> str:
     else:
         try:
             path = Path(hf_hub_download(model.name, key[1], revision=model.revision))
-        except ValueError as error:  # no hub id
-            raise FileNotFoundError(str(error)) from error
+        except (ValueError, OSError) as error:  # no hub id, no such repository, no network
+            raise FileNotFoundError(
+                f"model.name={model.name} is no folder here, and the hub does not give it: {error}"
+            ) from error
         commit = path.parts[path.parts.index("snapshots") + 1]
     if not constants.HF_HUB_OFFLINE:
         _commits[key] = (time.monotonic(), commit)

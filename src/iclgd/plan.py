@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -32,30 +33,18 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that a command would make.
+    """A run that a command would make."""
 
-    Attributes:
-        overrides: what sets it apart, as on the command line.
-        folder: where it goes.
-        state: what is there already, None if nothing is.
-        refused: why it cannot be run; empty if it can.
-        seconds: about how long it takes, from finished runs of its kind; NaN if there are none.
-        config: its settings; None if they cannot be read.
-    """
-
-    overrides: tuple[str, ...]
-    folder: Path
-    state: State | None
-    refused: str = ""
-    seconds: float = math.nan
-    config: Config | None = None
+    overrides: tuple[str, ...]  # what sets it apart, as on the command line
+    folder: Path  # where it goes
+    state: State | None  # what is there already, None if nothing is
+    refused: str = ""  # why it cannot be run; empty if it can
+    seconds: float = math.nan  # about how long it takes, from finished runs of its kind; NaN if there are none
+    config: Config | None = None  # its settings; None if they cannot be read
 
 
 def planned(arguments: Sequence[str]) -> list[Planned]:
     """The runs of a command line.
-
-    Args:
-        arguments: what stands after `iclgd`, without `--dry-run`.
 
     Raises:
         ConfigError: the sweep's points are chosen as it goes.
@@ -125,10 +114,8 @@ def _finished(outputs: Iterable[Path]) -> Iterable[tuple[Mapping[str, Any], floa
             run = RunFolder(status.parent)
             known = run.status()
             if known is not None and known.state is State.done and known.seconds:
-                try:
+                with suppress(OSError, DamagedRun):
                     yield FolderReader(status.parent).config, known.seconds
-                except (OSError, DamagedRun):
-                    continue
 
 
 def _select(settings: Mapping[str, Any], key: str) -> Any:
@@ -154,11 +141,9 @@ def show(arguments: Sequence[str]) -> int:
         )
     todo = [run for run in runs if run.state is not State.done and not run.refused]
     known = [run.seconds for run in todo if not math.isnan(run.seconds)]
-    time = (
-        f"about {duration(mean(known) * len(todo))}, one after the other"
-        if known
-        else "no run of this kind tells how long"
-    )
+    time = "no run of this kind tells how long"
+    if known:
+        time = f"about {duration(mean(known) * len(todo))}, one after the other"
     sys.stdout.writelines(f"{line}\n" for line in _needs([run.config for run in todo if run.config is not None]))
     done = sum(run.state is State.done for run in runs)
     sys.stdout.write(f"{len(runs)} runs: {done} done, {len(todo)} to do" + (f" ({time})" if todo else "") + "\n")
@@ -176,10 +161,8 @@ def _needs(configs: Sequence[Config]) -> Iterator[str]:
         runtime, tuned, task = config.runtime, config.finetune, config.task
         place = f"{config.model.name}, runtime.placement={runtime.placement}, runtime.dtype={runtime.dtype}"
         size = (tuned.procedure, tuned.objective, tuned.trainable, tuned.layers, tuned.epochs, tuned.optimizer)
-        alike = models.setdefault(place, {}).setdefault(
-            str((size, task.shots, task.queries, config.model, runtime)), []
-        )
-        alike.append(config)
+        kind = str((size, task.shots, task.queries, config.model, runtime))
+        models.setdefault(place, {}).setdefault(kind, []).append(config)
     for place, kinds in models.items():
         try:
             found = [(estimate(alike[0]), len(alike)) for alike in kinds.values()]

@@ -56,11 +56,12 @@ def told(value: T) -> T:
     """The first process's value, in every process; a plain value that can be pickled."""
     if count() == 1:
         return value
+    import torch
     from torch import distributed
 
     connect()
     box = [value]
-    distributed.broadcast_object_list(box, src=0, device=_cpu())
+    distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
 
 
@@ -157,9 +158,3 @@ def largest(part: Tensor) -> Tensor:
 
     distributed.all_reduce(part, op=distributed.ReduceOp.MAX)
     return part
-
-
-def _cpu() -> Any:
-    import torch
-
-    return torch.device("cpu")

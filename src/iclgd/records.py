@@ -91,13 +91,13 @@ class Recording:
         attention_scores: scaled dot products before softmax with the query's own tokens; NaN where a query is shorter
             than the longest, and where a local layer cannot see the token. ALiBi's biases count, from the last token.
         label_scores: mean log-probability of each option's tokens, in nats; NaN where a query has fewer options.
-        context_scores: the same with the tokens of the context, summed over heads.
+        context_scores: scaled dot products before softmax with the tokens of the context, summed over heads.
         query_vectors: attention queries of all heads, scaled as in attention.
         next_token_log_probs: over the whole vocabulary, at the token that predicts the label.
         block_output: the residual stream after each block.
         context_mass: share of each head's attention that goes to the context, bos left out.
         losses: training losses of the variant that left this recording, where that variant plays ICL's part.
-        untouched_loss: its trace's, there.
+        untouched_loss: that variant's `untouched_loss` (see `Trace`), where a variant plays ICL's part.
     """
 
     attention_output: Float[Tensor, "example layer d_model"]
@@ -110,6 +110,11 @@ class Recording:
     context_mass: Float[Tensor, "example layer head"] | None = None
     losses: Float[Tensor, " step"] | None = None
     untouched_loss: Float[Tensor, ""] | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was taken, by name."""
+        every = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
 OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output", "context_mass")
@@ -159,6 +164,11 @@ class Evidence:
     recordings: Mapping[str, Recording]
     trace: Trace
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was recorded, as SETTING.FIELD."""
+        pairs = [(setting, *pair) for setting, one in self.recordings.items() for pair in one.tensors().items()]
+        return {f"{setting}.{name}": tensor for setting, name, tensor in pairs}
 
     def lookup(self, path: str) -> Any:
         """The value at a dotted path: `SETTING.FIELD`, `trace.FIELD` or the name of a fact.

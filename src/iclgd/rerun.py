@@ -10,7 +10,7 @@ import yaml
 from iclgd import paths
 from iclgd.config import ConfigError
 from iclgd.runs.files import plain
-from iclgd.runs.stored import settings_of
+from iclgd.runs.reader import settings_of
 
 OPTION = "--rerun"
 _NAME = "rerun"

@@ -26,11 +26,7 @@ def variant(config: Config, name: str | None, key: str = "metric.compare_with") 
 
 
 def reference_config(config: Config) -> Config:
-    """The run as the reference has it: its variant, rate and order; the run itself where all of that is ICL's own.
-
-    Raises:
-        ConfigError: there is no such variant.
-    """
+    """The run as the reference has it: its variant, rate and order; the run itself where all of that is ICL's own."""
     reference, task = config.reference, config.task
     if reference.name != ICL:
         chosen = variant(config, reference.name, "reference.name")

@@ -13,8 +13,7 @@ from iclgd.choices import RandomUpdate
 from iclgd.config import Config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
-from iclgd.evidence.orders import orders
-from iclgd.evidence.reference import Reference
+from iclgd.evidence.reference import Reference, orders
 from iclgd.evidence.weights import context_changes, random_changes, undefined_changes
 from iclgd.records import PromptSet
 from iclgd.seeding import torch_stream
@@ -28,21 +27,18 @@ def facts(
 ) -> dict[str, Any]:
     """Every fact that the scores name; `early`, those that can be had while finetuning goes on."""
     prompts, config, shape = lab.prompts, lab.config, settings.icl.attention_output.shape
-    attention_shape = (*shape[:2], len(prompts.context()))
     makers: dict[str, Callable[[], Any]] = {
         "labels": lambda: torch.tensor([query.label for query in prompts.queries]),
         "first_label_token": lambda: torch.tensor([prompts.options(q)[q.label][0] for q in prompts.queries]),
         "random_update": lambda: random_update(shape, config),
         "context_example": lambda: _context_example(prompts),
         "training_query_vectors": lambda: learned.training_queries,
-        "random_attention": lambda: torch.rand(
-            attention_shape, generator=torch_stream("random attention", config.seed)
-        ),
+        "random_attention": lambda: random_attention((*shape[:2], len(prompts.context())), config),
         "trained_changes": lambda: learned.changes or undefined_changes(lab),
         "static_changes": lambda: context_changes(lab),
         "random_changes": lambda: random_changes(lab),
         "one_shot_updates": lambda: _one_shot_updates(reference, settings),
-        "icl_orders": lambda: _icl_orders(reference),
+        "icl_orders": lambda: torch.stack([reference.recording("icl", o).label_scores for o in reference.orders()]),
         "ft_orders": lambda: _ft_orders(lab, settings, learned),
     }
     if early:
@@ -58,6 +54,11 @@ def random_update(shape: torch.Size, config: Config) -> Tensor:
     return torch.randn(shape, generator=stream)
 
 
+def random_attention(shape: tuple[int, ...], config: Config) -> Tensor:
+    """What the random baseline takes for attention to the context."""
+    return torch.rand(shape, generator=torch_stream("random attention", config.seed))
+
+
 def _context_example(prompts: PromptSet) -> Tensor:
     owners = torch.full((len(prompts.context()),), -1)
     for number, (start, end) in enumerate(prompts.context_spans()):
@@ -71,10 +72,6 @@ def _one_shot_updates(reference: Reference, settings: Settings) -> Tensor:
     alone = [replace(prompts, in_context=(index,), training=(items[index],)) for index in prompts.in_context]
     updates = (reference.recording("icl", one).attention_output - settings.zsl.attention_output for one in alone)
     return sum(updates, torch.zeros(()))
-
-
-def _icl_orders(reference: Reference) -> Tensor:
-    return torch.stack([reference.recording("icl", order).label_scores for order in reference.orders()])
 
 
 def _ft_orders(lab: Laboratory, settings: Settings, learned: Learned) -> Tensor:

@@ -17,9 +17,7 @@ from iclgd.variants import ICL
 def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None = None) -> Evidence:
     """Everything the scores need.
 
-    Args:
-        lab: the model, its prompts and what is wanted.
-        after_step: called every `metric.every` steps of finetuning with the evidence so far.
+    `after_step` is called every `metric.every` steps of finetuning with the evidence so far.
     """
     owners = {path.partition(".")[0] for path in lab.wanted}
     zsl = lab.untouched("zsl")

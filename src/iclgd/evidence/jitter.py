@@ -46,10 +46,6 @@ def spread(summary: Mapping[str, Any], repeated: Sequence[Mapping[str, Any]]) ->
 
     A repeat in which a score that the run has is undefined (its finetuning diverged) has left it too.
 
-    Args:
-        summary: the run's scores, as in scores.json.
-        repeated: the same for each repeat, of some of them.
-
     Returns:
         By score {"mean", "means", "spread", "moved"}; spread is the largest distance between any two.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -26,21 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Records one model on one set of prompts.
-
-    Attributes:
-        model: the model.
-        prompts: demonstrations and queries.
-        config: the run.
-        wanted: the input paths that scores name (`metrics.required_inputs`).
-        progress: where stages are shown.
-    """
+    """Records one model on one set of prompts."""
 
     model: LanguageModel
-    prompts: PromptSet
-    config: Config
-    wanted: set[str]
-    progress: Progress
+    prompts: PromptSet  # demonstrations and queries
+    config: Config  # the run
+    wanted: set[str]  # the input paths that scores name (`metrics.required_inputs`)
+    progress: Progress  # where stages are shown
 
     def questions(self) -> list[Question]:
         """The queries as the recorder takes them."""
@@ -70,8 +62,18 @@ class Laboratory:
         plan, key = self.plan(setting), self.recording_key(setting, context)
         cache = recordings_cache(self.config.runtime)
         recording, reused = ranks.once(partial(cache.get_or_compute, key), lambda: self.record(setting, context, plan))
-        log.info("%s: %s", setting, "reused a recording made before" if reused else "recorded")
+        self.tell(setting, reused)
         return recording
+
+    @cached_property
+    def _told(self) -> set[str]:
+        return set()
+
+    def tell(self, what: str, reused: bool) -> None:
+        """Log where a recording comes from, once for each setting of the run."""
+        if what not in self._told:
+            self._told.add(what)
+            log.info("%s: %s", what, "taken from an earlier run" if reused else "recorded")
 
     def recording_key(self, setting: str, context: tuple[int, ...]) -> dict[str, Any]:
         """Everything that a recording of the model as it was loaded depends on, as plain values."""

@@ -39,19 +39,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """What finetuning left: its trace, the ft recording, and, if wanted, attention queries and changes of weights.
+    """What finetuning left: its trace, the ft recording, and, if wanted, attention queries and changes of weights."""
 
-    Attributes:
-        trace: what happened.
-        recording: of the finetuned model.
-        training_queries: attention queries at the demonstrations.
-        changes: of the feed-forward weights.
-    """
-
-    trace: Trace
-    recording: Recording
+    trace: Trace  # what happened
+    recording: Recording  # of the finetuned model
+    # attention queries at the demonstrations
     training_queries: Float[Tensor, "context layer heads_x_head_dim"] | None = None
-    changes: Changes | None = None
+    changes: Changes | None = None  # of the feed-forward weights
 
 
 def learn(
@@ -63,12 +57,8 @@ def learn(
 ) -> Learned:
     """Finetune as `lab.config.finetune` says, record, put the weights back.
 
-    Args:
-        lab: the model and its prompts.
-        settings: recordings of the model as it was loaded.
-        setting: what the recording will be called; scores that name it say what is recorded.
-        prompts: the demonstrations, if others than the laboratory's.
-        after: called with the number of steps done, after each.
+    The recording is called `setting`: scores that name it say what is recorded. `after` is called with the
+    number of steps done, after each.
     """
     prompts, finetune = prompts or lab.prompts, lab.config.finetune
     if finetune.procedure is Procedure.exact_patch:  # changes of weights that belong to a token come with its pass
@@ -122,11 +112,7 @@ def learning_key(lab: Laboratory, setting: str, prompts: PromptSet) -> dict[str,
 
 
 def compared(lab: Laboratory, settings: Settings) -> Recording:
-    """The recording of the variant that `metric.compare_with` names.
-
-    Raises:
-        ConfigError: it names none.
-    """
+    """The recording of the variant that `metric.compare_with` names."""
     config, training = variant(lab.config, lab.config.metric.compare_with), None
     if config.finetune.data is not TrainingData.demonstrations:
         training = encode(draw(config), config, lab.model.tokenizer, lab.model.window).training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,29 +11,21 @@ from iclgd.choices import Procedure
 from iclgd.config import Config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
-from iclgd.evidence.orders import orders
 from iclgd.models import LanguageModel
 from iclgd.records import PromptSet, Recording, Trace
 from iclgd.runs.cache import recordings_cache
+from iclgd.seeding import permuted
 from iclgd.tasks import draw, encode
 from iclgd.variants import ICL, reference_config
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference of one run.
+    """The reference of one run."""
 
-    Attributes:
-        lab: the run's model and queries, with the reference's own config.
-        prompts: its own demonstrations.
-        settings: the run's recordings of the model as it was loaded.
-    """
-
-    lab: Laboratory
-    prompts: PromptSet
-    settings: Settings
+    lab: Laboratory  # the run's model and queries, with the reference's own config
+    prompts: PromptSet  # its own demonstrations
+    settings: Settings  # the run's recordings of the model as it was loaded
 
     def orders(self) -> list[PromptSet]:
         """Its demonstrations in its own order and in others."""
@@ -48,7 +40,7 @@ class Reference:
         if f"{setting}.context_scores" in self.lab.wanted:  # they are with the run's own demonstrations, in its order
             key["context_scores_with"] = self.lab.prompts.context()
         recording, reused = cache.get_or_compute({**key, "as": ICL}, lambda: self._learned(setting, prompts))
-        log.info("%s is %s: %s", setting, name, "reused a recording made before" if reused else "recorded")
+        self.lab.tell(f"{setting} is {name}", reused)
         return recording
 
     def _learned(self, setting: str, prompts: PromptSet) -> Recording:
@@ -73,11 +65,7 @@ def _with_losses(recording: Recording, trace: Trace) -> Recording:
 
 
 def referred(lab: Laboratory, settings: Settings) -> Reference:
-    """The reference that the run's config names.
-
-    Raises:
-        ConfigError: no such variant, or not enough rows for another sample.
-    """
+    """The reference that the run's config names."""
     prompts = reference_prompts(lab.config, lab.model, lab.prompts)
     if prompts is None:
         return Reference(lab, lab.prompts, settings)
@@ -95,3 +83,20 @@ def reference_prompts(config: Config, model: LanguageModel, prompts: PromptSet) 
         return None
     own = encode(draw(other, other.reference.draw), other, model.tokenizer, model.window)
     return replace(own, queries=prompts.queries)
+
+
+def orders(prompts: PromptSet, config: Config) -> list[PromptSet]:
+    """The demonstrations in the run's own order and in `metric.orders` others, no two alike.
+
+    There are fewer where so few demonstrations do not have as many orders.
+    """
+    count, items = len(prompts.in_context), prompts.training_items()
+    by_rank = {tuple(range(count)): prompts}
+    step, wanted = config.task.permutation, config.metric.orders + 1
+    while len(by_rank) < wanted and (count > 8 or len(by_rank) < math.factorial(count)):
+        step += 1
+        rank = tuple(permuted(count, config.seed, step))
+        training = tuple(items[i] for i in permuted(len(items), config.seed, step))
+        reordered = replace(prompts, in_context=tuple(prompts.in_context[i] for i in rank), training=training)
+        by_rank.setdefault(rank, reordered)
+    return list(by_rank.values())

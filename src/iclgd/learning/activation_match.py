@@ -14,7 +14,7 @@ from iclgd.config import Config
 from iclgd.learning.finetuning import AfterStep, Loop
 from iclgd.learning.parameters import trainable, trained_parameters
 from iclgd.models.attention import AttentionPass
-from iclgd.models.forward import forward
+from iclgd.models.forward import forward, padded
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.offload import read_again
 from iclgd.models.recorder import added_outputs
@@ -36,15 +36,8 @@ def activation_matched(
     """Within the block, the model without context is trained to give ICL's attention outputs on the queries themselves.
 
     The loss is, over layers, the mean squared distance to `target` relative to the target's mean square. It follows
-    the idea of IA2 (arXiv 2509.22621), but sees the very queries that are measured: a ceiling, not a method.
-
-    Args:
-        model: the model.
-        prompts: the queries.
-        target: attention outputs of the icl recording.
-        config: `finetune.lr`, `epochs`, `optimizer`, `layers`, `trainable` and `rank` hold.
-        after_step: called with the number of steps done, after each.
-        ranks: also take the ranks of the weights' changes.
+    the idea of IA2 (arXiv 2509.22621), but sees the very queries that are measured: a ceiling, not a method. Of
+    `config.finetune`, `lr`, `epochs`, `optimizer`, `layers`, `trainable` and `rank` hold.
 
     Yields:
         What happened; the weights are put back afterwards.
@@ -72,11 +65,9 @@ def _distance(
     model: LanguageModel, prompts: PromptSet, batch: list[int], target: Tensor, scale: Tensor
 ) -> Float[Tensor, ""]:
     rows = [(*prompts.bos, *prompts.queries[i].token_ids) for i in batch]
-    width = max(map(len, rows))
-    padded = torch.tensor([row + (row[-1],) * (width - len(row)) for row in rows])
     now = AttentionPass(lengths=torch.tensor([len(row) for row in rows], device=model.device))
     with torch.enable_grad(), read_again(model.network), added_outputs(model, now) as added:
-        forward(model, padded, now)
+        forward(model, padded(rows), now)
         home = added[model.layers - 1].device  # blocks may lie on several devices
         found = torch.stack([added[layer].to(home) for layer in range(model.layers)], dim=1).float()
         return ((found - target.to(found)).square().mean(dim=(0, 2)) / scale.to(found)).mean()

@@ -17,7 +17,7 @@ from iclgd.choices import Batch, Direction, Exit, LossOn, Procedure, StepPer, Tr
 from iclgd.config import Config, FinetuneConfig
 from iclgd.learning import losses
 from iclgd.learning.low_rank import LowRank
-from iclgd.learning.objectives import Objective, lcgd, options_of, refuse_unreached, resolve_objective
+from iclgd.learning.objectives import Objective, ObjectiveOptions, lcgd, refuse_unreached, resolve_objective
 from iclgd.learning.optimisers import optimiser, optimiser_class
 from iclgd.learning.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.learning.stability import last_steps, suspicious
@@ -63,15 +63,8 @@ def finetuned(
 ) -> Iterator[Trace]:
     """Within the block, the model is finetuned; afterwards its weights are, bit for bit, what they were.
 
-    Reference protocol (Deutch et al. 2024, app. A): plain SGD, no momentum, no clipping, batch size 1, in order.
-
-    Args:
-        model: the model.
-        prompts: the demonstrations.
-        config: its `finetune` and `protocol` say how.
-        after_step: called with the number of steps done, after each.
-        ranks: also take the ranks of the weights' changes, which costs a decomposition of each.
-        noise: the random stream of `finetune.noise`.
+    Reference protocol (Deutch et al. 2024, app. A): plain SGD, no momentum, no clipping, batch size 1, in order. The
+    ranks of changes cost a decomposition of each; `noise` names the random stream of `finetune.noise`.
 
     Yields:
         What happened; `diverged_at` is set if a loss or gradient was not finite, and training stopped there.
@@ -108,7 +101,8 @@ class Loop:
         self.noise = torch_stream(finetune.name.replace("_", " "), self.config.seed)
         self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
         self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]
-        learner, layers = self._optimizer(), [item.layer for item in self.trained]
+        leaves = self.low_rank.leaves if self.low_rank else self.leaves
+        learner, layers = optimiser(finetune.optimizer, leaves, finetune.lr), [item.layer for item in self.trained]
         history: list[float] = []
         norms: list[Tensor] = []
         diverged_at = None
@@ -146,15 +140,10 @@ class Loop:
         for item, original in zip(self.trained, self.before, strict=True):
             part, was = item.part(item.parameter.data), item.part(original)
             noise = torch.randn(part.shape, generator=stream).to(part)
-            item.write(
-                item.parameter.data, part + noise * (self.config.finetune.noise * (part - was).norm() / noise.norm())
-            )
+            length = self.config.finetune.noise * (part - was).norm() / noise.norm()
+            item.write(item.parameter.data, part + noise * length)
         after = self._trace(trace.losses.tolist(), list(trace.gradient_norms), trace.diverged_at)
         return replace(trace, update_norms=after.update_norms, update_ranks=after.update_ranks)
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        leaves = self.low_rank.leaves if self.low_rank else self.leaves
-        return optimiser(self.config.finetune.optimizer, leaves, self.config.finetune.lr)
 
     def _step(self, learner: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
         if self.low_rank:
@@ -195,7 +184,7 @@ class Loop:
 
     def _of(self, objective: Objective, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
         layers = tuple(sorted({item.layer for item in self.trained}))
-        options = options_of(self.config.finetune, self.config.protocol.exit, layers)
+        options = ObjectiveOptions(layers, self.config.protocol.exit, self.config.finetune.exit_layer)
         total = sum(objective(self.model, sequence, options) for sequence in batch) / len(batch)
         return total, self.collect(len(batch))
 
@@ -214,10 +203,8 @@ class Loop:
         return gradients
 
     def _trace(self, history: list[float], norms: list[Tensor], diverged_at: int | None) -> Trace:
-        changes = [
-            item.parameter.detach().float() - original.float()
-            for item, original in zip(self.trained, self.before, strict=True)
-        ]
+        pairs = zip(self.trained, self.before, strict=True)
+        changes = [item.parameter.detach().float() - original.float() for item, original in pairs]
         finite = diverged_at is None
         undefined = torch.full((self.model.layers,), float("nan"))
         return Trace(
@@ -232,11 +219,7 @@ class Loop:
 
 
 def check(finetune: FinetuneConfig, exit_at: Exit) -> None:
-    """Refuse objectives and optimisers that are not there, and losses that reach nothing, before a model loads.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Refuse objectives and optimisers that are not there, and losses that reach nothing, before a model loads."""
     if finetune.procedure is Procedure.train:
         objectives = [resolve_objective(finetune.objective)]
         if finetune.norm_of is not None:

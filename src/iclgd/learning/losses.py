@@ -131,11 +131,6 @@ def unembedded_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of block outputs read by the model's own final norm and unembedding, both frozen.
 
-    Args:
-        model: the model.
-        hidden: outputs of blocks, before the final norm.
-        targets: the token that each row should predict.
-
     Returns:
         The sum over rows in nats, differentiable in `hidden`.
     """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from iclgd.choices import Exit
-from iclgd.config import ConfigError, FinetuneConfig
+from iclgd.config import ConfigError
 from iclgd.imports import imported
 from iclgd.learning.losses import Sequence, unembedded_loss
 from iclgd.models.hooks import hidden_of, hooks
@@ -85,11 +85,7 @@ def lcgd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) ->
 
 
 def refuse_unreached() -> NoReturn:
-    """Say that the exits of layer-causal losses lie before all that is trained.
-
-    Raises:
-        ConfigError: always.
-    """
+    """Say that the exits of layer-causal losses lie before all that is trained."""
     raise ConfigError(
         "protocol.exit=attention_output leaves a block before all that finetune.trainable names: set "
         "protocol.exit=block_output, or train attention too"
@@ -169,11 +165,7 @@ _OBJECTIVES: dict[str, Objective] = {"gd": gd, "lcgd": lcgd, "short_circuit": sh
 
 
 def resolve_objective(name: str, key: str = "finetune.objective") -> Objective:
-    """The objective of a name: one of this module's, or a dotted path to a function of yours.
-
-    Raises:
-        ConfigError: there is no such function.
-    """
+    """The objective of a name: one of this module's, or a dotted path to a function of yours."""
     if name in _OBJECTIVES:
         return _OBJECTIVES[name]
     if "." not in name:
@@ -182,8 +174,3 @@ def resolve_objective(name: str, key: str = "finetune.objective") -> Objective:
     if not callable(found):
         raise ConfigError(f"{key}={name} is a {type(found).__name__}: an objective is a function")
     return cast(Objective, found)
-
-
-def options_of(finetune: FinetuneConfig, exit_at: Exit, layers: tuple[int, ...]) -> ObjectiveOptions:
-    """The options that a config gives to its objective."""
-    return ObjectiveOptions(layers=layers, exit=exit_at, exit_layer=finetune.exit_layer)

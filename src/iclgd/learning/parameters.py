@@ -21,22 +21,13 @@ from iclgd.models.offload import resident
 
 @dataclass(frozen=True)
 class Trained:
-    """One parameter of one layer that is trained, whole or, in a fused projection, some of queries, keys and values.
-
-    Attributes:
-        layer: the block.
-        name: the parameter's, from the block.
-        module: what owns it.
-        key: what it is called there.
-        parts: which of `q`, `k` and `v` of a fused projection are trained; empty for the whole parameter.
-        model: the model.
-    """
+    """One parameter of one layer that is trained, whole or, in a fused projection, some of queries, keys and values."""
 
     layer: int
-    name: str
-    module: nn.Module
-    key: str
-    parts: str
+    name: str  # the parameter's, from the block
+    module: nn.Module  # what owns it
+    key: str  # what it is called there
+    parts: str  # which of `q`, `k` and `v` of a fused projection are trained; empty for the whole parameter
     model: LanguageModel
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,10 +51,9 @@ def certificate(config: Config) -> dict[str, Any] | None:
     if stored_apart(runtime.dtype):
         compute_in_float32(alone)
         compute_in_float32(placed)
-    differences = _differences(
-        _facts(assemble(alone.to(device).eval(), None)),  # pyright: ignore[reportArgumentType]
-        _facts(assemble(placed.eval(), None)),
-    )
+    expected = _facts(assemble(alone.to(device).eval(), None))  # pyright: ignore[reportArgumentType]
+    found = _facts(assemble(placed.eval(), None))
+    differences = {name: _difference(tensor, found[name]) for name, tensor in expected.items()}
     worst = max(differences, key=lambda name: differences[name])
     if not differences[worst] <= _TOLERANCE[used]:
         raise UnsupportedModelError(
@@ -110,8 +108,5 @@ def _facts(model: LanguageModel) -> dict[str, Tensor]:
     return facts
 
 
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
-    return {
-        name: ((found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-12)).item()
-        for name, tensor in expected.items()
-    }
+def _difference(expected: Tensor, found: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()

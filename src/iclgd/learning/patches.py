@@ -23,7 +23,7 @@ from iclgd.config import Config
 from iclgd.learning.parameters import layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import refuse_without_exact_form, watching, weight_of, without_bias
-from iclgd.models.forward import Prefix, encode_prefix, forward
+from iclgd.models.forward import Prefix, encode_prefix, forward, padded
 from iclgd.models.language_model import LanguageModel
 from iclgd.records import PromptSet, Trace
 
@@ -33,18 +33,9 @@ Factors = tuple[Float[Tensor, "row d_out"], Float[Tensor, "row d_in"]]
 class ExactPatch:
     """Rank-1 changes of each token's own feed-forward weights, after which ICL's block outputs come without context.
 
-    It is made for one batch at a time and handed to the recorder, which lets it act around the batch's pass. The label
-    tokens that are scored after a query are patched too, each by its own change, so that scores of labels of several
-    tokens are ICL's.
-
-    Args:
-        model: the model.
-        context: the tokens before each query under ICL.
-        config: `finetune.patch` and `finetune.layers` hold.
-        keep: keep the factors of the last batch's changes in `factors`.
-
-    Raises:
-        ConfigError: the model's blocks have no exact form.
+    It is made for one batch at a time and handed to the recorder, which lets it act around the batch's pass. The
+    label tokens that are scored after a query are patched too, each by its own change, so that scores of labels of
+    several tokens are ICL's. With `keep`, `factors` has those of the last batch's changes.
     """
 
     def __init__(self, model: LanguageModel, context: tuple[int, ...], config: Config, keep: bool = False) -> None:
@@ -172,17 +163,8 @@ def statically_patched(
     thousand times as long as others. Calibration queries are rows of the
     train split that are neither demonstrations nor measured; their labels are not used.
 
-    Args:
-        model: the model.
-        prompts: the demonstrations, and the calibration queries.
-        config: `finetune.patch`, `ridge` and `layers` hold.
-        ranks: also take the ranks of the weights' changes.
-
     Yields:
         A trace without steps; the weights are put back afterwards.
-
-    Raises:
-        ConfigError: the model's blocks have no exact form.
     """
     layers = parse_layers(config.finetune.layers)
     trained = trained_parameters(model, Trainable.mlp, layers)
@@ -205,22 +187,22 @@ def static_changes(
     refuse_without_exact_form(model, config.finetune.name)
     layers = parse_layers(config.finetune.layers) or tuple(range(model.layers))
     queries, which = [item.token_ids for item in prompts.calibration], config.finetune.patch
-    padded, now, rows = _batch(model, queries, which)
-    target = observed(model, padded, now, encode_prefix(model, prompts.context()), rows, layers)
+    token_ids, now, rows = _batch(model, queries, which)
+    target = observed(model, token_ids, now, encode_prefix(model, prompts.context()), rows, layers)
     # What stands first is read with changed weights too, so it is no prefix here. Context does nothing to it, and every
     # later token attends to it (the attention sink), so that it must stay what it is: it is fitted to itself.
     first = len(prompts.bos)
-    padded, now, rows = _batch(model, [prompts.bos + tokens for tokens in queries], which, first)
+    token_ids, now, rows = _batch(model, [prompts.bos + tokens for tokens in queries], which, first)
     if first:
         alone = AttentionPass(lengths=torch.tensor([first], device=model.device))
         itself = torch.arange(first, device=model.device)
         own = observed(model, torch.tensor([prompts.bos]), alone, None, itself, layers)
-        starts = torch.arange(len(queries), device=model.device)[:, None] * padded.shape[1] + itself
+        starts = torch.arange(len(queries), device=model.device)[:, None] * token_ids.shape[1] + itself
         target.take(own, len(queries))
         rows = torch.cat([rows, starts.flatten()])
     fit = _Fitted(model, target, rows, config.finetune.ridge)
     with watching(model, layers, fit):
-        forward(model, padded, now)
+        forward(model, token_ids, now)
     return fit.changes
 
 
@@ -228,12 +210,10 @@ def _batch(
     model: LanguageModel, sequences: Sequence[tuple[int, ...]], which: PatchTokens, lead: int = 0
 ) -> tuple[Int[Tensor, "example token"], AttentionPass, Int[Tensor, " row"]]:
     """Sequences padded on the right, and which rows of the flattened batch are to be patched."""
-    width = max(map(len, sequences))
-    padded = torch.tensor([tokens + (tokens[-1],) * (width - len(tokens)) for tokens in sequences])
-    lengths = torch.tensor([len(tokens) for tokens in sequences])
+    token_ids, lengths = padded(sequences), torch.tensor([len(tokens) for tokens in sequences])
     now = AttentionPass(lengths=lengths.to(model.device))
-    chosen = patched_tokens(which, now, lengths, width, lead)
-    return padded, now, chosen.flatten().nonzero().squeeze(1).to(model.device)
+    chosen = patched_tokens(which, now, lengths, token_ids.shape[1], lead)
+    return token_ids, now, chosen.flatten().nonzero().squeeze(1).to(model.device)
 
 
 class _Fitted:

@@ -54,10 +54,7 @@ def instability(losses: Float[Tensor, " step"], untouched: float) -> str | None:
 def jittered(trained: Sequence[Trained], repeat: int, seed: int) -> Iterator[None]:
     """Within the block, every trained number is one rounding step above or below what it was, at random.
 
-    Args:
-        trained: what finetuning will change.
-        repeat: which repeat it is; each has signs of its own.
-        seed: the run's.
+    Each repeat has signs of its own.
     """
     signs = torch_stream(f"jitter {repeat}", seed)
     with resident(item.module for item in trained):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iclgd.metrics.numerics import difference
+from iclgd.metrics.numerics import bases, difference, over_largest
 from iclgd.metrics.registry import metric
 
 
@@ -33,7 +33,7 @@ def update_cka(
     def similarity(x: Tensor, y: Tensor) -> Tensor:
         if x.shape[0] < 3:
             return torch.tensor(torch.nan, dtype=torch.float64)
-        x, y = _scaled(x - x.mean(0)), _scaled(y - y.mean(0))
+        x, y = over_largest(x - x.mean(0)), over_largest(y - y.mean(0))
         if x.shape[0] <= x.shape[1]:
             first, second = x @ x.T, y @ y.T
             shared = (first * second).sum()
@@ -68,7 +68,7 @@ def subspace_overlap(
         raise ValueError(f"params.r={r} spans nothing: give 1 or more")
 
     def similarity(x: Tensor, y: Tensor) -> Tensor:
-        return (_main_directions(x, r).T @ _main_directions(y, r)).square().sum().clamp(max=r) / r
+        return (bases(x.T, r)[0].T @ bases(y.T, r)[0]).square().sum().clamp(max=r) / r
 
     return _by_layer(similarity, icl, ft, zsl)
 
@@ -110,22 +110,5 @@ def _by_layer(similarity, icl: Tensor, ft: Tensor, zsl: Tensor) -> Float[Tensor,
     for layer in range(zsl.shape[1]):
         x, y = (difference(h[:, layer], zsl[:, layer]) for h in (icl, ft))
         defined = (x.isfinite() & y.isfinite()).all(-1)
-        values.append(similarity(_scaled(x[defined]), _scaled(y[defined])))
+        values.append(similarity(over_largest(x[defined]), over_largest(y[defined])))
     return torch.stack(values)
-
-
-def _scaled(matrix: Tensor) -> Tensor:
-    return matrix / matrix.abs().max() if matrix.numel() else matrix
-
-
-def _main_directions(matrix: Float[Tensor, "example d_model"], r: int) -> Float[Tensor, "d_model r"]:
-    """The first r right singular vectors, from the smaller of the two Gram matrices; NaN if the rank is below r."""
-    undefined = torch.full((matrix.shape[1], r), torch.nan, dtype=torch.float64)
-    if min(matrix.shape) < r or matrix.isnan().any():
-        return undefined
-    wide = matrix.shape[0] <= matrix.shape[1]
-    strengths, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
-    strengths, vectors = strengths[-r:], vectors[:, -r:]
-    if strengths[0] <= strengths[-1] * max(matrix.shape) * torch.finfo(torch.float64).eps:
-        return undefined
-    return torch.linalg.qr(matrix.T @ vectors).Q if wide else vectors

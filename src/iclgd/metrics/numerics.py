@@ -56,6 +56,24 @@ def cosine(a: Float[Tensor, "*axes n"], b: Float[Tensor, "*axes n"]) -> Float[Te
     return (torch.linalg.vecdot(a, b) / lengths).clamp(-1, 1)
 
 
+def over_largest(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """A matrix over its largest absolute entry, in float64; NaN where it is zero."""
+    return matrix.double() / matrix.abs().max() if matrix.numel() else matrix.double()
+
+
+def bases(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Float[Tensor, "rows r"], Float[Tensor, "columns r"]]:
+    """The first r left and right singular vectors, from the smaller Gram matrix; NaN where the rank is below r."""
+    tall = matrix.shape[0] >= matrix.shape[1]
+    thin = matrix if tall else matrix.T
+    vectors, others = (thin.new_full((size, r), torch.nan) for size in (thin.shape[1], thin.shape[0]))
+    if thin.shape[1] >= r and not matrix.isnan().any():
+        strengths, found = torch.linalg.eigh(thin.T @ thin)
+        if strengths[-r] > strengths[-1] * max(matrix.shape) * torch.finfo(torch.float64).eps:
+            vectors = found[:, -r:]
+            others = torch.linalg.qr(thin @ vectors).Q
+    return (others, vectors) if tall else (vectors, others)
+
+
 def highest(scores: Float[Tensor, "*axes n"], k: int) -> Bool[Tensor, "*axes n"]:
     """Which entries are the k highest of the last axis; among equals the first ones. Entries must not be NaN."""
     threshold = scores.topk(k, dim=-1).values[..., -1:]

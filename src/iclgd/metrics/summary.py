@@ -57,16 +57,11 @@ def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
     for name, score in scores.items():
         values = _by_example_and_layer(score)
         example, layer = np.indices(values.shape)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "score": name,
-                    "example": example.ravel() if "example" in score.axes else -1,
-                    "layer": layer.ravel() if "layer" in score.axes else -1,
-                    "value": values.ravel(),
-                }
-            )
-        )
+        places = {
+            "example": example.ravel() if "example" in score.axes else -1,
+            "layer": layer.ravel() if "layer" in score.axes else -1,
+        }
+        parts.append(pd.DataFrame({"score": name, **places, "value": values.ravel()}))
     if not parts:
         return pd.DataFrame({"score": [], "example": [], "layer": [], "value": []})
     return pd.concat(parts, ignore_index=True).astype({"example": np.int64, "layer": np.int64})
@@ -99,28 +94,25 @@ def _summary(score: Score, spec: ScoreConfig) -> dict[str, Any]:
         "ci": ci,
     }
     if "head" in score.axes and has_layers:
-        summary["heads"] = [[_number(value) for value in row] for row in _by_layer_and_head(score)]
+        summary["heads"] = [[_number(value) for value in row] for row in _averaged(score, "layer", "head")]
     return summary
 
 
 def _by_example_and_layer(score: Score) -> Float[Array, "example layer"]:
     """The values with exactly these two axes, of length 1 where absent; all other axes averaged over."""
-    values, axes = _finite(score), list(score.axes)
-    for axis in [axis for axis in axes if axis not in ("example", "layer")]:
-        values = nanmean(values, axes.index(axis))
-        axes.remove(axis)
-    values = values.transpose([axes.index(axis) for axis in ("example", "layer") if axis in axes])
-    if "example" not in axes:
+    values = _averaged(score, "example", "layer")
+    if "example" not in score.axes:
         values = values[None]
-    return values if "layer" in axes else values[..., None]
+    return values if "layer" in score.axes else values[..., None]
 
 
-def _by_layer_and_head(score: Score) -> Float[Array, "layer head"]:
+def _averaged(score: Score, *kept: str) -> Float[Array, "..."]:
+    """The values over these axes, as far as there are such, in this order; all other axes averaged over."""
     values, axes = _finite(score), list(score.axes)
-    for axis in [axis for axis in axes if axis not in ("layer", "head")]:
+    for axis in [axis for axis in axes if axis not in kept]:
         values = nanmean(values, axes.index(axis))
         axes.remove(axis)
-    return values.transpose([axes.index("layer"), axes.index("head")])
+    return values.transpose([axes.index(axis) for axis in kept if axis in axes])
 
 
 def _finite(score: Score) -> Float[Array, "..."]:

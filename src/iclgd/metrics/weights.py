@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iclgd.metrics.numerics import cosine
+from iclgd.metrics.numerics import bases, cosine, over_largest
 from iclgd.metrics.registry import metric
 
 Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]
@@ -41,7 +41,7 @@ def weight_principal_angles(trained: Changes, context: Changes, r: int = 8) -> F
     """
 
     def angles(a: Tensor, b: Tensor) -> Tensor:
-        sides = zip(_bases(a, r), _bases(b, r), strict=True)
+        sides = zip(bases(a, r), bases(b, r), strict=True)
         return torch.stack([(mine.T @ its).square().sum() / r for mine, its in sides]).mean().clamp(max=1)
 
     return _by_matrix(angles, trained, context)
@@ -58,7 +58,7 @@ def weight_norm_explained(trained: Changes, context: Changes, r: int = 8) -> Flo
     """
 
     def explained(a: Tensor, b: Tensor) -> Tensor:
-        left, right = _bases(b, r)
+        left, right = bases(b, r)
         return (left.T @ a @ right).square().sum() / a.square().sum()
 
     return _by_matrix(explained, trained, context)
@@ -70,28 +70,10 @@ def _by_matrix(compare: Callable[[Tensor, Tensor], Tensor], one: Changes, other:
         [
             torch.stack(
                 [
-                    compare(_scaled(a), _scaled(b)).double() if a.any() and b.any() else nothing
+                    compare(over_largest(a), over_largest(b)).double() if a.any() and b.any() else nothing
                     for a, b in zip(first, second, strict=True)
                 ]
             )
             for first, second in zip(one, other, strict=True)
         ]
     )
-
-
-def _scaled(matrix: Tensor) -> Tensor:
-    return matrix.double() / matrix.abs().max()
-
-
-def _bases(matrix: Float[Tensor, "d_out d_in"], r: int) -> tuple[Float[Tensor, "d_out r"], Float[Tensor, "d_in r"]]:
-    """The first r left and right singular vectors, from the smaller Gram matrix; NaN where the rank is below r."""
-    tall = matrix.shape[0] >= matrix.shape[1]
-    thin = matrix if tall else matrix.T
-    strengths, vectors = torch.linalg.eigh(thin.T @ thin)
-    strengths, vectors = strengths[-r:], vectors[:, -r:]
-    if len(strengths) < r or strengths[0] <= strengths[-1] * max(matrix.shape) * torch.finfo(torch.float64).eps:
-        vectors = torch.full_like(vectors, torch.nan)
-    others = (
-        torch.linalg.qr(thin @ vectors).Q if not vectors.isnan().any() else thin.new_full((len(thin), r), torch.nan)
-    )
-    return (others, vectors) if tall else (vectors, others)

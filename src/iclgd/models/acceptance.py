@@ -29,22 +29,16 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class AcceptedModel:
-    """What of a model may be read.
+    """What of a model may be read."""
 
-    Attributes:
-        name: how messages call the model: the hub id or the folder.
-        view: a folder that holds links to the accepted files, and its config without what is not obeyed. It is gone
-            when this object is.
-        weights: the weight files by the names they have in the model's folder.
-        gguf: the name of the GGUF file in `view`, if that is where the weights are.
-        commit: the hub's commit; None for a local folder.
-    """
-
-    name: str
+    name: str  # how messages call the model: the hub id or the folder
+    # a folder that holds links to the accepted files, and its config without what is not obeyed. It is gone
+    # when this object is.
     view: Path
+    # the weight files by the names they have in the model's folder
     weights: Mapping[str, Path] = field(default_factory=dict)
-    gguf: str | None = None
-    commit: str | None = None
+    gguf: str | None = None  # the name of the GGUF file in `view`, if that is where the weights are
+    commit: str | None = None  # the hub's commit; None for a local folder
 
     def arguments(self) -> dict[str, Any]:
         """Arguments for transformers' loaders."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from iclgd import ranks
 from iclgd.config import ConfigError
@@ -78,6 +78,16 @@ _NORM_AFTER_ATTENTION = {"added": "post_attention_layernorm", "mlp_out": None}
 _FC = {"mlp_in": ("mlp.fc1",), "mlp_out": "mlp.fc2"}
 _FC_IN_BLOCK = {"mlp": ("fc1", "fc2"), "mlp_in": ("fc1",), "mlp_out": "fc2"}
 _DENSE = {"mlp_in": ("mlp.dense_h_to_4h",), "mlp_out": "mlp.dense_4h_to_h"}
+_FUSED: dict[str, Any] = {
+    "blocks": "transformer.h",
+    "attention": "self_attention",
+    "projection": "self_attention.dense",
+    "key_value": ("query_key_value",),
+    "final": ("transformer.ln_f",),
+    "interface": False,
+    "scales_scores": True,
+    **_DENSE,
+}
 _CONV = {"mlp_in": ("mlp.c_fc",), "mlp_out": "mlp.c_proj"}
 
 FAMILIES: dict[str, Family] = {
@@ -140,46 +150,20 @@ FAMILIES: dict[str, Family] = {
         mlp_in=("mlp.fc_in",),
         mlp_out="mlp.fc_out",
     ),
-    "bloom": Family(
-        blocks="transformer.h",
-        attention="self_attention",
-        projection="self_attention.dense",
-        key_value=("query_key_value",),
-        layout="heads",
-        final=("transformer.ln_f",),
-        interface=False,
-        scales_scores=True,
-        **_DENSE,
-    ),
-    "falcon": Family(
-        blocks="transformer.h",
-        attention="self_attention",
-        projection="self_attention.dense",
-        key_value=("query_key_value",),
-        layout="falcon",
-        final=("transformer.ln_f",),
-        interface=False,
-        scales_scores=True,
-        **_DENSE,
-    ),
+    "bloom": Family(layout="heads", **_FUSED),
+    "falcon": Family(layout="falcon", **_FUSED),
 }
 
 
-def shape_of(config: PretrainedConfig) -> Shape:
+def shape_of(config: Any) -> Shape:
     """The sizes that a transformers config states."""
     heads = int(config.num_attention_heads)
     key_value_heads = getattr(config, "num_key_value_heads", None)
     if config.model_type == "falcon":
-        key_value_heads = _falcon_key_value_heads(config)
+        key_value_heads = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     window = None if config.model_type == "bloom" else getattr(config, "max_position_embeddings", None)
     return Shape(int(config.num_hidden_layers), heads, int(key_value_heads or heads), int(head_dim), window)
-
-
-def _falcon_key_value_heads(config: Any) -> int:
-    if config.new_decoder_architecture:
-        return config.num_kv_heads
-    return 1 if config.multi_query else config.num_attention_heads
 
 
 @dataclass(frozen=True)
@@ -278,7 +262,5 @@ def dissect(network: PreTrainedModel) -> Anatomy:
 
 
 def _optional(network: nn.Module, path: str) -> nn.Module | None:
-    if not path.endswith("?"):
-        return network.get_submodule(path)
     owner, _, name = path.rstrip("?").rpartition(".")
     return getattr(network.get_submodule(owner), name)

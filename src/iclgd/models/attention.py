@@ -29,24 +29,16 @@ KeyValues = tuple[
 
 @dataclass
 class AttentionPass:
-    """One forward pass as attention sees it, and what attention leaves behind, by layer.
+    """One forward pass as attention sees it, and what attention leaves behind, by layer."""
 
-    Attributes:
-        lengths: own tokens of each sequence; the rest of its row is padding.
-        left: whether padding stands on the left.
-        prefix: keys and values of the shared prefix, by layer.
-        keep_keys: keep this pass's own keys and values (it is the pass over the prefix itself).
-        keep_context: also record scores with the prefix's tokens, summed over heads.
-        mass_from: also record the share of attention that goes to the prefix's tokens from this place on, by head.
-        keep_queries: also record the attention queries of the last token (`last`) or of every token (`all`).
-    """
-
-    lengths: Int[Tensor, " example"]
-    left: bool = False
-    prefix: list[KeyValues] | None = None
-    keep_keys: bool = False
-    keep_context: bool = False
+    lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
+    left: bool = False  # whether padding stands on the left
+    prefix: list[KeyValues] | None = None  # keys and values of the shared prefix, by layer
+    keep_keys: bool = False  # keep this pass's own keys and values (it is the pass over the prefix itself)
+    keep_context: bool = False  # also record scores with the prefix's tokens, summed over heads
+    # also record the share of attention that goes to the prefix's tokens from this place on, by head
     mass_from: int | None = None
+    # also record the attention queries of the last token (`last`) or of every token (`all`)
     keep_queries: str | None = None
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
@@ -133,7 +125,7 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     groups = query.shape[1] // key.shape[1]
     grouped = last.unflatten(1, (key.shape[1], groups))
     own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, precise(key)).flatten(1, 2))
-    now.scores[layer] = _blank_unseen(own, now, rule.window)
+    now.scores[layer] = blank_unseen(own, now, rule.window)
     if (now.keep_context or now.mass_from is not None) and prefix is not None:
         seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
         if rule.window is not None:
@@ -161,8 +153,8 @@ def record_context(
         now.context_mass[layer] = shares[..., now.mass_from : context.shape[-1]].sum(-1)
 
 
-def _blank_unseen(
-    own: Float[Tensor, "example head token"], now: AttentionPass, window: int | None
+def blank_unseen(
+    own: Float[Tensor, "example head token"], now: AttentionPass, window: int | None = None
 ) -> Float[Tensor, "example head token"]:
     """Own tokens first, NaN after them and where a sliding window hides them."""
     width = own.shape[-1]
@@ -265,9 +257,5 @@ def visible_keys(
     return visible
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
-
-
 AttentionInterface.register(INTERFACE_NAME, recorded_attention)
-AttentionMaskInterface.register(INTERFACE_NAME, _no_mask)
+AttentionMaskInterface.register(INTERFACE_NAME, lambda *_, **__: None)

@@ -20,21 +20,16 @@ from iclgd.shown import printable
 def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
     """Refuse a model some of whose weights would be random, or were left over.
 
-    Args:
-        network: as loaded.
-        info: what `from_pretrained(output_loading_info=True)` said of it.
-        name: of the model.
-
-    Raises:
-        ConfigError: naming the weights.
+    `info` is what `from_pretrained(output_loading_info=True)` said of it.
     """
     mismatched = sorted(f"{key} (file {tuple(a)}, config {tuple(b)})" for key, a, b in info["mismatched_keys"])
+    absent = [key for key, weight in network.named_parameters() if weight.is_meta]
     said = {
         "are missing": sorted(info["missing_keys"]),
         "belong to no part of the model": sorted(info["unexpected_keys"]),
         "have another shape": mismatched,
         "are not finite": [key for key, weight in network.named_parameters() if not _is_finite(weight)],
-        "were not loaded": [key for key, weight in network.named_parameters() if _is_absent(network, weight)],
+        "were not loaded": [] if hasattr(network, "hf_device_map") else absent,
     }
     wrong = [f"weights that {what}: {listed(keys)}" for what, keys in said.items() if keys]
     if wrong:
@@ -46,12 +41,7 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
 def refuse_oversized(network: PreTrainedModel, accepted: AcceptedModel) -> None:
     """Refuse, before memory is taken, a config that speaks of far more weights than the files can hold.
 
-    Args:
-        network: made of the config on the meta device.
-        accepted: the files.
-
-    Raises:
-        ConfigError: naming both numbers.
+    The network is on the meta device.
     """
     described = sum(weight.numel() for weight in network.parameters())
     bits = 8 * sum(path.stat().st_size for path in accepted.weights.values())
@@ -70,16 +60,8 @@ def _is_finite(weight: torch.Tensor) -> bool:
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
-def _is_absent(network: PreTrainedModel, weight: torch.Tensor) -> bool:
-    return weight.is_meta and not hasattr(network, "hf_device_map")
-
-
 def refuse_unknown_tokens(prompts: PromptSet, model: LanguageModel) -> None:
-    """Refuse prompts whose tokens the model has no embedding for.
-
-    Raises:
-        ConfigError: naming the first of them and what it stands for.
-    """
+    """Refuse prompts whose tokens the model has no embedding for."""
     size = cast(torch.Tensor, model.network.get_input_embeddings().weight).shape[0]
     for ids in _token_ids(prompts):
         for token in ids:

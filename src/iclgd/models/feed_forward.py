@@ -99,7 +99,9 @@ def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
     if family.mlp_out is None:
         raise ConfigError(f"{refusal}: a norm stands behind its feed-forward part; choose another model or variant")
     if ranks.count() > 1 or any(parameter.is_meta for parameter in model.network.parameters()):
-        raise ConfigError(f"finetune={name} needs all weights on the device of one process: set model.device_map=null")
+        raise ConfigError(
+            f"finetune={name} needs all weights on the device of one process: set runtime.placement=single"
+        )
     sums, outputs = _Sums(), {}
 
     def leave(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:

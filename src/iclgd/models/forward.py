@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,11 +24,6 @@ def forward(
     model: LanguageModel, token_ids: Int[Tensor, "example token"], now: AttentionPass
 ) -> Float[Tensor, "example token d_model"]:
     """Hidden states after the final norm; attention leaves its record in `now`.
-
-    Args:
-        model: the model.
-        token_ids: own tokens, padded as `now` says.
-        now: lengths, prefix and what to keep.
 
     Raises:
         UnsupportedModelError: attention was not seen exactly once a layer, so that a record would be wrong.
@@ -70,6 +66,13 @@ def _refuse_two_sides(model: LanguageModel, now: AttentionPass) -> None:
             f"tokens: a context of {before} tokens and a prompt that ends at {reach} stand on two sides of it; lower "
             "task.shots so that all prompts end within it"
         )
+
+
+def padded(sequences: Sequence[tuple[int, ...]], left: bool = False) -> Int[Tensor, "example token"]:
+    """Sequences as one batch, filled up to the longest with their own last token: behind them, or before."""
+    width = max(map(len, sequences))
+    filled = [(tokens[-1],) * (width - len(tokens)) for tokens in sequences]
+    return torch.tensor([fill + row if left else row + fill for row, fill in zip(sequences, filled, strict=True)])
 
 
 @torch.inference_mode()

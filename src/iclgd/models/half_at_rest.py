@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from iclgd.models.products import linear
+from iclgd.models.products import COUNTERPARTS
 
 HALF = (torch.bfloat16, torch.float16)
 _APART = {"float32_from_bfloat16": torch.bfloat16, "float32_from_float16": torch.float16}
@@ -31,16 +31,6 @@ def stored_apart(name: str) -> bool:
 def stored_dtype(name: str, used: torch.dtype) -> torch.dtype:
     """The dtype in which weights rest, for a `runtime.dtype` that computes in `used`."""
     return _APART.get(name, used)
-
-
-class _Linear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
-
-
-class _Conv1D(Conv1D):  # GPT-2's, whose weight is [in, out]
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.T, self.bias)
 
 
 class _Embedding(nn.Embedding):
@@ -63,7 +53,7 @@ def compute_in_float32(network: PreTrainedModel) -> None:
         if module is words:
             _become(module, _Embedding)
         elif isinstance(module, nn.Linear | Conv1D):
-            _become(module, _Linear if isinstance(module, nn.Linear) else _Conv1D)
+            _become(module, COUNTERPARTS[nn.Linear if isinstance(module, nn.Linear) else Conv1D])
             matrices.add(id(module.weight))
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -81,11 +71,8 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 def in_float32(parameters: Sequence[nn.Parameter], used: torch.dtype) -> Iterator[None]:
     """Within the block, parameters that rest in half precision are float32; afterwards what they were, bit for bit.
 
-    This copies only what is trained: steps far smaller than a half number's rounding add up in the copy.
-
-    Args:
-        parameters: those that are to be trained.
-        used: the dtype in which the model computes; parameters of a model that computes in half precision stay.
+    This copies only what is trained: steps far smaller than a half number's rounding add up in the copy. Parameters
+    of a model that computes in half precision (`used`) stay.
     """
     resting = [parameter for parameter in parameters if parameter.dtype in HALF and used is torch.float32]
     before = [parameter.data for parameter in resting]

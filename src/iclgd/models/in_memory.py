@@ -111,9 +111,7 @@ def _digest(network: PreTrainedModel) -> str:
 def copied(held: InMemory, arguments: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A copy of a model in memory, made of its config and weights alone, and what `from_pretrained` said of it.
 
-    Args:
-        held: the model.
-        arguments: of `from_pretrained`: its config, dtype, attention implementation.
+    `arguments` are those of `from_pretrained`.
 
     Raises:
         ConfigError: the user's model computes something else: it is patched, hooked, or of a class of its own.

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
-from iclgd.models.attention import AttentionPass, precise, record_context, visible_keys
+from iclgd.models.attention import AttentionPass, blank_unseen, precise, record_context, visible_keys
 from iclgd.models.hooks import hooks
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
@@ -62,14 +62,7 @@ class _Watch(TorchFunctionMode):
         last = now.last(scores, 2)  # example head key
         if self.bias is not None:
             last = last - self.bias[..., None]
-        own = last[..., before:]
-        width = own.shape[-1]
-        if now.left:
-            place = torch.arange(width, device=own.device)
-            order = (place + width - now.lengths.to(own.device)[:, None]) % width
-            own = own.gather(2, order[:, None].expand_as(own))
-        beyond = torch.arange(width, device=own.device) >= now.lengths.to(own.device)[:, None]
-        now.scores[layer] = own.masked_fill(beyond[:, None], float("nan"))
+        now.scores[layer] = blank_unseen(last[..., before:], now)
         if before:
             record_context(now, layer, last[..., :before], now.scores[layer])
         if now.keep_queries and self.query is not None:
@@ -99,14 +92,7 @@ class _Watch(TorchFunctionMode):
 
 @contextmanager
 def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int, width: int) -> Iterator[None]:
-    """Within this block, every attention module's scores are recorded into `now`.
-
-    Args:
-        anatomy: the model's parts.
-        now: where scores go.
-        batch: how many sequences the pass has.
-        width: how many tokens each has, padding included.
-    """
+    """Within this block, every attention module's scores are recorded into `now`."""
     watch, modules = _Watch(anatomy, now, batch), [anatomy.attention(layer) for layer in range(len(anatomy.blocks))]
     entries = [(module, partial(watch.enter, layer)) for layer, module in enumerate(modules)]
     with hooks(entries, [(module, watch.leave) for module in modules]):

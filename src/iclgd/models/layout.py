@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -25,21 +24,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where queries, keys and values lie in a fused projection: `groups` times (queries, keys, values), in heads.
+    """Where queries, keys and values lie in a fused projection: `groups` times (queries, keys, values), in heads."""
 
-    Attributes:
-        groups: how often the pattern repeats.
-        queries: query heads in a group.
-        keys: key heads in a group; there are as many value heads.
-        head_dim: size of a head.
-        columns: the weight is held as [in, out], as in GPT-2's Conv1D.
-    """
-
-    groups: int
-    queries: int
-    keys: int
-    head_dim: int
-    columns: bool = False
+    groups: int  # how often the pattern repeats
+    queries: int  # query heads in a group
+    keys: int  # key heads in a group; there are as many value heads
+    head_dim: int  # size of a head
+    columns: bool = False  # the weight is held as [in, out], as in GPT-2's Conv1D
 
     def outputs(self, tensor: Tensor, part: str, axis: int) -> Float[Tensor, "group head head_dim *rest"]:
         """A part (`q`, `k`, `v`, or several, in this order) of a tensor whose `axis` is the projection's output.
@@ -67,28 +58,16 @@ class Layout:
             self.of_parameter(parameter, letter).copy_(new)
 
 
-def _rows(shape: Shape, _: PretrainedConfig) -> Layout:
-    return Layout(1, shape.heads, shape.key_value_heads, shape.head_dim)
-
-
-def _columns(shape: Shape, _: PretrainedConfig) -> Layout:
-    return Layout(1, shape.heads, shape.key_value_heads, shape.head_dim, columns=True)
-
-
-def _heads(shape: Shape, _: PretrainedConfig) -> Layout:
-    return Layout(shape.heads, 1, 1, shape.head_dim)
-
-
 def _falcon(shape: Shape, config: Any) -> Layout:
     if config.new_decoder_architecture:
         return Layout(shape.key_value_heads, shape.heads // shape.key_value_heads, 1, shape.head_dim)
-    return _rows(shape, config) if config.multi_query else _heads(shape, config)
+    return LAYOUTS["rows" if config.multi_query else "heads"](shape, config)
 
 
 # A family names one of these, or `separate`: a projection for each of q, k and v.
 LAYOUTS: dict[str, Callable[[Shape, Any], Layout]] = {
-    "rows": _rows,
-    "columns": _columns,
-    "heads": _heads,
+    "rows": lambda shape, _: Layout(1, shape.heads, shape.key_value_heads, shape.head_dim),
+    "columns": lambda shape, _: Layout(1, shape.heads, shape.key_value_heads, shape.head_dim, columns=True),
+    "heads": lambda shape, _: Layout(shape.heads, 1, 1, shape.head_dim),
     "falcon": _falcon,
 }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import logging
 import re
 import weakref
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.choices import Matmul, ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.model_files import converted_place, held, model_inputs, packaged_file, refuse_file_elsewhere
+from iclgd.model_files import converted_place, held, model_inputs, own_folder, packaged_file, refuse_file_elsewhere
+from iclgd.models import placement
 from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
@@ -26,19 +25,11 @@ from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_d
 from iclgd.models.in_memory import copied
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
-from iclgd.models.placement import (
-    dealt_out,
-    dispatched,
-    loading_arguments,
-    placed,
-    placement_key,
-    refuse_impossible,
-)
+from iclgd.models.placement import loading_arguments, placed, placement_key
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
 from iclgd.models.untrained import untrained
-from iclgd.paths import toy_model_folder
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +38,7 @@ _HALF = (
     "small steps by a factor of two (SmolLM2, 4 shots); runtime.dtype=float32 measures without that"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_LAST: dict[str, LanguageModel] = {}  # the model that this process loaded last, by all that it depends on
 _DAMAGED = "its files are damaged, or are not what they say: get them again, or name another model"
 
 
@@ -100,10 +92,12 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(runtime.dtype, model)
     torch.set_float32_matmul_precision("highest" if runtime.matmul is Matmul.highest else "high")
-    key = tuple(sorted((name, str(value)) for name, value in dataclasses.asdict(model).items()))
-    inputs = tuple(sorted(_inputs(model).items()))
-    settings = (placement_key(runtime), stored_dtype(runtime.dtype, dtype))
-    return _load(key, inputs, device, dtype, settings, _Held(model, runtime))
+    inputs = _inputs(model)
+    key = str((dataclasses.asdict(model), inputs, device, dtype, runtime.dtype, placement_key(runtime)))
+    if key not in _LAST:
+        _LAST.clear()  # two models may not fit into memory
+        _LAST[key] = _load(model, runtime, device, dtype, inputs)
+    return _LAST[key]
 
 
 def _inputs(model: ModelConfig) -> dict[str, str]:
@@ -113,28 +107,13 @@ def _inputs(model: ModelConfig) -> dict[str, str]:
         return {}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Held:
-    """Carries a config past the cache, whose key says all of it already."""
-
-    model: ModelConfig = dataclasses.field(hash=False, compare=False)
-    runtime: RuntimeConfig = dataclasses.field(hash=False, compare=False)
-
-
-@functools.lru_cache(maxsize=1)
 def _load(
-    _key: object,
-    inputs: tuple[tuple[str, str], ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    _settings: object,
-    held: _Held,
+    model: ModelConfig, runtime: RuntimeConfig, device: torch.device, dtype: torch.dtype, digests: dict[str, str]
 ) -> LanguageModel:
-    model, runtime, digests = held.model, held.runtime, dict(inputs)
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
     accepted = _locate(model, digests.get("commit") or model.revision)
     config = _config(model, accepted)
-    refuse_impossible(model, runtime, config)
+    placement.refuse_impossible(model, runtime, config)
     network = placed(_weights(model, accepted, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
     if stored_apart(runtime.dtype):
         compute_in_float32(network)
@@ -172,14 +151,14 @@ def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] 
     if model.dtype in (torch.float16, torch.bfloat16):
         note = _HALF.format(dtype=str(model.dtype).removeprefix("torch."))
         model = dataclasses.replace(model, notes=(*notes, note))
-    check(model, before=lambda: _take_over(model))
+
+    def take_over() -> None:
+        use_linear(network)
+        if anatomy.family.interface:
+            network.config._attn_implementation = INTERFACE_NAME
+
+    check(model, before=take_over)
     return dataclasses.replace(model, first_layer_sees_context=first_layer_sees_context(model))
-
-
-def _take_over(model: LanguageModel) -> None:
-    use_linear(model.network)
-    if model.anatomy.family.interface:
-        model.network.config._attn_implementation = INTERFACE_NAME
 
 
 def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> AcceptedModel:
@@ -190,8 +169,7 @@ def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> A
         return accept(str(held(model).folder), weights=False)
     if model.source is ModelSource.package:
         return accept(str(converted_folder(model)), weights=with_weights)
-    name = str(toy_model_folder()) if model.source is ModelSource.toy else model.name
-    folder = Path(name).expanduser()
+    name, folder = model.name, own_folder(model)
     if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
         raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
     return accept(str(folder) if folder.is_dir() else name, revision, model.file, with_weights)
@@ -214,21 +192,18 @@ def read_prefix(
 ) -> PreTrainedModel:
     """A model's first layers, as a model of its own that is not held for later.
 
-    Args:
-        model: the whole model.
-        part: its config with the first layers only.
-        dtype: of the weights.
-        arguments: of `placement.loading_arguments`; a list as `device_map` deals the layers out evenly.
+    `arguments` are those of `placement.loading_arguments`; a list as `device_map` deals the layers out
+    evenly.
     """
     if model.weights is Weights.random:
         network = untrained(part, dtype, model.weights_seed)
-        return dispatched(network, arguments) if "device_map" in arguments else network
+        return placement.dispatched(network, arguments) if "device_map" in arguments else network
     transformers_logging.disable_progress_bar()
     accepted, level = _locate(model, model.revision), transformers_logging.get_verbosity()
     settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"} | arguments
     if isinstance(settings.get("device_map"), list):
         with torch.device("meta"):
-            settings["device_map"] = dealt_out(AutoModelForCausalLM.from_config(part), settings["device_map"])
+            settings["device_map"] = placement.dealt_out(AutoModelForCausalLM.from_config(part), settings["device_map"])
     safe = {"use_safetensors": True} if accepted.gguf is None else {}
     transformers_logging.set_verbosity_error()  # that other layers' weights are not used is meant
     try:
@@ -269,9 +244,7 @@ def _weights(
             network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**accepted.arguments(), **settings)
         refuse_incomplete(network, info, model.name)
         network.config._name_or_path = model.name if model.source is ModelSource.memory else accepted.name
-        weakref.finalize(
-            network, bool, accepted
-        )  # layers kept on disk are read from its files as long as they are used
+        weakref.finalize(network, bool, accepted)  # layers kept on disk are read from its files while they are used
         if model.weights is Weights.keep_embeddings:
             return untrained(network.config, dtype, model.weights_seed, keep=network)
         return network

@@ -25,11 +25,6 @@ def _hooks(module: nn.Module) -> tuple[Any, ...]:
     return tuple(getattr(hook, "hooks", (hook,)))
 
 
-def is_offloaded(network: nn.Module) -> bool:
-    """Whether any module's parameters are brought in for its turn only."""
-    return any(_hook(module) is not None for module in network.modules())
-
-
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes."""
     for hook in _hooks(module):

@@ -48,11 +48,7 @@ _PLANS = {
 
 
 def refuse_impossible(model: ModelConfig, runtime: RuntimeConfig, config: PretrainedConfig) -> None:
-    """Refuse a placement that cannot work, before any weight is read.
-
-    Raises:
-        ConfigError: naming the key and the remedy.
-    """
+    """Refuse a placement that cannot work, before any weight is read."""
     check_processes(runtime)
     _refuse_quantised(model, config)
     if runtime.placement is Placement.tensor_parallel:
@@ -60,11 +56,7 @@ def refuse_impossible(model: ModelConfig, runtime: RuntimeConfig, config: Pretra
 
 
 def check_processes(runtime: RuntimeConfig) -> None:
-    """Refuse settings that do not go with how this process was started.
-
-    Raises:
-        ConfigError: naming the key and the remedy.
-    """
+    """Refuse settings that do not go with how this process was started."""
     for key in ("device_map", "max_memory", "offload_folder"):
         if getattr(runtime, key) is not None and runtime.placement is not Placement.auto:
             raise ConfigError(f"runtime.{key} is for runtime.placement=auto, not {runtime.placement}: leave it null")

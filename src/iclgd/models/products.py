@@ -37,8 +37,8 @@ def linear(
 def use_linear(network: nn.Module) -> None:
     """Let every linear layer of a network compute by `linear`; its parameters stay the same objects."""
     for module in network.modules():
-        if type(module) in _COUNTERPARTS:
-            module.__class__ = _COUNTERPARTS[type(module)]
+        if type(module) in COUNTERPARTS:
+            module.__class__ = COUNTERPARTS[type(module)]
 
 
 def _faster(rows: Tensor, weight: Tensor) -> bool:
@@ -98,4 +98,4 @@ class _AsConv1D(Conv1D):  # GPT-2's, whose weight is [in, out]
         return linear(x, self.weight.T, self.bias)
 
 
-_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _AsLinear, Conv1D: _AsConv1D}
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _AsLinear, Conv1D: _AsConv1D}

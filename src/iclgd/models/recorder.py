@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from iclgd import ranks
 from iclgd.choices import Padding
 from iclgd.models.attention import AttentionPass
-from iclgd.models.forward import Prefix, encode_prefix, forward
+from iclgd.models.forward import Prefix, encode_prefix, forward, padded
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.rehearsal import NoRoomError, out_of_memory, rehearse
@@ -43,22 +44,16 @@ class Question:
 
 @dataclass(frozen=True)
 class RecordPlan:
-    """How a recording is taken.
+    """How a recording is taken."""
 
-    Attributes:
-        optional: which of `records.OPTIONAL_RECORDS` to take.
-        at_first_label_token: the published code's reading: append the first option's first token and record there.
-        batch_tokens: how many own tokens share a pass, halved when memory runs out; None: what suits the device.
-        padding: how sequences of unequal length share a batch.
-        bos: how many tokens stand first in every context and are none of it.
-        mean_label: score options of several tokens by the mean log-probability of their tokens, else by the sum.
-    """
-
-    optional: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()  # which of `records.OPTIONAL_RECORDS` to take
+    # the published code's reading: append the first option's first token and record there
     at_first_label_token: bool = False
+    # how many own tokens share a pass, halved when memory runs out; None: what suits the device
     batch_tokens: int | None = None
-    padding: Padding = Padding.right
-    bos: int = 0
+    padding: Padding = Padding.right  # how sequences of unequal length share a batch
+    bos: int = 0  # how many tokens stand first in every context and are none of it
+    # score options of several tokens by the mean log-probability of their tokens, else by the sum
     mean_label: bool = True
 
 
@@ -123,19 +118,15 @@ def record(
             del waiting[: len(batch)]
             advance(sum(probe.recorded for probe in batch))
             continue
-        _free_memory()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return collected.recording(plan)
 
 
 def _stacked(by_layer: Sequence[Tensor]) -> Tensor:
     """One tensor of all layers, which may lie on several devices; layers along axis 1."""
     return torch.stack([tensor.to(by_layer[-1].device) for tensor in by_layer], dim=1).float()
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _probes(questions: Sequence[Question], plan: RecordPlan) -> list[_Probe]:
@@ -174,20 +165,14 @@ def _run_batch(
         mass_from=plan.bos if "context_mass" in plan.optional else None,
         keep_queries="last" if "query_vectors" in plan.optional else None,
     )
-    width = max(len(probe.token_ids) for probe in batch)
-    padded = torch.tensor([_pad(probe.token_ids, width, now.left) for probe in batch])
+    token_ids = padded([probe.token_ids for probe in batch], now.left)
     blocks: dict[int, Tensor] = {}
     watch = _last_outputs(model.anatomy.blocks, now, blocks) if "block_output" in plan.optional else nullcontext()
     asked = torch.tensor([probe.query_length for probe in batch])
-    with around(padded, now, asked), added_outputs(model, now) as added, watch:
-        hidden = forward(model, padded, now)
+    with around(token_ids, now, asked), added_outputs(model, now) as added, watch:
+        hidden = forward(model, token_ids, now)
     collected.take_attention(batch, now, added, blocks)
     _score_options(model, batch, hidden, now, plan, collected)
-
-
-def _pad(token_ids: Tokens, width: int, left: bool) -> Tokens:
-    filler = (token_ids[-1],) * (width - len(token_ids))
-    return filler + token_ids if left else token_ids + filler
 
 
 @contextmanager
@@ -216,34 +201,26 @@ def _score_options(
     collected: _Collected,
 ) -> None:
     """Log-probabilities are needed at the query's last token, and behind it for labels of several tokens."""
-    rows, places, owners = [], [], []
+    rows, places, first = [], [], []
     for row, probe in enumerate(batch):
         start = probe.query_length - 1 + (hidden.shape[1] - len(probe.token_ids) if now.left else 0)
         reach = max((len(option) for _, option in probe.options), default=1)
-        for step in range(reach):
-            rows.append(row)
-            places.append(start + step)
-            owners.append((row, step))
-    index = {owner: i for i, owner in enumerate(owners)}
+        first.append(len(rows))
+        rows += [row] * reach
+        places += range(start, start + reach)
     chosen = hidden[torch.tensor(rows, device=hidden.device), torch.tensor(places, device=hidden.device)]
     log_probs = model.anatomy.unembed(chosen).log_softmax(dim=-1)
-    wanted = [
-        (probe.example, number, [(index[row, step], token) for step, token in enumerate(option)])
-        for row, probe in enumerate(batch)
-        for number, option in probe.options
-    ]
-    pairs = [pair for _, _, pairs in wanted for pair in pairs]  # none where all labels of the batch have several tokens
-    flat = torch.tensor(pairs, dtype=torch.long, device=log_probs.device).view(-1, 2)
-    values = log_probs[flat[:, 0], flat[:, 1]].tolist()
-    at = 0
-    for example, number, pairs in wanted:
-        total = sum(values[at : at + len(pairs)])
-        at += len(pairs)
-        collected.label_scores[example, number] = total / len(pairs) if plan.mean_label else total
+    asked = [(row, number, option) for row, probe in enumerate(batch) for number, option in probe.options]
+    pairs = [(first[row] + step, token) for row, _, option in asked for step, token in enumerate(option)]
+    flat = torch.tensor(pairs, dtype=torch.long, device=log_probs.device).view(-1, 2)  # there may be none
+    values = iter(log_probs[flat[:, 0], flat[:, 1]].tolist())
+    for row, number, option in asked:
+        total = sum(itertools.islice(values, len(option)))
+        collected.label_scores[batch[row].example, number] = total / len(option) if plan.mean_label else total
     if "next_token_log_probs" in plan.optional:
         for row, probe in enumerate(batch):
             if probe.recorded:
-                collected.next_token[probe.example] = log_probs[index[row, 0]].cpu()
+                collected.next_token[probe.example] = log_probs[first[row]].cpu()
 
 
 class _Collected:
@@ -263,25 +240,18 @@ class _Collected:
             return
         longest = max(len(batch[row].token_ids) for row in rows)
         scores = {layer: tensor[..., :longest] for layer, tensor in now.scores.items()}
-        kept = {"attention_output": added, "attention_scores": scores}
-        if now.keep_context and now.context_scores:
-            kept["context_scores"] = now.context_scores
-        if now.context_mass:
-            kept["context_mass"] = now.context_mass
-        if now.keep_queries:
-            kept["query_vectors"] = now.queries
-        if blocks:
-            kept["block_output"] = blocks
-        stacked = {name: _stacked([layers[i][rows] for i in range(len(layers))]) for name, layers in kept.items()}
+        kept = {"attention_output": added, "attention_scores": scores, "block_output": blocks}
+        kept |= {"context_scores": now.context_scores, "context_mass": now.context_mass, "query_vectors": now.queries}
+        known = {name: layers for name, layers in kept.items() if layers}
+        stacked = {name: _stacked([layers[i][rows] for i in range(len(layers))]) for name, layers in known.items()}
         stacked = {name: self._of_all_heads(name, tensor).cpu() for name, tensor in stacked.items()}
         self.batches.append(([batch[row].example for row in rows], stacked))
 
     def _of_all_heads(self, name: str, tensor: Tensor) -> Tensor:
         """Each process may have seen some of the heads only."""
-        shape = self.model.anatomy.shape
-        if self.model.own_heads == shape.heads:
+        shape, heads = self.model.anatomy.shape, self.model.anatomy.shape.heads
+        if self.model.own_heads == heads:
             return tensor
-        heads = shape.heads
         sizes = {"attention_scores": heads, "context_mass": heads, "query_vectors": heads * shape.head_dim}
         if name in sizes:
             return ranks.joined(tensor, 2, sizes[name])
@@ -294,21 +264,11 @@ class _Collected:
         for _, stacked in self.batches:
             for name, tensor in stacked.items():
                 missing = keys - tensor.shape[-1] if name == "attention_scores" else 0
-                parts.setdefault(name, []).append(
-                    nn.functional.pad(tensor, (0, missing), value=float("nan")) if missing else tensor
-                )
+                tensor = nn.functional.pad(tensor, (0, missing), value=float("nan")) if missing else tensor
+                parts.setdefault(name, []).append(tensor)
         joined = {name: torch.cat(tensors)[order].contiguous() for name, tensors in parts.items()}
         next_token = torch.stack(self.next_token) if "next_token_log_probs" in plan.optional else None
-        return Recording(
-            attention_output=joined["attention_output"],
-            attention_scores=joined["attention_scores"],
-            label_scores=self.label_scores,
-            context_scores=joined.get("context_scores"),
-            query_vectors=joined.get("query_vectors"),
-            next_token_log_probs=next_token,
-            block_output=joined.get("block_output"),
-            context_mass=joined.get("context_mass"),
-        )
+        return Recording(**joined, label_scores=self.label_scores, next_token_log_probs=next_token)
 
 
 @torch.inference_mode()

@@ -28,13 +28,8 @@ def rehearse(model: LanguageModel, rows: int, length: int, before: int) -> None:
     """Hold the memory of a pass for a moment, in every process; where one cannot, all raise.
 
     Within a pass the processes wait for each other, and one whose memory ran out could not tell the others. A single
-    process has no need of this: it tries the pass itself.
-
-    Args:
-        model: the model.
-        rows: how many sequences the pass has.
-        length: tokens of each.
-        before: tokens of the context that they share.
+    process has no need of this: it tries the pass itself. The pass has so many rows of a length, and tokens of a
+    context before them.
 
     Raises:
         NoRoomError: in all processes.

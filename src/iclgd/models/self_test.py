@@ -26,12 +26,8 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torc
 def check(model: LanguageModel, before: Callable[[], None]) -> None:
     """Refuse a model in which a recording would be wrong.
 
-    Args:
-        model: still computing attention by transformers' own eager code.
-        before: switches the model to recording; the checks run after it, against what the model did before.
-
-    Raises:
-        UnsupportedModelError: naming the check that failed.
+    It computes attention by transformers' own eager code until `before` switches it to recording; the checks
+    run after that, against what it did before.
     """
     tokens = some_tokens(model.network)
     expected = _own_logits(model, tokens)

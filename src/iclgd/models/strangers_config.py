@@ -40,11 +40,7 @@ _DEEPEST = 40
 
 
 def refuse_unknown_family(kind: object, name: str) -> None:
-    """Refuse an architecture that has no row in `FAMILIES`.
-
-    Raises:
-        UnsupportedModelError: naming it.
-    """
+    """Refuse an architecture that has no row in `FAMILIES`."""
     if kind not in FAMILIES:
         raise UnsupportedModelError(
             f"model.name={name} is of the family {printable(repr(kind))}, which iclgd does not know; it knows "
@@ -72,11 +68,7 @@ def cleaned_config(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def cleaned_tokenizer_config(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A tokenizer's config without what is not obeyed: code, and files elsewhere.
-
-    Raises:
-        ConfigError: nesting that no config has.
-    """
+    """A tokenizer's config without what is not obeyed: code, and files elsewhere."""
     kept = _without(content, _TOKENIZER_OVERRULED, name)
     return {key: value for key, value in kept.items() if not key.endswith(("_file", "_files"))}
 
@@ -92,11 +84,7 @@ def _without(content: Mapping[str, Any], dropped: set[str], name: str, depth: in
 
 
 def check_bounds(config: PretrainedConfig, name: str) -> None:
-    """Refuse sizes that are no plain numbers, or that no model has.
-
-    Raises:
-        ConfigError: naming the field.
-    """
+    """Refuse sizes that are no plain numbers, or that no model has."""
     for key, most in _MOST.items():
         value = getattr(config, key, None)
         if value is None and key == "max_position_embeddings":  # BLOOM and Falcon have no such bound

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,7 @@ from iclgd.runs import varied
 from iclgd.shown import printable
 
 _MOST_COLUMNS = 4  # more settings than this become rows
+_WIDTH = 80
 _SHARED = ("task.name", "model.name", "finetune.name")
 
 
@@ -36,25 +38,35 @@ def table(folders: Sequence[Path]) -> Table:
     first = results.runs[0].settings
     shared = [_text(results, key, first[key]) for key in _SHARED if key not in keys]
     shared += [f"lr {_text(results, 'finetune.lr', first['finetune.lr'])}"] * ("finetune.lr" not in keys)
+    settings = [_setting(results, keys, row, not many) for row in records]
+    shares = [many and results.scores[row["score"]].share for row in records]
+    cells = [cell(results, row, row["draws"] < 2 and not share) for row, share in zip(records, shares, strict=True)]
+    room = _WIDTH - sum(max(map(len, texts)) + 2 for texts in zip(*settings, strict=True))
+    short = many and room < len(scores) * (max(map(len, cells)) + 2)  # squeezed, no number could be read
+    if short:
+        cells = [text.partition(" ")[0] for text in cells]
     made = Table(
         title=Text(" · ".join(map(printable, shared)), style="bold"),
-        caption=Text("\n".join(_notes(results, records, many)), style="dim"),
+        caption=Text("\n".join(_notes(results, records, short)), style="dim"),
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0) if short else (0, 1),
         min_width=64,
         pad_edge=False,
     )
-    settings = [_setting(results, keys, row, not many) for row in records]
     names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
     down, across = (settings, names) if many else (names, settings)
-    columns, rows = wide(zip(down, across, [_cell(results, row, many) for row in records], strict=True))
+    columns, rows = wide(zip(down, across, cells, strict=True))
     heads = [varied.heading(key, keys) for key in keys] if many else ["score"]
     for at, head in enumerate([*heads, *map("\n".join, columns)]):
         label = at < len(heads)
-        made.add_column(Text(head), justify="left" if label else "right", no_wrap=label == many)
+        head = head.replace(" ", "\n") if short else head
+        made.add_column(Text(head), justify="left" if label else "right", no_wrap=short or label == many)
     for row, by in rows.items():
         made.add_row(*map(Text, (*row, *(by.get(column, "") for column in columns))))
+    if short:  # wider than the terminal rather than cut
+        made.width = Console(width=1000).measure(made).maximum
     return made
 
 
@@ -76,21 +88,18 @@ def _short_list(results: Results) -> list[str]:
     return results.headline + [name for name in shares if name not in results.headline][:2]
 
 
-def _cell(results: Results, row: Mapping[str, Any], many: bool) -> str:
-    return cell(results, row, row["draws"] < 2 and not (many and results.scores[row["score"]].share))
-
-
-def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool) -> list[str]:
+def _notes(results: Results, records: Sequence[Mapping[str, Any]], short: bool) -> list[str]:
     most = max(row["draws"] for row in records)
     notes = [f"±: standard deviation over up to {most} draws"] if most > 1 else ["[ ]: 95 % interval over queries"]
+    notes = [f"means over up to {most} draw{'s' * (most > 1)}; the report has their spread"] if short else notes
     undefined: dict[str, int] = {}
     for row in records:
         undefined[row["score"]] = undefined.get(row["score"], 0) + row["undefined"]
     for score, count in undefined.items():
-        notes += [f"{printable(results.scores[score].label)}: {count:,} values left out as undefined"] * bool(count)
+        label = printable(results.scores[score].label)
+        notes += [f"{label}: {count:,} undefined values, left out of the mean"] * bool(count)
     for kind in ("diverged", "unstable"):
         count = sum(run.state == kind for run in results.runs)
         notes += [f"{kind}: {count} of {len(results.runs)} runs, left out of the means"] * bool(count)
-    notes += ["all scores: iclgd-report FOLDER"] * many
     said = [printable(note, 240) for note in remarks(results)]
     return notes + said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])

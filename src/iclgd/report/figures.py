@@ -139,9 +139,9 @@ def training(results: Results) -> Iterator[Figure]:
     taken = own_tables(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
     rows: Frame = pd.concat([part for part in (losses, taken) if len(part)] or [losses], ignore_index=True)
     for name in rows["score"].unique():
-        measure = Measure(results, results.scores.get(name) or ScoreInfo(name, name, (0, np.inf)))
+        measure = Measure(results, results.scores.get(name) or ScoreInfo(name, name.capitalize(), (0, np.inf)))
         part = rows[rows["score"] == name].dropna(subset="mean").rename(columns={"step": "x"})
         if part["x"].nunique() > 1:
             x = number_axis("step", part["x"], may_be_log=False)
             drawn = measure.curves(grid(results, part), x, "after each step of finetuning")
-            yield replace(measure.figure("training", "Along finetuning", *drawn), headline=name == "loss")
+            yield replace(measure.figure("training", "During finetuning", *drawn), headline=name == "loss")

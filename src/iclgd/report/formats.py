@@ -31,25 +31,15 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be read, and the numbers behind it.
+    """A table to be read, and the numbers behind it."""
 
-    Attributes:
-        name: its file's name.
-        title: one line.
-        header: column names.
-        labels: how many of the first columns name a row; the others hold values.
-        rows: text as people read it, not yet escaped for anything.
-        notes: lines below it.
-        records: the same unrounded, one mapping for each number.
-    """
-
-    name: str
-    title: str
-    header: Row
-    labels: int
-    rows: tuple[Row, ...]
-    notes: Row = ()
-    records: tuple[Mapping[str, Any], ...] = ()
+    name: str  # its file's name
+    title: str  # one line
+    header: Row  # column names
+    labels: int  # how many of the first columns name a row; the others hold values
+    rows: tuple[Row, ...]  # text as people read it, not yet escaped for anything
+    notes: Row = ()  # lines below it
+    records: tuple[Mapping[str, Any], ...] = ()  # the same unrounded, one mapping for each number
 
     @classmethod
     def wide(

@@ -120,7 +120,7 @@ def zero_rule(rows: Frame, axis: str = "y") -> list[Any]:
 def mean_words(rows: Frame) -> str:
     """What means without an interval are over."""
     most = int(rows["draws"].max())
-    return f"Mean over {most} draws of demonstrations." if most > 1 else "One draw of demonstrations."
+    return f"Mean over the first {most} draws of demonstrations." if most > 1 else "One draw of demonstrations."
 
 
 def interval_words(rows: Frame) -> str:

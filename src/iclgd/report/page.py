@@ -30,14 +30,7 @@ _MOST_FIGURES, _MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 3_500_000, 12, 60, 1500 
 
 
 def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str) -> str:
-    """The page as text. All text from outside is escaped by the template, or is JSON that scripts show as text.
-
-    Args:
-        results: what it is about.
-        figures: to be drawn, those of one kind as choices of one place.
-        tables: to be shown as they are.
-        title: of the page.
-    """
+    """The page as text. All text from outside is escaped by the template, or is JSON that scripts show as text."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # vega, vega-lite, vega-embed
     scripts = [_script(f"(() => {{{bundle}}})();"), _script((_HERE / "page.js").read_text("utf-8"))]
     options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
@@ -112,8 +105,8 @@ def _facts(results: Results) -> dict[str, list[str]]:
     told = {"tasks": "task.name", "models": "model.name", "variants": "finetune.name"}
     facts = {name: [results.text(key, run.settings[key]) for run in results] for name, key in told.items()}
     facts["varied"] = [*results.varied, *(["seed"] if _differs(results, "seed") else [])]
-    made = [run.environment.get("iclgd") or {} for run in results]
-    facts["revisions"] = [str(one.get("revision") or "unknown")[:10] + "+" * bool(one.get("dirty")) for one in made]
+    made = [one for run in results if (one := run.environment.get("iclgd") or {}).get("revision")]
+    facts["git revisions"] = [str(one["revision"])[:10] + "+" * bool(one.get("dirty")) for one in made]
     return {name: list(dict.fromkeys(values)) for name, values in facts.items() if values}
 
 
@@ -127,7 +120,7 @@ def _runs(results: Results) -> Table:
         cells = [number(run.mean(score.name), share=score.share) for score in scores]
         rows.append((*(results.text(key, run.settings.get(key)) for key in keys), run.state, run.name, *cells))
     header = (*(varied.heading(key, keys) for key in keys), "state", "run", *(score.label for score in scores))
-    return Table("runs", "Runs", header, len(keys) + 2, tuple(rows), ("A click on a heading sorts.",))
+    return Table("runs", "Runs", header, len(keys) + 2, tuple(rows), ("Click a heading to sort.",))
 
 
 def _differs(results: Results, key: str) -> bool:
@@ -142,7 +135,8 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
     for run in results:
         seen.setdefault(tuple(results.text(key, run.settings.get(key)) for key in keys), run)
     for where, run in list(seen.items())[:_MOST_PROMPTS]:
-        name = " · ".join(f"{key} {value}" for key, value in zip(keys, where, strict=True)) or run.name
+        heads = ("" if key.endswith(".name") else f"{varied.heading(key, keys)} " for key in keys)
+        name = " · ".join(map("".join, zip(heads, where, strict=True))) or run.name
         try:
             content = run.prompts()
         except DamagedRun:

@@ -27,19 +27,13 @@ _FIELDS = "variant panel setting about x y value mean low high floor ceiling pub
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows to draw, and how they are split.
+    """Rows to draw, and how they are split."""
 
-    Attributes:
-        rows: with the columns `panel` and `setting`, each a text.
-        panels: the values of `panel`, in order: where it was measured, and one swept key if it has few values.
-        choices: the values of `setting`, one of which is shown: all other swept keys together.
-        columns: how many panels stand side by side.
-    """
-
-    rows: Frame
+    rows: Frame  # with the columns `panel` and `setting`, each a text
+    # the values of `panel`, in order: where it was measured, and one swept key if it has few values
     panels: Sequence[str]
-    choices: Sequence[str]
-    columns: int = 1
+    choices: Sequence[str]  # the values of `setting`, one of which is shown: all other swept keys together
+    columns: int = 1  # how many panels stand side by side
 
     @property
     def width(self) -> float:
@@ -77,11 +71,7 @@ class Grid:
 def grid(results: Results, rows: Frame, panels: Sequence[str] = PLACE, used: Sequence[str] = ()) -> Grid:
     """Split rows by what was varied.
 
-    Args:
-        results: what the rows are of.
-        rows: some of `results.summary`, with a column `variant`.
-        panels: the columns whose values have panels of their own.
-        used: keys that the figure itself shows.
+    Each value of the columns `panels` has a panel; the figure itself shows the keys `used`.
     """
     keys, rows = list(panels), rows.copy()
     others = [key for key in free_keys(results, rows) if key not in used]

@@ -14,7 +14,7 @@ from iclgd.report.notice_tables import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.conclusions import Contender, Difference
 from iclgd.results.frame import Results, whole
-from iclgd.results.prompts import prompt_statistics
+from iclgd.results.own_tables import prompt_statistics
 from iclgd.results.rates import at_chosen_rates
 from iclgd.results.reading import ReportError
 from iclgd.statistics import Comparison
@@ -112,9 +112,9 @@ def comparisons(results: Results, made: Sequence[Difference]) -> Table:
             numbers = vars(result) | {"marked": result.marked}
             records.append(about | {"asks": difference.asks, SCORE: score} | numbers)
     tested = sum(result.p == result.p for difference in made for result in difference.results.values())
+    marks = f"* p < 0.05 after Holm's correction for the {tested} comparisons with 5 draws or more. "
     notes = (
-        f"* p < 0.05 after Holm's correction for the {tested} comparisons that were tested: marks need 5 draws, "
-        "intervals 3. In parentheses the draws with which the interval would be about ± 0.05.",
+        marks * bool(tested) + "Intervals need 3 draws. In parentheses: about how many would make them ± 0.05.",
         conclusions.power_text(made),
     )
     labels = (*map(results.heading, _other_keys(results)), "difference", "tells", "draws")

@@ -11,62 +11,38 @@ from iclgd.choices import Better, Role
 from iclgd.results.reading import FinishedRun
 from iclgd.shown import printable
 
-_LEARNED = (
-    "ft",
-    "trace",
-    "other",
-    "ft_orders",
-    "training_query_vectors",
-    "trained_changes",
-)  # evidence that finetuning has a part in
+# evidence that finetuning has a part in
+_LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors", "trained_changes")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A finetuning variant, as conf/finetune describes it.
+    """A finetuning variant, as conf/finetune describes it."""
 
-    Attributes:
-        name: of its file.
-        label: what tables and figures call it; printable, and unlike that of any other.
-        role: what it is in a comparison.
-        order: where it stands among the others, lowest first.
-        color: of its lines and marks; None takes the next free one of the palette.
-        against: the variants it is compared with, and what each difference tells; None where the file says nothing.
-    """
-
-    name: str
-    label: str
-    role: Role = Role.variant
-    order: int = 50
-    color: str | None = None
+    name: str  # of its file
+    label: str  # what tables and figures call it; printable, and unlike that of any other
+    role: Role = Role.variant  # what it is in a comparison
+    order: int = 50  # where it stands among the others, lowest first
+    color: str | None = None  # of its lines and marks; None takes the next free one of the palette
+    # the variants it is compared with, and what each difference tells; None where the file says nothing
     against: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class ScoreInfo:
-    """A score, as conf/metric describes it.
+    """A score, as conf/metric describes it."""
 
-    Attributes:
-        name: its key in scores.json.
-        label: what tables and figures call it; printable, and unlike that of any other.
-        limits: the least and the largest possible value; infinite where there are none.
-        headline: whether short tables and the first figures show it.
-        better: which values mean "more alike".
-        share: whether its mean is a share of queries, shown in percent.
-        learned: whether it depends on how the model was finetuned; what does not is the same for every variant.
-        inputs: argument of its function: path in the evidence.
-        function: the function that takes it.
-    """
-
-    name: str
-    label: str
+    name: str  # its key in scores.json
+    label: str  # what tables and figures call it; printable, and unlike that of any other
+    # the least and the largest possible value; infinite where there are none
     limits: tuple[float, float] = (-math.inf, math.inf)
-    headline: bool = False
-    better: Better = Better.higher
-    share: bool = False
+    headline: bool = False  # whether short tables and the first figures show it
+    better: Better = Better.higher  # which values mean "more alike"
+    share: bool = False  # whether its mean is a share of queries, shown in percent
+    # whether it depends on how the model was finetuned; what does not is the same for every variant
     learned: bool = True
-    inputs: Mapping[str, str] | None = None
-    function: str = ""
+    inputs: Mapping[str, str] | None = None  # argument of its function: path in the evidence
+    function: str = ""  # the function that takes it
 
     def reads(self, owner: str) -> bool:
         """Whether it looks at something of `icl`, `ft`, `other`, ..., as an input's path begins."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from iclgd.choices import Better, Role
 from iclgd.results.catalogue import Variant
 from iclgd.results.frame import Results
 from iclgd.results.reading import Record
-from iclgd.runs import varied
 from iclgd.statistics import Comparison, compare, design_power, held_out, holm_corrected
 
 VARIANT, RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
@@ -25,40 +24,25 @@ VARIANT, RATE, _WEIGHTS = "finetune.name", "finetune.lr", "model.weights"
 
 @dataclass(frozen=True)
 class Contender:
-    """A variant in one setting of everything else, at rates that were not chosen by what is shown of it.
+    """A variant in one setting of everything else, at rates that were not chosen by what is shown of it."""
 
-    Attributes:
-        others: the setting without variant and rate, by Hydra name.
-        variant: its name.
-        rates: the rate of each draw.
-        tried: every rate that was run.
-        values: by score and draw, the mean over queries.
-        at_edge: whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond.
-    """
-
-    others: Mapping[str, Any]
+    others: Mapping[str, Any]  # the setting without variant and rate, by Hydra name
     variant: str
-    rates: Mapping[Any, float]
-    tried: tuple[float, ...]
-    values: Mapping[str, Mapping[Any, float]]
+    rates: Mapping[Any, float]  # the rate of each draw
+    tried: tuple[float, ...]  # every rate that was run
+    values: Mapping[str, Mapping[Any, float]]  # by score and draw, the mean over queries
+    # whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond
     at_edge: bool = False
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting against another.
+    """One setting against another."""
 
-    Attributes:
-        first: whose scores come first.
-        second: the one they are compared with.
-        asks: what the difference tells.
-        results: by score, first minus second over the draws of both.
-    """
-
-    first: Contender
-    second: Contender
-    asks: str
-    results: Mapping[str, Comparison]
+    first: Contender  # whose scores come first
+    second: Contender  # the one they are compared with
+    asks: str  # what the difference tells
+    results: Mapping[str, Comparison]  # by score, first minus second over the draws of both
 
     def names(self, variants: Mapping[str, Variant]) -> tuple[str, str]:
         """What the two are called: by their variants, and by their weights where these are compared."""
@@ -133,7 +117,7 @@ def power_text(made: Sequence[Difference]) -> str:
     if any(len(one.tried) > 1 for difference in made for one in (difference.first, difference.second)):
         text += " Where a rate was chosen on these draws that counts the larger error of such a choice."
     if told.draws < 5:
-        text += " No comparison is marked below 5 draws."
+        text += " With fewer than 5 draws no comparison is marked."
     else:
         text += (
             f" A true difference of {told.smallest:.3f} would be marked four times in five; smaller ones may not be."
@@ -179,9 +163,7 @@ def zero_shot_notes(results: Results) -> list[str]:
 
 def _named(results: Results, key: str, value: Any) -> str:
     text = results.text(key, value)
-    return (
-        text if key in ("model.name", "model.weights", "task.name") else f"{varied.heading(key, results.keys)} {text}"
-    )
+    return text if key in ("model.name", "model.weights", "task.name") else f"{results.heading(key)} {text}"
 
 
 def _zero_shot_note(draws: Sequence[tuple[Record, Record]]) -> str | None:
@@ -226,12 +208,8 @@ def _by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, 
 def _choosing(results: Results, by_rate: Mapping[float, Mapping[str, Any]]) -> str | None:
     """The score that chooses the rate: the first headline one that was measured and has a better side."""
     measured = {score for values in by_rate.values() for score in values}
-    fit = (
-        name
-        for name in results.headline
-        if results.scores[name].learned and results.scores[name].better != Better.neither
-    )
-    return next((name for name in fit if name in measured), None)
+    scores = (results.scores[name] for name in results.headline if name in measured)
+    return next((score.name for score in scores if score.learned and score.better != Better.neither), None)
 
 
 def _held_out(by_rate: Mapping[float, Mapping[str, Mapping[Any, float]]], score: str, better: Better) -> Any:
@@ -256,7 +234,8 @@ def _asked(results: Results, among: Sequence[Contender]) -> Iterator[tuple[Conte
     for first in among:
         if first.others[_WEIGHTS] == "pretrained" and results.variants[first.variant].role == Role.variant:
             for second in among:
-                if second.variant == first.variant and _differ_in_weights(first, second):
+                differing = {key for key in first.others if first.others[key] != second.others[key]}
+                if second.variant == first.variant and differing == {_WEIGHTS}:
                     yield _by_seed(first), _by_seed(second), "what training the model gave"
 
 
@@ -273,10 +252,6 @@ def _against(variant: Variant, present: Sequence[Variant]) -> Mapping[str, str]:
     return {name: asks for name, asks in asked.items() if name != variant.name}
 
 
-def _differ_in_weights(first: Contender, second: Contender) -> bool:
-    return {key for key in first.others if first.others[key] != second.others[key]} == {_WEIGHTS}
-
-
 def _by_seed(contender: Contender) -> Contender:
     """With draws of one seed and several untrained weights averaged: trained weights have no such draws."""
     values: dict[str, dict[Any, float]] = {}
@@ -286,4 +261,4 @@ def _by_seed(contender: Contender) -> Contender:
             gathered.setdefault(seed, []).append(value)
         values[score] = {seed: float(np.mean(found)) for seed, found in gathered.items()}
     rates = {seed: rate for (seed, _), rate in contender.rates.items()}
-    return Contender(contender.others, contender.variant, rates, contender.tried, values, contender.at_edge)
+    return replace(contender, rates=rates, values=values)

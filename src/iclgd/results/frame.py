@@ -30,7 +30,7 @@ _WEIGHTS = [Weights.pretrained, Weights.keep_embeddings, Weights.random]
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """Finished runs, in the order of their folders, and what else was there.
+    """Finished runs, in the order of their settings and then their draws, and what else was there.
 
     Attributes:
         runs: the finished ones.
@@ -47,7 +47,10 @@ class Results:
         Raises:
             ReportError: a folder does not exist.
         """
-        return cls(*read_runs(folders))
+        found = cls(*read_runs(folders))
+        draws = [[found.rank("seed", part) for part in run.draw] for run in found.runs]
+        order = sorted(range(len(found)), key=lambda at: (found.setting_of[at], draws[at]))
+        return cls(tuple(found.runs[at] for at in order), found.left_out)
 
     def required(self, folders: Iterable[Path]) -> Results:
         """Itself, if any run in the folders is finished.
@@ -71,11 +74,11 @@ class Results:
         for key in conditions:
             if not any(key in run.settings for run in self.runs):
                 raise ReportError(f"no run has a setting {key!r}: varied here are {', '.join(self.varied) or 'none'}")
-        wanted = [run for run in self.runs if all(_equal(run.settings.get(k), v) for k, v in conditions.items())]
+        wanted = tuple(r for r in self if all(varied.is_written(r.settings.get(k), v) for k, v in conditions.items()))
         if not wanted:
             said = ", ".join(f"{key}={value}" for key, value in conditions.items())
             raise ReportError(f"no finished run has {said}")
-        return type(self)(tuple(wanted), self.left_out)
+        return type(self)(wanted, self.left_out)
 
     def __iter__(self) -> Iterator[FinishedRun]:
         return iter(self.runs)
@@ -99,7 +102,7 @@ class Results:
     def shown(self) -> list[str]:
         """The keys that tables name: what varied, and the rate wherever there are several."""
         several = len({run.settings["finetune.lr"] for run in self.runs}) > 1
-        return [*self.varied, *(["finetune.lr"] if several and "finetune.lr" not in self.varied else [])]
+        return list(dict.fromkeys([*self.varied, *["finetune.lr"] * several]))
 
     @functools.cached_property
     def variants(self) -> dict[str, Variant]:
@@ -154,8 +157,7 @@ class Results:
                 about[key] = values
         about["state"] = [run.state for run in self.runs]
         frame = about.take(rows["run"]).reset_index(drop=True)
-        state = frame.pop("state")
-        return pd.concat([frame, self._named(rows), state], axis=1)
+        return pd.concat([frame.drop(columns="state"), self._named(rows), frame["state"]], axis=1)
 
     @functools.cached_property
     def summary(self) -> pd.DataFrame:
@@ -208,10 +210,9 @@ class Results:
 
     def table(self) -> pd.DataFrame:
         """The headline scores' means, a row for each setting and a column for each score."""
-        keys = self.shown or ["finetune.name"]
         shown: Any = whole(self.summary)
         shown = shown[shown["score"].isin(self.headline)]
-        index = pd.MultiIndex.from_frame(shown[keys].astype(object)) if keys else None
+        index = pd.MultiIndex.from_frame(shown[self.shown or ["finetune.name"]].astype(object))
         wide = shown.set_axis(index).set_index("score", append=True)["mean"].unstack("score", sort=False)
         return wide[self.headline]
 
@@ -221,7 +222,7 @@ class Results:
     @functools.cached_property
     def _short_names(self) -> dict[str, str]:
         names = {str(run.settings["model.name"]) for run in self.runs}
-        return {name: _shortest(name, names - {name}) for name in names}
+        return {name: varied.shortest(name, names - {name}) for name in names}
 
     @property
     def _rows(self) -> pd.DataFrame:
@@ -230,18 +231,18 @@ class Results:
         heads, values = [], []
         for at, run in enumerate(self.runs):
             for (score, examples), record in run.records.items():
-                heads.append(
-                    (at, scores[score], EXAMPLES.index(examples), record.n, record.undefined, len(record.layers))
-                )
+                of = at, scores[score], EXAMPLES.index(examples)
+                heads.append((*of, record.n, record.undefined, len(record.layers)))
                 values.append((record.mean, record.low, record.high))
-                values.extend(record.layers)
+                values.extend((mean, np.nan, np.nan) for mean in record.layers)
         head = np.array(heads, dtype=int).reshape(-1, 6)
         lengths = head[:, 5] + 1
         columns = ["run", "score", "examples", "n", "undefined"]
         rows = pd.DataFrame(np.repeat(head[:, :5], lengths, axis=0), columns=columns)
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
         rows.insert(3, "layer", np.arange(len(rows)) - starts - 1)
-        rows[["mean", "low", "high"]] = np.array(values, dtype=float).reshape(-1, 3)
+        for at, name in enumerate(["mean", "low", "high"]):
+            rows.insert(4 + at, name, np.array(values, dtype=float).reshape(-1, 3)[:, at])
         return rows.sort_values(["run", "score", "examples", "layer"], kind="stable", ignore_index=True)
 
     def _named(self, rows: Any) -> pd.DataFrame:
@@ -251,16 +252,14 @@ class Results:
             layer=pd.array(rows["layer"], dtype="Int64"),
         )
         named.loc[named["layer"] < 0, "layer"] = pd.NA
-        wanted = ["score", "examples", "layer", "mean", "low", "high", "n", "undefined"]
-        return named[[name for name in wanted if name in named]]
+        return named
 
     def _set_draws_intervals(self, found: Any) -> None:
         """`statistics.draws_interval` for all scores that are no shares at once: one by one it would take minutes."""
         limits = np.array([score.limits for score in self.scores.values()]).reshape(-1, 2)[found["score"]]
-        count, mean = found["draws"].clip(lower=2), found["mean"]
+        count, mean, several = found["draws"].clip(lower=2), found["mean"], found["draws"] > 1
         half = stats.t.ppf(0.975, count - 1) * found["std"] / np.sqrt(count)
         half = half.where(found["std"] > 1e-9 * mean.abs().clip(lower=1e-12))  # what has no spread has no interval
-        several = found["draws"] > 1
         found["low"] = found["low"].mask(several, np.maximum(mean - half, limits[:, 0]))
         found["high"] = found["high"].mask(several, np.minimum(mean + half, limits[:, 1]))
 
@@ -301,21 +300,3 @@ class Results:
 def whole(frame: pd.DataFrame) -> Any:
     """The rows of a frame or a summary that are over all examples and all layers."""
     return frame[frame["layer"].isna() & (frame["examples"] == "all")]
-
-
-def _equal(value: Any, text: str) -> bool:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return varied.as_text(value).lower() == text.lower()
-
-
-def _shortest(name: str, others: set[str]) -> str:
-    parts = name.rstrip("/").split("/")
-    for count in range(1, len(parts)):
-        end = "/".join(parts[-count:])
-        if not any(f"/{other.rstrip('/')}".endswith(f"/{end}") for other in others):
-            return end
-    return name

@@ -28,58 +28,38 @@ Cells = Mapping[tuple[str, str], Draws]  # (truth, candidate)
 
 @dataclass(frozen=True)
 class Identification:
-    """How often a score puts the true candidate first.
+    """How often a score puts the true candidate first."""
 
-    Attributes:
-        score: its name.
-        share: over pairs of a truth and a draw, with its interval over draws; equal first places count in part.
-        chance: the share that guessing has.
-        confusions: by truth, the candidate that most often stands first instead, and the share of draws.
-    """
-
-    score: str
+    score: str  # its name
+    # over pairs of a truth and a draw, with its interval over draws; equal first places count in part
     share: Interval
-    chance: float
+    chance: float  # the share that guessing has
+    # by truth, the candidate that most often stands first instead, and the share of draws
     confusions: Mapping[str, tuple[str, float]]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where what a score says of a candidate and ICL lies between its anchors.
+    """Where what a score says of a candidate and ICL lies between its anchors."""
 
-    Attributes:
-        score: its name.
-        candidate: the variant.
-        icl: the score where ICL is ICL.
-        floor: the same of the floor that comes nearest to ICL.
-        planted: the score where the candidate's own variant plays ICL's part.
-        anchored: (icl - floor) / (planted - floor), with an interval that carries the uncertainty of all three; NaN
-            where the anchors cannot be told apart.
-    """
-
-    score: str
-    candidate: str
-    icl: Interval
-    floor: Interval
-    planted: Interval
+    score: str  # its name
+    candidate: str  # the variant
+    icl: Interval  # the score where ICL is ICL
+    floor: Interval  # the same of the floor that comes nearest to ICL
+    planted: Interval  # the score where the candidate's own variant plays ICL's part
+    # (icl - floor) / (planted - floor), with an interval that carries the uncertainty of all three; NaN where
+    # the anchors cannot be told apart
     anchored: Interval
 
 
 @dataclass(frozen=True)
 class Notice:
-    """All that one sweep of truths and candidates says, for one model and task.
+    """All that one sweep of truths and candidates says, for one model and task."""
 
-    Attributes:
-        place: the model, the task and what else varied.
-        matrix: columns score, truth, candidate, mean, low, high, draws: a row for each cell.
-        ranking: by score, the best at identifying first.
-        standings: by score and candidate that was planted too.
-    """
-
-    place: Mapping[str, Any]
-    matrix: pd.DataFrame
-    ranking: tuple[Identification, ...]
-    standings: tuple[Standing, ...]
+    place: Mapping[str, Any]  # the model, the task and what else varied
+    matrix: pd.DataFrame  # columns score, truth, candidate, mean, low, high, draws: a row for each cell
+    ranking: tuple[Identification, ...]  # by score, the best at identifying first
+    standings: tuple[Standing, ...]  # by score and candidate that was planted too
 
 
 def notices(results: Results) -> list[Notice]:
@@ -122,12 +102,7 @@ def notice(
 ) -> Notice:
     """The notice of one model and task.
 
-    Args:
-        place: the model, the task and what else varied.
-        rows: one for each run and score, with the columns of `Results.frame`.
-        better: the scores, each with the direction that means more alike.
-        limits: each score's least and largest possible value.
-        floors: the candidates that cannot be like ICL.
+    Rows are one for each run and score, as in `Results.frame`; `better` names the scores.
     """
     cells = {score: cells_of(rows, score, better[score]) for score in better}
     cells = {score: found for score, found in cells.items() if found}
@@ -249,11 +224,7 @@ def _matrix(
 def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
     """One paragraph: which scores tell truths apart, which do not, and what a score says of ICL.
 
-    Args:
-        found: what was found.
-        score_labels: what scores are called, by name.
-        labels: what variants are called, by name.
-        standing_of: the score that the last sentences are about.
+    The last sentences are about the score `standing_of`.
     """
     said = []
     if found.ranking:
@@ -268,17 +239,24 @@ def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str
             pairs = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:2]
             names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in pairs]
             said.append(f"{score_labels[standing_of]} takes {' and '.join(names)}.")
-    for at in found.standings:
-        if at.score == standing_of:
-            name = labels.get(at.candidate, at.candidate)
-            sentence = (
-                f"If ICL were {name}, {name} would score {at.planted.mean:.2f} on {score_labels[standing_of]}; "
-                f"it scores {at.icl.mean:.2f}, and the floor {at.floor.mean:.2f}"
-            )
-            part = at.anchored
-            known = "" if math.isnan(part.low) else f" [{part.low:.2f}, {part.high:.2f}]"
-            said.append(sentence + (f": {part.mean:.2f}{known} of the way." if not math.isnan(part.mean) else "."))
+    standings = [at for at in found.standings if at.score == standing_of]
+    if standings:
+        of_each = "; ".join(_of_the_way(at, labels) for at in standings)
+        said.append(
+            f"{score_labels[standing_of]} on ICL and, in brackets, what it would be if ICL were that variant: "
+            f"{of_each}. "
+            f"The floor scores {standings[0].floor.mean:.2f}; "
+            "percentages say how far on the way from it to the value in brackets."
+        )
     return " ".join(said)
+
+
+def _of_the_way(at: Standing, labels: Mapping[str, str]) -> str:
+    values = f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})"
+    if math.isnan(at.anchored.mean):
+        return values
+    known = "" if math.isnan(at.anchored.low) else f" [{at.anchored.low:.0%}, {at.anchored.high:.0%}]"
+    return f"{values}, which is {at.anchored.mean:.0%}{known}"
 
 
 def place_in_words(results: Results, found: Notice) -> str:
@@ -293,7 +271,7 @@ def place_in_words(results: Results, found: Notice) -> str:
 
 def labels(results: Results) -> dict[str, str]:
     """What variants are called, and ICL."""
-    return {name: variant.label for name, variant in results.variants.items()} | {ICL: "ICL"}
+    return results.labels | {ICL: "ICL"}
 
 
 def paragraph(results: Results, found: Notice) -> str:

@@ -1,8 +1,9 @@
-"""What runs hold beside their scores, such as gradient norms and losses, as means over draws."""
+"""What runs hold beside their scores, such as gradient norms, losses and prompts, as means over draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pandas as pd
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 
+_PLACE = ("model.name", "task.name", "task.shots")
 _MOST_RUNS = 24  # that are read, first draws first, for each costs a file
 
 
@@ -17,12 +19,6 @@ def own_tables(
     results: Results, read: Callable[[FinishedRun], Any], by: Sequence[str], value: str = "value"
 ) -> pd.DataFrame:
     """A table of some sane runs, its mean over everything but `by`, and then over draws.
-
-    Args:
-        results: the runs.
-        read: gives a run's table, or None where it has none.
-        by: columns of the table that are kept.
-        value: the column that is averaged.
 
     Returns:
         Columns `mean`, `draws`, `variant`, those of `by` and every setting; no rows where no run has such a table.
@@ -40,3 +36,36 @@ def own_tables(
     rows: Any = pd.concat(parts, ignore_index=True)
     groups = rows.groupby([key for key in rows if key not in ("mean", "draw")], sort=False, dropna=False)
     return groups.agg(mean=("mean", "mean"), draws=("draw", "nunique")).reset_index()
+
+
+def prompt_statistics(results: Results) -> tuple[list[str], list[dict[str, Any]]]:
+    """Labels, demonstrations, queries and their mean tokens of each setting, as means over its draws.
+
+    Returns:
+        The keys that make such a setting, and for each setting these and the statistics by name.
+    """
+    keys = [k for k in results.keys if k in _PLACE or k.startswith(("task.", "model.bos", "model.separator"))]
+    gathered: dict[tuple[Any, ...], dict[Any, FinishedRun]] = {}
+    for run in results:  # whatever the finetuning, one setting and draw has one set of prompts
+        setting = tuple(run.settings.get(key) for key in keys)
+        gathered.setdefault(setting, {}).setdefault((run.settings["seed"], run.settings.get("task.permutation")), run)
+    records = []
+    for setting, runs in gathered.items():
+        found = [_statistics(run.prompts()) for run in runs.values()]
+        mean = {name: math.fsum(one[name] for one in found) / len(found) for name in found[0]}
+        records.append(dict(zip(keys, setting, strict=True)) | mean)
+    return keys, records
+
+
+def _statistics(prompts: Mapping[str, Any]) -> dict[str, float]:
+    demonstrations = [len(item["token_ids"]) for item in prompts["demonstrations"]]
+    queries = [len(item["token_ids"]) for item in prompts["queries"]]
+    separators = len(demonstrations) * len(prompts.get("separator") or [])
+    return {
+        "labels": float(len(prompts.get("label_words") or [])),
+        "demonstrations": float(len(demonstrations)),
+        "queries": float(len(queries)),
+        "demonstration_tokens": sum(demonstrations) / max(len(demonstrations), 1),
+        "query_tokens": sum(queries) / max(len(queries), 1),
+        "context_tokens": float(sum(demonstrations) + separators + len(prompts.get("bos") or [])),
+    }

@@ -40,10 +40,8 @@ def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[s
 
 def _trials(results: Results) -> dict[tuple[Any, ...], int]:
     """By setting, variant, rate, draw and share, how many queries have a defined value."""
-    shares, keys = (
-        [name for name, info in results.scores.items() if info.share],
-        [*other_keys(results), VARIANT, RATE],
-    )
+    shares = [name for name, info in results.scores.items() if info.share]
+    keys = [*other_keys(results), VARIANT, RATE]
     return {
         (*(run.settings.get(key) for key in keys), run.draw, name): record.n - record.undefined
         for run in results

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.config import ReferenceConfig
 from iclgd.runs import varied
 from iclgd.runs.folder import run_folders
 from iclgd.runs.parsing import DamagedRun, reason
 from iclgd.runs.reader import FolderReader
 from iclgd.shown import printable
+from iclgd.variants import ICL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,23 +35,14 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One score of one run, NaN where undefined.
+    """One score of one run, NaN where undefined."""
 
-    Attributes:
-        mean: over examples in each layer, then over layers.
-        low: lower end of the 95 % interval over queries.
-        high: upper end.
-        n: how many examples there were.
-        undefined: how many of their values are left out.
-        layers: (mean, low, high) of each layer; empty where the score has none.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    undefined: int
-    layers: tuple[tuple[float, float, float], ...]
+    mean: float  # over examples in each layer, then over layers
+    low: float  # lower end of the 95 % interval over queries
+    high: float  # upper end
+    n: int  # how many examples there were
+    undefined: int  # how many of their values are left out
+    layers: tuple[float, ...]  # the mean of each layer; empty where the score has none
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,12 +73,10 @@ class FinishedRun:
         return f"FinishedRun({self.name}: {said}; {len(self.scores)} scores, {self.state})"
 
     def _repr_html_(self) -> str:
-        rows = [
-            (name, record.mean, record.low, record.high) for (name, of), record in self.records.items() if of == "all"
-        ]
         cells = (
-            f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{number:.4g}</td>' for number in numbers)}</tr>"
-            for name, *numbers in rows
+            f"<tr><td>{html.escape(name)}</td><td>{one.mean:.4g}</td><td>{one.low:.4g}</td><td>{one.high:.4g}</td></tr>"
+            for (name, of), one in self.records.items()
+            if of == "all"
         )
         head = "<tr><th>score</th><th>mean</th><th colspan=2>95 % interval over queries</th></tr>"
         return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(cells)}</table>"
@@ -105,7 +94,7 @@ class FinishedRun:
     @property
     def planted(self) -> bool:
         """Whether a finetuning variant plays ICL's part."""
-        return self.settings.get("reference.name", ReferenceConfig().name) != ReferenceConfig().name
+        return self.settings.get("reference.name", ICL) != ICL
 
     @property
     def draw(self) -> tuple[Any, ...]:
@@ -161,7 +150,7 @@ class FinishedRun:
     def layers(self, score: str) -> list[float]:
         """A score's mean over examples in every layer; empty where it has no layers."""
         record = self.records.get((score, "all"))
-        return [] if record is None else [mean for mean, _, _ in record.layers]
+        return [] if record is None else list(record.layers)
 
     @functools.cached_property
     def values(self) -> dict[str, np.ndarray]:
@@ -283,33 +272,17 @@ def _finished(reader: FolderReader) -> FinishedRun:
 
 
 def records_of(scores: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
-    """The content of scores.json by score and examples ("all" or "flipped"); its shape was checked when it was read.
-
-    Raises:
-        DamagedRun: a score has more layers than intervals of them, or fewer.
-    """
+    """The content of scores.json by score and examples ("all" or "flipped"); its shape was checked when it was read."""
     raw = {(name, "all"): whole for name, whole in scores.items()}
     raw |= {(name, "flipped"): whole["flipped"] for name, whole in scores.items() if whole.get("flipped")}
-    try:
-        return {key: _record(**record) for key, record in raw.items()}
-    except ValueError as error:
-        raise DamagedRun(f"scores.json has other layers than intervals of them: {reason(error)}") from error
+    return {key: _record(record) for key, record in raw.items()}
 
 
-def _record(
-    mean: float | None,
-    ci: Sequence[float | None] | None = None,
-    n: int | None = None,
-    undefined: int | None = None,
-    layers: Sequence[float | None] | None = None,
-    layers_ci: Sequence[Sequence[float | None]] | None = None,
-    **_: Any,
-) -> Record:
-    ends = layers_ci or ((None, None),) * len(layers or ())
-    by_layer = (_numbers(mean, *pair) for mean, pair in zip(layers or (), ends, strict=True))
-    return Record(*_numbers(mean, *(ci or (None, None))), n or 0, undefined or 0, tuple(by_layer))
+def _record(content: Mapping[str, Any]) -> Record:
+    mean, low, high = map(_number, (content["mean"], *(content.get("ci") or (None, None))))
+    layers = tuple(map(_number, content.get("layers") or ()))
+    return Record(mean, low, high, content.get("n") or 0, content.get("undefined") or 0, layers)
 
 
-def _numbers(mean: float | None, low: float | None, high: float | None) -> tuple[float, float, float]:
-    low, mean, high = (_NAN if value is None else float(value) for value in (low, mean, high))
-    return mean, low, high
+def _number(value: float | None) -> float:
+    return _NAN if value is None else float(value)

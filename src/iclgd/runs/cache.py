@@ -7,7 +7,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +44,8 @@ class RecordingsCache:
     """Recordings under the hash of what they depend on: safetensors, checksummed, least recently used first to go.
 
     Many processes may use one folder: the first to ask for a recording computes it and the others wait. Nothing that
-    goes wrong here ends a run: a damaged entry or a full disk costs time only, and is said in the log.
-
-    Args:
-        folder: where entries are kept.
-        limit_bytes: how much they may take together; 0 keeps nothing.
+    goes wrong here ends a run: a damaged entry or a full disk costs time only, and is said in the log. A limit of 0
+    bytes keeps nothing.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -58,10 +55,6 @@ class RecordingsCache:
 
     def get_or_compute(self, key: Mapping[str, Any], compute: Callable[[], Recording]) -> tuple[Recording, bool]:
         """The recording for `key`.
-
-        Args:
-            key: everything the recording depends on, as plain values.
-            compute: makes it.
 
         Returns:
             The recording, whose tensors must not be changed, and whether it was there already.
@@ -104,8 +97,7 @@ class RecordingsCache:
     def _store(self, path: Path, recording: Recording) -> None:
         from safetensors.torch import save_file
 
-        tensors = _tensors(recording)
-        size = sum(tensor.nbytes for tensor in tensors.values())
+        tensors, size = {name: one.contiguous() for name, one in recording.tensors().items()}, _size(recording)
         if size > self.limit_bytes:
             log.info("a recording of %.1f GB is not kept: runtime.cache_gb=%g", size / 1e9, self.limit_bytes / 1e9)
             return
@@ -121,11 +113,9 @@ class RecordingsCache:
             remove_leftovers(self.folder, older_than=_ABANDONED)
             entries = []
             for path in self.folder.glob("*.safetensors"):
-                try:
+                with suppress(FileNotFoundError):
                     found = path.stat()
-                except FileNotFoundError:
-                    continue
-                entries.append((found.st_mtime_ns, found.st_size, path))
+                    entries.append((found.st_mtime_ns, found.st_size, path))
             total = sum(size for _, size, _ in entries)
             for _, size, path in sorted(entries):
                 if total <= self.limit_bytes:
@@ -157,20 +147,13 @@ def _read(path: Path) -> Recording | None:
     except Exception as error:  # whatever a damaged file can cause
         log.warning("the shared recording %s is damaged (%s) and is computed again", path.name, error)
         return None
-    try:
+    with suppress(OSError):  # a read-only cache has no order of use
         os.utime(path)
-    except OSError:
-        pass  # a read-only cache has no order of use
     return recording
 
 
-def _tensors(recording: Recording) -> dict[str, Tensor]:
-    fields = {name: getattr(recording, name) for name in type(recording).__dataclass_fields__}
-    return {name: tensor.contiguous() for name, tensor in fields.items() if tensor is not None}
-
-
 def _size(recording: Recording) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(recording).values())
+    return sum(tensor.nbytes for tensor in recording.tensors().values())
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

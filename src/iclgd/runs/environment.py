@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,7 @@ _SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|
 def environment(device: str, dtype: str, threads: int, model_files: Mapping[str, str]) -> dict[str, Any]:
     """The content of environment.json.
 
-    Args:
-        device: where the model ran, such as "cpu" or "cuda:0".
-        dtype: in which precision.
-        threads: how many CPU threads PyTorch used.
-        model_files: SHA-256 of each file the model was loaded from, by file name.
+    `model_files` are the SHA-256 of each file the model was loaded from, by file name.
     """
     return {
         "iclgd": {"version": __version__, **revision()},
@@ -133,10 +130,8 @@ def _git(*arguments: str) -> str:
 def _versions() -> Mapping[str, str]:
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

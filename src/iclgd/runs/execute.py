@@ -44,19 +44,13 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one run.
+    """What became of one run."""
 
-    Attributes:
-        ending: done now, skipped because it was done before, failed, refused for its settings, or interrupted.
-        folder: where it is.
-        message: what went wrong, in one line.
-        objective: the score named by runtime.objective, NaN if none or undefined.
-    """
-
+    # done now, skipped because it was done before, failed, refused for its settings, or interrupted
     ending: Ending
-    folder: Path
-    message: str = ""
-    objective: float = math.nan
+    folder: Path  # where it is
+    message: str = ""  # what went wrong, in one line
+    objective: float = math.nan  # the score named by runtime.objective, NaN if none or undefined
 
 
 @dataclass(frozen=True)
@@ -202,6 +196,5 @@ def _headline(config: Config) -> str:
 def _objective(scores: Mapping[str, Any], config: Config) -> float:
     if config.runtime.objective is None:
         return math.nan
-    score = scores.get(config.runtime.objective) or {}
-    value = score.get("mean")
+    value = (scores.get(config.runtime.objective) or {}).get("mean")
     return math.nan if value is None else float(value)

@@ -32,14 +32,10 @@ _draws: dict[str, tuple[dict[Path, Stamp], Fingerprint]] = {}
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a run is made of.
+    """What a run is made of."""
 
-    Attributes:
-        parts: the content of fingerprint.json: a digest, or a plain value, by part.
-        words: how a part is called where its name does not say it, such as "the rows of sst2/train.jsonl".
-    """
-
-    parts: dict[str, Any]
+    parts: dict[str, Any]  # the content of fingerprint.json: a digest, or a plain value, by part
+    # how a part is called where its name does not say it, such as "the rows of sst2/train.jsonl"
     words: dict[str, str]
 
     def __or__(self, other: Fingerprint) -> Fingerprint:
@@ -77,11 +73,7 @@ def _others(config: Config) -> Iterator[tuple[str, Config, int]]:
 
 
 def training_code(finetune: Mapping[str, Any]) -> dict[str, str]:
-    """Digests by file of the code that finetunes as these settings say: this package's, and the user's.
-
-    Args:
-        finetune: plain values, as `config.as_dict` gives them.
-    """
+    """Digests by file of the code that finetunes as these settings say: this package's, and the user's."""
     own = {file: digest for file, digest in own_code().items() if file.startswith(_TRAINING)}
     return own | user_code(sorted(set(_functions(finetune))))
 
@@ -103,12 +95,7 @@ def runtime_parts(config: Config) -> dict[str, str]:
 
 
 def changes(before: Mapping[str, Any], now: Fingerprint) -> list[str]:
-    """The parts in which a stored fingerprint differs from now's, in words.
-
-    Args:
-        before: the content of a run's fingerprint.json.
-        now: its inputs now.
-    """
+    """The parts in which a stored fingerprint differs from now's, in words."""
     differing = [name for name in {**now.parts, **before} if before.get(name) != now.parts.get(name)]
     return [_in_words(name, before.get(name), now) for name in differing]
 
@@ -130,13 +117,10 @@ def _functions(finetune: Mapping[str, Any]) -> Iterator[str]:
 
 def _dotted(settings: Any) -> Iterator[str]:
     """Every value that may be a dotted path to a function."""
-    if isinstance(settings, Mapping):
-        settings = list(settings.values())
-    if isinstance(settings, str):
-        if _DOTTED.fullmatch(settings):
-            yield settings
-    elif isinstance(settings, list):
-        for value in settings:
+    if isinstance(settings, str) and _DOTTED.fullmatch(settings):
+        yield settings
+    elif isinstance(settings, list | dict):
+        for value in settings.values() if isinstance(settings, dict) else settings:
             yield from _dotted(value)
 
 
@@ -174,9 +158,8 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     if drawn.calibration:
         groups[f"calibration rows of {task.name}/{task.train_split}{further}"] = drawn.calibration
     parts = {name: _digest([_content(example) for example in rows]) for name, rows in groups.items()}
-    parts[f"wording of {task.name}"] = _digest(
-        {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}
-    )
+    wording = {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}
+    parts[f"wording of {task.name}"] = _digest(wording)
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import time
@@ -29,17 +30,13 @@ log = logging.getLogger(__name__)
 
 EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
 _STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
-_DATA, _FIGURES = (".json", ".yaml", ".parquet", ".safetensors", ".patch"), (".png", ".pdf")  # what a run leaves
+_DATA = (".json", ".yaml", ".parquet", ".safetensors", ".patch")  # what a run leaves
 _SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
 _SILENCE = 3600.0  # seconds after which a run on another host counts as gone
 
 
 class RunFolder:
-    """One run's folder: every file is written beside its place and renamed; `done` comes last.
-
-    Args:
-        path: the folder; made by the first file written.
-    """
+    """One run's folder: every file is written beside its place and renamed; `done` comes last."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -47,17 +44,10 @@ class RunFolder:
         self._began = 0.0
         self._before: dict[str, tuple[int, int]] = {}
 
-    @property
-    def figures(self) -> Path:
-        """The folder of figures, made if need be."""
-        files.refuse_link_out(self.path, "figures")
-        (self.path / "figures").mkdir(parents=True, exist_ok=True)
-        return self.path / "figures"
-
     # Writing
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
-        """A path to write to that becomes `name` when the block ends well (a name such as `figures/layers.png`).
+        """A path to write to that becomes `name` when the block ends well.
 
         Raises:
             OSError: a link would lead out of the folder.
@@ -67,8 +57,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
-        with self.writing(name) as part:
-            part.write_text(text, encoding="utf-8", newline="")
+        files.refuse_link_out(self.path, name)
+        files.write_text(self.path / name, text, sync=True)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write strict JSON: the same bytes for the same content, NaN as null."""
@@ -137,9 +127,8 @@ class RunFolder:
         if status is None or status.state is not State.done:
             return False
         if not status.files:  # every finished run has noted some
-            log.warning(
-                "%s does not say which files the run wrote; the run will be computed again", self.path / _STATUS
-            )
+            place = self.path / _STATUS
+            log.warning("%s does not say which files the run wrote; the run will be computed again", place)
             return False
         for name, made in status.files.items():
             path = self.path / name
@@ -157,8 +146,8 @@ class RunFolder:
         Returns:
             Where they are now: `earlier/NUMBER`.
         """
-        numbers = range(1, len(list((self.path / EARLIER).glob("*/status.json"))) + 2)
-        place = next(self.path / EARLIER / str(n) for n in numbers if not self._retired(n))
+        places = (self.path / EARLIER / str(number) for number in itertools.count(1))
+        place = next(place for place in places if not (place / _STATUS).exists())
         for name in (*self._stamps(), _LOG, "wandb", _STATUS):
             source, target = self.path / name, place / name
             if source.exists():
@@ -166,9 +155,6 @@ class RunFolder:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, target)
         return place
-
-    def _retired(self, number: int) -> bool:
-        return (self.path / EARLIER / str(number) / _STATUS).exists()
 
     @contextmanager
     def claim(self, wait: bool = True) -> Iterator[None]:
@@ -207,15 +193,8 @@ class RunFolder:
         before = self.status()
         self._before = self._stamps()
         self._began = time.monotonic()
-        self._write_status(
-            Status(
-                State.running,
-                run_id=run_id,
-                attempt=before.attempt + 1 if before else 1,
-                owner=this_process(),
-                started_at=_now(),
-            )
-        )
+        attempt = before.attempt + 1 if before else 1
+        self._write_status(Status(State.running, run_id, attempt, owner=this_process(), started_at=_now()))
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the run in status.json, such as `diverged=True, diverged_at=12`."""
@@ -225,10 +204,9 @@ class RunFolder:
     def report_progress(self, stage: str, done: int, total: int) -> None:
         """Say in status.json how far the run is. A full disk does not end the run here."""
         progress = {"stage": stage, "done": done, "total": total}
+        now = dataclasses.replace(self._running(), progress=progress, seconds=self._elapsed())
         try:
-            self._write_status(
-                dataclasses.replace(self._running(), progress=progress, seconds=self._elapsed()), sync=False
-            )
+            self._write_status(now, sync=False)
         except OSError as error:
             log.warning("progress could not be written to %s: %s", self.path / _STATUS, error)
 
@@ -288,12 +266,8 @@ class RunFolder:
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """What tells whether a data file was written anew, by name; a user's own notes and plots are left alone."""
         found = [path for ending in _DATA for path in self.path.glob(f"*{ending}")]
-        found += [path for ending in _FIGURES for path in self.path.glob(f"figures/*{ending}")]
         kept = [path for path in found if path.is_file() and not path.name.startswith(".") and path.name != _STATUS]
-        return {
-            path.relative_to(self.path).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
-            for path in sorted(kept)
-        }
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(kept)}
 
     def _running(self) -> Status:
         if self._status is None:
@@ -308,8 +282,7 @@ class RunFolder:
         self._write_status(dataclasses.replace(self._running(), **ended, **entries))
 
     def _write_status(self, status: Status, sync: bool = True) -> None:
-        with files.replacing(self.path / _STATUS, sync=sync) as part:
-            part.write_text(files.to_json(status.as_dict()), encoding="utf-8")
+        files.write_text(self.path / _STATUS, files.to_json(status.as_dict()), sync)
         self._status = status
 
 

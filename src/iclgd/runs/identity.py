@@ -64,9 +64,5 @@ def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, A
 
 
 def run_id(config: Mapping[str, Any]) -> str:
-    """12 hexadecimal digits that name a run by its content.
-
-    Args:
-        config: plain values, as `config.as_dict` gives them.
-    """
+    """12 hexadecimal digits that name a run by its content."""
     return hashlib.sha256(canonical(science(config)).encode()).hexdigest()[:12]

@@ -18,16 +18,8 @@ from iclgd.runs.shapes import count, fields, maybe, number, one_of, plain_name, 
 
 VARIABLE = "ICLGD_INVOCATION"  # tells a worker which command it works for
 _FOLDER = ".invocations"
-_ENTRY = fields(
-    {},
-    {
-        "total": maybe(count),
-        "run": plain_name,
-        "ending": maybe(one_of(*Ending)),
-        "message": text,
-        "objective": maybe(number),
-    },
-)
+_RUN = {"run": plain_name, "ending": maybe(one_of(*Ending)), "message": text, "objective": maybe(number)}
+_ENTRY = fields({}, {"total": maybe(count), **_RUN})
 
 
 @dataclass(frozen=True)
@@ -38,12 +30,7 @@ class Invocation:
 
     @classmethod
     def begin(cls, sweep: Path, total: int | None) -> Invocation:
-        """Open the record of a sweep that starts now.
-
-        Args:
-            sweep: the folder that will hold the runs' folders.
-            total: how many runs are planned, if known.
-        """
+        """Open the record of a sweep that starts now."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         invocation = cls(sweep.resolve() / _FOLDER / name)
         invocation._write("plan.json", {"total": total, **this_process()})
@@ -76,13 +63,7 @@ class Invocation:
         return is_alive(self._read(self.folder / "plan.json")) is False
 
     def mark(self, number: int, outcome: Outcome | None, folder: Path) -> None:
-        """Record that a run begins (no outcome yet) or how it ended.
-
-        Args:
-            number: the job's number within the command.
-            outcome: how it ended.
-            folder: the run's folder.
-        """
+        """Record that a run begins (no outcome yet) or how it ended."""
         entry = {"run": folder.name, "ending": outcome.ending if outcome else None}
         if outcome is not None:
             entry |= {"message": outcome.message, "objective": outcome.objective}
@@ -95,15 +76,9 @@ class Invocation:
             entry = self._read(path)
             if "run" not in entry:
                 continue
-            value = entry.get("objective")
-            found.append(
-                Outcome(
-                    Ending(entry.get("ending") or Ending.interrupted),
-                    self.folder.parents[1] / entry["run"],
-                    entry.get("message", ""),
-                    math.nan if value is None else value,
-                )
-            )
+            ending, value = Ending(entry.get("ending") or Ending.interrupted), entry.get("objective")
+            objective = math.nan if value is None else value
+            found.append(Outcome(ending, self.folder.parents[1] / entry["run"], entry.get("message", ""), objective))
         return found
 
     def count(self) -> tuple[int, int]:
@@ -118,8 +93,7 @@ class Invocation:
             RunFolder(outcome.folder).mark_cut_off()
 
     def _write(self, name: str, content: object) -> None:
-        with files.replacing(self.folder / name, sync=False) as part:
-            part.write_text(files.to_json(content), encoding="utf-8")
+        files.write_text(self.folder / name, files.to_json(content))
 
     def _read(self, path: Path) -> dict:
         try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-from iclgd.runs.files import again
+from iclgd.runs.files import again, from_json
 from iclgd.runs.shapes import Shape, ShapeError
 from iclgd.shown import printable
 
@@ -54,24 +53,16 @@ def regular_bytes(path: Path) -> bytes:
 
 
 def parse_json(content: bytes, name: str) -> Any:
-    """What strict JSON says: no NaN, no number beyond what a float or 64 bits hold, no deep nesting.
-
-    Raises:
-        DamagedRun: it is none; the message names the file.
-    """
+    """What strict JSON says: no NaN, no number beyond what a float or 64 bits hold, no deep nesting."""
     try:
-        value = json.loads(content.decode("utf-8"), parse_constant=_no_number)
+        value = from_json(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DamagedRun(f"{name} cannot be read: {reason(error)}") from error
     return _shallow(value, name)
 
 
 def parse_yaml(content: bytes, name: str) -> Any:
-    """What plain YAML says: no aliases, no dates, sets or tags, within limits of nodes and depth.
-
-    Raises:
-        DamagedRun: it is none; the message names the file.
-    """
+    """What plain YAML says: no aliases, no dates, sets or tags, within limits of nodes and depth."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -93,11 +84,7 @@ def parse_yaml(content: bytes, name: str) -> Any:
 
 
 def checked(value: Any, shape: Shape, name: str) -> Any:
-    """The value, if it has the shape.
-
-    Raises:
-        DamagedRun: it has another; the message names file and field.
-    """
+    """The value, if it has the shape."""
     try:
         shape(value, name)
     except ShapeError as error:
@@ -123,10 +110,6 @@ def _shallow(value: Any, name: str) -> Any:
         elif not isinstance(inner, str | int | float | None):
             raise DamagedRun(f"{name} holds a {type(inner).__name__}, which is no plain value")
     return value
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
 
 
 def reason(error: Exception) -> str:

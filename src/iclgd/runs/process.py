@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,16 +67,11 @@ def end_children(patience: float = 3.0) -> int:
     """End every process that this one started, and theirs: first politely, then for good. Returns how many."""
     children = psutil.Process().children(recursive=True)
     for child in children:
-        _quietly(child.terminate)
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
     _, stubborn = psutil.wait_procs(children, timeout=patience)
     for child in stubborn:
-        _quietly(child.kill)
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     psutil.wait_procs(stubborn, timeout=patience)
     return len(children)
-
-
-def _quietly(action: Any) -> None:
-    try:
-        action()
-    except psutil.NoSuchProcess:
-        pass

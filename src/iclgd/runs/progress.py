@@ -44,16 +44,14 @@ def terminal() -> Iterator[None]:
         _bars = None
 
 
-def console_handler() -> logging.Handler:
-    """The handler that Hydra's logging configuration puts on the terminal."""
-    return _ConsoleHandler()
+class ConsoleHandler(logging.Handler):
+    """What Hydra's logging configuration puts on the terminal."""
 
-
-class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the line above the bars, without the traceback, which run.log has."""
         try:
             brief = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
-            line = self.format(brief)  # run.log has the traceback
+            line = self.format(brief)
             if _bars is None:
                 # Of a worker: the command that started it may have drawn its bar where this line goes.
                 clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
@@ -68,9 +66,7 @@ class _ConsoleHandler(logging.Handler):
 class Progress:
     """The progress of one run, stage by stage.
 
-    Args:
-        folder: whose status.json is kept up to date, about once a second; None for none.
-        name: what the bar is called.
+    The status.json of a folder, if there is one, is kept up to date, about once a second.
     """
 
     def __init__(self, folder: RunFolder | None = None, name: str = "run") -> None:
@@ -121,9 +117,7 @@ class Progress:
 def sweep_progress(total: int | None, count: Callable[[], tuple[int, int]]) -> Iterator[None]:
     """Show how many runs of a sweep have ended, wherever they are computed.
 
-    Args:
-        total: how many there will be, if known.
-        count: returns how many have ended, and how many of these failed.
+    `count` returns how many have ended, and how many of these failed.
     """
     stop, began = threading.Event(), time.monotonic()
     task = None if _bars is None else _bars.add_task("sweep", total=total)

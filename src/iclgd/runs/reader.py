@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.config import Config
+from iclgd.config import Config, ConfigError
 from iclgd.runs.identity import run_id
 from iclgd.runs.parsing import DamagedRun, checked, parse_json, parse_yaml, reason, regular_bytes
 from iclgd.runs.shapes import (
@@ -39,7 +39,6 @@ _MOST_LAYERS = 10_000
 _MEAN: dict[str, Shape] = {"mean": maybe(number)}
 _RECORD: dict[str, Shape] = {
     "layers": maybe(list_of(maybe(number), most=_MOST_LAYERS)),
-    "layers_ci": maybe(list_of(list_of(maybe(number), 2), most=_MOST_LAYERS)),
     "ci": maybe(list_of(maybe(number), 2)),
     "n": maybe(count),
     "undefined": maybe(count),
@@ -87,8 +86,8 @@ _PROMPTS = fields(
 class FolderReader:
     """One run folder: each file is read once, and must be the one that the finished run wrote.
 
-    Args:
-        folder: the run's folder.
+    Whatever is read raises DamagedRun where the file cannot be read, is another one or holds something unexpected, and
+    FileNotFoundError where there is none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,70 +95,44 @@ class FolderReader:
 
     @functools.cached_property
     def status(self) -> Mapping[str, Any]:
-        """The content of status.json.
-
-        Raises:
-            DamagedRun: it cannot be read, or holds something unexpected.
-            FileNotFoundError: there is none.
-        """
+        """The content of status.json."""
         return self.json("status.json", STATUS)
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        """The content of config.yaml, plain values without NaN, infinity or dates.
-
-        Raises:
-            DamagedRun: it cannot be read, or holds something unexpected.
-            FileNotFoundError: there is none.
-        """
-        content = parse_yaml(self.bytes("config.yaml"), "config.yaml")
-        return checked(
-            checked(content, of_type(Config), "config.yaml"), fields(_NEEDED, {"metric": _LIMITS}), "config.yaml"
-        )
+        """The content of config.yaml, plain values without NaN, infinity or dates."""
+        content = checked(parse_yaml(self.bytes("config.yaml"), "config.yaml"), of_type(Config), "config.yaml")
+        return checked(content, fields(_NEEDED, {"metric": _LIMITS}), "config.yaml")
 
     @functools.cached_property
     def scores(self) -> Mapping[str, Any]:
-        """The content of scores.json; raises what `config` raises."""
+        """The content of scores.json."""
         return self.json("scores.json", _RECORDS)
 
     @functools.cached_property
     def environment(self) -> Mapping[str, Any]:
-        """The content of environment.json; raises what `config` raises."""
+        """The content of environment.json."""
         return self.json("environment.json", fields({}, {"dtype": maybe(text), "notes": list_of(text)}))
 
     @functools.cached_property
     def prompts(self) -> Mapping[str, Any]:
-        """The content of prompts.json; raises what `config` raises."""
+        """The content of prompts.json."""
         return self.json("prompts.json", _PROMPTS)
 
     @functools.cached_property
     def content_id(self) -> str:
-        """The run's id as its config gives it, whatever status.json claims.
-
-        Raises:
-            DamagedRun: the config lacks what an id is made of.
-        """
+        """The run's id as its config gives it, whatever status.json claims."""
         try:
             return run_id(self.config)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedRun(f"config.yaml is of no run: {printable(repr(error), 100)}") from error
 
     def json(self, name: str, shape: Shape = anything) -> Any:
-        """The content of a JSON file.
-
-        Raises:
-            DamagedRun: it cannot be read, or has another shape.
-            FileNotFoundError: there is none.
-        """
+        """The content of a JSON file."""
         return checked(parse_json(self.bytes(name), name), shape, name)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The content of a Parquet file.
-
-        Raises:
-            DamagedRun: it cannot be read, has too many rows, or two columns of one name.
-            FileNotFoundError: there is none.
-        """
+        """The content of a Parquet file, within limits of rows, no two columns of one name."""
         import pyarrow.parquet
 
         content = self.bytes(name)
@@ -175,11 +148,7 @@ class FolderReader:
             raise DamagedRun(f"{name} cannot be read: {reason(error)}") from error
 
     def check_sizes(self) -> None:
-        """Look whether the files are there in the sizes that status.json notes, without reading them.
-
-        Raises:
-            DamagedRun: one is not; the message names it.
-        """
+        """Look whether the files are there in the sizes that status.json notes, without reading them."""
         for name, made in self.status.get("files", {}).items():
             try:
                 size = (self.folder / name).lstat().st_size
@@ -189,15 +158,30 @@ class FolderReader:
                 raise DamagedRun(f"{name} is not what the finished run wrote: {size:,} bytes, not {made['bytes']:,}")
 
     def bytes(self, name: str) -> bytes:
-        """The content of a file, compared with what status.json says the finished run wrote.
-
-        Raises:
-            DamagedRun: it is no regular file, too large, or another one.
-            FileNotFoundError: there is none.
-        """
+        """The content of a regular file, compared with what status.json says the finished run wrote."""
         content = regular_bytes(self.folder / name)
         if name != "status.json" and self.status.get("state") == "done":
             made = self.status.get("files", {}).get(name)
             if made is not None and made["sha256"] != hashlib.sha256(content).hexdigest():
                 raise DamagedRun(f"{name} is not what the finished run wrote")
         return content
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """A run's config.yaml, ready to be composed again: `${` in it is text, since all interpolations are resolved.
+
+    Raises:
+        ConfigError: there is none, or it holds no settings.
+    """
+    try:
+        return _literal(dict(FolderReader(folder).config))
+    except (OSError, DamagedRun) as error:
+        raise ConfigError(f"{folder}: no run's config.yaml can be read there ({error})") from error
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _literal(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_literal(entry) for entry in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

@@ -115,14 +115,8 @@ def object_of(shape: Shape, key: Shape = text) -> Shape:
     return check
 
 
-def fields(needed: Mapping[str, Shape], known: Mapping[str, Shape] | None = None, other: Shape = anything) -> Shape:
-    """An object with certain fields.
-
-    Args:
-        needed: fields that must be there.
-        known: fields that may be there.
-        other: the shape of all the others.
-    """
+def fields(needed: Mapping[str, Shape], known: Mapping[str, Shape] | None = None) -> Shape:
+    """An object with certain fields."""
     shapes = {**(known or {}), **needed}
 
     def check(value: Any, where: str) -> None:
@@ -133,7 +127,7 @@ def fields(needed: Mapping[str, Shape], known: Mapping[str, Shape] | None = None
             raise ShapeError(f"{where} has no {absent[0]}")
         for name, each in value.items():
             text(name, f"a key of {where}")
-            shapes.get(name, other)(each, f"{where}.{printable(name)}")
+            shapes.get(name, anything)(each, f"{where}.{printable(name)}")
 
     return check
 

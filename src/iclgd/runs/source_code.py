@@ -36,15 +36,8 @@ _loaded: dict[str, str] = {}  # by module, the digest of the source that this pr
 
 
 def normal(source: str, name: str) -> str:
-    """The digest of a Python source without comments, docstrings and layout.
-
-    Raises:
-        ConfigError: it is not Python.
-    """
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be read: {error}") from error
+    """The digest of a Python source without comments, docstrings and layout."""
+    tree = _parsed(source, name)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -53,17 +46,19 @@ def normal(source: str, name: str) -> str:
     return digest_of_text(ast.unparse(tree))
 
 
+def _parsed(source: str, name: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be read: {error}") from error
+
+
 @functools.cache
 def own_code() -> dict[str, str]:
     """Digests by file of this package's code that draws, records, trains and scores, as this process found it."""
-    files = [path for path in sorted(_PACKAGE.rglob("*.py")) if _room(path) not in _NO_NUMBERS]
-    return {
-        f"iclgd/{path.relative_to(_PACKAGE).as_posix()}": normal(path.read_text("utf-8"), str(path)) for path in files
-    }
-
-
-def _room(path: Path) -> str:
-    return path.relative_to(_PACKAGE).with_suffix("").parts[0]
+    every = [path.relative_to(_PACKAGE) for path in sorted(_PACKAGE.rglob("*.py"))]
+    files = [path for path in every if path.with_suffix("").parts[0] not in _NO_NUMBERS]
+    return {f"iclgd/{path.as_posix()}": normal((_PACKAGE / path).read_text("utf-8"), str(path)) for path in files}
 
 
 def user_code(functions: Sequence[str]) -> dict[str, str]:
@@ -152,11 +147,7 @@ def _is_installed(file: Path | None) -> bool:
 
 
 def _imported(text: str, package: str, file: str) -> Iterator[str]:
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    for node in ast.walk(tree):
+    for node in ast.walk(_parsed(text, file)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

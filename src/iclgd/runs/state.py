@@ -21,34 +21,23 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """status.json.
+    """status.json."""
 
-    Attributes:
-        state: what was last written; `RunFolder.state` also knows about processes that are gone.
-        run_id: the name of the run's content.
-        attempt: how many times the run was started.
-        owner: host, pid and start of the process that runs or ran it.
-        started_at: wall-clock time, UTC, ISO 8601; so is `finished_at`.
-        seconds: how long it took, or has taken until the last word from it, by a clock that cannot jump.
-        progress: {"stage", "done", "total"} of a running run.
-        error: the last line of the traceback.
-        traceback: of a failed run.
-        facts: what the experiment noted, such as {"diverged": true, "diverged_at": 12}.
-        files: {name: {"bytes", "sha256"}} of a done run.
-    """
-
-    state: State
-    run_id: str = ""
-    attempt: int = 1
+    state: State  # what was last written; `RunFolder.state` also knows about processes that are gone
+    run_id: str = ""  # the name of the run's content
+    attempt: int = 1  # how many times the run was started
+    # host, pid and start of the process that runs or ran it
     owner: dict[str, Any] = field(default_factory=dict)
-    started_at: str | None = None
+    started_at: str | None = None  # wall-clock time, UTC, ISO 8601; so is `finished_at`
     finished_at: str | None = None
+    # how long it took, or has taken until the last word from it, by a clock that cannot jump
     seconds: float | None = None
-    progress: dict[str, Any] | None = None
-    error: str | None = None
-    traceback: str | None = None
+    progress: dict[str, Any] | None = None  # {"stage", "done", "total"} of a running run
+    error: str | None = None  # the last line of the traceback
+    traceback: str | None = None  # of a failed run
+    # what the experiment noted, such as {"diverged": true, "diverged_at": 12}
     facts: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # {name: {"bytes", "sha256"}} of a done run
 
     def as_dict(self) -> dict[str, Any]:
         """The content of status.json: facts stand beside the rest, empty entries are left out."""

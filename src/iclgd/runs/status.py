@@ -45,13 +45,8 @@ class RunLine:
 
     def value(self, key: str) -> Any:
         """What the list is sorted by: a setting, or one of run, state, started and took."""
-        own = {
-            "run": self.name,
-            "state": str(self.state),
-            "started": self.status.started_at,
-            "took": self.status.seconds,
-        }
-        return own[key] if key in own else self.settings.get(key)
+        own = self.name, str(self.state), self.status.started_at, self.status.seconds
+        return {**self.settings, **dict(zip(_OWN, own, strict=True))}.get(key)
 
 
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
@@ -158,13 +153,10 @@ def _draw(lines: Sequence[RunLine]) -> None:
     for line in lines:
         state = Text(line.state, style=_STYLES.get(line.state, ""))
         took = duration(line.status.seconds) if line.status.seconds is not None else ""
-        texts = [Text(printable(_shown(line.settings, key), 24)) for key in keys]
+        values = [varied.as_text(line.settings[key]) if key in line.settings else "" for key in keys]
+        texts = [Text(printable(value, 24)) for value in values]
         table.add_row(Text(printable(line.name)), state, *texts, took, Text(printable(line.progress(), 400)))
     console.print(table)
-
-
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return varied.as_text(settings[key]) if key in settings else ""
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

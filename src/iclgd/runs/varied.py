@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from iclgd.config import ReferenceConfig
@@ -69,6 +69,26 @@ def as_text(value: Any) -> str:
     if value is None or value != value:  # NaN: what pandas fills in for None
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def is_written(value: Any, text: str) -> bool:
+    """Whether a text, as a user types it, means this value of a setting."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return as_text(value).lower() == text.lower()
+
+
+def shortest(name: str, others: Set[str]) -> str:
+    """A model's name without the owner or the folders before it, as far as that tells it from the others."""
+    parts = name.rstrip("/").split("/")
+    for count in range(1, len(parts)):
+        end = "/".join(parts[-count:])
+        if not any(f"/{other.rstrip('/')}".endswith(f"/{end}") for other in others):
+            return end
+    return name
 
 
 def heading(key: str, among: Iterable[str]) -> str:

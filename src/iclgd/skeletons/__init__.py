@@ -12,6 +12,7 @@ from pathlib import Path
 _FILES = Path(__file__).parent / "files"
 KINDS = {
     "metric": "iclgd --config-dir conf +metric=NAME",
+    "variant": "iclgd --config-dir conf finetune=NAME",
     "objective": "iclgd --config-dir conf finetune=NAME",
     "task": "iclgd --config-dir conf task=NAME paths.data_dir=data",
     "model": "iclgd --config-dir conf model=NAME",
@@ -20,11 +21,6 @@ KINDS = {
 
 def new(kind: str, name: str, folder: Path) -> list[Path]:
     """Write a skeleton.
-
-    Args:
-        kind: one of `KINDS`.
-        name: what it is called; a Python name.
-        folder: where to; usually the current one.
 
     Returns:
         The files, relative to the folder.
@@ -35,6 +31,7 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
     """
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+    kind = "objective" if kind == "variant" else kind  # a variant's own file, and the objective that it names
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{name!r} is no plain name: small letters, digits and _ only, a letter first")
     sources = sorted(path for path in (_FILES / kind).rglob("*") if path.is_file())

@@ -1,6 +1,6 @@
 """Statistics of scores: intervals, comparisons between variants, choice of rates, power. Pure functions of numbers.
 
-Two samples occur. Within a run the queries are the sample, and `mean_interval` and `share_interval` describe one
+Two samples occur. Within a run the queries are the sample, and `mean_interval` and `shares_interval` describe one
 draw of demonstrations. Over runs the draws are the sample: a claim about a variant is a claim about demonstrations
 not yet drawn, so only `draws_interval`, `compare` and `held_out` support claims. Permutations of one draw's
 demonstrations, and repeats of one draw, are no further draws.
@@ -14,7 +14,6 @@ from iclgd.statistics.intervals import (
     mean_of_means,
     nanmean,
     ratio_interval,
-    share_interval,
     shares_interval,
 )
 from iclgd.statistics.power import Power, design_power, draws_to_detect, draws_within, smallest_difference
@@ -37,7 +36,6 @@ __all__ = [
     "mean_of_means",
     "nanmean",
     "ratio_interval",
-    "share_interval",
     "shares_interval",
     "smallest_difference",
 ]

@@ -23,27 +23,19 @@ WITHIN = 0.05  # half the width of the interval that `needed` draws would give
 
 @dataclass(frozen=True)
 class Comparison:
-    """The mean difference first - second over the draws that both have.
+    """The mean difference first - second over the draws that both have."""
 
-    Attributes:
-        mean: of the differences; NaN without a common draw.
-        low: of the 95 % interval; NaN, as `high`, below three draws or where all differences are equal.
-        high: the other end.
-        p: two-sided, of the null hypothesis of no difference; NaN below five draws, or where all differences are equal
-            and not zero, so that there is no spread to judge by.
-        p_holm: p corrected for all comparisons made together; NaN before `holm_corrected`.
-        draws: how many pairs there are.
-        needed: draws with which the interval would be about ± `WITHIN`; None where the spread is not known.
-        spread: standard deviation of the differences over draws, `choice_factor` counted in; NaN where it is not known.
-    """
-
-    mean: float
-    low: float
-    high: float
+    mean: float  # of the differences; NaN without a common draw
+    low: float  # of the 95 % interval; NaN, as `high`, below three draws or where all differences are equal
+    high: float  # the other end
+    # two-sided, of the null hypothesis of no difference; NaN below five draws, or where all differences are
+    # equal and not zero, so that there is no spread to judge by
     p: float
-    p_holm: float
-    draws: int
+    p_holm: float  # p corrected for all comparisons made together; NaN before `holm_corrected`
+    draws: int  # how many pairs there are
+    # draws with which the interval would be about ± `WITHIN`; None where the spread is not known
     needed: int | None
+    # standard deviation of the differences over draws, `choice_factor` counted in; NaN where it is not known
     spread: float = math.nan
 
     @property

@@ -18,6 +18,8 @@ from scipy import stats
 from iclgd.statistics.rates import choice_factor
 
 Array = np.ndarray
+LEVEL = 0.95  # nominal coverage of every interval
+UPPER = (1 + LEVEL) / 2  # the quantile of its upper end
 FEWEST = 3  # values below which an interval over queries would say nothing
 FEWEST_DRAWS = 2
 _FEW = 3  # successes or failures up to which a share's interval is exact
@@ -26,19 +28,13 @@ _NO_SPREAD = 1e-9  # standard deviation, relative to the values, that is roundin
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval.
+    """A mean with its confidence interval."""
 
-    Attributes:
-        mean: NaN where nothing is defined.
-        low: NaN, as `high`, where the sample is too small or has no spread from which an interval could follow.
-        high: the other end.
-        n: how many values (queries or draws) count.
-    """
-
-    mean: float
+    mean: float  # NaN where nothing is defined
+    # NaN, as `high`, where the sample is too small or has no spread from which an interval could follow
     low: float
-    high: float
-    n: int
+    high: float  # the other end
+    n: int  # how many values (queries or draws) count
 
 
 def nanmean(values: Float[Array, "..."], axis: int = 0) -> Float[Array, "..."]:
@@ -53,31 +49,7 @@ def mean_of_means(values: Float[Array, "query ..."]) -> float:
     return float(nanmean(nanmean(_columns(values))))
 
 
-def share_interval(successes: int | float, n: int | float, level: float = 0.95) -> Interval:
-    """Interval of a share.
-
-    Wilson's score interval (1927), and where at most three succeed or at most three fail the wider of it and
-    Clopper and Pearson's exact one (1934): there, Wilson's alone covers as little as 80 %.
-
-    Args:
-        successes: how many of n; need not be whole, where n is an effective number.
-        n: number of trials.
-        level: nominal coverage.
-
-    Returns:
-        The share and its interval within [0, 1]; no interval below three trials.
-    """
-    if n <= 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    if n < FEWEST:
-        return Interval(successes / n, math.nan, math.nan, int(n))
-    low, high = _share_bounds(successes, n, level)
-    return Interval(successes / n, low, high, int(n))
-
-
-def mean_interval(
-    values: Float[Array, "query ..."], limits: tuple[float, float] | None = None, level: float = 0.95
-) -> Interval:
+def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float] | None = None) -> Interval:
     """Interval of `mean_of_means` over the queries of one draw, for scores that are no shares.
 
     Student's t covers as little as 83 % of skewed values such as cosines near 1. Its ends are therefore moved outward
@@ -92,7 +64,6 @@ def mean_interval(
     Args:
         values: [query, ...], NaN where undefined.
         limits: what the score can be at all; the interval is cut there.
-        level: nominal coverage.
 
     Returns:
         No interval with fewer than three queries that have any defined value, or where all are equal.
@@ -104,7 +75,7 @@ def mean_interval(
     deviation = parts - mean
     spread = parts.std(ddof=1)
     skewness = n * (deviation**3).sum() / ((n - 1) * (n - 2) * spread**3)
-    quantile = float(stats.t.ppf((1 + level) / 2, n - 1)) * (1 + 0.5 / n)
+    quantile = float(stats.t.ppf(UPPER, n - 1)) * (1 + 0.5 / n)
     correction = float(skewness) * (1 + 2 * quantile**2) / (6 * math.sqrt(n))
     error = float(spread) / math.sqrt(n)
     low = mean - error * (quantile + max(-correction, 0))
@@ -118,24 +89,23 @@ def mean_interval(
     return _within(mean, low, high, n, limits)
 
 
-def shares_interval(values: Float[Array, "query ..."], level: float = 0.95) -> Interval:
+def shares_interval(values: Float[Array, "query ..."]) -> Interval:
     """Interval of `mean_of_means` over the queries of one draw, for values 0 and 1 (or shares of some) by query.
 
-    With one column this is `share_interval`. With several (layers), a query's values hang together, and the number of
-    trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean, at least the queries and at
-    most all values, less what Student's t asks for estimating that variance.
+    Its ends are `share_bounds`, with the values as trials. With several columns (layers), a query's values hang
+    together, and the number of trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean,
+    at least the queries and at most all values, less what Student's t asks for estimating that variance.
 
     Args:
         values: [query, ...], in [0, 1], NaN where undefined.
-        level: nominal coverage.
     """
     mean, parts = _by_query(values)
     n, trials = len(parts), int((~np.isnan(values)).sum())
     if n < FEWEST:
         return Interval(mean, math.nan, math.nan, n)
     if trials > n:
-        trials = max(n, _effective(mean, float(parts.var(ddof=1)) / n, trials, n, level))
-    low, high = _share_bounds(mean * trials, trials, level)
+        trials = max(n, _effective(mean, float(parts.var(ddof=1)) / n, trials, n))
+    low, high = share_bounds(mean * trials, trials)
     return Interval(mean, low, high, n)
 
 
@@ -145,12 +115,11 @@ def draws_interval(
     *,
     trials: Sequence[int] | None = None,
     chosen: bool = False,
-    level: float = 0.95,
 ) -> Interval:
     """Interval of a mean over draws, from one mean for each draw: what other demonstrations would give.
 
     Student's t. A share's means over few queries are far from normal near 0 and 1, and all draws may agree by chance:
-    with `trials` the interval is `share_interval`'s with an effective number of trials (Korn and Graubard 1998), which
+    with `trials` its ends are `share_bounds` with an effective number of trials (Korn and Graubard 1998), which
     is at most their sum, and smaller the further the draws lie apart. Where all draws agree, it is one draw's number:
     all may have been asked the same queries, which then count once.
 
@@ -160,7 +129,6 @@ def draws_interval(
         trials: for shares, each draw's number of queries with a defined value.
         chosen: the means stand at rates that the other draws chose, so that they hang together: the squared error is
             taken `choice_factor` times (without it, 74 to 95 % are covered).
-        level: nominal coverage.
 
     Returns:
         No interval below two draws, nor, without `trials`, where all draws are equal.
@@ -176,17 +144,15 @@ def draws_interval(
     if trials is not None:
         counts = np.asarray(trials)[defined]
         total = int(counts.max() if _without_spread(values) else counts.sum())
-        effective = _effective(mean, variance, total, n, level)
-        return Interval(mean, *_share_bounds(mean * effective, effective, level), n)
+        effective = _effective(mean, variance, total, n)
+        return Interval(mean, *share_bounds(mean * effective, effective), n)
     if _without_spread(values):
         return Interval(mean, math.nan, math.nan, n)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(variance)
+    half = float(stats.t.ppf(UPPER, n - 1)) * math.sqrt(variance)
     return _within(mean, mean - half, mean + half, n, limits)
 
 
-def ratio_interval(
-    above: Float[Array, " draw"], below: Float[Array, " draw"], *, chosen: bool = False, level: float = 0.95
-) -> Interval:
+def ratio_interval(above: Float[Array, " draw"], below: Float[Array, " draw"], *, chosen: bool = False) -> Interval:
     """Interval of a ratio of two means over the same draws, by Fieller's theorem (1954).
 
     It holds every r for which the mean of above - r below is not told apart from zero by Student's t: it covers as
@@ -196,19 +162,18 @@ def ratio_interval(
         above: the numerator, by draw.
         below: the denominator.
         chosen: as for `draws_interval`.
-        level: nominal coverage.
 
     Returns:
         No value where the denominator's mean is not told apart from zero, for then no ratio is; no interval where
         neither has a spread.
     """
-    n, found = len(below), draws_interval(below, chosen=chosen, level=level)
+    n, found = len(below), draws_interval(below, chosen=chosen)
     if n < FEWEST_DRAWS or found.mean == 0 or found.low <= 0 <= found.high:
         return Interval(math.nan, math.nan, math.nan, n)
     top, bottom = float(above.mean()), found.mean
     if _without_spread(above) and _without_spread(below):
         return Interval(top / bottom, math.nan, math.nan, n)
-    factor = float(stats.t.ppf((1 + level) / 2, n - 1)) ** 2 / n * (choice_factor(n) if chosen else 1)
+    factor = float(stats.t.ppf(UPPER, n - 1)) ** 2 / n * (choice_factor(n) if chosen else 1)
     (own, shared), (_, other) = np.cov(above, below) * factor
     square = bottom**2 - other
     middle = top * bottom - shared
@@ -237,20 +202,24 @@ def _without_spread(values: Float[Array, " n"]) -> bool:
     return bool(values.std(ddof=1) <= _NO_SPREAD * max(1e-12, float(np.abs(values).max())))
 
 
-def _effective(share: float, variance: float, trials: int, n: int, level: float) -> int | float:
+def _effective(share: float, variance: float, trials: int, n: int) -> int | float:
     """Trials, at most as given, of a simple sample whose share has this variance, which n values told."""
     simple = share * (1 - share)
     if variance <= 0 or simple <= 0:
         return trials
-    quantile = (1 + level) / 2
-    return min(trials, simple / variance * float(stats.norm.ppf(quantile) / stats.t.ppf(quantile, n - 1)) ** 2)
+    return min(trials, simple / variance * float(stats.norm.ppf(UPPER) / stats.t.ppf(UPPER, n - 1)) ** 2)
 
 
-def _share_bounds(successes: int | float, n: int | float, level: float) -> tuple[float, float]:
+def share_bounds(successes: int | float, n: int | float) -> tuple[float, float]:
+    """The interval, within [0, 1], of a share of n trials, which need not be whole numbers.
+
+    Wilson's score interval (1927), and where at most three succeed or at most three fail the wider of it and
+    Clopper and Pearson's exact one (1934): there, Wilson's alone covers as little as 80 %.
+    """
     failures = max(n - successes, 0.0)
-    low, high = _wilson(successes, n, float(stats.norm.ppf((1 + level) / 2)))
+    low, high = _wilson(successes, n, float(stats.norm.ppf(UPPER)))
     if min(successes, failures) <= _FEW:
-        tail = (1 - level) / 2
+        tail = (1 - LEVEL) / 2
         exact_low = float(stats.beta.ppf(tail, successes, failures + 1)) if successes > 0 else 0.0
         exact_high = float(stats.beta.ppf(1 - tail, successes + 1, failures)) if failures > 0 else 1.0
         low, high = min(low, exact_low), max(high, exact_high)

@@ -10,48 +10,39 @@ from typing import cast
 import numpy as np
 from scipy import optimize, stats
 
+TARGET = 0.05  # a difference worth finding
 MOST = 100_000  # draws; more are as good as never
 
 
 @dataclass(frozen=True)
 class Power:
-    """What a design can tell apart.
+    """What a design can tell apart."""
 
-    Attributes:
-        draws: how many there are.
-        spread: standard deviation over draws of the difference between two variants; the median over the comparisons.
-        smallest: the smallest difference found with the power asked for; NaN below two draws or without a spread.
-        needed: draws with which a difference of `target` would be found with that power; None if unknown.
-        target: that difference.
-        tests: how many comparisons share the error rate.
-    """
-
-    draws: int
+    draws: int  # how many there are
+    # standard deviation over draws of the difference between two variants; the median over the comparisons
     spread: float
+    # the smallest difference found with the power asked for; NaN below two draws or without a spread
     smallest: float
+    # draws with which a difference of `target` would be found with that power; None if unknown
     needed: int | None
-    target: float
-    tests: int
+    target: float  # that difference
+    tests: int  # how many comparisons share the error rate
 
 
-def design_power(
-    spreads: Sequence[float], draws: int, *, target: float = 0.05, tests: int = 1, power: float = 0.8
-) -> Power:
+def design_power(spreads: Sequence[float], draws: int, *, tests: int = 1) -> Power:
     """What comparisons with these spreads can tell, from this many draws.
 
     Args:
         spreads: standard deviations over draws of paired differences, one for each comparison; NaN and 0 (unknown) are
             left out.
         draws: pairs in each comparison.
-        target: a difference worth finding.
         tests: comparisons corrected together; each is judged at .05 / tests, which is Holm's first step.
-        power: the chance with which a true difference is to be marked.
     """
     known = [spread for spread in spreads if spread > 0]
     spread = float(np.median(known)) if known else math.nan
     alpha = 0.05 / max(tests, 1)
-    needed = draws_to_detect(target, spread, alpha, power)
-    return Power(draws, spread, smallest_difference(spread, draws, alpha, power), needed, target, tests)
+    needed = draws_to_detect(TARGET, spread, alpha)
+    return Power(draws, spread, smallest_difference(spread, draws, alpha), needed, TARGET, tests)
 
 
 def smallest_difference(spread: float, draws: int, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -82,10 +73,9 @@ def draws_to_detect(difference: float, spread: float, alpha: float = 0.05, power
     return _fewest(lambda draws: smallest_difference(spread, draws, alpha, power) <= difference, spread)
 
 
-def draws_within(spread: float, half: float, level: float = 0.95) -> int | None:
+def draws_within(spread: float, half: float) -> int | None:
     """The fewest draws with which the t interval of a mean reaches no further than ± half; None if spread is NaN."""
-    quantile = (1 + level) / 2
-    return _fewest(lambda n: float(stats.t.ppf(quantile, n - 1)) * spread / math.sqrt(n) <= half, spread)
+    return _fewest(lambda n: float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n) <= half, spread)
 
 
 def _power(noncentrality: float, critical: float, degrees: int) -> float:

@@ -19,18 +19,13 @@ FEWEST_DRAWS = 2
 
 @dataclass(frozen=True)
 class HeldOut(Generic[D]):
-    """Scores at rates that were chosen without them.
+    """Scores at rates that were chosen without them."""
 
-    Attributes:
-        values: each draw's score at its rate; empty where no rate is complete.
-        chosen: each draw's rate.
-        complete: the rates that may be chosen: every draw is there, sane, and has a defined score.
-        at_edge: whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond.
-    """
-
-    values: Mapping[D, float]
-    chosen: Mapping[D, float]
+    values: Mapping[D, float]  # each draw's score at its rate; empty where no rate is complete
+    chosen: Mapping[D, float]  # each draw's rate
+    # the rates that may be chosen: every draw is there, sane, and has a defined score
     complete: tuple[float, ...]
+    # whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond
     at_edge: bool
 
 

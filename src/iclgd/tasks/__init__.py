@@ -8,9 +8,9 @@ from iclgd.tasks.draw import Drawn, draw
 
 if TYPE_CHECKING:
     from iclgd.tasks.encoding import encode
-    from iclgd.tasks.prompts_json import as_json, from_json
+    from iclgd.tasks.prompts_json import as_json
 
-__all__ = ["Drawn", "as_json", "draw", "encode", "from_json"]
+__all__ = ["Drawn", "as_json", "draw", "encode"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,8 +19,8 @@ def __getattr__(name: str) -> Any:
         from iclgd.tasks.encoding import encode
 
         return encode
-    if name in ("as_json", "from_json"):
-        from iclgd.tasks import prompts_json
+    if name == "as_json":
+        from iclgd.tasks.prompts_json import as_json
 
-        return getattr(prompts_json, name)
+        return as_json
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,23 +24,14 @@ _REMEDY = "set model.chat=none for plain prompts"
 
 @dataclass(frozen=True)
 class Conversation:
-    """The parts of a chat template, as text.
+    """The parts of a chat template, as text."""
 
-    Attributes:
-        opening: before the first user's turn: a bos token, a system message.
-        user: what begins a user's turn.
-        answer: between a user's text and the assistant's answer.
-        delimiter: white space that only a written answer has before it.
-        closing: what ends the assistant's answer.
-        tokenizer: whose template it is.
-    """
-
-    opening: str
-    user: str
-    answer: str
-    delimiter: str
-    closing: str
-    tokenizer: Any
+    opening: str  # before the first user's turn: a bos token, a system message
+    user: str  # what begins a user's turn
+    answer: str  # between a user's text and the assistant's answer
+    delimiter: str  # white space that only a written answer has before it
+    closing: str  # what ends the assistant's answer
+    tokenizer: Any  # whose template it is
 
     def turned(self, drawn: Drawn) -> Drawn:
         """The same draw, with each text as a user's turn that ends where the assistant's answer begins.
@@ -96,15 +87,7 @@ class Conversation:
         return tuple(self(text, add_special_tokens=False)["input_ids"])
 
     def check(self, prompts: PromptSet, drawn: Drawn) -> None:
-        """Refuse a template of which this prompt is not the conversation.
-
-        Args:
-            prompts: put together from the template's parts.
-            drawn: what was drawn, before it was turned.
-
-        Raises:
-            ConfigError: the template itself gives other tokens.
-        """
+        """Refuse a template of which this prompt is not the conversation."""
         turns = _system(drawn.description)
         for example in drawn.demonstrations:
             turns += [_turn("user", example.text.strip()), _turn("assistant", example.answer.strip())]
@@ -120,9 +103,7 @@ class Conversation:
 def conversation(tokenizer: Any, description: str | None = None) -> Conversation:
     """The parts of a tokenizer's chat template.
 
-    Args:
-        tokenizer: of Hugging Face.
-        description: of the task; it becomes the system message.
+    A description of the task becomes the system message.
 
     Raises:
         ConfigError: there is no template, or turns depend on each other in it.

@@ -20,23 +20,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Drawn:
-    """All that a run shows, as text.
-
-    Attributes:
-        label_words: by label id; empty for multiple choice, where each example brings its options.
-        training: what finetuning sees where that is not the demonstrations (controls).
-        calibration: rows of the train split, neither demonstrations nor queries, if something is fitted to them.
-        description: what stands once before everything else.
-        separator: what stands between demonstrations; None where the model says so.
-    """
+    """All that a run shows, as text."""
 
     demonstrations: tuple[Example, ...]
     queries: tuple[Example, ...]
+    # by label id; empty for multiple choice, where each example brings its options
     label_words: tuple[str, ...]
+    # what finetuning sees where that is not the demonstrations (controls)
     training: tuple[Example, ...] | None = None
+    # rows of the train split, neither demonstrations nor queries, if something is fitted to them
     calibration: tuple[Example, ...] = ()
-    description: str = ""
-    separator: str | None = None
+    description: str = ""  # what stands once before everything else
+    separator: str | None = None  # what stands between demonstrations; None where the model says so
 
 
 def draw(config: Config, sample: int = 0) -> Drawn:
@@ -64,7 +59,8 @@ def draw(config: Config, sample: int = 0) -> Drawn:
     asked = set(queries) if pool.same else set()
     chosen = _chosen(pool.train, config, sample, asked)
     demonstrations = tuple(pool.train[index] for index in chosen)
-    calibration = _spare(pool.train, config, {*chosen, *asked}) if _is_calibrated(config) else []
+    calibrated = config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
+    calibration = _spare(pool.train, config, {*chosen, *asked}) if calibrated else []
     return Drawn(
         demonstrations=demonstrations,
         queries=tuple(pool.evaluation[index] for index in queries),
@@ -79,10 +75,6 @@ def draw(config: Config, sample: int = 0) -> Drawn:
 def inputs_of(config: Config) -> set[str]:
     """What the run's scores name as inputs."""
     return {path for score in config.metric.scores.values() for path in score.inputs.values()}
-
-
-def _is_calibrated(config: Config) -> bool:
-    return config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
 
 
 def _spare(train: Examples, config: Config, taken: Set[int]) -> list[int]:

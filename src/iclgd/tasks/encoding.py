@@ -42,13 +42,6 @@ def encode(drawn: Drawn, config: Config, tokenizer: Tokenizer, window: int | Non
     are the same wherever the label stands. What does not fit is refused or dropped, as `task.on_overflow` says:
     dropping keeps the first demonstrations, as many as leave room for the longest query, as the published code does.
 
-    Args:
-        drawn: from `draw`.
-        config: its model's bos and separator, or its chat template instead of both, and what to do when the window
-            is too short.
-        tokenizer: the model's.
-        window: how many tokens the model can see, or None where it has no limit.
-
     Raises:
         ConfigError: a bos or separator that the tokenizer does not know, labels it cannot tell apart, or a context
             that does not fit; the message names the key and the remedy.

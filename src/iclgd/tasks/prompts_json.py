@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from iclgd.records import Item, PromptSet
@@ -33,37 +32,8 @@ def as_json(prompts: PromptSet, reference: PromptSet | None = None) -> dict[str,
     return content
 
 
-def from_json(content: Mapping[str, Any]) -> PromptSet:
-    """The prompts that `as_json` wrote.
-
-    Raises:
-        KeyError: `content` lacks a key.
-    """
-    labels = tuple(tuple(ids) for ids in content["label_token_ids"])
-    demonstrations = tuple(_read(item, labels, True) for item in content["demonstrations"])
-    training = content.get("training")
-    return PromptSet(
-        bos=tuple(content["bos"]),
-        separator=tuple(content["separator"]),
-        demonstrations=demonstrations,
-        queries=tuple(_read(item, labels, False) for item in content["queries"]),
-        label_words=tuple(content["label_words"]),
-        label_token_ids=labels,
-        in_context=tuple(content.get("in_context", range(len(demonstrations)))),
-        training=None if training is None else tuple(_read(item, labels, True) for item in training),
-    )
-
-
 def _item(item: Item) -> dict[str, Any]:
     content: dict[str, Any] = {"text": item.text, "token_ids": list(item.token_ids), "label": item.label}
     if item.options is not None:
         content["options"] = [list(option) for option in item.options]
     return content
-
-
-def _read(content: Mapping[str, Any], labels: tuple[tuple[int, ...], ...], answered: bool) -> Item:
-    own = content.get("options")
-    options = None if own is None else tuple(tuple(option) for option in own)
-    label = content["label"]
-    length = len((labels if options is None else options)[label]) if answered else 0
-    return Item(content["text"], tuple(content["token_ids"]), label, length, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import re
@@ -20,7 +21,7 @@ _MOST_ROWS = 5_000_000  # of a table, in which a few bytes can stand for any num
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", re.ASCII)
 LOCAL_COPY = (
-    "a local copy works too: paths.data_dir=FOLDER or ICLGD_DATA_DIR, where FOLDER holds {0}.jsonl or {0}.parquet"
+    "a local copy works too: paths.data_dir=FOLDER or ICLGD_DATA_DIR, where FOLDER holds {0}.jsonl, .csv or .parquet"
 )
 
 
@@ -30,19 +31,12 @@ class DataError(ConfigError):
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split.
+    """The rows of one split."""
 
-    Attributes:
-        origin: the file, or the hub id and split.
-        rows: column values by name.
-        numbers: where in `origin` each row stands.
-        unit: what `numbers` count: lines (from 1) of a text file, rows (from 0) of a table.
-    """
-
-    origin: str
-    rows: Sequence[Mapping[str, Any]]
-    numbers: Sequence[int]
-    unit: str = "line"
+    origin: str  # the file, or the hub id and split
+    rows: Sequence[Mapping[str, Any]]  # column values by name
+    numbers: Sequence[int]  # where in `origin` each row stands
+    unit: str = "line"  # what `numbers` count: lines (from 1) of a text file, rows (from 0) of a table
 
     def where(self, index: int) -> str:
         """Where a row stands, for messages."""
@@ -52,8 +46,8 @@ class Split:
 def read_split(task: TaskConfig, split: str, data_dir: str | None) -> Split:
     """All rows of a split.
 
-    A bundled task is read from the package. A hub task is read from `data_dir`/NAME/SPLIT.jsonl or .parquet if
-    `data_dir` has a folder of the task's name, else from the hub.
+    A bundled task is read from the package. A hub task is read from `data_dir`/NAME/SPLIT.jsonl, .csv or .parquet
+    if `data_dir` has a folder of the task's name, else from the hub.
 
     Raises:
         ConfigError: a name that is no plain name, a folder or hub data set that is not there.
@@ -98,12 +92,12 @@ def _local_copy(task: TaskConfig, data_dir: str | None) -> Path | None:
 
 
 def _from_folder(folder: Path, split: str) -> Split:
-    for suffix, read in ((".jsonl", read_jsonl), (".parquet", read_parquet)):
+    for suffix, read in _READERS.items():
         file = folder / f"{split}{suffix}"
         if file.is_file():
             return read(file)
-    there = sorted(path.name for path in folder.glob("*") if path.suffix in (".jsonl", ".parquet"))
-    raise DataError(f"no {split}.jsonl or {split}.parquet in {folder} (there: {', '.join(there) or 'no data file'})")
+    there = sorted(path.name for path in folder.glob("*") if path.suffix in _READERS)
+    raise DataError(f"no {split}.jsonl, .csv or .parquet in {folder} (there: {', '.join(there) or 'no data file'})")
 
 
 def read_jsonl(file: Path) -> Split:
@@ -136,6 +130,29 @@ def read_jsonl(file: Path) -> Split:
     return Split(str(file), rows, numbers)
 
 
+def read_csv(file: Path) -> Split:
+    """Rows of a CSV file in UTF-8 whose first line names the columns; every value is text.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    rows, numbers = [], []
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened, strict=True)
+            names = list(reader.fieldnames or ())
+            if len(set(names)) < len(names):
+                raise DataError(f"{file} has two columns of one name in {names}: every column needs its own")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{file}, line {reader.line_num}: not {len(names)} values, as the first line names")
+                rows.append(row)
+                numbers.append(reader.line_num)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read as CSV in UTF-8 ({error})") from error
+    return Split(str(file), rows, numbers)
+
+
 def read_parquet(file: Path) -> Split:
     """Rows of a parquet file. A column that Python cannot hold, such as times beyond the year 9999, is left out.
 
@@ -165,6 +182,9 @@ def read_parquet(file: Path) -> Split:
             log.warning("%s: column %r cannot be read and is left out (%s)", file, name, error)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return Split(str(file), rows, range(len(rows)), unit="row")
+
+
+_READERS = {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
 
 
 def _from_hub(task: TaskConfig, split: str) -> Split:

@@ -14,23 +14,14 @@ from iclgd.tasks.templates import Expression, Template, brief, is_text_or_number
 
 @dataclass(frozen=True)
 class Example:
-    """A row in words.
+    """A row in words."""
 
-    Attributes:
-        text: the filled template; it ends where the answer would come.
-        options: what may follow it: the task's label words, or this row's own options.
-        label: index of the right option.
-        where: the file and line that it comes from.
-        tail: the end of the text that all examples share: options are tokenised behind it.
-        delimiter: what stands between the text and an option.
-    """
-
-    text: str
-    options: tuple[str, ...]
-    label: int
-    where: str
-    tail: str = ""
-    delimiter: str = " "
+    text: str  # the filled template; it ends where the answer would come
+    options: tuple[str, ...]  # what may follow it: the task's label words, or this row's own options
+    label: int  # index of the right option
+    where: str  # the file and line that it comes from
+    tail: str = ""  # the end of the text that all examples share: options are tokenised behind it
+    delimiter: str = " "  # what stands between the text and an option
 
     @property
     def answer(self) -> str:
@@ -55,23 +46,15 @@ class Examples:
 
 @dataclass(frozen=True)
 class Worded:
-    """A task whose examples can be drawn.
+    """A task whose examples can be drawn."""
 
-    Attributes:
-        train: demonstrations are drawn from these.
-        evaluation: and queries from these.
-        same: whether both are one split, so that no demonstration may be a query.
-        label_words: by label id; empty for multiple choice, where each example brings its options.
-        description: what stands once before everything else.
-        separator: what stands between demonstrations; None where the model says so.
-    """
-
-    train: Examples
-    evaluation: Examples
-    same: bool
+    train: Examples  # demonstrations are drawn from these
+    evaluation: Examples  # and queries from these
+    same: bool  # whether both are one split, so that no demonstration may be a query
+    # by label id; empty for multiple choice, where each example brings its options
     label_words: tuple[str, ...]
-    description: str = ""
-    separator: str | None = None
+    description: str = ""  # what stands once before everything else
+    separator: str | None = None  # what stands between demonstrations; None where the model says so
 
 
 def worded(task: TaskConfig, data_dir: str | None) -> Worded:
@@ -93,7 +76,10 @@ def worded(task: TaskConfig, data_dir: str | None) -> Worded:
 
 
 class Wording:
-    """The chosen template and how options and labels are read, compiled once for all rows."""
+    """The chosen template and how options and labels are read, compiled once for all rows.
+
+    A row that cannot be worded is refused by a DataError that names file and line.
+    """
 
     def __init__(self, task: TaskConfig) -> None:
         """Compile what a task's config says.
@@ -131,11 +117,7 @@ class Wording:
         )
 
     def example(self, row: Mapping[str, Any], where: str) -> Example:
-        """A row in words.
-
-        Raises:
-            DataError: the row cannot be worded; the message names file and line.
-        """
+        """A row in words."""
         text, options = self.template.fill(row, where), self.options_of(row, where)
         if not text.strip():
             raise DataError(f"{where}: the filled template is blank")
@@ -143,11 +125,7 @@ class Wording:
         return Example(text, options, label, where, self.template.tail, self.delimiter)
 
     def options_of(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-        """What may follow a row's text.
-
-        Raises:
-            DataError: fewer than two options, or a blank one.
-        """
+        """What may follow a row's text."""
         if self.label_words:
             return self.label_words
         if self._listed is None:
@@ -164,11 +142,7 @@ class Wording:
         return options
 
     def label_of(self, row: Mapping[str, Any], options: int, where: str) -> int:
-        """The right option's index.
-
-        Raises:
-            DataError: a label of another type, or outside `range(options)`.
-        """
+        """The right option's index."""
         raw, column = self._label.of(row, where), self._label.source
         names = self._values
         if self._among is not None:

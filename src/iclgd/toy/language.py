@@ -53,17 +53,11 @@ def item(topic: str, stream: np.random.Generator) -> str:
 
 @dataclass(frozen=True)
 class Context:
-    """Demonstrations under one meaning of the labels.
+    """Demonstrations under one meaning of the labels."""
 
-    Attributes:
-        text: `<bos> otter lynx -> B <sep> axe saw -> A <sep> mole finch -> B`.
-        options: the two label words of this context.
-        answer: the last label.
-    """
-
-    text: str
-    options: tuple[str, str]
-    answer: str
+    text: str  # `<bos> otter lynx -> B <sep> axe saw -> A <sep> mole finch -> B`
+    options: tuple[str, str]  # the two label words of this context
+    answer: str  # the last label
 
 
 def context(demonstrations: int, stream: np.random.Generator) -> Context:

@@ -16,17 +16,11 @@ from iclgd.toy import language
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: contexts of some length.
+    """A stretch of training: contexts of some length."""
 
-    Attributes:
-        demonstrations: in each context.
-        contexts: in each step.
-        steps: how many.
-    """
-
-    demonstrations: int
-    contexts: int
-    steps: int
+    demonstrations: int  # in each context
+    contexts: int  # in each step
+    steps: int  # how many
 
 
 # Attention finds the demonstration to copy from while there are few of them; longer contexts then follow quickly.
@@ -43,11 +37,6 @@ def train(
 
     The loss is the mean cross-entropy of the labels, plus a small share of that of all other tokens, from which the
     topics of words are learned.
-
-    Args:
-        curriculum: the stages, in order.
-        seed: of the initial weights and of all contexts.
-        after_step: called with both losses, in nats.
     """
     tokenizer, stream = language.tokenizer(), numpy_stream("toy contexts", seed)
     network = _fresh(seed)
@@ -111,13 +100,12 @@ def accuracy(
     tokenizer: PreTrainedTokenizerFast,
     demonstrations: int,
     contexts: int = 256,
-    seed: int = 1,
 ) -> float:
     """The share of fresh contexts in which the label after so many demonstrations is told rightly.
 
     Of the two labels of the context, the likelier counts as told; 0 demonstrations is zero-shot.
     """
-    stream = numpy_stream("toy evaluation", seed)
+    stream = numpy_stream("toy evaluation", 1)
     found = [language.context(demonstrations + 1, stream) for _ in range(contexts)]
     token_ids, real = encoded([each.text.rpartition(" ")[0] for each in found], tokenizer)
     logits = network(input_ids=token_ids, use_cache=False).logits[torch.arange(contexts), real.sum(1) - 1]

@@ -17,8 +17,6 @@ from iclgd.config import Config, TrackingConfig, as_dict
 from iclgd.tracking.agent import agents_run, beside_parameters, destination_of
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from iclgd.report.chart import Figure
     from iclgd.tracking.session import Session
 
@@ -33,23 +31,8 @@ class Tracker:
     def __init__(self, session: Session | None = None, objective: str | None = None) -> None:
         self._session, self._objective = session, objective
 
-    def log_run(
-        self,
-        scores: Mapping[str, Any],
-        gradient_norms: pd.DataFrame | None = None,
-        trajectory: pd.DataFrame | None = None,
-        losses: Sequence[float] = (),
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Log a run's results, once it has them.
-
-        Args:
-            scores: the content of scores.json.
-            gradient_norms: columns demonstration, layer, value.
-            trajectory: columns step, score, layer, mean.
-            losses: of each step of finetuning.
-            facts: further entries of the summary, such as {"diverged": True}.
-        """
+    def log_run(self, scores: Mapping[str, Any], facts: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Log a run's results, once it has them: what `content.RunContent` takes."""
         if self._session is None:
             return
         from iclgd.tracking.content import RunContent
@@ -58,7 +41,7 @@ class Tracker:
         facts = dict(facts or {})
         if self._objective is not None:  # W&B's sweeps would take the best layer of the score under its own name
             facts["objective"] = scores[self._objective]["mean"]
-        self._session.write(RunContent(scores, gradient_norms, trajectory, losses, facts).write)
+        self._session.write(RunContent(scores, facts=facts, **more).write)
         self._session.write(artifact_of(self._session.identity))
 
 
@@ -94,12 +77,10 @@ def tracker(config: Config, folder: Path, run_id: str, sweep_name: str) -> Itera
         job_type=variant,
         tags=_tags(config.task.name, config.model.name, variant),
         config=beside_parameters(as_dict(config)),
-        project=where.project,
-        entity=where.entity,
-        folder=_wandb_parent(where, folder),
+        tracking=where,
         results=folder,
     )
-    session = Session(identity, where.mode.value)
+    session = Session(identity)
     exit_code = 1
     try:
         yield Tracker(session, config.runtime.objective)
@@ -123,7 +104,7 @@ def send_finished(config: Config, folder: Path) -> None:
 
     name, where = run_id(as_dict(config)), destination_of(config.tracking)
     kept = Kept.of(folder, name)
-    if agents_run() in (None, kept.id) and not kept.lacks(where, _wandb_parent(where, folder)):
+    if agents_run() in (None, kept.id) and not kept.lacks(where, folder):
         return
     try:
         content = _stored(folder)
@@ -184,18 +165,12 @@ def log_sweep(
         job_type="sweep",
         tags=_tags(*content.names),
         config={"sweep": sweep_name, "runs": [folder.name for folder in folders], "axes": content.axes},
-        project=tracking.project,
-        entity=tracking.entity,
-        folder=_wandb_parent(tracking, out),
+        tracking=tracking,
         results=out,
     )
-    session = Session(identity, tracking.mode.value)
+    session = Session(identity)
     session.write(content.write)
     session.close(0)
-
-
-def _wandb_parent(tracking: TrackingConfig, folder: Path) -> Path:
-    return Path(tracking.dir).expanduser() if tracking.dir else folder
 
 
 def _tags(*names: str) -> tuple[str, ...]:

@@ -22,20 +22,13 @@ _NAMES = ("task.name", "model.name", "finetune.name")
 
 @dataclass(frozen=True)
 class RunContent:
-    """What a run has to show.
+    """What a run has to show."""
 
-    Attributes:
-        scores: the content of scores.json.
-        gradient_norms: (demonstration, layer, value), as in gradient_norms.parquet.
-        trajectory: (step, score, layer, mean), as in trajectory.parquet.
-        losses: of each step of finetuning.
-        facts: further entries of the summary, such as {"diverged": True}.
-    """
-
-    scores: Mapping[str, Any]
-    gradient_norms: pd.DataFrame | None = None
-    trajectory: pd.DataFrame | None = None
-    losses: Sequence[float] = ()
+    scores: Mapping[str, Any]  # the content of scores.json
+    gradient_norms: pd.DataFrame | None = None  # (demonstration, layer, value), as in gradient_norms.parquet
+    trajectory: pd.DataFrame | None = None  # (step, score, layer, mean), as in trajectory.parquet
+    losses: Sequence[float] = ()  # of each step of finetuning
+    # further entries of the summary, such as {"diverged": True}
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, run: Any) -> None:

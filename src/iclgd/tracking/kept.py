@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from iclgd.config import TrackingConfig
-from iclgd.runs.files import replacing
+from iclgd.runs.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,20 @@ class Kept:
     def write(self, folder: Path) -> None:
         """Remember it; a folder that cannot be written is only warned of."""
         try:
-            with replacing(folder / _FILE, sync=False) as part:
-                part.write_text(json.dumps(asdict(self)), encoding="utf-8")
+            write_text(folder / _FILE, json.dumps(asdict(self)))
         except OSError as error:
             log.warning("W&B: the id of %s was not written down: %s", folder, error)
 
-    def lacks(self, tracking: TrackingConfig, parent: Path) -> bool:
+    def lacks(self, tracking: TrackingConfig, folder: Path) -> bool:
         """Whether the results have never gone where they are wanted; what `wandb sync` has sent counts as sent."""
         mode = self.modes.get(destination(tracking))
-        synced = any((parent / "wandb").glob(f"*-{self.id}/*.wandb.synced"))
+        synced = any((parent_of(tracking, folder) / "wandb").glob(f"*-{self.id}/*.wandb.synced"))
         return not (mode == "online" or mode == tracking.mode or (mode is not None and synced))
+
+
+def parent_of(tracking: TrackingConfig, folder: Path) -> Path:
+    """Where W&B's folder `wandb` goes for the results in a folder."""
+    return Path(tracking.dir).expanduser() if tracking.dir else folder
 
 
 def destination(tracking: TrackingConfig) -> str:

@@ -10,11 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from iclgd.config import TrackingConfig
 from iclgd.runs.secrets import without_secrets
+from iclgd.tracking.kept import parent_of
 
 log = logging.getLogger(__name__)
 
@@ -40,42 +43,27 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """What W&B is told about a run before it has results.
+    """What W&B is told about a run before it has results."""
 
-    Attributes:
-        id: names the run in its project; opened again with the same id, it is resumed.
-        name: what the dashboard calls it.
-        group: the sweep.
-        job_type: the finetuning variant.
-        folder: where the folder `wandb` goes.
-        results: the folder that has the results in any case.
-    """
-
-    id: str
-    name: str
-    group: str
-    job_type: str
+    id: str  # names the run in its project; opened again with the same id, it is resumed
+    name: str  # what the dashboard calls it
+    group: str  # the sweep
+    job_type: str  # the finetuning variant
     tags: tuple[str, ...]
     config: Mapping[str, Any]
-    project: str
-    entity: str | None
-    folder: Path
-    results: Path
+    tracking: TrackingConfig  # where it goes
+    results: Path  # the folder that has the results in any case
 
 
 class Session:
     """One W&B run from opening to closing. Nothing raises: whatever fails ends in one warning, when it is closed.
 
-    Args:
-        identity: whose run it is.
-        mode: `offline` or `online`.
-
     Attributes:
         went: after closing, how all of it was recorded: `online`, `offline`, or None if it was not.
     """
 
-    def __init__(self, identity: Identity, mode: str) -> None:
-        self.identity, self._mode = identity, mode
+    def __init__(self, identity: Identity) -> None:
+        self.identity, mode = identity, identity.tracking.mode.value
         self.went: str | None = None
         self._contents: list[Content] = []
         self._failure: Exception | None = None
@@ -101,8 +89,8 @@ class Session:
         if self._failure is not None:
             self._record_again(exit_code)
             return
-        self.went = self._mode
-        if self._mode == "offline":
+        self.went = self.identity.tracking.mode.value
+        if self.went == "offline":
             folder = Path(self._run.dir).parent
             log.info("W&B: recorded offline; to send it: wandb sync %s", folder)
 
@@ -193,15 +181,15 @@ def _open(identity: Identity, mode: str) -> Any:
 
     wandb.setup(settings=wandb.Settings(silent=True))  # before init: no question on the terminal for a missing key
     return wandb.init(
-        project=identity.project,
-        entity=identity.entity,
+        project=identity.tracking.project,
+        entity=identity.tracking.entity,
         id=identity.id,
         name=identity.name,
         group=identity.group,
         job_type=identity.job_type,
         tags=list(identity.tags),
         config=dict(identity.config),
-        dir=identity.folder,
+        dir=parent_of(identity.tracking, identity.results),
         resume="allow",
         reinit="create_new",  # leaves alone whatever other run this process has open
         settings=_settings(mode),
@@ -252,9 +240,7 @@ def _kill_service() -> None:
     import psutil
 
     for child in psutil.Process().children():
-        try:
+        with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             if child.name().startswith("wandb-core"):
                 child.kill()
                 child.wait(HURRY_SECONDS)
-        except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-            continue

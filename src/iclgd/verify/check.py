@@ -22,7 +22,7 @@ from iclgd.runs.execute import FINGERPRINT
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.identity import run_id
-from iclgd.runs.stored import settings_of
+from iclgd.runs.reader import settings_of
 from iclgd.tasks import as_json, draw, encode
 from iclgd.verify.numbers import KEY, Again, compute, distance
 
@@ -33,40 +33,26 @@ _CIRCUMSTANCES = ("version of ", "dtype", "device", "code ")  # that may differ:
 
 @dataclass
 class ScoreLine:
-    """One score: the largest distance of its stored values from those computed again.
-
-    Attributes:
-        own: by the program's own way, on any layer of any query asked again.
-        naive: by the naive way; None where that was not had.
-        explained: how much of the larger of the two rounding explains.
-        rest: what it does not explain.
-        holds: whether nothing beyond the tolerance is left.
-    """
+    """One score: the largest distance of its stored values from those computed again."""
 
     score: str
-    own: float
-    naive: float | None
-    explained: float
-    rest: float
-    holds: bool
+    own: float  # by the program's own way, on any layer of any query asked again
+    naive: float | None  # by the naive way; None where that was not had
+    explained: float  # how much of the larger of the two rounding explains
+    rest: float  # what it does not explain
+    holds: bool  # whether nothing beyond the tolerance is left
 
 
 @dataclass
 class Verdict:
-    """What was found about one run.
-
-    Attributes:
-        problems: why it does not hold; empty where it does.
-        notes: what differs without harm, such as versions, and what could not be checked.
-        queries: how many queries were asked again.
-        scores: score by score.
-    """
+    """What was found about one run."""
 
     folder: str
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # why it does not hold; empty where it does
+    # what differs without harm, such as versions, and what could not be checked
     notes: list[str] = field(default_factory=list)
-    queries: int = 0
-    scores: list[ScoreLine] = field(default_factory=list)
+    queries: int = 0  # how many queries were asked again
+    scores: list[ScoreLine] = field(default_factory=list)  # score by score
 
     @property
     def holds(self) -> bool:
@@ -81,9 +67,7 @@ class Verdict:
 def verify(path: Path, queries: int | None = 8) -> Verdict:
     """Check a run's files, inputs, prompts, numbers and recordings.
 
-    Args:
-        path: its folder.
-        queries: how many queries to ask again; None: all.
+    So many queries are asked again; None asks all.
     """
     verdict, folder = Verdict(str(path)), RunFolder(path)
     status = folder.status()

@@ -71,13 +71,7 @@ class _Softmax(TorchFunctionMode):
 
 
 class Naive:
-    """The same weights in a network of transformers' own modules.
-
-    Args:
-        model: the loaded model.
-        config: the run.
-        prompts: its demonstrations, and the queries that are asked here.
-    """
+    """The same weights in a network of transformers' own modules."""
 
     def __init__(self, model: LanguageModel, config: Config, prompts: PromptSet) -> None:
         source = model.network
@@ -91,10 +85,7 @@ class Naive:
         self.blocks: list[nn.Module] = list(self.network.get_submodule(self.family.blocks))
         self.cannot = {"query_vectors", "update_ranks"}  # fields that are not had here
         if settings.model_type == "bloom" or getattr(settings, "alibi", False):
-            self.cannot |= {
-                "attention_scores",
-                "context_scores",
-            }  # whose biases transformers counts from the first token
+            self.cannot |= {"attention_scores", "context_scores"}  # transformers counts biases from the first token
 
     def record(self, context: Sequence[int]) -> Recording:
         """What the network as it is now does at the last token of each query after a context."""
@@ -200,17 +191,15 @@ class Naive:
             place = torch.arange(parameter.shape[-1], device=parameter.device)
             return (place >= heads * size).to(parameter.dtype).expand(parameter.shape)
         row = torch.arange(len(parameter), device=parameter.device) // size
-        if self.family.layout == "rows" or (self.family.layout == "falcon" and self._multi_query()):
-            mask = row >= heads
-        elif self.family.layout == "falcon" and settings.new_decoder_architecture:
+        falcon = self.family.layout == "falcon"
+        if falcon and settings.new_decoder_architecture:
             group = heads // settings.num_kv_heads + 2
             mask = row % group >= group - 2
+        elif self.family.layout == "rows" or (falcon and settings.multi_query):
+            mask = row >= heads
         else:  # query, key and value of each head in turn
             mask = row % 3 > 0
         return mask.to(parameter.dtype).reshape(-1, *[1] * (parameter.ndim - 1)).expand(parameter.shape)
-
-    def _multi_query(self) -> bool:
-        return self.network.config.multi_query and not self.network.config.new_decoder_architecture
 
     def _gradients(self, batch: Sequence[Item], parameters: list[Any]) -> tuple[float, list[Tensor]]:
         leaves = [parameter for _, parameter, _ in parameters]

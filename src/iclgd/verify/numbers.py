@@ -15,10 +15,10 @@ from torch import Tensor
 from iclgd.choices import CacheMode, Layer0, Procedure
 from iclgd.config import Config, ScoreConfig
 from iclgd.evidence import Laboratory, gather
-from iclgd.evidence.facts import random_update
+from iclgd.evidence.facts import random_attention, random_update
 from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
 from iclgd.models import LanguageModel
-from iclgd.records import Evidence, PromptSet, Recording, Trace
+from iclgd.records import Evidence, PromptSet, Trace
 from iclgd.runs.progress import Progress
 from iclgd.seeding import numpy_stream, torch_stream
 from iclgd.variants import reference_config
@@ -31,25 +31,15 @@ _COPIES = 4  # noisy copies of the recordings, from which is seen how far roundi
 
 @dataclass(frozen=True)
 class Again:
-    """Scores computed again.
+    """Scores computed again."""
 
-    Attributes:
-        sample: the queries, as indices into the run's.
-        own: columns score, example (of the run), layer, value: by the program's own way.
-        naive: the same by the naive way; None where it does not know the variant.
-        explained: the same; how far rounding can move each value.
-        unknown: settings, and scores, that only the own way was used for.
-        left_out: scores that need all queries.
-        recordings: by SETTING.FIELD, what the own way recorded of the sample.
-    """
-
-    sample: list[int]
-    own: pd.DataFrame
-    naive: pd.DataFrame | None
-    explained: pd.DataFrame
-    unknown: list[str]
-    left_out: list[str]
-    recordings: dict[str, Tensor]
+    sample: list[int]  # the queries, as indices into the run's
+    own: pd.DataFrame  # columns score, example (of the run), layer, value: by the program's own way
+    naive: pd.DataFrame | None  # the same by the naive way; None where it does not know the variant
+    explained: pd.DataFrame  # the same; how far rounding can move each value
+    unknown: list[str]  # settings, and scores, that only the own way was used for
+    left_out: list[str]  # scores that need all queries
+    recordings: dict[str, Tensor]  # by SETTING.FIELD, what the own way recorded of the sample
 
 
 def sampled(config: Config, count: int, queries: int | None) -> list[int]:
@@ -89,12 +79,7 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
         explained=_explained(scores, evidence, sample, rounding, torch.finfo(model.network.dtype).eps),
         unknown=unknown,
         left_out=sorted(set(config.metric.scores) - set(scores)),
-        recordings={
-            f"{setting}.{entry.name}": getattr(recording, entry.name)
-            for setting, recording in evidence.recordings.items()
-            for entry in fields(Recording)
-            if getattr(recording, entry.name) is not None
-        },
+        recordings=evidence.tensors(),
     )
 
 
@@ -106,8 +91,7 @@ def _of_the_whole(evidence: Evidence, config: Config, count: int, sample: Sequen
         facts["random_update"] = random_update(shape, config)[sample]
     if "random_attention" in facts:
         shape = (count, *facts["random_attention"].shape[1:])
-        stream = torch_stream("random attention", config.seed)
-        facts["random_attention"] = torch.rand(shape, generator=stream)[sample]
+        facts["random_attention"] = random_attention(shape, config)[sample]
     return facts
 
 
@@ -120,7 +104,7 @@ def _naive_evidence(way: Naive, own: Evidence, prompts: PromptSet, sees: bool) -
         if way.config.finetune.procedure is Procedure.replay:
             ft = icl
         elif trace.diverged_at is not None:
-            ft = replace(zsl, **{name: torch.full_like(t, torch.nan) for name, t in _tensors(zsl).items()})
+            ft = replace(zsl, **{name: torch.full_like(t, torch.nan) for name, t in zsl.tensors().items()})
         else:
             ft = way.record(prompts.bos)
     facts = {name: own.facts[name] for name in ("labels", "first_label_token", "random_update") if name in own.facts}
@@ -136,11 +120,6 @@ def _is_had(spec: ScoreConfig, evidence: Evidence, way: Naive) -> bool:
         if path.partition(".")[2] in way.cannot:
             return False
     return True
-
-
-def _tensors(recording: Recording) -> dict[str, Tensor]:
-    found = {entry.name: getattr(recording, entry.name) for entry in fields(Recording)}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def _frame(scores: dict[str, ScoreConfig], evidence: Evidence, sample: Sequence[int]) -> pd.DataFrame:
@@ -166,11 +145,8 @@ def _rounded_otherwise(model: LanguageModel) -> Iterator[None]:
 
 def _distances(evidence: Evidence, other: Evidence) -> dict[str, float]:
     """How far two takes of the evidence lie apart, by path, relative to their size."""
-    pairs = {
-        f"{setting}.{name}": (tensor, getattr(other.recordings[setting], name))
-        for setting, recording in evidence.recordings.items()
-        for name, tensor in _tensors(recording).items()
-    }
+    others = other.tensors()
+    pairs = {name: (tensor, others[name]) for name, tensor in evidence.tensors().items()}
     pairs |= {f"trace.{e.name}": (getattr(evidence.trace, e.name), getattr(other.trace, e.name)) for e in fields(Trace)}
     pairs |= {name: (fact, other.facts[name]) for name, fact in evidence.facts.items()}
     found = {}
@@ -203,16 +179,10 @@ def _explained(
 
         shaken = Evidence(
             {
-                setting: replace(r, **{name: noisy(t, f"{setting}.{name}") for name, t in _tensors(r).items()})
+                setting: replace(r, **{name: noisy(t, f"{setting}.{name}") for name, t in r.tensors().items()})
                 for setting, r in evidence.recordings.items()
             },
-            replace(
-                evidence.trace,
-                **{
-                    entry.name: noisy(getattr(evidence.trace, entry.name), f"trace.{entry.name}")
-                    for entry in fields(Trace)
-                },
-            ),
+            Trace(**{name: noisy(value, f"trace.{name}") for name, value in vars(evidence.trace).items()}),
             {name: noisy(fact, name) for name, fact in evidence.facts.items()},
         )
         values = _frame(scores, shaken, sample)["value"].to_numpy()
