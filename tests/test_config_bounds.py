@@ -25,6 +25,7 @@ OUT = [
     ("finetune.layers=0-99999999999", "finetune.layers='0-99999999999' cannot be read"),
     ("finetune.layers=[999999999]", "cannot be read"),
     ("metric.scores.sim_aou.limits=[1,0]", "metric.scores.sim_aou.limits"),
+    ("metric.scores.sim_aou.digits=10", "metric.scores.sim_aou.digits"),
     ("finetune.layers=[]", "finetune.layers=[] names no layer: write finetune.layers=all"),
     ("finetune.ridge=0", "finetune.ridge=0.0 leaves the fit open"),
     ("reference.lr_factor=-3", "reference.lr_factor=-3.0 cannot train"),

@@ -49,6 +49,8 @@ def refuse_impossible(config: Any) -> None:
     for name, score in config.metric.scores.items():
         if score.limits is not None and not (len(score.limits) == 2 and score.limits[0] < score.limits[1]):
             raise ConfigError(f"metric.scores.{name}.limits={score.limits} are no limits: give [LEAST, LARGEST]")
+        if not 2 <= score.digits <= 9:
+            raise ConfigError(f"metric.scores.{name}.digits={score.digits} is out of bounds: give 2 to 9")
     if not 0 < config.finetune.lr <= _LARGEST_FLOAT32:
         raise ConfigError(
             f"finetune.lr={config.finetune.lr} cannot train: give a positive learning rate that float32 can hold"

@@ -141,6 +141,7 @@ class ScoreConfig:
     headline: bool = False  # whether short tables and the first figures show it
     better: choices.Better = choices.Better.higher  # which values mean "more alike"
     share: bool = False  # whether its mean is a share of queries, shown in percent
+    digits: int = 3  # decimals that tables show (of a share, not of its percent)
 
 
 @dataclass

@@ -63,12 +63,19 @@ def wide(entries: Iterable[tuple[Row, Row, Value]]) -> tuple[list[Row], dict[Row
 
 
 def number(
-    mean: float, low: float = _NAN, high: float = _NAN, std: float = _NAN, share: bool = False, sign: str = ""
+    mean: float,
+    low: float = _NAN,
+    high: float = _NAN,
+    std: float = _NAN,
+    *,
+    share: bool = False,
+    digits: int = 3,
+    sign: str = "",
 ) -> str:
     """`0.110 ± 0.010 [0.085, 0.135]` over draws, `0.110 [0.090, 0.130]` for one; shares in percent, a dash for NaN."""
     if math.isnan(mean):
         return UNDEFINED
-    scale, digits, unit = (100, 1, "%") if share else (1, 3, "")
+    scale, digits, unit = (100, digits - 2, "%") if share else (1, digits, "")
     text = f"{scale * mean:{sign}z.{digits}f}{unit}"
     if not math.isnan(std):
         text += f" ± {scale * std:z.{digits}f}"

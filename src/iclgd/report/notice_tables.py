@@ -25,7 +25,7 @@ def _matrices(results: Results, notice: Notice, end: str, place: str) -> Table:
     cells: Any = notice.matrix[notice.matrix["score"].isin(results.headline)]
     for cell in cells.to_dict("records"):
         score, truth, candidate = results.scores[cell["score"]], cell["truth"], cell["candidate"]
-        text = number(cell["mean"], cell["low"], cell["high"], share=score.share)
+        text = number(cell["mean"], cell["low"], cell["high"], share=score.share, digits=score.digits)
         entries.append(((score.label, names.get(truth, truth)), (names.get(candidate, candidate),), text))
     title = f"What candidates score where a planted truth plays ICL's part: {place}"
     notes = ("Mean over draws [95 % interval over draws].", paragraph(results, notice))
@@ -50,7 +50,7 @@ def _anchored(results: Results, notice: Notice, end: str, place: str) -> Table:
     names, rows, records = labels(results), [], []
     for at in notice.standings:
         score = results.scores[at.score]
-        texts = [_text(part, score.share) for part in (at.icl, at.floor, at.planted)]
+        texts = [_text(part, score.share, score.digits) for part in (at.icl, at.floor, at.planted)]
         anchored = "not told apart" if math.isnan(at.anchored.mean) else _text(at.anchored)
         rows.append((score.label, names.get(at.candidate, at.candidate), *texts, anchored))
         parts = {"icl": at.icl, "floor": at.floor, "planted": at.planted, "anchored": at.anchored}
@@ -62,5 +62,5 @@ def _anchored(results: Results, notice: Notice, end: str, place: str) -> Table:
     return Table(f"notice_anchored{end}", title, header, 2, tuple(rows), (note,), tuple(records))
 
 
-def _text(found: Interval, share: bool = False) -> str:
-    return number(found.mean, found.low, found.high, share=share)
+def _text(found: Interval, share: bool = False, digits: int = 3) -> str:
+    return number(found.mean, found.low, found.high, share=share, digits=digits)

@@ -78,19 +78,21 @@ def cell(results: Results, record: Mapping[str, Any] | None, interval: bool = Tr
     if math.isnan(record["mean"]) and excluded(record):
         return "diverged" if record["diverged"] else "unstable"
     ends = (record["low"], record["high"]) if interval else ()
-    return number(record["mean"], *ends, std=record["std"], share=results.scores[record[SCORE]].share)
+    score = results.scores[record[SCORE]]
+    return number(record["mean"], *ends, std=record["std"], share=score.share, digits=score.digits)
 
 
 def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]) -> Table:
     """Each variant at the rate that its other draws chose, where it ran at several."""
     entries, records = [], []
     for one in among:
-        known = ((results.scores[record[SCORE]], record) for record in at_chosen_rates(results, [one]))
-        for score, record in (pair for pair in known if pair[0].learned):
-            label = (results.variants[one.variant].label, record["rates"], str(len(one.rates)))
-            text = number(record["mean"], record["low"], record["high"], record["std"], score.share)
-            entries.append(((*_others(results, one), *label), (score.label,), text))
-            records.append(record)
+        label = (*_others(results, one), results.variants[one.variant].label)
+        for record in at_chosen_rates(results, [one]):
+            score = results.scores[record[SCORE]]
+            if score.learned:
+                whose = (*label, record["rates"], str(len(one.rates)))
+                entries.append((whose, (score.label,), cell(results, record)))
+                records.append(record)
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
     if any(one.at_edge for one in among):
         notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
@@ -108,7 +110,8 @@ def comparisons(results: Results, made: Sequence[Difference]) -> Table:
         label = (*_others(results, difference.first), f"{first} minus {second}", difference.asks, draws)
         about = {**difference.first.others, "first": difference.first.variant, "second": second}
         for score, result in difference.results.items():
-            entries.append((label, (results.scores[score].label,), _difference(result)))
+            shown = results.scores[score]
+            entries.append((label, (shown.label,), _difference(result, shown.digits)))
             numbers = vars(result) | {"marked": result.marked}
             records.append(about | {"asks": difference.asks, SCORE: score} | numbers)
     tested = sum(result.p == result.p for difference in made for result in difference.results.values())
@@ -194,8 +197,8 @@ def _others(results: Results, one: Contender) -> Row:
     return tuple(results.text(key, one.others[key]) for key in _other_keys(results))
 
 
-def _difference(result: Comparison) -> str:
-    text = number(result.mean, result.low, result.high, sign="+")
+def _difference(result: Comparison, digits: int) -> str:
+    text = number(result.mean, result.low, result.high, sign="+", digits=digits)
     if not math.isnan(result.p_holm):
         p = "< 0.0001" if result.p_holm < 1e-4 else f"{result.p_holm:.2g}"
         text += f" p {p}" + " *" * result.marked

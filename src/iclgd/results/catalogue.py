@@ -39,6 +39,7 @@ class ScoreInfo:
     headline: bool = False  # whether short tables and the first figures show it
     better: Better = Better.higher  # which values mean "more alike"
     share: bool = False  # whether its mean is a share of queries, shown in percent
+    digits: int = 3  # decimals that tables show (of a share, not of its percent)
     # whether it depends on how the model was finetuned; what does not is the same for every variant
     learned: bool = True
     inputs: Mapping[str, str] | None = None  # argument of its function: path in the evidence
@@ -107,6 +108,7 @@ def _score(name: str, label: str, config: Mapping[str, Any]) -> ScoreInfo:
         bool(config.get("headline")),
         _choice(Better, config.get("better"), Better.higher),
         bool(config.get("share")),
+        max(2, min(int(config.get("digits") or 3), 9)),
         not inputs or any(path.partition(".")[0] in _LEARNED for path in inputs.values()),
         inputs,
         str(config.get("function") or ""),

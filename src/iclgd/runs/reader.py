@@ -67,7 +67,7 @@ _NEEDED = {
     "finetune": fields({"name": text, "lr": number}),
     "seed": count,
 }
-_LIMITS = fields({}, {"scores": object_of(fields({}, {"limits": maybe(list_of(number, 2))}))})
+_LIMITS = fields({}, {"scores": object_of(fields({}, {"limits": maybe(list_of(number, 2)), "digits": maybe(count)}))})
 _ITEM = fields({"text": text, "token_ids": list_of(count), "label": count}, {"options": list_of(list_of(count))})
 _PROMPTS = fields(
     {"demonstrations": list_of(_ITEM), "queries": list_of(_ITEM)},
