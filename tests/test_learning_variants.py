@@ -13,6 +13,7 @@ from iclgd.learning import finetuned, training_sequences
 from iclgd.learning.parameters import trained_parameters
 from iclgd.models import assemble
 from iclgd.records import Item
+from iclgd.seeding import torch_stream
 from learning_cases import BOS, TEXTS, learning, prompts
 from test_learning_naive import gradients_of
 from tiny_models import RECORDABLE, shared_model, tiny_model
@@ -288,6 +289,20 @@ def test_a_random_direction_keeps_the_norm_and_the_seed():
     assert abs(torch.cosine_similarity(*flat, dim=0)) < 0.2
     queries = first["gpt_neox.layers.0.attention.query_key_value.weight"].unflatten(0, (4, 3, 8))[:, 0]
     assert not queries.any()
+
+
+def test_noise_is_drawn_from_the_stream_that_is_named_and_as_long_as_said():
+    model = shared_model("llama")
+    before, (_, straight) = weights(model), trained_by(model, learning())
+    noise = torch_stream("mine", 0)
+    with finetuned(model, prompts(), learning("finetune.noise=0.5"), noise="mine"):
+        after = weights(model)
+    keys_and_values = [item.parameter for item in trained_parameters(model, Trainable.attn_kv, None)]
+    names = {id(parameter): name for name, parameter in model.network.named_parameters()}
+    for name in (names[id(parameter)] for parameter in keys_and_values):
+        drawn = torch.randn(before[name].shape, generator=noise)
+        added = drawn * 0.5 * straight[name].norm() / drawn.norm()
+        torch.testing.assert_close(after[name] - before[name], straight[name] + added, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])

@@ -8,6 +8,7 @@ import torch
 from iclgd import ranks
 from iclgd.choices import Padding
 from iclgd.models import Question, RecordPlan, record, recorder, token_queries
+from iclgd.models.attention import _with_log_mass, visible_keys
 from iclgd.models.hooks import hooks
 from iclgd.models.rehearsal import NoRoomError, rehearse
 from iclgd.records import OPTIONAL_RECORDS
@@ -249,3 +250,10 @@ def kept_output(kept, layer, _module, _args, output):
 
 def kept_input(kept, layer, _module, args, _output):
     kept["into o", layer] = args[0]
+
+
+def test_masks_are_made_on_the_device_of_what_they_hide():
+    meta = torch.device("meta")  # tensors of any other device do not go with it
+    assert visible_keys(3, 2, None, None, meta).device == meta
+    query = torch.empty(1, 2, 3, 4, device=meta)
+    assert {tensor.device for tensor in _with_log_mass(query, query, query, 0.5, causal=True)} == {meta}
