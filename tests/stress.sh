@@ -5,7 +5,7 @@ set -u
 pytest=$1; shift
 logs=$(mktemp -d)
 busy=()
-for _ in $(seq "$(nproc)"); do
+for _ in $(seq "$(getconf _NPROCESSORS_ONLN)"); do
     (while :; do :; done) &
     busy+=($!)
 done

@@ -26,7 +26,11 @@ from tiny_models import RECORDABLE, VOCABULARY, tiny_network
 TINY = {"task": "toy", "task__queries": 6, "task__shots": 3, "tracking": "none", "model__separator": "<sep>"}
 ARGUMENTS = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
-LORA = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_alpha=6)
+
+
+def lora() -> peft.LoraConfig:
+    """A new one each time, for PEFT writes the model's name into it."""
+    return peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_alpha=6)
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def copy_of(network: object) -> PreTrainedModel:
 
 def adapted(network: PreTrainedModel) -> peft.PeftModel:
     """With a LoRA adapter that changes what the model computes."""
-    model = peft.get_peft_model(network, LORA)
+    model = peft.get_peft_model(network, lora())
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -195,7 +199,7 @@ def prompted(network: PreTrainedModel) -> object:
 
 
 def injected(network: PreTrainedModel) -> object:
-    network.add_adapter(LORA)
+    network.add_adapter(lora())
     return network
 
 
