@@ -1,11 +1,16 @@
-"""Prompts and configs for tests of learning."""
+"""Prompts and configs for tests of learning, and what training changes."""
 
 from functools import cache
 
+import torch
 from omegaconf import OmegaConf
 
 from configs import composed
+from iclgd.choices import LossOn, StepPer
 from iclgd.config import typed
+from iclgd.learning import finetuned, training_sequences
+from iclgd.learning.finetuning import Loop
+from iclgd.learning.parameters import trainable, trained_parameters
 from iclgd.records import Item, PromptSet
 
 BOS = (1,)
@@ -37,3 +42,33 @@ def _base(objective):
 def learning(*overrides, objective="gd", lr=0.05):
     """A config that finetunes with this objective; kept, since composing takes a while."""
     return typed(OmegaConf.merge(_base(objective), OmegaConf.from_dotlist([f"finetune.lr={lr}", *overrides])))
+
+
+SEQUENCES = training_sequences(prompts(), LossOn.all_tokens, StepPer.demonstration)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+def assert_same(before, model):
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(before[name], tensor), name
+
+
+def trained_by(model, config, given=None):
+    """The trace, and what changed of every weight."""
+    before = weights(model)
+    with finetuned(model, given or prompts(), config) as trace:
+        after = weights(model)
+    assert_same(before, model)
+    return trace, {name: after[name] - before[name] for name in before if not torch.equal(after[name], before[name])}
+
+
+def gradients_of(model, config, sequence):
+    """The objective's gradient on one sequence, queries' part of fused projections zeroed."""
+
+    trained = trained_parameters(model, config.finetune.trainable, None)
+    with trainable(trained) as before:
+        loss, gradients = Loop(model, config, trained, before).gradient([sequence])
+    return loss, [gradient.clone() for gradient in gradients]

@@ -31,7 +31,7 @@ REFUSED = [
     ("task=nope", "task=nope does not exist: choose one of agnews,"),
     ("sweeps=nope", "sweeps=nope does not exist: choose one of exit_layers, first_look,"),
     ("finetune.trainable=[]", "trains nothing: name something, or use finetune=none"),
-    ("finetune.lr=-1", "finetune.lr=-1.0 cannot train: give a positive learning rate that float32 can hold"),
+    ("finetune.lr=-1", "finetune.lr=-1.0 cannot train: give a positive rate that fits float32"),
     ("finetune.lr=1e39", "finetune.lr=1e+39 cannot train"),
     ("finetune.lr=${nope}", "finetune.lr: Interpolation key 'nope' not found"),
     ("finetune.layers=3-1", "finetune.layers='3-1' cannot be read"),

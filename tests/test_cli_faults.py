@@ -14,6 +14,18 @@ from iclgd.runs import files
 from iclgd.runs.folder import RunFolder, State
 
 
+def assert_gone_on(tmp_path, sweep, folder, count):
+    """The same command finishes a killed sweep; its results are those of one left in peace, run after run."""
+    last = iclgd(tmp_path, *sweep)
+    assert last.returncode == 0 and "skipped" in last.stdout, last.stderr
+    (tmp_path / "calm").mkdir()
+    *settings, launcher = sweep
+    assert launcher.startswith("hydra/launcher=") and iclgd(tmp_path / "calm", *settings).returncode == 0
+    expected = results(tmp_path / "calm" / "outputs" / "multirun")
+    assert len(expected) == count and results(folder) == expected
+    assert not [part for run in folder.glob("[!.]*/") for part in run.rglob(".part-*")]
+
+
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("basic", marks=pytest.mark.soak)])
 def test_a_killed_sweep_started_again_gives_what_an_uninterrupted_one_gives(tmp_path, launcher):
     sweep = ("-m", "finetune=gd,lcgd", "seed=0,1,2", f"hydra/launcher={launcher}")
@@ -21,13 +33,7 @@ def test_a_killed_sweep_started_again_gives_what_an_uninterrupted_one_gives(tmp_
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
     (tmp_path / "hold1").unlink()
-    last = iclgd(tmp_path, *sweep)
-    assert last.returncode == 0 and "skipped" in last.stdout, last.stderr
-    (tmp_path / "calm").mkdir()
-    assert iclgd(tmp_path / "calm", *sweep[:-1]).returncode == 0
-    expected = results(tmp_path / "calm" / "outputs" / "multirun")
-    assert len(expected) == 6 and results(folder) == expected
-    assert not [part for run in folder.glob("[!.]*/") for part in run.rglob(".part-*")]
+    assert_gone_on(tmp_path, sweep, folder, 6)
 
 
 @pytest.mark.soak
@@ -39,13 +45,7 @@ def test_killed_at_several_moments_a_sweep_gives_what_an_uninterrupted_one_gives
         wait_until(lambda moment=moment: len(list(folder.glob("*/scores.json"))) >= moment)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=PATIENCE)
-    last = iclgd(tmp_path, *sweep)
-    assert last.returncode == 0 and "skipped" in last.stdout, last.stderr
-    (tmp_path / "calm").mkdir()
-    assert iclgd(tmp_path / "calm", *sweep[:-1]).returncode == 0
-    expected = results(tmp_path / "calm" / "outputs" / "multirun")
-    assert len(expected) == 12 and results(folder) == expected
-    assert not [part for run in folder.glob("[!.]*/") for part in run.rglob(".part-*")]
+    assert_gone_on(tmp_path, sweep, folder, 12)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_what_is_out_of_bounds_is_refused_with_the_bounds(override, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("metric=[]",), "metric=[] measures nothing: name one or more of conf/metric"),
+        (("metric=[]",), "metric=[] measures nothing: name files of conf/metric"),
         (("finetune=exact_patch", "finetune.noise=0.1"), "exact_patch does not: set it to 0"),
     ],
 )

@@ -8,9 +8,8 @@ import torch
 from iclgd.config import ConfigError
 from iclgd.learning import check
 from iclgd.learning.parameters import trained_parameters
-from learning_cases import TEXTS, learning, prompts
-from test_learning_naive import gradients_of
-from test_learning_variants import QUERY_PARTS, SEQUENCES, trained_by, weights
+from learning_cases import SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
+from test_learning_variants import QUERY_PARTS
 from tiny_models import shared_model
 
 KEYS = ("weight", "bias")

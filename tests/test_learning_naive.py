@@ -4,23 +4,13 @@ import pytest
 import torch
 
 from iclgd.learning import finetuned, training_sequences
-from iclgd.learning.finetuning import Loop
 from iclgd.learning.objectives import ObjectiveOptions, resolve_objective
-from iclgd.learning.parameters import trainable, trained_parameters
-from learning_cases import TEXTS, learning, prompts
-from naive import NaiveFinetuning
+from iclgd.learning.parameters import trained_parameters
+from learning_cases import TEXTS, gradients_of, learning, prompts
+from naive_finetuning import NaiveFinetuning
 from tiny_models import RECORDABLE, shared_model, tiny_network
 
 LR = 0.05
-
-
-def gradients_of(model, config, sequence):
-    """The objective's gradient on one sequence, queries' part of fused projections zeroed."""
-
-    trained = trained_parameters(model, config.finetune.trainable, None)
-    with trainable(trained) as before:
-        loss, gradients = Loop(model, config, trained, before).gradient([sequence])
-    return loss, [gradient.clone() for gradient in gradients]
 
 
 def close(found, expected, tolerance=1e-4):

@@ -9,8 +9,7 @@ from iclgd.evidence import Laboratory
 from iclgd.evidence.facts import random_update
 from iclgd.learning import finetuned, training_sequences
 from iclgd.runs.progress import Progress
-from learning_cases import learning, prompts
-from test_learning_naive import gradients_of
+from learning_cases import gradients_of, learning, prompts
 from tiny_models import shared_model
 
 

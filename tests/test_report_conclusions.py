@@ -228,6 +228,18 @@ def test_shares_at_chosen_rates_have_intervals(tmp_path):
     assert record["low"] < 0.75 and record["high"] > 0.8
 
 
+def test_a_score_that_is_undefined_at_every_chosen_rate_is_a_dash(tmp_path):
+    for lr in (LOW, HIGH):
+        for seed in range(3):
+            folder = write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, scores=("sim_aou", "sim_am"))
+            scores = json.loads((folder / "scores.json").read_text())
+            scores["sim_am"] |= {"mean": None, "ci": None}
+            (folder / "scores.json").write_text(json.dumps(scores))
+    table = next(table for table in tables.tables(Results.read([tmp_path])) if table.name == "held_out")
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["SimAM"] == "–" and "[" in row["SimAOU"]  # noqa: RUF001
+
+
 @pytest.mark.parametrize(("accuracy", "said"), [((0.8, 0.5, 0.7), "does not beat zero-shot (50.0% against 80.0%)"),
                                                 ((0.5, 0.6, 0.7), "within chance")])  # fmt: skip
 def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accuracy, said):

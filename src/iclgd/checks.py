@@ -44,33 +44,29 @@ def refuse_impossible(config: Any) -> None:
         if value is not None and not least <= value <= most:
             raise ConfigError(f"{key}={value} is out of bounds: give {least:,} to {most:,}")
     for name, rate in config.task.rates.items():
-        if not 0 < rate <= _LARGEST_FLOAT32:
-            raise ConfigError(f"task.rates.{name}={rate} cannot train: give a positive rate that float32 can hold")
+        _check_rate(f"task.rates.{name}", rate)
     for name, score in config.metric.scores.items():
-        if score.limits is not None and not (len(score.limits) == 2 and score.limits[0] < score.limits[1]):
-            raise ConfigError(f"metric.scores.{name}.limits={score.limits} are no limits: give [LEAST, LARGEST]")
+        ends = score.limits
+        if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
+            raise ConfigError(f"metric.scores.{name}.limits={ends} is no range: give [LEAST, LARGEST]")
         if not 2 <= score.digits <= 9:
             raise ConfigError(f"metric.scores.{name}.digits={score.digits} is out of bounds: give 2 to 9")
-    if not 0 < config.finetune.lr <= _LARGEST_FLOAT32:
-        raise ConfigError(
-            f"finetune.lr={config.finetune.lr} cannot train: give a positive learning rate that float32 can hold"
-        )
+    _check_rate("finetune.lr", config.finetune.lr)
     if config.finetune.noise and config.finetune.procedure is not choices.Procedure.train:
         raise ConfigError(
             f"finetune.noise is for variants that train, and {config.finetune.name} does not: set it to 0"
         )
     for key in ("lr", "lr_factor"):
         value = getattr(config.reference, key)
-        if value is not None and not 0 < value <= _LARGEST_FLOAT32:
-            raise ConfigError(f"reference.{key}={value} cannot train: give a positive number")
+        if value is not None:
+            _check_rate(f"reference.{key}", value)
     if not config.finetune.ridge > 0:
-        raise ConfigError(f"finetune.ridge={config.finetune.ridge} leaves the fit open: give a positive number")
+        raise ConfigError(f"finetune.ridge={config.finetune.ridge} leaves the fit open: give more than 0")
     if not config.metric.scores:
-        raise ConfigError("metric=[] measures nothing: name one or more of conf/metric, such as metric=[sim_aou]")
-    if config.runtime.objective is not None and config.runtime.objective not in config.metric.scores:
-        raise ConfigError(
-            f"runtime.objective={config.runtime.objective} is not measured: name one of {sorted(config.metric.scores)}"
-        )
+        raise ConfigError("metric=[] measures nothing: name files of conf/metric, such as metric=[sim_aou]")
+    objective, scores = config.runtime.objective, sorted(config.metric.scores)
+    if objective is not None and objective not in scores:
+        raise ConfigError(f"runtime.objective={objective} is not measured: name one of {scores}")
     in_memory, placement = config.model.source is choices.ModelSource.memory, config.runtime.placement
     if in_memory and placement is not choices.Placement.single:
         raise ConfigError(f"runtime.placement={placement} is for models on disk: save the model and name its folder")
@@ -78,6 +74,11 @@ def refuse_impossible(config: Any) -> None:
     _check_trainable(config.finetune.trainable)
     _check_optimizer(config.finetune.optimizer)
     _check_wording(config.task)
+
+
+def _check_rate(key: str, value: float) -> None:
+    if not 0 < value <= _LARGEST_FLOAT32:
+        raise ConfigError(f"{key}={value} cannot train: give a positive rate that fits float32")
 
 
 def _check_wording(task: Any) -> None:

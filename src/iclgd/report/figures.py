@@ -11,8 +11,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclgd.checks import parse_layers
-from iclgd.config import ConfigError
+from iclgd.checks import ConfigError, parse_layers
 from iclgd.report.chart import Figure, looks
 from iclgd.report.ladder import ladder
 from iclgd.report.marks import Measure, interval_words, measured, number_axis, zero_rule

@@ -72,11 +72,6 @@ def _set_bounds(results: Results, shown: Sequence[Measure], rows: Frame) -> None
         rows[column] = of.transform("min").where(lower, of.transform("max"))
 
 
-def _unseen_rule() -> Any:
-    """As high as a rule at zero, so that panels beside each other line up."""
-    return alt.Chart().mark_rule(color="transparent").encode(x=alt.value(0))
-
-
 def _steps(measure: Measure, at: int, split: Grid, steps: list[str], count: int) -> Any:
     """One score of a ladder: rows are variants, the first score names them."""
     rows = split.rows[split.rows["value"] == at]
@@ -92,7 +87,8 @@ def _steps(measure: Measure, at: int, split: Grid, steps: list[str], count: int)
     mark = base.mark_point(filled=True, size=34, opacity=1).encode(
         measure.axis(rows, alt.X), y, look["color"], look["shape"], tooltip=measure.tooltip("about:N")
     )
-    panel: Any = alt.layer(*(zero_rule(rows, "x") or [_unseen_rule()]), *bounds, interval, mark)
+    unseen = alt.Chart().mark_rule(color="transparent").encode(x=alt.value(0))  # so that panels have one height
+    panel: Any = alt.layer(*(zero_rule(rows, "x") or [unseen]), *bounds, interval, mark)
     panel = panel.properties(width=230 if count == 1 else 330 / count, height=alt.Step(13))
     if len(split.panels) > 1:
         header = alt.Header(labelOrient="top", labelAnchor="start", labels=at == 0, labelPadding=2)

@@ -12,6 +12,7 @@ from typing import Any
 from iclgd.report.formats import Row, Table, number, wide
 from iclgd.report.notice_tables import notice_tables
 from iclgd.results import conclusions, published
+from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.conclusions import Contender, Difference
 from iclgd.results.frame import Results, whole
 from iclgd.results.own_tables import prompt_statistics
@@ -77,8 +78,11 @@ def cell(results: Results, record: Mapping[str, Any] | None, interval: bool = Tr
         return ""
     if math.isnan(record["mean"]) and excluded(record):
         return "diverged" if record["diverged"] else "unstable"
+    return _number(results.scores[record[SCORE]], record, interval)
+
+
+def _number(score: ScoreInfo, record: Mapping[str, Any], interval: bool = True) -> str:
     ends = (record["low"], record["high"]) if interval else ()
-    score = results.scores[record[SCORE]]
     return number(record["mean"], *ends, std=record["std"], share=score.share, digits=score.digits)
 
 
@@ -91,7 +95,7 @@ def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]
             score = results.scores[record[SCORE]]
             if score.learned:
                 whose = (*label, record["rates"], str(len(one.rates)))
-                entries.append((whose, (score.label,), cell(results, record)))
+                entries.append((whose, (score.label,), _number(score, record)))
                 records.append(record)
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
     if any(one.at_edge for one in among):

@@ -10,6 +10,8 @@ from typing import cast
 import numpy as np
 from scipy import optimize, stats
 
+from iclgd.statistics.intervals import UPPER
+
 TARGET = 0.05  # a difference worth finding
 MOST = 100_000  # draws; more are as good as never
 
@@ -75,7 +77,7 @@ def draws_to_detect(difference: float, spread: float, alpha: float = 0.05, power
 
 def draws_within(spread: float, half: float) -> int | None:
     """The fewest draws with which the t interval of a mean reaches no further than ± half; None if spread is NaN."""
-    return _fewest(lambda n: float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n) <= half, spread)
+    return _fewest(lambda n: float(stats.t.ppf(UPPER, n - 1)) * spread / math.sqrt(n) <= half, spread)
 
 
 def _power(noncentrality: float, critical: float, degrees: int) -> float:
