@@ -1,7 +1,7 @@
 """How alike two fits of the static patch are, the ceiling of scores that compare changes of weights with it.
 
 `PYTHONPATH=tests python -m patch_halves [KEY=VALUE ...]` fits it to each half of a run's calibration queries, to all of
-them, and to those of the next draw, and prints the weight scores of these pairs (SmolLM2: ten minutes of one core).
+them, and to those of the next draw, and prints the weight scores of these pairs (SmolLM2: three minutes of one core).
 """
 
 from __future__ import annotations
