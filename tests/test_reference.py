@@ -13,7 +13,8 @@ import iclgd
 from configs import config
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.evidence import Laboratory, gather, learned, reference_prompts
-from iclgd.experiment import run, unfit_reference
+from iclgd.evidence.outcome import unfit_reference
+from iclgd.experiment import run
 from iclgd.metrics import measure, required_inputs
 from iclgd.models import load
 from iclgd.records import Evidence
@@ -100,14 +101,16 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
     own = evidence("finetune=lcgd", "reference=gd")
     lab = prepared("finetune=lcgd", "reference=gd")[1]
     icl = own.recordings["icl"]
-    assert torch.equal(icl.losses, evidence("finetune=gd").trace.losses) and unfit_reference(lab, own) is None
+    assert torch.equal(icl.losses, evidence("finetune=gd").trace.losses) and unfit_reference(lab.config, own) is None
 
     def planted(**changed):
         return replace(own, recordings={**own.recordings, "icl": replace(icl, **changed)})
 
     wild = planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]), untouched_loss=torch.tensor(2.0))
-    assert "gd, is unstable" in str(unfit_reference(lab, wild))
-    assert "gd, diverged" in str(unfit_reference(lab, planted(attention_output=icl.attention_output * torch.nan)))
+    assert "gd, is unstable" in str(unfit_reference(lab.config, wild))
+    assert "gd, diverged" in str(
+        unfit_reference(lab.config, planted(attention_output=icl.attention_output * torch.nan))
+    )
     assert evidence("finetune=gd").recordings["icl"].losses is None
 
 

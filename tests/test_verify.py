@@ -22,7 +22,7 @@ from tiny import tiny_tokenizer
 from tiny_models import tiny_network
 
 SCORES = (
-    "sim_aou,sim_aou_norm,sim_aou_random,sim_am,sim_am_zsl,sim_am_delta,accuracy,rec2ftp,gradient_norm,"
+    "sim_am_delta_by_head,sim_aou,sim_aou_norm,sim_aou_random,sim_am,sim_am_zsl,sim_am_delta,accuracy,rec2ftp,gradient_norm,"
     "weight_update_norm,label_agreement,total_variation"
 )
 SMALL = (
@@ -204,7 +204,7 @@ TAMPERED = {
     "a file gone": (lambda folder: (folder / "losses.parquet").unlink(), "losses.parquet is missing"),
     "a score gone": (
         edited_scores(lambda f: f[f.score != "sim_am_zsl"]),
-        "score sim_am_zsl is only in one of config.yaml and scores.parquet",
+        "score sim_am_zsl is not in all of config.yaml, scores.json and scores.parquet",
     ),
     "a recording gone": (no_recording, "recordings.safetensors has no icl.attention_output"),
     "a file struck from the list": (unlisted, "prompts.json is not among the files"),
@@ -219,6 +219,104 @@ def test_whatever_is_edited_is_found(tmp_path, whole, name):
     edit(folder)
     problems = verify(folder, None).problems
     assert any(found in problem for problem in problems), problems
+
+
+def a_query_more(frame):
+    return pd.concat([frame, frame[(frame.score == "sim_aou") & (frame.example == 0)].assign(example=3, value=0.99)])
+
+
+def edited_table(name, **change):
+    def edit(folder):
+        pd.read_parquet(folder / name).assign(**change).to_parquet(folder / name, index=False)
+        sign(folder, name)
+
+    return edit
+
+
+def other_recordings(folder):
+    tensors = load_file(folder / "recordings.safetensors")
+    tensors["icl.attention_output"][1, 0] *= 1.1  # which is small beside what later layers add
+    save_file({**tensors, "ft.invented": torch.zeros(3)}, folder / "recordings.safetensors")
+    sign(folder, "recordings.safetensors")
+
+
+def planted(name, write):
+    def edit(folder):
+        write(folder / name)
+        sign(folder, name)
+
+    return edit
+
+
+def told_otherwise(content):
+    content["sim_aou"].update(ci=[0.1, 0.2])
+    content["sim_aou_norm"].update(n=1000)
+    content["sim_am"]["layers"].pop()
+    content["accuracy/ft"].update(undefined=1)
+    content["invented"] = content.pop("sim_am_zsl")
+
+
+SHOWN = {
+    "scores.json has another sim_aou than": edited_json("scores.json", told_otherwise),
+    "scores.json has another sim_aou_norm than": None,
+    "scores.json has another sim_am than": None,
+    "scores.json has another accuracy/ft than": None,
+    "score invented is not in all of": None,
+    "score sim_am_zsl is not in all of": None,
+    "scores.parquet has other rows of sim_aou": edited_scores(a_query_more),
+    "losses.parquet is not what is computed again: loss/0": edited_table("losses.parquet", loss=lambda f: f.loss * 0.9),
+    "gradient_norms.parquet is not what": edited_table("gradient_norms.parquet", value=lambda f: f.value * 1.1),
+    "weight_updates.parquet is not what": edited_table("weight_updates.parquet", norm=lambda f: f.norm * 1.1),
+    "status.json is not what is computed again: unst": edited_json("status.json", lambda s: s.update(unstable=True)),
+    "trajectory.parquet is not of such a run": planted("trajectory.parquet", pd.DataFrame({"a": [1]}).to_parquet),
+    "jitter.json is not of such a run": planted("jitter.json", lambda path: path.write_text("{}")),
+    "another icl.attention_output": other_recordings,
+    "has a further ft.invented": None,
+    "environment.json has another dtype, version of torch": edited_json(
+        "environment.json", lambda c: c.update(dtype="float64", packages={"torch": "1.0"})
+    ),
+}
+
+
+def test_whatever_a_report_can_show_is_checked(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for edit in filter(None, SHOWN.values()):
+        edit(folder)
+    problems = verify(folder, None).problems
+    assert [found for found in SHOWN if not any(found in problem for problem in problems)] == [], problems
+
+
+def test_what_is_measured_on_the_way_and_in_repeats_is_checked(tmp_path):
+    scores = "metric=[sim_am_delta_by_head,sim_aou,accuracy]"
+    folder = made(tmp_path / "run", "finetune=gd", "metric.every=1", "runtime.jitter=1", scores)
+    assert verify(folder, None).problems == []
+    edited_json("scores.json", lambda c: c["sim_am_delta_by_head"]["heads"][2].reverse())(folder)
+    edited_json("jitter.json", lambda c: c["sim_aou"].update(moved=True))(folder)
+    edited_table("trajectory.parquet", mean=lambda f: f["mean"] + 0.01)(folder)
+    few, every = verify(folder, 1), verify(folder, None)
+    assert few.problems == [] and "--all): flipped and heads in scores.json, trajectory" in " ".join(few.notes)
+    assert [problem.partition(" is ")[0] for problem in every.problems] == [
+        "jitter.json",
+        "scores.json",
+        "trajectory.parquet",
+    ]
+
+
+def test_what_a_run_calls_its_variant_and_scores_is_told(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    content["finetune"]["label"], content["metric"]["scores"]["sim_aou"]["better"] = "GD", "lower"
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    sign(folder, "config.yaml")
+    told = [note.partition(": ")[2] for note in verify(folder, 1).notes if note.startswith("set by")]
+    assert told == ["metric.scores.sim_aou.better=lower (here higher)", "finetune.label=GD (here LCGD)"]
+
+
+def test_nobody_knows_beforehand_which_queries_are_asked_again():
+    run = config("finetune=gd", "model=toy", "task=toy")
+    assert len({tuple(sampled(run, 100, 3)) for _ in range(20)}) > 1
 
 
 def test_the_command_says_it_and_its_exit_code_too(tmp_path, whole, capsys):

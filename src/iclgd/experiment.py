@@ -14,14 +14,15 @@ import torch
 from iclgd import __version__, tracking
 from iclgd.choices import Placement, Procedure
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
-from iclgd.evidence import Laboratory, before_the_end, gather, moved, reference_prompts, repeats, spread
-from iclgd.learning import check, instability
+from iclgd.evidence import Laboratory, gather, reference_prompts
+from iclgd.evidence.outcome import flips, jitter, kept_tensors, means_so_far, model_facts, sanity, trace_tables
+from iclgd.learning import check
 from iclgd.learning.parity import certificate
 from iclgd.memory import estimate, refuse_too_large
-from iclgd.metrics import flipped, measure, required_inputs, summarise, to_frame
+from iclgd.metrics import measure, required_inputs, summarise, to_frame
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.models.placement import check_processes, devices_of
-from iclgd.records import Evidence, Recording, Trace, axes_of
+from iclgd.records import Evidence, Recording, axes_of
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
@@ -70,16 +71,20 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
             folder.write_text("source.patch", patch)
         laboratory = Laboratory(model, prompts, config, wanted, progress)
         trajectory: list[dict[Hashable, Any]] = []
-        evidence = gather(laboratory, lambda step, so_far: trajectory.extend(_so_far(config, step, so_far)))
+        evidence = gather(laboratory, lambda step, so_far: trajectory.extend(means_so_far(config, step, so_far)))
         scores = measure(config.metric.scores, evidence)
-        summary = summarise(scores, _flipped(evidence), config.metric.scores)
-        frame, norms = to_frame(scores), _gradient_norms(evidence.trace)
-        _store(folder, summary, frame, norms, evidence, trajectory)
-        facts = _sanity(laboratory, evidence, summary, folder)
+        summary = summarise(scores, flips(evidence), config.metric.scores)
+        tables = trace_tables(evidence.trace)
+        steps = pd.DataFrame(trajectory) if trajectory else None
+        folder.write_json("scores.json", summary)
+        more = {} if steps is None else {"trajectory.parquet": steps}
+        for name, table in {"scores.parquet": to_frame(scores), **tables, **more}.items():
+            folder.write_table(name, table)
+        facts = _sanity(folder, laboratory, evidence, summary)
         if config.runtime.save_recordings:
             metadata = {"run": folder.path.name, "model": config.model.name, "axes": json.dumps(axes_of(Recording))}
-            folder.write_tensors("recordings.safetensors", _tensors(evidence), {"iclgd": __version__, **metadata})
-        steps = pd.DataFrame(trajectory) if trajectory else None
+            folder.write_tensors("recordings.safetensors", kept_tensors(evidence), {"iclgd": __version__, **metadata})
+        norms = tables["gradient_norms.parquet"]
         tracker.log_run(summary, facts, gradient_norms=norms, trajectory=steps, losses=evidence.trace.losses.tolist())
     return summary
 
@@ -95,101 +100,20 @@ def _refuse_patches_apart(config: Config, wanted: set[str]) -> None:
 
 
 def _environment(model: LanguageModel, runtime: RuntimeConfig) -> dict[str, Any]:
-    facts = environment(
-        str(model.device), str(model.identity["dtype"]), torch.get_num_threads(), model.identity["sha256"]
-    )
+    facts = environment(str(model.device), str(model.identity["dtype"]), torch.get_num_threads())
     return {
         **facts,
-        "model": {key: model.identity[key] for key in ("name", "revision", "weights", "weights_seed")},
+        **model_facts(model),
         "placement": {"kind": str(runtime.placement), "devices": list(devices_of(model.network))},
-        "notes": list(model.notes),
     }
 
 
-def _flipped(evidence: Evidence) -> torch.Tensor:
-    settings = evidence.recordings
-    zsl, icl, ft = (settings[name].label_scores for name in ("zsl", "icl", "ft"))
-    return flipped(zsl, icl, ft, evidence.facts["labels"])
-
-
-def _so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable, Any]]:
-    """Means by layer of the scores that make sense before finetuning has ended."""
-    frame = to_frame(measure(before_the_end(config.metric.scores), evidence))
-    means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()
-    return means.assign(step=step).to_dict("records")
-
-
-def _sanity(lab: Laboratory, evidence: Evidence, summary: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """Whether finetuning diverged or is unstable: facts for status.json, and the spread over repeats in jitter.json."""
-    trace = evidence.trace
-    because = instability(trace.losses, trace.untouched_loss) or unfit_reference(lab, evidence)
-    if lab.config.runtime.jitter and trace.diverged_at is None:
-        specs = before_the_end(lab.config.metric.scores)
-        repeated = [summarise(measure(specs, again), _flipped(again), specs) for again in repeats(lab, evidence)]
-        spreads = spread(summary, repeated)
+def _sanity(folder: RunFolder, lab: Laboratory, evidence: Evidence, summary: dict[str, Any]) -> dict[str, Any]:
+    """Store the spread over repeats, and note whether finetuning diverged or is unstable."""
+    if spreads := jitter(lab, evidence, summary):
         folder.write_json("jitter.json", spreads)
-        because = because or moved(spreads)
-    if trace.diverged_at is None and because is not None:
-        log.warning("%s is unstable: %s", lab.config.finetune.name, because)
-    else:
-        because = None  # what diverged has no scores to be unstable
-    folder.note(diverged=trace.diverged_at is not None, diverged_at=trace.diverged_at)
-    folder.note(unstable=because is not None, unstable_because=because)
-    return {"diverged": trace.diverged_at is not None, "unstable": because is not None}
-
-
-def unfit_reference(lab: Laboratory, evidence: Evidence) -> str | None:
-    """Why a planted truth is nothing to compare with, in words; None if it is sound, or ICL itself."""
-    icl, name = evidence.recordings["icl"], lab.config.reference.name
-    if icl.losses is None or icl.untouched_loss is None:
-        return None
-    if not icl.attention_output.isfinite().all():
-        return f"its reference, {name}, diverged"
-    because = instability(icl.losses, icl.untouched_loss.item())
-    return because and f"its reference, {name}, is unstable: {because}"
-
-
-def _gradient_norms(trace: Trace) -> pd.DataFrame:
-    """Long format: step, demonstration, layer, value; layers that are not trained are left out."""
-    values = trace.gradient_norms
-    steps, layers = torch.meshgrid(*(torch.arange(n) for n in values.shape), indexing="ij")
-    demonstrations = torch.tensor(trace.demonstrations or [-1] * len(values), dtype=torch.long)
-    frame = pd.DataFrame(
-        {
-            "demonstration": demonstrations[steps.flatten()].numpy(),
-            "layer": layers.flatten().numpy(),
-            "value": values.flatten().double().numpy(),
-            "step": steps.flatten().numpy(),
-        }
-    )
-    return frame.dropna(subset="value").reset_index(drop=True)
-
-
-def _store(
-    folder: RunFolder,
-    summary: dict[str, Any],
-    frame: pd.DataFrame,
-    norms: pd.DataFrame,
-    evidence: Evidence,
-    trajectory: list[dict[Hashable, Any]],
-) -> None:
-    trace = evidence.trace
-    folder.write_json("scores.json", summary)
-    folder.write_table("scores.parquet", frame)
-    folder.write_table("gradient_norms.parquet", norms)
-    updates = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms, "rank": trace.update_ranks}
-    folder.write_table(
-        "weight_updates.parquet", pd.DataFrame({key: list(map(float, column)) for key, column in updates.items()})
-    )
-    losses = {"step": range(len(trace.losses)), "loss": trace.losses.tolist()}
-    folder.write_table("losses.parquet", pd.DataFrame(losses))
-    if trajectory:
-        folder.write_table("trajectory.parquet", pd.DataFrame(trajectory))
-
-
-def _tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
-    """The recordings of all settings, as SETTING.FIELD, and the finetuned queries at the demonstrations if taken."""
-    found = {name: tensor.clone() for name, tensor in evidence.tensors().items()}
-    if "training_query_vectors" in evidence.facts:
-        found["training_query_vectors"] = evidence.facts["training_query_vectors"].clone()
-    return found
+    facts = sanity(lab.config, evidence, spreads)
+    if facts["unstable"]:
+        log.warning("%s is unstable: %s", lab.config.finetune.name, facts["unstable_because"])
+    folder.note(**facts)
+    return {name: facts[name] for name in ("diverged", "unstable")}

@@ -27,11 +27,8 @@ _PATCH = 1_000_000  # bytes of a difference from the revision, at most
 _SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|p12)$|secret|token", re.IGNORECASE)
 
 
-def environment(device: str, dtype: str, threads: int, model_files: Mapping[str, str]) -> dict[str, Any]:
-    """The content of environment.json.
-
-    `model_files` are the SHA-256 of each file the model was loaded from, by file name.
-    """
+def environment(device: str, dtype: str, threads: int) -> dict[str, Any]:
+    """The content of environment.json, but for the model."""
     return {
         "iclgd": {"version": __version__, **revision()},
         "python": platform.python_version(),
@@ -41,7 +38,6 @@ def environment(device: str, dtype: str, threads: int, model_files: Mapping[str,
         "dtype": dtype,
         "threads": threads,
         "cpus": os.cpu_count(),
-        "model_files": dict(model_files),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.evidence import reference_prompts
+from iclgd.evidence.outcome import model_facts
 from iclgd.models import LanguageModel, load
 from iclgd.records import PromptSet
 from iclgd.runs import files
@@ -24,10 +24,11 @@ from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.identity import run_id
 from iclgd.runs.reader import settings_of
 from iclgd.tasks import as_json, draw, encode
-from iclgd.verify.numbers import KEY, Again, compute, distance
+from iclgd.verify.content import SHOWN, TABLES, TOLERANCE, distance
+from iclgd.verify.numbers import KEY, Again, compute
+from iclgd.verify.stored import numbers_of, recordings_of, rows_of, shown_otherwise, summary_of
 
-TOLERANCE = 1e-3  # of a score's single values, beyond what rounding explains
-_ALWAYS = ("config.yaml", FINGERPRINT, "prompts.json", "scores.json", "scores.parquet")
+_ALWAYS = ("config.yaml", FINGERPRINT, "environment.json", "prompts.json", "scores.json", "scores.parquet", *TABLES)
 _CIRCUMSTANCES = ("version of ", "dtype", "device", "code ")  # that may differ: the numbers say whether it matters
 
 
@@ -90,13 +91,15 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
     except (ConfigError, OSError, ValueError) as error:
         verdict.problems.append(f"it cannot be computed again: {error}")
         return verdict
+    _check_environment(folder, model, before, verdict)
     _check_prompts(folder, as_json(prompts, reference), verdict)
-    _check_numbers(folder, here, model, prompts, queries, verdict)
+    _check_numbers(folder, status, here, model, prompts, queries, verdict)
     return verdict
 
 
 def _check_files(folder: RunFolder, status: Status, verdict: Verdict) -> None:
-    for name in sorted({*status.files, *_ALWAYS}):
+    shown = [name for name in (*SHOWN, "recordings.safetensors") if (folder.path / name).exists()]
+    for name in sorted({*status.files, *_ALWAYS, *shown}):
         made, path = status.files.get(name), folder.path / name
         if made is None:
             verdict.problems.append(f"{name} is not among the files that status.json vouches for")
@@ -113,6 +116,10 @@ def _check_settings(config: Config, status: Status, before: Mapping[str, Any], v
             f"config.yaml is of run {name}, status.json of {status.run_id or 'none'}, "
             f"fingerprint.json of {before.get('settings')}"
         )
+    dtype = config.runtime.dtype
+    if dtype not in ("auto", "model", before.get("dtype")):
+        verdict.problems.append(f"config.yaml has runtime.dtype={dtype}, fingerprint.json {before.get('dtype')}")
+    verdict.notes += shown_otherwise(config)
 
 
 def _placed(config: Config, before: Mapping[str, Any], verdict: Verdict) -> Config:
@@ -124,6 +131,22 @@ def _placed(config: Config, before: Mapping[str, Any], verdict: Verdict) -> Conf
     data = config.paths.data_dir
     paths = replace(config.paths, data_dir=None) if data and not Path(data).expanduser().is_dir() else config.paths
     return replace(config, runtime=runtime, paths=paths)
+
+
+def _check_environment(folder: RunFolder, model: LanguageModel, before: Mapping[str, Any], verdict: Verdict) -> None:
+    """environment.json speaks of the model and of the versions that the fingerprint names."""
+    try:
+        told = folder.read_json("environment.json")
+        made = {**model_facts(model), "dtype": str(model.identity["dtype"])}
+        other = [name for name in made if files.plain(made[name]) != told.get(name)]
+        for name, version in told["packages"].items():
+            if before.get(f"version of {name}", version) not in (version, version.partition("+")[0]):
+                other.append(f"version of {name}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        verdict.problems.append(f"environment.json cannot be read: {error!r}")
+        return
+    if other:
+        verdict.problems.append(f"environment.json has another {', '.join(other)} than the model and fingerprint.json")
 
 
 def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -> None:
@@ -152,39 +175,49 @@ def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdi
 
 
 def _check_numbers(
-    folder: RunFolder, config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None, verdict: Verdict
+    folder: RunFolder,
+    status: Status,
+    config: Config,
+    model: LanguageModel,
+    prompts: PromptSet,
+    queries: int | None,
+    verdict: Verdict,
 ) -> None:
     try:
-        stored: pd.DataFrame = pd.read_parquet(folder.path / "scores.parquet").loc[:, [*KEY, "value"]]
+        table: pd.DataFrame = pd.read_parquet(folder.path / "scores.parquet").loc[:, [*KEY, "value"]]
     except Exception as error:  # whatever a damaged file can cause
         verdict.problems.append(f"scores.parquet cannot be read: {error}")
         return
-    again = compute(config, model, prompts, queries)
+    try:
+        again = compute(config, model, prompts, queries)
+    except Exception as error:  # whatever models and functions of the user's can raise
+        verdict.problems.append(f"it cannot be computed again: {type(error).__name__}: {error}")
+        return
     verdict.queries = len(again.sample)
     if again.unknown:
         only = "the naive way does not know these, which are checked by the program's own way only: "
         verdict.notes.append(only + ", ".join(again.unknown))
-    if again.left_out:
-        verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
-    for score in sorted(set(config.metric.scores) ^ set(stored["score"])):
-        verdict.problems.append(f"score {score} is only in one of config.yaml and scores.parquet")
     for score in dict.fromkeys(map(str, again.own["score"])):
-        line = _line(score, stored, again)
+        line = _line(score, table, again)
         verdict.scores.append(line)
         if not line.holds:
             verdict.problems.append(f"score {score} is off by {line.rest:.2g} more than rounding explains")
-    _check_means(folder, stored, verdict)
-    _check_recordings(folder, again, verdict)
+    verdict.problems += rows_of(table, again, len(prompts.queries))
+    verdict.problems += summary_of(folder, table, config.metric.scores)
+    verdict.problems += numbers_of(folder, status, config, again)
+    verdict.problems += recordings_of(folder, again)
+    if again.left_out:
+        verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
 
 
-def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
+def _line(score: str, table: pd.DataFrame, again: Again) -> ScoreLine:
     own = _values(again.own, score)
 
     def along(frame: pd.DataFrame) -> np.ndarray:  # a value that is missing counts as undefined
         values = _values(frame, score)
         return np.array([values.get(place, np.nan) for place in own])
 
-    there, explained = along(stored), along(again.explained)
+    there, explained = along(table), along(again.explained)
     ways = [distance(there, along(again.own))]
     if again.naive is not None and _values(again.naive, score):
         ways.append(distance(there, along(again.naive)))
@@ -207,55 +240,3 @@ def _values(frame: pd.DataFrame, score: str) -> dict[tuple[int, int], float]:
     chosen = (frame["score"] == score).to_numpy()
     columns = [frame[name].to_numpy()[chosen].tolist() for name in ("example", "layer", "value")]
     return {(example, layer): value for example, layer, value in zip(*columns, strict=True)}
-
-
-def _layer_means(values: Mapping[tuple[int, int], float]) -> np.ndarray:
-    by_layer: dict[int, list[float]] = {}
-    for (_, layer), value in sorted(values.items()):
-        by_layer.setdefault(layer, []).append(value)
-    return np.array([np.nanmean(each) if np.isfinite(each).any() else np.nan for each in by_layer.values()])
-
-
-def _check_means(folder: RunFolder, stored: pd.DataFrame, verdict: Verdict) -> None:
-    """scores.json says what scores.parquet does: mean by layer, and their mean."""
-    try:
-        summary = folder.read_json("scores.json")
-        for score in dict.fromkeys(map(str, stored["score"])):
-            entry = summary.get(score)
-            if not isinstance(entry, dict) or "mean" not in entry:
-                continue
-            layers = _layer_means(_values(stored, score))
-            told = [entry["mean"], *entry.get("layers", [])]
-            made = [np.nanmean(layers) if np.isfinite(layers).any() else math.nan, *layers][: len(told)]
-            found = np.array([math.nan if value is None else float(value) for value in told])
-            if len(found) != len(made) or distance(found, np.array(made)).max() > 1e-6:
-                verdict.problems.append(f"scores.json has another {score} than scores.parquet gives")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        verdict.problems.append(f"scores.json cannot be read: {error}")
-
-
-def _check_recordings(folder: RunFolder, again: Again, verdict: Verdict) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder.path / "recordings.safetensors"
-    if not path.is_file():
-        return
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        verdict.problems.append(f"recordings.safetensors cannot be read: {error}")
-        return
-    for name, made in again.recordings.items():
-        there = stored.get(name)
-        if there is None:
-            verdict.problems.append(f"recordings.safetensors has no {name}")
-            continue
-        there = there[again.sample]
-        width = min(there.shape[-1], made.shape[-1])  # padded to the longest query, which may not be asked here
-        a, b = (tensor[..., :width].double() for tensor in (there, made))
-        padded = there[..., width:].isnan().all() and made[..., width:].isnan().all()
-        same = torch.equal(a.isnan(), b.isnan()) and bool(padded)
-        apart = (a - b).nan_to_num().norm() / b.nan_to_num().norm().clamp(min=1e-30)
-        if not same or apart > TOLERANCE:
-            verdict.problems.append(f"recordings.safetensors has another {name}, by {apart:.2g} of its size")

@@ -14,18 +14,21 @@ from torch import Tensor
 
 from iclgd.choices import CacheMode, Layer0, Procedure
 from iclgd.config import Config, ScoreConfig
-from iclgd.evidence import Laboratory, gather
+from iclgd.evidence import Laboratory
 from iclgd.evidence.facts import random_attention, random_update
+from iclgd.evidence.outcome import kept_tensors
 from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
 from iclgd.models import LanguageModel
 from iclgd.records import Evidence, PromptSet, Trace
 from iclgd.runs.progress import Progress
-from iclgd.seeding import numpy_stream, torch_stream
+from iclgd.seeding import torch_stream
 from iclgd.variants import reference_config
+from iclgd.verify.content import apart, distance, of_all, of_evidence, taken
 from iclgd.verify.naive import Naive, unknown_to_it
 
 KEY = ["score", "example", "layer"]
 _BY_QUERY = (Procedure.train, Procedure.none, Procedure.replay)  # what these learn does not depend on the queries
+_OF_ALL = ("flipped and heads in scores.json",)
 _COPIES = 4  # noisy copies of the recordings, from which is seen how far rounding moves a score
 
 
@@ -37,17 +40,24 @@ class Again:
     own: pd.DataFrame  # columns score, example (of the run), layer, value: by the program's own way
     naive: pd.DataFrame | None  # the same by the naive way; None where it does not know the variant
     explained: pd.DataFrame  # the same; how far rounding can move each value
+    whole: bool  # whether all queries were asked
     unknown: list[str]  # settings, and scores, that only the own way was used for
-    left_out: list[str]  # scores that need all queries
-    recordings: dict[str, Tensor]  # by SETTING.FIELD, what the own way recorded of the sample
+    left_out: list[str]  # scores, and other results, that need all queries
+    recordings: tuple[dict[str, Tensor], ...]  # by SETTING.FIELD, as the own way records, and from rounded weights
+    # by FILE/PLACE, each number of the run's other files; from all queries, or what does not depend on them
+    content: dict[str, float]
+    moves: dict[str, float]  # the same; how far rounding can move each
 
 
 def sampled(config: Config, count: int, queries: int | None) -> list[int]:
-    """Which queries are asked again, in their order: `queries` random ones, or all where that is None."""
+    """Which queries are asked again, in their order: `queries` random ones, or all where that is None.
+
+    They are others each time: who edits a number must not know which are safe.
+    """
     procedures = {config.finetune.procedure, reference_config(config).finetune.procedure}
     if queries is None or queries >= count or not procedures.issubset(_BY_QUERY):
         return list(range(count))
-    return sorted(numpy_stream("verify", config.seed).permutation(count)[:queries].tolist())
+    return sorted(np.random.default_rng().permutation(count)[:queries].tolist())
 
 
 def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None) -> Again:
@@ -59,12 +69,15 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
     scores = {name: spec for name, spec in config.metric.scores.items() if whole or not needs_all_examples(spec)}
     wanted = required_inputs(scores)
     laboratory = Laboratory(model, few, config, wanted, Progress())
-    evidence = gather(laboratory)
-    rounding: dict[str, float] = {}
+    evidence, content = taken(laboratory, whole)
+    rounding, otherwise = {}, []
     if all(parameter.device.type != "meta" for parameter in model.network.parameters()):  # none waits elsewhere
         with _rounded_otherwise(model):
-            rounding = _distances(evidence, gather(laboratory))
+            otherwise = [taken(laboratory, whole)]
+        rounding = _distances(evidence, otherwise[0][0])
     evidence = replace(evidence, facts=_of_the_whole(evidence, config, len(prompts.queries), sample))
+    shaken = _shaken(evidence, rounding, torch.finfo(model.network.dtype).eps)
+    others = [*(of_evidence(config, copy, whole) for copy in shaken), *(made for _, made in otherwise)]
     unknown, naive = unknown_to_it(config), None
     if not unknown:
         way = Naive(model, config, few)
@@ -76,10 +89,13 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
         sample=sample,
         own=_frame(scores, evidence, sample),
         naive=naive,
-        explained=_explained(scores, evidence, sample, rounding, torch.finfo(model.network.dtype).eps),
+        explained=_explained(scores, evidence, shaken, sample),
         unknown=unknown,
-        left_out=sorted(set(config.metric.scores) - set(scores)),
-        recordings=evidence.tensors(),
+        whole=whole,
+        left_out=[] if whole else [*sorted(set(config.metric.scores) - set(scores)), *_OF_ALL, *of_all(config)],
+        recordings=tuple(kept_tensors(each) for each in (evidence, *(each for each, _ in otherwise))),
+        content=content,
+        moves={at: 2 * max(apart(at, value, other.get(at)) for other in others) for at, value in content.items()},
     )
 
 
@@ -157,16 +173,13 @@ def _distances(evidence: Evidence, other: Evidence) -> dict[str, float]:
     return found
 
 
-def _explained(
-    scores: dict[str, ScoreConfig], evidence: Evidence, sample: Sequence[int], rounding: dict[str, float], eps: float
-) -> pd.DataFrame:
-    """How far each value moves when all that it is made of moves as far as rounding moves it.
+def _shaken(evidence: Evidence, rounding: dict[str, float], eps: float) -> list[Evidence]:
+    """Copies of the evidence in which everything has moved as far as rounding moves it.
 
     That is seen from the same run with its weights rounded otherwise, so that what finetuning makes of small
     differences counts too, and neither a mistake nor a change explains itself.
     """
-    base = _frame(scores, evidence, sample)
-    moved = np.zeros(len(base))
+    copies = []
     for copy in range(_COPIES):
         stream = torch_stream("verify rounding", copy)
 
@@ -177,22 +190,23 @@ def _explained(
             scale = tensor.double().square().nanmean(-1, keepdim=True).sqrt() if tensor.ndim else tensor.double()
             return (tensor + size * scale * torch.randn(tensor.shape, generator=stream)).to(tensor.dtype)
 
-        shaken = Evidence(
-            {
-                setting: replace(r, **{name: noisy(t, f"{setting}.{name}") for name, t in r.tensors().items()})
-                for setting, r in evidence.recordings.items()
-            },
-            Trace(**{name: noisy(value, f"trace.{name}") for name, value in vars(evidence.trace).items()}),
-            {name: noisy(fact, name) for name, fact in evidence.facts.items()},
-        )
-        values = _frame(scores, shaken, sample)["value"].to_numpy()
+        recordings = {
+            setting: replace(r, **{name: noisy(t, f"{setting}.{name}") for name, t in r.tensors().items()})
+            for setting, r in evidence.recordings.items()
+        }
+        trace = Trace(**{name: noisy(value, f"trace.{name}") for name, value in vars(evidence.trace).items()})
+        facts = {name: noisy(fact, name) for name, fact in evidence.facts.items()}
+        copies.append(Evidence(recordings, trace, facts))
+    return copies
+
+
+def _explained(
+    scores: dict[str, ScoreConfig], evidence: Evidence, shaken: Sequence[Evidence], sample: Sequence[int]
+) -> pd.DataFrame:
+    """How far each value moves when all that it is made of moves as far as rounding moves it."""
+    base = _frame(scores, evidence, sample)
+    moved = np.zeros(len(base))
+    for copy in shaken:
+        values = _frame(scores, copy, sample)["value"].to_numpy()
         moved = np.fmax(moved, 2 * distance(base["value"].to_numpy(), values))
     return base.assign(value=moved)
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How far values lie apart, relative to the larger if that exceeds 1; 0 if both are undefined, infinite if one."""
-    undefined = np.isnan(a).astype(int) + np.isnan(b)
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(a - b) / np.fmax(1.0, np.fmax(np.abs(a), np.abs(b)))
-    return np.where(undefined == 2, 0.0, np.where(undefined == 1, np.inf, apart))

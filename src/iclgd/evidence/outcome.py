@@ -1,0 +1,107 @@
+"""What of a run's evidence goes to its files beside its scores' single values."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+import torch
+
+from iclgd.config import Config
+from iclgd.evidence.jitter import before_the_end, moved, repeats, spread
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.learning import instability
+from iclgd.metrics import flipped, measure, summarise, to_frame
+from iclgd.models import LanguageModel
+from iclgd.records import Evidence, Trace
+
+
+def model_facts(model: LanguageModel) -> dict[str, Any]:
+    """What environment.json says of the model: its name, the SHA-256 of its files by name, and notes for readers."""
+    return {
+        "model": {key: model.identity[key] for key in ("name", "revision", "weights", "weights_seed")},
+        "model_files": dict(model.identity["sha256"]),
+        "notes": list(model.notes),
+    }
+
+
+def trace_tables(trace: Trace) -> dict[str, pd.DataFrame]:
+    """What finetuning did, by file name."""
+    updates = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms, "rank": trace.update_ranks}
+    return {
+        "gradient_norms.parquet": _gradient_norms(trace),
+        "weight_updates.parquet": pd.DataFrame({key: list(map(float, column)) for key, column in updates.items()}),
+        "losses.parquet": pd.DataFrame({"step": range(len(trace.losses)), "loss": trace.losses.tolist()}),
+    }
+
+
+def _gradient_norms(trace: Trace) -> pd.DataFrame:
+    """Long format: step, demonstration, layer, value; layers that are not trained are left out."""
+    values = trace.gradient_norms
+    steps, layers = torch.meshgrid(*(torch.arange(n) for n in values.shape), indexing="ij")
+    demonstrations = torch.tensor(trace.demonstrations or [-1] * len(values), dtype=torch.long)
+    frame = pd.DataFrame(
+        {
+            "demonstration": demonstrations[steps.flatten()].numpy(),
+            "layer": layers.flatten().numpy(),
+            "value": values.flatten().double().numpy(),
+            "step": steps.flatten().numpy(),
+        }
+    )
+    return frame.dropna(subset="value").reset_index(drop=True)
+
+
+def flips(evidence: Evidence) -> torch.Tensor:
+    """Which queries finetuning and the context both turn from wrong to right."""
+    settings = evidence.recordings
+    zsl, icl, ft = (settings[name].label_scores for name in ("zsl", "icl", "ft"))
+    return flipped(zsl, icl, ft, evidence.facts["labels"])
+
+
+def means_so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable, Any]]:
+    """Means by layer of the scores that make sense before finetuning has ended."""
+    frame = to_frame(measure(before_the_end(config.metric.scores), evidence))
+    means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()
+    return means.assign(step=step).to_dict("records")
+
+
+def jitter(lab: Laboratory, evidence: Evidence, summary: dict[str, Any]) -> dict[str, Any]:
+    """The content of jitter.json: the spread of the scores over repeats; empty where there are none."""
+    if not lab.config.runtime.jitter or evidence.trace.diverged_at is not None:
+        return {}
+    specs = before_the_end(lab.config.metric.scores)
+    repeated = [summarise(measure(specs, again), flips(again), specs) for again in repeats(lab, evidence)]
+    return spread(summary, repeated)
+
+
+def sanity(config: Config, evidence: Evidence, spreads: dict[str, Any]) -> dict[str, Any]:
+    """Facts for status.json: whether finetuning diverged or is unstable, and why; None where it is not."""
+    trace, because = evidence.trace, None
+    if trace.diverged_at is None:  # what diverged has no scores to be unstable
+        because = instability(trace.losses, trace.untouched_loss) or unfit_reference(config, evidence) or moved(spreads)
+    return {
+        "diverged": trace.diverged_at is not None,
+        "diverged_at": trace.diverged_at,
+        "unstable": because is not None,
+        "unstable_because": because,
+    }
+
+
+def unfit_reference(config: Config, evidence: Evidence) -> str | None:
+    """Why a planted truth is nothing to compare with, in words; None if it is sound, or ICL itself."""
+    icl, name = evidence.recordings["icl"], config.reference.name
+    if icl.losses is None or icl.untouched_loss is None:
+        return None
+    if not icl.attention_output.isfinite().all():
+        return f"its reference, {name}, diverged"
+    because = instability(icl.losses, icl.untouched_loss.item())
+    return because and f"its reference, {name}, is unstable: {because}"
+
+
+def kept_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
+    """The recordings of all settings, as SETTING.FIELD, and the finetuned queries at the demonstrations if taken."""
+    found = {name: tensor.clone() for name, tensor in evidence.tensors().items()}
+    if "training_query_vectors" in evidence.facts:
+        found["training_query_vectors"] = evidence.facts["training_query_vectors"].clone()
+    return found
