@@ -217,6 +217,53 @@ def test_what_differs_from_the_revision_is_kept_without_secrets(tmp_path, monkey
     environment._checkout.cache_clear()
 
 
+def test_the_difference_brings_back_whatever_git_can_hold(tmp_path, monkeypatch):
+    def git(*arguments, at):
+        author = ("-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(at), *author, *arguments], check=True, capture_output=True)
+
+    def content(folder):
+        files = [path for path in folder.rglob("*") if ".git" not in path.parts and not path.is_dir()]
+        return {p.relative_to(folder).as_posix(): (p.lstat().st_mode, p.is_symlink() or p.read_bytes()) for p in files}
+
+    root, clean = tmp_path / "root", tmp_path / "clean"
+    root.mkdir()
+    git("init", "-q", at=root)
+    git("config", "diff.noprefix", "true", at=root)
+    for name in ("old.py", "gone.py", "script.sh", "a*.py", "ab.py"):
+        (root / name).write_text(f"# {name}\n" * 9)
+    (root / "table.bin").write_bytes(bytes(range(256)))
+    git("add", ".", at=root)
+    git("commit", "-qm", "m", at=root)
+    git("clone", "-q", str(root), str(clean), at=tmp_path)
+    git("mv", "old.py", "renamed.py", at=root)
+    (root / "gone.py").unlink()
+    (root / "script.sh").chmod(0o755)
+    (root / "table.bin").write_bytes(bytes(range(255, -1, -1)))
+    (root / "a*.py").write_text("B = 1\n")
+    for name in ("with space.py", 'quote".py', "größe.py", "empty.py"):
+        (root / name).write_text("" if name == "empty.py" else "C = 1")
+    (root / "run.sh").write_text("echo\n")
+    (root / "run.sh").chmod(0o755)
+    (root / "link").symlink_to("ab.py")
+    expected = content(root)
+    (root / "latin.py").write_bytes("# größe\n".encode("latin-1"))
+    (root / "image.bin").write_bytes(bytes(99))
+    (root / "my_tokens.py").write_text("D = 1\n")
+    (root / "keys.sh").write_text(f"export WANDB_API_KEY={'0a' * 20}\n")
+    monkeypatch.setattr(environment.paths, "project_root", lambda: root)
+    environment._checkout.cache_clear()
+    patch = environment.source_patch()
+    environment._checkout.cache_clear()
+    assert "0a0a" not in patch and "+export WANDB_API_KEY=***" in patch
+    for name, why in {"latin.py": "UTF-8", "image.bin": "no text", "my_tokens.py": "may hold keys"}.items():
+        assert any(name in line and why in line for line in patch.splitlines() if line.startswith("#"))
+    (tmp_path / "source.patch").write_text(patch)
+    git("apply", str(tmp_path / "source.patch"), at=clean)
+    (clean / "keys.sh").unlink()
+    assert content(clean) == expected
+
+
 def test_on_a_terminal_progress_is_drawn_and_lines_stand_above_it(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)

@@ -24,6 +24,7 @@ _PACKAGES = (
 _COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")
 _RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices")
 _PATCH = 1_000_000  # bytes of a difference from the revision, at most
+_LARGEST = 10_000_000  # bytes of a file of which git is asked
 _SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|p12)$|secret|token", re.IGNORECASE)
 
 
@@ -70,7 +71,8 @@ def revision() -> dict[str, Any]:
 def source_patch() -> str:
     """How this checkout differs from its revision, as `git apply` reads it; empty where it does not.
 
-    Files that git ignores, that may hold keys or that would exceed a megabyte are left out; keys are struck out.
+    Files that git ignores are left out, as are, with a word at the top, new ones that may hold keys or are no text, and
+    what would exceed a megabyte. Keys are struck out.
     """
     return _checkout()[1]
 
@@ -83,43 +85,46 @@ def _checkout() -> tuple[Mapping[str, Any], str]:
         return unknown
     try:
         head = _git("rev-parse", "HEAD").strip()
-        tracked = _git("diff", "HEAD", "--name-only", "-z").split("\0")[:-1]
+        tracked = _git("diff", "HEAD", "--name-only", "--no-renames", "-z").split("\0")[:-1]
         untracked = _git("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
-        changes = [_git("diff", "HEAD", "--no-color", "--no-ext-diff", "--", name) for name in sorted(tracked)]
+        patch, notes = "", []
+        for name in [*sorted(tracked), *sorted(untracked)]:
+            change, left_out = _change(root, name, name in untracked)
+            if len((patch + change).encode()) > _PATCH:
+                change, left_out = "", "too large"
+            patch += change
+            notes += [f"# {name!a} differs, but is not here: {left_out}\n"] if left_out else []
     except (OSError, subprocess.SubprocessError):
         return unknown
     facts = {"revision": head, "dirty": bool(tracked or untracked), "untracked": bool(untracked)}
-    for name in sorted(untracked):
-        if not _SECRET.search(name):
-            changes.append(_added(root, name))
-    patch, left_out = "", 0
-    for change in changes:
-        fits = len(patch.encode()) + len(change.encode()) <= _PATCH
-        patch, left_out = (patch + change, left_out) if fits else (patch, left_out + 1)
-    note = f"# {left_out} further files differ, too large to be kept here\n" if left_out else ""
-    return facts, without_secrets(note + patch)
+    return facts, without_secrets("".join(notes)[: _PATCH // 10] + patch)
 
 
-def _added(root: Path, name: str) -> str:
-    """A file that git does not know as a change from nothing; empty if it is no text, or large."""
+def _change(root: Path, name: str, untracked: bool) -> tuple[str, str]:
+    """How a file differs, as a patch, and why it is left out if it is."""
     path = root / name
+    if untracked and _SECRET.search(name):
+        return "", "by its name it may hold keys"
+    if path.is_file() and path.stat().st_size > _LARGEST:
+        return "", "too large"
+    # Nothing of the user's configuration may change what `git apply` reads.
+    plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    what = ("--no-index", *plain, "--", "/dev/null", name) if untracked else (*plain, "HEAD", "--", name)
     try:
-        text = path.read_text("utf-8") if path.is_file() and path.stat().st_size <= _PATCH else ""
-    except (OSError, UnicodeDecodeError):
-        return f"# {name} is no text\n"
-    if not text:
-        return ""
-    head = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
-    end = "" if text.endswith("\n") else "\n\\ No newline at end of file\n"
-    lines = text.removesuffix("\n").split("\n")
-    body = "\n".join(f"+{line}" for line in lines) + (end or "\n")
-    return f"{head}--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n{body}"
+        change = _git("diff", *what, errors="strict")
+    except UnicodeDecodeError:
+        return "", "it is no text in UTF-8"
+    if untracked and "\nGIT binary patch\n" in change:  # in which keys could not be seen
+        return "", "it is no text"
+    return change, ""
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(paths.project_root()), *arguments]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-    return done.stdout.decode("utf-8", "surrogateescape")
+def _git(*arguments: str, errors: str = "surrogateescape") -> str:
+    command = ["git", "--literal-pathspecs", "-C", str(paths.project_root()), *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=10)
+    if done.returncode and not ("--no-index" in arguments and done.returncode == 1):  # 1: it differs
+        done.check_returncode()
+    return done.stdout.decode("utf-8", errors)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import os
 import re
 
 _KEYS = re.compile(r"\bwandb_v\d+_\w+|\bhf_[A-Za-z0-9]{20,}|(?<=//)[^/@\s]+(?=@)")
+_SET = re.compile(r"""\b([A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD)["']?\s*[:=]\s*["']?)[\w-]{16,}""")  # WANDB_API_KEY=...
 _VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -15,7 +16,7 @@ def without_secrets(text: str) -> str:
     for name in _VARIABLES:
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
-    return _KEYS.sub("***", text)
+    return _SET.sub(r"\1***", _KEYS.sub("***", text))
 
 
 class Formatter(logging.Formatter):
