@@ -27,6 +27,7 @@ from iclgd.verify.naive import Naive, unknown_to_it
 KEY = ["score", "example", "layer"]
 _BY_QUERY = (Procedure.train, Procedure.none, Procedure.replay)  # what these learn does not depend on the queries
 _COPIES = 3  # noisy copies, from which is seen how far rounding moves a score
+_WITHIN = 6  # times the furthest of few copies
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,14 @@ def _rounded_otherwise(model: LanguageModel, copy: int) -> Iterator[None]:
 def _otherwise(own: pd.DataFrame, others: Sequence[pd.DataFrame], batched: pd.DataFrame) -> pd.DataFrame:
     """How far each value moves when the run is made again, finetuning included, from weights rounded otherwise.
 
-    A value that happens to stay where it is counts as moved as far as is usual in its layer.
+    Finetuning amplifies rounding mostly along one direction. Few copies tell how far along it only within a factor, and
+    a value may stay where it is by accident: the furthest of a layer's values counts for all of them, several times.
     """
     values = own["value"].to_numpy()
     apart = [distance(values, other["value"].to_numpy()) for other in others]
     moved = own.assign(value=np.max([np.zeros(len(own)), *apart], axis=0))
-    usual: Any = moved.groupby(["score", "layer"])["value"].transform("median")
-    return own.assign(value=np.max([2 * moved["value"], 2 * usual, batched["value"]], axis=0))
+    furthest: Any = moved.groupby(["score", "layer"])["value"].transform("max")
+    return own.assign(value=np.fmax(_WITHIN * furthest, batched["value"]))
 
 
 def _batched(scores: dict[str, ScoreConfig], evidence: Evidence, sample: Sequence[int], eps: float) -> pd.DataFrame:
