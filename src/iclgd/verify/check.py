@@ -16,8 +16,8 @@ from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.evidence import reference_prompts
 from iclgd.evidence.outcome import model_facts
 from iclgd.models import LanguageModel, load
-from iclgd.records import PromptSet
 from iclgd.runs import files
+from iclgd.runs.environment import processor
 from iclgd.runs.execute import FINGERPRINT
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.folder import RunFolder, State, Status
@@ -82,7 +82,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
         before = before if isinstance(before, dict) else {}
         _check_settings(config, status, before, verdict)
         here = _placed(config, before, verdict)
-        _check_inputs(here, before, verdict)
+        differing = _check_inputs(here, before, verdict)
         if here.runtime.threads is not None:
             torch.set_num_threads(here.runtime.threads)
         model = load(here.model, here.runtime)
@@ -91,9 +91,19 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
     except (ConfigError, OSError, ValueError) as error:
         verdict.problems.append(f"it cannot be computed again: {error}")
         return verdict
-    _check_environment(folder, model, before, verdict)
     _check_prompts(folder, as_json(prompts, reference), verdict)
-    _check_numbers(folder, status, here, model, prompts, queries, verdict)
+    _check_environment(folder, model, before, verdict)
+    differing += _other_machine(folder)
+    verdict.notes += [f"differs here: {what}" for what in differing]
+    same = not differing and model.device.type == "cpu"  # a GPU need not sum in the same order twice
+    try:
+        again = compute(here, model, prompts, queries)
+    except Exception as error:  # whatever models and functions of the user's can raise
+        verdict.problems.append(f"it cannot be computed again: {type(error).__name__}: {error}")
+        return verdict
+    _check_numbers(folder, again, here, same, verdict)
+    verdict.problems += numbers_of(folder, status, here, again, same)
+    verdict.problems += recordings_of(folder, again)
     return verdict
 
 
@@ -149,7 +159,8 @@ def _check_environment(folder: RunFolder, model: LanguageModel, before: Mapping[
         verdict.problems.append(f"environment.json has another {', '.join(other)} than the model and fingerprint.json")
 
 
-def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -> None:
+def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -> list[str]:
+    """Inputs that have changed are problems; returns the versions, code, precision and device that differ."""
     now = fingerprint(config)
     own = {"settings": before.get("settings")}  # checked by itself; precision and place are set here
     now = Fingerprint({**now.parts, **own}, now.words)
@@ -158,8 +169,18 @@ def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -
     for changed in changes(inputs, Fingerprint(parts, now.words)):
         verdict.problems.append(f"changed since: {changed}")
     rest = {name: value for name, value in before.items() if name not in inputs}
-    for changed in changes(rest, Fingerprint({n: v for n, v in now.parts.items() if n not in parts}, now.words)):
-        verdict.notes.append(f"differs here: {changed}")
+    return changes(rest, Fingerprint({n: v for n, v in now.parts.items() if n not in parts}, now.words))
+
+
+def _other_machine(folder: RunFolder) -> list[str]:
+    """The processor and the number of threads where they differ, on which the last digits of sums depend."""
+    try:
+        before: Any = folder.read_json("environment.json")
+    except (OSError, ValueError):
+        before = None
+    before = before if isinstance(before, dict) else {}
+    here = {"processor": processor(), "threads": torch.get_num_threads()}
+    return [f"the {name} ({before.get(name)}, now {now})" for name, now in here.items() if before.get(name) != now]
 
 
 def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdict) -> None:
@@ -174,64 +195,50 @@ def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdi
             verdict.problems.append(f"prompts.json has other {name} than the settings and data give")
 
 
-def _check_numbers(
-    folder: RunFolder,
-    status: Status,
-    config: Config,
-    model: LanguageModel,
-    prompts: PromptSet,
-    queries: int | None,
-    verdict: Verdict,
-) -> None:
+def _check_numbers(folder: RunFolder, again: Again, config: Config, same: bool, verdict: Verdict) -> None:
     try:
-        table: pd.DataFrame = pd.read_parquet(folder.path / "scores.parquet").loc[:, [*KEY, "value"]]
+        stored: pd.DataFrame = pd.read_parquet(folder.path / "scores.parquet").loc[:, [*KEY, "value"]]
     except Exception as error:  # whatever a damaged file can cause
         verdict.problems.append(f"scores.parquet cannot be read: {error}")
-        return
-    try:
-        again = compute(config, model, prompts, queries)
-    except Exception as error:  # whatever models and functions of the user's can raise
-        verdict.problems.append(f"it cannot be computed again: {type(error).__name__}: {error}")
         return
     verdict.queries = len(again.sample)
     if again.unknown:
         only = "the naive way does not know these, which are checked by the program's own way only: "
         verdict.notes.append(only + ", ".join(again.unknown))
+    if again.left_out:
+        verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
+    verdict.problems += rows_of(stored, again)
+    verdict.problems += summary_of(folder, stored, config.metric.scores)
     for score in dict.fromkeys(map(str, again.own["score"])):
-        line = _line(score, table, again)
+        line = _line(score, stored, again, same)
         verdict.scores.append(line)
         if not line.holds:
             verdict.problems.append(f"score {score} is off by {line.rest:.2g} more than rounding explains")
-    verdict.problems += rows_of(table, again, len(prompts.queries))
-    verdict.problems += summary_of(folder, table, config.metric.scores)
-    verdict.problems += numbers_of(folder, status, config, again)
-    verdict.problems += recordings_of(folder, again)
-    if again.left_out:
-        verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
 
 
-def _line(score: str, table: pd.DataFrame, again: Again) -> ScoreLine:
+def _line(score: str, stored: pd.DataFrame, again: Again, same: bool) -> ScoreLine:
+    """What is said of a score; `same`: whether the run was made where this is, and as this would make it."""
     own = _values(again.own, score)
 
     def along(frame: pd.DataFrame) -> np.ndarray:  # a value that is missing counts as undefined
         values = _values(frame, score)
         return np.array([values.get(place, np.nan) for place in own])
 
-    there, explained = along(table), along(again.explained)
-    ways = [distance(there, along(again.own))]
+    there, otherwise = along(stored), along(again.otherwise)
+    ways = [(distance(there, along(again.own)), along(again.batched) if same else otherwise)]
     if again.naive is not None and _values(again.naive, score):
-        ways.append(distance(there, along(again.naive)))
-    furthest = np.max(ways, axis=0)
+        ways.append((distance(there, along(again.naive)), otherwise))
     with np.errstate(invalid="ignore"):
-        rest = np.where(explained == np.inf, 0.0, np.maximum(furthest - explained, 0.0))
-    worst = int(np.argmax(furthest))
+        rests = [np.where(by == np.inf, 0.0, np.maximum(far - by, 0.0)) for far, by in ways]
+    far, by = max(ways, key=lambda way: way[0].max())
+    worst, rest = int(np.argmax(far)), float(np.max(rests))
     return ScoreLine(
         score=score,
-        own=float(ways[0].max()),
-        naive=float(ways[1].max()) if len(ways) > 1 else None,
-        explained=float(min(explained[worst], furthest[worst])),
-        rest=float(rest.max()),
-        holds=bool(rest.max() <= TOLERANCE),
+        own=float(ways[0][0].max()),
+        naive=float(ways[1][0].max()) if len(ways) > 1 else None,
+        explained=float(min(by[worst], far[worst])),
+        rest=rest,
+        holds=rest <= TOLERANCE,
     )
 
 

@@ -42,12 +42,12 @@ def _settings(file: Path) -> Mapping[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file)))
 
 
-def rows_of(stored: pd.DataFrame, again: Again, count: int) -> Iterator[str]:
+def rows_of(stored: pd.DataFrame, again: Again) -> Iterator[str]:
     """Whether scores.parquet has each value once: of all queries, in the layers that there are."""
     for score, rows in stored.groupby("score"):
         rows: Any
         layers = again.own.loc[again.own["score"] == score, "layer"]
-        examples = range(count) if rows["example"].max() >= 0 else [-1]
+        examples = range(again.count) if rows["example"].max() >= 0 else [-1]
         expected = {(example, layer) for example in examples for layer in (layers if len(layers) else rows["layer"])}
         if len(rows) != len(expected) or set(zip(rows["example"], rows["layer"], strict=True)) != expected:
             yield f"scores.parquet has other rows of {score} than the run's queries and layers"
@@ -84,9 +84,9 @@ def _same_numbers(told: Mapping[str, float], made: Mapping[str, float]) -> bool:
     return told.keys() == made.keys() and all(apart(at, told[at], value) <= 1e-6 for at, value in made.items())
 
 
-def numbers_of(folder: RunFolder, status: Status, config: Config, again: Again) -> Iterator[str]:
+def numbers_of(folder: RunFolder, status: Status, config: Config, again: Again, same: bool) -> Iterator[str]:
     """Whether the other files' numbers are those computed again, as far as rounding goes."""
-    names = {path.partition("/")[0] for path in again.content}
+    names, allowed = {path.partition("/")[0] for path in again.content}, {} if same else again.moves
     absent = [name for name in SHOWN if name not in (names if again.whole else of_all(config))]
     yield from (f"{name} is not of such a run" for name in absent if (folder.path / name).exists())
     for name in sorted(names):
@@ -99,7 +99,7 @@ def numbers_of(folder: RunFolder, status: Status, config: Config, again: Again) 
         if name == "status.json":
             told = {path: value for path, value in told.items() if path in made}
         other = [path for path in {**made, **told} if (path in made) != (path in told)]
-        other += [p for p in made if p in told and apart(p, told[p], made[p]) > TOLERANCE + again.moves[p]]
+        other += [p for p in made if p in told and apart(p, told[p], made[p]) > TOLERANCE + allowed.get(p, 0.0)]
         if other:
             where = ", ".join(path.removeprefix(f"{name}/") for path in other[:3])
             yield f"{name} is not what is computed again: {where}"
@@ -125,7 +125,7 @@ def recordings_of(folder: RunFolder, again: Again) -> Iterator[str]:
             continue
         there = stored[name] if name == "training_query_vectors" else stored[name][again.sample]
         far = _by_layer(there, made[name])
-        allowed = TOLERANCE + sum(4 * _by_layer(other[name], made[name]) for other in otherwise)
+        allowed = TOLERANCE + 4 * sum(_by_layer(other[name], made[name]) for other in otherwise)
         if not (far <= allowed).all():
             yield f"recordings.safetensors has another {name}, by {far.max():.2g} of its size"
 
