@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from iclgd import command
+from iclgd import command, paths
 
 SMALL = (
     *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3"),
@@ -44,6 +44,14 @@ def test_the_same_run_again_and_with_changes(folder, tmp_path):
     assert (made["task"], made["model"]) == (before["task"], before["model"])
     swept = start("--rerun", str(folder), "-m", "finetune.lr=0.01,0.02")
     assert [settings(outcome)["finetune"]["lr"] for outcome in swept] == [0.01, 0.02]
+
+
+def test_a_folder_of_ones_own_settings_serves_there_too(folder, tmp_path):
+    (tmp_path / "own" / "finetune").mkdir(parents=True)
+    text = (paths.config_folder() / "finetune" / "gd.yaml").read_text().replace("name: gd", "name: mine")
+    (tmp_path / "own" / "finetune" / "mine.yaml").write_text(text)
+    [again] = start("--rerun", str(folder), "--config-dir", "own", "finetune=mine")
+    assert settings(again)["finetune"]["name"] == "mine"
 
 
 @pytest.mark.parametrize("arguments", [("--rerun",), ("--rerun", "nowhere")])

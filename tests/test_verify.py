@@ -338,6 +338,7 @@ def test_versions_and_code_that_differ_are_said_and_do_no_harm(tmp_path, whole):
     edited_json("fingerprint.json", lambda c: c.update({"version of torch": "1.0", "code iclgd/records.py": "0"}))(
         folder
     )
+    edited_json("environment.json", lambda c: c["packages"].update(torch="1.0+cpu"))(folder)
     verdict = verify(folder, 1)
     assert verdict.problems == [] and verdict.queries == 1
     assert verify(tmp_path / "nothing").problems == ["it is no run, not done"]
@@ -351,8 +352,8 @@ def test_amplified_rounding_excuses_another_machine_and_the_naive_way_but_not_th
         return pd.DataFrame({"score": "sim_aou", "example": [0, 1], "layer": 0, "value": values})
 
     again = Again(
-        sample=[0, 1], own=frame(0.5, 0.5), naive=frame(0.53, 0.5), unknown=[], left_out=[], recordings={},
-        batched=frame(1e-6, 1e-6), otherwise=frame(0.04, 0.04),
+        sample=[0, 1], own=frame(0.5, 0.5), naive=frame(0.53, 0.5), unknown=[], left_out=[], recordings=(),
+        count=2, whole=True, content={}, moves={}, batched=frame(1e-6, 1e-6), otherwise=frame(0.04, 0.04),
     )  # fmt: skip
     assert _line("sim_aou", frame(0.5, 0.5), again, same).holds
     edited = _line("sim_aou", frame(0.51, 0.5), again, same)

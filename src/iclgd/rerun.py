@@ -42,6 +42,10 @@ def composed_from(arguments: Sequence[str], place: Path) -> list[str]:
     if data and Path(data).expanduser().is_dir():
         own["paths"] = {"data_dir": str(Path(data).expanduser().resolve())}
     hydra = {**main["hydra"], "run": {"dir": "${paths.outputs}/rerun/${iclgd.run_id:}"}}
+    if "--config-dir" in rest:  # Hydra takes one, which names `place`
+        at = rest.index("--config-dir")
+        hydra["searchpath"] = [*hydra["searchpath"], f"file://{Path(*rest[at + 1 : at + 2]).resolve()}"]
+        del rest[at : at + 2]
     content = {"defaults": defaults, **own, "hydra": hydra}
     (place / f"{_NAME}.yaml").write_text(yaml.safe_dump(plain(content), sort_keys=False), encoding="utf-8")
     return ["--config-dir", str(place), "--config-name", _NAME, *rest]
