@@ -101,7 +101,7 @@ def _label(module: str, file: Path) -> str:
 
 
 def _sources(root: str) -> dict[str, tuple[Path, str]]:
-    """By module: file and text of the root and of all modules of the user's below it, each after those it imports."""
+    """By module: file and text of the root, its packages and the user's modules below, each after those it imports."""
     found: dict[str, tuple[Path, str]] = {}
     seen: set[str] = set()
 
@@ -119,7 +119,8 @@ def _sources(root: str) -> dict[str, tuple[Path, str]]:
                 visit(imported)
         found[name] = (file, text)
 
-    visit(root)
+    for name in _with_packages(root):
+        visit(name)
     return found
 
 
@@ -157,8 +158,13 @@ def _imported(text: str, package: str, file: str) -> Iterator[str]:
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+            yield from _with_packages(name)
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    """The packages that a module lies in, outermost first, and the module."""
+    parts = module.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _just_executed(sources: Mapping[str, tuple[Path, str]], before: Set[str]) -> dict[str, str]:
