@@ -119,6 +119,26 @@ def test_the_users_functions_with_what_they_import(folder):
     assert changed(reword("prov_metric.py", "def far", "# a comment\ndef far")) == []
 
 
+@pytest.mark.parametrize("module", ["prov-hyphen", "2_prov"])
+def test_a_file_of_the_users_may_have_any_name_that_python_imports(folder, module):
+    Path(f"{module}.py").write_text(Path("prov_metric.py").read_text())
+    score = f"metric.scores.sim_aou.function={module}.far"
+    assert changed(reword(f"{module}.py", "norm", "sum"), score) == [f"{module}.py"]
+
+
+def test_the_package_that_a_function_lies_in_is_executed_and_counts(folder):
+    Path("prov_package").mkdir()
+    Path("prov_package/__init__.py").write_text("import torch\n\ntorch.prov_scale = 1\n")
+    Path("prov_package/inner.py").write_text("def far(icl, ft, zsl):\n    return icl[..., 0]\n")
+    init = reword("prov_package/__init__.py", "1", "2")
+    assert changed(init, "metric.scores.sim_aou.function=prov_package.inner.far") == ["prov_package/__init__.py"]
+
+
+@pytest.mark.parametrize("setting", ["limits=[0,1]", "share=true"])
+def test_what_a_scores_interval_follows_from(folder, setting):
+    assert changes(parts().parts, parts(f"metric.scores.sim_aou.{setting}")) == ["the limits and shares of scores"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "samples"),
     [((), 1), (("reference.draw=1",), 2), (("reference=gd", "reference.lr=0.1", "reference.draw=2"), 2)],

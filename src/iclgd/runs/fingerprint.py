@@ -24,7 +24,7 @@ from iclgd.tasks.wording import Example
 from iclgd.variants import STATIC, reference_config, variant
 
 _TRAINING = ("iclgd/learning/", "iclgd/evidence/", "iclgd/seeding")
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_INTERVALS = "limits and shares of scores"  # intervals follow from them, but a run is not named by them
 _PLACE = re.compile(r", (?:line|row) \d+$")
 
 _draws: dict[str, tuple[dict[Path, Stamp], Fingerprint]] = {}
@@ -57,7 +57,9 @@ def fingerprint(config: Config) -> Fingerprint:
         finetunes.append({key: value for key, value in own.items() if key not in LOOKS["finetune"]})
         parts |= Fingerprint({name: _digest(finetunes[-1])}, {name: f"conf/finetune/{own['name']}.yaml"})
         parts |= _rows(other, sample)
-    functions = [score["function"] for score in settings["metric"]["scores"].values()]
+    scores = settings["metric"]["scores"]
+    parts |= Fingerprint({_INTERVALS: _digest({name: [s["limits"], s["share"]] for name, s in scores.items()})}, {})
+    functions = [score["function"] for score in scores.values()]
     named = sorted({*_dotted(functions), *(path for finetune in finetunes for path in _functions(finetune))})
     return parts | Fingerprint({f"code {file}": digest for file, digest in (own_code() | user_code(named)).items()}, {})
 
@@ -117,7 +119,7 @@ def _functions(finetune: Mapping[str, Any]) -> Iterator[str]:
 
 def _dotted(settings: Any) -> Iterator[str]:
     """Every value that may be a dotted path to a function."""
-    if isinstance(settings, str) and _DOTTED.fullmatch(settings):
+    if isinstance(settings, str) and "." in settings:
         yield settings
     elif isinstance(settings, list | dict):
         for value in settings.values() if isinstance(settings, dict) else settings:
