@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +16,7 @@ import pytest
 from configs import config
 from iclgd import paths
 from iclgd.config import Config
+from iclgd.runs.environment import made_with
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.source_code import own_code, user_code
 
@@ -186,3 +188,10 @@ def test_code_that_only_shows_or_places_a_run_does_not_count():
     files = own_code()
     assert {"iclgd/ranks.py", "iclgd/variants.py", "iclgd/seeding.py", "iclgd/metrics/updates.py"} <= files.keys()
     assert not any(file.startswith(("iclgd/report/", "iclgd/runs/", "iclgd/command")) for file in files)
+
+
+def test_all_code_that_recording_imports_is_in_the_key_of_recordings():
+    imported = "import sys, iclgd.models.loading; print(*(name for name in sys.modules if name.startswith('iclgd.')))"
+    names = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, check=True).stdout.split()
+    files = {f"{name.replace('.', '/')}.py" for name in names} & own_code().keys()
+    assert "iclgd/models/recorder.py" in files and files <= made_with("cpu")["code"].keys()

