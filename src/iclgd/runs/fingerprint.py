@@ -144,7 +144,9 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     finetune = replace(FinetuneConfig(name="", lr=1.0), **chosen)
     settings = as_dict(replace(config, finetune=finetune))
     fitted = "static_changes" in inputs_of(config)  # to rows of its own
-    key = canonical([*(settings[name] for name in ("task", "finetune", "paths", "seed")), fitted, sample])
+    other = config.finetune.other_task
+    yaml = None if other is None else paths.config_files("task").get(other, Path(other).expanduser())
+    key = canonical([*(settings[name] for name in ("task", "finetune", "paths", "seed")), str(yaml), fitted, sample])
     stamps, known = _draws.get(key, ({}, None))
     if known is not None and all(_same(path, stamp) for path, stamp in stamps.items()):
         return known
@@ -165,8 +167,7 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
-        named = config.finetune.other_task or task.name
-        files |= {paths.config_files("task").get(named, Path(named).expanduser())}
+        files |= {yaml} if yaml else set()
         # a new file in a folder may be read instead
         folders = {folder for file in files for folder in list(file.parents)[:2]}
         seen = {path: stamp_of(path) for path in files | folders if path.exists()}
