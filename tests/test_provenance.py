@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from configs import config
 from iclgd import paths
-from iclgd.config import Config
+from iclgd.config import Config, ConfigError
+from iclgd.runs import source_code
 from iclgd.runs.environment import made_with
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.source_code import own_code, user_code
@@ -134,6 +136,40 @@ def test_the_package_that_a_function_lies_in_is_executed_and_counts(folder):
     Path("prov_package/inner.py").write_text("def far(icl, ft, zsl):\n    return icl[..., 0]\n")
     init = reword("prov_package/__init__.py", "1", "2")
     assert changed(init, "metric.scores.sim_aou.function=prov_package.inner.far") == ["prov_package/__init__.py"]
+
+
+@pytest.mark.parametrize("root", ["prov_metric", "prov_library"])
+def test_an_installed_package_counts_by_what_was_installed(folder, root, monkeypatch):
+    place, record = folder / "site-packages", folder / "site-packages" / "prov_else-1.0.dist-info"
+    for path in (place / "prov_library", record):
+        path.mkdir(parents=True)
+    (place / "prov_library" / "__init__.py").write_text("from prov_library.inner import far\n")
+    (place / "prov_library" / "inner.py").write_text(Path("prov_metric.py").read_text())
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: prov-else\nVersion: 1.0\n")
+    (record / "RECORD").write_text("prov_library/__init__.py,sha256=a,1\nprov_library/inner.py,sha256=b,1\n")
+    Path("prov_metric.py").write_text("import prov_library\n" + Path("prov_metric.py").read_text())
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "prov_library", raising=False)
+    source_code.as_installed.cache_clear()
+
+    def installed_again() -> None:
+        reword(str(record / "RECORD"), "=b", "=c")()
+        source_code.as_installed.cache_clear()  # as another process would see it
+
+    score = f"metric.scores.sim_aou.function={root}.far"
+    assert changed(installed_again, score) == ["prov_library, as installed"]
+    assert not any(name.startswith("code torch") for name in parts(score).parts)
+
+
+def test_a_function_that_lies_in_no_file_is_refused(folder):
+    module = types.ModuleType("prov_typed_in")  # as in a notebook: what it reads can change unseen
+    exec("SCALE = 1\ndef far(icl, ft, zsl): return icl[..., 0] * SCALE", module.__dict__)
+    sys.modules[module.__name__] = module
+    try:
+        with pytest.raises(ConfigError, match=r"prov_typed_in\.far lies in no \.py file.*module"):
+            parts("metric.scores.sim_aou.function=prov_typed_in.far")
+    finally:
+        del sys.modules[module.__name__]
 
 
 @pytest.mark.parametrize("setting", ["limits=[0,1]", "share=true"])
