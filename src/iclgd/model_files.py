@@ -214,7 +214,7 @@ def commit_of(model: ModelConfig) -> str:
             raise FileNotFoundError(
                 f"model.name={model.name} is no folder here, and the hub does not give it: {error}"
             ) from error
-        commit = path.parts[path.parts.index("snapshots") + 1]
+        commit = path.parents[len(PurePosixPath(key[1]).parts) - 1].name
     if not constants.HF_HUB_OFFLINE:
         _commits[key] = (time.monotonic(), commit)
     return commit
