@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import iclgd
 from configs import config
 from iclgd import paths
 from iclgd.config import Config, ConfigError
@@ -231,3 +232,15 @@ def test_all_code_that_recording_imports_is_in_the_key_of_recordings():
     names = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, check=True).stdout.split()
     files = {f"{name.replace('.', '/')}.py" for name in names} & own_code().keys()
     assert "iclgd/models/recorder.py" in files and files <= made_with("cpu")["code"].keys()
+
+
+def test_nothing_is_computed_with_code_that_changed_while_it_was_read(tmp_path):
+    shutil.copytree(Path(iclgd.__file__).parent, tmp_path / "iclgd", ignore=shutil.ignore_patterns("__pycache__"))
+    program = (
+        "import iclgd, pathlib\n"
+        "pathlib.Path(iclgd.__file__).with_name('ranks.py').touch()\n"
+        "from iclgd import experiment\n"
+        "experiment.run(None, None)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.stderr.endswith("RuntimeError: iclgd/ranks.py changed while iclgd was being loaded; start it again\n")

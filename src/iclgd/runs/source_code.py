@@ -21,7 +21,7 @@ from types import ModuleType
 
 import iclgd
 from iclgd.config import ConfigError
-from iclgd.digests import digest_of_text
+from iclgd.digests import digest_of_text, stamp_of
 
 _PACKAGE = Path(iclgd.__file__).resolve().parent
 # What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
@@ -59,9 +59,17 @@ def _parsed(source: str, name: str) -> ast.Module:
 @functools.cache
 def own_code() -> dict[str, str]:
     """Digests by file of this package's code that draws, records, trains and scores, as this process found it."""
-    every = [path.relative_to(_PACKAGE) for path in sorted(_PACKAGE.rglob("*.py"))]
-    files = [path for path in every if path.with_suffix("").parts[0] not in _NO_NUMBERS]
-    return {f"iclgd/{path.as_posix()}": normal((_PACKAGE / path).read_text("utf-8"), str(path)) for path in files}
+    return {name: normal(path.read_text("utf-8"), name) for name, path in _own_files().items()}
+
+
+def written_meanwhile() -> list[str]:
+    """The files of that code which were written since this process began, and of which it may hold either text."""
+    return [name for name, path in _own_files().items() if max(stamp_of(path)[1:3]) > iclgd.BEGAN]
+
+
+def _own_files() -> dict[str, Path]:
+    every = {path.relative_to(_PACKAGE): path for path in sorted(_PACKAGE.rglob("*.py"))}
+    return {f"iclgd/{p.as_posix()}": q for p, q in every.items() if p.with_suffix("").parts[0] not in _NO_NUMBERS}
 
 
 def user_code(functions: Sequence[str]) -> dict[str, str]:
