@@ -263,6 +263,33 @@ def test_half_precision_is_said_once_beside_the_numbers(tmp_path):
         assert sum(notes[1] in line for line in shown) == 1 and not any(notes[0] in line for line in shown)
 
 
+def test_runs_of_different_inputs_are_told_where_settings_do_not_explain_them(tmp_path):
+    def write(seed, variant, **parts):
+        usual = {"code a.py": "1", "version of torch": "2", "model config.json": "3", "queries of reviews/test": "4"}
+        content = usual | {"settings": f"{variant}{seed}", "demonstrations of reviews/train": f"{seed}"} | parts
+        folder = write_run(tmp_path / f"{variant}{seed}", variant=variant, seed=seed)
+        (folder / "fingerprint.json").write_text(json.dumps(content))
+
+    def told():
+        return [note for note in conclusions.remarks(Results.read([tmp_path])) if "same inputs" in note]
+
+    for seed in range(2):
+        for variant in ("gd", "lcgd"):
+            write(seed, variant)
+    assert told() == []
+    write(2, "gd", **{"code b.py": "a new file"})
+    assert told() == []
+    write(2, "lcgd", **{"demonstrations of reviews/train": "others", "version of torch": "2.1"})
+    (note,) = told()
+    assert "they differ in the version of torch, the demonstrations of reviews/train; start" in note
+    write(3, "gd", **{"code a.py": "0", "model config.json": "0", "queries of reviews/test": "0"})
+    (note,) = told()
+    assert "they differ in a.py, the model config.json, the queries of reviews/test and 2 more; start" in note
+    (tmp_path / "gd3" / "fingerprint.json").write_text("[")
+    (tmp_path / "lcgd2" / "fingerprint.json").unlink()
+    assert told() == []
+
+
 def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
     for seed, gain in enumerate((0.3, 0.35, 0.3)):
         write_run(tmp_path / str(seed), seed=seed, accuracy=(0.5, 0.5 + gain, 0.5))

@@ -15,9 +15,9 @@ from iclgd.runs import files
 from iclgd.runs.execute import Ending, execute
 from iclgd.runs.fingerprint import fingerprint
 from iclgd.verify.__main__ import cli
-from iclgd.verify.check import TOLERANCE, verify
+from iclgd.verify.check import TOLERANCE, _line, verify
 from iclgd.verify.naive import unknown_to_it
-from iclgd.verify.numbers import sampled
+from iclgd.verify.numbers import Again, sampled
 from tiny import tiny_tokenizer
 from tiny_models import tiny_network
 
@@ -245,6 +245,32 @@ def test_versions_and_code_that_differ_are_said_and_do_no_harm(tmp_path, whole):
     assert verify(tmp_path / "nothing").problems == ["it is no run, not done"]
     assert any("the version of torch (1.0, now" in note for note in verdict.notes)
     assert any("iclgd/records.py" in note for note in verdict.notes)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_amplified_rounding_excuses_another_machine_and_the_naive_way_but_not_this_machine(same):
+    def frame(*values):
+        return pd.DataFrame({"score": "sim_aou", "example": [0, 1], "layer": 0, "value": values})
+
+    again = Again(
+        sample=[0, 1], own=frame(0.5, 0.5), naive=frame(0.53, 0.5), unknown=[], left_out=[], recordings={},
+        batched=frame(1e-6, 1e-6), otherwise=frame(0.04, 0.04),
+    )  # fmt: skip
+    assert _line("sim_aou", frame(0.5, 0.5), again, same).holds
+    edited = _line("sim_aou", frame(0.51, 0.5), again, same)
+    assert edited.holds is not same
+    assert (edited.own, edited.naive, edited.explained) == pytest.approx((0.01, 0.02, 0.02))
+    assert edited.rest == pytest.approx(0.009999 if same else 0)
+    assert not _line("sim_aou", frame(0.58, 0.5), again, same).holds
+
+
+def test_a_run_of_another_processor_is_told_and_judged_so(tmp_path, whole):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    assert not any("processor" in note for note in verify(folder, 1).notes)
+    edited_json("environment.json", lambda content: content.update(processor="Z80", threads=64))(folder)
+    notes = " ".join(verify(folder, 1).notes)
+    assert "differs here: the processor (Z80, now " in notes and "the threads (64, now 1)" in notes
 
 
 def test_in_half_precision_rounding_explains_more(tmp_path):

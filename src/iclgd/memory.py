@@ -87,12 +87,16 @@ class Estimate:
 
     def __str__(self) -> str:
         """One line."""
-        on = ", ".join(f"{device} {size:.1f} GB" for device, size in self.devices.items())
+        on = ", ".join(f"{device} {_short(size)} GB" for device, size in self.devices.items())
         return (
-            f"estimate: {on} (weights {self.weights:.1f}, training {self.trained:.1f}, activations "
-            f"{self.activations:.1f}), recordings {self.records:.1f} GB, cache {self.cache:.1f} GB, "
-            f"about {self.minutes:.1f} min"
+            f"estimate: {on} (weights {_short(self.weights)}, training {_short(self.trained)}, activations "
+            f"{_short(self.activations)}), recordings {_short(self.records)} GB, cache {_short(self.cache)} GB, "
+            f"about {_short(self.minutes)} min"
         )
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number >= 0.1 else f"{number:.1g}"
 
 
 def estimate(config: Config) -> Estimate:

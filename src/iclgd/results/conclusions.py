@@ -126,9 +126,10 @@ def power_text(made: Sequence[Difference]) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """What must be read beside the numbers: of half precision, and of in-context learning that gives nothing."""
+    """What must be read beside the numbers: mixed inputs, half precision, in-context learning that gives nothing."""
     noted = (note for run in results for note in run.environment.get("notes", ()))
-    return [*dict.fromkeys(note for note in noted if note.startswith("measured in ")), *zero_shot_notes(results)]
+    half = dict.fromkeys(note for note in noted if note.startswith("measured in "))
+    return [*filter(None, [results.mixed_inputs]), *half, *zero_shot_notes(results)]
 
 
 def zero_shot_notes(results: Results) -> list[str]:

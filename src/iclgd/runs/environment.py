@@ -39,6 +39,7 @@ def environment(device: str, dtype: str, threads: int, model_files: Mapping[str,
         "device": {"name": device, "accelerator": _accelerator(device)},
         "dtype": dtype,
         "threads": threads,
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "model_files": dict(model_files),
     }
@@ -58,6 +59,18 @@ def computing_versions() -> dict[str, str]:
     """The versions of what computes, without the build: `2.13.0+cpu` and `2.13.0+cu128` are one version."""
     found = _versions()
     return {name: found[name].partition("+")[0] for name in COMPUTING if name in found}
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name, as far as the system tells it, and the instructions that PyTorch uses of it."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def revision() -> dict[str, Any]:

@@ -116,7 +116,8 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
             words = [drawn.label_words[i] for i in (found.index(ids), index)]
             raise ConfigError(
                 f"the label words {words[0]!r} and {words[1]!r} have the same tokens {list(ids)} in this model's "
-                "tokenizer: change one of them in task.labels"
+                "tokenizer: change one of them in task.labels, or choose a task whose words it knows (model=toy knows "
+                "those of task=toy)"
             )
     return found
 

@@ -15,9 +15,9 @@ import torch
 
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.evidence import reference_prompts
-from iclgd.models import LanguageModel, load
-from iclgd.records import PromptSet
+from iclgd.models import load
 from iclgd.runs import files
+from iclgd.runs.environment import processor
 from iclgd.runs.execute import FINGERPRINT
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.folder import RunFolder, State, Status
@@ -81,7 +81,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
         before = before if isinstance(before, dict) else {}
         _check_settings(config, status, before, verdict)
         here = _placed(config, before, verdict)
-        _check_inputs(here, before, verdict)
+        differing = _check_inputs(here, before, verdict)
         if here.runtime.threads is not None:
             torch.set_num_threads(here.runtime.threads)
         model = load(here.model, here.runtime)
@@ -91,7 +91,10 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
         verdict.problems.append(f"it cannot be computed again: {error}")
         return verdict
     _check_prompts(folder, as_json(prompts, reference), verdict)
-    _check_numbers(folder, here, model, prompts, queries, verdict)
+    differing += _other_machine(folder)
+    verdict.notes += [f"differs here: {what}" for what in differing]
+    same = not differing and model.device.type == "cpu"  # a GPU need not sum in the same order twice
+    _check_numbers(folder, compute(here, model, prompts, queries), here, same, verdict)
     return verdict
 
 
@@ -126,7 +129,8 @@ def _placed(config: Config, before: Mapping[str, Any], verdict: Verdict) -> Conf
     return replace(config, runtime=runtime, paths=paths)
 
 
-def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -> None:
+def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -> list[str]:
+    """Inputs that have changed are problems; returns the versions, code, precision and device that differ."""
     now = fingerprint(config)
     own = {"settings": before.get("settings")}  # checked by itself; precision and place are set here
     now = Fingerprint({**now.parts, **own}, now.words)
@@ -135,8 +139,18 @@ def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -
     for changed in changes(inputs, Fingerprint(parts, now.words)):
         verdict.problems.append(f"changed since: {changed}")
     rest = {name: value for name, value in before.items() if name not in inputs}
-    for changed in changes(rest, Fingerprint({n: v for n, v in now.parts.items() if n not in parts}, now.words)):
-        verdict.notes.append(f"differs here: {changed}")
+    return changes(rest, Fingerprint({n: v for n, v in now.parts.items() if n not in parts}, now.words))
+
+
+def _other_machine(folder: RunFolder) -> list[str]:
+    """The processor and the number of threads where they differ, on which the last digits of sums depend."""
+    try:
+        before: Any = folder.read_json("environment.json")
+    except (OSError, ValueError):
+        before = None
+    before = before if isinstance(before, dict) else {}
+    here = {"processor": processor(), "threads": torch.get_num_threads()}
+    return [f"the {name} ({before.get(name)}, now {now})" for name, now in here.items() if before.get(name) != now]
 
 
 def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdict) -> None:
@@ -151,15 +165,12 @@ def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdi
             verdict.problems.append(f"prompts.json has other {name} than the settings and data give")
 
 
-def _check_numbers(
-    folder: RunFolder, config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None, verdict: Verdict
-) -> None:
+def _check_numbers(folder: RunFolder, again: Again, config: Config, same: bool, verdict: Verdict) -> None:
     try:
         stored: pd.DataFrame = pd.read_parquet(folder.path / "scores.parquet").loc[:, [*KEY, "value"]]
     except Exception as error:  # whatever a damaged file can cause
         verdict.problems.append(f"scores.parquet cannot be read: {error}")
         return
-    again = compute(config, model, prompts, queries)
     verdict.queries = len(again.sample)
     if again.unknown:
         only = "the naive way does not know these, which are checked by the program's own way only: "
@@ -169,7 +180,7 @@ def _check_numbers(
     for score in sorted(set(config.metric.scores) ^ set(stored["score"])):
         verdict.problems.append(f"score {score} is only in one of config.yaml and scores.parquet")
     for score in dict.fromkeys(map(str, again.own["score"])):
-        line = _line(score, stored, again)
+        line = _line(score, stored, again, same)
         verdict.scores.append(line)
         if not line.holds:
             verdict.problems.append(f"score {score} is off by {line.rest:.2g} more than rounding explains")
@@ -177,28 +188,29 @@ def _check_numbers(
     _check_recordings(folder, again, verdict)
 
 
-def _line(score: str, stored: pd.DataFrame, again: Again) -> ScoreLine:
+def _line(score: str, stored: pd.DataFrame, again: Again, same: bool) -> ScoreLine:
+    """What is said of a score; `same`: whether the run was made where this is, and as this would make it."""
     own = _values(again.own, score)
 
     def along(frame: pd.DataFrame) -> np.ndarray:  # a value that is missing counts as undefined
         values = _values(frame, score)
         return np.array([values.get(place, np.nan) for place in own])
 
-    there, explained = along(stored), along(again.explained)
-    ways = [distance(there, along(again.own))]
+    there, otherwise = along(stored), along(again.otherwise)
+    ways = [(distance(there, along(again.own)), along(again.batched) if same else otherwise)]
     if again.naive is not None and _values(again.naive, score):
-        ways.append(distance(there, along(again.naive)))
-    furthest = np.max(ways, axis=0)
+        ways.append((distance(there, along(again.naive)), otherwise))
     with np.errstate(invalid="ignore"):
-        rest = np.where(explained == np.inf, 0.0, np.maximum(furthest - explained, 0.0))
-    worst = int(np.argmax(furthest))
+        rests = [np.where(by == np.inf, 0.0, np.maximum(far - by, 0.0)) for far, by in ways]
+    far, by = max(ways, key=lambda way: way[0].max())
+    worst, rest = int(np.argmax(far)), float(np.max(rests))
     return ScoreLine(
         score=score,
-        own=float(ways[0].max()),
-        naive=float(ways[1].max()) if len(ways) > 1 else None,
-        explained=float(min(explained[worst], furthest[worst])),
-        rest=float(rest.max()),
-        holds=bool(rest.max() <= TOLERANCE),
+        own=float(ways[0][0].max()),
+        naive=float(ways[1][0].max()) if len(ways) > 1 else None,
+        explained=float(min(by[worst], far[worst])),
+        rest=rest,
+        holds=rest <= TOLERANCE,
     )
 
 
