@@ -14,6 +14,7 @@ import importlib.util
 import marshal
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from importlib import metadata
 from pathlib import Path
@@ -64,7 +65,8 @@ def own_code() -> dict[str, str]:
 
 def written_meanwhile() -> list[str]:
     """The files of that code which were written since this process began, and of which it may hold either text."""
-    return [name for name, path in _own_files().items() if max(stamp_of(path)[1:3]) > iclgd.BEGAN]
+    now = time.time_ns()  # a later stamp is that of a clock that was set back since
+    return [name for name, path in _own_files().items() if iclgd.BEGAN < max(stamp_of(path)[1:3]) <= now]
 
 
 def _own_files() -> dict[str, Path]:
