@@ -100,6 +100,7 @@ MUTATIONS = {  # name: (change, what the log names, whether numbers must change)
         "the rows of toy_other/train.jsonl",
         False,
     ),
+    "a score's limits": (arguments("metric.scores.mine.limits=[-9,9]"), "the limits and shares of scores", False),
     "version of torch": (version("torch"), "the version of torch", False),
     "version of transformers": (version("transformers"), "the version of transformers", False),
     "version of tokenizers": (version("tokenizers"), "the version of tokenizers", False),
@@ -123,6 +124,7 @@ HARMLESS = {
         False,
     ),
     "a seed that pretrained weights do not use": (arguments("model.weights_seed=3"), None, False),
+    "another name of a score": (arguments("metric.scores.mine.label=Other"), None, False),
     "another name in tables": (arguments("finetune.label=Mine"), None, False),
     "other batches and threads": (arguments("runtime.batch_tokens=64", "runtime.threads=1"), None, False),
     "a comment in this package": (

@@ -203,6 +203,30 @@ def injected(network: PreTrainedModel) -> object:
     return network
 
 
+def rescaled(network: PreTrainedModel) -> object:
+    network.model.layers[0].self_attn.scaling *= 2
+    return network
+
+
+def replaced(network: PreTrainedModel) -> object:
+    network.model.layers[0].mlp.act_fn = torch.nn.Tanh()
+    return network
+
+
+@pytest.mark.parametrize("change", [hooked, patched, rescaled, replaced, switched_off])
+def test_a_run_is_not_found_for_a_model_that_computes_something_else_since(change: Any, here: Path, toy: Any):
+    network, tokenizer = toy
+    if change is switched_off:
+        model = adapted(network)
+        api.run(model=model, tokenizer=tokenizer, **TINY)
+        model.base_model.disable_adapter_layers()
+    else:
+        api.run(model=network, tokenizer=tokenizer, **TINY)
+        model = change(network)
+    with pytest.raises(api.RunFailed, match="computes something else than its config and weights say"):
+        api.run(model=model, tokenizer=tokenizer, **TINY)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -46,9 +46,10 @@ def nothing_held():
     loading._LAST.clear()
 
 
-def test_a_hub_id_is_loaded_from_the_hubs_cache_and_its_commit_is_kept(folder, tmp_path):
+@pytest.mark.parametrize("place", [".", "snapshots"])
+def test_a_hub_id_is_loaded_from_the_hubs_cache_and_its_commit_is_kept(folder, tmp_path, place):
     commit = "0123456789abcdef" * 2 + "01234567"
-    repository = tmp_path / "models--somebody--tiny"
+    repository = tmp_path / place / "models--somebody--tiny"
     shutil.copytree(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
@@ -57,7 +58,7 @@ def test_a_hub_id_is_loaded_from_the_hubs_cache_and_its_commit_is_kept(folder, t
         "model = load(ModelConfig(name='somebody/tiny'), RuntimeConfig(device='cpu')); "
         "print(model.identity['revision'], model.layers)"
     )
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(repository.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False)
     assert done.stdout.split()[:1] == [commit], done.stderr
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
+import types
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+import iclgd
 from configs import config
 from iclgd import paths
-from iclgd.config import Config
+from iclgd.config import Config, ConfigError
+from iclgd.runs import source_code
+from iclgd.runs.environment import made_with
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.source_code import own_code, user_code
 
@@ -119,6 +124,60 @@ def test_the_users_functions_with_what_they_import(folder):
     assert changed(reword("prov_metric.py", "def far", "# a comment\ndef far")) == []
 
 
+@pytest.mark.parametrize("module", ["prov-hyphen", "2_prov"])
+def test_a_file_of_the_users_may_have_any_name_that_python_imports(folder, module):
+    Path(f"{module}.py").write_text(Path("prov_metric.py").read_text())
+    score = f"metric.scores.sim_aou.function={module}.far"
+    assert changed(reword(f"{module}.py", "norm", "sum"), score) == [f"{module}.py"]
+
+
+def test_the_package_that_a_function_lies_in_is_executed_and_counts(folder):
+    Path("prov_package").mkdir()
+    Path("prov_package/__init__.py").write_text("import torch\n\ntorch.prov_scale = 1\n")
+    Path("prov_package/inner.py").write_text("def far(icl, ft, zsl):\n    return icl[..., 0]\n")
+    init = reword("prov_package/__init__.py", "1", "2")
+    assert changed(init, "metric.scores.sim_aou.function=prov_package.inner.far") == ["prov_package/__init__.py"]
+
+
+@pytest.mark.parametrize("root", ["prov_metric", "prov_library"])
+def test_an_installed_package_counts_by_what_was_installed(folder, root, monkeypatch):
+    place, record = folder / "site-packages", folder / "site-packages" / "prov_else-1.0.dist-info"
+    for path in (place / "prov_library", record):
+        path.mkdir(parents=True)
+    (place / "prov_library" / "__init__.py").write_text("from prov_library.inner import far\n")
+    (place / "prov_library" / "inner.py").write_text(Path("prov_metric.py").read_text())
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: prov-else\nVersion: 1.0\n")
+    (record / "RECORD").write_text("prov_library/__init__.py,sha256=a,1\nprov_library/inner.py,sha256=b,1\n")
+    Path("prov_metric.py").write_text("import prov_library\n" + Path("prov_metric.py").read_text())
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "prov_library", raising=False)
+    source_code.as_installed.cache_clear()
+
+    def installed_again() -> None:
+        reword(str(record / "RECORD"), "=b", "=c")()
+        source_code.as_installed.cache_clear()  # as another process would see it
+
+    score = f"metric.scores.sim_aou.function={root}.far"
+    assert changed(installed_again, score) == ["prov_library, as installed"]
+    assert not any(name.startswith("code torch") for name in parts(score).parts)
+
+
+def test_a_function_that_lies_in_no_file_is_refused(folder):
+    module = types.ModuleType("prov_typed_in")  # as in a notebook: what it reads can change unseen
+    exec("SCALE = 1\ndef far(icl, ft, zsl): return icl[..., 0] * SCALE", module.__dict__)
+    sys.modules[module.__name__] = module
+    try:
+        with pytest.raises(ConfigError, match=r"prov_typed_in\.far lies in no \.py file.*module"):
+            parts("metric.scores.sim_aou.function=prov_typed_in.far")
+    finally:
+        del sys.modules[module.__name__]
+
+
+@pytest.mark.parametrize("setting", ["limits=[0,1]", "share=true"])
+def test_what_a_scores_interval_follows_from(folder, setting):
+    assert changes(parts().parts, parts(f"metric.scores.sim_aou.{setting}")) == ["the limits and shares of scores"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "samples"),
     [((), 1), (("reference.draw=1",), 2), (("reference=gd", "reference.lr=0.1", "reference.draw=2"), 2)],
@@ -166,3 +225,22 @@ def test_code_that_only_shows_or_places_a_run_does_not_count():
     files = own_code()
     assert {"iclgd/ranks.py", "iclgd/variants.py", "iclgd/seeding.py", "iclgd/metrics/updates.py"} <= files.keys()
     assert not any(file.startswith(("iclgd/report/", "iclgd/runs/", "iclgd/command")) for file in files)
+
+
+def test_all_code_that_recording_imports_is_in_the_key_of_recordings():
+    imported = "import sys, iclgd.models.loading; print(*(name for name in sys.modules if name.startswith('iclgd.')))"
+    names = subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True, check=True).stdout.split()
+    files = {f"{name.replace('.', '/')}.py" for name in names} & own_code().keys()
+    assert "iclgd/models/recorder.py" in files and files <= made_with("cpu")["code"].keys()
+
+
+def test_nothing_is_computed_with_code_that_changed_while_it_was_read(tmp_path):
+    shutil.copytree(Path(iclgd.__file__).parent, tmp_path / "iclgd", ignore=shutil.ignore_patterns("__pycache__"))
+    program = (
+        "import iclgd, os\n"
+        "os.utime('iclgd/ranks.py', ns=(iclgd.BEGAN + 1, iclgd.BEGAN + 1))\n"  # a file system's clock ticks coarsely
+        "from iclgd import experiment\n"
+        "experiment.run(None, None)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.stderr.endswith("RuntimeError: iclgd/ranks.py changed while iclgd was being loaded; start it again\n")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import iclgd
 from configs import config
+from iclgd import paths
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.evidence import Laboratory, gather, learned, reference_prompts
 from iclgd.evidence.outcome import unfit_reference
@@ -184,6 +185,19 @@ def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_
     assert other < 0.999 and replaced == 1
 
 
+def test_another_task_of_the_same_name_in_another_folder_is_another_input(tmp_path, monkeypatch):
+    monkeypatch.setattr("iclgd.runs.fingerprint.is_settled", lambda _: True)  # as if the files were old
+    toy_other = (paths.config_folder() / "task" / "toy_other.yaml").read_text()
+    asked = [*TOY, "finetune=other_task", "finetune.other_task=third", "metric=[sim_aou]", "tracking=none"]
+    made = []
+    for folder, more in (("one", ""), ("two", " heron")):
+        file = tmp_path / folder / "task" / "third.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(toy_other.replace("{{ text }}", "{{ text }}" + more))
+        made.append(iclgd.run(f"--config-dir={tmp_path / folder}", *asked, paths__outputs=tmp_path / "outputs"))
+    assert made[0].mean("sim_aou") != made[1].mean("sim_aou") and (made[1].folder / "earlier" / "1").is_dir()
+
+
 def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, monkeypatch):
     """Runs with other orders of their own share a truth's finetuning, but not its attention to their tokens."""
     monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
@@ -195,6 +209,17 @@ def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, mo
         for order, mode in ((0, "auto"), (1, "auto"), (1, "off"))
     ]
     assert torch.equal(taken[1], taken[2]) and not torch.equal(taken[0], taken[1])
+
+
+def test_a_noisy_truths_orders_do_not_depend_on_what_other_runs_have_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
+    of = ("finetune=none", "reference=lcgd", "reference.noise=5")
+
+    def orders(cache: str) -> torch.Tensor:
+        return gather(prepared(*of, "metric=order_spread", f"runtime.cache={cache}")[1]).facts["icl_orders"]
+
+    gather(prepared(*of, "metric=sim_aou_reordered")[1])
+    assert torch.equal(orders("auto"), orders("off"))
 
 
 def test_the_noise_of_a_truth_is_not_the_candidates():

@@ -23,6 +23,10 @@ INST = (  # as Llama 2's and Mistral's
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} "
     "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
+DATED = (  # as Llama 3's
+    "\n{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "<|im_start|>Today Date: {{ date_string }}<|im_end|>\n" + SMOLLM2
+)
 NUMBERED = "{% for m in messages %}<|im_start|>{{ loop.index }} {{ m['content'] }}<|im_end|>{% endfor %}"
 TAIL = "\nSentiment:"
 LABELS = ("Negative", "Positive")
@@ -94,6 +98,10 @@ def test_a_template_with_brackets_is_taken_apart():
     assert (parts.delimiter, parts.closing) == (" ", "<|endoftext|>")
     prompts, made = encode(drawn(), chat_config(), tokenizer(INST), window=None), tokenizer(INST)
     assert [made.decode(ids) for ids in prompts.label_token_ids] == [f" {word}" for word in LABELS]
+
+
+def test_a_template_that_writes_the_date_gives_the_same_prompt_on_every_day():
+    assert conversation(tokenizer(DATED)).opening.startswith("\n<|im_start|>Today Date: 26 Jul 2024<|im_end|>")
 
 
 def test_templates_whose_turns_depend_on_their_place_are_refused():

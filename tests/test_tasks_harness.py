@@ -28,7 +28,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    _loaded.cache_clear()
 
 
 def run_of(file: Path, *more: str) -> Config:
@@ -53,7 +52,6 @@ def theirs(model: LanguageModel, drawn: Drawn, file: Path, shots: int) -> tuple[
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    _loaded.cache_clear()  # a task keeps the number of shots that it was once scored with
     task = _loaded(str(file))
     rows = [int(re.search(r"row (\d+)$", each.where)[1]) for each in drawn.demonstrations]
     docs = list(task.fewshot_docs())
@@ -118,6 +116,13 @@ def test_a_yaml_that_was_edited_is_read_again_by_the_same_process(tmp_path):
         "Decide what follows from each passage.\n\n",
         "Say what follows from each passage.\n\n",
     )
+
+
+def test_rows_that_were_edited_are_read_again_by_the_same_process(tmp_path):
+    file, rows = write_harness_tasks(tmp_path)["claims"], tmp_path / "claims" / "test.jsonl"
+    assert not any("heron" in query.text for query in draw(run_of(file)).queries)
+    rows.write_text(rows.read_text().replace('"premise": "', '"premise": "A heron. '))
+    assert all("heron" in query.text for query in draw(run_of(file)).queries)
 
 
 def test_what_is_drawn_is_the_tasks_own_wording(tmp_path: Path):

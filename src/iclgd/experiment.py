@@ -27,9 +27,12 @@ from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
+from iclgd.runs.source_code import written_meanwhile
 from iclgd.tasks import as_json, draw, encode
 
 log = logging.getLogger(__name__)
+
+_MIXED = written_meanwhile()  # now that all code has been read
 
 
 def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> dict[str, Any]:
@@ -42,7 +45,10 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
 
     Raises:
         ConfigError: settings, data or a model that cannot be used; before the model loads where possible.
+        RuntimeError: this package's code changed while it was being read.
     """
+    if _MIXED:
+        raise RuntimeError(f"{', '.join(_MIXED)} changed while iclgd was being loaded; start it again")
     progress = progress or Progress()
     wanted = required_inputs(config.metric.scores)
     resolve_device(config.runtime.device)

@@ -39,7 +39,7 @@ class InMemory:
     model: Any  # the user's own, a transformers model or a PeftModel
     network: Any  # the same, with adapters merged into a copy
     folder: Path  # its config and tokenizer as files
-    inputs: dict[str, str]  # the SHA-256 of these files, and of its weights as they were in memory
+    inputs: dict[str, str]  # the SHA-256 of these files, and of its weights and modules as they were in memory
 
 
 in_memory: dict[str, InMemory] = {}  # by model.revision, while iclgd.run(model=...) lasts
@@ -214,7 +214,7 @@ def commit_of(model: ModelConfig) -> str:
             raise FileNotFoundError(
                 f"model.name={model.name} is no folder here, and the hub does not give it: {error}"
             ) from error
-        commit = path.parts[path.parts.index("snapshots") + 1]
+        commit = path.parents[len(PurePosixPath(key[1]).parts) - 1].name
     if not constants.HF_HUB_OFFLINE:
         _commits[key] = (time.monotonic(), commit)
     return commit

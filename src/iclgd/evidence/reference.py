@@ -39,7 +39,8 @@ class Reference:
         cache, key = recordings_cache(self.lab.config.runtime), learning_key(self.lab, setting, prompts)
         if f"{setting}.context_scores" in self.lab.wanted:  # they are with the run's own demonstrations, in its order
             key["context_scores_with"] = self.lab.prompts.context()
-        recording, reused = cache.get_or_compute({**key, "as": ICL}, lambda: self._learned(setting, prompts))
+        key["as"] = setting if self.lab.config.finetune.noise else ICL  # which has noise of its own
+        recording, reused = cache.get_or_compute(key, lambda: self._learned(setting, prompts))
         self.lab.tell(f"{setting} is {name}", reused)
         return recording
 

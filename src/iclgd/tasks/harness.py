@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.config import ConfigError, TaskConfig
-from iclgd.digests import Stamp, stamp_of
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.templates import brief
 from iclgd.tasks.wording import Example, Examples, Worded
@@ -27,7 +26,8 @@ def harness_task(task: TaskConfig) -> Worded:
         DataError: its rows cannot be had.
     """
     name = str(task.lm_eval)
-    found = _loaded(name, _written(name))
+    # What a yaml leads to (rows, what it includes, code) may have changed since; a task by name is the package's.
+    found = _loaded(name) if name.endswith(_YAML) else _once(name)
     config, few = found.config, found.fewshot_cfg
     _refuse_other_kinds(name, found)
     trained_on = few.split or config.training_split or config.validation_split or config.test_split
@@ -45,16 +45,7 @@ def harness_task(task: TaskConfig) -> Worded:
     )
 
 
-def _written(name: str) -> tuple[Stamp, ...]:
-    """What changes when a task's yaml, what it includes or its code is written again; empty for a task by name."""
-    folder = Path(name).expanduser().parent
-    if not name.endswith(_YAML) or not folder.is_dir():
-        return ()
-    return tuple(stamp_of(file) for file in sorted(folder.iterdir()) if file.suffix in (*_YAML, ".py"))
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded(name: str, _written: tuple[Stamp, ...] = ()) -> Any:
+def _loaded(name: str) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -77,6 +68,9 @@ def _loaded(name: str, _written: tuple[Stamp, ...] = ()) -> Any:
         members = ", ".join(sorted(loaded["tasks"])[:8])
         raise ConfigError(f"task.lm_eval={name} is a group of tasks: name one of its members, such as {members}")
     return next(iter(loaded["tasks"].values()))
+
+
+_once = functools.lru_cache(maxsize=4)(_loaded)
 
 
 def _refuse_other_kinds(name: str, found: Any) -> None:
