@@ -44,6 +44,7 @@ def test_the_same_run_again_and_with_changes(folder, tmp_path):
     assert (made["task"], made["model"]) == (before["task"], before["model"])
     swept = start("--rerun", str(folder), "-m", "finetune.lr=0.01,0.02")
     assert [settings(outcome)["finetune"]["lr"] for outcome in swept] == [0.01, 0.02]
+    assert {outcome.folder.parent.name for outcome in swept} == {"rerun"}
 
 
 def test_a_folder_of_ones_own_settings_serves_there_too(folder, tmp_path):

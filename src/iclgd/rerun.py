@@ -46,6 +46,6 @@ def composed_from(arguments: Sequence[str], place: Path) -> list[str]:
         at = rest.index("--config-dir")
         hydra["searchpath"] = [*hydra["searchpath"], f"file://{Path(*rest[at + 1 : at + 2]).resolve()}"]
         del rest[at : at + 2]
-    content = {"defaults": defaults, **own, "hydra": hydra}
+    content = {"defaults": defaults, **own, "sweep_name": _NAME, "hydra": hydra}
     (place / f"{_NAME}.yaml").write_text(yaml.safe_dump(plain(content), sort_keys=False), encoding="utf-8")
     return ["--config-dir", str(place), "--config-name", _NAME, *rest]
