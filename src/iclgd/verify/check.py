@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -138,8 +139,9 @@ def _placed(config: Config, before: Mapping[str, Any], verdict: Verdict) -> Conf
     if runtime.device.startswith("cuda") and not torch.cuda.is_available():
         verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on the CPU")
         runtime = replace(runtime, device="cpu")
-    data = config.paths.data_dir
-    paths = replace(config.paths, data_dir=None) if data and not Path(data).expanduser().is_dir() else config.paths
+    paths, data = config.paths, config.paths.data_dir
+    if data and not Path(data).expanduser().is_dir():
+        paths = replace(paths, data_dir=os.environ.get("ICLGD_DATA_DIR"))
     return replace(config, runtime=runtime, paths=paths)
 
 

@@ -109,7 +109,8 @@ class Naive:
         if len(spy.given) != len(self.blocks):
             raise RuntimeError(f"{len(spy.given)} softmaxes were seen in {len(self.blocks)} attention blocks")
         scores = torch.stack([given.reshape(-1, *given.shape[-2:])[:, -1].float() for given in spy.given]).cpu()
-        scores[scores < -1e4] = torch.nan  # a mask's value; no dot product of a model in use is as large
+        lowest = torch.finfo(self.network.dtype).min  # what masks hold
+        scores[scores < max(lowest / 2, -1e38)] = torch.nan
         return {
             "attention_output": torch.stack([added[i][0, -1].float() for i in range(len(self.blocks))]).cpu(),
             "block_output": torch.stack([blocks[i][0, -1].float() for i in range(len(self.blocks))]).cpu(),
