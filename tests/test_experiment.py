@@ -15,6 +15,7 @@ from torch.nn import functional
 from configs import config
 from iclgd import experiment
 from iclgd.config import ConfigError
+from iclgd.evidence import outcome
 from iclgd.evidence.reference import orders
 from iclgd.models import load
 from iclgd.records import Evidence
@@ -200,7 +201,7 @@ def test_a_run_whose_repeats_differ_is_unstable(tmp_path: Path, monkeypatch: pyt
     def as_icl(_lab: object, evidence: Evidence) -> list[Evidence]:
         return [replace(evidence, recordings={**evidence.recordings, "ft": evidence.recordings["icl"]})]
 
-    monkeypatch.setattr(experiment, "repeats", as_icl)
+    monkeypatch.setattr(outcome, "repeats", as_icl)
     _, folder = run(tmp_path / "wild", *arguments)
     status = json.loads((folder / "status.json").read_text())
     assert status["unstable"] is True and "becomes 1.000, which leaves its interval" in status["unstable_because"]
