@@ -12,25 +12,31 @@ from iclgd.runs.parsing import DamagedRun, parse_json, regular_bytes
 _MAY_DIFFER_WITH = {
     "code": (),
     "version": (),
+    "device": (),
+    "dtype": ("model.", "runtime.dtype"),
     "model": ("model.",),
     "wording": ("model.", "task.", "protocol."),
     "queries": ("task.",),
     "demonstrations": ("task.", "seed"),
+    "training": ("task.", "finetune.", "reference.", "metric.", "seed"),
+    "calibration": ("task.", "finetune.", "metric.", "seed"),
 }
 _NAMED = 3
 
 
 def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
-    """A sentence that names the inputs of which runs with equal settings had different ones; None if there are none.
+    """A sentence that names inputs in which runs differ, though no setting says so; None if there are none.
 
-    That happens where data, a model, code or versions changed between two commands that add to one sweep. Draws and
-    differences between them would then mean something else.
+    Code, versions and the device are compared across all runs, any other input among the runs whose settings for it
+    are equal. They differ where data, a model, code or versions changed between two commands that add to one sweep, or
+    where it ran on a GPU and on a CPU. Draws and differences between them would then mean something else.
     """
     seen: dict[tuple[str, ...], str] = {}
     mixed: dict[str, None] = {}
     for run in runs:
+        asked = run.settings | {"runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
         groups = {
-            starts: str([(key, value) for key, value in run.settings.items() if key.startswith(starts)])
+            starts: str([(key, value) for key, value in asked.items() if key.startswith(starts)])
             for starts in set(_MAY_DIFFER_WITH.values())
         }
         for part, value in _fingerprint(run).items():
