@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -173,9 +174,56 @@ def test_what_bears_on_numbers_is_in_the_digest_and_nothing_else():
         weight[0, 0] = weight[0, 0].nextafter(torch.tensor(9.0))
 
     assert differing(next_bit) == {"weights"}
-    assert differing(lambda other: other.bfloat16()) == {"weights"}
+    assert differing(lambda other: other.bfloat16()) == {"weights", "modules"}  # the rotary frequencies too
     assert differing(lambda other: setattr(other.config, "rms_norm_eps", 1e-3)) == {"config.json"}
     assert inputs_of(network, tiny_tokenizer(300))["tokenizer.json"] != inputs["tokenizer.json"]
+    assert differing(lambda other: other.model.rotary_emb.inv_freq.div_(2)) == {"modules"}
+    assert differing(lambda other: setattr(other.model.layers[0].self_attn, "num_key_value_groups", 1)) == {"modules"}
+    assert differing(lambda other: setattr(other.model.layers[0].self_attn, "is_causal", False)) == {"modules"}
+    assert differing(lambda other: setattr(other.model, "gradient_checkpointing", True)) == set()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_frequencies_that_grow_with_use_are_no_change(kind: str):
+    settings = {
+        "dynamic": {"factor": 2.0},
+        "longrope": {"factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    }
+    more = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 8, **settings[kind]}
+    network = tiny_network("llama", rope_parameters=more, max_position_embeddings=8)
+    before, frequencies = inputs_of(network, tiny_tokenizer()), network.model.rotary_emb.inv_freq.clone()
+    network(torch.ones(1, 20, dtype=torch.long))
+    assert not torch.equal(frequencies, network.model.rotary_emb.inv_freq)
+    assert inputs_of(network, tiny_tokenizer()) == before
+
+
+def observe(module: torch.nn.Module, args: object, output: object) -> None: ...
+
+
+class Own(torch.nn.Identity): ...
+
+
+def wrapped(network: PreTrainedModel) -> None:
+    forward = network.model.norm.forward
+    network.model.norm.forward = functools.wraps(forward)(lambda hidden: forward(hidden))
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        (lambda network: network.model.norm.register_forward_hook(observe), False),
+        (lambda network: setattr(network.model, "own", Own()), False),
+        (wrapped, False),
+        (lambda network: setattr(network.model.norm, "forward", functools.partial(type(network).forward, 1)), True),
+        (lambda network: network.enable_input_require_grads(), True),
+    ],
+)
+def test_code_of_ones_own_is_never_found_done(change: Callable[[PreTrainedModel], object], known: bool):
+    """It may have been edited under the same name, or read something else."""
+    network = tiny_network("llama")
+    change(network)
+    first, second = (inputs_of(network, tiny_tokenizer()) for _ in range(2))
+    assert {name for name in first if first[name] != second[name]} == (set() if known else {"modules"})
 
 
 def hooked(network: PreTrainedModel) -> object:

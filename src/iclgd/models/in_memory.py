@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
-import inspect
 import json
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from iclgd.models.acceptance import refusing
 from iclgd.models.self_test import TOLERANCE, some_tokens
 from iclgd.models.strangers_config import cleaned_config, cleaned_tokenizer_config
 
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate")  # their versions count already
+_OF_TRAINING = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
 _ON_DISK = "save it with save_pretrained and name its folder: model=hf model.name=FOLDER"
 
 
@@ -51,7 +54,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
         _write(network.config, tokenizer, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         inputs = {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
-        inputs |= {"weights": _digest(network), "modules": _built(model, network)}
+        inputs |= {"weights": _digest(network.state_dict()), "modules": _built(model, network)}
         revision = digest_of_text(json.dumps(inputs))[:16]
         in_memory[revision] = InMemory(model, network, folder, inputs)
         try:
@@ -99,9 +102,9 @@ def _without(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name != key}
 
 
-def _digest(network: PreTrainedModel) -> str:
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if tensor.is_meta or hasattr(tensor, "to_local"):
             raise ConfigError(f"the weights of the model are not all in this process's memory ({name}): {_ON_DISK}")
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
@@ -112,18 +115,48 @@ def _digest(network: PreTrainedModel) -> str:
 def _built(model: Any, network: PreTrainedModel) -> str:
     """A digest of what modules are, and of what hangs on the user's own, which neither config nor weights say.
 
-    Whatever of this changes what the model computes is refused when it is loaded, and must not be found done.
+    Whatever of this changes what the model computes is refused when it is loaded, and must not be found done. Code of
+    one's own, which may read anything, is new each time.
     """
     lines = []
     for name, module in network.named_modules():
-        numbers = sorted((key, value) for key, value in vars(module).items() if isinstance(value, float))
-        lines.append(f"{name} {type(module).__qualname__} {numbers}")
+        numbers = [(key, value) for key, value in sorted(vars(module).items()) if _is_number(key, value)]
+        lines.append(f"{name} {type(module).__qualname__} {numbers} {_digest(_unsaved(module))}")
     for name, module in model.named_modules():
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        added = [*hooks, *filter(inspect.isroutine, vars(module).values())]
-        lines += [f"{name} {getattr(one, '__qualname__', type(one).__qualname__)}" for one in added]
+        patches = [value for key, value in vars(module).items() if callable(value) and key not in _OF_TRAINING]
+        for one in (type(module), *hooks, *patches):
+            inner = _inner(one)
+            known = _origin(inner).partition(".")[0] in _LIBRARIES
+            what = getattr(inner, "__qualname__", type(inner).__qualname__)
+            lines.append(f"{name} {what} {getattr(one, 'keywords', '')}" if known else uuid.uuid4().hex)
         lines.append(f"{name} off" if getattr(module, "disable_adapters", False) is True else "")
     return digest_of_text(*lines)
+
+
+def _is_number(key: str, value: object) -> bool:
+    """Whether an attribute of a module is a number that its results may depend on."""
+    changing = key.startswith("_") or key in _OF_TRAINING or key.endswith("max_seq_len_cached")
+    return isinstance(value, int | float) and not changing
+
+
+def _unsaved(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A module's buffers that are not saved; where long prompts change the rotary ones, those that it began with."""
+    grows = any(kind in str(getattr(module, "rope_type", "")) for kind in ("dynamic", "longrope"))
+    own = {key: module._buffers[key] for key in module._non_persistent_buffers_set if "original" in key or not grows}
+    return {key: buffer for key, buffer in own.items() if buffer is not None}
+
+
+def _inner(one: Any) -> Any:
+    """The function in a partial or a method."""
+    while isinstance(one, functools.partial):
+        one = one.func
+    return getattr(one, "__func__", one)
+
+
+def _origin(one: Any) -> str:
+    """The module that code was written in; a wrapper claims that of what it wraps."""
+    return getattr(one, "__globals__", {}).get("__name__") or getattr(one, "__module__", None) or ""
 
 
 def copied(held: InMemory, arguments: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
