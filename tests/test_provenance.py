@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a model, a task and functions of the user's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for module in ("prov_metric", "prov_deep", "prov_once"):
+    for module in ("prov_metric", "prov_deep", "prov_once", "prov_compiled"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path / "cache"))
     shutil.copytree(paths.toy_model_folder(), "model")
@@ -151,15 +152,60 @@ def test_an_installed_package_counts_by_what_was_installed(folder, root, monkeyp
     Path("prov_metric.py").write_text("import prov_library\n" + Path("prov_metric.py").read_text())
     monkeypatch.syspath_prepend(place)
     monkeypatch.delitem(sys.modules, "prov_library", raising=False)
-    source_code.as_installed.cache_clear()
+    for known in (source_code.as_installed, source_code._distributions):
+        known.cache_clear()
 
-    def installed_again() -> None:
-        reword(str(record / "RECORD"), "=b", "=c")()
-        source_code.as_installed.cache_clear()  # as another process would see it
+    def again(path: Path, old: str, new: str) -> Callable[[], None]:
+        def edit() -> None:
+            reword(str(path), old, new)()
+            for known in (source_code.as_installed, source_code._distributions):
+                known.cache_clear()  # as another process would see it
+            source_code._loaded.clear()
+
+        return edit
 
     score = f"metric.scores.sim_aou.function={root}.far"
-    assert changed(installed_again, score) == ["prov_library, as installed"]
+    installed = ["prov_library, as installed"]
+    assert changed(again(record / "RECORD", "=b", "=c"), score) == installed
     assert not any(name.startswith("code torch") for name in parts(score).parts)
+    by_hand = changed(again(place / "prov_library" / "__init__.py", "\n", "\nSCALE = 2\n"), score)
+    assert by_hand == (["prov_library/__init__.py"] if root == "prov_library" else [])
+    (record / "RECORD").unlink()
+    assert changed(again(place / "prov_library" / "inner.py", "norm", "sum"), score) == installed
+    shutil.rmtree(record)
+    assert changed(again(place / "prov_library" / "inner.py", "sum", "norm"), score) == installed
+
+
+def test_every_distribution_counts_that_brings_an_installed_package(folder, monkeypatch):
+    for name in ("prov-space", "prov_one", "prov_two"):  # the first is called as the package and brings nothing of it
+        record = folder / f"{name}-1.0.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        own = "" if name == "prov-space" else f"prov_space/{name}.py,sha256=a,1\n"
+        (record / "RECORD").write_text(f"{own}{name}-1.0.dist-info/METADATA,,\n")
+    source_code._distributions.cache_clear()
+    found = source_code.as_installed.__wrapped__("prov_space")
+    for name in ("prov_one", "prov_two"):
+        reword(f"{name}-1.0.dist-info/METADATA", "1.0", "1.1")()
+        before, found = found, source_code.as_installed.__wrapped__("prov_space")
+        assert before != found
+
+
+def test_a_module_without_source_counts_by_its_bytes(folder):
+    Path("prov_metric.py").write_text("from prov_compiled import far\n")
+
+    def compiled(scale: int) -> None:
+        Path("text.txt").write_text(f"def far(icl, ft, zsl):\n    return icl[..., 0] * {scale}\n")
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH  # else it holds the time
+        py_compile.compile("text.txt", "prov_compiled.pyc", invalidation_mode=mode)
+        source_code._loaded.clear()  # as another process would see it
+
+    compiled(1)
+    for module in ("prov_metric", "prov_compiled"):
+        score = f"metric.scores.sim_aou.function={module}.far"
+        assert changed(lambda: compiled(2), score) == ["prov_compiled.pyc"]
+        assert changed(lambda: Path("prov_compiled.pyc").write_bytes(b""), score) == []  # this process has the old one
+        compiled(1)
 
 
 def test_a_function_that_lies_in_no_file_is_refused(folder):
@@ -167,7 +213,7 @@ def test_a_function_that_lies_in_no_file_is_refused(folder):
     exec("SCALE = 1\ndef far(icl, ft, zsl): return icl[..., 0] * SCALE", module.__dict__)
     sys.modules[module.__name__] = module
     try:
-        with pytest.raises(ConfigError, match=r"prov_typed_in\.far lies in no \.py file.*module"):
+        with pytest.raises(ConfigError, match=r"prov_typed_in\.far is not defined in a file.*module"):
             parts("metric.scores.sim_aou.function=prov_typed_in.far")
     finally:
         del sys.modules[module.__name__]

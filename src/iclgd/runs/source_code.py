@@ -1,8 +1,8 @@
 """The code that makes numbers, by content: this package's own, and the user's functions named by a dotted path.
 
 Comments, docstrings and layout do not count. Of a user's function its module's file counts, and every module of the
-user's that this one imports, directly or not; installed packages count by what was installed, the standard library
-not at all. Files that code opens by itself are not seen.
+user's that this one imports, directly or not, a compiled one too; installed packages count by what was installed,
+the standard library not at all. Files that code opens by itself are not seen.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from importlib import metadata
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 
 import iclgd
 from iclgd.config import ConfigError
-from iclgd.digests import digest_of_text, stamp_of
+from iclgd.digests import digest_of, digest_of_text, stamp_of
 
 _PACKAGE = Path(iclgd.__file__).resolve().parent
 # What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
@@ -35,8 +36,9 @@ _NO_NUMBERS = (
 COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")  # count by their versions, in every run
 _STANDARD = sys.stdlib_module_names - {"__main__"}
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+_MOST_FILES = 5000  # of a package that are read
 
-_loaded: dict[str, str] = {}  # by module, the digest of the source that this process has executed
+_loaded: dict[str, str] = {}  # by module, the digest of what this process has executed
 
 
 def normal(source: str, name: str) -> str:
@@ -89,16 +91,20 @@ def user_code(functions: Sequence[str]) -> dict[str, str]:
         before, top = set(sys.modules), module.split(".")[0]
         if top == _PACKAGE.name or not _import(module):
             continue
-        sources, packages = _sources(module)
-        if hasattr(sys.modules[module], name) and module not in sources and top not in packages | _STANDARD:
+        sources, others, packages = _sources(module)
+        counted = packages - _STANDARD - {*COMPUTING}
+        if top in counted and (file := _file(module)) is not None:
+            others[module] = file  # it may have been edited where it is installed
+        if hasattr(sys.modules[module], name) and module not in {*sources, *others} and top not in packages | _STANDARD:
             raise ConfigError(
-                f"{path} lies in no .py file, so that nobody could tell when it changes: put it into a module beside "
+                f"{path} is not defined in a file, so a change to it cannot be detected: put it into a module beside "
                 "the notebook or in the current folder"
             )
         _loaded.update(_just_executed(sources, before))
         _execute_changed(sources)
         digests |= {_label(name, file): normal(text, str(file)) for name, (file, text) in sources.items()}
-        counted = packages - _STANDARD - {*COMPUTING}
+        # as this process found them, for it does not load them again
+        digests |= {_label(name, file): _loaded.setdefault(name, digest_of(file)) for name, file in others.items()}
         digests |= {f"{package}, as installed": as_installed(package) for package in counted}
     return digests
 
@@ -117,28 +123,38 @@ def _label(module: str, file: Path) -> str:
     return "/".join(file.parts[-parts:])
 
 
+_distributions = functools.cache(metadata.packages_distributions)  # takes up to a second
+
+
 @functools.cache
 def as_installed(package: str) -> str:
-    """The version of the distribution that an installed package comes from, and a digest of its source."""
-    try:
-        found = metadata.distribution(package)  # most are called as their package is; to list all takes a second
-    except metadata.PackageNotFoundError:
-        names = metadata.packages_distributions().get(package)
-        if not names:
-            return "unknown"
-        found = metadata.distribution(names[0])
-    files = (found.read_text("RECORD") or "").splitlines()
-    return f"{found.version} {digest_of_text(*sorted(line for line in files if '.py,' in line))[:16]}"
+    """The versions of the distributions that an installed package comes from, and a digest of its source."""
+    names = _distributions().get(package, ())
+    found = [metadata.distribution(name) for name in sorted({*names})]
+    records = [[line for line in (each.read_text("RECORD") or "").splitlines() if ".py," in line] for each in found]
+    lines = sorted(chain(*records)) if records and all(records) else _files_of(package)
+    return " ".join([*(each.version for each in found), digest_of_text(*lines)[:16]])
 
 
-def _sources(root: str) -> tuple[dict[str, tuple[Path, str]], set[str]]:
+def _files_of(package: str) -> list[str]:
+    """The source files of an installed package that nobody has listed, each with a digest."""
+    spec = importlib.util.find_spec(package)
+    places = [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+    files = [file for place in places for file in sorted(islice(place.rglob("*.py"), _MOST_FILES))]
+    if spec is not None and not places and spec.origin:
+        files = [Path(spec.origin)]
+    return [f"{file.name} {digest_of(file)}" for file in files]
+
+
+def _sources(root: str) -> tuple[dict[str, tuple[Path, str]], dict[str, Path], set[str]]:
     """What the root's code consists of.
 
     Returns:
         By module, file and text of the root, its packages and the user's modules below, each after those it imports;
-        and the names of installed packages among these.
+        the files of modules among these that have no source, such as compiled ones; the names of installed packages.
     """
     found: dict[str, tuple[Path, str]] = {}
+    compiled: dict[str, Path] = {}
     packages: set[str] = set()
     seen: set[str] = set()
 
@@ -146,9 +162,11 @@ def _sources(root: str) -> tuple[dict[str, tuple[Path, str]], set[str]]:
         if name in seen:
             return
         seen.add(name)
-        top = name.split(".")[0]
-        if _is_installed(_file(top)) or _is_installed(file := _file(name)):
+        top, file = name.split(".")[0], _file(name)
+        if _is_installed(_file(top)) or _is_installed(file):
             packages.add(top)
+        elif file is not None and file.suffix != ".py":
+            compiled[name] = file
         elif file is not None:
             text = file.read_text("utf-8")
             package = name if file.stem == "__init__" else name.rpartition(".")[0]
@@ -158,11 +176,11 @@ def _sources(root: str) -> tuple[dict[str, tuple[Path, str]], set[str]]:
 
     for name in _with_packages(root):
         visit(name)
-    return found, packages
+    return found, compiled, packages
 
 
 def _file(name: str) -> Path | None:
-    """The source file of a module, without executing anything but the packages that it lies in."""
+    """The file of a module, without executing anything but the packages that it lies in."""
     if name.split(".")[0] == _PACKAGE.name:
         return None
     module = sys.modules.get(name)
@@ -174,7 +192,7 @@ def _file(name: str) -> Path | None:
             return None
         origin = spec.origin if spec is not None else None
     path = Path(origin).resolve() if origin else None
-    return path if path is not None and path.suffix == ".py" and path.is_file() else None
+    return path if path is not None and path.is_file() else None
 
 
 def _is_installed(file: Path | None) -> bool:
