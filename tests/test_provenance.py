@@ -280,13 +280,32 @@ def test_all_code_that_recording_imports_is_in_the_key_of_recordings():
     assert "iclgd/models/recorder.py" in files and files <= made_with("cpu")["code"].keys()
 
 
-def test_nothing_is_computed_with_code_that_changed_while_it_was_read(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "ahead", "mixed"),
+    [
+        ("iclgd.choices", 0, True),
+        ("iclgd.metrics", 0, True),
+        ("iclgd.choices", 10**12, True),  # ns: the time of its content lies ahead, but its entry's is now
+        ("iclgd", 0, False),  # nothing that counts has been read
+        ("iclgd.shown", 0, False),
+    ],
+)
+def test_nothing_is_computed_with_code_that_changed_while_it_was_read(tmp_path, before, ahead, mixed):
     shutil.copytree(Path(iclgd.__file__).parent, tmp_path / "iclgd", ignore=shutil.ignore_patterns("__pycache__"))
     program = (
-        "import iclgd, os\n"
-        "os.utime('iclgd/ranks.py', ns=(iclgd.BEGAN + 1, iclgd.BEGAN + 1))\n"  # a file system's clock ticks coarsely
-        "from iclgd import experiment\n"
+        f"import os, time, {before}\n"
+        "time.sleep(0.05)\n"  # a file system's clock ticks coarsely
+        f"os.utime('iclgd/ranks.py', ns=(0, time.time_ns() + {ahead}))\n"
+        "from iclgd import api, experiment\n"
         "experiment.run(None, None)"
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.stderr.endswith("RuntimeError: iclgd/ranks.py changed while iclgd was being loaded; start it again\n")
+    refused = ran.stderr.endswith("RuntimeError: iclgd/ranks.py changed while iclgd was being loaded; start it again\n")
+    assert refused == mixed and "Error: " in ran.stderr.splitlines()[-1]
+
+
+def test_a_run_reads_all_code_that_counts_at_once():
+    program = "import sys, iclgd.experiment; print(*sys.modules)"
+    names = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    counted = {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in own_code()}
+    assert counted <= {*names}

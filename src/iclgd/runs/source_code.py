@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 import iclgd
+from iclgd.choices import BEGAN, IMPORTED_BEFORE
 from iclgd.config import ConfigError
 from iclgd.digests import digest_of, digest_of_text, stamp_of
 
@@ -66,9 +67,12 @@ def own_code() -> dict[str, str]:
 
 
 def written_meanwhile() -> list[str]:
-    """The files of that code which were written since this process began, and of which it may hold either text."""
-    now = time.time_ns()  # a later stamp is that of a clock that was set back since
-    return [name for name, path in _own_files().items() if iclgd.BEGAN < max(stamp_of(path)[1:3]) <= now]
+    """The files of that code which were written since the first was imported, and of which it may hold either text."""
+    now = time.time_ns()  # a later stamp is that of a clock that was set back since, or one that was given to the file
+    times = {name: stamp_of(path)[1:3] for name, path in _own_files().items()}
+    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in times}
+    began = BEGAN if modules.isdisjoint(IMPORTED_BEFORE - {"iclgd.choices"}) else iclgd.BEGAN
+    return [name for name, both in times.items() if any(began < written <= now for written in both)]
 
 
 def _own_files() -> dict[str, Path]:
