@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from configs import config as config_of
 from harness_cases import write_harness_tasks
 from iclgd.config import Config, ConfigError
+from iclgd.digests import is_settled
 from iclgd.models import LanguageModel, assemble, load
 from iclgd.models.recorder import Question, RecordPlan, record
-from iclgd.tasks import Drawn, draw, encode
+from iclgd.tasks import Drawn, draw, encode, harness
 from iclgd.tasks.harness import _loaded
 from tiny import tiny_tokenizer
 
@@ -123,6 +125,34 @@ def test_rows_that_were_edited_are_read_again_by_the_same_process(tmp_path):
     assert not any("heron" in query.text for query in draw(run_of(file)).queries)
     rows.write_text(rows.read_text().replace('"premise": "', '"premise": "A heron. '))
     assert all("heron" in query.text for query in draw(run_of(file)).queries)
+
+
+def test_a_yaml_is_loaded_again_only_where_something_that_it_leads_to_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "is_settled", lambda stamp: True)
+    loads = []
+    monkeypatch.setattr(harness, "_loaded", lambda name: loads.append(name) or _loaded(name))
+    base, rows = write_harness_tasks(tmp_path)["claims"], tmp_path / "claims" / "test.jsonl"
+    file = tmp_path / "mine" / "claims.yaml"
+    file.parent.mkdir()
+    file.write_text("include: ../claims.yaml\n")
+
+    def loaded_at_each_of_two_draws() -> list[bool]:
+        counts = [len(loads)]
+        for _ in range(2):
+            draw(run_of(file))
+            counts.append(len(loads))
+        return [after > before for before, after in itertools.pairwise(counts)]
+
+    assert loaded_at_each_of_two_draws() == [True, False]
+    for changed in (file, base, rows):
+        changed.write_text(changed.read_text() + "\n")
+        assert loaded_at_each_of_two_draws() == [True, False]
+    (file.parent / "code.py").write_text("def text(doc): return 'Text: ' + doc['premise']\n")
+    file.write_text("include: ../claims.yaml\ndoc_to_text: !function code.text\n")
+    assert loaded_at_each_of_two_draws() == [True, True]
+    file.write_text("include: ../claims.yaml\n")
+    monkeypatch.setattr(harness, "is_settled", is_settled)
+    assert loaded_at_each_of_two_draws() == [True, True]  # it may change again within one tick of the clock
 
 
 def test_what_is_drawn_is_the_tasks_own_wording(tmp_path: Path):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from iclgd.config import ConfigError, TaskConfig
+from iclgd.digests import Stamp, is_settled, stamp_of
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.templates import brief
 from iclgd.tasks.wording import Example, Examples, Worded
@@ -26,8 +30,7 @@ def harness_task(task: TaskConfig) -> Worded:
         DataError: its rows cannot be had.
     """
     name = str(task.lm_eval)
-    # What a yaml leads to (rows, what it includes, code) may have changed since; a task by name is the package's.
-    found = _loaded(name) if name.endswith(_YAML) else _once(name)
+    found = _unchanged(name) if name.endswith(_YAML) else _once(name)  # a task by name is the package's own
     config, few = found.config, found.fewshot_cfg
     _refuse_other_kinds(name, found)
     trained_on = few.split or config.training_split or config.validation_split or config.test_split
@@ -71,6 +74,40 @@ def _loaded(name: str) -> Any:
 
 
 _once = functools.lru_cache(maxsize=4)(_loaded)
+_kept: dict[tuple[Path, Path], tuple[dict[Path, Stamp], Any]] = {}  # by working folder and yaml
+
+
+def _unchanged(name: str) -> Any:
+    """A yaml's task, loaded again unless the files that it was read from are known and as they were."""
+    key, began = (Path.cwd(), Path(name).expanduser().resolve()), time.time_ns()
+    stamps, found = _kept.pop(key, ({}, None))
+    if not stamps or not all(path.is_file() and stamp_of(path) == stamp for path, stamp in stamps.items()):
+        found = _loaded(name)
+        stamps = {path: stamp_of(path) for path in _files(key[1], found.config)}
+    if all(is_settled(stamp) and max(stamp[1:3]) < began for stamp in stamps.values()):
+        _kept[key] = (stamps, found)
+    return found
+
+
+def _files(file: Path, config: Any) -> list[Path]:
+    """The local files that a task was read from; none where they cannot be known, as where it has code of its own."""
+    files = [file]
+    for each in files:  # it grows by what these include
+        text = each.read_text("utf-8")
+        if "!function" in text:
+            return []
+        files += [
+            path for name in _listed(yaml.safe_load(text).get("include")) if (path := each.parent / name) not in files
+        ]
+    given = config.dataset_kwargs or {}
+    data = given.get("data_files")
+    rows = [Path(path) for part in (data.values() if isinstance(data, dict) else [data]) for path in _listed(part)]
+    elsewhere = "data_dir" in given or (not rows and Path(config.dataset_path or "").exists())
+    return [] if elsewhere or not all(path.is_file() for path in rows) else files + rows
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _refuse_other_kinds(name: str, found: Any) -> None:
