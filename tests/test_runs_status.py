@@ -223,8 +223,14 @@ def test_the_difference_brings_back_whatever_git_can_hold(tmp_path, monkeypatch)
         subprocess.run(["git", "-C", str(at), *author, *arguments], check=True, capture_output=True)
 
     def content(folder):
-        files = [path for path in folder.rglob("*") if ".git" not in path.parts and not path.is_dir()]
-        return {p.relative_to(folder).as_posix(): (p.lstat().st_mode, p.is_symlink() or p.read_bytes()) for p in files}
+        files = [p for p in folder.rglob("*") if ".git" not in p.parts and (p.is_symlink() or not p.is_dir())]
+        return {
+            path.relative_to(folder).as_posix(): (
+                path.lstat().st_mode,
+                os.readlink(path) if path.is_symlink() else path.read_bytes(),
+            )
+            for path in files
+        }
 
     root, clean = tmp_path / "root", tmp_path / "clean"
     root.mkdir()
@@ -245,23 +251,76 @@ def test_the_difference_brings_back_whatever_git_can_hold(tmp_path, monkeypatch)
         (root / name).write_text("" if name == "empty.py" else "C = 1")
     (root / "run.sh").write_text("echo\n")
     (root / "run.sh").chmod(0o755)
-    (root / "link").symlink_to("ab.py")
+    (root / "windows.py").write_bytes(b"E = 1\r\n\x0c\rF = 1\n\n")
+    for name, target in {"link": "ab.py", 'to a "folder\\': "../größe", "to nothing": "nowhere"}.items():
+        (root / name).symlink_to(target)
+    (tmp_path / "größe").mkdir()
     expected = content(root)
     (root / "latin.py").write_bytes("# größe\n".encode("latin-1"))
     (root / "image.bin").write_bytes(bytes(99))
     (root / "my_tokens.py").write_text("D = 1\n")
+    (root / "nul.txt").write_bytes(b"text\0")
+    (root / "broken").symlink_to("two\nlines")
+    git("init", "-q", "nested", at=root)
     (root / "keys.sh").write_text(f"export WANDB_API_KEY={'0a' * 20}\n")
     monkeypatch.setattr(environment.paths, "project_root", lambda: root)
     environment._checkout.cache_clear()
     patch = environment.source_patch()
     environment._checkout.cache_clear()
     assert "0a0a" not in patch and "+export WANDB_API_KEY=***" in patch
-    for name, why in {"latin.py": "UTF-8", "image.bin": "no text", "my_tokens.py": "may hold keys"}.items():
+    reasons = {"latin.py": "UTF-8", "image.bin": "no text", "nul.txt": "no text", "broken": "no text"}
+    for name, why in {**reasons, "my_tokens.py": "may hold keys", "nested/": "a repository of its own"}.items():
         assert any(name in line and why in line for line in patch.splitlines() if line.startswith("#"))
     (tmp_path / "source.patch").write_text(patch)
     git("apply", str(tmp_path / "source.patch"), at=clean)
     (clean / "keys.sh").unlink()
     assert content(clean) == expected
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with nine committed files, all that git is asked of it, and its difference as it is now."""
+
+    def git(*arguments, at="root"):
+        author = ("-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(tmp_path / at), *author, *arguments], check=True, capture_output=True)
+
+    def patch():
+        environment._checkout.cache_clear()
+        return environment.source_patch()
+
+    def ask(*arguments, **options):
+        asked.append(arguments)
+        return real(*arguments, **options)
+
+    asked, real, root = [], environment._git, tmp_path / "root"
+    root.mkdir()
+    git("init", "-q")
+    for number in range(9):
+        (root / f"{number}.py").write_text("".join(f"A{line} = 1\n" for line in range(9)))
+    git("add", ".")
+    git("commit", "-qm", "m")
+    git("clone", "-q", "root", "clean", at=".")
+    monkeypatch.setattr(environment.paths, "project_root", lambda: root)
+    monkeypatch.setattr(environment, "_git", ask)
+    yield root, patch, git, asked
+    environment._checkout.cache_clear()
+
+
+def test_git_is_not_asked_of_every_one_of_thousands_of_files(checkout, monkeypatch):
+    root, patch, _, asked = checkout
+    for number in range(1500):
+        (root / f"new_{number}.txt").touch()
+    made = patch()
+    assert len(asked) == 3 and made.startswith("# and 500 more\ndiff --git")  # revision, tracked, untracked files
+    for number in range(9):
+        (root / f"{number}.py").write_text("B = 1\n" * 50)
+    whole = len(patch().partition("diff --git a/1.py")[0].partition("diff --git")[2])
+    monkeypatch.setattr(environment, "_PATCH", 3 * whole + 50)
+    asked.clear()
+    made = patch()
+    assert len(asked) == 3 + 3 and made.count("diff --git") == 3
+    assert "# and 1506 more\ndiff --git" in made
 
 
 def test_on_a_terminal_progress_is_drawn_and_lines_stand_above_it(monkeypatch):

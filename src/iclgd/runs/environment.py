@@ -24,6 +24,7 @@ _PACKAGES = (
 _RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices", "iclgd/seeding", "iclgd/ranks")
 _PATCH = 1_000_000  # bytes of a difference from the revision, at most
 _LARGEST = 10_000_000  # bytes of a file of which git is asked
+_FILES = 1000  # looked at, at most: git is asked of each one that it knows
 _SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|p12)$|secret|token", re.IGNORECASE)
 
 
@@ -84,7 +85,7 @@ def source_patch() -> str:
     """How this checkout differs from its revision, as `git apply` reads it; empty where it does not.
 
     Files that git ignores are left out, as are, with a word at the top, new ones that may hold keys or are no text, and
-    what would exceed a megabyte. Keys are struck out.
+    what would exceed a megabyte or a thousand files. Keys are struck out.
     """
     return _checkout()[1]
 
@@ -99,43 +100,69 @@ def _checkout() -> tuple[Mapping[str, Any], str]:
         head = _git("rev-parse", "HEAD").strip()
         tracked = _git("diff", "HEAD", "--name-only", "--no-renames", "-z").split("\0")[:-1]
         untracked = _git("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
-        patch, notes = "", []
-        for name in [*sorted(tracked), *sorted(untracked)]:
-            change, left_out = _change(root, name, name in untracked)
-            if len((patch + change).encode()) > _PATCH:
-                change, left_out = "", "too large"
-            patch += change
-            notes += [f"# {name!a} differs, but is not here: {left_out}\n"] if left_out else []
+        patch = _patch(root, sorted(tracked), sorted(untracked))
     except (OSError, subprocess.SubprocessError):
         return unknown
-    facts = {"revision": head, "dirty": bool(tracked or untracked), "untracked": bool(untracked)}
-    return facts, without_secrets("".join(notes)[: _PATCH // 10] + patch)
+    return {"revision": head, "dirty": bool(tracked or untracked), "untracked": bool(untracked)}, patch
 
 
-def _change(root: Path, name: str, untracked: bool) -> tuple[str, str]:
-    """How a file differs, as a patch, and why it is left out if it is."""
-    path = root / name
+def _patch(root: Path, tracked: list[str], untracked: list[str]) -> str:
+    names = [*tracked, *untracked]
+    patch, notes, size, looked_at = list[str](), list[str](), 0, 0
+    for looked_at, name in enumerate(names[:_FILES], 1):
+        change, left_out = _change(root / name, name, looked_at > len(tracked), _PATCH - size)
+        patch.append(change)
+        size += len(change.encode())
+        notes += [f"# {name!a} differs, but is not here: {left_out}\n"] if left_out else []
+        if size > 0.9 * _PATCH:
+            break
+    text = "".join(notes)[: _PATCH // 10]
+    if more := len(names) - looked_at:
+        text += f"# and {more} more\n"
+    return "".join([without_secrets(text), *patch])
+
+
+def _change(path: Path, name: str, untracked: bool, room: int) -> tuple[str, str]:
+    """How a file differs, as a patch of at most `room` bytes, and why it is left out if it is."""
     if untracked and _SECRET.search(name):
         return "", "by its name it may hold keys"
-    if path.is_file() and path.stat().st_size > _LARGEST:
-        return "", "too large"
-    # Nothing of the user's configuration may change what `git apply` reads.
-    plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-    what = ("--no-index", *plain, "--", "/dev/null", name) if untracked else (*plain, "HEAD", "--", name)
+    if name.endswith("/"):
+        return "", "it is a repository of its own"
     try:
-        change = _git("diff", *what, errors="strict")
-    except UnicodeDecodeError:
+        if path.is_file() and path.lstat().st_size > (room if untracked else _LARGEST):
+            return "", "too large"
+        # Nothing of the user's configuration may change what `git apply` reads.
+        plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+        change = _added(path, name) if untracked else _git("diff", *plain, "HEAD", "--", name, errors="strict")
+        if len(change.encode()) > room:
+            return "", "too large"
+    except UnicodeError:
         return "", "it is no text in UTF-8"
-    if untracked and "\nGIT binary patch\n" in change:  # in which keys could not be seen
-        return "", "it is no text"
-    return change, ""
+    except OSError:
+        return "", "it cannot be read"
+    return without_secrets(change), ""
+
+
+def _added(path: Path, name: str) -> str:
+    """A new file as a patch, without a git process for each: there may be thousands."""
+    link = path.is_symlink()
+    text = os.readlink(path) if link else path.read_bytes().decode()
+    if not (text.isprintable() if link else "\0" not in text):
+        raise UnicodeError("no text")
+    mode = 120000 if link else 100755 if path.stat().st_mode & 0o100 else 100644
+    quoted = "".join(chr(b) if 31 < b < 127 and chr(b) not in '"\\' else f"\\{b:03o}" for b in os.fsencode(name))
+    patch = f'diff --git "a/{quoted}" "b/{quoted}"\nnew file mode {mode}\n'
+    if text:
+        lines = text.removesuffix("\n").split("\n")
+        patch += f'--- /dev/null\n+++ "b/{quoted}"\n@@ -0,0 +1,{len(lines)} @@\n'
+        patch += "".join(f"+{line}\n" for line in lines)
+        patch += "" if text.endswith("\n") else "\\ No newline at end of file\n"
+    return patch
 
 
 def _git(*arguments: str, errors: str = "surrogateescape") -> str:
     command = ["git", "--literal-pathspecs", "-C", str(paths.project_root()), *arguments]
-    done = subprocess.run(command, capture_output=True, timeout=10)
-    if done.returncode and not ("--no-index" in arguments and done.returncode == 1):  # 1: it differs
-        done.check_returncode()
+    done = subprocess.run(command, capture_output=True, timeout=10, check=True)
     return done.stdout.decode("utf-8", errors)
 
 
