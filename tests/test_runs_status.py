@@ -323,6 +323,19 @@ def test_git_is_not_asked_of_every_one_of_thousands_of_files(checkout, monkeypat
     assert "# and 1506 more\ndiff --git" in made
 
 
+def test_what_is_left_out_is_listed_in_whole_lines(checkout, monkeypatch):
+    root, patch, _, _ = checkout
+    monkeypatch.setattr(environment, "_PATCH", 10_000)
+    for number in range(99):
+        (root / f"token_{number}.txt").touch()
+    (root / "zoo.py").write_text("C = 1\n")
+    notes, _, change = patch().partition("diff --git")
+    *lines, last = notes.splitlines()
+    assert notes.endswith("\n") and len(notes) < 1020 and "+C = 1\n" in change
+    assert all(line.endswith("by its name it may hold keys") for line in lines)
+    assert last == f"# and {99 - len(lines)} more"
+
+
 def test_on_a_terminal_progress_is_drawn_and_lines_stand_above_it(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)

@@ -116,8 +116,9 @@ def _patch(root: Path, tracked: list[str], untracked: list[str]) -> str:
         notes += [f"# {name!a} differs, but is not here: {left_out}\n"] if left_out else []
         if size > 0.9 * _PATCH:
             break
-    text = "".join(notes)[: _PATCH // 10]
-    if more := len(names) - looked_at:
+    text = "".join(notes)
+    text = text[: text.rfind("\n", 0, _PATCH // 10) + 1]
+    if more := len(names) - looked_at + len(notes) - text.count("\n"):
         text += f"# and {more} more\n"
     return "".join([without_secrets(text), *patch])
 
