@@ -298,6 +298,8 @@ def checkout(tmp_path, monkeypatch):
     git("init", "-q")
     for number in range(9):
         (root / f"{number}.py").write_text("".join(f"A{line} = 1\n" for line in range(9)))
+    (root / "2.py").write_text(f'API_KEY = "{"0a" * 20}"\nA = 1\n')
+    (root / "3.py").write_text(f'API_KEY = "{"0a" * 20}"\nA = 1\n')
     git("add", ".")
     git("commit", "-qm", "m")
     git("clone", "-q", "root", "clean", at=".")
@@ -305,6 +307,19 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "_git", ask)
     yield root, patch, git, asked
     environment._checkout.cache_clear()
+
+
+def test_a_key_in_lines_that_are_not_new_keeps_its_file_out(checkout, tmp_path):
+    root, patch, git, _ = checkout
+    (root / "1.py").write_text(f'API_KEY = "{"0b" * 20}"\n')
+    (root / "2.py").write_text((root / "2.py").read_text() + "B = 1\n")
+    (root / "3.py").write_text("A = 1\n")
+    made = patch()
+    assert '+API_KEY = "***"' in made and "0a0a" not in made and "0b0b" not in made
+    why = "differs, but is not here: keys stand in lines that are not new"
+    assert made.startswith(f"# '2.py' {why}\n# '3.py' {why}\ndiff --git")
+    (tmp_path / "source.patch").write_text(made)
+    git("apply", str(tmp_path / "source.patch"), at="clean")
 
 
 def test_git_is_not_asked_of_every_one_of_thousands_of_files(checkout, monkeypatch):
@@ -319,8 +334,8 @@ def test_git_is_not_asked_of_every_one_of_thousands_of_files(checkout, monkeypat
     monkeypatch.setattr(environment, "_PATCH", 3 * whole + 50)
     asked.clear()
     made = patch()
-    assert len(asked) == 3 + 3 and made.count("diff --git") == 3
-    assert "# and 1506 more\ndiff --git" in made
+    assert len(asked) == 3 + 5 and made.count("diff --git") == 3  # 2.py and 3.py hold keys
+    assert "\n# and 1504 more\ndiff --git" in made
 
 
 def test_what_is_left_out_is_listed_in_whole_lines(checkout, monkeypatch):

@@ -85,7 +85,8 @@ def source_patch() -> str:
     """How this checkout differs from its revision, as `git apply` reads it; empty where it does not.
 
     Files that git ignores are left out, as are, with a word at the top, new ones that may hold keys or are no text, and
-    what would exceed a megabyte or a thousand files. Keys are struck out.
+    what would exceed a megabyte or a thousand files. Keys are struck out of lines that were added; a file that holds
+    them beside these is left out.
     """
     return _checkout()[1]
 
@@ -141,7 +142,11 @@ def _change(path: Path, name: str, untracked: bool, room: int) -> tuple[str, str
         return "", "it is no text in UTF-8"
     except OSError:
         return "", "it cannot be read"
-    return without_secrets(change), ""
+    lines = change.split("\n")
+    struck = [without_secrets(line) for line in lines]
+    if any(new != old and not old.startswith("+") for new, old in zip(struck, lines, strict=True)):
+        return "", "keys stand in lines that are not new"
+    return "\n".join(struck), ""
 
 
 def _added(path: Path, name: str) -> str:
