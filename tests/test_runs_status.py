@@ -163,6 +163,21 @@ def test_the_environment_holds_versions_and_no_secrets(monkeypatch):
     assert "0123456789abcdef" not in text and os.path.expanduser("~") not in text
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: One @ 2GHz\n\nprocessor\t: 1\nmodel name\t: Other\n", "One @ 2GHz"),
+        (2 * "CPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\n", "aarch64, CPU implementer 0x41, CPU part 0xd0c"),
+        ("model name\t: \nCPU part\t: 0xd0c\nCPU part\t: 0xd4f\n", "aarch64, CPU part 0xd0c"),
+        ("", "aarch64"),
+    ],
+)
+def test_a_processor_is_told_from_another_on_arm_too(monkeypatch, content, name):
+    monkeypatch.setattr(environment.Path, "read_text", lambda *_, **__: content)
+    monkeypatch.setattr(environment.platform, "processor", lambda: "aarch64")
+    assert environment.processor.__wrapped__().rpartition(", ")[0] == name
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
 def test_the_revision_is_the_checkout_s():
     found = environment.revision()

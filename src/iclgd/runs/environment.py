@@ -66,8 +66,10 @@ def processor() -> str:
 
     name = platform.processor() or platform.machine()
     with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+        told = re.findall(r"^(model name|CPU implementer|CPU part)[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
+        first = dict(reversed(told))  # the first core's; ARM's have numbers in place of a name
+        name = ", ".join([first.pop("model name", name), *(f"{key} {first[key]}" for key in sorted(first))])
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
