@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from command_line import ROOT
-from iclgd.runs import environment, process, progress, status
+from iclgd.runs import checkout, environment, process, progress, status
 from iclgd.runs.execute import Ending, Outcome
 from iclgd.runs.folder import RunFolder, State, Status
 from iclgd.runs.invocation import Invocation
@@ -180,17 +180,17 @@ def test_a_processor_is_told_from_another_on_arm_too(monkeypatch, content, name)
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
 def test_the_revision_is_the_checkout_s():
-    found = environment.revision()
+    found = checkout.revision()
     assert found["revision"] is None or len(found["revision"]) == 40
     assert found["dirty"] in (True, False, None)
 
 
 def test_the_revision_is_unknown_outside_a_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment.paths, "project_root", lambda: tmp_path)
-    environment._checkout.cache_clear()
-    assert environment.revision() == {"revision": None, "dirty": None, "untracked": None}
-    assert environment.source_patch() == ""
-    environment._checkout.cache_clear()
+    monkeypatch.setattr(checkout.paths, "project_root", lambda: tmp_path)
+    checkout._checkout.cache_clear()
+    assert checkout.revision() == {"revision": None, "dirty": None, "untracked": None}
+    assert checkout.source_patch() == ""
+    checkout._checkout.cache_clear()
 
 
 def test_status_reads_what_it_writes():
@@ -207,9 +207,9 @@ def test_what_differs_from_the_revision_is_kept_without_secrets(tmp_path, monkey
         (tmp_path / name).write_text(text)
     git("add", ".")
     git("-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qm", "m")
-    monkeypatch.setattr(environment.paths, "project_root", lambda: tmp_path)
-    environment._checkout.cache_clear()
-    assert environment.revision()["dirty"] is False and environment.source_patch() == ""
+    monkeypatch.setattr(checkout.paths, "project_root", lambda: tmp_path)
+    checkout._checkout.cache_clear()
+    assert checkout.revision()["dirty"] is False and checkout.source_patch() == ""
     token = "hf_" + "a" * 30
     for name, text in {
         "a.py": f"A = 2  # {token}\n",
@@ -219,9 +219,9 @@ def test_what_differs_from_the_revision_is_kept_without_secrets(tmp_path, monkey
         "large.py": "D = 6\n" * 200_000,
     }.items():
         (tmp_path / name).write_text(text)
-    environment._checkout.cache_clear()
-    assert {**environment.revision(), "revision": None} == {"revision": None, "dirty": True, "untracked": True}
-    patch = environment.source_patch()
+    checkout._checkout.cache_clear()
+    assert {**checkout.revision(), "revision": None} == {"revision": None, "dirty": True, "untracked": True}
+    patch = checkout.source_patch()
     assert "+A = 2  # ***" in patch and "+B = 3" in patch and token not in patch
     assert not any(word in patch for word in ("C = 4", "KEY", "D = 6"))
     git("checkout", "-q", "a.py")
@@ -229,7 +229,7 @@ def test_what_differs_from_the_revision_is_kept_without_secrets(tmp_path, monkey
     (tmp_path / "change").write_text(patch)
     git("apply", "change")
     assert (tmp_path / "new.py").read_text() == "B = 3"
-    environment._checkout.cache_clear()
+    checkout._checkout.cache_clear()
 
 
 def test_the_difference_brings_back_whatever_git_can_hold(tmp_path, monkeypatch):
@@ -278,10 +278,10 @@ def test_the_difference_brings_back_whatever_git_can_hold(tmp_path, monkeypatch)
     (root / "broken").symlink_to("two\nlines")
     git("init", "-q", "nested", at=root)
     (root / "keys.sh").write_text(f"export WANDB_API_KEY={'0a' * 20}\n")
-    monkeypatch.setattr(environment.paths, "project_root", lambda: root)
-    environment._checkout.cache_clear()
-    patch = environment.source_patch()
-    environment._checkout.cache_clear()
+    monkeypatch.setattr(checkout.paths, "project_root", lambda: root)
+    checkout._checkout.cache_clear()
+    patch = checkout.source_patch()
+    checkout._checkout.cache_clear()
     assert "0a0a" not in patch and "+export WANDB_API_KEY=***" in patch
     reasons = {"latin.py": "UTF-8", "image.bin": "no text", "nul.txt": "no text", "broken": "no text"}
     for name, why in {**reasons, "my_tokens.py": "may hold keys", "nested/": "a repository of its own"}.items():
@@ -293,7 +293,7 @@ def test_the_difference_brings_back_whatever_git_can_hold(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def repository(tmp_path, monkeypatch):
     """A repository with nine committed files, all that git is asked of it, and its difference as it is now."""
 
     def git(*arguments, at="root"):
@@ -301,14 +301,14 @@ def checkout(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", str(tmp_path / at), *author, *arguments], check=True, capture_output=True)
 
     def patch():
-        environment._checkout.cache_clear()
-        return environment.source_patch()
+        checkout._checkout.cache_clear()
+        return checkout.source_patch()
 
     def ask(*arguments, **options):
         asked.append(arguments)
         return real(*arguments, **options)
 
-    asked, real, root = [], environment._git, tmp_path / "root"
+    asked, real, root = [], checkout._git, tmp_path / "root"
     root.mkdir()
     git("init", "-q")
     for number in range(9):
@@ -318,14 +318,14 @@ def checkout(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-qm", "m")
     git("clone", "-q", "root", "clean", at=".")
-    monkeypatch.setattr(environment.paths, "project_root", lambda: root)
-    monkeypatch.setattr(environment, "_git", ask)
+    monkeypatch.setattr(checkout.paths, "project_root", lambda: root)
+    monkeypatch.setattr(checkout, "_git", ask)
     yield root, patch, git, asked
-    environment._checkout.cache_clear()
+    checkout._checkout.cache_clear()
 
 
-def test_a_key_in_lines_that_are_not_new_keeps_its_file_out(checkout, tmp_path):
-    root, patch, git, _ = checkout
+def test_a_key_in_lines_that_are_not_new_keeps_its_file_out(repository, tmp_path):
+    root, patch, git, _ = repository
     (root / "1.py").write_text(f'API_KEY = "{"0b" * 20}"\n')
     (root / "2.py").write_text((root / "2.py").read_text() + "B = 1\n")
     (root / "3.py").write_text("A = 1\n")
@@ -337,8 +337,8 @@ def test_a_key_in_lines_that_are_not_new_keeps_its_file_out(checkout, tmp_path):
     git("apply", str(tmp_path / "source.patch"), at="clean")
 
 
-def test_git_is_not_asked_of_every_one_of_thousands_of_files(checkout, monkeypatch):
-    root, patch, _, asked = checkout
+def test_git_is_not_asked_of_every_one_of_thousands_of_files(repository, monkeypatch):
+    root, patch, _, asked = repository
     for number in range(1500):
         (root / f"new_{number}.txt").touch()
     made = patch()
@@ -346,16 +346,16 @@ def test_git_is_not_asked_of_every_one_of_thousands_of_files(checkout, monkeypat
     for number in range(9):
         (root / f"{number}.py").write_text("B = 1\n" * 50)
     whole = len(patch().partition("diff --git a/1.py")[0].partition("diff --git")[2])
-    monkeypatch.setattr(environment, "_PATCH", 3 * whole + 50)
+    monkeypatch.setattr(checkout, "_PATCH", 3 * whole + 50)
     asked.clear()
     made = patch()
     assert len(asked) == 3 + 5 and made.count("diff --git") == 3  # 2.py and 3.py hold keys
     assert "\n# and 1504 more\ndiff --git" in made
 
 
-def test_what_is_left_out_is_listed_in_whole_lines(checkout, monkeypatch):
-    root, patch, _, _ = checkout
-    monkeypatch.setattr(environment, "_PATCH", 10_000)
+def test_what_is_left_out_is_listed_in_whole_lines(repository, monkeypatch):
+    root, patch, _, _ = repository
+    monkeypatch.setattr(checkout, "_PATCH", 10_000)
     for number in range(99):
         (root / f"token_{number}.txt").touch()
     (root / "zoo.py").write_text("C = 1\n")

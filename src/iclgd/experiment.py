@@ -22,7 +22,8 @@ from iclgd.metrics import required_inputs
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.models.placement import check_processes, devices_of
 from iclgd.records import Recording, axes_of
-from iclgd.runs.environment import environment, source_patch
+from iclgd.runs.checkout import source_patch
+from iclgd.runs.environment import environment
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
