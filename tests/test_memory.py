@@ -60,6 +60,14 @@ def test_layers_are_dealt_out_in_turn_and_the_rest_waits_elsewhere():
     assert total == pytest.approx(several.weights + several.trained)
 
 
+def test_small_sizes_are_written_without_exponents():
+    found = memory.Estimate(9e-5, 0.001, 0.0, {"cpu": 2.04}, 0.04, 1e-12, 0.00099)
+    assert str(found) == (
+        "estimate: cpu 2.0 GB (weights <0.001, training 0.001, activations 0), recordings 0.04 GB, cache <0.001 GB, "
+        "about <0.001 min"
+    )
+
+
 def test_more_queries_and_layers_take_longer():
     longer = dataclasses.replace(SMALL, task=dataclasses.replace(SMALL.task, queries=1000))
     assert estimated("llama", longer).minutes > estimated("llama").minutes > 0

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from iclgd import command, paths
+from iclgd import command, paths, rerun
 
 SMALL = (
     *("model=toy", "task=toy", "tracking=none", "task.queries=3", "task.shots=3"),
@@ -51,8 +51,19 @@ def test_a_folder_of_ones_own_settings_serves_there_too(folder, tmp_path):
     (tmp_path / "own" / "finetune").mkdir(parents=True)
     text = (paths.config_folder() / "finetune" / "gd.yaml").read_text().replace("name: gd", "name: mine")
     (tmp_path / "own" / "finetune" / "mine.yaml").write_text(text)
-    [again] = start("--rerun", str(folder), "--config-dir", "own", "finetune=mine")
+    [again] = start("--rerun", str(folder), "finetune=mine", "--config-dir=own")
     assert settings(again)["finetune"]["name"] == "mine"
+    for option in (["--config-dir", "own"], ["-cd", "own"], ["-cd=own"]):
+        made = rerun.composed_from(["--rerun", str(folder), *option, "seed=1"], tmp_path)
+        assert made == ["--config-dir", str(tmp_path), "--config-name", "rerun", "seed=1"]
+        assert yaml.safe_load((tmp_path / "rerun.yaml").read_text())["hydra"]["searchpath"][-1].endswith("/own")
+
+
+def test_a_folder_of_settings_without_a_name_is_refused(folder, capsys):
+    for before in ([], ["--rerun", str(folder)]):
+        for option in (["-cd"], ["--config-dir"], ["--config-dir="], ["--config-dir", "-m"]):
+            assert command.run([*before, "seed=1", *option]).code == 2
+            assert f"iclgd: {option[0].rstrip('=')} needs a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--rerun",), ("--rerun", "nowhere")])

@@ -18,7 +18,33 @@ def test_keys_are_hidden_and_revisions_are_not(monkeypatch):
     assert without_secrets(text) == f"https://***@mirror.example/api: ***, ***, ***, revision {REVISION}"
 
 
-@pytest.mark.parametrize("text", ["user@host", "https://example.org/a@b", "a // b @ c", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'os.environ["WANDB_API_KEY"] = "{}"',
+        'os.environ.setdefault("WANDB_API_KEY", "{}")',
+        "wandb.login(key='{}')",
+        'API_KEY: str = "{}"',
+        "API_KEY: Final[str | None] = b'{}'",
+        "api_key: {}",
+        '{{"apiKey": "{}"}}',
+        "export WANDB_API_KEY={}",
+        'if token == "{}":',
+        "password := '{}'",
+    ],
+)
+def test_keys_are_hidden_as_code_and_settings_write_them(text):
+    assert without_secrets(text.format("0a1b" * 5)) == text.format("***")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("user@host", "https://example.org/a@b", "a // b @ c", ""),
+        *('PAD_TOKEN = "some_ordinary_marker"', "KEY = learning_rate_schedule", "get(key, block_12_projection)"),
+        *("+KEY:\n-identifier_long_1", "KEY =\n    identifier_long_1", "num_key_value_heads: 1234567890123456"),
+    ],
+)
 def test_other_texts_stay(text):
     assert without_secrets(text) == text
 

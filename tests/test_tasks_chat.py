@@ -104,6 +104,30 @@ def test_a_template_that_writes_the_date_gives_the_same_prompt_on_every_day():
     assert conversation(tokenizer(DATED)).opening.startswith("\n<|im_start|>Today Date: 26 Jul 2024<|im_end|>")
 
 
+@pytest.mark.parametrize(
+    ("form", "date"),
+    [("%-d %B %Y", "26 July 2024"), ("%F, %e/%-m", "2024-07-26, 26/7"), ("%T %-H:%-M", "00:00:00 0:0")],
+)
+def test_a_date_is_written_in_the_form_that_a_template_asks_for(form, date):
+    for called in (f"'{form}'", f"format='{form}'"):
+        parts = conversation(tokenizer(DATED.replace("'%d %b %Y'", called)))
+        assert parts.opening.startswith(f"\n<|im_start|>Today Date: {date}<|im_end|>")
+
+
+@pytest.mark.parametrize("form", ["%d %Q", "%%d", "%_d", "%s"])
+def test_a_form_of_dates_that_is_not_known_is_refused(form):
+    with pytest.raises(ConfigError, match=rf"writes the date as {form}, which is not known\): set model\.chat"):
+        conversation(tokenizer(DATED.replace("%d %b %Y", form)))
+
+
+@pytest.mark.parametrize("begin", ["", "    ", "\n", "\n\n  ", "x\n    ", "{# a #}\n  "])
+def test_a_template_without_a_date_is_read_as_it_is(begin):
+    made, turns = tokenizer(begin + SMOLLM2), [{"role": "user", "content": "one"}]
+    whole = made.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    parts = conversation(made)
+    assert parts.opening + parts.user + "one" + parts.answer == whole
+
+
 def test_templates_whose_turns_depend_on_their_place_are_refused():
     with pytest.raises(ConfigError, match=r"does not write all turns alike.*model\.chat=none"):
         conversation(tokenizer(NUMBERED))

@@ -316,8 +316,11 @@ def test_what_a_run_calls_its_variant_and_scores_is_told(tmp_path, whole):
     content["finetune"]["label"], content["metric"]["scores"]["sim_aou"]["better"] = "GD", "lower"
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     sign(folder, "config.yaml")
-    told = [note.partition(": ")[2] for note in verify(folder, 1).notes if note.startswith("set by")]
-    assert told == ["metric.scores.sim_aou.better=lower (here higher)", "finetune.label=GD (here LCGD)"]
+    told = [note.partition(": ")[2] for note in verify(folder, 1).notes if note.startswith("set in this run: ")]
+    assert told == [
+        "metric.scores.sim_aou.better=lower (conf here has higher)",
+        "finetune.label=GD (conf here has LCGD)",
+    ]
 
 
 def test_nobody_knows_beforehand_which_queries_are_asked_again():
@@ -372,17 +375,68 @@ def test_amplified_rounding_excuses_another_machine_and_the_naive_way_but_not_th
 def test_a_run_of_another_processor_is_told_and_judged_so(tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    assert not any("processor" in note for note in verify(folder, 1).notes)
-    edited_json("environment.json", lambda content: content.update(processor="Z80", threads=64))(folder)
-    notes = " ".join(verify(folder, 1).notes)
-    assert "differs here: the processor (Z80, now " in notes and "the threads (64, now 1)" in notes
+    assert not any("processor" in note for note in verify(folder, None).notes)
+    edited_json("environment.json", lambda content: content.update(processor="Z80"))(folder)
+    verdict = verify(folder, None)
+    assert verdict.problems == []
+    assert any(note.startswith("differs here: the processor (Z80, now ") for note in verdict.notes)
+    for name, column in (("losses", "loss"), ("gradient_norms", "value")):
+        edited = tmp_path / name
+        shutil.copytree(folder, edited)
+        frame = pd.read_parquet(edited / f"{name}.parquet")
+        frame.loc[0, column] *= 1.05
+        frame.to_parquet(edited / f"{name}.parquet", index=False)
+        sign(edited, f"{name}.parquet")
+        assert [problem.partition(":")[0] for problem in verify(edited, 1).problems] == [
+            f"{name}.parquet is not what is computed again"
+        ]
+
+
+def test_a_run_is_checked_with_the_threads_that_made_it(tmp_path, whole):
+    folder, before = tmp_path / "run", torch.get_num_threads()
+    shutil.copytree(whole, folder)
+    edited_json("environment.json", lambda content: content.update(threads=before + 1))(folder)
+    verdict = verify(folder, 1)
+    assert verdict.problems == [] and not any("differs here" in note for note in verdict.notes)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_that_is_none_is_no_number_like_another(tmp_path, whole, value):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    frame = pd.read_parquet(folder / "losses.parquet")
+    frame.loc[1, "loss"] = value
+    frame.to_parquet(folder / "losses.parquet", index=False)
+    sign(folder, "losses.parquet")
+    assert verify(folder, 1).problems == ["losses.parquet is not what is computed again: loss/1"]
+
+
+def test_files_of_another_shape_are_a_problem_and_no_traceback(tmp_path, whole):
+    folder = tmp_path / "rows"
+    shutil.copytree(whole, folder)
+    tensors = load_file(folder / "recordings.safetensors")
+    tensors["zsl.attention_output"] = tensors["zsl.attention_output"][:1].clone()
+    save_file(tensors, folder / "recordings.safetensors")
+    sign(folder, "recordings.safetensors")
+    assert verify(folder, 1).problems == ["recordings.safetensors has 1 queries of zsl.attention_output, not 3"]
+    folder = tmp_path / "text"
+    shutil.copytree(whole, folder)
+    edited_scores(lambda frame: frame.assign(example=frame.example.map(str)))(folder)
+    (problem,) = verify(folder, 1).problems
+    assert problem.startswith("it cannot be checked: ")
 
 
 def test_in_half_precision_rounding_explains_more(tmp_path):
-    verdict = verify(made(tmp_path / "run", "finetune=lcgd", "runtime.dtype=bfloat16"), 2)
+    folder = made(tmp_path / "run", "finetune=lcgd", "runtime.dtype=bfloat16")
+    verdict = verify(folder, None)
     assert verdict.problems == []
     assert max(line.naive for line in verdict.scores if line.naive is not None) > TOLERANCE
     assert torch.get_default_dtype() is torch.float32
+    edited_scores(lambda frame: frame.assign(value=frame.value.where(frame.score != "sim_am", frame.value - 0.1)))(
+        folder
+    )
+    assert any(problem.startswith("score sim_am is off") for problem in verify(folder, None).problems)
 
 
 def test_data_that_moved_are_taken_from_where_this_machine_has_them(tmp_path, monkeypatch):

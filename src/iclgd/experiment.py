@@ -8,22 +8,22 @@ from collections.abc import Hashable
 from dataclasses import asdict, replace
 from typing import Any
 
-import pandas as pd
 import torch
 
 from iclgd import __version__, tracking
 from iclgd.choices import Placement, Procedure
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
 from iclgd.evidence import Laboratory, gather, reference_prompts
-from iclgd.evidence.outcome import flips, jitter, kept_tensors, means_so_far, model_facts, sanity, trace_tables
+from iclgd.evidence.outcome import kept_tensors, means_so_far, model_facts, outcome
 from iclgd.learning import check
 from iclgd.learning.parity import certificate
 from iclgd.memory import estimate, refuse_too_large
-from iclgd.metrics import measure, required_inputs, summarise, to_frame
+from iclgd.metrics import required_inputs
 from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
 from iclgd.models.placement import check_processes, devices_of
-from iclgd.records import Evidence, Recording, axes_of
-from iclgd.runs.environment import environment, source_patch
+from iclgd.records import Recording, axes_of
+from iclgd.runs.checkout import source_patch
+from iclgd.runs.environment import environment
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
@@ -76,23 +76,26 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         if patch := source_patch():
             folder.write_text("source.patch", patch)
         laboratory = Laboratory(model, prompts, config, wanted, progress)
-        trajectory: list[dict[Hashable, Any]] = []
-        evidence = gather(laboratory, lambda step, so_far: trajectory.extend(means_so_far(config, step, so_far)))
-        scores = measure(config.metric.scores, evidence)
-        summary = summarise(scores, flips(evidence), config.metric.scores)
-        tables = trace_tables(evidence.trace)
-        steps = pd.DataFrame(trajectory) if trajectory else None
-        folder.write_json("scores.json", summary)
-        more = {} if steps is None else {"trajectory.parquet": steps}
-        for name, table in {"scores.parquet": to_frame(scores), **tables, **more}.items():
-            folder.write_table(name, table)
-        facts = _sanity(folder, laboratory, evidence, summary)
+        so_far: list[dict[Hashable, Any]] = []
+        evidence = gather(laboratory, lambda step, now: so_far.extend(means_so_far(config, step, now)))
+        made = outcome(laboratory, evidence, so_far)
+        for name, content in made.files.items():
+            write = folder.write_table if name.endswith(".parquet") else folder.write_json
+            write(name, content)
+        if made.facts["unstable"]:
+            log.warning("%s is unstable: %s", config.finetune.name, made.facts["unstable_because"])
+        folder.note(**made.facts)
         if config.runtime.save_recordings:
             metadata = {"run": folder.path.name, "model": config.model.name, "axes": json.dumps(axes_of(Recording))}
             folder.write_tensors("recordings.safetensors", kept_tensors(evidence), {"iclgd": __version__, **metadata})
-        norms = tables["gradient_norms.parquet"]
-        tracker.log_run(summary, facts, gradient_norms=norms, trajectory=steps, losses=evidence.trace.losses.tolist())
-    return summary
+        tracker.log_run(
+            made.files["scores.json"],
+            {name: made.facts[name] for name in ("diverged", "unstable")},
+            gradient_norms=made.files["gradient_norms.parquet"],
+            trajectory=made.files.get("trajectory.parquet"),
+            losses=evidence.trace.losses.tolist(),
+        )
+    return made.files["scores.json"]
 
 
 def _refuse_patches_apart(config: Config, wanted: set[str]) -> None:
@@ -112,14 +115,3 @@ def _environment(model: LanguageModel, runtime: RuntimeConfig) -> dict[str, Any]
         **model_facts(model),
         "placement": {"kind": str(runtime.placement), "devices": list(devices_of(model.network))},
     }
-
-
-def _sanity(folder: RunFolder, lab: Laboratory, evidence: Evidence, summary: dict[str, Any]) -> dict[str, Any]:
-    """Store the spread over repeats, and note whether finetuning diverged or is unstable."""
-    if spreads := jitter(lab, evidence, summary):
-        folder.write_json("jitter.json", spreads)
-    facts = sanity(lab.config, evidence, spreads)
-    if facts["unstable"]:
-        log.warning("%s is unstable: %s", lab.config.finetune.name, facts["unstable_because"])
-    folder.note(**facts)
-    return {name: facts[name] for name in ("diverged", "unstable")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import itertools
 import re
 import warnings
 from collections.abc import Sequence
@@ -70,17 +69,32 @@ def _published(key: str, *, _root_: DictConfig) -> float:
 
 def ordered(arguments: Sequence[str]) -> list[str]:
     """A command line with its options first: between overrides, Hydra's parser would not know those that follow."""
-    options, overrides, rest = list[str](), list[str](), iter(arguments)
-    for argument in rest:
-        if argument in ("-m", "--multirun") or argument.startswith("--config-dir="):
-            options.append(argument)
-        elif argument in ("-cd", "--config-dir"):
-            options += [argument, *itertools.islice(rest, 1)]
-        else:
-            overrides.append(argument)
+    folders, others = without_config_dirs(arguments)
+    multirun = [argument for argument in others if argument in ("-m", "--multirun")]
+    options = [*multirun, *(f"--config-dir={folder}" for folder in folders)]
+    overrides = [argument for argument in others if argument not in multirun]
     if not hydra.__version__.startswith("1.3.") and any(a.startswith("sweeps=") for a in overrides):
         options.append("-m")  # from 1.4 on, Hydra no longer heeds the hydra.mode of a file that the command line names
     return [*options, *overrides]
+
+
+def without_config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The folders that `--config-dir` or `-cd` names, and the other arguments.
+
+    Raises:
+        ConfigError: a folder's name is missing.
+    """
+    folders, others, rest = list[str](), list[str](), iter(arguments)
+    for argument in rest:
+        option, equals, folder = argument.partition("=")
+        if option not in ("-cd", "--config-dir"):
+            others.append(argument)
+            continue
+        folder = folder if equals else next(rest, "")
+        if not folder or folder.startswith("-"):
+            raise ConfigError(f"{option} needs a folder: iclgd {option} FOLDER [key=value ...]")
+        folders.append(folder)
+    return folders, others
 
 
 def points(config: DictConfig) -> list[list[str]] | None:

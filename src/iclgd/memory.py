@@ -96,6 +96,8 @@ class Estimate:
 
 
 def _short(number: float) -> str:
+    if 0 < number < 0.001:
+        return "<0.001"
     return f"{number:.1f}" if number >= 0.1 else f"{number:.1g}"
 
 

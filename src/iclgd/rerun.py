@@ -9,6 +9,7 @@ import yaml
 
 from iclgd import paths
 from iclgd.config import ConfigError
+from iclgd.hydra_setup import without_config_dirs
 from iclgd.runs.files import plain
 from iclgd.runs.reader import settings_of
 
@@ -28,11 +29,11 @@ def composed_from(arguments: Sequence[str], place: Path) -> list[str]:
         place: a folder for the main config, which must last as long as the command.
 
     Raises:
-        ConfigError: no folder is named, or it has no config.yaml that can be read.
+        ConfigError: no folder is named, here or by `--config-dir`, or it has no config.yaml that can be read.
     """
     if len(arguments) < 2:
         raise ConfigError("--rerun needs a run's folder: iclgd --rerun outputs/single/RUN_ID [key=value ...]")
-    folder, rest = Path(arguments[1]), list(arguments[2:])
+    folder, (folders, rest) = Path(arguments[1]), without_config_dirs(arguments[2:])
     settings = settings_of(folder)
     main = yaml.safe_load((paths.config_folder() / "config.yaml").read_text(encoding="utf-8"))
     chosen = {argument.partition("=")[0].lstrip("+") for argument in rest}
@@ -42,10 +43,8 @@ def composed_from(arguments: Sequence[str], place: Path) -> list[str]:
     if data and Path(data).expanduser().is_dir():
         own["paths"] = {"data_dir": str(Path(data).expanduser().resolve())}
     hydra = {**main["hydra"], "run": {"dir": "${paths.outputs}/rerun/${iclgd.run_id:}"}}
-    if "--config-dir" in rest:  # Hydra takes one, which names `place`
-        at = rest.index("--config-dir")
-        hydra["searchpath"] = [*hydra["searchpath"], f"file://{Path(*rest[at + 1 : at + 2]).resolve()}"]
-        del rest[at : at + 2]
+    if folders:  # Hydra takes one, the last, which is to be `place`
+        hydra["searchpath"] = [*hydra["searchpath"], f"file://{Path(folders[-1]).resolve()}"]
     content = {"defaults": defaults, **own, "sweep_name": _NAME, "hydra": hydra}
     (place / f"{_NAME}.yaml").write_text(yaml.safe_dump(plain(content), sort_keys=False), encoding="utf-8")
     return ["--config-dir", str(place), "--config-name", _NAME, *rest]

@@ -19,6 +19,7 @@ from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models import token_queries
 from iclgd.records import PromptSet, Recording, Trace
+from iclgd.runs.environment import processor
 from iclgd.runs.fingerprint import training_code
 from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
@@ -107,6 +108,8 @@ def learning_key(lab: Laboratory, setting: str, prompts: PromptSet) -> dict[str,
         "protocol": settings["protocol"],
         "seed": lab.config.seed,
         "in_context": prompts.context(),
+        # finetuning may amplify how sums are rounded, which depends on both
+        "summed_on": [processor(), torch.get_num_threads()],
         "shown": [[[item.token_ids, item.label_length] for item in items] for items in shown],
     }
 

@@ -1,8 +1,9 @@
-"""What of a run's evidence goes to its files beside its scores' single values."""
+"""The contents of a run's result files, as they follow from its evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -26,14 +27,33 @@ def model_facts(model: LanguageModel) -> dict[str, Any]:
     }
 
 
-def trace_tables(trace: Trace) -> dict[str, pd.DataFrame]:
-    """What finetuning did, by file name."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves."""
+
+    files: dict[str, Any]  # by name, the content of each JSON file and the frame of each table
+    facts: dict[str, Any]  # for status.json: whether finetuning diverged or is unstable, and why
+
+
+def outcome(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashable, Any]] = ()) -> Outcome:
+    """What a run leaves; `so_far` are the rows of `means_so_far` of all steps at which it was measured."""
+    specs, trace = lab.config.metric.scores, evidence.trace
+    scores = measure(specs, evidence)
+    summary = summarise(scores, _flips(evidence), specs)
+    spreads = _jitter(lab, evidence, summary)
     updates = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms, "rank": trace.update_ranks}
-    return {
+    files: dict[str, Any] = {
+        "scores.json": summary,
+        "scores.parquet": to_frame(scores),
         "gradient_norms.parquet": _gradient_norms(trace),
         "weight_updates.parquet": pd.DataFrame({key: list(map(float, column)) for key, column in updates.items()}),
         "losses.parquet": pd.DataFrame({"step": range(len(trace.losses)), "loss": trace.losses.tolist()}),
     }
+    if so_far:
+        files["trajectory.parquet"] = pd.DataFrame(so_far)
+    if spreads:
+        files["jitter.json"] = spreads
+    return Outcome(files, _sanity(lab.config, evidence, spreads))
 
 
 def _gradient_norms(trace: Trace) -> pd.DataFrame:
@@ -52,13 +72,6 @@ def _gradient_norms(trace: Trace) -> pd.DataFrame:
     return frame.dropna(subset="value").reset_index(drop=True)
 
 
-def flips(evidence: Evidence) -> torch.Tensor:
-    """Which queries finetuning and the context both turn from wrong to right."""
-    settings = evidence.recordings
-    zsl, icl, ft = (settings[name].label_scores for name in ("zsl", "icl", "ft"))
-    return flipped(zsl, icl, ft, evidence.facts["labels"])
-
-
 def means_so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable, Any]]:
     """Means by layer of the scores that make sense before finetuning has ended."""
     frame = to_frame(measure(before_the_end(config.metric.scores), evidence))
@@ -66,17 +79,23 @@ def means_so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Has
     return means.assign(step=step).to_dict("records")
 
 
-def jitter(lab: Laboratory, evidence: Evidence, summary: dict[str, Any]) -> dict[str, Any]:
+def _jitter(lab: Laboratory, evidence: Evidence, summary: dict[str, Any]) -> dict[str, Any]:
     """The content of jitter.json: the spread of the scores over repeats; empty where there are none."""
     if not lab.config.runtime.jitter or evidence.trace.diverged_at is not None:
         return {}
     specs = before_the_end(lab.config.metric.scores)
-    repeated = [summarise(measure(specs, again), flips(again), specs) for again in repeats(lab, evidence)]
+    repeated = [summarise(measure(specs, again), _flips(again), specs) for again in repeats(lab, evidence)]
     return spread(summary, repeated)
 
 
-def sanity(config: Config, evidence: Evidence, spreads: dict[str, Any]) -> dict[str, Any]:
-    """Facts for status.json: whether finetuning diverged or is unstable, and why; None where it is not."""
+def _flips(evidence: Evidence) -> torch.Tensor:
+    """Which queries finetuning and the context both turn from wrong to right."""
+    settings = evidence.recordings
+    zsl, icl, ft = (settings[name].label_scores for name in ("zsl", "icl", "ft"))
+    return flipped(zsl, icl, ft, evidence.facts["labels"])
+
+
+def _sanity(config: Config, evidence: Evidence, spreads: dict[str, Any]) -> dict[str, Any]:
     trace, because = evidence.trace, None
     if trace.diverged_at is None:  # what diverged has no scores to be unstable
         because = instability(trace.losses, trace.untouched_loss) or unfit_reference(config, evidence) or moved(spreads)

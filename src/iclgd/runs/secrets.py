@@ -7,7 +7,12 @@ import os
 import re
 
 _KEYS = re.compile(r"\bwandb_v\d+_\w+|\bhf_[A-Za-z0-9]{20,}|(?<=//)[^/@\s]+(?=@)")
-_SET = re.compile(r"""\b([A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD)["']?\s*[:=]\s*["']?)[\w-]{16,}""")  # WANDB_API_KEY=...
+_SET = re.compile(  # by its name, in code, settings and messages; a value without a digit is a word
+    r"""\b( \w* (?:key|token|secret|password)
+    (?: ["'], | ["'\])]*[ \t]* (?: :[\w.|\[\] \t]*= | [:=]+ ) )  # "NAME", or NAME: or ["NAME"] = or NAME: str =
+    [ \t]* (?:[bfru]*["']+)? ) (?=[\w-]*\d)[\w-]{16,}""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 

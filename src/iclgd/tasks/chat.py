@@ -21,10 +21,13 @@ Ids = tuple[int, ...]
 
 _USER, _ANSWER, _LAST = "iclgd-one", "iclgd-two", "iclgd-three"  # texts that no template changes
 _TODAY = date(2024, 7, 26)  # what a template that asks for the date is told on every day: Llama 3's own example
-_DATED = (  # stands before a template, in place of the function that transformers gives it
-    "{% macro strftime_now(form) %}{{ form"
-    + "".join(f".replace('%{code}', '{_TODAY.strftime(f'%{code}')}')" for code in "aAbBdjmyYHIMpS")
-    + " }}{% endmacro +%}"
+_CODES = {f"%{code}": _TODAY.strftime(f"%{code}") for code in "aAbBdDeFhHIjmMpRSTyY"}
+_CODES |= {f"%-{code}": str(int(_CODES[f"%{code}"])) for code in "dHIjmMSy"}
+_DATED = (  # stands before a template, in place of the function that transformers gives it; its line end is not output
+    "{% macro strftime_now(format) %}{% set told = format"
+    + "".join(f".replace('{code}', '{told}')" for code, told in _CODES.items())
+    + " %}{{ raise_exception('it writes the date as ' ~ format ~ ', which is not known') if '%' in told else told }}"
+    "{% endmacro %}\n"
 )
 _REMEDY = "set model.chat=none for plain prompts"
 
@@ -118,9 +121,9 @@ def conversation(tokenizer: Any, description: str | None = None) -> Conversation
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(f"model.chat=template: this model's tokenizer has no chat template: {_REMEDY}")
     turns = [*_system(description), _turn("user", _USER), _turn("assistant", _ANSWER), _turn("user", _LAST)]
+    whole = _rendered(tokenizer, turns)
+    ended = _rendered(tokenizer, turns[:-1], prompt=False)
     try:
-        whole = _rendered(tokenizer, turns)
-        ended = _rendered(tokenizer, turns[:-1], prompt=False)
         head, rest = whole.split(_USER)
         answer, rest = rest.split(_ANSWER)
         between, last = rest.split(_LAST)

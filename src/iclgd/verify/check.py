@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,35 +78,46 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
         verdict.problems.append(f"it is {status.state if status else 'no run'}, not done")
         return verdict
     _check_files(folder, status, verdict)
+    threads = torch.get_num_threads()
     try:
-        config = typed(settings_of(path))
-        before: Mapping[str, Any] = folder.read_json(FINGERPRINT)
-        before = before if isinstance(before, dict) else {}
-        _check_settings(config, status, before, verdict)
-        here = _placed(config, before, verdict)
-        differing = _check_inputs(here, before, verdict)
-        if here.runtime.threads is not None:
-            torch.set_num_threads(here.runtime.threads)
-        model = load(here.model, here.runtime)
-        prompts = encode(draw(here), here, model.tokenizer, model.window)
-        reference = reference_prompts(here, model, prompts)
+        _check_content(folder, status, queries, verdict)
     except (ConfigError, OSError, ValueError) as error:
         verdict.problems.append(f"it cannot be computed again: {error}")
-        return verdict
-    _check_prompts(folder, as_json(prompts, reference), verdict)
-    _check_environment(folder, model, before, verdict)
-    differing += _other_machine(folder)
+    except Exception as error:  # whatever damaged files, models and functions of the user's can raise
+        verdict.problems.append(f"it cannot be checked: {type(error).__name__}: {error}")
+    finally:
+        torch.set_num_threads(threads)
+    return verdict
+
+
+def _check_content(folder: RunFolder, status: Status, queries: int | None, verdict: Verdict) -> None:
+    config = typed(settings_of(folder.path))
+    before, made_on = _object(folder, FINGERPRINT), _object(folder, "environment.json")
+    if not before:
+        raise ConfigError(f"{FINGERPRINT} does not say what the run was made of")
+    _check_settings(config, status, before, verdict)
+    here = _placed(config, before, verdict)
+    differing = [*_check_inputs(here, before, verdict), *_other_machine(made_on)]
     verdict.notes += [f"differs here: {what}" for what in differing]
+    torch.set_num_threads(int(made_on.get("threads") or torch.get_num_threads()))
+    model = load(here.model, here.runtime)
+    prompts = encode(draw(here), here, model.tokenizer, model.window)
+    _check_prompts(folder, as_json(prompts, reference_prompts(here, model, prompts)), verdict)
+    _check_environment(made_on, model, before, verdict)
+    again = compute(here, model, prompts, queries)
     same = not differing and model.device.type == "cpu"  # a GPU need not sum in the same order twice
-    try:
-        again = compute(here, model, prompts, queries)
-    except Exception as error:  # whatever models and functions of the user's can raise
-        verdict.problems.append(f"it cannot be computed again: {type(error).__name__}: {error}")
-        return verdict
     _check_numbers(folder, again, here, same, verdict)
     verdict.problems += numbers_of(folder, status, here, again, same)
     verdict.problems += recordings_of(folder, again)
-    return verdict
+
+
+def _object(folder: RunFolder, name: str) -> dict[str, Any]:
+    """The content of a JSON file that holds an object; empty where it does not, which `_check_files` may have said."""
+    try:
+        content: Any = folder.read_json(name)
+    except FileNotFoundError:
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 def _check_files(folder: RunFolder, status: Status, verdict: Verdict) -> None:
@@ -136,27 +148,26 @@ def _check_settings(config: Config, status: Status, before: Mapping[str, Any], v
 def _placed(config: Config, before: Mapping[str, Any], verdict: Verdict) -> Config:
     """The run on this machine, in the precision that it was made in."""
     runtime = replace(config.runtime, dtype=str(before.get("dtype") or config.runtime.dtype))
-    if runtime.device.startswith("cuda") and not torch.cuda.is_available():
-        verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on the CPU")
-        runtime = replace(runtime, device="cpu")
+    kind, _, number = runtime.device.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on {device}")
+        runtime = replace(runtime, device=device)
     paths, data = config.paths, config.paths.data_dir
     if data and not Path(data).expanduser().is_dir():
         paths = replace(paths, data_dir=os.environ.get("ICLGD_DATA_DIR"))
     return replace(config, runtime=runtime, paths=paths)
 
 
-def _check_environment(folder: RunFolder, model: LanguageModel, before: Mapping[str, Any], verdict: Verdict) -> None:
+def _check_environment(
+    told: Mapping[str, Any], model: LanguageModel, before: Mapping[str, Any], verdict: Verdict
+) -> None:
     """environment.json speaks of the model and of the versions that the fingerprint names."""
-    try:
-        told = folder.read_json("environment.json")
-        made = {**model_facts(model), "dtype": str(model.identity["dtype"])}
-        other = [name for name in made if files.plain(made[name]) != told.get(name)]
-        for name, version in told["packages"].items():
-            if before.get(f"version of {name}", version) not in (version, version.partition("+")[0]):
-                other.append(f"version of {name}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        verdict.problems.append(f"environment.json cannot be read: {error!r}")
-        return
+    made = {**model_facts(model), "dtype": str(model.identity["dtype"])}
+    other = [name for name in made if files.plain(made[name]) != told.get(name)]
+    for name, version in (told.get("packages") or {}).items():
+        if before.get(f"version of {name}", version) not in (version, version.partition("+")[0]):
+            other.append(f"version of {name}")
     if other:
         verdict.problems.append(f"environment.json has another {', '.join(other)} than the model and fingerprint.json")
 
@@ -174,15 +185,11 @@ def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -
     return changes(rest, Fingerprint({n: v for n, v in now.parts.items() if n not in parts}, now.words))
 
 
-def _other_machine(folder: RunFolder) -> list[str]:
-    """The processor and the number of threads where they differ, on which the last digits of sums depend."""
-    try:
-        before: Any = folder.read_json("environment.json")
-    except (OSError, ValueError):
-        before = None
-    before = before if isinstance(before, dict) else {}
-    here = {"processor": processor(), "threads": torch.get_num_threads()}
-    return [f"the {name} ({before.get(name)}, now {now})" for name, now in here.items() if before.get(name) != now]
+def _other_machine(made_on: Mapping[str, Any]) -> list[str]:
+    """The processor and the build of PyTorch where they differ, on which the last digits of sums depend."""
+    before = {"processor": made_on.get("processor"), "build of torch": (made_on.get("packages") or {}).get("torch")}
+    here = {"processor": processor(), "build of torch": metadata.version("torch")}
+    return [f"the {name} ({before[name]}, now {now})" for name, now in here.items() if before[name] != now]
 
 
 def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,44 +11,34 @@ import pandas as pd
 
 from iclgd.config import Config
 from iclgd.evidence import Laboratory, gather
-from iclgd.evidence.outcome import flips, jitter, means_so_far, sanity, trace_tables
-from iclgd.metrics import measure, summarise
+from iclgd.evidence.outcome import means_so_far, outcome
 from iclgd.records import Evidence
 from iclgd.runs.folder import RunFolder, Status
 from iclgd.runs.reader import FolderReader
 
 TOLERANCE = 1e-3  # of a single value, beyond what rounding explains
 SHOWN = ("trajectory.parquet", "jitter.json")  # what some runs have, and what is computed from all queries
+TABLES = ("gradient_norms.parquet", "weight_updates.parquet", "losses.parquet")  # the same whatever is asked
 _FACTS = ("diverged", "diverged_at", "unstable")
-TABLES = ("gradient_norms.parquet", "weight_updates.parquet", "losses.parquet")
 
 
 def taken(lab: Laboratory, whole: bool) -> tuple[Evidence, dict[str, float]]:
-    """The evidence, and by FILE/PLACE the numbers of the run's files; `whole`: from all of its queries."""
-    steps: list[Any] = []
+    """The evidence, and the numbers of the run's files but scores.parquet, by FILE/PLACE.
+
+    `whole` says whether all of the run's queries are asked; otherwise only those numbers are given that do not depend
+    on them.
+    """
+    so_far: list[Any] = []
+    evidence = gather(lab, (lambda step, now: so_far.extend(means_so_far(lab.config, step, now))) if whole else None)
+    jitter = lab.config.runtime.jitter
     if not whole:
-        evidence = gather(lab)
-        return evidence, of_evidence(lab.config, evidence, whole)
-    evidence = gather(lab, lambda step, so_far: steps.extend(means_so_far(lab.config, step, so_far)))
-    summary = summarise(measure(lab.config.metric.scores, evidence), flips(evidence), lab.config.metric.scores)
-    spreads = jitter(lab, evidence, summary)
-    more = {"trajectory.parquet": pd.DataFrame(steps)} if steps else {}
-    more |= {"jitter.json": spreads} if spreads else {}
-    return evidence, of_evidence(lab.config, evidence, whole, spreads) | flat(more)
-
-
-def of_evidence(
-    config: Config, evidence: Evidence, whole: bool, spreads: dict[str, Any] | None = None
-) -> dict[str, float]:
-    """The same, of what follows from the evidence alone."""
-    facts = sanity(config, evidence, spreads or {})
-    judged = (whole and spreads is not None) or not config.runtime.jitter or facts["unstable"]
-    told = {name: facts[name] for name in _FACTS if name != "unstable" or judged}  # repeats take all queries
-    files: dict[str, Any] = {**trace_tables(evidence.trace), "status.json": told}
-    if whole:
-        scores = config.metric.scores
-        files["scores.json"] = summarise(measure(scores, evidence), flips(evidence), scores)
-    return flat(files)
+        lab = replace(lab, config=replace(lab.config, runtime=replace(lab.config.runtime, jitter=0)))
+    made = outcome(lab, evidence, so_far)
+    judged = whole or not jitter or made.facts["unstable"]  # repeats, which may decide it, take all queries
+    facts = {name: made.facts[name] for name in _FACTS if name != "unstable" or judged}
+    files = {name: made.files[name] for name in made.files if whole or name in TABLES}
+    files.pop("scores.parquet", None)
+    return evidence, flat({**files, "status.json": facts})
 
 
 def of_all(config: Config) -> list[str]:
@@ -56,7 +47,7 @@ def of_all(config: Config) -> list[str]:
 
 
 def read_numbers(folder: RunFolder, status: Status, name: str) -> dict[str, float]:
-    """The same, as one of the run's files has them.
+    """The numbers of one of the run's files, by FILE/PLACE.
 
     Raises:
         OSError: it is not there.
@@ -82,19 +73,22 @@ def flat(content: Any, path: str = "") -> dict[str, float]:
     return {path: math.nan if content is None else float(content)}
 
 
-def apart(path: str, a: float, b: float | None) -> float:
-    """How far two numbers of a file lie apart; 0 if the second is none, for it is another's place."""
-    if b is None:
-        return 0.0
+def column(path: str) -> str:
+    """The part of FILE/PLACE that a column of a table, or a list, has in common."""
+    return path.rstrip("0123456789")
+
+
+def apart(path: str, a: float, b: float) -> float:
+    """How far two numbers of a file lie apart: in tables relative to themselves, since these may be small."""
     return float(distance(np.array(a), np.array(b), 1e-30 if path.startswith(TABLES) else 1.0))
 
 
 def distance(a: np.ndarray, b: np.ndarray, least: float = 1.0) -> np.ndarray:
-    """How far values lie apart, relative to the larger, or to `least`; 0 if both are undefined, infinite if one is.
+    """How far values lie apart, relative to the larger of the two or to `least`.
 
-    Scores have the size 1; what finetuning did has a size of its own, which may be small.
+    Returns:
+        0 where both are undefined or equal; infinity where one is undefined or one is infinite.
     """
-    undefined = np.isnan(a).astype(int) + np.isnan(b)
     with np.errstate(invalid="ignore"):
         far = np.abs(a - b) / np.fmax(least, np.fmax(np.abs(a), np.abs(b)))
-    return np.where(undefined == 2, 0.0, np.where(undefined == 1, np.inf, far))
+    return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.where(np.isnan(far), np.inf, far))

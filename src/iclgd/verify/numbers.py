@@ -23,7 +23,7 @@ from iclgd.records import Evidence, PromptSet, Trace
 from iclgd.runs.progress import Progress
 from iclgd.seeding import torch_stream
 from iclgd.variants import reference_config
-from iclgd.verify.content import apart, distance, of_all, taken
+from iclgd.verify.content import apart, column, distance, of_all, taken
 from iclgd.verify.naive import Naive, unknown_to_it
 
 KEY = ["score", "example", "layer"]
@@ -57,7 +57,7 @@ class Again:
 def sampled(config: Config, count: int, queries: int | None) -> list[int]:
     """Which queries are asked again, in their order: `queries` random ones, or all where that is None.
 
-    They are others each time: who edits a number must not know which are safe.
+    The sample is unseeded, so that an editor cannot predict which queries are checked.
     """
     procedures = {config.finetune.procedure, reference_config(config).finetune.procedure}
     if queries is None or queries >= count or not procedures.issubset(_BY_QUERY):
@@ -67,11 +67,13 @@ def sampled(config: Config, count: int, queries: int | None) -> list[int]:
 
 def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None) -> Again:
     """Compute a run's scores again on some of its queries."""
+    all_scores = config.metric.scores
     sample = sampled(config, len(prompts.queries), queries)
     whole = len(sample) == len(prompts.queries)
     few = replace(prompts, queries=tuple(prompts.queries[index] for index in sample))
     config = replace(config, runtime=replace(config.runtime, cache=CacheMode.off))
-    scores = {name: spec for name, spec in config.metric.scores.items() if whole or not needs_all_examples(spec)}
+    scores = {name: spec for name, spec in all_scores.items() if whole or not needs_all_examples(spec)}
+    config = replace(config, metric=replace(config.metric, scores=scores))
     wanted = required_inputs(scores)
     laboratory = Laboratory(model, few, config, wanted, Progress())
     (evidence, content), rounded = taken(laboratory, whole), []
@@ -83,7 +85,6 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
         replace(each, facts=_of_the_whole(each, config, len(prompts.queries), sample))
         for each in (evidence, *(made for made, _ in rounded))
     ]
-    contents = [made for _, made in rounded]
     own = _frame(scores, evidence, sample)
     batched = _batched(scores, evidence, sample, torch.finfo(model.network.dtype).eps)
     unknown, naive = unknown_to_it(config), None
@@ -102,12 +103,10 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
         unknown=unknown,
         count=len(prompts.queries),
         whole=whole,
-        left_out=[] if whole else [*sorted(set(config.metric.scores) - set(scores)), *_OF_ALL, *of_all(config)],
+        left_out=[] if whole else [*sorted(set(all_scores) - set(scores)), *_OF_ALL, *of_all(config)],
         recordings=tuple(kept_tensors(each) for each in (evidence, *others)),
         content=content,
-        moves={
-            at: _WITHIN * max((apart(at, v, o.get(at)) for o in contents), default=0.0) for at, v in content.items()
-        },
+        moves=_moves(content, [made for _, made in rounded]),
     )
 
 
@@ -168,8 +167,8 @@ def _rounded_otherwise(model: LanguageModel, copy: int) -> Iterator[None]:
     before = {name: parameter.detach().clone() for name, parameter in model.network.named_parameters()}
     try:
         for parameter in model.network.parameters():
-            noise = torch.randn(parameter.shape, generator=stream).to(parameter.device)
-            parameter.data.copy_(parameter.data.double() * (1 + size * noise))
+            noise = torch.randn(parameter.shape, generator=stream)
+            parameter.data.copy_(parameter.data.cpu().double() * (1 + size * noise))  # some devices have no float64
         yield
     finally:
         for name, parameter in model.network.named_parameters():
@@ -181,12 +180,24 @@ def _otherwise(own: pd.DataFrame, others: Sequence[pd.DataFrame], batched: pd.Da
 
     Finetuning amplifies rounding mostly along one direction. Few copies tell how far along it only within a factor, and
     a value may stay where it is by accident: the furthest of a layer's values counts for all of them, several times.
+    What is undefined in a copy says nothing of other queries.
     """
     values = own["value"].to_numpy()
     moves = [distance(values, other["value"].to_numpy()) for other in others]
     moved = own.assign(value=np.max([np.zeros(len(own)), *moves], axis=0))
-    furthest: Any = moved.groupby(["score", "layer"])["value"].transform("max")
-    return own.assign(value=np.fmax(_WITHIN * furthest, batched["value"]))
+    finite = moved.assign(value=moved["value"].replace(np.inf, 0.0))
+    furthest: Any = finite.groupby(["score", "layer"])["value"].transform("max")
+    return own.assign(value=np.max([_WITHIN * furthest, moved["value"], batched["value"]], axis=0))
+
+
+def _moves(content: dict[str, float], others: Sequence[dict[str, float]]) -> dict[str, float]:
+    """How far each number in the run's other files moves: the furthest of a column counts for all, several times."""
+    furthest: dict[str, float] = {}
+    for other in others:
+        for path in content.keys() & other.keys():
+            far = apart(path, content[path], other[path])
+            furthest[column(path)] = max(furthest.get(column(path), 0.0), far)
+    return {path: _WITHIN * furthest.get(column(path), 0.0) for path in content}
 
 
 def _batched(scores: dict[str, ScoreConfig], evidence: Evidence, sample: Sequence[int], eps: float) -> pd.DataFrame:
@@ -199,7 +210,7 @@ def _batched(scores: dict[str, ScoreConfig], evidence: Evidence, sample: Sequenc
         def noisy(tensor: Any, path: str, stream: torch.Generator = stream) -> Any:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or path.startswith("random"):
                 return tensor
-            size = min(16 * eps, 0.1)
+            size = max(eps, 16 * torch.finfo(torch.float32).eps)
             scale = tensor.double().square().nanmean(-1, keepdim=True).sqrt() if tensor.ndim else tensor.double()
             return (tensor + size * scale * torch.randn(tensor.shape, generator=stream)).to(tensor.dtype)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a run's stored results, beside those computed again, in words."""
+"""Compares a run's stored files with results computed again, and puts each difference into words."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from iclgd.verify.numbers import Again
 
 
 def shown_otherwise(config: Config) -> Iterator[str]:
-    """Where the run's variant and scores are not as this program's files of that name have them: anybody may set that.
+    """Where the run's variant and scores differ from conf/ here, which anybody may set.
 
-    Labels, roles and limits move no number, and yet a table with other ones says something else.
+    Labels, roles and limits move no number, but a table with other ones says something else.
     """
     own, looks = as_dict(config), {name: getattr(ScoreConfig(), name) for name in LOOKS["score"]}
     scores = {name: spec for file in config_files("metric").values() for name, spec in _settings(file).items()}
@@ -35,7 +35,7 @@ def shown_otherwise(config: Config) -> Iterator[str]:
     for place, mine, theirs in pairs:
         for key in sorted(theirs.keys() & mine.keys() - {"lr"}):
             if mine[key] != theirs[key]:
-                yield f"set by whoever made the run: {place}.{key}={mine[key]} (here {theirs[key]})"
+                yield f"set in this run: {place}.{key}={mine[key]} (conf here has {theirs[key]})"
 
 
 def _settings(file: Path) -> Mapping[str, Any]:
@@ -123,9 +123,15 @@ def recordings_of(folder: RunFolder, again: Again) -> Iterator[str]:
         if name not in stored or name not in made:
             yield f"recordings.safetensors has {'no' if name in made else 'a further'} {name}"
             continue
-        there = stored[name] if name == "training_query_vectors" else stored[name][again.sample]
+        there = stored[name]
+        if name != "training_query_vectors":
+            if len(there) != again.count:
+                yield f"recordings.safetensors has {len(there)} queries of {name}, not {again.count}"
+                continue
+            there = there[again.sample]
         far = _by_layer(there, made[name])
-        allowed = TOLERANCE + 4 * sum(_by_layer(other[name], made[name]) for other in otherwise)
+        moves = [_by_layer(other[name], made[name]) for other in otherwise]
+        allowed = TOLERANCE + 4 * sum(move for move in moves if move.isfinite().all())
         if not (far <= allowed).all():
             yield f"recordings.safetensors has another {name}, by {far.max():.2g} of its size"
 
