@@ -34,7 +34,7 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
     seen: dict[tuple[str, ...], str] = {}
     mixed: dict[str, None] = {}
     for run in runs:
-        asked = run.settings | {"runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
+        asked = {**run.settings, "runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
         groups = {
             starts: str([(key, value) for key, value in asked.items() if key.startswith(starts)])
             for starts in set(_MAY_DIFFER_WITH.values())
