@@ -17,10 +17,11 @@ import yaml
 from hydra.errors import HydraException
 
 from configs import config as composed
-from iclgd import choices, tracking
+from iclgd import choices, ending, tracking
 from iclgd import config as schema
 from iclgd.report.figures import figures
 from iclgd.results.frame import Results
+from iclgd.runs.execute import Ending, Outcome
 from iclgd.tracking.content import SweepContent, score_rows
 from iclgd.tracking.kept import Kept
 from report_fixtures import write_run
@@ -253,3 +254,21 @@ def test_a_sweep_that_cannot_be_read_is_a_warning(tmp_path: Path, caplog: pytest
 def test_an_unknown_tracker_is_refused() -> None:
     with pytest.raises(HydraException, match=r"tracking\.name"):
         composed("tracking.name=tensorboard")
+
+
+def test_skipped_runs_that_never_went_to_wandb_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_show_tables", lambda *_: None)
+    for name in ("unsent", "sent", "online", "computed", "none"):
+        (tmp_path / name / "wandb" / "offline-run-1").mkdir(parents=True)
+    (tmp_path / "sent" / "wandb" / "offline-run-1" / "run-1.wandb.synced").touch()
+    (tmp_path / "online" / "wandb" / "iclgd.json").write_text('{"id": "x", "modes": {"/iclgd": "online"}}')
+    (tmp_path / "none" / "wandb" / "offline-run-1").rmdir()
+    results = [Outcome(Ending.done if f.name == "computed" else Ending.skipped, f) for f in sorted(tmp_path.iterdir())]
+    ending.summarise(results)
+    assert capsys.readouterr().out.endswith(
+        "1 of those skipped never went to W&B: the same command with tracking.mode=online sends them\n"
+    )
+    ending.summarise([outcome for outcome in results if outcome.folder.name != "unsent"])
+    assert "never went to W&B" not in capsys.readouterr().out

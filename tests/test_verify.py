@@ -301,7 +301,7 @@ def test_what_is_measured_on_the_way_and_in_repeats_is_checked(tmp_path):
     edited_json("jitter.json", lambda c: c["sim_aou"].update(moved=True))(folder)
     edited_table("trajectory.parquet", mean=lambda f: f["mean"] + 0.01)(folder)
     few, every = verify(folder, 1), verify(folder, None)
-    assert few.problems == [] and "--all): flipped and heads in scores.json, trajectory" in " ".join(few.notes)
+    assert few.problems == [] and "--all): flipped means and heads in scores.json, trajectory" in " ".join(few.notes)
     assert [problem.partition(" is ")[0] for problem in every.problems] == [
         "jitter.json",
         "scores.json",

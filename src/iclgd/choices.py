@@ -4,7 +4,8 @@ import sys
 import time
 from enum import StrEnum
 
-# Mostly, this module is the first to be imported of those whose code counts in results; runs/source_code.py tells.
+# This module is usually the first to be imported of those whose code counts in results.
+# runs/source_code.py compares the times of their files with it.
 BEGAN, IMPORTED_BEFORE = time.time_ns(), frozenset(sys.modules)
 
 

@@ -66,10 +66,19 @@ def summarise(results: Sequence[Outcome]) -> None:
     counts = {ending: sum(o.ending is ending for o in results) for ending in Ending}
     said = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
     sys.stdout.write(f"{said} in {os.path.relpath(results[0].folder.parent)}\n")
+    _tell_unsent([outcome.folder for outcome in results if outcome.ending is Ending.skipped])
     for outcome in results:
         if outcome.ending not in (Ending.done, Ending.skipped):
             what = outcome.message or "the same command runs it again"
             sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {what}\n")
+
+
+def _tell_unsent(skipped: Sequence[Path]) -> None:
+    from iclgd import tracking
+
+    if unsent := sum(map(tracking.is_unsent, skipped)):
+        told = "never went to W&B: the same command with tracking.mode=online sends them"
+        sys.stdout.write(f"{unsent} of those skipped {told}\n")
 
 
 def _show_tables(folders: list[Path], sweep: bool) -> None:

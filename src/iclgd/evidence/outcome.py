@@ -19,7 +19,7 @@ from iclgd.records import Evidence, Trace
 
 
 def model_facts(model: LanguageModel) -> dict[str, Any]:
-    """What environment.json says of the model: its name, the SHA-256 of its files by name, and notes for readers."""
+    """The model's part of environment.json: its name, the SHA-256 of each of its files, and notes for readers."""
     return {
         "model": {key: model.identity[key] for key in ("name", "revision", "weights", "weights_seed")},
         "model_files": dict(model.identity["sha256"]),
@@ -41,12 +41,11 @@ def outcome(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashab
     scores = measure(specs, evidence)
     summary = summarise(scores, _flips(evidence), specs)
     spreads = _jitter(lab, evidence, summary)
-    updates = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms, "rank": trace.update_ranks}
     files: dict[str, Any] = {
         "scores.json": summary,
         "scores.parquet": to_frame(scores),
         "gradient_norms.parquet": _gradient_norms(trace),
-        "weight_updates.parquet": pd.DataFrame({key: list(map(float, column)) for key, column in updates.items()}),
+        "weight_updates.parquet": _weight_updates(trace),
         "losses.parquet": pd.DataFrame({"step": range(len(trace.losses)), "loss": trace.losses.tolist()}),
     }
     if so_far:
@@ -54,6 +53,11 @@ def outcome(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashab
     if spreads:
         files["jitter.json"] = spreads
     return Outcome(files, _sanity(lab.config, evidence, spreads))
+
+
+def _weight_updates(trace: Trace) -> pd.DataFrame:
+    columns = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms, "rank": trace.update_ranks}
+    return pd.DataFrame({name: list(map(float, column)) for name, column in columns.items()})
 
 
 def _gradient_norms(trace: Trace) -> pd.DataFrame:
@@ -98,7 +102,8 @@ def _flips(evidence: Evidence) -> torch.Tensor:
 def _sanity(config: Config, evidence: Evidence, spreads: dict[str, Any]) -> dict[str, Any]:
     trace, because = evidence.trace, None
     if trace.diverged_at is None:  # what diverged has no scores to be unstable
-        because = instability(trace.losses, trace.untouched_loss) or unfit_reference(config, evidence) or moved(spreads)
+        because = instability(trace.losses, trace.untouched_loss)
+        because = because or unfit_reference(config, evidence) or moved(spreads)
     return {
         "diverged": trace.diverged_at is not None,
         "diverged_at": trace.diverged_at,
@@ -119,7 +124,7 @@ def unfit_reference(config: Config, evidence: Evidence) -> str | None:
 
 
 def kept_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
-    """The recordings of all settings, as SETTING.FIELD, and the finetuned queries at the demonstrations if taken."""
+    """The recordings of all settings, as SETTING.FIELD, and the finetuned model's attention queries if taken."""
     found = {name: tensor.clone() for name, tensor in evidence.tensors().items()}
     if "training_query_vectors" in evidence.facts:
         found["training_query_vectors"] = evidence.facts["training_query_vectors"].clone()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from iclgd.choices import TrackerName, TrackingMode
 from iclgd.config import Config, TrackingConfig, as_dict
 from iclgd.tracking.agent import agents_run, beside_parameters, destination_of
+from iclgd.tracking.kept import is_unsent
 
 if TYPE_CHECKING:
     from iclgd.report.chart import Figure
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Tracker", "log_sweep", "send_finished", "tracker"]
+__all__ = ["Tracker", "is_unsent", "log_sweep", "send_finished", "tracker"]
 
 
 class Tracker:

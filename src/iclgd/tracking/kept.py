@@ -50,6 +50,13 @@ class Kept:
         return not (mode == "online" or mode == tracking.mode or (mode is not None and synced))
 
 
+def is_unsent(folder: Path) -> bool:
+    """Whether a run's folder has offline recordings and none was ever sent."""
+    recorded = list((folder / "wandb").glob("offline-run-*"))
+    synced = any(any(run.glob("*.wandb.synced")) for run in recorded)
+    return bool(recorded) and not synced and "online" not in Kept.of(folder, "").modes.values()
+
+
 def parent_of(tracking: TrackingConfig, folder: Path) -> Path:
     """Where W&B's folder `wandb` goes for the results in a folder."""
     return Path(tracking.dir).expanduser() if tracking.dir else folder

@@ -28,7 +28,7 @@ from iclgd.verify.naive import Naive, unknown_to_it
 
 KEY = ["score", "example", "layer"]
 _BY_QUERY = (Procedure.train, Procedure.none, Procedure.replay)  # what these learn does not depend on the queries
-_OF_ALL = ("flipped and heads in scores.json",)
+_OF_ALL = ("flipped means and heads in scores.json",)
 _COPIES = 3  # noisy copies, from which is seen how far rounding moves a score
 _WITHIN = 6  # times the furthest of few copies
 
