@@ -38,7 +38,7 @@ docs: setup
 # Without the checks of annotations that unit, soak and single files make: each hook of imports would undo the other.
 coverage: setup
 	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python -m slipcover --json --out .coverage.json -m $(PYTEST) $(ARGS)
-	$(BIN)/python tests/branches_covered.py .coverage.json
+	$(BIN)/python tests/support/branches_covered.py .coverage.json
 
 soak: setup
 	$(QUIET) ICLGD_SOAK=1 $(BIN)/$(PYTEST) -m "not real_data" $(ARGS)
@@ -50,21 +50,21 @@ bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
 
 simulate: setup
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python -m simulation $(ARGS)
 
 MUTANTS ?= 40
 mutants: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[mutation]"
-	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python tests/mutants.py $(MUTANTS)
+	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python tests/support/mutants.py $(MUTANTS)
 
 test-data: setup
-	$(BIN)/pytest -m real_data tests/test_real_data.py $(ARGS)
+	$(BIN)/pytest -m real_data tests/tasks/test_real_data.py $(ARGS)
 
 test-placement: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/placement -q --timeout=0 $(ARGS)
 
 fuzz: setup
-	ICLGD_FUZZ=10000 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/test_hostile_fuzz.py --timeout=0 $(ARGS)
+	ICLGD_FUZZ=10000 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/results/test_fuzz.py --timeout=0 $(ARGS)
 
 test-outside: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/outside -q -s --timeout=0 $(ARGS)
@@ -81,7 +81,7 @@ test-hydra-next: setup
 	.venv-hydra-next/bin/pip install --quiet --disable-pip-version-check --pre "hydra-core>=1.4.0rc0"
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > $$(.venv-hydra-next/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-hydra-next/bin/python -m pytest -q -W default tests/test_sweeps.py tests/test_cli.py $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-hydra-next/bin/python -m pytest -q -W default tests/cli/test_sweeps.py tests/cli/test_command.py $(ARGS)
 
 setup: $(READY)
 

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from mkdocs.structure.files import File
 
-from iclgd import keys, paths
-from iclgd.choices import Better
+from iclgd.cli import keys
+from iclgd.common import paths
 from iclgd.config import FinetuneConfig, ScoreConfig
+from iclgd.config.enumerations import Better
 
 BETTER = {Better.higher: "higher", Better.lower: "lower", Better.neither: "neither"}
 

@@ -77,7 +77,7 @@ def in_process(tmp_path, monkeypatch):
 
     faked = ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking", "iclgd.runs.fingerprint")
     stood = {name: sys.modules.get(name) for name in faked}
-    runpy.run_path(str(Path(__file__).with_name("fake_experiment") / "sitecustomize.py"))
+    runpy.run_path(str(Path(__file__).with_name("support") / "fake_experiment" / "sitecustomize.py"))
     for name in ("experiment", "tracking"):
         monkeypatch.setattr(package, name, sys.modules[f"iclgd.{name}"], raising=False)
     monkeypatch.setattr("iclgd.report.console", sys.modules["iclgd.report.console"], raising=False)

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from command_line import environment
-from iclgd import keys, paths, tracking
-from iclgd.command import run
+from iclgd import tracking
+from iclgd.cli import keys
+from iclgd.cli.command import run
+from iclgd.common import paths
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -25,7 +27,7 @@ ROWS = [line for line in FAULTS.splitlines() if line.startswith("| ") and not li
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-NAMED = re.compile(r"`((?:outside/)?test_\w+\.py)::(test_\w+)`")
+NAMED = re.compile(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`")
 
 
 def defined_in(path: Path) -> set[str]:
@@ -33,7 +35,7 @@ def defined_in(path: Path) -> set[str]:
 
 
 def test_the_tests_named_in_the_table_of_faults_exist():
-    named = re.findall(r"`((?:outside/)?test_\w+\.py)::(test_\w+)`", FAULTS)
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", FAULTS)
     known = {file: defined_in(TESTS / file) for file in {file for file, _ in named} if (TESTS / file).exists()}
     assert [f"{file}::{test}" for file, test in named if test not in known.get(file, set())] == []
 

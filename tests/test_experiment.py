@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from configs import config
 from iclgd import experiment
+from iclgd.common.records import Evidence
 from iclgd.config import ConfigError
 from iclgd.evidence import outcome
 from iclgd.evidence.reference import orders
-from iclgd.models import load
-from iclgd.records import Evidence
+from iclgd.models.loading import load
 from iclgd.runs.folder import RunFolder
 from iclgd.tasks import draw, encode
 
@@ -123,7 +123,7 @@ def test_seed_and_permutation(tmp_path: Path) -> None:
 
 
 def test_every_score_there_is(tmp_path: Path) -> None:
-    from iclgd.paths import config_folder
+    from iclgd.common.paths import config_folder
 
     names = sorted(path.stem for path in (config_folder() / "metric").glob("*.yaml"))
     scores, folder = run(

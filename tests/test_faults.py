@@ -78,7 +78,7 @@ def test_a_run_that_never_fits_fails_clearly_and_the_next_goes_on(tmp_path, monk
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux refuses memory beyond a limit of the address space")
 def test_under_a_limit_of_memory_runs_take_smaller_batches_or_fail_alone(tmp_path):
-    script = Path(__file__).with_name("short_of_memory.py")
+    script = Path(__file__).with_name("support") / "short_of_memory.py"
     paths = os.pathsep.join([str(script.parent), str(script.parents[1] / "src")])
     command = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(

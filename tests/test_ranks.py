@@ -1,4 +1,4 @@
-"""Two processes tell each other and join what `iclgd.ranks` promises."""
+"""Two processes tell each other and join what `iclgd.common.ranks` promises."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import torch
 from torch.distributed import TCPStore
 
 from command_line import PATIENCE, environment
-from iclgd import ranks
+from iclgd.common import ranks
 from two_ranks import both
 
 
@@ -26,7 +26,7 @@ def test_two_processes_share_what_they_hold(tmp_path, monkeypatch, own):
     for name, value in (variables | {"RANK": str(own), "LOCAL_RANK": str(own)}).items():
         monkeypatch.setenv(name, value)
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("two_ranks.py"), there],
+        [sys.executable, Path(__file__).with_name("support") / "two_ranks.py", there],
         env=environment(fake=False) | variables | {"RANK": str(1 - own), "LOCAL_RANK": str(1 - own)},
     )
     try:

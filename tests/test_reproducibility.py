@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import PATIENCE, iclgd, start, wait_until
-from iclgd import command
+from iclgd.cli import command
 from iclgd.runs.folder import RunFolder
 
 SWEEP = (

@@ -9,25 +9,20 @@ import iclgd
 SOURCE = Path(iclgd.__file__).parent
 
 ORDER = (  # from the ground up; rooms of one line do not know each other
-    {"choices", "shown"},
-    {"checks"},
-    {"records", "seeding", "config", "paths", "ranks", "hub"},
-    {"digests", "imports", "keys", "variants"},
-    {"model_files"},
+    {"common"},
+    {"config"},
     {"tasks"},
-    {"models", "toy", "early"},
-    {"learning"},
-    {"statistics", "skeletons"},
+    {"models"},
+    {"mechanisms"},
+    {"statistics"},
     {"metrics"},
     {"runs"},
     {"results"},
     {"report"},
     {"tracking"},
-    {"dashboard", "evidence", "memory"},
+    {"evidence"},
     {"experiment", "verify"},
-    {"ending", "hydra_setup"},
-    {"rerun"},
-    {"command", "plan"},
+    {"cli"},
     {"api", "__main__"},
     {"__init__"},
 )
@@ -68,8 +63,8 @@ def test_imports_lead_downward():
 
 def test_an_import_that_leads_upward_is_seen(tmp_path):
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "draw.py").write_text("from iclgd import paths\nfrom iclgd.config import Config\n")
+    (tmp_path / "tasks" / "draw.py").write_text("from iclgd.common import paths\nfrom iclgd.config import Config\n")
     (tmp_path / "config.py").write_text("def late():\n    from iclgd import tasks\n")
-    (tmp_path / "toy.py").write_text("import iclgd.models.loading\n")
+    (tmp_path / "models.py").write_text("import iclgd.cli.plan\n")
     (tmp_path / "report.py").write_text("from iclgd.tracking import content\n")
-    assert upward(tmp_path) == {("config", "tasks"), ("toy", "models.loading"), ("report", "tracking.content")}
+    assert upward(tmp_path) == {("config", "tasks"), ("models", "cli.plan"), ("report", "tracking.content")}

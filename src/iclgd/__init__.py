@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from iclgd.api import load, run, sweep
 
-BEGAN = time.time_ns()  # before any other module of this package was read
 __version__ = "0.1.0"
 __all__ = ["load", "run", "sweep"]
 

@@ -24,19 +24,19 @@ def _run(arguments: list[str]) -> int:
 
         sys.stdout.write(f"iclgd {__version__}\n")
     elif arguments == ["--keys"]:
-        from iclgd import keys
+        from iclgd.cli import keys
 
         sys.stdout.write(keys.text())
     elif arguments[:1] == ["new"]:
-        from iclgd import skeletons
+        from iclgd.cli import new
 
-        return skeletons.cli(arguments[1:])
+        return new.cli(arguments[1:])
     elif "--dry-run" in arguments:
-        from iclgd import plan
+        from iclgd.cli import plan
 
         return plan.show([argument for argument in arguments if argument != "--dry-run"])
     else:
-        from iclgd.command import run
+        from iclgd.cli.command import run
 
         return run(arguments).code
     return 0

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.command import REFUSED, Command
-from iclgd.command import run as run_command
+from iclgd.cli.command import REFUSED, Command
+from iclgd.cli.command import run as run_command
+from iclgd.cli.hydra_setup import quoted
 from iclgd.config import ConfigError
-from iclgd.hydra_setup import quoted
 from iclgd.results import frame, reading
 
 if TYPE_CHECKING:

@@ -11,28 +11,27 @@ from typing import Any
 import torch
 
 from iclgd import __version__, tracking
-from iclgd.choices import Placement, Procedure
+from iclgd.common.records import Recording, axes_of
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
+from iclgd.config.enumerations import Placement, Procedure
 from iclgd.evidence import Laboratory, gather, reference_prompts
+from iclgd.evidence.memory import estimate, refuse_too_large
 from iclgd.evidence.outcome import kept_tensors, means_so_far, model_facts, outcome
-from iclgd.learning import check
-from iclgd.learning.parity import certificate
-from iclgd.memory import estimate, refuse_too_large
+from iclgd.mechanisms import check
+from iclgd.mechanisms.parity import certificate
 from iclgd.metrics import required_inputs
-from iclgd.models import LanguageModel, load, refuse_unknown_tokens, resolve_device, resolve_dtype
+from iclgd.models.completeness import refuse_unknown_tokens
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.loading import load, resolve_device, resolve_dtype
 from iclgd.models.placement import check_processes, devices_of
-from iclgd.records import Recording, axes_of
 from iclgd.runs.checkout import source_patch
 from iclgd.runs.environment import environment
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
 from iclgd.runs.progress import Progress
-from iclgd.runs.source_code import written_meanwhile
 from iclgd.tasks import as_json, draw, encode, harness  # noqa: F401  its code counts, so it is read now
 
 log = logging.getLogger(__name__)
-
-_MIXED = written_meanwhile()  # now that all code has been read
 
 
 def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> dict[str, Any]:
@@ -45,10 +44,7 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
 
     Raises:
         ConfigError: settings, data or a model that cannot be used; before the model loads where possible.
-        RuntimeError: this package's code changed while it was being read.
     """
-    if _MIXED:
-        raise RuntimeError(f"{', '.join(_MIXED)} changed while iclgd was being loaded; start it again")
     progress = progress or Progress()
     wanted = required_inputs(config.metric.scores)
     resolve_device(config.runtime.device)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iclgd.models import LanguageModel
-from iclgd.records import PromptSet
+from iclgd.common.records import PromptSet
+from iclgd.models.language_model import LanguageModel
 
 
 class NaiveProtocol:

@@ -25,15 +25,17 @@ import torch
 from benchmarks.naive_protocol import NaiveProtocol
 from benchmarks.table import write_table
 from configs import config as composed
+from iclgd.common.records import PromptSet
 from iclgd.config import Config
+from iclgd.config.variants import variant as named_variant
 from iclgd.evidence import Laboratory, gather
-from iclgd.learning import finetuned, training_sequences
+from iclgd.mechanisms import finetuned, training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
-from iclgd.models import LanguageModel, Question, RecordPlan, load, record
-from iclgd.records import PromptSet
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.loading import load
+from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
 from iclgd.tasks import draw, encode
-from iclgd.variants import variant as named_variant
 
 SAMPLE = int(os.environ.get("ICLGD_BENCH_SAMPLE", "12"))  # queries and demonstrations that the naive protocol runs
 QUERIES = int(os.environ.get("ICLGD_BENCH_QUERIES", "200"))
@@ -160,7 +162,7 @@ def test_peak_memory(results: dict[str, Any], config: Config) -> None:
 
 
 _ONE_RUN = (
-    "import re, sys; from pathlib import Path; from iclgd.command import run; "
+    "import re, sys; from pathlib import Path; from iclgd.cli.command import run; "
     "code = run(sys.argv[1:], tell=False).code; assert code == 0; "
     "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"  # rusage counts the parent's too
 )

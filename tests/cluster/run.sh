@@ -2,7 +2,7 @@
 # Does a sweep survive a real cluster?  A one-node Slurm on this machine: a sweep, one task cancelled in the middle, the
 # sweep started again.  Needs root and Debian's packages: apt-get install slurm-wlm munge
 #   tests/cluster/run.sh [python] [iclgd arguments, such as runtime.threads=1]
-# With FAKE=1 the experiment is the fake of tests/fake_experiment, which needs no model.
+# With FAKE=1 the experiment is the fake of tests/support/fake_experiment, which needs no model.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -77,7 +77,7 @@ done
 sinfo || { tail -n 20 "$state"/log/*; exit 1; }
 
 export SUBMITIT_LOG_LEVEL=ERROR # or it would say at every look that there is no accounting
-export PYTHONPATH="$root/src${FAKE:+:$root/tests/fake_experiment}" OMP_NUM_THREADS=1
+export PYTHONPATH="$root/src${FAKE:+:$root/tests/support/fake_experiment}" OMP_NUM_THREADS=1
 arguments=(sweeps=smoke hydra/launcher=submitit_slurm hydra.launcher.cpus_per_task=1 hydra.launcher.mem_gb=null
     hydra.launcher.array_parallelism=1 hydra.launcher.timeout_min=20 tracking=none ${FAKE:+finetune.epochs=50} "$@")
 sweep() { "$python" -m iclgd "${arguments[@]}"; }
@@ -102,13 +102,13 @@ while kill -0 "$command" 2> /dev/null; do # a task that was just ending when it 
 done
 code=0
 wait "$command" || code=$?
-"$python" -m iclgd.runs.status "$outputs"
+"$python" -m iclgd.cli.status "$outputs"
 finished=$(done_runs)
 [ "$finished" -lt 4 ] || { echo "every task ended before it could be cancelled" >&2; states; exit 1; }
 [ "$code" = 1 ] || { echo "the first sweep should end with 1, not $code" >&2; exit 1; }
 
 echo "== again: only what was cancelled is computed"
 sweep | tee "$state/again.log"
-"$python" -m iclgd.runs.status "$outputs"
+"$python" -m iclgd.cli.status "$outputs"
 grep -q "$((4 - finished)) done, $finished skipped" "$state/again.log"
 echo "== the cluster test passed"

@@ -20,7 +20,7 @@ import pytest
 
 import simulated_reports
 from command_line import environment, iclgd
-from iclgd.seeding import numpy_stream
+from iclgd.common.seeding import numpy_stream
 
 SWEEP = ("-m", "model=toy", "task=toy", "tracking=none", "seed=0,1,2", "hydra.sweep.dir=out")
 REAL = ("model=toy", "task=toy", "task.queries=4", "metric=[sim_aou]")
@@ -103,7 +103,7 @@ def test_a_stopped_process_keeps_its_run_and_ends_it_when_it_goes_on(tmp_path):
     until(lambda: list(tmp_path.glob("out/*/status.json")), process)
     os.killpg(process.pid, signal.SIGSTOP)
     time.sleep(float(os.environ.get("ICLGD_STOPPED", "1")))
-    status = [sys.executable, "-m", "iclgd.runs.status", "out"]
+    status = [sys.executable, "-m", "iclgd.cli.status", "out"]
     listed = subprocess.run(status, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     other = start(tmp_path, *SWEEP, *slow)
     assert other.stdout is not None and any("waiting for it" in line for line in other.stdout)
@@ -170,7 +170,7 @@ def test_ten_thousand_runs_in_one_folder(tmp_path, record_property):
         tmp_path / "out", generator, {"gd": 0.01, "lcgd": 0.02}, int(os.environ.get("ICLGD_DRAWS", "1667"))
     )
     count = len(list((tmp_path / "out").iterdir()))
-    for module, seconds, gigabytes in (("iclgd.runs.status", 120, 2), ("iclgd.report", 400, 4)):
+    for module, seconds, gigabytes in (("iclgd.cli.status", 120, 2), ("iclgd.report", 400, 4)):
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         done = subprocess.run(
             [sys.executable, "-m", module, "out"], cwd=tmp_path, env=environment(False), capture_output=True, text=True

@@ -6,13 +6,15 @@ import torch
 from accelerate import dispatch_model
 from torch import Tensor
 
-from iclgd import ranks
-from iclgd.learning import activation_matched, finetuned
+from iclgd.common import ranks
+from iclgd.common.records import OPTIONAL_RECORDS
+from iclgd.mechanisms import activation_matched, finetuned
 from iclgd.metrics.updates import sim_aou
-from iclgd.models import LanguageModel, Question, RecordPlan, assemble, record, token_queries
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.loading import assemble
 from iclgd.models.offload import resident
 from iclgd.models.placement import dealt_out
-from iclgd.records import OPTIONAL_RECORDS
+from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from learning_cases import learning, prompts
 from placement.pretend_devices import Placed
 from tiny_models import tiny_network
@@ -66,7 +68,7 @@ def everything(model: LanguageModel, variants: tuple[str, ...] = tuple(VARIANTS)
 def _queries_of(cases):
     from dataclasses import replace
 
-    from iclgd.records import Item
+    from iclgd.common.records import Item
 
     return replace(cases, queries=tuple(Item("", question.token_ids, 0) for question in QUESTIONS))
 

@@ -7,8 +7,8 @@ import os
 
 import torch
 
-from iclgd import ranks
 from iclgd.__main__ import cli
+from iclgd.common import ranks
 from iclgd.models import recorder
 
 ROOM = 60_000  # bytes: two or three sequences of the toy model

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from iclgd import ranks
-from iclgd.choices import Placement
+from iclgd.common import ranks
 from iclgd.config import RuntimeConfig
-from iclgd.models import assemble
+from iclgd.config.enumerations import Placement
+from iclgd.models.loading import assemble
 from iclgd.models.placement import loading_arguments
 from placement.placement_cases import everything, furthest
 from tiny_models import tiny_network

@@ -9,8 +9,9 @@ import psutil
 import pytest
 from accelerate import dispatch_model
 
-from iclgd.models import assemble, offload
+from iclgd.models import offload
 from iclgd.models.anatomy import dissect
+from iclgd.models.loading import assemble
 from iclgd.models.placement import dealt_out
 from placement.placement_cases import FAMILIES, everything, furthest, placed_model, plain
 from placement.pretend_devices import pretending

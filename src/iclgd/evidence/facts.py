@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclgd.choices import RandomUpdate
+from iclgd.common.records import PromptSet
+from iclgd.common.seeding import torch_stream
 from iclgd.config import Config
+from iclgd.config.enumerations import RandomUpdate
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
 from iclgd.evidence.reference import Reference, orders
 from iclgd.evidence.weights import context_changes, random_changes, undefined_changes
-from iclgd.records import PromptSet
-from iclgd.seeding import torch_stream
 
 # Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
 LATE_FACTS = ("ft_orders", "trained_changes", "static_changes", "one_shot_updates")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from iclgd.choices import Layer0
+from iclgd.common.records import Evidence, PromptSet, Recording
+from iclgd.config.enumerations import Layer0
+from iclgd.config.variants import ICL
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, no_steps, training_queries
 from iclgd.evidence.reference import referred
-from iclgd.records import Evidence, PromptSet, Recording
-from iclgd.variants import ICL
 
 
 def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None = None) -> Evidence:

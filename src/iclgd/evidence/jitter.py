@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from iclgd.checks import parse_layers
+from iclgd.common.records import Evidence
 from iclgd.config import ScoreConfig
+from iclgd.config.bounds import parse_layers
 from iclgd.evidence.facts import LATE_FACTS, facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn
 from iclgd.evidence.reference import referred
-from iclgd.learning import jittered
-from iclgd.learning.parameters import trained_parameters
-from iclgd.records import Evidence
+from iclgd.mechanisms import jittered
+from iclgd.mechanisms.parameters import trained_parameters
 
 
 def before_the_end(scores: Mapping[str, ScoreConfig]) -> dict[str, ScoreConfig]:

@@ -10,13 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from iclgd import ranks
-from iclgd.choices import RecordAt
+from iclgd.common import ranks
+from iclgd.common.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.config import Config
-from iclgd.models import LanguageModel, Question, RecordPlan, record
+from iclgd.config.enumerations import RecordAt
+from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import placement_key
-from iclgd.models.recorder import Around
-from iclgd.records import OPTIONAL_RECORDS, PromptSet, Recording
+from iclgd.models.recorder import Around, Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.environment import made_with
 from iclgd.runs.progress import Progress

@@ -12,18 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iclgd.choices import CacheMode, Procedure, RecordAt, TrainingData
+from iclgd.common.records import PromptSet, Recording, Trace
 from iclgd.config import ConfigError, as_dict
+from iclgd.config.enumerations import CacheMode, Procedure, RecordAt, TrainingData
+from iclgd.config.variants import variant
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.weights import Changes, changes_since, weights_now
-from iclgd.learning import ExactPatch, activation_matched, finetuned, statically_patched
-from iclgd.models import token_queries
-from iclgd.records import PromptSet, Recording, Trace
+from iclgd.mechanisms import ExactPatch, activation_matched, finetuned, statically_patched
+from iclgd.models.recorder import token_queries
 from iclgd.runs.environment import processor
 from iclgd.runs.fingerprint import training_code
 from iclgd.runs.identity import canonical
 from iclgd.tasks import draw, encode
-from iclgd.variants import variant
 
 log = logging.getLogger(__name__)
 

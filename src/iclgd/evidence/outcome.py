@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import torch
 
+from iclgd.common.records import Evidence, Trace
 from iclgd.config import Config
 from iclgd.evidence.jitter import before_the_end, moved, repeats, spread
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.learning import instability
+from iclgd.mechanisms import instability
 from iclgd.metrics import flipped, measure, summarise, to_frame
-from iclgd.models import LanguageModel
-from iclgd.records import Evidence, Trace
+from iclgd.models.language_model import LanguageModel
 
 
 def model_facts(model: LanguageModel) -> dict[str, Any]:

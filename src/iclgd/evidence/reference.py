@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from iclgd.choices import Procedure
+from iclgd.common.records import PromptSet, Recording, Trace
+from iclgd.common.seeding import permuted
 from iclgd.config import Config
+from iclgd.config.enumerations import Procedure
+from iclgd.config.variants import ICL, reference_config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
-from iclgd.models import LanguageModel
-from iclgd.records import PromptSet, Recording, Trace
+from iclgd.models.language_model import LanguageModel
 from iclgd.runs.cache import recordings_cache
-from iclgd.seeding import permuted
 from iclgd.tasks import draw, encode
-from iclgd.variants import ICL, reference_config
 
 
 @dataclass(frozen=True)

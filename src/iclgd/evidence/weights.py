@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iclgd.choices import Procedure
+from iclgd.common.seeding import torch_stream
+from iclgd.config.enumerations import Procedure
+from iclgd.config.variants import STATIC, variant
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.learning.patches import static_changes
+from iclgd.mechanisms.patches import static_changes
 from iclgd.models.feed_forward import weight_of
-from iclgd.seeding import torch_stream
-from iclgd.variants import STATIC, variant
 
 Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]  # [d_out, d_in] by layer, then by matrix
 

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from iclgd.common.records import Evidence, Recording, Score, Trace
 from iclgd.config import ConfigError, ScoreConfig
-from iclgd.imports import imported
-from iclgd.records import Evidence, Recording, Score, Trace
+from iclgd.config.functions import imported
 
 Metric = Callable[..., Tensor]
 F = TypeVar("F", bound=Metric)

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from iclgd.common.records import Score
 from iclgd.config import ScoreConfig
-from iclgd.records import Score
 from iclgd.statistics import mean_interval, mean_of_means, nanmean, shares_interval
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from iclgd.common.printable import printable
 from iclgd.config import ConfigError
-from iclgd.model_files import CONFIGS, INDEX, TOKENIZER_JSON, TOKENIZER_OTHER, read_object
+from iclgd.models.files import CONFIGS, INDEX, TOKENIZER_JSON, TOKENIZER_OTHER, read_object
 from iclgd.models.source_files import Source
 from iclgd.models.strangers_config import cleaned_config, cleaned_tokenizer_config
-from iclgd.shown import printable
 
 _CONFIG, _TOKENIZER_CONFIG = CONFIGS
 ELSEWHERE = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iclgd import ranks
+from iclgd.common import ranks
 from iclgd.config import ConfigError
 from iclgd.models.layout import LAYOUTS, Layout, Shape
 from iclgd.models.offload import resident

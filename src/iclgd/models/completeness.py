@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from iclgd.common.printable import printable
+from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
 from iclgd.models.acceptance import AcceptedModel
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.source_files import listed
-from iclgd.records import PromptSet
-from iclgd.shown import printable
 
 
 def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:

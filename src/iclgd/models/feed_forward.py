@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from iclgd import ranks
+from iclgd.common import ranks
 from iclgd.config import ConfigError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import forward

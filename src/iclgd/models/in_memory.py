@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
+from iclgd.common.digests import digest_of, digest_of_text
 from iclgd.config import ConfigError
-from iclgd.digests import digest_of, digest_of_text
-from iclgd.model_files import InMemory, in_memory
 from iclgd.models.acceptance import refusing
+from iclgd.models.files import InMemory, in_memory
 from iclgd.models.self_test import TOLERANCE, some_tokens
 from iclgd.models.strangers_config import cleaned_config, cleaned_tokenizer_config
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from iclgd import ranks
+from iclgd.common import ranks
 from iclgd.models.anatomy import Anatomy
-from iclgd.models.half_at_rest import used_dtype
+from iclgd.models.half_precision_storage import used_dtype
 from iclgd.models.offload import device_of
 from iclgd.models.placement import splits_heads
 

@@ -13,15 +13,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from iclgd.choices import Matmul, ModelSource, Weights
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.model_files import converted_place, held, model_inputs, own_folder, packaged_file, refuse_file_elsewhere
+from iclgd.config.enumerations import Matmul, ModelSource, Weights
 from iclgd.models import placement
 from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.completeness import refuse_incomplete, refuse_oversized
-from iclgd.models.half_at_rest import compute_in_float32, stored_apart, stored_dtype
+from iclgd.models.files import converted_place, held, model_inputs, own_folder, packaged_file, refuse_file_elsewhere
+from iclgd.models.half_precision_storage import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.in_memory import copied
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from iclgd.common.digests import digest_of
 from iclgd.config import ModelConfig
-from iclgd.digests import digest_of
-from iclgd.model_files import converted_place, packaged_file
+from iclgd.models.files import converted_place, packaged_file
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from iclgd import ranks
-from iclgd.choices import Placement, Weights
+from iclgd.common import ranks
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.config.enumerations import Placement, Weights
 from iclgd.models.anatomy import dissect
-from iclgd.models.half_at_rest import stored_apart
+from iclgd.models.half_precision_storage import stored_apart
 
 _WAYS = ("auto", "balanced", "balanced_low_0", "sequential")
 

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from iclgd import ranks
-from iclgd.choices import Padding
+from iclgd.common import ranks
+from iclgd.common.records import Recording
+from iclgd.config.enumerations import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward, padded
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.rehearsal import NoRoomError, out_of_memory, rehearse
-from iclgd.records import Recording
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from iclgd import ranks
+from iclgd.common import ranks
 from iclgd.models.language_model import LanguageModel
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iclgd import ranks
+from iclgd.common import ranks
 from iclgd.models.anatomy import Anatomy, UnsupportedModelError
 from iclgd.models.attention import AttentionPass, precise
 from iclgd.models.forward import encode_prefix, forward

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from iclgd.common.printable import printable
 from iclgd.config import ConfigError
-from iclgd.model_files import INDEX, WEIGHTS, read_object, weight_map
-from iclgd.shown import printable
+from iclgd.models.files import INDEX, WEIGHTS, read_object, weight_map
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BUFFERS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.(masked_)?bias$|(^|\.)position_ids$")  # masks, numbers

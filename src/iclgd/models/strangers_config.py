@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from iclgd.common.printable import printable
 from iclgd.config import ConfigError
 from iclgd.models.anatomy import FAMILIES, UnsupportedModelError
-from iclgd.shown import printable
 
 # They name code, kernels, files or other places, or say how to compute what iclgd computes in its own way.
 _OVERRULED = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from iclgd.common.seeding import torch_stream
 from iclgd.models.anatomy import dissect
-from iclgd.seeding import torch_stream
 
 
 def untrained(

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iclgd.shown import pipe_may_close, printable
+from iclgd.common.printable import pipe_may_close, printable
 
 log = logging.getLogger("iclgd.report")
 

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from iclgd.common.printable import printable
 from iclgd.report.formats import Row, wide
 from iclgd.report.tables import cell
 from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results, whole
 from iclgd.runs import varied
-from iclgd.shown import printable
 
 _MOST_COLUMNS = 4  # more settings than this become rows
 _WIDTH = 80

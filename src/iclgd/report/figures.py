@@ -11,7 +11,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclgd.checks import ConfigError, parse_layers
+from iclgd.common.printable import printable
+from iclgd.config.bounds import ConfigError, parse_layers
 from iclgd.report.chart import Figure, looks
 from iclgd.report.ladder import ladder
 from iclgd.report.marks import Measure, interval_words, measured, number_axis, zero_rule
@@ -20,7 +21,6 @@ from iclgd.report.panels import PLACE, Frame, free_keys, grid, labelled
 from iclgd.results import published
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.own_tables import own_tables
-from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results

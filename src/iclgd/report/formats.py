@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from iclgd.shown import printable
+from iclgd.common.printable import printable
 
 Row = tuple[str, ...]
 Value = TypeVar("Value")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import pandas as pd
 
-from iclgd.choices import Better, Role
+from iclgd.config.enumerations import Better, Role
 from iclgd.report.chart import DATA, Figure, looks
 from iclgd.report.marks import Measure, interval_words, measured, zero_rule
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import altair as alt
 
+from iclgd.common.printable import printable
 from iclgd.report.chart import LINES, Figure, looks
 from iclgd.report.panels import Frame, Grid
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results

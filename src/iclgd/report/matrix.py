@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import numpy as np
 
+from iclgd.common.printable import printable
 from iclgd.report.chart import DATA, Figure, themed
 from iclgd.report.marks import color_scale
 from iclgd.report.panels import Frame, records
-from iclgd.results.notice import labels, notices, place_in_words
-from iclgd.shown import printable
+from iclgd.results.planted_truths import labels, notices, place_in_words
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results

@@ -15,6 +15,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from iclgd.common.printable import printable
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
 from iclgd.results.conclusions import remarks
@@ -22,7 +23,6 @@ from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.runs import varied
 from iclgd.runs.parsing import DamagedRun
-from iclgd.shown import printable
 
 _HERE = Path(__file__).parent
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}

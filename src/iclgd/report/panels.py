@@ -10,9 +10,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from iclgd.common.printable import printable
 from iclgd.report.chart import COLUMN_WIDTH, DATA, TEXT_WIDTH, themed
 from iclgd.runs import varied
-from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from iclgd.report.formats import Row, Table, number, wide
-from iclgd.report.notice_tables import notice_tables
+from iclgd.report.planted_truth_tables import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.conclusions import Contender, Difference

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iclgd.choices import Better, Role
+from iclgd.common.printable import printable
+from iclgd.config.enumerations import Better, Role
 from iclgd.results.reading import FinishedRun
-from iclgd.shown import printable
 
 # evidence that finetuning has a part in
 _LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors", "trained_changes")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from iclgd.choices import Better, Role
+from iclgd.config.enumerations import Better, Role
 from iclgd.results.catalogue import Variant
 from iclgd.results.frame import Results
 from iclgd.results.reading import Record

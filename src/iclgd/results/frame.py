@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from iclgd.choices import Weights
+from iclgd.config.enumerations import Weights
 from iclgd.results import catalogue
 from iclgd.results.catalogue import ScoreInfo, Variant
 from iclgd.results.inputs import mixed_inputs

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.common.printable import printable
+from iclgd.config.variants import ICL
 from iclgd.runs import varied
 from iclgd.runs.folder import run_folders
 from iclgd.runs.parsing import DamagedRun, reason
 from iclgd.runs.reader import FolderReader
-from iclgd.shown import printable
-from iclgd.variants import ICL
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from torch import Tensor
 
-    from iclgd.records import Recording
+    from iclgd.common.records import Recording
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class FinishedRun:
         Raises:
             ReportError: the run kept no recordings, or they cannot be read.
         """
-        from iclgd.records import Recording
+        from iclgd.common.records import Recording
 
         found: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self.tensors().items():

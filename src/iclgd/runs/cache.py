@@ -12,16 +12,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd import paths
-from iclgd.choices import CacheMode
+from iclgd.common import paths
 from iclgd.config import RuntimeConfig
+from iclgd.config.enumerations import CacheMode
 from iclgd.runs.files import remove_leftovers, replacing
 from iclgd.runs.identity import canonical
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from iclgd.records import Recording
+    from iclgd.common.records import Recording
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def _read(path: Path) -> Recording | None:
     """The recording in a file; None if there is none, or if it is not what was written, which the log then says."""
     from safetensors import safe_open
 
-    from iclgd.records import Recording
+    from iclgd.common.records import Recording
 
     if not path.is_file():
         return None

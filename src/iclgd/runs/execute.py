@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.choices import Rerun
 from iclgd.config import Config, ConfigError, as_dict
+from iclgd.config.enumerations import Rerun
 from iclgd.runs.files import plain
 from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.identity import run_id

@@ -1,6 +1,6 @@
 """What a run's numbers are made of, by content and not by name, in parts that can be named when one has changed.
 
-Nothing here loads a model: rows are drawn as text, and files are hashed once (`iclgd.digests`).
+Nothing here loads a model: rows are drawn as text, and files are hashed once (`iclgd.common.digests`).
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iclgd import paths
+from iclgd.common import paths
+from iclgd.common.digests import Stamp, digest_of_text, is_settled, stamp_of
 from iclgd.config import Config, FinetuneConfig, as_dict
-from iclgd.digests import Stamp, digest_of_text, is_settled, stamp_of
-from iclgd.model_files import model_inputs
+from iclgd.config.variants import STATIC, reference_config, variant
+from iclgd.models.files import model_inputs
 from iclgd.runs.environment import computing_versions
 from iclgd.runs.identity import LOOKS, canonical, run_id
 from iclgd.runs.source_code import own_code, user_code
 from iclgd.tasks import draw
 from iclgd.tasks.draw import inputs_of
 from iclgd.tasks.wording import Example
-from iclgd.variants import STATIC, reference_config, variant
 
-_TRAINING = ("iclgd/learning/", "iclgd/evidence/", "iclgd/seeding")
+_TRAINING = ("iclgd/mechanisms/", "iclgd/evidence/", "iclgd/common/seeding")
 _INTERVALS = "limits and shares of scores"  # intervals follow from them, but a run is not named by them
 _PLACE = re.compile(r", (?:line|row) \d+$")
 
@@ -89,7 +89,7 @@ def runtime_parts(config: Config) -> dict[str, str]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = config.runtime.dtype
     if dtype in ("auto", "model"):
-        from iclgd.models import resolve_dtype
+        from iclgd.models.loading import resolve_dtype
 
         dtype = str(resolve_dtype(dtype, config.model)).removeprefix("torch.")
     versions = {f"version of {name}": version for name, version in computing_versions().items()}

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.common.printable import printable
 from iclgd.runs import files
 from iclgd.runs.parsing import DamagedRun, parse_json, regular_bytes
 from iclgd.runs.process import is_alive, this_process
 from iclgd.runs.reader import FolderReader
 from iclgd.runs.secrets import Formatter, without_secrets
 from iclgd.runs.state import State, Status
-from iclgd.shown import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

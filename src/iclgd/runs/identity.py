@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from iclgd.checks import parse_layers
 from iclgd.config import ReferenceConfig
+from iclgd.config.bounds import parse_layers
 
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
 _ICL = dataclasses.asdict(ReferenceConfig())

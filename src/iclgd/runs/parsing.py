@@ -9,9 +9,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from iclgd.common.printable import printable
 from iclgd.runs.files import again, from_json
 from iclgd.runs.shapes import Shape, ShapeError
-from iclgd.shown import printable
 
 _SIZES = {".json": 256 << 20, ".yaml": 4 << 20, ".parquet": 4 << 30}  # bytes
 _SMALL = {"status.json": 4 << 20, "environment.json": 16 << 20, "scores.json": 64 << 20}

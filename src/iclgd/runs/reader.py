@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.common.printable import printable
 from iclgd.config import Config, ConfigError
 from iclgd.runs.identity import run_id
 from iclgd.runs.parsing import DamagedRun, checked, parse_json, parse_yaml, reason, regular_bytes
@@ -28,7 +29,6 @@ from iclgd.runs.shapes import (
     text,
     whole,
 )
-from iclgd.shown import printable
 
 if TYPE_CHECKING:
     import pandas as pd

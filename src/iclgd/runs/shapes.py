@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from iclgd.shown import printable
+from iclgd.common.printable import printable
 
 Shape = Callable[[Any, str], None]
 

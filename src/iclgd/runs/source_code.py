@@ -14,7 +14,6 @@ import importlib.util
 import marshal
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from importlib import metadata
 from itertools import chain, islice
@@ -22,18 +21,12 @@ from pathlib import Path
 from types import ModuleType
 
 import iclgd
-from iclgd.choices import BEGAN, IMPORTED_BEFORE
+from iclgd.common.digests import digest_of, digest_of_text
 from iclgd.config import ConfigError
-from iclgd.digests import digest_of, digest_of_text, stamp_of
 
 _PACKAGE = Path(iclgd.__file__).resolve().parent
 # What only places, shows or starts a run; everything else, a room that is new included, makes its numbers.
-_NO_NUMBERS = (
-    *("__init__", "__main__", "api", "checks", "command", "config", "dashboard", "digests", "early", "ending", "hub"),
-    "hydra_setup",
-    *("imports", "keys", "memory", "model_files", "paths", "plan", "report", "rerun", "results", "runs", "shown"),
-    *("skeletons", "toy", "tracking", "verify"),
-)
+_NO_NUMBERS = ("__init__", "__main__", "api", "cli", "report", "results", "runs", "tracking", "verify")
 COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")  # count by their versions, in every run
 _STANDARD = sys.stdlib_module_names - {"__main__"}
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
@@ -64,15 +57,6 @@ def _parsed(source: str, name: str) -> ast.Module:
 def own_code() -> dict[str, str]:
     """Digests by file of this package's code that draws, records, trains and scores, as this process found it."""
     return {name: normal(path.read_text("utf-8"), name) for name, path in _own_files().items()}
-
-
-def written_meanwhile() -> list[str]:
-    """The files of that code which were written since the first was imported, and of which it may hold either text."""
-    now = time.time_ns()  # a later stamp is that of a clock that was set back since, or one that was given to the file
-    times = {name: stamp_of(path)[1:3] for name, path in _own_files().items()}
-    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in times}
-    began = BEGAN if modules.isdisjoint(IMPORTED_BEFORE - {"iclgd.choices"}) else iclgd.BEGAN
-    return [name for name, both in times.items() if any(began < written <= now for written in both)]
 
 
 def _own_files() -> dict[str, Path]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from iclgd import ranks
+from iclgd.common import ranks
 from iclgd.config import Config, ConfigError, TrackingConfig, as_dict
 from iclgd.runs.execute import Experiment
 from iclgd.runs.folder import RunFolder

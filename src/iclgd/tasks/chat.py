@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
+from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
-from iclgd.records import PromptSet
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.wording import Example

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from iclgd import paths, seeding
-from iclgd.choices import Procedure, TrainingData
+from iclgd.common import paths, seeding
 from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
+from iclgd.config.enumerations import Procedure, TrainingData
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.wording import Example, Examples, worded
 

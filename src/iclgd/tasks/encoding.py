@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-from iclgd.choices import Chat, DropFrom, OnOverflow, RecordAt
+from iclgd.common.records import Item, PromptSet
 from iclgd.config import Config, ConfigError
-from iclgd.records import Item, PromptSet
+from iclgd.config.enumerations import Chat, DropFrom, OnOverflow, RecordAt
 from iclgd.tasks.chat import conversation
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.sources import DataError

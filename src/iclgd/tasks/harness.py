@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from iclgd.common.digests import Stamp, is_settled, stamp_of
 from iclgd.config import ConfigError, TaskConfig
-from iclgd.digests import Stamp, is_settled, stamp_of
 from iclgd.tasks.sources import DataError
 from iclgd.tasks.templates import brief
 from iclgd.tasks.wording import Example, Examples, Worded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from iclgd.records import Item, PromptSet
+from iclgd.common.records import Item, PromptSet
 
 
 def as_json(prompts: PromptSet, reference: PromptSet | None = None) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iclgd import hub, paths
-from iclgd.choices import TaskSource
+from iclgd.common import hub, paths
 from iclgd.config import ConfigError, TaskConfig
+from iclgd.config.enumerations import TaskSource
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from iclgd.choices import TaskSource
 from iclgd.config import ConfigError, TaskConfig
+from iclgd.config.enumerations import TaskSource
 from iclgd.tasks.sources import DataError, Split, read_split
 from iclgd.tasks.templates import Expression, Template, brief, is_text_or_number
 

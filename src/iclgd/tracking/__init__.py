@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclgd.choices import TrackerName, TrackingMode
 from iclgd.config import Config, TrackingConfig, as_dict
+from iclgd.config.enumerations import TrackerName, TrackingMode
 from iclgd.tracking.agent import agents_run, beside_parameters, destination_of
 from iclgd.tracking.kept import is_unsent
 

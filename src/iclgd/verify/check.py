@@ -17,7 +17,8 @@ import torch
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.evidence import reference_prompts
 from iclgd.evidence.outcome import model_facts
-from iclgd.models import LanguageModel, load
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.loading import load
 from iclgd.runs import files
 from iclgd.runs.environment import processor
 from iclgd.runs.execute import FINGERPRINT

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iclgd.common.records import Evidence
 from iclgd.config import Config
 from iclgd.evidence import Laboratory, gather
 from iclgd.evidence.outcome import means_so_far, outcome
-from iclgd.records import Evidence
 from iclgd.runs.folder import RunFolder, Status
 from iclgd.runs.reader import FolderReader
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from iclgd.checks import parse_layers
-from iclgd.choices import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer
+from iclgd.common.records import Item, PromptSet, Recording, Trace
 from iclgd.config import Config, FinetuneConfig
-from iclgd.models import LanguageModel
+from iclgd.config.bounds import parse_layers
+from iclgd.config.enumerations import Batch, Direction, Exit, LossOn, Placement, Procedure, RecordAt, StepPer
+from iclgd.config.variants import reference_config
 from iclgd.models.anatomy import FAMILIES
-from iclgd.records import Item, PromptSet, Recording, Trace
+from iclgd.models.language_model import LanguageModel
 from iclgd.runs.identity import LOOKS
-from iclgd.variants import reference_config
 
 _OBJECTIVES = ("gd", "lcgd", "short_circuit")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is

@@ -12,17 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from iclgd.choices import CacheMode, Layer0, Procedure
+from iclgd.common.records import Evidence, PromptSet, Trace
+from iclgd.common.seeding import torch_stream
 from iclgd.config import Config, ScoreConfig
+from iclgd.config.enumerations import CacheMode, Layer0, Procedure
+from iclgd.config.variants import reference_config
 from iclgd.evidence import Laboratory
 from iclgd.evidence.facts import random_attention, random_update
 from iclgd.evidence.outcome import kept_tensors
 from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
-from iclgd.models import LanguageModel
-from iclgd.records import Evidence, PromptSet, Trace
+from iclgd.models.language_model import LanguageModel
 from iclgd.runs.progress import Progress
-from iclgd.seeding import torch_stream
-from iclgd.variants import reference_config
 from iclgd.verify.content import apart, column, distance, of_all, taken
 from iclgd.verify.naive import Naive, unknown_to_it
 

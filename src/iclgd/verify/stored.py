@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
+from iclgd.common.paths import config_files
+from iclgd.common.records import Score
 from iclgd.config import Config, ScoreConfig, as_dict
 from iclgd.metrics import summarise
-from iclgd.paths import config_files
-from iclgd.records import Score
 from iclgd.runs.folder import RunFolder, Status
 from iclgd.runs.identity import LOOKS
 from iclgd.verify.content import SHOWN, TOLERANCE, apart, flat, of_all, read_numbers

@@ -1,0 +1,1 @@
+"""The command line: runs, sweeps, and the commands around them."""

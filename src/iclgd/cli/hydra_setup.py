@@ -1,0 +1,185 @@
+"""What Hydra has to know about this project, and what its complaints mean."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from iclgd.common import paths
+from iclgd.config import ConfigError, as_dict, register_schema, typed
+from iclgd.results.published import published
+from iclgd.runs.identity import run_id
+
+
+def register() -> None:
+    """Register resolvers and schema; every process that composes a config needs them first."""
+    sweeps = paths.project_root() / "sweeps"
+    resolvers = {
+        "iclgd.root": lambda: str(paths.project_root()),
+        "iclgd.run_id": _run_id,
+        "iclgd.sweep_name": _sweep_name,
+        "iclgd.sweep_names": lambda: ", ".join(sorted(path.stem for path in sweeps.glob("*.yaml"))),
+        "iclgd.published": _published,
+        "iclgd.stem": lambda path: Path(str(path)).name.removesuffix(".yaml").removesuffix(".yml"),
+    }
+    put = OmegaConf.register_new_resolver
+    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:  # from OmegaConf 2.4 on, with Hydra 1.4
+        put = OmegaConf.register_resolver
+    for name, resolver in resolvers.items():
+        put(name, resolver, replace=True)  # pyright: ignore[reportCallIssue]
+    register_schema()
+    # Launcher files of ours stand before the plugins' entries of the same name; Hydra 1.3 checks them against those,
+    # which is welcome, and warns that later versions will not.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against", category=UserWarning)
+
+
+def _run_id(*, _root_: DictConfig) -> str:
+    """The name of the composed run; `refused` for settings that cannot be run, whose error is shown elsewhere."""
+    try:
+        return run_id(as_dict(typed(_root_)))
+    except ConfigError:
+        return "refused"
+
+
+def _sweep_name(*, _root_: DictConfig) -> str:
+    """`sweep_name`, or the file of sweeps/ that was chosen, or `multirun` for a sweep written on the command line."""
+    named = OmegaConf.select(_root_, "sweep_name")
+    if named is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(named), re.ASCII):
+        raise ConfigError(f"sweep_name={named} is no plain name: letters, digits, '_', '-' and '.' only, no folders")
+    return str(named or OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun")
+
+
+def _published(key: str, *, _root_: DictConfig) -> float:
+    """The seed that goes with task.permutation, or the learning rate, of the published run on this task."""
+    name = str(OmegaConf.select(_root_, "task.name"))
+    known = published()["runs"]
+    if name not in known:
+        raise ConfigError(f"task={name} has no published run: choose one of {', '.join(known)}")
+    offset = OmegaConf.select(_root_, "task.permutation") if key == "seed" else 0
+    return known[name][key] + offset
+
+
+def ordered(arguments: Sequence[str]) -> list[str]:
+    """A command line with its options first: between overrides, Hydra's parser would not know those that follow."""
+    folders, others = without_config_dirs(arguments)
+    multirun = [argument for argument in others if argument in ("-m", "--multirun")]
+    options = [*multirun, *(f"--config-dir={folder}" for folder in folders)]
+    overrides = [argument for argument in others if argument not in multirun]
+    if not hydra.__version__.startswith("1.3.") and any(a.startswith("sweeps=") for a in overrides):
+        options.append("-m")  # from 1.4 on, Hydra no longer heeds the hydra.mode of a file that the command line names
+    return [*options, *overrides]
+
+
+def without_config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The folders that `--config-dir` or `-cd` names, and the other arguments.
+
+    Raises:
+        ConfigError: a folder's name is missing.
+    """
+    folders, others, rest = list[str](), list[str](), iter(arguments)
+    for argument in rest:
+        option, equals, folder = argument.partition("=")
+        if option not in ("-cd", "--config-dir"):
+            others.append(argument)
+            continue
+        folder = folder if equals else next(rest, "")
+        if not folder or folder.startswith("-"):
+            raise ConfigError(f"{option} needs a folder: iclgd {option} FOLDER [key=value ...]")
+        folders.append(folder)
+    return folders, others
+
+
+def points(config: DictConfig) -> list[list[str]] | None:
+    """The overrides of every run that a sweep will make; None if its sweeper chooses them as it goes."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.plugins import Plugins
+
+    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        return None
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    Plugins.instance()
+    search = create_config_search_path(str(paths.config_folder()))
+    for source in config.hydra.runtime.config_sources:  # folders that the command line added
+        search.append(source.provider, f"{source.schema}://{source.path}")
+    loader = ConfigLoaderImpl(search)
+    swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
+    return [list(point) for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
+
+
+def count_points(config: DictConfig) -> int | None:
+    """How many runs a sweep will make; None if that is not known beforehand."""
+    chosen = points(config)
+    return OmegaConf.select(config, "hydra.sweeper.n_trials") if chosen is None else len(chosen)
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's override grammar reads it, whatever is in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"'{escaped}'"
+
+
+def explain(error: Exception) -> str | None:
+    """What is wrong with the command line, in a few lines that name the key and the remedy.
+
+    Returns:
+        None if the error is not about the command line or the config.
+    """
+    from hydra.errors import HydraException, OverrideParseException
+
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: write KEY=VALUE, special characters in quotes: \"KEY='<a> (b)'\""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return _unknown_key(unknown[1]) or _lines(text, 1)
+    option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+    if option:
+        group, name = option.groups()
+        offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
+        names = offered[1].split() if offered else []
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={name} does not exist: {hint}choose one of {', '.join(names) or f'the files of conf/{group}'}"
+    ambiguous = re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text)
+    if ambiguous:
+        key, values = ambiguous.groups()
+        return (
+            f"{key}={values} names several values: add -m for a sweep over them, or write {key}=[{values}] for a list"
+        )
+    merging = re.search(r"Error merging override (\S+)", text)
+    if merging:
+        cause = _lines(str(error.__cause__), 1)
+        several = "; a sweep takes several values: -m KEY=A,B, or iclgd.sweep in Python" * ("type 'list'" in cause)
+        return f"{merging[1]}: {cause}{several}"
+    return _lines(text, 3)
+
+
+def _unknown_key(key: str) -> str | None:
+    try:
+        typed(OmegaConf.from_dotlist([f"{key}=0"]))
+    except ConfigError as error:
+        return str(error) if str(error).startswith("unknown key") else None
+    return None
+
+
+def _lines(text: str, count: int) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    dropped = ("full_key:", "object_type=", "reference_type=", "See https://")
+    return "\n".join([line for line in lines if not line.startswith(dropped)][:count])

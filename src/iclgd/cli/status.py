@@ -1,0 +1,191 @@
+"""The command `iclgd-status`: how far sweeps and runs are, with what tells the runs apart."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iclgd.cli.invocation import Invocation
+from iclgd.common.printable import pipe_may_close, printable
+from iclgd.runs import varied
+from iclgd.runs.folder import RunFolder, State, Status, run_folders
+from iclgd.runs.progress import duration
+from iclgd.runs.reader import FolderReader
+
+_STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
+_OWN = ("run", "state", "started", "took")  # what a list can be sorted by beside the settings
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One run: its name, its state now, what its status.json says, and its settings by Hydra name."""
+
+    name: str
+    state: State
+    status: Status
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def progress(self) -> str:
+        """How far a running run is, or what a failed one failed of."""
+        if self.state is State.failed:
+            return (self.status.error or "").splitlines()[0] if self.status.error else ""
+        facts = self.status.facts
+        if facts.get("diverged"):
+            return f"diverged at step {facts.get('diverged_at')}"
+        if facts.get("unstable"):
+            return f"unstable: {facts.get('unstable_because')}"
+        now = self.status.progress
+        return f"{now['stage']} {now['done']}/{now['total']}" if now and self.state is not State.done else ""
+
+    def value(self, key: str) -> Any:
+        """What the list is sorted by: a setting, or one of run, state, started and took."""
+        own = self.name, str(self.state), self.status.started_at, self.status.seconds
+        return {**self.settings, **dict(zip(_OWN, own, strict=True))}.get(key)
+
+
+def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
+    """The folders that hold runs, in or below the given ones, each with its runs in the order they were started."""
+    for folder in folders:
+        found = run_folders(folder)
+        for sweep in [folder] if found == [folder] else sorted({run.parent for run in found}) or [folder]:
+            yield sweep, run_lines(sweep)
+
+
+def run_lines(folder: Path) -> list[RunLine]:
+    """The runs in a sweep's folder, or the one that the folder is, in the order they were started."""
+    paths = [folder] if (folder / "status.json").exists() else sorted(folder.glob("*/"))
+    lines = []
+    for path in paths:
+        run = RunFolder(path)
+        status = run.status()
+        if status is not None:
+            lines.append(RunLine(path.name, run.state_of(status), status, _settings(path)))
+    return sorted(lines, key=lambda line: (line.status.started_at or "", line.name))
+
+
+def seconds_left(lines: Sequence[RunLine], total: int | None) -> float:
+    """About how long the rest of a sweep takes: what is to do, at the mean duration, by as many as now run.
+
+    Returns:
+        Seconds; NaN while nothing is done or nobody works.
+    """
+    took = [line.status.seconds for line in lines if line.state is State.done and line.status.seconds]
+    running = [line for line in lines if line.state is State.running]
+    if not took or not running:
+        return math.nan
+    mean = sum(took) / len(took)
+    over = sum(line.state in (State.done, State.failed) for line in lines)
+    waiting = max(0, (total or len(lines)) - over - len(running))
+    under_way = sum(max(0.0, mean - (line.status.seconds or 0.0)) for line in running)
+    return (waiting * mean + under_way) / len(running)
+
+
+def summary(folder: Path, lines: Sequence[RunLine]) -> str:
+    """One line: how many runs are in which state, and how long the rest takes."""
+    invocation = Invocation.latest(folder)
+    total = invocation.total() if invocation else None
+    counts = {state: sum(line.state is state for line in lines) for state in State}
+    said = [f"{count} {state}" for state, count in counts.items() if count]
+    at_work = invocation is not None and not invocation.is_over()
+    if total and total > len(lines):
+        said.append(f"{total - len(lines)} {'waiting' if at_work else 'not started'}")
+    left = seconds_left(lines, total)
+    if not math.isnan(left):
+        said.append(f"about {duration(left)} left")
+    again = counts[State.failed] + counts[State.stale] + counts[State.interrupted]
+    hint = "; start the same sweep again to run what failed or was cut off" if again and not at_work else ""
+    return f"{printable(str(folder), 1000)}: {', '.join(said) or 'no runs'}{hint}"
+
+
+def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
+    """The runs by a setting, named by its Hydra key or the last part of it, or by run, state, started or took.
+
+    Raises:
+        ValueError: no run has such a key; the message names those that there are.
+    """
+    keys = dict.fromkeys(name for line in lines for name in line.settings)
+    named = [name for name in keys if key in (name, name.rpartition(".")[2])]
+    if key not in _OWN and not named:
+        shared = (*_OWN, *_keys(lines))
+        raise ValueError(f"no run has {key!r} to sort by: choose from {', '.join(shared)}")
+    chosen = key if key in _OWN else key if key in keys else named[0]
+
+    def rank(line: RunLine) -> tuple[int, float, str]:
+        value = line.value(chosen)
+        if value is None:
+            return 2, 0.0, ""
+        return (0, value, "") if isinstance(value, int | float) else (1, 0.0, str(value))
+
+    return sorted(lines, key=rank)
+
+
+def _keys(lines: Sequence[RunLine]) -> list[str]:
+    """What tells the runs apart, draws included."""
+    settings = [line.settings for line in lines if line.settings]
+    drawn = [key for key in varied.DRAW if len({run.get(key) for run in settings}) > 1]
+    return varied.varied(settings) + drawn
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """The settings in a run's config.yaml; none where it cannot be read."""
+    try:
+        return varied.settings(FolderReader(folder).config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _draw(lines: Sequence[RunLine]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 1000)  # in a file, a run is one line however long
+    keys = _keys(lines)
+    table = Table(box=None)
+    for name in ("run", "state", *(varied.heading(key, keys) for key in keys), "took", "progress"):
+        table.add_column(Text(printable(name)))
+    for line in lines:
+        state = Text(line.state, style=_STYLES.get(line.state, ""))
+        took = duration(line.status.seconds) if line.status.seconds is not None else ""
+        values = [varied.as_text(line.settings[key]) if key in line.settings else "" for key in keys]
+        texts = [Text(printable(value, 24)) for value in values]
+        table.add_row(Text(printable(line.name)), state, *texts, took, Text(printable(line.progress(), 400)))
+    console.print(table)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """The command `iclgd-status`."""
+    parser = argparse.ArgumentParser(prog="iclgd-status", description="How far is a sweep, or a run?")
+    parser.add_argument("folder", type=Path, nargs="+", help="a run's folder, a sweep's, or a folder of sweeps")
+    parser.add_argument("--sort", metavar="KEY", default="started", help="a setting, run, state, started or took")
+    parser.add_argument("--watch", action="store_true", help="again every five seconds, until nothing runs")
+    chosen = parser.parse_args(arguments)
+    for folder in chosen.folder:
+        if not folder.is_dir():
+            parser.error(f"{folder} is not a folder: name a sweep's folder, such as outputs/first_look")
+    with pipe_may_close():
+        while True:
+            busy = False
+            for folder, lines in sweeps(chosen.folder):
+                busy |= any(line.state is State.running for line in lines)
+                try:
+                    lines = in_order(lines, chosen.sort)
+                except ValueError as error:
+                    parser.error(str(error))
+                if lines:
+                    _draw(lines)
+                sys.stdout.write(summary(folder, lines) + "\n")
+            if not (chosen.watch and busy):
+                return
+            sys.stdout.flush()
+            time.sleep(5)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,1 @@
+"""Plain things that every room uses: records, seeds, paths, digests, printable text."""

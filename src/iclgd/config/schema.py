@@ -1,0 +1,289 @@
+"""What can be said on the command line, with types; what can be refused before a model loads is refused here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from iclgd.config import enumerations as choices
+from iclgd.config.bounds import ConfigError, refuse_impossible
+
+
+@dataclass
+class ModelConfig:
+    """A model and how its prompts are built (conf/model)."""
+
+    name: str = MISSING  # a hub id, the path of a folder, or a package
+    source: choices.ModelSource = (
+        choices.ModelSource.hub
+    )  # a hub id or local folder, a Python package, this package's toy, or memory (set by iclgd.run(model=...))
+    file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
+    revision: str | None = None  # a commit of the hub's repository; null: the newest
+    weights: choices.Weights = choices.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
+    weights_seed: int = 0  # which untrained weights
+    bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
+    separator: str = "\n"  # text or a token between demonstrations
+    dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
+    chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
+
+
+@dataclass
+class TaskConfig:
+    """Rows, how they are worded, and how many are used (conf/task)."""
+
+    name: str = MISSING  # what tables call it, and where local rows lie: paths.data_dir/NAME
+    source: choices.TaskSource = (
+        choices.TaskSource.hub
+    )  # bundled rows, the hub or a local copy of it, or lm-evaluation-harness
+    hub: str | None = None  # data set id
+    subset: str | None = None  # its configuration name
+    revision: str | None = None  # a commit of the hub's repository; null: the newest
+    lm_eval: str | None = None  # a task of lm-evaluation-harness, or the path of a task's yaml, for source=lm_eval
+    templates: list[str] = field(default_factory=list)  # Jinja2, filled from the row: "Review: {{ text }} Sentiment:"
+    template: int = 0  # which of them
+    description: str = ""  # stands once before everything else
+    delimiter: str = " "  # between a text and its answer
+    separator: str | None = None  # between demonstrations; null: the model's
+    labels: list[str] = field(default_factory=list)  # label words, by label id; empty for multiple choice
+    label_column: str = "label"  # a column, or a Jinja2 expression such as answers[0]
+    label_values: list[str] | None = None  # the label column's values by label id, where it does not hold ids
+    label_among: str | None = None  # or the column that lists each row's own values ("choices.label")
+    template_labels: dict[int, list[str]] = field(default_factory=dict)  # label words that one template has instead
+    options: list[str] | None = None  # multiple choice: a template for each option
+    options_column: str | None = None  # or the column that lists them ("choices.text")
+    train_split: str = "train"  # demonstrations come from here
+    eval_split: str = "validation"  # and queries from here
+    shots: int = 8  # how many demonstrations
+    queries: int = 2000  # how many queries, at most
+    query_seed: int = 1  # which queries
+    permutation: int = 0  # the order of the demonstrations: 0 as drawn, or the n-th shuffled one
+    on_overflow: choices.OnOverflow = choices.OnOverflow.error  # what happens if they do not fit the model's window
+    length_normalised: bool = True  # options of several tokens are scored by the mean of their tokens, not the sum
+    rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})  # learning rates by objective
+
+
+@dataclass
+class FinetuneConfig:
+    """A finetuning variant (conf/finetune)."""
+
+    name: str = MISSING  # the variant, and its file in conf/finetune
+    procedure: choices.Procedure = choices.Procedure.train  # how the FT setting comes about
+    objective: str = "gd"  # a function of iclgd.mechanisms.objectives, or a dotted path to one of yours
+    lr: float = MISSING  # the learning rate
+    layers: Any = "all"  # the blocks that are trained: all, a list such as [0,1,2], or a range such as 0-11
+    trainable: Any = "attn_kv"  # q, k, v, o, attn_kv, attention, mlp, all, a regular expression, or a list of these
+    epochs: int = 1  # how often each demonstration is seen
+    loss_on: choices.LossOn = choices.LossOn.all_tokens  # all tokens of a demonstration, or its label's only
+    batch: choices.Batch = choices.Batch.sequential  # a step for each demonstration, or one for all
+    optimizer: Any = "sgd"  # or adam, or {_target_: torch.optim.AdamW, weight_decay: 0.1}: a class and its arguments
+    exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
+    norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
+    direction: choices.Direction = choices.Direction.own  # the gradient's own, or a random one as long as it
+    data: choices.TrainingData = choices.TrainingData.demonstrations  # the demonstrations, or a control
+    other_task: str | None = None  # the task, or a task's yaml, whose demonstrations `data: other_task` trains on
+    rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
+    noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
+    patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
+    calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
+    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the median squared length of its inputs
+    label: str | None = None  # what tables and figures call it; null: its name
+    role: choices.Role = choices.Role.variant  # what it is in a comparison
+    order: int = 50  # where it stands among the others, lowest first
+    against: dict[str, str] | None = None  # variants it is compared with, and what each difference tells
+    color: str | None = None  # of its lines and marks; null: the next free one of the palette
+
+
+@dataclass
+class ReferenceConfig:
+    """Who plays ICL's part in every score (conf/reference): ICL itself, or a variant, so that the truth is known."""
+
+    name: str = "icl"  # icl, or a file of conf/finetune, whose settings hold
+    lr: float | None = None  # its learning rate; null: that of its file
+    lr_factor: float = 1.0  # a multiple of that rate
+    permutation: int | None = None  # the order of its demonstrations; null: task.permutation
+    draw: int = 0  # which sample of demonstrations it has: 0 the run's, k the k-th that shares no row with it
+    noise: float = 0.0  # noise added to its weights' changes, as finetune.noise
+    label: str | None = None  # what tables and figures call it; null: its name
+
+
+@dataclass
+class ProtocolConfig:
+    """Where the papers and their published code differ (conf/protocol)."""
+
+    name: str = MISSING  # the reading of the papers
+    record_at: choices.RecordAt = choices.RecordAt.last_prompt_token
+    random_update: choices.RandomUpdate = choices.RandomUpdate.gaussian
+    drop_from: choices.DropFrom = choices.DropFrom.both
+    exit: choices.Exit = choices.Exit.block_output
+    step: choices.StepPer = choices.StepPer.demonstration
+    layer0: choices.Layer0 = choices.Layer0.undefined
+
+
+@dataclass
+class ScoreConfig:
+    """One score: a pure function and where its inputs come from (conf/metric)."""
+
+    function: str = MISSING  # a function of iclgd.metrics, or a dotted path to one of yours
+    inputs: dict[str, str] = field(default_factory=dict)  # argument: SETTING.FIELD, trace.FIELD or a fact
+    params: dict[str, Any] = field(default_factory=dict)  # further arguments, as plain values
+    axes: list[str] = field(default_factory=lambda: ["example", "layer"])  # of what the function returns
+    label: str = MISSING  # what tables and figures call it
+    limits: list[float] | None = None  # the least and the largest possible value, where there are such: axes of figures
+    headline: bool = False  # whether short tables and the first figures show it
+    better: choices.Better = choices.Better.higher  # which values mean "more alike"
+    share: bool = False  # whether its mean is a share of queries, shown in percent
+    digits: int = 3  # decimals that tables show (of a share, not of its percent)
+
+
+@dataclass
+class MetricConfig:
+    """Which scores are taken, and when."""
+
+    scores: dict[str, ScoreConfig] = field(default_factory=dict)
+    every: int = 0  # also after every n-th step of finetuning; 0: only at the end
+    compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
+    orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
+
+
+@dataclass
+class TrackingConfig:
+    """Whether and how runs are logged (conf/tracking)."""
+
+    name: choices.TrackerName = choices.TrackerName.none
+    mode: choices.TrackingMode = choices.TrackingMode.offline
+    project: str = "iclgd"  # the project in W&B
+    entity: str | None = None  # its user or team; null: the default of the account
+    dir: str | None = None  # where W&B's files go; null: the folder wandb inside each run's own
+
+
+@dataclass
+class RuntimeConfig:
+    """The machine: none of this changes what is measured beyond rounding (conf/runtime)."""
+
+    device: str = "auto"  # auto, cpu, cuda or cuda:1
+    placement: choices.Placement = choices.Placement.single
+    device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
+    max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
+    offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
+    dtype: str = "auto"  # auto (float32), float64, bfloat16, float16, model, or float32_from_bfloat16 or ..._float16
+    matmul: choices.Matmul = choices.Matmul.highest
+    jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
+    threads: int | None = None  # CPU threads; null: PyTorch's choice
+    save_recordings: bool = False  # whether recordings.safetensors is kept
+    figures: bool = False  # whether figures are drawn when the command ends
+    batch_tokens: int | None = None  # tokens that share one forward pass; null: 512 on the CPU, 16384 on a GPU
+    padding: choices.Padding = choices.Padding.right
+    cache: choices.CacheMode = choices.CacheMode.auto
+    cache_gb: float = 4.0  # the largest size of the shared recordings, in GB
+    rerun: choices.Rerun = choices.Rerun.failed
+    objective: str | None = None  # the score whose mean the command returns, for sweepers that optimise
+
+
+@dataclass
+class PathsConfig:
+    """Folders."""
+
+    data_dir: str | None = None  # local data: NAME/SPLIT.jsonl, .csv or .parquet
+    outputs: str = "outputs"  # where runs and sweeps are written
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    metric: MetricConfig = field(default_factory=MetricConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0  # which demonstrations are drawn
+    sweep_name: str | None = None  # the folder in outputs/ of a sweep written on the command line; null: multirun
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine could run.
+
+        Raises:
+            ConfigError: naming the key and the remedy.
+        """
+        refuse_impossible(self)
+        if self.model.weights is choices.Weights.pretrained:
+            self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
+
+
+_HYDRAS = ("hydra", "sweeps")  # keys beside those of a run
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra, as `schema` in the defaults list."""
+    if "schema.yaml" not in (store := ConfigStore.instance()).repo:
+        store.store(name="schema", node=Config)
+
+
+def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
+    """The typed form of a composed config.
+
+    Raises:
+        ConfigError: an unknown key, a missing or ill-typed value, or a setting that cannot be run.
+    """
+    raw = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
+    _refuse_unknown_keys(raw, Config, "")
+    try:
+        if OmegaConf.get_type(raw) is not Config:  # else Hydra has merged it into the schema
+            own = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in _HYDRAS])
+            raw = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), own))
+        values = {entry.name: raw[entry.name] for entry in dataclasses.fields(Config)}
+        sections = {key: OmegaConf.to_object(value) for key, value in values.items() if OmegaConf.is_config(value)}
+        return Config(**{**values, **sections})
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ConfigError(where + str(error).splitlines()[0]) from error
+
+
+def _refuse_unknown_keys(node: DictConfig, schema: type, prefix: str) -> None:
+    hints = typing.get_type_hints(schema)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(schema)}
+    for key in map(str, node):
+        if key in _HYDRAS and schema is Config:
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown key {prefix}{key}: {hint}")
+        if OmegaConf.is_missing(node, key):
+            continue
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and dataclasses.is_dataclass(known[key]):
+            _refuse_unknown_keys(child, typing.cast(type, known[key]), f"{prefix}{key}.")
+        elif schema is MetricConfig and key == "scores" and isinstance(child, DictConfig):
+            for name in map(str, child):
+                score = child._get_node(name)
+                if isinstance(score, DictConfig):
+                    _refuse_unknown_keys(score, ScoreConfig, f"{prefix}{key}.{name}.")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Plain values of what a run is, ready for YAML or JSON."""
+    return _plain({key: value for key, value in dataclasses.asdict(config).items() if key != "sweep_name"})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value.value if isinstance(value, StrEnum) else value

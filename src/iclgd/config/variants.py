@@ -1,0 +1,45 @@
+"""Runs with another finetuning variant: one to compare with, or one that plays ICL's part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from omegaconf import OmegaConf
+
+from iclgd.common.paths import config_files
+from iclgd.config.bounds import ConfigError
+from iclgd.config.schema import Config, as_dict, typed
+
+ICL = "icl"
+STATIC = "static_patch"  # its changes are what the context amounts to in weights
+
+
+def variant(config: Config, name: str | None, key: str = "metric.compare_with") -> Config:
+    """The same run with another finetuning variant, as its yaml says.
+
+    Raises:
+        ConfigError: there is no such yaml; the message names `key`.
+    """
+    files = config_files("finetune")
+    if name not in files:
+        raise ConfigError(f"{key}={name} is no variant of conf/finetune: name one of {', '.join(files)}")
+    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(files[name])}))
+
+
+def reference_config(config: Config) -> Config:
+    """The run as the reference has it: its variant, rate and order; the run itself where all of that is ICL's own."""
+    reference, task = config.reference, config.task
+    if reference.name != ICL:
+        chosen = variant(config, reference.name, "reference.name")
+        finetune = replace(
+            chosen.finetune,
+            lr=(reference.lr or chosen.finetune.lr) * reference.lr_factor,
+            noise=reference.noise or chosen.finetune.noise,
+            other_task=config.finetune.other_task or chosen.finetune.other_task,
+        )
+    elif reference.permutation is None and not reference.draw:
+        return config
+    else:
+        finetune = config.finetune
+    order = task.permutation if reference.permutation is None else reference.permutation
+    return replace(config, finetune=finetune, task=replace(task, permutation=order))

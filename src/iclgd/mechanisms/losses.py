@@ -1,0 +1,144 @@
+"""The loss of hidden states under the frozen unembedding, without ever holding all their logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from iclgd.common import ranks
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.offload import resident
+from iclgd.models.products import linear
+
+_LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**21, 2**26  # held at once: what stays in the cache, what fills a GPU
+_WHOLE = (torch.float32, torch.float64)
+_NARROWEST = 512  # columns of logits, however many rows there are
+_HEADROOM = 40.0  # how far a block's logits may exceed the first's before all is rescaled: e^40 is far from overflow
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One training sequence.
+
+    Attributes:
+        token_ids: bos and a demonstration.
+        predicted: which tokens have a loss; the first never has, since nothing precedes it.
+        demonstration: which demonstration it is, or is a part of.
+    """
+
+    token_ids: Int[Tensor, " token"]
+    predicted: Bool[Tensor, " token"]
+    demonstration: int = -1
+
+    def sources(self) -> Int[Tensor, " predicted"]:
+        """The positions that predict."""
+        return self.predicted.nonzero().squeeze(1) - 1
+
+    def targets(self) -> Int[Tensor, " predicted"]:
+        """What they should predict."""
+        return self.token_ids[self.predicted]
+
+
+class _UnembeddedLoss(torch.autograd.Function):
+    """Summed cross-entropy of rows under the unembedding, some columns of the logits at a time.
+
+    The gradient with respect to the rows is made in the same pass, as flash attention makes its output: it is the
+    rows' attention to the unembedding, rescaled where a later block's logits would overflow. Each logit is made once
+    and never leaves the cache; the unembedding is frozen and has no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        targets: Tensor,
+        shared: bool = False,
+    ) -> Tensor:
+        held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
+        width = max(_NARROWEST, held // max(1, len(rows)))
+        headroom = _HEADROOM if rows.dtype in _WHOLE else 0.0
+        precision = torch.promote_types(rows.dtype, torch.float32)
+        shift = torch.full((len(rows), 1), -math.inf, dtype=precision, device=rows.device)
+        mass = torch.zeros_like(shift)  # the sum of exponentials
+        aimed, bend = torch.zeros_like(shift), torch.ones_like(shift)  # the targets' logits and slopes
+        gradient = torch.zeros(rows.shape, dtype=precision, device=rows.device) if rows.requires_grad else None
+        for start in range(0, len(weight), width):
+            columns = weight[start : start + width].to(rows.dtype)
+            logits, slope = _bent(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
+            place = targets[:, None] - start
+            here, place = (place >= 0) & (place < len(columns)), place.clamp(0, len(columns) - 1)
+            aimed = torch.where(here, logits.gather(1, place), aimed)
+            if slope is not None:
+                bend = torch.where(here, slope.gather(1, place), bend)
+            highest = logits.amax(dim=1, keepdim=True)
+            if start == 0 or (highest > shift + headroom).any():
+                raised = torch.maximum(shift, highest)
+                shrink = (shift - raised).exp()
+                shift, mass = raised, mass.mul_(shrink)
+                if gradient is not None:
+                    gradient.mul_(shrink)
+            exponentials = logits.sub_(shift).exp_()
+            part = exponentials.sum(dim=1, keepdim=True)
+            mass.add_(part)
+            if gradient is not None:
+                gradient.add_(_pull(exponentials if slope is None else exponentials.mul_(slope), part, columns))
+        shrink = torch.ones_like(shift)
+        if shared:
+            highest = ranks.largest(shift.clone())
+            shrink = (shift - highest).exp()
+            shift, mass, aimed = highest, ranks.summed(mass.mul_(shrink)), ranks.summed(aimed)
+        if gradient is not None:
+            ours = (targets >= 0) & (targets < len(weight))  # other targets' columns are in other processes
+            pull = torch.where(ours[:, None], weight[targets.clamp(0, len(weight) - 1)] * bend, 0)
+            if shared:
+                gradient, pull = ranks.summed(gradient.mul_(shrink)), ranks.summed(pull)
+            ctx.gradient = gradient.div_(mass).sub_(pull).to(rows.dtype)
+        return (mass.log() + shift - aimed).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore
+        return ctx.gradient * outputs[0], None, None, None, None, None
+
+
+def _pull(exponentials: Tensor, part: Tensor, columns: Tensor) -> Tensor:
+    """Where the rows are drawn by these columns; in half precision as shares of their sum, which cannot overflow."""
+    if columns.dtype in _WHOLE:
+        return linear(exponentials, columns.T)
+    shares = exponentials / part.clamp(min=torch.finfo(part.dtype).tiny)  # all zero where other columns outweigh these
+    return linear(shares.to(columns.dtype), columns.T).float() * part
+
+
+def _bent(products: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Logits in float32 or float64, and how fast they change with the products where a softcap bends them."""
+    logits = products if bias is None else products + bias
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if softcap is None:
+        return logits, None
+    bent = torch.tanh(logits / softcap)
+    return bent * softcap, 1 - bent.square()
+
+
+def unembedded_loss(
+    model: LanguageModel, hidden: Float[Tensor, "row d_model"], targets: Int[Tensor, " row"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of block outputs read by the model's own final norm and unembedding, both frozen.
+
+    Returns:
+        The sum over rows in nats, differentiable in `hidden`.
+    """
+    finished = model.anatomy.finish(hidden)
+    unembedding: Any = model.anatomy.unembedding
+    with resident([unembedding]):
+        weight, first = ranks.mine(unembedding.weight)
+        bias, _ = ranks.mine(getattr(unembedding, "bias", None))
+        rows, targets = finished.to(weight.device), targets.to(weight.device) - first
+        shared = ranks.is_split(unembedding.weight)
+        return _UnembeddedLoss.apply(rows, weight, bias, model.anatomy.softcap, targets, shared)  # pyright: ignore

@@ -1,0 +1,286 @@
+"""Whether the scores would notice: what each says where a planted variant plays ICL's part, and what it says of ICL.
+
+A truth is what plays ICL's part (`reference.name`), a candidate what is finetuned (`finetune.name`). The draws of
+demonstrations are the sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from iclgd.config.enumerations import Better, Role
+from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
+
+if TYPE_CHECKING:
+    from iclgd.results.frame import Results
+
+TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
+ICL = "icl"
+Draws = Mapping[Hashable, float]
+Cells = Mapping[tuple[str, str], Draws]  # (truth, candidate)
+
+
+@dataclass(frozen=True)
+class Identification:
+    """How often a score puts the true candidate first."""
+
+    score: str  # its name
+    # over pairs of a truth and a draw, with its interval over draws; equal first places count in part
+    share: Interval
+    chance: float  # the share that guessing has
+    # by truth, the candidate that most often stands first instead, and the share of draws
+    confusions: Mapping[str, tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where what a score says of a candidate and ICL lies between its anchors."""
+
+    score: str  # its name
+    candidate: str  # the variant
+    icl: Interval  # the score where ICL is ICL
+    floor: Interval  # the same of the floor that comes nearest to ICL
+    planted: Interval  # the score where the candidate's own variant plays ICL's part
+    # (icl - floor) / (planted - floor), with an interval that carries the uncertainty of all three; NaN where
+    # the anchors cannot be told apart
+    anchored: Interval
+
+
+@dataclass(frozen=True)
+class Notice:
+    """All that one sweep of truths and candidates says, for one model and task."""
+
+    place: Mapping[str, Any]  # the model, the task and what else varied
+    matrix: pd.DataFrame  # columns score, truth, candidate, mean, low, high, draws: a row for each cell
+    ranking: tuple[Identification, ...]  # by score, the best at identifying first
+    standings: tuple[Standing, ...]  # by score and candidate that was planted too
+
+
+def notices(results: Results) -> list[Notice]:
+    """What every setting (model, task and whatever else varied) says; none where only ICL has played ICL's part."""
+    frame: Any = results.frame
+    if TRUTH not in frame:
+        return []
+    rows = frame[frame["layer"].isna() & (frame["examples"] == "all") & (frame["state"] == "sane")]
+    scores = [s for s in results.scores.values() if s.better is not Better.neither and s.reads("icl") and s.reads("ft")]
+    better = {score.name: score.better for score in scores}
+    limits = {score.name: score.limits for score in scores}
+    floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
+    order = {name: at for at, name in enumerate([ICL, *results.variants])}
+    rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
+    place = [key for key in results.keys if key not in (TRUTH, CANDIDATE, RATE)]
+    found = []
+    for key, planted in rows[rows[TRUTH] != ICL].groupby(place, sort=False, dropna=False):
+        setting = dict(zip(place, key, strict=True))
+        group: Any = pd.concat([_of_icl(rows[rows[TRUTH] == ICL], setting), planted])
+        if group[TRUTH].nunique() > 1:
+            found.append(notice(setting, group, better, limits, floors))
+    return [one for one in found if len(one.matrix)]
+
+
+def _of_icl(rows: Any, setting: Mapping[str, Any]) -> Any:
+    """ICL's own rows in a setting; what only planted truths have (their rate) may be missing from them."""
+    for key, value in setting.items():
+        missing = rows[key].isna()
+        same = missing if pd.isna(value) else rows[key] == value
+        rows = rows[same if same.any() or not key.startswith("reference.") else missing]
+    return rows
+
+
+def notice(
+    place: Mapping[str, Any],
+    rows: pd.DataFrame,
+    better: Mapping[str, Better],
+    limits: Mapping[str, tuple[float, float]],
+    floors: Collection[str],
+) -> Notice:
+    """The notice of one model and task.
+
+    Rows are one for each run and score, as in `Results.frame`; `better` names the scores.
+    """
+    cells = {score: cells_of(rows, score, better[score]) for score in better}
+    cells = {score: found for score, found in cells.items() if found}
+    table: Any = rows
+    several = {name for name, group in table.groupby(CANDIDATE) if group[RATE].nunique() > 1}  # whose rate is chosen
+    ranking = [identification(score, found, better[score], bool(several)) for score, found in cells.items()]
+    ranking = [rank for rank in ranking if rank.share.n]
+    standings = [
+        s
+        for score, found in cells.items()
+        for s in _standings(score, found, better[score], limits[score], floors, several)
+    ]
+    return Notice(
+        place,
+        pd.DataFrame(_matrix(cells, limits, several)),
+        tuple(sorted(ranking, key=lambda rank: (-rank.share.mean, list(better).index(rank.score)))),
+        tuple(standings),
+    )
+
+
+def cells_of(rows: pd.DataFrame, score: str, better: Better) -> Cells:
+    """Each truth's and candidate's value by draw, at a rate of the candidate's that the other draws chose."""
+    table: Any = rows
+    chosen = table[(table["score"] == score) & table["mean"].notna()]
+    cells: dict[tuple[str, str], Draws] = {}
+    for (truth, candidate), group in chosen.groupby([TRUTH, CANDIDATE], sort=False):
+        by_draw = group.groupby([DRAW, RATE])["mean"].mean()
+        table = {draw: by_draw[draw].to_dict() for draw in by_draw.index.get_level_values(0).unique()}
+        if group[RATE].nunique() > 1:
+            shown = held_out(table, better.value)
+            values = {} if shown is None else dict(shown.values)
+        else:
+            values = {draw: next(iter(rates.values())) for draw, rates in table.items()}
+        if values:
+            cells[truth, candidate] = values
+    return cells
+
+
+def identification(score: str, cells: Cells, better: Better, chosen: bool = False) -> Identification:
+    """How often the true candidate comes first among all candidates, over truths that are candidates too.
+
+    Truths of one draw share its demonstrations. How closely they hang together, the spread between draws says; where
+    all draws agree nothing says it, and each draw counts once.
+    """
+    candidates = list(dict.fromkeys(candidate for _, candidate in cells))
+    first: dict[Hashable, list[float]] = {}  # by draw: truths of one draw share its demonstrations and hang together
+    chances, confusions, sign = [], {}, -1 if better is Better.lower else 1
+    for truth in [name for name in candidates if (name, name) in cells]:
+        instead: dict[str, float] = {}
+        draws = cells[truth, truth]
+        for draw in draws:
+            values = {c: sign * cells[truth, c][draw] for c in candidates if draw in cells.get((truth, c), {})}
+            if len(values) < 2:
+                continue
+            best = [c for c, value in values.items() if value == max(values.values())]
+            first.setdefault(draw, []).append((truth in best) / len(best))
+            chances.append(1 / len(values))
+            for other in best:
+                instead[other] = instead.get(other, 0) + 1 / len(best) / len(draws)
+        instead.pop(truth, None)
+        if instead:
+            confusions[truth] = max(instead.items(), key=lambda pair: pair[1])
+    chance = float(np.mean(chances)) if chances else math.nan
+    by_draw = [float(np.mean(truths)) for truths in first.values()]
+    apart = len(set(by_draw)) > 1
+    trials = [len(truths) if apart else len(first) for truths in first.values()]
+    share = draws_interval(by_draw, trials=trials, chosen=chosen)
+    return Identification(score, share, chance, confusions)
+
+
+def _standings(
+    score: str,
+    cells: Cells,
+    better: Better,
+    limits: tuple[float, float],
+    floors: Collection[str],
+    several: Set[str],
+) -> Iterator[Standing]:
+    bottoms = [name for name in floors if (ICL, name) in cells]
+    if not bottoms:
+        return
+    nearest = min if better is Better.lower else max
+    bottom = nearest(bottoms, key=lambda name: float(np.mean(list(cells[ICL, name].values()))))
+    floor = cells[ICL, bottom]
+    for (truth, candidate), icl in cells.items():
+        if truth == ICL and candidate not in floors and (candidate, candidate) in cells:
+            planted = cells[candidate, candidate]
+            here, below, above = (
+                draws_interval(list(draws.values()), limits, chosen=of in several)
+                for of, draws in ((candidate, icl), (bottom, floor), (candidate, planted))
+            )
+            part = anchored(icl, floor, planted, chosen=not several.isdisjoint({candidate, bottom}))
+            yield Standing(score, candidate, here, below, above, part)
+
+
+def anchored(icl: Draws, floor: Draws, planted: Draws, chosen: bool = False) -> Interval:
+    """(icl - floor) / (planted - floor) of the means over the draws that all three have.
+
+    The interval is Fieller's (`ratio_interval`), so that it moves with the anchors too. No value where the distance
+    between the anchors is not told apart from zero.
+    """
+    draws = [draw for draw in icl if draw in floor and draw in planted]
+    above = np.array([icl[draw] - floor[draw] for draw in draws])
+    return ratio_interval(above, np.array([planted[draw] - floor[draw] for draw in draws]), chosen=chosen)
+
+
+def _matrix(
+    cells: Mapping[str, Cells], limits: Mapping[str, tuple[float, float]], several: Set[str]
+) -> list[dict[str, Any]]:
+    rows = []
+    for score, found in cells.items():
+        for (truth, candidate), draws in found.items():
+            interval = draws_interval(list(draws.values()), limits[score], chosen=candidate in several)
+            about = {"score": score, "truth": truth, "candidate": candidate, "draws": interval.n}
+            rows.append({**about, "mean": interval.mean, "low": interval.low, "high": interval.high})
+    return rows
+
+
+def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
+    """One paragraph: which scores tell truths apart, which do not, and what a score says of ICL.
+
+    The last sentences are about the score `standing_of`.
+    """
+    said = []
+    if found.ranking:
+        best, worst = found.ranking[0], found.ranking[-1]
+        other = f" and {score_labels[worst.score]} in {_percent(worst.share)}" if worst is not best else ""
+        said.append(
+            f"Over the planted truths of {best.share.n} draws, {score_labels[best.score]} puts the true variant first "
+            f"in {_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
+        )
+    for rank in found.ranking:
+        if rank.score == standing_of and rank.confusions:
+            pairs = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:2]
+            names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in pairs]
+            said.append(f"{score_labels[standing_of]} takes {' and '.join(names)}.")
+    standings = [at for at in found.standings if at.score == standing_of]
+    if standings:
+        of_each = "; ".join(_of_the_way(at, labels) for at in standings)
+        said.append(
+            f"{score_labels[standing_of]} on ICL and, in brackets, what it would be if ICL were that variant: "
+            f"{of_each}. "
+            f"The floor scores {standings[0].floor.mean:.2f}; "
+            "percentages say how far on the way from it to the value in brackets."
+        )
+    return " ".join(said)
+
+
+def _of_the_way(at: Standing, labels: Mapping[str, str]) -> str:
+    values = f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})"
+    if math.isnan(at.anchored.mean):
+        return values
+    known = "" if math.isnan(at.anchored.low) else f" [{at.anchored.low:.0%}, {at.anchored.high:.0%}]"
+    return f"{values}, which is {at.anchored.mean:.0%}{known}"
+
+
+def place_in_words(results: Results, found: Notice) -> str:
+    """The model, the task and what else varied."""
+    own = ("model.name", "task.name", "task.shots")
+    return ", ".join(
+        results.text(key, value) if key in own else f"{results.heading(key)} {results.text(key, value)}"
+        for key, value in found.place.items()
+        if key != "model.weights" or key in results.varied
+    )
+
+
+def labels(results: Results) -> dict[str, str]:
+    """What variants are called, and ICL."""
+    return results.labels | {ICL: "ICL"}
+
+
+def paragraph(results: Results, found: Notice) -> str:
+    """What the sweep says, about the first headline score that it ranks."""
+    ranked = {rank.score for rank in found.ranking}
+    of = next((name for name in results.headline if name in ranked), next(iter(ranked), ""))
+    return in_words(found, {name: score.label for name, score in results.scores.items()}, labels(results), of)
+
+
+def _percent(share: Interval) -> str:
+    known = "" if math.isnan(share.low) else f" [{share.low:.0%}, {share.high:.0%}]"
+    return f"{share.mean:.0%}{known}"

@@ -1,0 +1,208 @@
+"""What a measurement must not depend on, and what it must say of itself: precision, bos, sanity, blind layers."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_models_recorder import recorded
+
+from configs import config as config_of
+from iclgd.config.enumerations import Layer0
+from iclgd.evidence import moved, spread
+from iclgd.evidence.gather import _without_rounding
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.mechanisms import finetuned, instability, jittered, objectives
+from iclgd.mechanisms.parameters import trained_parameters
+from iclgd.mechanisms.stability import suspicious
+from iclgd.metrics.attention_maps import sim_am_delta
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.attention import AttentionPass
+from iclgd.models.forward import encode_prefix, forward
+from iclgd.runs.progress import Progress
+from iclgd.tasks.encoding import _bos
+from learning_cases import learning, prompts
+from tiny_models import RECORDABLE, shared_model, tiny_model
+
+BLIND = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "olmo2", "phi", "phi3"}
+BLIND |= {"gpt_neox", "gptj", "bloom", "falcon"}
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_whether_the_first_layer_sees_the_context_is_measured(family):
+    blind = family.startswith(tuple(BLIND)) and not family.startswith("gpt_neo_")
+    assert shared_model(family).first_layer_sees_context is not blind
+
+
+@pytest.mark.parametrize(("family", "reading", "undefined"), [
+    ("llama", Layer0.undefined, True), ("llama", Layer0.published, False), ("gpt2", Layer0.undefined, False),
+])  # fmt: skip
+def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(family, reading, undefined):
+    model = shared_model(family)
+    zsl, icl = recorded(model, "bos"), recorded(model, "demonstrations")
+    with finetuned(model, prompts(), learning(lr=0.05)):
+        ft = recorded(model, "bos")
+    config = config_of("model=toy", "task=toy", f"protocol.layer0={reading}")
+    lab = Laboratory(model, prompts(), config, set(), Progress())
+    seen = _without_rounding(lab, icl, zsl)
+    values = sim_am_delta(seen.attention_scores, ft.attention_scores, zsl.attention_scores)
+    assert bool(values[:, 0].isnan().all()) is undefined and values[:, 1:].isfinite().all()
+    assert torch.equal(seen.attention_output, icl.attention_output), "only scores are blind"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2"])
+def test_float64_is_recorded_and_learned_in_float64(family):
+    exact, single = tiny_model(family, dtype=torch.float64), shared_model(family)
+    traces = []
+    for model in (exact, single):
+        with finetuned(model, prompts(), learning(objective="lcgd", lr=0.05)) as trace:
+            traces.append(trace)
+    torch.testing.assert_close(traces[0].losses, traces[1].losses, rtol=1e-4, atol=1e-4)
+    hidden = torch.randn(3, exact.network.config.hidden_size, dtype=torch.float64)
+    assert exact.anatomy.unembed(hidden).dtype is torch.float64
+
+
+def test_a_context_on_one_side_of_longropes_window_and_a_prompt_on_the_other_are_refused():
+    config = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = tiny_model("phi3", rope_scaling=config, original_max_position_embeddings=16)
+    prefix = encode_prefix(model, tuple(range(3, 13)))
+    within = AttentionPass(lengths=torch.tensor([6]), prefix=prefix)
+    forward(model, torch.arange(3, 9)[None], within)
+    beyond = AttentionPass(lengths=torch.tensor([7]), prefix=prefix)
+    with pytest.raises(UnsupportedModelError, match=r"window of 16 tokens: a context of 10 tokens .* ends at 17"):
+        forward(model, torch.arange(3, 10)[None], beyond)
+
+
+class FakeTokenizer:
+    """A tokenizer whose bos is the token <s>."""
+
+    bos_token: str | None = "<s>"
+
+    def __call__(self, text, **options):
+        raise NotImplementedError
+
+    def get_vocab(self):
+        return {"<s>": 7}
+
+
+def test_bos_is_the_tokenizers_unless_something_else_is_said():
+    tokenizer = FakeTokenizer()
+    assert _bos("auto", tokenizer) == (7,) and _bos(None, tokenizer) == ()
+    tokenizer.bos_token = None
+    assert _bos("auto", tokenizer) == ()
+    assert config_of("model=hf", "model.name=x").model.bos == "auto"
+
+
+def test_seeds_of_pretrained_weights_are_no_draws():
+    assert config_of("model.weights_seed=3").model.weights_seed == 0
+    assert config_of("model.weights_seed=3", "model.weights=random").model.weights_seed == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_random_directions_are_as_long_as_lcgd_in_every_matrix(family):
+    model, changes = shared_model(family), {}
+    for direction in ("own", "random"):
+        trained = trained_parameters(model, learning().finetune.trainable, None)
+        before = [item.parameter.detach().clone() for item in trained]
+        with finetuned(model, _one(prompts()), learning(f"finetune.direction={direction}", objective="lcgd", lr=0.01)):
+            changes[direction] = [
+                matrix.norm().item()
+                for item, start in zip(trained, before, strict=True)
+                for matrix in item.matrices(item.part(item.parameter.detach() - start))
+            ]
+    assert len(changes["own"]) >= 2 * model.layers, "keys and values apart"
+    assert changes["random"] == pytest.approx(changes["own"], rel=2e-3, abs=1e-6)
+
+
+def test_low_rank_moves_weights_about_as_far_as_gd():
+    model, norms = shared_model("llama"), {}
+    for rank in ("null", 2):
+        with finetuned(model, prompts(), learning(f"finetune.rank={rank}", lr=1e-3)) as trace:
+            norms[rank] = trace.update_norms
+    assert ((norms[2] / norms["null"] > 0.5) & (norms[2] / norms["null"] < 2)).all()
+
+
+def _one(prompt_set):
+    return replace(prompt_set, demonstrations=prompt_set.demonstrations[:1], in_context=(0,))
+
+
+# --- sane runs
+
+
+@pytest.mark.parametrize(("losses", "untouched", "unstable"), [
+    ([6.3, 7.9, 6.2, 6.5, 11.9, 10.9, 15.7, 12.9, 11.4, 12.2, 12.3, 12.1], 6.0, True),  # SmolLM2, SST-2, gd 0.03
+    ([6.3, 7.3, 4.4, 5.2, 6.2, 4.6, 5.3, 4.7, 4.9, 4.5, 5.1, 5.3], math.nan, False),  # the same at 0.01
+    ([2.43, 10.27, 10.25, 9.0, 8.0, 7.0, 5.5, 5.5], 2.5, True),  # the second step has broken it already
+    ([2.0, 2.0, 2.0, 7.9, 2.0], 2.0, True), ([1.0, 1.0, 1.5, 1.5], math.nan, False),
+    ([0.3, 0.3, 2.0, 2.0], 2.0, False), ([1.0, 5.0, 9.0], math.nan, False), ([], math.nan, False),
+])  # fmt: skip
+def test_a_loss_that_ends_far_above_the_untouched_models_is_unstable(losses, untouched, unstable):
+    assert suspicious(losses) is not math.isnan(untouched)
+    reason = instability(torch.tensor(losses), untouched)
+    assert (reason is not None) is unstable
+    if unstable:
+        assert "times that of the untouched model" in reason
+
+
+def traced(monkeypatch, losses, factor):
+    """The trace of four steps in which the untouched model has these losses, and a changed one `factor` times them."""
+    model = shared_model("llama")
+    key = trained_parameters(model, "k", [0])[0].parameter
+    before, asked = key.detach().clone(), []
+
+    def scripted(_model, sequence, _options):
+        asked.append(sequence.demonstration)
+        key.grad = torch.ones_like(key)
+        return losses[sequence.demonstration] * (1.0 if torch.equal(key, before) else factor)
+
+    monkeypatch.setitem(objectives._OBJECTIVES, "gd", scripted)
+    with finetuned(model, prompts([(5, 6, 7)] * 4), learning("finetune.trainable=k", "finetune.layers=0-0")) as trace:
+        changed = key.detach().clone()
+    assert torch.equal(key, before) and torch.allclose(changed, before - 4 * 0.05)
+    return trace, asked
+
+
+@pytest.mark.parametrize(("losses", "factor", "asked", "unstable"), [
+    ([2.4, 2.0, 2.2, 2.0], 0.7, 4, False),  # sane, and no pass too many
+    ([0.3, 2.0, 0.3, 2.0], 1.0, 6, False), ([0.3, 0.3, 2.0, 2.0], 1.0, 6, False),  # unequal demonstrations
+    ([2.4, 2.0, 2.2, 2.0], 5.0, 6, True), ([0.3, 2.0, 2.0, 0.3], 5.0, 6, True),
+])  # fmt: skip
+def test_a_suspicious_end_is_compared_with_the_untouched_model(losses, factor, asked, unstable, monkeypatch):
+    trace, seen = traced(monkeypatch, losses, factor)
+    assert len(seen) == asked and seen[4:] in ([], [2, 3])
+    assert (
+        math.isnan(trace.untouched_loss) if asked == 4 else trace.untouched_loss == pytest.approx(sum(losses[2:]) / 2)
+    )
+    assert (instability(trace.losses, trace.untouched_loss) is not None) is unstable
+
+
+def test_a_jitter_is_one_rounding_step_and_is_undone():
+    trained = trained_parameters(shared_model("llama"), learning().finetune.trainable, None)
+    before = [item.parameter.detach().clone() for item in trained]
+    with jittered(trained, 1, 0):
+        for item, was in zip(trained, before, strict=True):
+            now = item.parameter.detach()
+            assert (
+                (now == was.nextafter(torch.tensor(torch.inf))) | (now == was.nextafter(-torch.tensor(torch.inf)))
+            ).all()
+            assert (now > was).any() and (now < was).any()
+    assert all(torch.equal(item.parameter, was) for item, was in zip(trained, before, strict=True))
+
+
+def test_scores_that_leave_their_interval_under_jitter_are_unstable():
+    def scores(mean, ci):
+        return {"sim_aou": {"mean": mean, "ci": ci}, "none": {"mean": None, "ci": None}}
+
+    summary = scores(0.129, [0.115, 0.143])
+    calm = spread(summary, [scores(0.12, None), scores(0.14, None)])
+    assert moved(calm) is None and calm["sim_aou"]["spread"] == pytest.approx(0.02)
+    wild = spread(summary, [scores(0.193, None), scores(0.13, None)])
+    assert wild["sim_aou"]["moved"] and not wild["none"]["moved"]
+    assert moved(wild) == (
+        "from weights one rounding step apart, sim_aou (0.129) becomes 0.193, 0.130, which leaves its interval"
+    )
+    assert json.loads(json.dumps(wild, allow_nan=False)) == wild and spread(summary, []) == {}
+    diverged = spread(summary, [scores(None, None), scores(0.13, None)])
+    assert diverged["sim_aou"]["moved"] and not diverged["none"]["moved"]
+    assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))

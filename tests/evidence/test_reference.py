@@ -1,0 +1,277 @@
+"""Who plays ICL's part: planted truths, whose scores are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import iclgd
+from configs import config
+from iclgd.common import paths
+from iclgd.common.records import Evidence
+from iclgd.config import Config, ConfigError, as_dict
+from iclgd.config.variants import reference_config
+from iclgd.evidence import Laboratory, gather, learned, reference_prompts
+from iclgd.evidence.outcome import unfit_reference
+from iclgd.experiment import run
+from iclgd.metrics import measure, required_inputs
+from iclgd.models.loading import load
+from iclgd.runs.folder import RunFolder
+from iclgd.runs.identity import run_id
+from iclgd.runs.progress import Progress
+from iclgd.tasks import as_json, draw, encode
+
+TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=4", "finetune.other_task=toy_other")
+ALL = (
+    "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,sim_block_output,sim_block_output_centred,update_norm_ratio,"
+    "update_cka,accuracy,total_variation,attention_kendall,order_spread,sim_aou_reordered]"
+)
+FEW = "metric=[sim_aou,sim_am,accuracy]"
+
+
+def prepared(*overrides: str) -> tuple[Config, Laboratory]:
+    run = config(*TOY, FEW, *overrides)
+    model = load(run.model, run.runtime)
+    prompts = encode(draw(run), run, model.tokenizer, model.window)
+    return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+
+
+@cache
+def evidence(*overrides: str) -> Evidence:
+    return gather(prepared("runtime.cache=off", *overrides)[1])
+
+
+@cache
+def scores(*overrides: str) -> dict[str, torch.Tensor]:
+    run = config(*TOY, FEW, *overrides)
+    found = measure(run.metric.scores, evidence(*overrides))
+    return {name: score.values for name, score in found.items()}
+
+
+@pytest.mark.parametrize("name", ["gd", "lcgd", "random_direction", "label_shuffled", "other_task", "static_patch"])
+def test_a_truth_made_as_the_candidate_scores_one(name):
+    found = scores(ALL, f"finetune={name}", f"reference={name}")
+    for score in ("sim_aou", "sim_aou_norm", "sim_am", "sim_am_delta", "sim_block_output", "sim_block_output_centred"):
+        values = found[score]
+        if name == "static_patch" and score != "sim_am" and "block" not in score:
+            assert values[:, 0].isnan().all()  # nothing below the first attention changes
+            values = values[:, 1:]
+        torch.testing.assert_close(values, torch.ones_like(values), atol=1e-6, rtol=0)
+    assert (found["update_cka"].nan_to_num(nan=1) - 1).abs().max() < 1e-6
+    assert (found["attention_kendall"].nan_to_num(nan=1) - 1).abs().max() < 1e-6
+    assert found["total_variation"].abs().max() < 1e-6
+    assert torch.equal(found["order_spread/icl"], found["order_spread/ft"])
+    assert torch.equal(found["accuracy/icl"], found["accuracy/ft"])
+
+
+def test_a_truth_stands_in_icls_place_and_the_candidate_stays_what_it_is():
+    alone, planted = evidence("finetune=gd"), evidence("finetune=gd", "reference=lcgd")
+    for setting in ("zsl", "ft"):
+        for field in ("attention_output", "attention_scores", "label_scores"):
+            assert torch.equal(
+                getattr(alone.recordings[setting], field).nan_to_num(),
+                getattr(planted.recordings[setting], field).nan_to_num(),
+            )
+    lcgd = evidence("finetune=lcgd").recordings["ft"]
+    assert torch.equal(planted.recordings["icl"].attention_output, lcgd.attention_output)
+    # what is trained to be like ICL is trained to be like ICL, whoever plays its part
+    ceiling = evidence("finetune=activation_match").recordings["ft"]
+    assert torch.equal(
+        evidence("finetune=activation_match", "reference=gd").recordings["ft"].label_scores, ceiling.label_scores
+    )
+
+
+def test_rate_order_sample_and_noise_are_the_truths_own():
+    ones = scores("finetune=gd", "reference=gd")["sim_aou"].nanmean()
+    changes = ("reference.lr_factor=0.3", "reference.permutation=1", "reference.draw=1", "reference.noise=1")
+    means = [scores("finetune=gd", "reference=gd", change)["sim_aou"].nanmean() for change in changes]
+    assert all(mean < ones - 1e-3 for mean in means) and len({round(float(mean), 4) for mean in means}) == 4
+    run = config(*TOY, "finetune=lcgd", "reference=gd", "reference.lr_factor=3", "reference.permutation=2")
+    planted = reference_config(run)
+    assert planted.finetune.objective == "gd" and planted.finetune.lr == pytest.approx(3 * run.task.rates["gd"])
+    assert planted.task.permutation == 2 and run.task.permutation == 0
+    given = reference_config(config(*TOY, "finetune=lcgd", "reference=gd", "reference.lr=0.02"))
+    assert given.finetune.lr == pytest.approx(0.02)
+
+
+def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
+    own = evidence("finetune=lcgd", "reference=gd")
+    lab = prepared("finetune=lcgd", "reference=gd")[1]
+    icl = own.recordings["icl"]
+    assert torch.equal(icl.losses, evidence("finetune=gd").trace.losses) and unfit_reference(lab.config, own) is None
+
+    def planted(**changed):
+        return replace(own, recordings={**own.recordings, "icl": replace(icl, **changed)})
+
+    wild = planted(losses=torch.tensor([2.0, 2, 2, 9, 9, 9]), untouched_loss=torch.tensor(2.0))
+    assert "gd, is unstable" in str(unfit_reference(lab.config, wild))
+    assert "gd, diverged" in str(
+        unfit_reference(lab.config, planted(attention_output=icl.attention_output * torch.nan))
+    )
+    assert evidence("finetune=gd").recordings["icl"].losses is None
+
+
+def test_icl_itself_may_have_another_sample():
+    own, other = evidence("finetune=none"), evidence("finetune=none", "reference.draw=1")
+    assert not torch.equal(own.recordings["icl"].attention_output, other.recordings["icl"].attention_output)
+    run = config(*TOY, "finetune=none")
+    rows = [{example.where for example in draw(run, sample).demonstrations} for sample in range(3)]
+    assert all(len(sample) == run.task.shots for sample in rows) and len(set.union(*rows)) == 3 * run.task.shots
+
+
+def test_a_sample_that_the_rows_do_not_have_is_refused():
+    with pytest.raises(ConfigError, match=r"reference\.draw=9 needs 12 rows"):
+        evidence("finetune=none", "reference.draw=9")
+    with pytest.raises(ConfigError, match=r"reference\.name=nobody is no variant"):
+        evidence("finetune=none", "reference.name=nobody")
+
+
+def test_a_run_against_icl_keeps_its_name_and_any_other_gets_one():
+    plain = as_dict(config(*TOY))
+    before = {key: value for key, value in plain.items() if key != "reference"}
+    named = [
+        as_dict(config(*TOY, *r))
+        for r in (["reference=gd"], ["reference=gd", "reference.draw=1"], ["reference.draw=1"])
+    ]
+    assert run_id(plain) == run_id(before)
+    assert len({run_id(settings) for settings in (plain, *named)}) == 4
+    assert run_id(as_dict(config(*TOY, "reference.label=x"))) == run_id(plain)
+
+
+def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
+    done: list[str] = []
+    finetuned = learned.finetuned
+
+    def counted(model, prompts, run, *rest):
+        done.append(run.finetune.name)
+        return finetuned(model, prompts, run, *rest)
+
+    monkeypatch.setattr(learned, "finetuned", counted)
+    learned._LAST.clear()
+    shared, alone = {}, {}
+    for kept, cache_mode in ((shared, "auto"), (alone, "off")):
+        for candidate in ("gd", "random_direction"):
+            for truth in ("lcgd", "label_shuffled", "gd"):
+                of = (
+                    f"finetune={candidate}",
+                    f"reference={truth}",
+                    "reference.permutation=1",
+                    "metric=[sim_aou,sim_am_delta]",
+                )
+                run, lab = prepared(*of, f"runtime.cache={cache_mode}")
+                kept[candidate, truth] = measure(run.metric.scores, gather(lab))["sim_aou"].values
+        if cache_mode == "auto":
+            assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
+    assert all(torch.equal(shared[pair], alone[pair]) for pair in alone)
+
+
+def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_path):
+    file = tmp_path / "conf" / "finetune" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+
+    def likeness(rate: float):
+        file.write_text(f"# @package finetune\n{{name: mine, objective: gd, lr: {rate}}}\n")
+        asked = [*TOY, "finetune=gd", "reference.name=mine", "task.rates.gd=0.01", "metric=[sim_aou]", "tracking=none"]
+        run = iclgd.run(f"--config-dir={file.parents[1]}", *asked, paths__outputs=tmp_path)
+        return run.mean("sim_aou"), len(list(run.folder.glob("earlier/*")))
+
+    assert likeness(0.01) == (pytest.approx(1, abs=1e-6), 0)
+    other, replaced = likeness(0.1)
+    assert other < 0.999 and replaced == 1
+
+
+def test_another_task_of_the_same_name_in_another_folder_is_another_input(tmp_path, monkeypatch):
+    monkeypatch.setattr("iclgd.runs.fingerprint.is_settled", lambda _: True)  # as if the files were old
+    toy_other = (paths.config_folder() / "task" / "toy_other.yaml").read_text()
+    asked = [*TOY, "finetune=other_task", "finetune.other_task=third", "metric=[sim_aou]", "tracking=none"]
+    made = []
+    for folder, more in (("one", ""), ("two", " heron")):
+        file = tmp_path / folder / "task" / "third.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(toy_other.replace("{{ text }}", "{{ text }}" + more))
+        made.append(iclgd.run(f"--config-dir={tmp_path / folder}", *asked, paths__outputs=tmp_path / "outputs"))
+    assert made[0].mean("sim_aou") != made[1].mean("sim_aou") and (made[1].folder / "earlier" / "1").is_dir()
+
+
+def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, monkeypatch):
+    """Runs with other orders of their own share a truth's finetuning, but not its attention to their tokens."""
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
+    of = ("finetune=gd", "reference=lcgd", "reference.permutation=2", "metric=attention_kendall")
+    taken = [
+        gather(prepared(*of, f"task.permutation={order}", f"runtime.cache={mode}")[1])
+        .recordings["icl"]
+        .context_scores.nan_to_num()
+        for order, mode in ((0, "auto"), (1, "auto"), (1, "off"))
+    ]
+    assert torch.equal(taken[1], taken[2]) and not torch.equal(taken[0], taken[1])
+
+
+def test_a_noisy_truths_orders_do_not_depend_on_what_other_runs_have_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
+    of = ("finetune=none", "reference=lcgd", "reference.noise=5")
+
+    def orders(cache: str) -> torch.Tensor:
+        return gather(prepared(*of, "metric=order_spread", f"runtime.cache={cache}")[1]).facts["icl_orders"]
+
+    gather(prepared(*of, "metric=sim_aou_reordered")[1])
+    assert torch.equal(orders("auto"), orders("off"))
+
+
+def test_the_noise_of_a_truth_is_not_the_candidates():
+    noisy = scores("finetune=gd", "reference=gd", "finetune.noise=5", "reference.noise=5")["sim_aou"].nanmean()
+    alone = scores("finetune=gd", "reference=gd", "reference.noise=5")["sim_aou"].nanmean()
+    assert noisy < 0.9 and alone < 0.9  # noise in common made it 1
+
+
+def test_a_static_patch_of_some_layers_has_no_change_in_the_others():
+    run = config(*TOY, "finetune=static_patch", "finetune.layers=1", "metric=weight_cosine", "runtime.cache=off")
+    model = load(run.model, run.runtime)
+    prompts = encode(draw(run), run, model.tokenizer, model.window)
+    lab = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+    values = measure(run.metric.scores, gather(lab))["weight_cosine"].values
+    assert values[0].isnan().all() and (values[1] - 1).abs().max() < 1e-4  # its own change, up to rounding
+
+
+def test_icl_as_the_reference_is_a_run_without_the_key_byte_by_byte(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path / "cache"))
+    made = []
+    for own in ("reference=icl", "~reference"):
+        learned._LAST.clear()
+        folder = RunFolder(tmp_path / own / "run")
+        folder.path.mkdir(parents=True)
+        folder.start("run")
+        settings = ("tracking=none", "runtime.cache=off", "runtime.save_recordings=true", "task.queries=4")
+        run(config(*TOY, *settings, "metric=[sim_aou,sim_am_delta,attention_kendall,accuracy]", own), folder)
+        names = ("scores.json", "scores.parquet", "prompts.json", "losses.parquet")
+        recordings = load_file(folder.path / "recordings.safetensors")  # its header has no fixed order
+        content = {name: (folder.path / name).read_bytes() for name in names}
+        made.append(content | {name: tensor.numpy().tobytes() for name, tensor in recordings.items()})
+    assert made[0] == made[1] and made[0]["scores.json"]
+
+
+def test_prompts_json_lists_what_a_truth_has_seen():
+    def listed(*overrides):
+        run, lab = prepared(*overrides)
+        own = reference_prompts(run, lab.model, lab.prompts)
+        content = as_json(lab.prompts, own)
+        return content, content.get("reference_demonstrations")
+
+    assert listed("reference=icl")[1] is None
+    content, other = listed("reference=gd", "reference.permutation=1")
+    shown = [item["text"] for item in content["demonstrations"]]
+    assert sorted(item["text"] for item in other) == sorted(shown) != [item["text"] for item in other]
+    content, other = listed("reference=label_shuffled")
+    assert any(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
+    content, other = listed("reference=gd", "reference.draw=1")
+    assert {item["text"] for item in other}.isdisjoint(item["text"] for item in content["demonstrations"])
+
+
+def test_products_of_another_precision_are_recorded_anew():
+    exact, rounded = (prepared(f"runtime.matmul={how}")[1] for how in ("highest", "tf32"))
+    assert exact.recording_key("zsl", ()) != rounded.recording_key("zsl", ())
+    assert exact.recording_key("zsl", ()) == prepared()[1].recording_key("zsl", ())

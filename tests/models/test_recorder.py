@@ -1,0 +1,260 @@
+"""Every recorded tensor of every family agrees with a naive reference that shares no code with the recorder."""
+
+from functools import cache, partial
+
+import pytest
+import torch
+
+from iclgd.common import ranks
+from iclgd.common.records import OPTIONAL_RECORDS
+from iclgd.config.enumerations import Padding
+from iclgd.models import recorder
+from iclgd.models.attention import _with_log_mass, visible_keys
+from iclgd.models.hooks import hooks
+from iclgd.models.recorder import Question, RecordPlan, record, token_queries
+from iclgd.models.rehearsal import NoRoomError, rehearse
+from naive import Naive, naive_recording
+from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
+
+LABELS = ((5,), (6, 7), (6, 8, 9))
+QUESTIONS = (
+    ((11, 23, 35, 47, 59, 71, 83, 12, 24), LABELS),
+    ((36, 48, 60), LABELS),
+    ((13, 25, 37, 49, 61, 73), LABELS),
+    ((14, 26, 38), ((40, 41), (42,))),
+)
+CONTEXTS = {"nothing before": (), "bos": (1,), "demonstrations": (1, *range(30, 43))}
+ALL = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=40, bos=1)
+ALL_AT_ONCE = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), bos=1)
+
+
+@cache
+def reference(family, context, at_first_label_token=False, dtype=torch.float32):
+    network = tiny_network(family).to(dtype)
+    return naive_recording(network, QUESTIONS, CONTEXTS[context], at_first_label_token)
+
+
+def recorded(model, context, **plan):
+    plan = RecordPlan(**{**vars(ALL), **plan})
+    return record(model, [Question(*question) for question in QUESTIONS], CONTEXTS[context], plan)
+
+
+def assert_agree(found, expected, context, tolerance=1e-4, dtype=torch.float32):
+    for name, wanted in expected.items():
+        have = getattr(found, name)
+        if name in ("context_scores", "context_mass") and not CONTEXTS[context]:
+            assert have is None
+            continue
+        assert have.shape == wanted.shape, name
+        assert have.dtype in (torch.float32, dtype)  # a recording is kept in float32 or better
+        scale = wanted.nan_to_num().abs().max().item()
+        torch.testing.assert_close(
+            have,
+            wanted,
+            rtol=tolerance,
+            atol=tolerance * scale,
+            equal_nan=True,
+            check_dtype=False,  # the reference is rounded to float32
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_agrees_with_the_naive_reference(family, context):
+    for padding in Padding:
+        assert_agree(recorded(shared_model(family), context, padding=padding), reference(family, context), context)
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_agrees_at_the_first_label_token(family):
+    context = "demonstrations"
+    expected = reference(family, context, True)
+    found = recorded(shared_model(family), context, at_first_label_token=True)
+    assert_agree(found, expected, context)
+    plain = recorded(shared_model(family), context)
+    assert found.attention_scores.shape[-1] == plain.attention_scores.shape[-1] + 1
+    assert not torch.allclose(found.attention_output, plain.attention_output, atol=1e-2)
+    torch.testing.assert_close(found.label_scores, plain.label_scores, equal_nan=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_neo", "bloom", "falcon"])
+def test_agrees_in_float64(family):
+    context = "demonstrations"
+    found = recorded(shared_model(family, torch.float64), context)
+    assert_agree(found, reference(family, context, dtype=torch.float64), context, 1e-5, torch.float64)
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_the_reference_gives_transformers_own_attention(family):
+    seen = Naive(tiny_network(family)).run(tuple(range(5, 85, 5)))
+    for scores, weights in zip(seen.scores, seen.weights, strict=True):
+        torch.testing.assert_close(scores.nan_to_num(-torch.inf).softmax(-1), weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_queries_at_every_token_agree(family):
+    sequences = [tokens for tokens, _ in QUESTIONS]
+    found = token_queries(shared_model(family), sequences, (1,))
+    for tokens, vectors in zip(sequences, found, strict=True):
+        seen = Naive(reference_network(family)).run((1, *tokens))
+        expected = torch.stack([queries.transpose(0, 1).flatten(1)[1:] for queries in seen.queries], dim=1)
+        torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@cache
+def reference_network(family):
+    return tiny_network(family)
+
+
+def test_alibi_does_not_depend_on_how_long_the_context_is():
+    """A query's own scores have the same biases whatever stands before it, since their distances are the same."""
+    torch.manual_seed(0)
+    model = tiny_model("bloom")
+    for block in model.anatomy.blocks:
+        block.self_attention.query_key_value.weight.data.zero_()
+        block.self_attention.query_key_value.bias.data.zero_()
+    short, long = recorded(model, "nothing before"), recorded(model, "demonstrations")
+    torch.testing.assert_close(short.attention_scores, long.attention_scores, equal_nan=True)
+    slopes = torch.tensor([2**-2.0, 2**-4.0, 2**-6.0, 2**-8.0])
+    expected = -slopes[:, None] * torch.tensor([2.0, 1.0, 0.0])
+    torch.testing.assert_close(short.attention_scores[1, 0, :, :3], expected)
+
+
+def test_running_out_of_memory_halves_the_batch(monkeypatch):
+    family, context = "llama", "demonstrations"
+    original, sizes = recorder._run_batch, []
+
+    def run(model, batch, *rest):
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("too much")
+        original(model, batch, *rest)
+
+    monkeypatch.setattr(recorder, "_run_batch", run)
+    done = []
+    found = record(
+        shared_model(family), [Question(*q) for q in QUESTIONS], CONTEXTS[context], ALL_AT_ONCE, advance=done.append
+    )
+    assert_agree(found, reference(family, context), context)
+    assert max(sizes) > 2 and sum(done) == len(QUESTIONS)
+
+    def broken(*_):
+        raise RuntimeError("another error")
+
+    monkeypatch.setattr(recorder, "_run_batch", broken)
+    with pytest.raises(RuntimeError, match="another error"):
+        recorded(shared_model(family), context)
+
+
+def shared_by_two(monkeypatch, short):
+    """Pretend that another process shares the model, and lacks room the first so many times; what each was told."""
+    asked = []
+
+    def anyone(here):
+        asked.append(here)
+        return here or len(asked) <= short
+
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "anyone", anyone)
+    return asked
+
+
+def no_memory(*_, **__):
+    raise torch.OutOfMemoryError("no")
+
+
+def test_processes_that_share_a_model_halve_their_batches_together(monkeypatch):
+    """Nobody begins a pass before all have room for it."""
+    family, context, sizes = "llama", "demonstrations", []
+    asked, original = shared_by_two(monkeypatch, short=2), recorder._run_batch
+    monkeypatch.setattr(recorder, "_run_batch", lambda *given: sizes.append(len(given[1])) or original(*given))
+    questions = [Question(*q) for q in QUESTIONS]
+    whole = len(recorder._probes(questions, ALL_AT_ONCE))
+    found = record(shared_model(family), questions, CONTEXTS[context], ALL_AT_ONCE)
+    assert_agree(found, reference(family, context), context)
+    assert sizes[0] == whole // 2 // 2 and not any(asked) and len(asked) == 2 + len(sizes)
+
+
+def test_a_process_that_lacks_room_tells_the_others_and_within_a_pass_it_is_too_late(monkeypatch):
+    model = shared_model("llama")
+    asked = shared_by_two(monkeypatch, short=0)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(torch, "empty", no_memory)
+        with pytest.raises(NoRoomError, match="one of 2 processes"):
+            rehearse(model, 1, 1, 1)
+    assert asked == [True]
+    monkeypatch.setattr(recorder, "_run_batch", no_memory)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^no$"):
+        recorded(model, "demonstrations")
+
+
+def test_the_model_is_left_as_it_was():
+    model = shared_model("gpt_neo")
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    masks = [block.attn.attention.bias for block in model.anatomy.blocks]
+    recorded(model, "demonstrations", padding=Padding.left)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
+    assert all(block.attn.attention.bias is mask for block, mask in zip(model.anatomy.blocks, masks, strict=True))
+    for module in model.network.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_labels_are_scored_by_the_mean_or_the_sum():
+    model, context = shared_model("llama"), "bos"
+    mean, total = (recorded(model, context, mean_label=mean).label_scores for mean in (True, False))
+    lengths = torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, 2, 3], [2, 1, torch.nan]])
+    torch.testing.assert_close(total, mean * lengths, equal_nan=True)
+
+
+def test_labels_that_all_have_several_tokens_may_come_in_any_batches():
+    model = shared_model("llama")
+    questions = [Question((5, 6, 7), ((11, 12), (13, 14, 15))), Question((8, 9), ((11, 12), (13, 14, 15)))]
+    whole, single = (record(model, questions, (1,), RecordPlan(batch_tokens=n)) for n in (1000, 1))
+    assert whole.label_scores.isfinite().all()
+    torch.testing.assert_close(single.label_scores, whole.label_scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(single.attention_output, whole.attention_output, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_attention_with_context_is_the_mean_of_two_attentions_by_the_contexts_mass(name):
+    """A(C, x) = l A_C + (1 - l) A_x, by head: each side by its own softmax of naive scores, with l as recorded."""
+    model, context = tiny_model(name, dtype=torch.float64), CONTEXTS["demonstrations"]
+    (tokens, options), plan = QUESTIONS[0], RecordPlan(optional=frozenset({"context_mass"}), bos=1)
+    share = record(model, [Question(tokens, options)], context, plan).context_mass[0].double()  # layer head
+    network, heads = tiny_network(name).to(torch.float64), model.anatomy.shape.heads
+    scores, kept = Naive(network).run((*context, *tokens)).scores, {}
+    blocks = network.get_submodule(model.anatomy.family.blocks)
+    watched = [(block.self_attn.v_proj, partial(kept_output, kept, i)) for i, block in enumerate(blocks)]
+    watched += [(block.get_submodule(model.anatomy.family.projection), partial(kept_input, kept, i))
+                for i, block in enumerate(blocks)]  # fmt: skip
+    with hooks(after=watched):
+        network(torch.tensor([(*context, *tokens)]))
+    inside = torch.zeros(len(context) + len(tokens), dtype=torch.bool)
+    inside[1 : len(context)] = True  # bos is none of the context
+    for layer, last in enumerate(scores):
+        whole = kept["into o", layer][0, -1].view(heads, -1)
+        values = kept["v", layer][0].unflatten(-1, (-1, whole.shape[1])).transpose(0, 1)  # head token head_dim
+        values = values.repeat_interleave(heads // len(values), 0)
+        of_context, of_rest = (
+            torch.einsum("ht,htd->hd", last[:, -1].double().masked_fill(~part, -torch.inf).softmax(-1), values)
+            for part in (inside, ~inside)
+        )
+        mass = share[layer][:, None]
+        torch.testing.assert_close(mass * of_context + (1 - mass) * of_rest, whole, rtol=0, atol=1e-6)
+        assert (of_context - of_rest).abs().max() > 1e-2 and 0.01 < mass.min() and mass.max() < 0.99
+
+
+def kept_output(kept, layer, _module, _args, output):
+    kept["v", layer] = output
+
+
+def kept_input(kept, layer, _module, args, _output):
+    kept["into o", layer] = args[0]
+
+
+def test_masks_are_made_on_the_device_of_what_they_hide():
+    meta = torch.device("meta")  # tensors of any other device do not go with it
+    assert visible_keys(3, 2, None, None, meta).device == meta
+    query = torch.empty(1, 2, 3, 4, device=meta)
+    assert {tensor.device for tensor in _with_log_mass(query, query, query, 0.5, causal=True)} == {meta}

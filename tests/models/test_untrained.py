@@ -1,0 +1,88 @@
+"""The papers' untrained baselines: seeded, and keeping exactly the embeddings and the layer norms."""
+
+import re
+
+import pytest
+import torch
+
+from iclgd.models.loading import assemble
+from iclgd.models.untrained import untrained
+from tiny_models import RECORDABLE, tiny_network
+
+# Input, position and output embeddings and every normalisation layer, as the families call them.
+KEPT = re.compile(r"(embed_tokens|embed_positions|embed_in|embed_out|word_embeddings|wte|wpe|lm_head)\.|norm|\bln_")
+
+
+def named(network):
+    return dict(network.named_parameters())
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_random_weights_follow_their_seed(family):
+    config = tiny_network(family).config
+    first, again, other = (named(untrained(config, torch.float32, seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    matrices = [name for name, parameter in first.items() if parameter.ndim > 1]
+    assert all(not torch.equal(first[name], other[name]) for name in matrices)
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_kept_is_what_the_paper_lists_and_nothing_else(family):
+    pretrained = tiny_network(family)
+    fresh = named(untrained(pretrained.config, torch.float32, 0, keep=pretrained))
+    assert fresh.keys() == named(pretrained).keys()
+    kept = {name for name, parameter in named(pretrained).items() if torch.equal(parameter, fresh[name])}
+    assert kept == {name for name in fresh if KEPT.search(name)}
+    assert any("norm" in name or "ln_" in name for name in kept)
+    assert kept != fresh.keys()
+
+
+@pytest.mark.parametrize("family", RECORDABLE)
+def test_what_is_not_kept_is_the_random_baseline(family):
+    pretrained = tiny_network(family)
+    kept = named(untrained(pretrained.config, torch.float32, 3, keep=pretrained))
+    random = named(untrained(pretrained.config, torch.float32, 3))
+    for name in random:
+        assert KEPT.search(name) or torch.equal(kept[name], random[name]), name
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings_stay_tied_and_are_said(family, tied):
+    pretrained = tiny_network(family, tie_word_embeddings=tied)
+    for network in (pretrained, untrained(pretrained.config, torch.float32, 0, keep=pretrained)):
+        model = assemble(network, None)
+        same = network.get_input_embeddings().weight is network.get_output_embeddings().weight
+        assert same == tied
+        assert model.notes == (("input and output embeddings are tied",) if tied else ())
+
+
+def test_global_randomness_is_left_alone():
+    config = tiny_network("llama").config
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    untrained(config, torch.float32, 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "gptj", "xglm"])
+def test_every_dtype_has_the_same_numbers(family, dtype):
+    config = tiny_network(family).config
+    single, other = untrained(config, torch.float32, 0), untrained(config, dtype, 0)
+    for name, parameter in named(other).items():
+        assert parameter.dtype is dtype
+        assert torch.equal(parameter, named(single)[name].to(dtype)), name
+
+
+def test_rotary_frequencies_are_not_rounded():
+    network = untrained(tiny_network("llama").config, torch.bfloat16, 0)
+    assert network.model.rotary_emb.inv_freq.dtype is torch.float32
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
+def test_untrained_models_can_be_recorded(family):
+    pretrained = tiny_network(family)
+    for keep in (None, pretrained):
+        assert assemble(untrained(pretrained.config, torch.float32, 0, keep), None).layers == 3

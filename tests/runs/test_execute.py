@@ -1,0 +1,210 @@
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from command_line import PATIENCE, environment, wait_until
+from configs import config
+from iclgd.config import ConfigError
+from iclgd.runs import process
+from iclgd.runs.execute import Ending, execute
+from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.process import Terminated
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return config()
+
+
+def score(value):
+    def experiment(config, folder, progress):
+        experiment.calls += 1
+        folder.write_json("scores.json", {"sim_aou": {"mean": value}})
+        return {"sim_aou": {"mean": value}}
+
+    experiment.calls = 0
+    return experiment
+
+
+def failing(config, folder, progress):
+    raise RuntimeError("no luck")
+
+
+def test_a_run_is_computed_once(tmp_path, settings, caplog):
+    caplog.set_level(logging.INFO)
+    experiment = score(0.5)
+    assert execute(settings, tmp_path / "a", experiment).ending is Ending.done
+    again = execute(config("runtime.objective=sim_aou"), tmp_path / "a", experiment)
+    assert (again.ending, again.objective, experiment.calls) == (Ending.skipped, 0.5, 1)
+    log = (tmp_path / "a" / "run.log").read_text()
+    assert "starts: lcgd lr=" in log and "is done, after" in log
+    assert (tmp_path / "a" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("rerun", "done", "failed", "cut_off"),
+    [
+        ("never", Ending.skipped, Ending.failed, Ending.done),
+        ("failed", Ending.skipped, Ending.done, Ending.done),
+        ("all", Ending.done, Ending.done, Ending.done),
+    ],
+)
+def test_rerun_says_what_is_run_again(tmp_path, rerun, done, failed, cut_off, settings):
+    execute(settings, tmp_path / "done", score(0.5))
+    assert execute(settings, tmp_path / "failed", failing).message == "RuntimeError: no luck"
+    RunFolder(tmp_path / "cut_off").start("x")
+    RunFolder(tmp_path / "cut_off").start("x")
+    stopped = RunFolder(tmp_path / "cut_off")
+    stopped.start("x")
+    stopped.interrupt()
+    chosen = config(f"runtime.rerun={rerun}")
+    endings = [execute(chosen, tmp_path / name, score(1.0)).ending for name in ("done", "failed", "cut_off")]
+    assert endings == [done, failed, cut_off]
+
+
+def test_a_failure_is_kept_and_not_raised(tmp_path, settings):
+    outcome = execute(settings, tmp_path / "a", failing)
+    assert outcome.ending is Ending.failed
+    assert "RuntimeError: no luck" in (tmp_path / "a" / "run.log").read_text()
+    assert "in failing" in RunFolder(tmp_path / "a").status().traceback
+
+    def refusing(config, folder, progress):
+        raise ConfigError("task.shots=9 is too many")
+
+    refused = execute(settings, tmp_path / "b", refusing)
+    assert (refused.ending, refused.message) == (Ending.refused, "task.shots=9 is too many")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
+def test_a_signal_marks_the_run_and_goes_on_up(tmp_path, settings, stop):
+    def stopped(config, folder, progress):
+        raise stop
+
+    with pytest.raises(stop):
+        execute(settings, tmp_path / "a", stopped)
+    assert RunFolder(tmp_path / "a").state() is State.interrupted
+    assert not list((tmp_path / "a").glob(".*"))
+    assert execute(settings, tmp_path / "a", score(0.5)).ending is Ending.done
+
+
+def test_results_that_cannot_be_read_back_fail_the_run(tmp_path, settings):
+    def careless(config, folder, progress):
+        (folder.path / "scores.json").write_text('{"sim_aou": ')
+        return {}
+
+    outcome = execute(settings, tmp_path / "a", careless)
+    assert outcome.ending is Ending.failed and "scores.json cannot be read back" in outcome.message
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"sim_aou": {"mean": 0.6}}'])
+def test_a_damaged_finished_run_is_computed_again_and_the_log_says_so(tmp_path, settings, damage, caplog):
+    caplog.set_level(logging.INFO)
+    execute(settings, tmp_path / "a", score(0.5))
+    (tmp_path / "a" / "scores.json").write_bytes(damage)
+    assert execute(settings, tmp_path / "a", score(0.5)).ending is Ending.done
+    assert "is not what the finished run wrote" in caplog.text and "is computed again" in caplog.text
+    assert RunFolder(tmp_path / "a").read_json("scores.json") == {"sim_aou": {"mean": 0.5}}
+
+
+def test_two_at_once_compute_once(tmp_path, settings, caplog):
+    caplog.set_level(logging.INFO)
+    calls = []
+
+    def slow(config, folder, progress):
+        calls.append(threading.get_ident())
+        wait_until(lambda: caplog.text.count("waiting for it") == 2)
+        folder.write_json("scores.json", {})
+        return {}
+
+    def start():
+        endings.append(execute(config_all, tmp_path / "a", slow).ending)
+
+    config_all, endings = config("runtime.rerun=all"), []
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1 and sorted(endings) == [Ending.done, Ending.skipped, Ending.skipped]
+
+
+def test_killed_at_every_write_a_run_is_never_taken_for_done_and_the_next_start_repairs_it(tmp_path):
+    script = Path(__file__).parents[1] / "support" / "killed_at_every_write.py"
+    told = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=environment(fake=False),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert told.returncode == 0, told.stderr
+    lines = [line.split("|") for line in told.stdout.splitlines()]
+    assert len(lines) > 20, told.stdout
+    for _, before, ending, done, hidden in lines:
+        assert ending == ("skipped" if before == "done whole" else "done")
+        left = "['.claim']" if before == "done whole" and hidden != "[]" else "[]"  # an empty file, claimed by nobody
+        assert (done, hidden) == ("True", left)
+    befores = [before for _, before, _, _, _ in lines]
+    assert befores[-1] == "done whole" and {"None unfinished", "stale unfinished"} <= set(befores)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 64 kB, where the machine lets us make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting needs privileges; test_runs_folder.py injects the same error")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_fails_the_run_and_the_next_start_mends_it(small_disk, settings):
+    def big(config, folder, progress):
+        folder.write_text("scores.json", " " * 100_000 + "{}")
+        return {}
+
+    outcome = execute(settings, small_disk / "a", big)
+    assert outcome.ending is Ending.failed and "No space left" in outcome.message
+    assert not list((small_disk / "a").glob(".*"))
+    assert execute(settings, small_disk / "a", score(0.5)).ending is Ending.done
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_that_looks_done(small_disk, settings):
+    with pytest.raises(OSError, match="No space left"):
+        for number in range(1000):
+            (small_disk / "filler").mkdir(exist_ok=True)
+            (small_disk / "filler" / str(number)).write_bytes(b"x" * 4096)
+    try:
+        outcome = execute(settings, small_disk / "a", score(0.5))
+        assert outcome.ending is Ending.failed
+    except OSError as error:
+        assert "No space left" in str(error)
+    assert not RunFolder(small_disk / "a").is_done()
+    shutil.rmtree(small_disk / "filler")
+    assert execute(settings, small_disk / "a", score(0.5)).ending is Ending.done
+
+
+def test_processes_are_known_by_more_than_their_number():
+    own = process.this_process()
+    assert process.is_alive(own) is True
+    assert process.is_alive({**own, "process": "another boot/17"}) is False
+    assert process.is_alive({**own, "pid": 2**22 + 1}) is False
+    assert process.is_alive({**own, "host": "elsewhere"}) is None
+    assert process.is_alive({}) is None
+
+
+def test_children_are_ended_the_stubborn_too():
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)"
+    child = subprocess.Popen([sys.executable, "-c", f"{stubborn}; time.sleep(60)"], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"up\n"
+    assert process.end_children(patience=0.3) >= 1
+    assert not psutil.pid_exists(child.pid)
+    child.stdout.close()
+    child.wait()

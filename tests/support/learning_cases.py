@@ -1,0 +1,74 @@
+"""Prompts and configs for tests of learning, and what training changes."""
+
+from functools import cache
+
+import torch
+from omegaconf import OmegaConf
+
+from configs import composed
+from iclgd.common.records import Item, PromptSet
+from iclgd.config import typed
+from iclgd.config.enumerations import LossOn, StepPer
+from iclgd.mechanisms import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import Loop
+from iclgd.mechanisms.parameters import trainable, trained_parameters
+
+BOS = (1,)
+TEXTS = ((11, 23, 35, 47, 59), (36, 48, 60, 72, 84, 9, 21), (13, 25, 37, 49))
+
+
+def prompts(texts=TEXTS, bos=BOS, label_length=1, training=None) -> PromptSet:
+    items = tuple(Item("", text, i % 2, label_length) for i, text in enumerate(texts))
+    return PromptSet(
+        bos=bos,
+        separator=(2,),
+        demonstrations=items,
+        queries=(Item("", (14, 26, 38), 0),),
+        label_words=("a", "b"),
+        label_token_ids=((5,), (6,)),
+        in_context=tuple(range(len(items))),
+        training=training,
+    )
+
+
+@cache
+def _base(objective):
+    base = composed([f"finetune={objective}"])
+    OmegaConf.resolve(base)
+    return base
+
+
+@cache
+def learning(*overrides, objective="gd", lr=0.05):
+    """A config that finetunes with this objective; kept, since composing takes a while."""
+    return typed(OmegaConf.merge(_base(objective), OmegaConf.from_dotlist([f"finetune.lr={lr}", *overrides])))
+
+
+SEQUENCES = training_sequences(prompts(), LossOn.all_tokens, StepPer.demonstration)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+def assert_same(before, model):
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(before[name], tensor), name
+
+
+def trained_by(model, config, given=None):
+    """The trace, and what changed of every weight."""
+    before = weights(model)
+    with finetuned(model, given or prompts(), config) as trace:
+        after = weights(model)
+    assert_same(before, model)
+    return trace, {name: after[name] - before[name] for name in before if not torch.equal(after[name], before[name])}
+
+
+def gradients_of(model, config, sequence):
+    """The objective's gradient on one sequence, queries' part of fused projections zeroed."""
+
+    trained = trained_parameters(model, config.finetune.trainable, None)
+    with trainable(trained) as before:
+        loss, gradients = Loop(model, config, trained, before).gradient([sequence])
+    return loss, [gradient.clone() for gradient in gradients]

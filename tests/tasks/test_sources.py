@@ -1,0 +1,192 @@
+"""Rows: what is read, and what is refused with file and line."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from iclgd.config import ConfigError, TaskConfig
+from iclgd.config.enumerations import TaskSource
+from iclgd.tasks.sources import DataError, read_csv, read_jsonl, read_parquet, read_split
+from task_cases import rows_of, write_jsonl, write_task
+
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def task(**values) -> TaskConfig:
+    return TaskConfig(**{"name": "things", "templates": ["{{ text }}"], "labels": ["a", "b"], **values})
+
+
+def test_lines_end_at_newline_alone_and_marks_are_passed_over(tmp_path: Path):
+    file = tmp_path / "odd.jsonl"
+    strange = "bom, \u2028 line, \u0085 next, \u202e bidi, \x00 nul, \ud83d\ude00 smile"
+    first = json.dumps({"text": strange}, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    first = first.replace("\ud83d\ude00".encode("utf-8", "surrogatepass"), "😀".encode())
+    file.write_bytes(b"\xef\xbb\xbf" + first + b'\r\n\n  \r\n{"text": "raw \x01\t\r control"}')
+    read = read_jsonl(file)
+    assert [row["text"] for row in read.rows] == [strange.replace("\ud83d\ude00", "😀"), "raw \x01\t\r control"]
+    assert [read.where(index) for index in range(2)] == [f"{file}, line 1", f"{file}, line 4"]
+
+
+def test_long_lines_are_read_fast(tmp_path: Path):
+    file = write_jsonl(tmp_path / "long.jsonl", [{"text": "x" * 1_000_000, "label": 0}] * 5)
+    start = time.process_time()
+    assert [len(row["text"]) for row in read_jsonl(file).rows] == [1_000_000] * 5
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "a"', "not JSON"),
+        (b"[1, 2]", "a JSON list, not an object"),
+        (b'"text"', "a JSON str, not an object"),
+        (b'{"text": "\xff\xfe"}', "not UTF-8"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, said: str):
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(b'{"text": "good"}\n\n' + line + b"\n")
+    with pytest.raises(DataError, match=rf"bad\.jsonl, line 3: {said}"):
+        read_jsonl(file)
+
+
+@FUZZ
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused_by_line(tmp_path: Path, content: bytes):
+    file = tmp_path / "fuzz.jsonl"
+    file.write_bytes(content)
+    try:
+        read = read_jsonl(file)
+    except DataError as error:
+        assert "fuzz.jsonl, line " in str(error)
+    else:
+        assert all(isinstance(row, dict) for row in read.rows)
+
+
+@FUZZ
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(), max_size=3), max_size=5))
+def test_json_lines_survive_any_text_and_line_end(tmp_path: Path, rows: list[dict]):
+    file = tmp_path / "fuzz.jsonl"
+    lines = [json.dumps(row, ensure_ascii=bool(index % 2)) for index, row in enumerate(rows)]
+    file.write_bytes("".join(line + ("\r\n", "\n")[index % 2] for index, line in enumerate(lines)).encode())
+    assert list(read_jsonl(file).rows) == rows
+
+
+def test_parquet_and_jsonl_give_the_same_rows(tmp_path: Path):
+    rows = [{"text": "a", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "label": 1}] * 3
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    read = read_parquet(tmp_path / "rows.parquet")
+    assert read.rows == rows == read_jsonl(write_jsonl(tmp_path / "rows.jsonl", rows)).rows
+    assert read.where(2).endswith("rows.parquet, row 2")
+
+
+def test_a_broken_parquet_file_is_refused(tmp_path: Path):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(DataError, match=r"rows\.parquet cannot be read as parquet"):
+        read_parquet(tmp_path / "rows.parquet")
+
+
+def test_csv_rows_are_text_by_column(tmp_path: Path):
+    file = tmp_path / "train.csv"
+    file.write_bytes('\ufefftext,label\r\n"a, ""b""\nc",1\r\n\r\nNA,\r\n'.encode())
+    read = read_csv(file)
+    assert list(read.rows) == [{"text": 'a, "b"\nc', "label": "1"}, {"text": "NA", "label": ""}]
+    assert read.where(1).endswith("train.csv, line 5")
+    (tmp_path / "things").mkdir()
+    file.rename(tmp_path / "things" / "train.csv")
+    assert read_split(task(), "train", str(tmp_path)).rows == read.rows
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,b\n1,2\n1\n", r"line 3: not 2 values"),
+        (b"a,b\n1,2,3\n", r"line 2: not 2 values"),
+        (b"a,a\n1,2\n", r"two columns of one name"),
+        (b"a,b\n\xff,2\n", r"cannot be read as CSV"),
+        (b'a,b\n"1,2\n', r"cannot be read as CSV"),
+    ],
+)
+def test_csv_that_is_none_is_refused(tmp_path: Path, content: bytes, said: str):
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_csv(tmp_path / "rows.csv")
+
+
+def test_missing_and_empty_splits_are_refused(tmp_path: Path):
+    write_task(tmp_path, rows_of(2), validation=[])
+    with pytest.raises(DataError, match=r"validation\.jsonl is empty: task things needs rows"):
+        read_split(task(), "validation", str(tmp_path))
+    with pytest.raises(DataError, match=r"no test\.jsonl, \.csv or \.parquet in .*\(there: train\.jsonl, validation"):
+        read_split(task(), "test", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"paths\.data_dir=.*nowhere is no folder"):
+        read_split(task(), "train", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["../things", "a/b", "/etc", "..", "", "a\x00b", "things\n", "a\\b", ".hidden"])
+def test_names_cannot_leave_the_folder(tmp_path: Path, name: str):
+    write_task(tmp_path / "data", rows_of(2))
+    with pytest.raises(ConfigError, match="is no plain name"):
+        read_split(task(name=name), "train", str(tmp_path / "data"))
+    with pytest.raises(ConfigError, match="is no plain name"):
+        read_split(task(), name, str(tmp_path / "data"))
+    with pytest.raises(ConfigError, match="is no plain name"):
+        read_split(task(name=name, source=TaskSource.bundled), "train", None)
+
+
+def test_the_hub_is_asked_plainly_and_its_columns_come_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked = []
+
+    def load_dataset(*args, **keywords):
+        asked.append((args, keywords))
+        return datasets.Dataset.from_list([{"text": "a", "label": 1}, {"text": "b", "label": 0}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = task(hub="owner/set", subset="one", revision="abc")
+    read = read_split(hub, "train", str(tmp_path))  # a data folder without this task's own folder
+    assert asked == [(("owner/set", "one"), {"split": "train", "revision": "abc"})]
+    assert list(read.rows) == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    assert read.where(1) == "owner/set (one), split train, row 1"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Couldn't reach 'owner/set' on the Hub"),
+        ValueError('Unknown split "train".'),
+        RuntimeError("Dataset scripts are no longer supported, but found set.py"),
+        datasets.exceptions.DatasetNotFoundError("gone"),
+        datasets.exceptions.DatasetGenerationError("broken"),
+    ],
+)
+def test_no_hub_says_how_to_name_a_local_copy(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def load_dataset(*args, **keywords):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError) as refused:
+        read_split(task(hub="owner/set"), "train", None)
+    for said in ("owner/set, split train", str(error), "paths.data_dir=FOLDER", "ICLGD_DATA_DIR", "things/train.jsonl"):
+        assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("hub", ["../up", "/absolute/path", "a/b/c", "owner/", "https://x/y", "o wner/x", ""])
+def test_hub_ids_are_ids(hub: str):
+    with pytest.raises(ConfigError, match=r"task\.hub=.* is no hub id"):
+        read_split(task(hub=hub), "train", None)
+
+
+def test_a_task_without_any_source_is_refused():
+    with pytest.raises(ConfigError, match=r"task things names no data set: give task\.hub"):
+        read_split(task(), "train", None)
