@@ -21,7 +21,7 @@ from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.process import Terminated
 
 REFUSED = [
-    ("typo=1", "unknown key typo: known here: finetune, metric, model"),
+    ("typo=1", "unknown key typo: the keys here are finetune, metric, model"),
     ("+typo=1", "unknown key typo"),
     ("tsk=reviews", "did you mean task?"),
     ("task.shot=3", "unknown key task.shot: did you mean task.shots?"),

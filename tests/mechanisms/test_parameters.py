@@ -133,8 +133,8 @@ def test_momentum_goes_on():
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        ("adamw", r"'adamw' is no optimiser: write sgd, adam, or a class"),
-        ("{lr: 1}", "is no optimiser"),
+        ("adamw", r"'adamw' is not an optimiser: write sgd, adam, or a class"),
+        ("{lr: 1}", "is not an optimiser"),
         ("{_target_: torch.optim.SGD, lr: 1}", r"the rate is finetune\.lr"),
         ("{_target_: torch.optim.Lion}", r"finetune\.optimizer=torch\.optim\.Lion cannot be imported"),
         ("{_target_: torch.nn.Linear}", r"is no subclass of torch\.optim\.Optimizer"),

@@ -1,16 +1,16 @@
-"""What no machine could run is refused by name before anything is loaded."""
+"""Settings that no run could have are refused by name, before anything is loaded."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from iclgd.config import enumerations
+from iclgd.config.enumerations import ModelSource, Placement, Procedure, TaskSource, Trainable
 
 _LARGEST_FLOAT32 = 3.4028235e38
 _LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which draws the papers' orders, takes no larger one
 _LARGEST_LAYER = 100_000
-_BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do, or no generator takes, is not begun
+_BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, _LARGEST_SEED),
     "model.weights_seed": (0, _LARGEST_SEED),
     "task.query_seed": (0, _LARGEST_SEED),
@@ -21,6 +21,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {  # what no machine could do, or no g
     "finetune.rank": (1, 1_000_000),
     "finetune.calibration": (1, 1_000_000),
     "finetune.noise": (0, 1e30),
+    "finetune.ridge": (1e-30, 1e30),
     "reference.permutation": (0, 100_000),
     "reference.draw": (0, _LARGEST_SEED),
     "reference.noise": (0, 1e30),
@@ -38,51 +39,54 @@ class ConfigError(ValueError):
 
 
 def refuse_impossible(config: Any) -> None:
-    """Refuse settings that no machine could run."""
+    """Refuse settings that no machine could run, and choices that exclude each other."""
     for key, (least, most) in _BOUNDS.items():
-        value = getattr(getattr(config, key.rpartition(".")[0], config), key.rpartition(".")[2])
-        if value is not None and not least <= value <= most:
-            raise ConfigError(f"{key}={value} is out of bounds: give {least:,} to {most:,}")
-    for name, rate in config.task.rates.items():
-        _check_rate(f"task.rates.{name}", rate)
-    for name, score in config.metric.scores.items():
-        ends = score.limits
-        if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
-            raise ConfigError(f"metric.scores.{name}.limits={ends} is no range: give [LEAST, LARGEST]")
-        if not 2 <= score.digits <= 9:
-            raise ConfigError(f"metric.scores.{name}.digits={score.digits} is out of bounds: give 2 to 9")
-    _check_rate("finetune.lr", config.finetune.lr)
-    if config.finetune.noise and config.finetune.procedure is not enumerations.Procedure.train:
+        group, _, name = key.rpartition(".")
+        _check_range(key, getattr(getattr(config, group, config), name), least, most)
+    _check_rates(config)
+    _check_scores(config)
+    finetune, in_memory = config.finetune, config.model.source is ModelSource.memory
+    if finetune.noise and finetune.procedure is not Procedure.train:
+        raise ConfigError(f"finetune.noise is for variants that train, and {finetune.name} does not: set it to 0")
+    if in_memory and config.runtime.placement is not Placement.single:
         raise ConfigError(
-            f"finetune.noise is for variants that train, and {config.finetune.name} does not: set it to 0"
+            f"runtime.placement={config.runtime.placement} is for models on disk: save the model and name its folder"
         )
-    for key in ("lr", "lr_factor"):
-        value = getattr(config.reference, key)
-        if value is not None:
-            _check_rate(f"reference.{key}", value)
-    if not config.finetune.ridge > 0:
-        raise ConfigError(f"finetune.ridge={config.finetune.ridge} leaves the fit open: give more than 0")
-    if not config.metric.scores:
-        raise ConfigError("metric=[] measures nothing: name files of conf/metric, such as metric=[sim_aou]")
-    objective, scores = config.runtime.objective, sorted(config.metric.scores)
-    if objective is not None and objective not in scores:
-        raise ConfigError(f"runtime.objective={objective} is not measured: name one of {scores}")
-    in_memory, placement = config.model.source is enumerations.ModelSource.memory, config.runtime.placement
-    if in_memory and placement is not enumerations.Placement.single:
-        raise ConfigError(f"runtime.placement={placement} is for models on disk: save the model and name its folder")
-    parse_layers(config.finetune.layers)
-    _check_trainable(config.finetune.trainable)
-    _check_optimizer(config.finetune.optimizer)
+    parse_layers(finetune.layers)
+    _check_trainable(finetune.trainable)
+    _check_optimizer(finetune.optimizer)
     _check_wording(config.task)
 
 
-def _check_rate(key: str, value: float) -> None:
-    if not 0 < value <= _LARGEST_FLOAT32:
-        raise ConfigError(f"{key}={value} cannot train: give a positive rate that fits float32")
+def _check_range(key: str, value: float | None, least: float, most: float) -> None:
+    if value is not None and not least <= value <= most:
+        raise ConfigError(f"{key}={value} is out of bounds: give {least:,} to {most:,}")
+
+
+def _check_rates(config: Any) -> None:
+    rates = {f"task.rates.{name}": rate for name, rate in config.task.rates.items()}
+    rates["finetune.lr"] = config.finetune.lr
+    rates["reference.lr"], rates["reference.lr_factor"] = config.reference.lr, config.reference.lr_factor
+    for key, rate in rates.items():
+        if rate is not None and not 0 < rate <= _LARGEST_FLOAT32:
+            raise ConfigError(f"{key}={rate} cannot train: give a positive rate that fits float32")
+
+
+def _check_scores(config: Any) -> None:
+    scores, objective = config.metric.scores, config.runtime.objective
+    if not scores:
+        raise ConfigError("metric=[] measures nothing: name files of conf/metric, such as metric=[sim_aou]")
+    for name, score in scores.items():
+        limits = score.limits
+        if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
+            raise ConfigError(f"metric.scores.{name}.limits={limits} is not a range: give [LEAST, LARGEST]")
+        _check_range(f"metric.scores.{name}.digits", score.digits, 2, 9)
+    if objective is not None and objective not in scores:
+        raise ConfigError(f"runtime.objective={objective} is not measured: name one of {sorted(scores)}")
 
 
 def _check_wording(task: Any) -> None:
-    if task.source is enumerations.TaskSource.lm_eval:
+    if task.source is TaskSource.lm_eval:
         if not task.lm_eval:
             raise ConfigError("task=lm_eval needs task.lm_eval=NAME, a task of lm-evaluation-harness, or its yaml")
         return
@@ -90,8 +94,8 @@ def _check_wording(task: Any) -> None:
         raise ConfigError(
             f"task.template={task.template} does not exist: {task.name} has templates 0 to {len(task.templates) - 1}"
         )
-    labels, chosen = task.labels, task.options or task.options_column
-    if bool(labels) == bool(chosen):
+    labels, options = task.labels, task.options or task.options_column
+    if bool(labels) == bool(options):
         raise ConfigError(
             f"task {task.name} needs either task.labels (words by label id) or, for multiple choice, "
             "task.options or task.options_column; it has " + ("both" if labels else "neither")
@@ -101,28 +105,28 @@ def _check_wording(task: Any) -> None:
         raise ConfigError(f"task.labels names {', '.join(repeated)} twice: every label needs a word of its own")
 
 
-def _check_trainable(chosen: Any) -> None:
-    for choice in chosen if isinstance(chosen, list) else [chosen]:
+def _check_trainable(trainable: Any) -> None:
+    for pattern in trainable if isinstance(trainable, list) else [trainable]:
         try:
-            re.compile(choice)
+            re.compile(pattern)
         except (re.error, TypeError) as error:
             raise ConfigError(
-                f"finetune.trainable={chosen!r} cannot be read ({error}): write one of "
-                f"{', '.join(enumerations.Trainable)}, a regular expression for names of parameters, or a list of these"
+                f"finetune.trainable={trainable!r} cannot be read ({error}): write one of {', '.join(Trainable)}, a "
+                "regular expression for names of parameters, or a list of these"
             ) from error
-    if chosen == []:
+    if trainable == []:
         raise ConfigError("finetune.trainable=[] trains nothing: name something, or use finetune=none")
 
 
-def _check_optimizer(spec: Any) -> None:
-    if spec in ("sgd", "adam"):
+def _check_optimizer(optimizer: Any) -> None:
+    if optimizer in ("sgd", "adam"):
         return
-    if not isinstance(spec, dict) or not isinstance(spec.get("_target_"), str):
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("_target_"), str):
         raise ConfigError(
-            f"finetune.optimizer={spec!r} is no optimiser: write sgd, adam, or a class with its arguments, such as "
-            "{_target_: torch.optim.AdamW, weight_decay: 0.1}"
+            f"finetune.optimizer={optimizer!r} is not an optimiser: write sgd, adam, or a class with its arguments, "
+            "such as {_target_: torch.optim.AdamW, weight_decay: 0.1}"
         )
-    if {"params", "lr"} & spec.keys():
+    if {"params", "lr"} & optimizer.keys():
         raise ConfigError("finetune.optimizer takes neither params nor lr: the rate is finetune.lr")
 
 
@@ -138,15 +142,14 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
     if spec == "all":
         return None
     remedy = "write finetune.layers=all, a list such as [0,1,2] or a range such as 0-11"
-    parts = list(spec) if isinstance(spec, list | tuple) else str(spec).split(",")
-    chosen: set[int] = set()
-    for part in parts:
+    layers: set[int] = set()
+    for part in spec if isinstance(spec, list | tuple) else str(spec).split(","):
         first, dash, last = str(part).strip().partition("-")
         last = last if dash else first
-        plain = all(number.isdecimal() and len(number) < 10 for number in (first, last))
-        if not plain or not int(first) <= int(last) <= _LARGEST_LAYER:
+        numbers = all(number.isdecimal() and len(number) < 10 for number in (first, last))
+        if not numbers or not int(first) <= int(last) <= _LARGEST_LAYER:
             raise ConfigError(f"finetune.layers={spec!r} cannot be read: {remedy}")
-        chosen.update(range(int(first), int(last) + 1))
-    if not chosen:
+        layers.update(range(int(first), int(last) + 1))
+    if not layers:
         raise ConfigError(f"finetune.layers={spec!r} names no layer: {remedy}")
-    return tuple(sorted(chosen))
+    return tuple(sorted(layers))

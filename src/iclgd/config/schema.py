@@ -1,4 +1,4 @@
-"""What can be said on the command line, with types; what can be refused before a model loads is refused here."""
+"""Every key that can be set, with its type, its default and, in the comment behind it, its meaning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ModelConfig:
     name: str = MISSING  # a hub id, the path of a folder, or a package
     source: choices.ModelSource = (
         choices.ModelSource.hub
-    )  # a hub id or local folder, a Python package, this package's toy, or memory (set by iclgd.run(model=...))
+    )  # hub id or folder, package, toy, memory (iclgd.run(model=...))
     file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
     revision: str | None = None  # a commit of the hub's repository; null: the newest
     weights: choices.Weights = choices.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
@@ -41,9 +41,7 @@ class TaskConfig:
     """Rows, how they are worded, and how many are used (conf/task)."""
 
     name: str = MISSING  # what tables call it, and where local rows lie: paths.data_dir/NAME
-    source: choices.TaskSource = (
-        choices.TaskSource.hub
-    )  # bundled rows, the hub or a local copy of it, or lm-evaluation-harness
+    source: choices.TaskSource = choices.TaskSource.hub  # bundled rows, the hub or a local copy, lm-evaluation-harness
     hub: str | None = None  # data set id
     subset: str | None = None  # its configuration name
     revision: str | None = None  # a commit of the hub's repository; null: the newest
@@ -120,12 +118,14 @@ class ProtocolConfig:
     """Where the papers and their published code differ (conf/protocol)."""
 
     name: str = MISSING  # the reading of the papers
-    record_at: choices.RecordAt = choices.RecordAt.last_prompt_token
-    random_update: choices.RandomUpdate = choices.RandomUpdate.gaussian
-    drop_from: choices.DropFrom = choices.DropFrom.both
-    exit: choices.Exit = choices.Exit.block_output
-    step: choices.StepPer = choices.StepPer.demonstration
-    layer0: choices.Layer0 = choices.Layer0.undefined
+    record_at: choices.RecordAt = choices.RecordAt.last_prompt_token  # the token at which the record is taken
+    random_update: choices.RandomUpdate = choices.RandomUpdate.gaussian  # what the random baseline is drawn from
+    drop_from: choices.DropFrom = choices.DropFrom.both  # the settings that overlong demonstrations are dropped from
+    exit: choices.Exit = choices.Exit.block_output  # where a layer-causal loss leaves the block
+    step: choices.StepPer = choices.StepPer.demonstration  # what one gradient step is taken for
+    layer0: choices.Layer0 = (
+        choices.Layer0.undefined
+    )  # scores where context cannot reach; published: of rounding errors
 
 
 @dataclass
@@ -158,8 +158,8 @@ class MetricConfig:
 class TrackingConfig:
     """Whether and how runs are logged (conf/tracking)."""
 
-    name: choices.TrackerName = choices.TrackerName.none
-    mode: choices.TrackingMode = choices.TrackingMode.offline
+    name: choices.TrackerName = choices.TrackerName.none  # where results go besides the run's folder
+    mode: choices.TrackingMode = choices.TrackingMode.offline  # later (wandb sync), as the run goes, or never
     project: str = "iclgd"  # the project in W&B
     entity: str | None = None  # its user or team; null: the default of the account
     dir: str | None = None  # where W&B's files go; null: the folder wandb inside each run's own
@@ -170,21 +170,21 @@ class RuntimeConfig:
     """The machine: none of this changes what is measured beyond rounding (conf/runtime)."""
 
     device: str = "auto"  # auto, cpu, cuda or cuda:1
-    placement: choices.Placement = choices.Placement.single
+    placement: choices.Placement = choices.Placement.single  # on one device, or dealt out by layers (auto)
     device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"  # auto (float32), float64, bfloat16, float16, model, or float32_from_bfloat16 or ..._float16
-    matmul: choices.Matmul = choices.Matmul.highest
+    matmul: choices.Matmul = choices.Matmul.highest  # float32 products on a GPU; tf32: inputs of 10 bits' precision
     jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None  # CPU threads; null: PyTorch's choice
     save_recordings: bool = False  # whether recordings.safetensors is kept
     figures: bool = False  # whether figures are drawn when the command ends
     batch_tokens: int | None = None  # tokens that share one forward pass; null: 512 on the CPU, 16384 on a GPU
-    padding: choices.Padding = choices.Padding.right
-    cache: choices.CacheMode = choices.CacheMode.auto
+    padding: choices.Padding = choices.Padding.right  # sequences that share a batch; none: equal lengths only
+    cache: choices.CacheMode = choices.CacheMode.auto  # whether runs share recordings
     cache_gb: float = 4.0  # the largest size of the shared recordings, in GB
-    rerun: choices.Rerun = choices.Rerun.failed
+    rerun: choices.Rerun = choices.Rerun.failed  # which runs of a repeated sweep run again; interrupted ones always do
     objective: str | None = None  # the score whose mean the command returns, for sweepers that optimise
 
 
@@ -223,9 +223,6 @@ class Config:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
 
 
-_HYDRAS = ("hydra", "sweeps")  # keys beside those of a run
-
-
 def register_schema() -> None:
     """Make the schema known to Hydra, as `schema` in the defaults list."""
     if "schema.yaml" not in (store := ConfigStore.instance()).repo:
@@ -239,41 +236,36 @@ def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
         ConfigError: an unknown key, a missing or ill-typed value, or a setting that cannot be run.
     """
     raw = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
-    _refuse_unknown_keys(raw, Config, "")
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(raw))
+    keys = [key for key in plain if key not in ("hydra", "sweeps")]
+    _refuse_unknown_keys({key: plain[key] for key in keys}, Config)
     try:
         if OmegaConf.get_type(raw) is not Config:  # else Hydra has merged it into the schema
-            own = OmegaConf.masked_copy(raw, [str(key) for key in raw if key not in _HYDRAS])
+            own = OmegaConf.masked_copy(raw, keys)
             raw = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), own))
-        values = {entry.name: raw[entry.name] for entry in dataclasses.fields(Config)}
-        sections = {key: OmegaConf.to_object(value) for key, value in values.items() if OmegaConf.is_config(value)}
-        return Config(**{**values, **sections})
+        values = {each.name: raw[each.name] for each in dataclasses.fields(Config)}
+        groups = {key: OmegaConf.to_object(value) for key, value in values.items() if OmegaConf.is_config(value)}
+        return Config(**{**values, **groups})
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigError(where + str(error).splitlines()[0]) from error
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(key + str(error).splitlines()[0]) from error
 
 
-def _refuse_unknown_keys(node: DictConfig, schema: type, prefix: str) -> None:
-    hints = typing.get_type_hints(schema)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(schema)}
-    for key in map(str, node):
-        if key in _HYDRAS and schema is Config:
-            continue
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+def _refuse_unknown_keys(values: Mapping[str, Any], schema: type, prefix: str = "") -> None:
+    """Hydra lets `+typo=1` into a schema."""
+    kinds = typing.get_type_hints(schema)
+    for key, value in values.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(sorted(kinds))}"
             raise ConfigError(f"unknown key {prefix}{key}: {hint}")
-        if OmegaConf.is_missing(node, key):
-            continue
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and dataclasses.is_dataclass(known[key]):
-            _refuse_unknown_keys(child, typing.cast(type, known[key]), f"{prefix}{key}.")
-        elif schema is MetricConfig and key == "scores" and isinstance(child, DictConfig):
-            for name in map(str, child):
-                score = child._get_node(name)
-                if isinstance(score, DictConfig):
-                    _refuse_unknown_keys(score, ScoreConfig, f"{prefix}{key}.{name}.")
+        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
+            _refuse_unknown_keys(value, typing.cast(type, kinds[key]), f"{prefix}{key}.")
+        elif kinds[key] == dict[str, ScoreConfig] and isinstance(value, Mapping):
+            for name, score in value.items():
+                _refuse_unknown_keys(score, ScoreConfig, f"{prefix}{key}.{name}.")
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -283,7 +275,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value.value if isinstance(value, StrEnum) else value
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, StrEnum) else value

@@ -132,7 +132,7 @@ def cells_of(rows: pd.DataFrame, score: str, better: Better) -> Cells:
         by_draw = group.groupby([DRAW, RATE])["mean"].mean()
         table = {draw: by_draw[draw].to_dict() for draw in by_draw.index.get_level_values(0).unique()}
         if group[RATE].nunique() > 1:
-            shown = held_out(table, better.value)
+            shown = held_out(table, str(better))
             values = {} if shown is None else dict(shown.values)
         else:
             values = {draw: next(iter(rates.values())) for draw, rates in table.items()}

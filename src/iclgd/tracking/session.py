@@ -63,7 +63,7 @@ class Session:
     """
 
     def __init__(self, identity: Identity) -> None:
-        self.identity, mode = identity, identity.tracking.mode.value
+        self.identity, mode = identity, str(identity.tracking.mode)
         self.went: str | None = None
         self._contents: list[Content] = []
         self._failure: Exception | None = None
@@ -89,7 +89,7 @@ class Session:
         if self._failure is not None:
             self._record_again(exit_code)
             return
-        self.went = self.identity.tracking.mode.value
+        self.went = str(self.identity.tracking.mode)
         if self.went == "offline":
             folder = Path(self._run.dir).parent
             log.info("W&B: recorded offline; to send it: wandb sync %s", folder)
