@@ -2,7 +2,7 @@
 # make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
 # make docs   the documentation -> site/
 # make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
-# make test-oldest, test-hydra-next, fuzz
+# make test-oldest, test-hydra-next
 # make mutants  mutation testing of what decides numbers, on a sample: an hour; MUTANTS=all takes a night
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs coverage soak stress bench fuzz simulate mutants setup clean
+.PHONY: run test lint types unit docs coverage soak stress bench simulate mutants setup clean
 .PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
@@ -62,9 +62,6 @@ test-data: setup
 
 test-placement: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/placement -q --timeout=0 $(ARGS)
-
-fuzz: setup
-	ICLGD_FUZZ=10000 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/results/test_fuzz.py --timeout=0 $(ARGS)
 
 test-outside: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/outside -q -s --timeout=0 $(ARGS)

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 import logging
@@ -8,8 +7,9 @@ import threading
 
 import pytest
 
+from iclgd.cli import status
 from iclgd.cli.invocation import Invocation
-from iclgd.runs import environment, process, progress, status
+from iclgd.runs import environment, process, progress
 from iclgd.runs.execute import Ending, Outcome
 from iclgd.runs.folder import RunFolder, State, Status
 from report_fixtures import write_run
@@ -20,12 +20,12 @@ def sweep(tmp_path):
     folder = tmp_path / "sweep"
     own = process.this_process()
     states = {
-        "a": Status(State.done, owner=own, seconds=10.0, started_at="2026-01-01T00:00:00+00:00"),
-        "b": Status(State.running, owner=own, seconds=4.0, progress={"stage": "finetune", "done": 3, "total": 8}),
-        "c": Status(State.failed, owner=own, error="RuntimeError: [bold]no[/bold] luck", traceback="..."),
-        "d": Status(State.running, owner={**own, "pid": 2**22 + 1}),
-        "e": Status(State.interrupted, owner=own),
-        "f": Status(State.done, owner=own, seconds=20.0, facts={"diverged": True, "diverged_at": 7}),
+        "a": Status(state=State.done, owner=own, seconds=10.0, started_at="2026-01-01T00:00:00+00:00"),
+        "b": Status(state=State.running, owner=own, seconds=4.0, progress={"stage": "finetune", "done": 3, "total": 8}),
+        "c": Status(state=State.failed, owner=own, error="RuntimeError: [bold]no[/bold] luck", traceback="..."),
+        "d": Status(state=State.running, owner={**own, "pid": 2**22 + 1}),
+        "e": Status(state=State.interrupted, owner=own),
+        "f": Status(state=State.done, owner=own, seconds=20.0, **{"diverged": True, "diverged_at": 7}),
     }
     for name, found in states.items():
         RunFolder(folder / name)._write_status(found)
@@ -59,7 +59,7 @@ def test_a_single_run_and_an_empty_folder(sweep, tmp_path, capsys):
 
 def test_results_that_were_replaced_are_no_sweep(sweep, capsys):
     RunFolder(sweep / "a").retire()
-    RunFolder(sweep / "a")._write_status(Status(State.done, seconds=1.0))
+    RunFolder(sweep / "a")._write_status(Status(state=State.done, seconds=1.0))
     status.cli([str(sweep.parent)])
     told = capsys.readouterr().out
     assert told.count("sweep: ") == 1 and "earlier" not in told
@@ -112,7 +112,7 @@ def test_an_invocation_gathers_what_its_runs_wrote(tmp_path, monkeypatch):
 
 def test_runs_that_were_cut_off_are_marked_when_the_command_ends(tmp_path):
     invocation = Invocation.begin(tmp_path, total=1)
-    gone = Status(State.running, owner={**process.this_process(), "pid": 2**22 + 1})
+    gone = Status(state=State.running, owner={**process.this_process(), "pid": 2**22 + 1})
     RunFolder(tmp_path / "a")._write_status(gone)
     (tmp_path / "a" / ".part-1-scores.json").touch()
     invocation.mark(0, None, tmp_path / "a")
@@ -177,8 +177,10 @@ def test_a_processor_is_told_from_another_on_arm_too(monkeypatch, content, name)
 
 
 def test_status_reads_what_it_writes():
-    status_ = Status(State.failed, "abc", 2, {"pid": 1}, error="e", facts={"diverged": False})
-    assert Status.from_dict(status_.as_dict()) == dataclasses.replace(status_)
+    written = Status.model_validate(
+        {"state": "failed", "run_id": "abc", "attempt": 2, "owner": {"pid": 1}, "error": "e", "diverged": False}
+    )
+    assert Status.model_validate(written.as_dict()) == written and written.facts == {"diverged": False}
 
 
 def test_on_a_terminal_progress_is_drawn_and_lines_stand_above_it(monkeypatch):

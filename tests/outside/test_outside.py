@@ -73,13 +73,6 @@ def test_a_folder_without_locks_is_used_and_said_so(faulty, tmp_path):
     assert not list(tmp_path.glob("out/*/.*"))
 
 
-def test_handles_that_go_stale_are_opened_again(faulty, tmp_path):
-    assert under(faulty, tmp_path, FAULTY_RENAMES="3", FAULTY_OPENS="3")[0] == 0
-    whole = scores(tmp_path)
-    code, out = under(faulty, tmp_path, FAULTY_OPENS="2")
-    assert code == 0 and "3 skipped" in out and scores(tmp_path) == whole
-
-
 def test_a_folder_that_loses_every_handle_fails_runs_and_the_same_command_mends_them(faulty, tmp_path):
     code, out = under(faulty, tmp_path, FAULTY_RENAMES="1")
     assert code in (1, 2) and "Stale file handle" in out and not scores(tmp_path)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from iclgd import api
 from iclgd.results.frame import Results, whole
 from iclgd.results.reading import ReportError, read_run
-from iclgd.runs.varied import as_text, heading, varied
+from iclgd.runs.varying_keys import as_text, heading, varying_keys
 from report_fixtures import write_run
 
 
@@ -81,15 +81,15 @@ def test_what_follows_from_a_name_is_not_named(tmp_path):
 
 def test_keys_swept_along_a_diagonal_are_both_named():
     runs = [{"task.shots": 4, "finetune.lr": 1e-3, "seed": 0}, {"task.shots": 8, "finetune.lr": 1e-2, "seed": 1}]
-    assert varied(runs) == ["task.shots", "finetune.lr"]
-    assert varied([{"task.name": "a", "task.shots": 4}, {"task.name": "b", "task.shots": 8}]) == ["task.name"]
+    assert varying_keys(runs) == ["task.shots", "finetune.lr"]
+    assert varying_keys([{"task.name": "a", "task.shots": 4}, {"task.name": "b", "task.shots": 8}]) == ["task.name"]
 
 
 def test_a_key_that_only_some_runs_have_is_compared_among_those():
     one = {"metric.scores.a.function": "f", "metric.scores.a.params.k": 1}
-    assert varied([one, {"metric.scores.b.function": "g"}]) == []
-    assert varied([one, {"metric.scores.a.function": "f"}]) == ["metric.scores.a.params.k"]
-    assert varied([{"seed": 0}, {"seed": 0, "reference.name": "icl"}]) == []
+    assert varying_keys([one, {"metric.scores.b.function": "g"}]) == []
+    assert varying_keys([one, {"metric.scores.a.function": "f"}]) == ["metric.scores.a.params.k"]
+    assert varying_keys([{"seed": 0}, {"seed": 0, "reference.name": "icl"}]) == []
 
 
 def test_checkpoints_of_one_name_stay_apart(tmp_path):
@@ -182,31 +182,6 @@ def test_mixed_scores_are_no_settings(tmp_path):
     results = Results.read([tmp_path])
     assert results.varied == () and {"my_own", "sim_aou"} < set(results.scores)
     assert (row(results).draws, row(results, "my_own").draws) == (2, 1)
-
-
-def test_a_run_in_two_sweeps_counts_once_and_broken_ones_are_listed(tmp_path):
-    for sweep in ("single", "multirun"):
-        write_run(tmp_path / sweep / "0123456789ab")
-    write_run(tmp_path / "failed", state="failed")
-    nested = write_run(tmp_path / "nested")
-    change(nested, "scores.json", accuracy={"zsl": 0.5, "n": 3})
-    (write_run(tmp_path / "cut") / "scores.json").write_text('{"sim_aou": {"me')
-    (write_run(tmp_path / "list") / "config.yaml").write_text("[1, 2]")
-    change(write_run(tmp_path / "keys"), task={"name": "a"})
-    change(write_run(tmp_path / "odd"), finetune__lr="fast")
-    change(write_run(tmp_path / "text"), "scores.json", sim_aou={"mean": "high"})
-    results = Results.read([tmp_path])
-    assert len(results) == 1
-    reasons = {path.name: reason for path, reason in results.left_out}
-    assert set(reasons) == {"0123456789ab", "failed", "nested", "cut", "list", "keys", "odd", "text"}
-    assert reasons["0123456789ab"].startswith("is the same run as") and all("\n" not in r for r in reasons.values())
-    assert (
-        reasons["failed"] == "is failed: ValueError: no such luck"
-        and reasons["keys"] == "config.yaml.task has no shots"
-    )
-    assert reasons["nested"] == "scores.json.accuracy has no mean"
-    with pytest.raises(ReportError, match="is no folder"):
-        Results.read([tmp_path / "nowhere"])
 
 
 def test_where_keeps_the_runs_that_fit(tmp_path):

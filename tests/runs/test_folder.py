@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iclgd.runs import files, folder, process
-from iclgd.runs.folder import RunFolder, State, Status
+from iclgd.runs.folder import RunFolder
+from iclgd.runs.schema import State, Status
 
 TEXT = st.text(st.characters(codec=None), max_size=20)
 JSON = st.recursive(
@@ -41,41 +42,22 @@ def finish(run):
 def test_json_is_strict_and_its_bytes_depend_on_the_content_alone(content):
     text = files.to_json(content)
     assert files.to_json(content) == text == text.encode("ascii").decode()
-    assert files.from_json(text) == files.plain(content)
+    assert json.loads(text) == files.plain(content)
 
 
 def test_plain_values():
     content = {"a": np.float32("nan"), 1: (np.int64(2), float("inf")), "c": np.array([[1.0, np.nan]]), "d": State.done}
     assert files.plain(content) == {"a": None, 1: [2, None], "c": [[1.0, None]], "d": "done"}
-    with pytest.raises(ValueError, match="NaN is no number"):
-        files.from_json("[NaN]")
     assert files.plain(Path("a/b")) == "a/b"
 
 
-@pytest.mark.parametrize("failures", [2, 3])
-def test_a_stale_handle_is_opened_again_twice(failures):
-    left = [OSError(errno.ESTALE, "Stale file handle")] * failures
-
-    def call():
-        if left:
-            raise left.pop()
-        return "read"
-
-    if failures > 2:
-        with pytest.raises(OSError, match="Stale file handle"):
-            files.again(call)
-    assert files.again(call) == "read"
-
-
-def test_leftovers_go_when_they_are_old_enough_and_odd_files_are_read_whole(tmp_path):
+def test_leftovers_are_deleted_when_they_are_old_enough(tmp_path):
     old, new = tmp_path / ".part-old", tmp_path / ".part-new"
     for path in (old, new):
         path.touch()
     os.utime(old, (0, 0))
     assert files.remove_leftovers(tmp_path, older_than=3600) == [".part-old"] and new.exists()
     assert files.remove_leftovers(tmp_path) == [".part-new"]
-    (tmp_path / "some.bin").write_bytes(bytes(3 << 20))
-    files.check_readable(tmp_path / "some.bin")
 
 
 def test_a_file_is_there_whole_or_as_it_was(run):
@@ -88,15 +70,15 @@ def test_a_file_is_there_whole_or_as_it_was(run):
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(run, monkeypatch):
-    run.write_json("scores.json", {"a": 1})
+    run.write_json("scores.json", {"a": {"mean": 1}})
 
-    def full(handle):
+    def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        run.write_json("scores.json", {"a": 2})
-    assert run.read_json("scores.json") == {"a": 1}
+        run.write_json("scores.json", {"a": {"mean": 2}})
+    assert run.read_json("scores.json") == {"a": {"mean": 1}}
     assert os.listdir(run.path) == ["scores.json"]
 
 
@@ -124,24 +106,6 @@ def test_a_damaged_finished_run_counts_as_not_done_and_the_log_says_so(run, name
         path.write_bytes(content)
     assert not run.is_done()
     assert f"{name} is not what the finished run wrote" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("scores.json", b'{"a": NaN}'),
-        ("scores.json", b'{"a": 1'),
-        ("config.yaml", b"a: [1"),
-        ("scores.parquet", b"PAR1 no PAR1"),
-        ("recordings.safetensors", b"\x10\0\0\0\0\0\0\0{}"),
-    ],
-)
-def test_a_run_is_not_done_while_a_file_cannot_be_read_back(run, name, content):
-    run.start("abc")
-    (run.path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} cannot be read back"):
-        run.finish()
-    assert run.state() is State.running
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "perhaps"}', "null", '{"pid": 3}', "\0\0\0\0"])
@@ -185,9 +149,11 @@ def test_a_running_run_is_stale_when_its_process_is_gone(run):
     gone = subprocess.Popen(["true"])
     gone.wait()
     owner = {**process.this_process(), "pid": gone.pid}
-    run._write_status(Status(State.running, owner=owner))
+    run._write_status(Status(state=State.running, owner=owner))
     assert run.state() is State.stale
-    run._write_status(Status(State.running, owner={**process.this_process(), "process": "boot/1"}))  # the pid, reused
+    run._write_status(
+        Status(state=State.running, owner={**process.this_process(), "process": "boot/1"})
+    )  # the pid, reused
     assert run.state() is State.stale
     run.mark_cut_off()
     assert run.state() is State.interrupted
@@ -195,7 +161,7 @@ def test_a_running_run_is_stale_when_its_process_is_gone(run):
 
 def test_a_run_on_another_host_is_stale_after_an_hour_of_silence(run, monkeypatch):
     run.start("abc")
-    run._write_status(Status(State.running, owner={"host": "elsewhere", "pid": 1, "process": "x"}))
+    run._write_status(Status(state=State.running, owner={"host": "elsewhere", "pid": 1, "process": "x"}))
     assert run.state() is State.running
     now = time.time()
     monkeypatch.setattr(folder.time, "time", lambda: now + 7200)
@@ -205,7 +171,7 @@ def test_a_run_on_another_host_is_stale_after_an_hour_of_silence(run, monkeypatc
 def test_a_clock_that_jumps_changes_neither_state_nor_duration(run, monkeypatch):
     run.start("abc")
     monkeypatch.setattr(folder.time, "time", lambda: 0.0)
-    monkeypatch.setattr(folder, "_now", lambda: "1970-01-01T00:00:00+00:00")
+    monkeypatch.setattr(folder, "_utc_now", lambda: "1970-01-01T00:00:00+00:00")
     assert run.state() is State.running
     run.write_json("scores.json", {})
     run.finish()

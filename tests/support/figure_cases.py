@@ -13,7 +13,8 @@ import yaml
 
 from iclgd.results import reading
 from iclgd.results.frame import Results
-from iclgd.runs import varied
+from iclgd.runs import varying_keys
+from iclgd.runs.schema import Status
 from report_fixtures import make_config
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -63,7 +64,7 @@ def results(
         for key, value in chosen.items():
             group, _, name = key.partition(".")
             config[group][name] = value
-        settings = varied.settings(config, "float32")
+        settings = varying_keys.settings_of(config, "float32")
         factor = 1 + sum(0.2 * np.sin(2 + axes[key].index(value)) for key, value in chosen.items())
         height = (0.1 + 0.04 * variants.index(variant)) * factor
         raw = {}
@@ -76,7 +77,7 @@ def results(
             mean = float(curve.mean())
             raw[name] = {"mean": mean, "n": 100, "undefined": 0, "ci": [mean - error, mean + error]}
             raw[name]["layers"] = [] if share else list(map(float, curve))
-        status = {"state": "done", "diverged": bad}
+        status = Status.model_validate({"state": "done", "diverged": bad})
         folder = Path(f"run{len(runs)}")
         runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings, reading.records_of(raw)))
     return Results(tuple(runs))

@@ -40,7 +40,7 @@ def killed_at(moment: int, path: Path) -> bool:
 
             return call
 
-        files.os.fsync, files.os.replace = counted(os.fsync), counted(os.replace)
+        files.os.replace = counted(os.replace)
         Path.write_text = counted(Path.write_text)
         execute(CONFIG, path, experiment)
         os._exit(0)

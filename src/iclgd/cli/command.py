@@ -25,9 +25,10 @@ from iclgd.cli.summary import FAILED, REFUSED
 from iclgd.common import paths, ranks
 from iclgd.config import Config, ConfigError, typed
 from iclgd.runs.execute import Ending, Outcome, execute
-from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.folder import RunFolder
 from iclgd.runs.process import Terminated, end_children, terminable
 from iclgd.runs.progress import sweep_progress, terminal
+from iclgd.runs.schema import State
 from iclgd.runs.together import announced, follow
 
 log = logging.getLogger(__name__)

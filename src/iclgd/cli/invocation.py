@@ -8,18 +8,16 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iclgd.runs import files
 from iclgd.runs.execute import Ending, Outcome
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.parsing import DamagedRun, checked, parse_json, regular_bytes
 from iclgd.runs.process import is_alive, this_process
-from iclgd.runs.shapes import count, fields, maybe, number, one_of, plain_name, text
+from iclgd.runs.schema import DamagedRun, read
 
 VARIABLE = "ICLGD_INVOCATION"  # tells a worker which command it works for
 _FOLDER = ".invocations"
-_RUN = {"run": plain_name, "ending": maybe(one_of(*Ending)), "message": text, "objective": maybe(number)}
-_ENTRY = fields({}, {"total": maybe(count), **_RUN})
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,6 @@ class Invocation:
 
     def _read(self, path: Path) -> dict:
         try:
-            return checked(parse_json(regular_bytes(path), path.name), _ENTRY, path.name)
-        except (OSError, DamagedRun):
+            return read(path, dict[str, Any])
+        except DamagedRun:
             return {}

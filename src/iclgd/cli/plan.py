@@ -18,11 +18,10 @@ from iclgd.cli import hydra_setup
 from iclgd.common import paths
 from iclgd.common.printable import printable
 from iclgd.config import Config, ConfigError, as_dict, typed
-from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
-from iclgd.runs.parsing import DamagedRun
 from iclgd.runs.progress import duration
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.schema import DamagedRun, State, read
 
 # What makes runs take about as long as each other, from the most alike to the least.
 _KINDS = (
@@ -116,7 +115,7 @@ def _finished(outputs: Iterable[Path]) -> Iterable[tuple[Mapping[str, Any], floa
             known = run.status()
             if known is not None and known.state is State.done and known.seconds:
                 with suppress(OSError, DamagedRun):
-                    yield FolderReader(status.parent).config, known.seconds
+                    yield read(status.parent / "config.yaml"), known.seconds
 
 
 def _select(settings: Mapping[str, Any], key: str) -> Any:

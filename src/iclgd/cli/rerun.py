@@ -11,7 +11,7 @@ from iclgd.cli.hydra_setup import without_config_dirs
 from iclgd.common import paths
 from iclgd.config import ConfigError
 from iclgd.runs.files import plain
-from iclgd.runs.reader import settings_of
+from iclgd.runs.schema import recorded_config
 
 OPTION = "--rerun"
 _NAME = "rerun"
@@ -34,7 +34,7 @@ def composed_from(arguments: Sequence[str], place: Path) -> list[str]:
     if len(arguments) < 2:
         raise ConfigError("--rerun needs a run's folder: iclgd --rerun outputs/single/RUN_ID [key=value ...]")
     folder, (folders, rest) = Path(arguments[1]), without_config_dirs(arguments[2:])
-    settings = settings_of(folder)
+    settings = recorded_config(folder)
     main = yaml.safe_load((paths.config_folder() / "config.yaml").read_text(encoding="utf-8"))
     chosen = {argument.partition("=")[0].lstrip("+") for argument in rest}
     own = {key: value for key, value in settings.items() if key not in {*chosen, "paths"}}

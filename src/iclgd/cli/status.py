@@ -13,10 +13,10 @@ from typing import Any
 
 from iclgd.cli.invocation import Invocation
 from iclgd.common.printable import pipe_may_close, printable
-from iclgd.runs import varied
-from iclgd.runs.folder import RunFolder, State, Status, run_folders
+from iclgd.runs import varying_keys
+from iclgd.runs.folder import RunFolder, run_folders
 from iclgd.runs.progress import duration
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.schema import State, Status, read
 
 _STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
 _OWN = ("run", "state", "started", "took")  # what a list can be sorted by beside the settings
@@ -128,14 +128,14 @@ def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
 def _keys(lines: Sequence[RunLine]) -> list[str]:
     """What tells the runs apart, draws included."""
     settings = [line.settings for line in lines if line.settings]
-    drawn = [key for key in varied.DRAW if len({run.get(key) for run in settings}) > 1]
-    return varied.varied(settings) + drawn
+    drawn = [key for key in varying_keys.DRAW if len({run.get(key) for run in settings}) > 1]
+    return varying_keys.varying_keys(settings) + drawn
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
     """The settings in a run's config.yaml; none where it cannot be read."""
     try:
-        return varied.settings(FolderReader(folder).config)
+        return varying_keys.settings_of(read(folder / "config.yaml"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -148,12 +148,12 @@ def _draw(lines: Sequence[RunLine]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 1000)  # in a file, a run is one line however long
     keys = _keys(lines)
     table = Table(box=None)
-    for name in ("run", "state", *(varied.heading(key, keys) for key in keys), "took", "progress"):
+    for name in ("run", "state", *(varying_keys.heading(key, keys) for key in keys), "took", "progress"):
         table.add_column(Text(printable(name)))
     for line in lines:
         state = Text(line.state, style=_STYLES.get(line.state, ""))
         took = duration(line.status.seconds) if line.status.seconds is not None else ""
-        values = [varied.as_text(line.settings[key]) if key in line.settings else "" for key in keys]
+        values = [varying_keys.as_text(line.settings[key]) if key in line.settings else "" for key in keys]
         texts = [Text(printable(value, 24)) for value in values]
         table.add_row(Text(printable(line.name)), state, *texts, took, Text(printable(line.progress(), 400)))
     console.print(table)

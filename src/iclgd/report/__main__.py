@@ -60,7 +60,7 @@ def report(
     from iclgd.report.figures import figures
     from iclgd.results.frame import Results
     from iclgd.results.reading import ReportError
-    from iclgd.runs.files import refuse_link_out, write_text
+    from iclgd.runs.files import write_text
 
     results = Results.read(folders)
     for folder, reason in results.left_out:
@@ -74,8 +74,6 @@ def report(
     made, drawn = tables.tables(results, **layout), figures(results)
     if out is None:
         out = folders[0] / "report"
-        refuse_link_out(folders[0], "report/report.html")
-    refuse_link_out(out, "figures/one.png")
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     texts = {"report.html": page.render(results, drawn, made, title)}
     writers = {"md": formats.to_markdown, "tex": formats.to_latex, "csv": formats.to_csv}

@@ -120,7 +120,7 @@ class Figure:
         if path.suffix not in writers:
             raise ValueError(f"{path.name} is no figure's name: end it in {', '.join(writers)}")
         content = writers[path.suffix](self.specification)
-        with replacing(path, sync=False) as part:
+        with replacing(path) as part:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 

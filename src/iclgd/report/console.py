@@ -16,7 +16,7 @@ from iclgd.report.formats import Row, wide
 from iclgd.report.tables import cell
 from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results, whole
-from iclgd.runs import varied
+from iclgd.runs import varying_keys
 
 _MOST_COLUMNS = 4  # more settings than this become rows
 _WIDTH = 80
@@ -58,7 +58,7 @@ def table(folders: Sequence[Path]) -> Table:
     names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
     down, across = (settings, names) if many else (names, settings)
     columns, rows = wide(zip(down, across, cells, strict=True))
-    heads = [varied.heading(key, keys) for key in keys] if many else ["score"]
+    heads = [varying_keys.heading(key, keys) for key in keys] if many else ["score"]
     for at, head in enumerate([*heads, *map("\n".join, columns)]):
         label = at < len(heads)
         head = head.replace(" ", "\n") if short else head
@@ -72,13 +72,13 @@ def table(folders: Sequence[Path]) -> Table:
 
 def _setting(results: Results, keys: Sequence[str], row: Mapping[str, Any], headed: bool) -> Row:
     """As one types it: a variant by its name; each with its key where no heading has it."""
-    heads = [f"{varied.heading(key, keys)} " * (headed and key != "finetune.name") for key in keys]
+    heads = [f"{varying_keys.heading(key, keys)} " * (headed and key != "finetune.name") for key in keys]
     texts = [head + _text(results, key, row[key]) for head, key in zip(heads, keys, strict=True)]
     return tuple(printable(text, 24 if headed else 20) for text in texts)
 
 
 def _text(results: Results, key: str, value: Any) -> str:
-    return results.short_name(value) if key == "model.name" else varied.as_text(value)
+    return results.short_name(value) if key == "model.name" else varying_keys.as_text(value)
 
 
 def _short_list(results: Results) -> list[str]:

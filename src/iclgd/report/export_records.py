@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from iclgd.common.printable import printable
 from iclgd.results.reading import FinishedRun, ReportError
-from iclgd.runs.files import refuse_link_out, replacing
-from iclgd.runs.parsing import DamagedRun, reason
+from iclgd.runs.files import replacing
+from iclgd.runs.schema import DamagedRun
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
 
     Raises:
         ReportError: the run kept no recordings, or they cannot be read, or are not those of its prompts.
-        OSError: they cannot be written, or a link would lead out of OUT.
+        OSError: they cannot be written.
     """
     tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
     needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
@@ -55,15 +56,13 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
     else:
         log.info("%s: no ft records, because attention to training tokens was not measured", run.name)
     written = [out / run.name / theirs / "record_info.jsonl" for theirs in lines]
-    for name in written:
-        refuse_link_out(out, str(name.relative_to(out)))
     try:
         for name, records in zip(written, lines.values(), strict=True):
-            with replacing(name, sync=False) as part, part.open("w", encoding="utf-8") as handle:
+            with replacing(name) as part, part.open("w", encoding="utf-8") as handle:
                 handle.writelines(json.dumps(line, allow_nan=False) + "\n" for line in records)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         again = "run it again with runtime.rerun=all"
-        raise ReportError(f"{path} does not belong to prompts.json ({reason(error)}): {again}") from error
+        raise ReportError(f"{path} does not belong to prompts.json ({printable(str(error), 200)}): {again}") from error
     return written
 
 

@@ -21,8 +21,8 @@ from iclgd.report.formats import Table, number
 from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
-from iclgd.runs import varied
-from iclgd.runs.parsing import DamagedRun
+from iclgd.runs import varying_keys
+from iclgd.runs.schema import DamagedRun
 
 _HERE = Path(__file__).parent
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
@@ -52,7 +52,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         notes=remarks(results),
         facts=_facts(results),
         runs=_runs(results),
-        shared={k: varied.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},
+        shared={k: varying_keys.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},
         prompts=list(_prompts(results)),
     )
 
@@ -112,14 +112,14 @@ def _facts(results: Results) -> dict[str, list[str]]:
 
 def _runs(results: Results) -> Table:
     """The table of runs: what varied, the headline scores, the state; in the order of the settings."""
-    keys = [*(results.varied or ("finetune.name",)), *(key for key in varied.DRAW if _differs(results, key))]
+    keys = [*(results.varied or ("finetune.name",)), *(key for key in varying_keys.DRAW if _differs(results, key))]
     scores = [score for name, score in results.scores.items() if name in results.headline or score.share][:8]
     rows = []
     for at in sorted(range(len(results)), key=lambda at: (results.setting_of[at], str(results[at].draw))):
         run = results[at]
         cells = [number(run.mean(score.name), share=score.share, digits=score.digits) for score in scores]
         rows.append((*(results.text(key, run.settings.get(key)) for key in keys), run.state, run.name, *cells))
-    header = (*(varied.heading(key, keys) for key in keys), "state", "run", *(score.label for score in scores))
+    header = (*(varying_keys.heading(key, keys) for key in keys), "state", "run", *(score.label for score in scores))
     return Table("runs", "Runs", header, len(keys) + 2, tuple(rows), ("Click a heading to sort.",))
 
 
@@ -135,7 +135,7 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
     for run in results:
         seen.setdefault(tuple(results.text(key, run.settings.get(key)) for key in keys), run)
     for where, run in list(seen.items())[:_MOST_PROMPTS]:
-        heads = ("" if key.endswith(".name") else f"{varied.heading(key, keys)} " for key in keys)
+        heads = ("" if key.endswith(".name") else f"{varying_keys.heading(key, keys)} " for key in keys)
         name = " · ".join(map("".join, zip(heads, where, strict=True))) or run.name
         try:
             content = run.prompts()

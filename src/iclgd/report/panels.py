@@ -12,7 +12,7 @@ import pandas as pd
 
 from iclgd.common.printable import printable
 from iclgd.report.chart import COLUMN_WIDTH, DATA, TEXT_WIDTH, themed
-from iclgd.runs import varied
+from iclgd.runs import varying_keys
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -107,7 +107,7 @@ def labelled(results: Results, rows: Frame, keys: Sequence[str]) -> tuple[list[s
     for key in keys:
         codes, values = pd.factorize(rows[key], use_na_sentinel=False)
         words = [printable(results.text(key, value), 40) for value in values]
-        words = [f"{varied.heading(key, headed)} {word}" if key in headed else word for word in words]
+        words = [f"{varying_keys.heading(key, headed)} {word}" if key in headed else word for word in words]
         parts.append(np.array(words, dtype=object)[codes])
         sizes: Any = pd.to_numeric(pd.Series(values), errors="coerce")
         ranks[key] = sizes.to_numpy()[codes] if sizes.notna().all() else codes

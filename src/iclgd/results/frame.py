@@ -21,7 +21,7 @@ from iclgd.results import catalogue
 from iclgd.results.catalogue import ScoreInfo, Variant
 from iclgd.results.inputs import mixed_inputs
 from iclgd.results.reading import FinishedRun, ReportError, read_runs
-from iclgd.runs import varied
+from iclgd.runs import varying_keys
 from iclgd.statistics import draws_interval
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
@@ -75,7 +75,7 @@ class Results:
         for key in conditions:
             if not any(key in run.settings for run in self.runs):
                 raise ReportError(f"no run has a setting {key!r}: varied here are {', '.join(self.varied) or 'none'}")
-        wanted = tuple(r for r in self if all(varied.is_written(r.settings.get(k), v) for k, v in conditions.items()))
+        wanted = tuple(r for r in self if all(varying_keys.means(r.settings.get(k), v) for k, v in conditions.items()))
         if not wanted:
             said = ", ".join(f"{key}={value}" for key, value in conditions.items())
             raise ReportError(f"no finished run has {said}")
@@ -97,7 +97,7 @@ class Results:
     @functools.cached_property
     def varied(self) -> tuple[str, ...]:
         """The Hydra keys that tell settings apart; those of the draw are not among them."""
-        return tuple(varied.varied([run.settings for run in self.runs]))
+        return tuple(varying_keys.varying_keys([run.settings for run in self.runs]))
 
     @functools.cached_property
     def mixed_inputs(self) -> str | None:
@@ -157,7 +157,7 @@ class Results:
         rows = self._rows
         about = self.settings.iloc[list(self.setting_of)].reset_index(drop=True)
         about.insert(0, "run", [run.name for run in self.runs])
-        for key in varied.DRAW:
+        for key in varying_keys.DRAW:
             values = [run.settings.get(key) for run in self.runs]
             if key == "seed" or len(set(values)) > 1:
                 about[key] = values
@@ -206,13 +206,13 @@ class Results:
 
     def heading(self, key: str) -> str:
         """What tables call a setting: the last word of its key, as far as that is clear here."""
-        return varied.heading(key, self.keys)
+        return varying_keys.heading(key, self.keys)
 
     def text(self, key: str, value: Any) -> str:
         """A setting as tables show it: a variant by its label, a model by its short name."""
         if key == "finetune.name" and value in self.variants:
             return self.variants[value].label
-        return self.short_name(value) if key == "model.name" else varied.as_text(value)
+        return self.short_name(value) if key == "model.name" else varying_keys.as_text(value)
 
     def table(self) -> pd.DataFrame:
         """The headline scores' means, a row for each setting and a column for each score."""
@@ -228,7 +228,7 @@ class Results:
     @functools.cached_property
     def _short_names(self) -> dict[str, str]:
         names = {str(run.settings["model.name"]) for run in self.runs}
-        return {name: varied.shortest(name, names - {name}) for name in names}
+        return {name: varying_keys.shortest(name, names - {name}) for name in names}
 
     @property
     def _rows(self) -> pd.DataFrame:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from iclgd.results.reading import FinishedRun
 from iclgd.runs.execute import FINGERPRINT
-from iclgd.runs.parsing import DamagedRun, parse_json, regular_bytes
+from iclgd.runs.schema import DamagedRun, read
 
 # The kinds of parts of a fingerprint that are compared, and the settings with which each may differ.
 _MAY_DIFFER_WITH = {
@@ -56,7 +57,7 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
 def _fingerprint(run: FinishedRun) -> dict[str, str]:
     """The content of fingerprint.json; empty where it cannot be read."""
     try:
-        content = parse_json(regular_bytes(run.folder / FINGERPRINT), FINGERPRINT)
-    except (OSError, DamagedRun):
+        content: dict[str, Any] = read(run.folder / FINGERPRINT, dict[str, Any])
+    except DamagedRun:
         return {}
-    return {part: str(value) for part, value in content.items()} if isinstance(content, dict) else {}
+    return {part: str(value) for part, value in content.items()}

@@ -11,7 +11,7 @@ import pandas as pd
 
 from iclgd.results.conclusions import RATE, VARIANT, Contender, contenders, other_keys
 from iclgd.results.frame import Results, whole
-from iclgd.runs import varied
+from iclgd.runs import varying_keys
 from iclgd.statistics import draws_interval
 
 
@@ -58,6 +58,6 @@ def once(results: Results) -> Any:
         return rows
     chosen = chosen.assign(unstable=0, diverged=0, examples="all", layer=pd.array([pd.NA] * len(chosen), dtype="Int64"))
     keys = [*other_keys(results), VARIANT, "score"]
-    each, told = ([tuple(map(varied.as_text, row)) for row in part[keys].to_numpy()] for part in (rows, chosen))
+    each, told = ([tuple(map(varying_keys.as_text, row)) for row in part[keys].to_numpy()] for part in (rows, chosen))
     rest = rows[~pd.Series(each, index=rows.index).isin(told)]
     return pd.concat([part for part in (rest, chosen) if len(part)], ignore_index=True)

@@ -1,21 +1,20 @@
-"""Finished runs as their folders hold them; a broken or unfinished folder is listed, never fatal."""
+"""Finished runs, read from their folders; a broken or unfinished folder is listed, never fatal."""
 
 from __future__ import annotations
 
 import functools
 import html
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.common.printable import printable
 from iclgd.config.variants import ICL
-from iclgd.runs import varied
-from iclgd.runs.folder import run_folders
-from iclgd.runs.parsing import DamagedRun, reason
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.folder import RunFolder, run_folders
+from iclgd.runs.schema import DamagedRun, State, Status, read
+from iclgd.runs.varying_keys import as_text, settings_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +49,7 @@ class FinishedRun:
     """One run folder whose status is `done`.
 
     Attributes:
-        folder: where it lies; its name is the run's id.
+        folder: its path, whose last part is the run's id.
         config: the content of config.yaml.
         environment: the content of environment.json.
         scores: the content of scores.json: by score {"mean", "layers", "n", "undefined", "ci", ...}.
@@ -63,14 +62,14 @@ class FinishedRun:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     scores: Mapping[str, Any]
-    status: Mapping[str, Any]
+    status: Status
     settings: Mapping[str, Any]
     records: Mapping[tuple[str, str], Record]
 
     def __repr__(self) -> str:
         names = ("model.name", "task.name", "finetune.name", "finetune.lr", "task.shots", "seed")
-        said = " ".join(f"{name}={varied.as_text(self.settings[name])}" for name in names)
-        return f"FinishedRun({self.name}: {said}; {len(self.scores)} scores, {self.state})"
+        described = " ".join(f"{name}={as_text(self.settings[name])}" for name in names)
+        return f"FinishedRun({self.name}: {described}; {len(self.scores)} scores, {self.state})"
 
     def _repr_html_(self) -> str:
         cells = (
@@ -89,7 +88,7 @@ class FinishedRun:
     @property
     def state(self) -> str:
         """`diverged` (the loss was not finite), `unstable` (no result to build on) or `sane`."""
-        return next((kind for kind in ("diverged", "unstable") if self.status.get(kind)), "sane")
+        return next((kind for kind in ("diverged", "unstable") if self.status.facts.get(kind)), "sane")
 
     @property
     def planted(self) -> bool:
@@ -103,10 +102,19 @@ class FinishedRun:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row for each score and layer: see `iclgd.results.frame.Results.frame`."""
-        from iclgd.results.frame import Results
+        """A row for each score, examples ("all" or "flipped") and layer (NA for the mean over layers)."""
+        import pandas as pd  # here, for the command line starts without pandas
 
-        return Results((self,)).frame
+        rows = [
+            (score, examples, layer, *values, one.n, one.undefined)
+            for (score, examples), one in self.records.items()
+            for layer, *values in [
+                (None, one.mean, one.low, one.high),
+                *((layer, mean, _NAN, _NAN) for layer, mean in enumerate(one.layers)),
+            ]
+        ]
+        columns = ["score", "examples", "layer", "mean", "low", "high", "n", "undefined"]
+        return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "mean": float})
 
     @property
     def recordings(self) -> dict[str, Recording]:
@@ -117,12 +125,12 @@ class FinishedRun:
         """
         from iclgd.common.records import Recording
 
-        found: dict[str, dict[str, Tensor]] = {}
+        settings: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self.tensors().items():
-            setting, _, entry = name.partition(".")
-            if entry in Recording.__dataclass_fields__:
-                found.setdefault(setting, {})[entry] = tensor
-        return {setting: Recording(**entries) for setting, entries in found.items()}  # pyright: ignore
+            setting, _, field = name.partition(".")
+            if field in Recording.__dataclass_fields__:
+                settings.setdefault(setting, {})[field] = tensor
+        return {setting: Recording(**fields) for setting, fields in settings.items()}  # pyright: ignore
 
     def tensors(self) -> dict[str, Tensor]:
         """The content of recordings.safetensors, as SETTING.FIELD.
@@ -134,7 +142,7 @@ class FinishedRun:
         from safetensors.torch import load_file
 
         path = self.folder / "recordings.safetensors"
-        if path.is_symlink() or not path.is_file():
+        if not path.is_file():
             again = "run it again with runtime.save_recordings=true (and runtime.rerun=all, for it is done)"
             raise ReportError(f"{self.folder} kept no recordings: {again}")
         try:
@@ -156,22 +164,25 @@ class FinishedRun:
     def values(self) -> dict[str, np.ndarray]:
         """Unaveraged values by score, [example, layer], one layer where it has none; empty without scores.parquet."""
         try:
-            table = self.table("scores")
-            return {} if table is None else _by_score(table)
-        except DamagedRun as error:
-            log.warning("%s: single queries are not shown: %s", printable(str(self.folder), 400), error)
+            table: Any = self.table("scores")
+            if table is None:
+                return {}
+            return {
+                str(score): part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
+                for score, part in table.groupby("score", sort=False)
+            }
+        except (DamagedRun, KeyError, TypeError, ValueError) as error:
+            shown = printable(f"{self.folder}: single queries are not shown: scores.parquet: {error}", 400)
+            log.warning("%s", shown)
             return {}
 
     def prompts(self) -> Mapping[str, Any]:
         """The content of prompts.json.
 
         Raises:
-            DamagedRun: there is none, or it cannot be read.
+            DamagedRun: it is missing or cannot be read.
         """
-        try:
-            return FolderReader(self.folder).prompts
-        except FileNotFoundError as error:
-            raise DamagedRun("prompts.json is missing") from error
+        return read(self.folder / "prompts.json")
 
     def table(self, name: str) -> pd.DataFrame | None:
         """The content of NAME.parquet, or None where the run has none.
@@ -179,69 +190,36 @@ class FinishedRun:
         Raises:
             DamagedRun: it cannot be read.
         """
-        try:
-            return FolderReader(self.folder).table(f"{name}.parquet")
-        except FileNotFoundError:
-            return None
-
-
-def _by_score(table: Any) -> dict[str, np.ndarray]:
-    values = {}
-    try:
-        for name, part in table.groupby("score", sort=False):
-            # Counted first, for the rectangle of a damaged table can be too large for any memory.
-            if part["example"].nunique() * part["layer"].nunique() != len(part):
-                raise ValueError(f"{len(part):,} rows of {printable(str(name))} fill no table")
-            values[str(name)] = part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedRun(f"scores.parquet holds something unexpected: {reason(error)}") from error
-    return values
+        path = self.folder / f"{name}.parquet"
+        return read(path) if path.exists() else None
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[tuple[Path, str], ...]]:
     """The finished runs in or below the given folders, by path, and the other run folders, each with the reason.
 
+    A run that two sweeps made counts once, since counted twice it would pass for a second draw.
+
     Raises:
         ReportError: a folder does not exist.
     """
-    places: dict[Path, Path] = {}
+    paths: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ReportError(f"{folder} is no folder: name a run folder or a sweep's, such as outputs/first_look")
-        for run in run_folders(folder):
-            places.setdefault(run.resolve(), run)
-    runs, left_out = [], []
-    for folder in sorted(places.values()):
-        try:
-            reader = FolderReader(folder)  # one for both: it reads each file once
-            runs.append((_finished(reader), reader.content_id))
-        except DamagedRun as error:
-            left_out.append((folder, str(error)))
-    finished, others = _distinct(runs)
-    return tuple(finished), tuple(sorted(left_out + others))
-
-
-def _distinct(runs: Sequence[tuple[FinishedRun, str]]) -> tuple[list[FinishedRun], list[tuple[Path, str]]]:
-    """Each run once, though two sweeps made it: counted twice it would pass for a second draw.
-
-    What a run is, its settings say. A folder that claims the id of another run never stands for it, and one whose
-    status.json vouches for its files goes before one that vouches for nothing.
-    """
-    genuine = {content for run, content in runs if run.status.get("run_id") == content}
-    finished: dict[object, FinishedRun] = {}
+            raise ReportError(f"{folder} is not a folder: name a run folder or a sweep's, such as outputs/first_look")
+        for path in run_folders(folder):
+            paths.setdefault(path.resolve(), path)
+    runs: dict[str, FinishedRun] = {}
     left_out = []
-    for run, content in sorted(runs, key=lambda pair: not pair[0].status.get("files")):
-        claimed = run.status.get("run_id")
-        if claimed in genuine and claimed != content:
-            reason = f"status.json claims the id {claimed} of another run: its settings have {content}"
-            left_out.append((run.folder, reason))
+    for path in sorted(paths.values()):
+        try:
+            run = read_run(path)
+        except DamagedRun as error:
+            left_out.append((path, str(error)))
             continue
-        key = content if content in genuine else (claimed or run.folder, content)
-        first = finished.setdefault(key, run)
+        first = runs.setdefault(run.status.run_id or str(path), run)
         if first is not run:
-            but = "" if first.scores == run.scores else ", though its scores are others"
-            left_out.append((run.folder, f"is the same run as {first.folder}{but}"))
-    return sorted(finished.values(), key=lambda run: run.folder), left_out
+            left_out.append((path, f"is the same run as {first.folder}"))
+    return tuple(runs.values()), tuple(left_out)
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -250,31 +228,26 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         DamagedRun: it is not finished, or a file of it is missing or cannot be read.
     """
-    return _finished(FolderReader(folder))
-
-
-def _finished(reader: FolderReader) -> FinishedRun:
+    status: Status = read(folder / "status.json")
+    if status.state is not State.done:
+        error = (status.error or "").strip().splitlines()
+        raise DamagedRun(f"is {status.state}" + (f": {error[0]}" if error else ""))
+    damaged = RunFolder(folder).damaged_file(status)
+    if damaged is not None:
+        raise DamagedRun(f"{printable(damaged)} is not what the finished run wrote")
+    config, environment, scores = (read(folder / name) for name in ("config.yaml", "environment.json", "scores.json"))
     try:
-        status = reader.status
-        if status["state"] != "done":
-            error = str(status.get("error") or "").strip().splitlines()
-            raise DamagedRun(f"is {status['state']}" + (f": {error[0]}" if error else ""))
-        reader.check_sizes()
-        config, environment, scores = reader.config, reader.environment, reader.scores
-    except FileNotFoundError as error:
-        raise DamagedRun(f"{Path(error.filename).name} is missing") from error
-    try:
-        settings = varied.settings(config, environment.get("dtype"))
-        settings["finetune.lr"] = float(settings["finetune.lr"])
+        settings = settings_of(config, environment.get("dtype"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedRun(f"config.yaml holds something unexpected: {reason(error)}") from error
-    return FinishedRun(reader.folder, config, environment, scores, status, settings, records_of(scores))
+        raise DamagedRun(f"config.yaml: {printable(repr(error), 200)}") from error
+    settings["finetune.lr"] = float(settings["finetune.lr"])
+    return FinishedRun(folder, config, environment, scores, status, settings, records_of(scores))
 
 
 def records_of(scores: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
     """The content of scores.json by score and examples ("all" or "flipped"); its shape was checked when it was read."""
-    raw = {(name, "all"): whole for name, whole in scores.items()}
-    raw |= {(name, "flipped"): whole["flipped"] for name, whole in scores.items() if whole.get("flipped")}
+    raw = {(name, "all"): summary for name, summary in scores.items()}
+    raw |= {(name, "flipped"): summary["flipped"] for name, summary in scores.items() if summary.get("flipped")}
     return {key: _record(record) for key, record in raw.items()}
 
 

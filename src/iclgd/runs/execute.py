@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.config.enumerations import Rerun
 from iclgd.runs.files import plain
-from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
-from iclgd.runs.parsing import DamagedRun
 from iclgd.runs.process import terminable
 from iclgd.runs.progress import Progress, duration
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.schema import DamagedRun, State, read
 from iclgd.runs.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -99,8 +98,8 @@ def _known(job: _Job, waited: bool = False) -> Outcome | None:
     rerun, state = config.runtime.rerun, folder.state()
     if state is State.done and (waited or rerun is not Rerun.all) and folder.is_done() and not _changed(job):
         try:
-            return Outcome(Ending.skipped, folder.path, objective=_objective(FolderReader(folder.path).scores, config))
-        except (DamagedRun, FileNotFoundError) as error:
+            return Outcome(Ending.skipped, folder.path, objective=_objective(read(folder.path / "scores.json"), config))
+        except DamagedRun as error:
             log.warning("run %s is computed again: %s", folder.path.name, error)
             return None
     if state is State.failed and (waited or rerun is Rerun.never):

@@ -1,8 +1,7 @@
-"""A run's folder: what the run leaves behind, its status, and whether it is whole."""
+"""A run's folder: what the run leaves behind, its status, and whether it is complete."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import os
@@ -16,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from iclgd.common.printable import printable
 from iclgd.runs import files
-from iclgd.runs.parsing import DamagedRun, parse_json, regular_bytes
 from iclgd.runs.process import is_alive, this_process
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.schema import DamagedRun, State, Status, read
 from iclgd.runs.secrets import Formatter, without_secrets
-from iclgd.runs.state import State, Status
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,36 +26,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
-_STATUS, _LOG, _CLAIM = "status.json", "run.log", ".claim"
+_STATUS, _LOG, _LOCK = "status.json", "run.log", ".claim"
 _DATA = (".json", ".yaml", ".parquet", ".safetensors", ".patch")  # what a run leaves
-_SMALL = 1 << 20  # bytes; larger files are re-read only when they are made
+_SMALL = 1 << 20  # bytes; of larger files only the size is compared
 _SILENCE = 3600.0  # seconds after which a run on another host counts as gone
 
 
 class RunFolder:
-    """One run's folder: every file is written beside its place and renamed; `done` comes last."""
+    """One run's folder: every file is written beside its final path and renamed; `done` comes last."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._status: Status | None = None
         self._began = 0.0
-        self._before: dict[str, tuple[int, int]] = {}
 
     # Writing
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
-        """A path to write to that becomes `name` when the block ends well.
-
-        Raises:
-            OSError: a link would lead out of the folder.
-        """
-        files.refuse_link_out(self.path, name)
+        """A path to write to that becomes `name` when the block succeeds."""
         return files.replacing(self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
-        files.refuse_link_out(self.path, name)
-        files.write_text(self.path / name, text, sync=True)
+        files.write_text(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write strict JSON: the same bytes for the same content, NaN as null."""
@@ -82,91 +72,89 @@ class RunFolder:
         with self.writing(name) as part:
             part.touch()
             mode = part.stat().st_mode  # what the user's umask gives; save_file makes files for their owner alone
-            whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            save_file(whole, part, metadata={"format": "pt", **metadata})
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            save_file(contiguous, part, metadata={"format": "pt", **metadata})
             part.chmod(mode)
 
     def read_json(self, name: str) -> Any:
         """Read what `write_json` wrote.
 
         Raises:
-            DamagedRun: it cannot be read; the message names the file.
-            FileNotFoundError: there is none.
+            DamagedRun: it is missing or cannot be read; the message names the file.
         """
-        return parse_json(regular_bytes(self.path / name), name)
+        return read(self.path / name)
 
     # The life of a run
 
     def status(self) -> Status | None:
-        """What status.json says; None, with a warning, if it is absent or cannot be read."""
+        """The content of status.json; None, with a warning if it is there, where it cannot be read."""
         try:
-            return Status.from_dict(FolderReader(self.path).status)
-        except FileNotFoundError:
-            return None
+            return read(self.path / _STATUS) if (self.path / _STATUS).exists() else None
         except DamagedRun as error:
             log.warning("%s: %s; the run counts as never started", printable(str(self.path), 400), error)
             return None
 
     def state(self) -> State | None:
-        """Where the run stands now; None if it never started."""
+        """The present state of the run; None if it never started."""
         status = self.status()
         return None if status is None else self.state_of(status)
 
     def state_of(self, status: Status) -> State:
-        """Where a run with this status stands now."""
+        """The present state of a run with this status."""
         if status.state is not State.running:
             return status.state
         alive = is_alive(status.owner)
         if alive is None:
-            alive = time.time() - (self.path / _STATUS).lstat().st_mtime < _SILENCE
+            alive = time.time() - (self.path / _STATUS).stat().st_mtime < _SILENCE
         return State.running if alive else State.stale
 
     def is_done(self) -> bool:
-        """Whether the run finished and its files are still what they were then; says so in the log if they are not."""
+        """Whether the run finished and its files are unchanged since; the log names a file that is not."""
         status = self.status()
         if status is None or status.state is not State.done:
             return False
-        if not status.files:  # every finished run has noted some
-            place = self.path / _STATUS
-            log.warning("%s does not say which files the run wrote; the run will be computed again", place)
-            return False
-        for name, made in status.files.items():
+        damaged = self.damaged_file(status)
+        if damaged is not None:
+            path = printable(str(self.path / damaged), 400)
+            log.warning("%s is not what the finished run wrote; the run will be computed again", path)
+        return damaged is None
+
+    def damaged_file(self, status: Status) -> str | None:
+        """The first file that is not what the finished run wrote, by size and, if small, digest; None if all are."""
+        for name, recorded in status.files.items():
             path = self.path / name
-            size = path.lstat().st_size if path.is_file() and not path.is_symlink() else -1
-            if size != made["bytes"] or (size <= _SMALL and files.sha256(path) != made["sha256"]):
-                log.warning("%s is not what the finished run wrote; the run will be computed again", path)
-                return False
-        return True
+            size = path.stat().st_size if path.is_file() else -1
+            if size != recorded["bytes"] or (size <= _SMALL and files.sha256(path) != recorded["sha256"]):
+                return name
+        return None
 
     def retire(self) -> Path:
-        """Move the results, with their log and what W&B keeps beside them, out of the way of new ones; under the claim.
+        """Move the results, with their log and W&B's files, out of the way of new ones; only inside `claim`.
 
         status.json goes last, so that a process that is killed here leaves a folder of which the rest is moved later.
 
         Returns:
-            Where they are now: `earlier/NUMBER`.
+            The new folder: `earlier/NUMBER`.
         """
-        places = (self.path / EARLIER / str(number) for number in itertools.count(1))
-        place = next(place for place in places if not (place / _STATUS).exists())
-        for name in (*self._stamps(), _LOG, "wandb", _STATUS):
-            source, target = self.path / name, place / name
-            if source.exists():
-                files.refuse_link_out(self.path, target.relative_to(self.path).as_posix())
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(source, target)
-        return place
+        folders = (self.path / EARLIER / str(number) for number in itertools.count(1))
+        folder = next(folder for folder in folders if not (folder / _STATUS).exists())
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*(path.name for path in self._data_files()), _LOG, "wandb", _STATUS):
+            if (self.path / name).exists():
+                os.replace(self.path / name, folder / name)
+        return folder
 
     @contextmanager
     def claim(self, wait: bool = True) -> Iterator[None]:
         """Inside, no other process computes this run; waits for one that does. A killed owner's claim dies with it.
 
         Raises:
-            TimeoutError: another process computes it, and this one was not to wait.
+            TimeoutError: another process computes it, and `wait` is false.
         """
         from filelock import FileLock
 
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / _CLAIM)
+        lock = FileLock(self.path / _LOCK)
         try:
             lock.acquire(blocking=False)
         except TimeoutError:
@@ -176,56 +164,45 @@ class RunFolder:
             lock.acquire()
         except OSError as error:  # some network file systems have no locks
             log.warning("%s cannot be locked (%s): no second command should run there meanwhile", self.path, error)
-            (self.path / _CLAIM).unlink(missing_ok=True)
+            (self.path / _LOCK).unlink(missing_ok=True)
             yield
             return
         try:
             yield
         finally:
-            (self.path / _CLAIM).unlink(missing_ok=True)  # while held: who waits for it sees that and opens a new one
+            (self.path / _LOCK).unlink(missing_ok=True)  # while held: who waits for it sees that and opens a new one
             lock.release()
 
     def start(self, run_id: str) -> None:
-        """Mark the run as running, by this process; only under the claim."""
+        """Mark the run as running, by this process, and delete what an earlier attempt left; only inside `claim`."""
         removed = files.remove_leftovers(self.path)
         if removed:
             log.info("removed what a killed process left half-written: %s", ", ".join(removed))
         before = self.status()
-        self._before = self._stamps()
-        self._began = time.monotonic()
         attempt = before.attempt + 1 if before else 1
-        self._write_status(Status(State.running, run_id, attempt, owner=this_process(), started_at=_now()))
+        self._began = time.monotonic()
+        own = {"owner": this_process(), "started_at": _utc_now()}
+        self._write_status(Status(state=State.running, run_id=run_id, attempt=attempt, **own))
+        for path in self._data_files():
+            path.unlink()
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the run in status.json, such as `diverged=True, diverged_at=12`."""
-        status = self._running()
-        self._write_status(dataclasses.replace(status, facts={**status.facts, **files.plain(facts)}))
+        self._update(**files.plain(facts))
 
     def report_progress(self, stage: str, done: int, total: int) -> None:
-        """Say in status.json how far the run is. A full disk does not end the run here."""
-        progress = {"stage": stage, "done": done, "total": total}
-        now = dataclasses.replace(self._running(), progress=progress, seconds=self._elapsed())
+        """Write to status.json how far the run is. A full disk does not end the run here."""
         try:
-            self._write_status(now, sync=False)
+            self._update(progress={"stage": stage, "done": done, "total": total}, seconds=self._elapsed())
         except OSError as error:
             log.warning("progress could not be written to %s: %s", self.path / _STATUS, error)
 
     def finish(self) -> None:
-        """Read every file again and, if all are whole, mark the run as done.
-
-        Raises:
-            ValueError: a file cannot be read back.
-            OSError: likewise.
-        """
-        made = {}
-        for name, stamp in self._stamps().items():
-            path = self.path / name
-            if self._before.get(name) == stamp:  # an earlier attempt's
-                path.unlink()
-                continue
-            files.check_readable(path)
-            made[name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-        self._end(State.done, files=made)
+        """Mark the run as done, with the size and digest of each of its files."""
+        written = {
+            path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in self._data_files()
+        }
+        self._end(State.done, files=written)
 
     def fail(self, error: BaseException) -> None:
         """Mark the run as failed and keep the traceback."""
@@ -238,21 +215,19 @@ class RunFolder:
         self._end(State.interrupted)
 
     def mark_cut_off(self) -> None:
-        """Mark a run whose process is gone as interrupted, and clear away its claim and what it left half-written."""
-        if self.state() is not State.stale and not (self.path / _CLAIM).exists():
+        """Mark a run whose process is gone as interrupted, and delete its lock and what it left half-written."""
+        if self.state() is not State.stale and not (self.path / _LOCK).exists():
             return
         with suppress(TimeoutError), self.claim(wait=False):
             status = self.status()
             if status is not None and self.state() is State.stale:
                 files.remove_leftovers(self.path)
-                self._write_status(dataclasses.replace(status, state=State.interrupted, progress=None))
+                self._write_status(status.model_copy(update={"state": State.interrupted, "progress": None}))
 
     @contextmanager
     def log_file(self) -> Iterator[None]:
         """Inside, everything that is logged also goes to run.log."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / _LOG).is_symlink() or not (self.path / _LOG).is_file():
-            (self.path / _LOG).unlink(missing_ok=True)  # a link leads elsewhere, a pipe would be waited for
         handler = logging.FileHandler(self.path / _LOG, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
@@ -263,26 +238,24 @@ class RunFolder:
             root.removeHandler(handler)
             handler.close()
 
-    def _stamps(self) -> dict[str, tuple[int, int]]:
-        """What tells whether a data file was written anew, by name; a user's own notes and plots are left alone."""
-        found = [path for ending in _DATA for path in self.path.glob(f"*{ending}")]
-        kept = [path for path in found if path.is_file() and not path.name.startswith(".") and path.name != _STATUS]
-        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(kept)}
-
-    def _running(self) -> Status:
-        if self._status is None:
-            raise RuntimeError(f"{self.path} was not started: call start() first")
-        return self._status
+    def _data_files(self) -> list[Path]:
+        """The run's data files; a user's own notes and plots are not among them."""
+        paths = (path for path in sorted(self.path.glob("[!.]*")) if path.suffix in _DATA and path.name != _STATUS)
+        return [path for path in paths if path.is_file()]
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._began, 3)
 
-    def _end(self, state: State, **entries: Any) -> None:
-        ended = {"state": state, "finished_at": _now(), "seconds": self._elapsed(), "progress": None}
-        self._write_status(dataclasses.replace(self._running(), **ended, **entries))
+    def _end(self, state: State, **fields: Any) -> None:
+        self._update(state=state, finished_at=_utc_now(), seconds=self._elapsed(), progress=None, **fields)
 
-    def _write_status(self, status: Status, sync: bool = True) -> None:
-        files.write_text(self.path / _STATUS, files.to_json(status.as_dict()), sync)
+    def _update(self, **fields: Any) -> None:
+        if self._status is None:
+            raise RuntimeError(f"{self.path} was not started: call start() first")
+        self._write_status(self._status.model_copy(update=fields))
+
+    def _write_status(self, status: Status) -> None:
+        self.write_json(_STATUS, status.as_dict())
         self._status = status
 
 
@@ -294,5 +267,5 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(p for p, parts in inside.items() if not any(x == EARLIER or x.startswith(".") for x in parts))
 
 
-def _now() -> str:
+def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

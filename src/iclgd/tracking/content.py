@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd.results.frame import Results
-from iclgd.runs import varied
+from iclgd.runs import varying_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,7 @@ class SweepContent:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """A row for each run: its state, its settings and its scores' means."""
-        keys = [*self.results.keys, *varied.DRAW]
+        keys = [*self.results.keys, *varying_keys.DRAW]
         rows = [
             {"run": run.name, "state": run.state}
             | {key: run.settings.get(key) for key in keys}

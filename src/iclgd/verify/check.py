@@ -23,9 +23,9 @@ from iclgd.runs import files
 from iclgd.runs.environment import processor
 from iclgd.runs.execute import FINGERPRINT
 from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
-from iclgd.runs.folder import RunFolder, State, Status
+from iclgd.runs.folder import RunFolder
 from iclgd.runs.identity import run_id
-from iclgd.runs.reader import settings_of
+from iclgd.runs.schema import DamagedRun, State, Status, recorded_config
 from iclgd.tasks import as_json, draw, encode
 from iclgd.verify.content import SHOWN, TABLES, TOLERANCE, distance
 from iclgd.verify.numbers import KEY, Again, compute
@@ -92,7 +92,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
 
 
 def _check_content(folder: RunFolder, status: Status, queries: int | None, verdict: Verdict) -> None:
-    config = typed(settings_of(folder.path))
+    config = typed(recorded_config(folder.path))
     before, made_on = _object(folder, FINGERPRINT), _object(folder, "environment.json")
     if not before:
         raise ConfigError(f"{FINGERPRINT} does not say what the run was made of")
@@ -116,7 +116,7 @@ def _object(folder: RunFolder, name: str) -> dict[str, Any]:
     """The content of a JSON file that holds an object; empty where it does not, which `_check_files` may have said."""
     try:
         content: Any = folder.read_json(name)
-    except FileNotFoundError:
+    except DamagedRun:
         content = None
     return content if isinstance(content, dict) else {}
 

@@ -13,8 +13,8 @@ from iclgd.common.records import Evidence
 from iclgd.config import Config
 from iclgd.evidence import Laboratory, gather
 from iclgd.evidence.outcome import means_so_far, outcome
-from iclgd.runs.folder import RunFolder, Status
-from iclgd.runs.reader import FolderReader
+from iclgd.runs.folder import RunFolder
+from iclgd.runs.schema import Status, read
 
 TOLERANCE = 1e-3  # of a single value, beyond what rounding explains
 SHOWN = ("trajectory.parquet", "jitter.json")  # what some runs have, and what is computed from all queries
@@ -50,13 +50,11 @@ def read_numbers(folder: RunFolder, status: Status, name: str) -> dict[str, floa
     """The numbers of one of the run's files, by FILE/PLACE.
 
     Raises:
-        OSError: it is not there.
-        ValueError: it cannot be read.
+        DamagedRun: it is missing or cannot be read.
     """
     if name == "status.json":
         return flat({name: {fact: status.facts.get(fact) for fact in _FACTS}})
-    read = FolderReader(folder.path).table if name.endswith(".parquet") else folder.read_json
-    return flat({name: read(name)})
+    return flat({name: read(folder.path / name)})
 
 
 def flat(content: Any, path: str = "") -> dict[str, float]:

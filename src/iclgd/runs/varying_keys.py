@@ -1,4 +1,4 @@
-"""The settings of a run under their Hydra names, and which of them differ among several runs."""
+"""The settings of a run by Hydra key, and the keys that vary among several runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DRAW = ("seed", "task.permutation", "model.weights_seed")
 _NAMES = ("model.name", "model.weights", "task.name", "finetune.name", "reference.name", "protocol.name")
 
 
-def settings(config: Mapping[str, Any], dtype: str | None = None) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any], dtype: str | None = None) -> dict[str, Any]:
     """What decides what is measured, as dotted keys with plain values; lists are text.
 
     Args:
@@ -31,7 +31,7 @@ def settings(config: Mapping[str, Any], dtype: str | None = None) -> dict[str, A
     return _flat({group: chosen[group] for group in chosen if group != "dtype"})
 
 
-def varied(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def varying_keys(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that tell settings apart: names first, then what differs beyond what a name brings with it.
 
     The rate that a variant or a task brings is not named unless it differs within one variant and task. What only
@@ -41,27 +41,22 @@ def varied(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         runs: the settings of each.
     """
-    columns: dict[str, list[Any]] = {}
-    for at, run in enumerate(runs):
-        for key, value in run.items():
-            columns.setdefault(key, [None] * at).extend([None] * (at - len(columns[key])) + [value])
-    for values in columns.values():
-        values.extend([None] * (len(runs) - len(values)))
-    present = {key: [_owner(key) in run for run in runs] for key, values in columns.items() if None in values}
+    columns = {key: [run.get(key) for run in runs] for key in dict.fromkeys(key for run in runs for key in run)}
     names = [key for key in _NAMES if len({run[key] for run in runs if key in run}) > 1]
-    chosen = list(names)
+    varying = list(names)
     for key, values in columns.items():
         if key in _NAMES or key in DRAW or len(set(values)) == 1:
             continue
-        owners = [columns[name] for name in names if _brings(name, key)]
-        within: dict[tuple[Any, ...], Any] = {}
-        has = present.get(key)
-        for at, value in enumerate(values):
-            if has is None or has[at]:
-                if within.setdefault(tuple(owner[at] for owner in owners), value) != value:
-                    chosen.append(key)
-                    break
-    return chosen
+        comparable = [_required_key(key) in run for run in runs] if None in values else [True] * len(runs)
+        owners = zip(*(columns[name] for name in names if _brings(name, key)), strict=True)
+        groups = list(owners) or [()] * len(runs)
+        within: dict[tuple[Any, ...], set[Any]] = {}
+        for group, value, counts in zip(groups, values, comparable, strict=True):
+            if counts:
+                within.setdefault(group, set()).add(value)
+        if any(len(distinct) > 1 for distinct in within.values()):
+            varying.append(key)
+    return varying
 
 
 def as_text(value: Any) -> str:
@@ -71,7 +66,7 @@ def as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def is_written(value: Any, text: str) -> bool:
+def means(value: Any, text: str) -> bool:
     """Whether a text, as a user types it, means this value of a setting."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
@@ -105,7 +100,7 @@ def _brings(name: str, key: str) -> bool:
     return key.startswith(f"{group}.") or (key == "finetune.lr" and name == "task.name")
 
 
-def _owner(key: str) -> str:
+def _required_key(key: str) -> str:
     """The key without which a run cannot be compared by `key`: a parameter's score, or the key itself."""
     parts = key.split(".")
     return ".".join([*parts[:3], "function"]) if parts[:2] == ["metric", "scores"] else key

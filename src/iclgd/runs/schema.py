@@ -1,0 +1,214 @@
+"""What the files of a run folder hold: a schema for each, and the functions that read them."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from iclgd.common.printable import printable
+from iclgd.config import ConfigError
+
+_MOST_BYTES = 256 << 20  # of a file; prompts.json with thousands of long queries has a fifth of this
+_STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # of a TypedDict, and of all inside it
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+
+
+class DamagedRun(ValueError):
+    """A run folder that cannot be read; the message names the file."""
+
+
+class State(StrEnum):
+    """The state of a run. `stale` is never written: it is a running run whose process is gone."""
+
+    running = "running"
+    done = "done"
+    failed = "failed"
+    interrupted = "interrupted"
+    stale = "stale"
+
+
+class Progress(TypedDict):
+    """How far a running run is."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class FileDigest(TypedDict):
+    """What a file was when the run finished."""
+
+    bytes: int
+    sha256: str
+
+
+class Status(BaseModel):
+    """status.json; facts that the experiment noted, such as `diverged`, stand beside these fields."""
+
+    model_config = _STRICT
+
+    # as last written; `RunFolder.state` also knows about processes that are gone
+    state: Annotated[State, Field(strict=False)]
+    run_id: str = ""  # the name of the run's content
+    attempt: int = 1  # how many times the run was started
+    owner: dict[str, Any] = {}  # host, pid and start of the process that runs or ran it
+    started_at: str | None = None  # wall-clock time, UTC, ISO 8601; so is `finished_at`
+    finished_at: str | None = None
+    seconds: float | None = None  # by a clock that cannot jump, up to the last update
+    progress: Progress | None = None
+    error: str | None = None  # the last line of the traceback
+    traceback: str | None = None
+    files: dict[str, FileDigest] = {}  # by name, of a done run
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the experiment noted, such as {"diverged": true, "diverged_at": 12}."""
+        return self.model_extra or {}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of status.json; empty fields are left out."""
+        return {key: value for key, value in self.model_dump(mode="json").items() if value not in (None, "", {})}
+
+
+_Pair = Annotated[list[float | None], Field(min_length=2, max_length=2)]
+
+
+@with_config(_STRICT)
+class Summary(TypedDict):
+    """One score in scores.json: its mean over examples and layers, null where undefined."""
+
+    mean: float | None
+    layers: NotRequired[list[float | None] | None]
+    ci: NotRequired[_Pair | None]
+    n: NotRequired[NonNegativeInt | None]
+    undefined: NotRequired[NonNegativeInt | None]
+    flipped: NotRequired[Summary | None]
+
+
+@with_config(_STRICT)
+class Environment(TypedDict):
+    """environment.json."""
+
+    dtype: NotRequired[str | None]
+    notes: NotRequired[list[str]]
+
+
+class _Item(TypedDict):
+    text: str
+    token_ids: list[int]
+    label: int
+
+
+@with_config(_STRICT)
+class Prompts(TypedDict):
+    """prompts.json."""
+
+    demonstrations: list[_Item]
+    queries: list[_Item]
+    bos: NotRequired[list[int]]
+    separator: NotRequired[list[int]]
+    label_words: NotRequired[list[str]]
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _Task(_Named):
+    shots: NonNegativeInt
+
+
+class _Finetune(_Named):
+    lr: float
+    order: NotRequired[int]
+    color: NotRequired[str | None]
+    against: NotRequired[dict[str, str] | None]
+
+
+class _Score(TypedDict):
+    limits: NotRequired[_Pair | None]
+    digits: NotRequired[int | None]
+    inputs: NotRequired[dict[str, str] | None]
+
+
+class _Metric(TypedDict):
+    scores: NotRequired[dict[str, _Score]]
+
+
+@with_config(_STRICT)
+class RunConfig(TypedDict):
+    """config.yaml, as far as reports read it."""
+
+    model: _Named
+    task: _Task
+    finetune: _Finetune
+    metric: NotRequired[_Metric]
+    seed: NonNegativeInt
+
+
+_SCHEMAS: dict[str, Any] = {
+    "status.json": Status,
+    "config.yaml": RunConfig,
+    "scores.json": dict[str, Summary],
+    "environment.json": Environment,
+    "prompts.json": Prompts,
+}
+
+
+def read(path: Path, schema: Any = None) -> Any:
+    """The content of a JSON or YAML file of a run folder, checked by its schema, or the frame of a Parquet file.
+
+    Args:
+        path: the file.
+        schema: a type that the content must have; by default the one that belongs to the file's name, if any.
+
+    Raises:
+        DamagedRun: the file is missing, too large, cannot be parsed, or holds other types.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        if path.suffix == ".parquet":
+            import pandas as pd  # here, because iclgd-status starts without it
+
+            return pd.read_parquet(path)
+        adapter = TypeAdapter(schema or _SCHEMAS.get(path.name, Any))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _YAML_LOADER) if path.suffix == ".yaml" else json.loads(text)
+        validated = adapter.validate_python(content)
+        return validated if isinstance(validated, BaseModel) else content  # whose keys have the file's order
+    except FileNotFoundError as error:
+        raise DamagedRun(f"{path.name} is missing") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join([path.name, *map(str, first["loc"])])
+        raise DamagedRun(f"{printable(where, 100)}: {first['msg']}") from error
+    except Exception as error:  # PyYAML, Arrow and pandas raise anything on damaged files
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedRun(f"{path.name} cannot be read: {printable(reason, 200)}") from error
+
+
+def recorded_config(folder: Path) -> dict[str, Any]:
+    """A run's config.yaml, ready to be composed again: `${` in it is text, since all interpolations are resolved.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    try:
+        return _literal(read(folder / "config.yaml"))
+    except DamagedRun as error:
+        raise ConfigError(f"{folder}: no run's config.yaml can be read there ({error})") from error
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

@@ -1,0 +1,148 @@
+"""A truncated, mistyped or foreign run folder costs one line in report, status and resume."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import yaml
+
+from configs import config
+from iclgd.cli import status
+from iclgd.report.__main__ import cli as report
+from iclgd.results.frame import Results
+from iclgd.results.reading import ReportError, read_run
+from iclgd.runs.execute import Ending, execute
+from iclgd.runs.folder import RunFolder
+from iclgd.runs.schema import State
+from report_fixtures import write_run
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07[/red][bold]\u202e</script><script>window.pwned = 1</script>"
+
+
+def put(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def change(name, **fields):
+    """Set fields of a JSON or YAML file, with two underscores for a dot."""
+
+    def damage(folder):
+        path = folder / name
+        content = yaml.safe_load(path.read_text())
+        for key, value in fields.items():
+            *groups, last = key.split("__")
+            inner = content
+            for group in groups:
+                inner = inner[group]
+            inner[last] = value
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def cut(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+
+
+DAMAGED = {
+    "an empty status": (put("status.json", ""), "status.json cannot be read"),
+    "a foreign status": (put("status.json", '{"state": "perhaps"}'), "status.json.state"),
+    "a failed run": (change("status.json", state="failed", error=ESCAPES), "is failed"),
+    "scores cut short": (cut("scores.json"), "scores.json is not what the finished run wrote"),
+    "values cut short": (cut("scores.parquet"), "scores.parquet is not what the finished run wrote"),
+    "a digit": (change("scores.json", sim_aou__mean=0.75), "scores.json is not what the finished run wrote"),
+    "no config": (lambda folder: (folder / "config.yaml").unlink(), "config.yaml is not what"),
+    "code in the config": (put("config.yaml", "a: !!python/object/apply:os._exit [3]"), "config.yaml is not what"),
+}
+UNSEALED = {  # without digests in status.json, so that the content itself is read
+    "a mistyped score": (change("scores.json", sim_aou__mean="high"), "scores.json.sim_aou.mean"),
+    "a nested score": (change("scores.json", accuracy={"zsl": 0.5}), "scores.json.accuracy.mean: Field required"),
+    "a mistyped rate": (change("config.yaml", finetune__lr="fast"), "config.yaml.finetune.lr"),
+    "layers without end": (change("config.yaml", finetune__layers="0-x"), "config.yaml: "),
+    "no task": (change("config.yaml", task={"name": "a"}), "config.yaml.task.shots: Field required"),
+    "code": (put("config.yaml", "a: !!python/object/apply:os._exit [3]"), "config.yaml cannot be read"),
+    "no environment": (lambda folder: (folder / "environment.json").unlink(), "environment.json is missing"),
+}
+
+
+def seal(folder):
+    """Note sizes and digests of the files, as a finished run does."""
+    run = RunFolder(folder)
+    run._status = run.status()
+    run.finish()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A good run, and one folder for each kind of damage."""
+    root = tmp_path_factory.mktemp("sweep")
+    write_run(root / "good", examples=4, layers=2)
+    for number, (damage, _) in enumerate({**DAMAGED, **UNSEALED}.values()):
+        folder = write_run(root / f"a{number:02d}", examples=4, layers=2, seed=1, variant="lcgd")
+        if number < len(DAMAGED):
+            seal(folder)
+        damage(folder)
+    return root
+
+
+def test_each_damaged_run_is_left_out_with_a_reason(sweep):
+    results = Results.read([sweep])
+    assert [run.name for run in results] == ["good"] and len(results.left_out) == len(DAMAGED) + len(UNSEALED)
+    for (_, reason), (_, expected) in zip(results.left_out, {**DAMAGED, **UNSEALED}.values(), strict=True):
+        assert reason.startswith(expected) and "\n" not in reason, reason
+
+
+def test_a_report_and_the_status_take_one_line_for_each(sweep, tmp_path, caplog, capsys):
+    assert report([str(sweep), "--out", str(tmp_path / "out")]) == 0
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
+    assert len(lines) == len(DAMAGED) + len(UNSEALED)
+    capsys.readouterr()
+    caplog.clear()
+    status.cli([str(sweep)])
+    shown = capsys.readouterr().out
+    assert shown.count("good") == 1 and len(shown.splitlines()) <= 2 + len(lines) + 1
+    for text in (*lines, shown):
+        assert "\x1b" not in text and "\u202e" not in text and "\a" not in text
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return config("model=toy", "task=toy", "tracking=none", "metric=[sim_aou]")
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_sweep_that_comes_upon_a_damaged_run_makes_it_again(name, settings, tmp_path):
+    def experiment(_config, folder, _progress):
+        folder.write_json("scores.json", {"sim_aou": {"mean": 0.125}})
+        return {"sim_aou": {"mean": 0.125}}
+
+    folder = write_run(tmp_path / "run", examples=4, layers=2)
+    seal(folder)
+    DAMAGED[name][0](folder)
+    assert execute(settings, folder, experiment).ending is Ending.done
+    assert RunFolder(folder).state() is State.done
+    assert RunFolder(folder).read_json("scores.json") == {"sim_aou": {"mean": 0.125}}
+    assert execute(settings, folder, experiment).ending is Ending.skipped
+
+
+def test_a_run_in_two_sweeps_counts_once(tmp_path):
+    for name in ("single", "multirun"):
+        write_run(tmp_path / name / "0123456789ab")
+    results = Results.read([tmp_path])
+    ((folder, reason),) = results.left_out
+    assert len(results) == 1 and folder.name == "0123456789ab" and reason.startswith("is the same run as")
+    with pytest.raises(ReportError, match="is not a folder"):
+        Results.read([tmp_path / "nowhere"])
+
+
+def test_single_queries_that_cannot_be_read_are_said_and_cost_no_run(tmp_path, caplog):
+    run = write_run(tmp_path / "run", examples=4, layers=2)
+    assert read_run(run).values["sim_aou"].shape == (4, 2)
+    table = pd.read_parquet(run / "scores.parquet")
+    for damaged in (table.rename(columns={"layer": "depth"}), pd.concat([table, table])):
+        damaged.to_parquet(run / "scores.parquet")
+        assert read_run(run).values == {}
+    (run / "scores.parquet").write_bytes(b"PAR1")
+    assert read_run(run).values == {} and caplog.text.count("single queries are not shown") == 3

@@ -1,0 +1,73 @@
+"""Files of a run folder are read if they have the types of their schema; any other costs one line."""
+
+import pytest
+
+from iclgd.config import ConfigError
+from iclgd.runs import schema
+from iclgd.runs.schema import DamagedRun, State, Status, read, recorded_config
+
+CONFIG = "model: {name: a}\ntask: {name: b, shots: 4}\nfinetune: {name: gd, lr: 1.0}\nseed: 0\n"
+DEEP = "[" * 100_000
+
+
+def test_a_status_reads_what_it_writes_with_its_facts():
+    status = Status(state=State.failed, run_id="abc", attempt=2, owner={"pid": 1}, error="e")
+    noted = status.model_copy(update={"diverged": False, "diverged_at": 12})
+    assert Status.model_validate(noted.as_dict()).facts == {"diverged": False, "diverged_at": 12}
+    assert list(noted.as_dict())[:3] == ["state", "run_id", "attempt"] and "progress" not in noted.as_dict()
+
+
+def test_content_is_returned_as_written(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("lr: 1.0", "extra: '${x}', lr: 1"))
+    config = read(tmp_path / "config.yaml")
+    assert config["finetune"] == {"name": "gd", "extra": "${x}", "lr": 1} and list(config["finetune"])[1] == "extra"
+    assert recorded_config(tmp_path)["finetune"]["extra"] == "\\${x}"  # text, not an interpolation
+    with pytest.raises(ConfigError, match=r"no run's config\.yaml can be read there \(config\.yaml is missing\)"):
+        recorded_config(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("status.json", "", "status.json cannot be read"),
+        ("status.json", "\0\0", "status.json cannot be read"),
+        ("status.json", "[]", "status.json: Input should be"),
+        ("status.json", '{"pid": 3}', "status.json.state: Field required"),
+        ("status.json", '{"state": "perhaps"}', "status.json.state: Input should be 'running'"),
+        ("status.json", '{"state": "done", "files": {"a": {}}}', "status.json.files.a.bytes: Field required"),
+        ("status.json", '{"state": "running", "progress": {"stage": 1}}', "status.json.progress.stage: Input should"),
+        ("status.json", DEEP, "status.json cannot be read"),
+        ("scores.json", '{"a": {"me', "scores.json cannot be read"),
+        ("scores.json", '{"a": {"mean": "0.5"}}', "scores.json.a.mean: Input should be a valid number"),
+        ("scores.json", '{"a": {"mean": NaN}}', "scores.json.a.mean: Input should be a finite number"),
+        ("scores.json", '{"a": {"n": 3}}', "scores.json.a.mean: Field required"),
+        ("scores.json", '{"a": {"mean": 1, "ci": [1, 2, 3]}}', "scores.json.a.ci"),
+        ("scores.json", '{"a": {"mean": 1, "n": -1}}', "scores.json.a.n: Input should be greater"),
+        ("config.yaml", "hello", "config.yaml: Input should be"),
+        ("config.yaml", "a: [1", "config.yaml cannot be read"),
+        ("config.yaml", "a: !!python/object/apply:os._exit [3]", "config.yaml cannot be read"),
+        ("config.yaml", CONFIG.replace("lr: 1.0", "lr: fast"), "config.yaml.finetune.lr: Input should"),
+        ("config.yaml", CONFIG.replace("shots: 4", "shots: '4'"), "config.yaml.task.shots: Input should"),
+        ("prompts.json", '{"demonstrations": [], "queries": [[1]]}', "prompts.json.queries.0: Input should"),
+        ("environment.json", '{"notes": [1]}', "environment.json.notes.0: Input should"),
+        ("scores.parquet", "PAR1 PAR1", "scores.parquet cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line_by_name(tmp_path, name, content, reason):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DamagedRun) as refused:
+        read(tmp_path / name)
+    message = str(refused.value)
+    assert message.startswith(reason) and "\n" not in message and len(message) < 400
+
+
+def test_missing_large_and_odd_files_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "scores.json").mkdir()
+    with pytest.raises(DamagedRun, match=r"scores\.json cannot be read"):
+        read(tmp_path / "scores.json")
+    with pytest.raises(DamagedRun, match=r"status\.json is missing"):
+        read(tmp_path / "status.json")
+    monkeypatch.setattr(schema, "_MOST_BYTES", 10)
+    (tmp_path / "status.json").write_text('{"state": "done"}')
+    with pytest.raises(DamagedRun, match="more than 10 bytes"):
+        read(tmp_path / "status.json")
