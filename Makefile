@@ -50,7 +50,7 @@ bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
 
 simulate: setup
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python -m simulation $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support:tools $(BIN)/python -m simulation $(ARGS)
 
 MUTANTS ?= 40
 mutants: setup

@@ -89,7 +89,7 @@ def test_training_attention_has_one_bos_and_one_separator_where_the_scripts_expe
 
 def test_places_where_the_prompt_has_no_bos_or_a_longer_separator():
     items = [{"token_ids": [1, 2]}, {"token_ids": [3]}]
-    place = export_records._published_places
+    place = export_records._published_positions
     assert place({"bos": [], "separator": [], "demonstrations": items}) == [None, 0, 1, None, 2, None]
     assert place({"bos": [0], "separator": [8, 9], "demonstrations": items}) == [0, 1, 2, 3, 5, 6]
 
@@ -109,9 +109,9 @@ def test_missing_and_broken_recordings_say_what_to_do(tmp_path):
 
 def test_recordings_that_are_not_those_of_the_prompts_are_refused_by_folder(tmp_path):
     run = _run(tmp_path / "run")
-    whole = {name: tensor.copy() for name, tensor in load_file(run.folder / "recordings.safetensors").items()}
-    few, flat = whole["icl.attention_output"][:2], whole["icl.attention_scores"][0, 0, 0]
+    tensors = {name: tensor.copy() for name, tensor in load_file(run.folder / "recordings.safetensors").items()}
+    few, flat = tensors["icl.attention_output"][:2], tensors["icl.attention_scores"][0, 0, 0]
     for changed in ({"icl.attention_output": few}, {"icl.attention_scores": flat}):
-        save_file(whole | changed, run.folder / "recordings.safetensors")
+        save_file(tensors | changed, run.folder / "recordings.safetensors")
         with pytest.raises(reading.ReportError, match=r"run/recordings\.safetensors does not belong to prompts\.json"):
             export_records.export_records(run, tmp_path / "out")

@@ -13,20 +13,21 @@ import pandas as pd
 import pytest
 
 from figure_cases import described, results
-from iclgd.report import chart, figures, matrix
+from iclgd.report import chart, figures, ladder, planted_truths
 from iclgd.report.chart import DATA, Figure
 from iclgd.results import conclusions, published
 from iclgd.results.frame import Results
+from report_fixtures import write_run
 
 
-def drawn(makers: Iterable[Figure]) -> dict[str, Figure]:
-    found = list(makers)
-    assert len({figure.name for figure in found}) == len(found)
-    return {figure.name: figure for figure in found}
+def by_name(made: Iterable[Figure]) -> dict[str, Figure]:
+    made = list(made)
+    assert len({figure.name for figure in made}) == len(made)
+    return {figure.name: figure for figure in made}
 
 
 def every(made: Results) -> dict[str, Figure]:
-    return drawn(figures.figures(made))
+    return by_name(figures.figures(made))
 
 
 def rows(figure: Figure) -> list[dict[str, Any]]:
@@ -48,27 +49,22 @@ def encoded(figure: Figure, channel: str) -> list[dict[str, Any]]:
 
 def test_by_layer_is_the_mean_over_draws_with_its_interval():
     made = results(layers=4)
-    figure = drawn(figures.by_layer(made))["layers/sim_aou"]
+    figure = by_name(figures.by_layer(made))["layers/sim_aou"]
     curves = np.array([run.layers("sim_aou") for run in made.runs if run.settings["finetune.name"] == "gd"])
     shown = sorted((row["x"], row["mean"], row["low"]) for row in rows(figure) if row["variant"] == "GD")
     assert [mean for _, mean, _ in shown] == pytest.approx(curves.mean(0), rel=1e-4)
     half = 4.302653 * curves.std(0, ddof=1) / np.sqrt(3)  # Student's t, 2 degrees of freedom
     assert [low for _, _, low in shown] == pytest.approx(curves.mean(0) - half, rel=1e-3, abs=1e-4)
     assert "95 % intervals over 3 draws" in figure.caption
-    [one] = figures.by_layer(results(scores=["sim_aou"], seeds=1))
-    assert "One draw of demonstrations. No intervals." in one.caption
 
 
-def test_looks_and_labels_come_from_the_files_of_the_variants():
+def test_labels_and_colours_come_from_the_files_of_the_variants():
     figure = next(figures.by_layer(results(("lcgd", "mine", "gd"), own={"mine": {"label": "My own", "order": 1}})))
     [scale] = [one["scale"] for one in encoded(figure, "color")][:1]
     assert scale["domain"] == ["My own", "GD", "LCGD"]
     assert scale["range"] == [chart.PALETTE[0], *(described("finetune")[name]["color"] for name in ("gd", "lcgd"))]
-
-
-def test_variants_of_one_label_are_told_apart():
-    one = next(figures.by_layer(results(("a", "b"), own={name: {"label": "same"} for name in "ab"})))
-    assert {row["variant"] for row in rows(one)} == {"same", "same (b)"}
+    same = next(figures.by_layer(results(("a", "b"), own={name: {"label": "same"} for name in "ab"})))
+    assert {row["variant"] for row in rows(same)} == {"same", "same (b)"}
 
 
 def test_scores_of_ones_own_appear_everywhere():
@@ -82,34 +78,61 @@ def test_scores_of_ones_own_appear_everywhere():
 @pytest.mark.parametrize(
     ("values", "log"), [([1e-4, 1e-2], True), ([1, 16], False), ([1, 32], True), ([0, 100], False)]
 )
-def test_an_axis_is_logarithmic_by_its_own_values_and_has_its_ticks_there(values, log):
+def test_an_axis_is_logarithmic_by_its_own_values_and_named_in_words(values, log):
     key = "finetune.lr" if isinstance(values[0], float) else "task.shots"
-    figure = drawn(figures.along_axes(results(**{key.replace(".", "__"): values})))[f"along.{key}/sim_aou"]
+    figure = by_name(figures.along_keys(results(**{key.replace(".", "__"): values})))[f"along.{key}/sim_aou"]
     axis = next(x for x in encoded(figure, "x") if x.get("field") == "x")
-    assert axis["scale"].get("type") == ("log" if log else None)
-    assert axis["axis"]["values"] == values and axis["title"] == key
+    assert axis["scale"].get("type") == ("log" if log else None) and axis["axis"]["values"] == values
+    assert axis["title"] == {"finetune.lr": "learning rate", "task.shots": "demonstrations"}[key]
 
 
 def test_a_diverged_setting_is_a_cross_and_no_value():
     made = results(finetune__lr=[1e-3, 1e-1], diverges=lambda s: s["finetune.lr"] == 0.1)
-    figure = drawn(figures.along_axes(made))["along.finetune.lr/sim_aou"]
+    figure = by_name(figures.along_keys(made))["along.finetune.lr/sim_aou"]
     assert {row["mean"] is None for row in rows(figure) if row["x"] == 0.1} == {True}
     assert "Crosses" in figure.caption
     assert [part for part in parts(figure.specification) if part.get("filter") == "datum.mean === null"]
 
 
+def test_intervals_are_over_draws_or_absent_and_a_lone_draw_is_a_hollow_mark():
+    """The interval over one draw's queries is narrower: it would make the least stable rate look the most precise."""
+    made = results(finetune__lr=[1e-3, 1e-2], diverges=lambda s: s["finetune.lr"] == 0.01 and s["seed"] > 0)
+    figure = by_name(figures.along_keys(made))["along.finetune.lr/sim_aou"]
+    assert {(row["x"], row["low"] is None, row["lone"]) for row in rows(figure)} == {
+        (0.001, False, False), (0.01, True, True)
+    }  # fmt: skip
+    assert figure.caption.endswith("over 3 draws of demonstrations. One draw alone has no interval.")
+    for single in every(results(seeds=1, task__shots=[1, 2])).values():
+        assert "No intervals" in single.caption and not any("low" in row for row in rows(single))
+
+
 @pytest.mark.parametrize("kind", ["layers", "along.task.shots", "along.finetune.lr", "along.finetune.layers"])
 def test_no_two_settings_share_a_line(kind):
     made = results(layers=3, finetune__lr=[1e-3, 1e-2], task__shots=[1, 2, 4, 8, 16, 32, 64],
-                   finetune__layers=["0", "1", "2"], task__name=["a", "b"])  # fmt: skip
+                   finetune__layers=["0", "1", "2"], task__name=["a", "b", "c", "d", "e"])  # fmt: skip
     figure = every(made)[f"{kind}/sim_aou"]
-    place = ("variant", "panel", "across", "setting", "x")
-    keys = [tuple(row.get(name) for name in place) for row in rows(figure)]
-    assert len(keys) == len(set(keys)) == 2 * 2 * 7 * 3 * 2 * (3 if kind == "layers" else 1)
+    keys = [tuple(row.get(name) for name in ("variant", "panel", "setting", "x")) for row in rows(figure)]
+    assert len(keys) == len(set(keys)) == 2 * 2 * 7 * 3 * 5 * (3 if kind == "layers" else 1)
     params = figure.specification["params"]
     assert [param["name"] for param in params] == ["setting"]
     assert set(params[0]["bind"]["options"]) == {row["setting"] for row in rows(figure)}
-    assert figure.specification["title"]["text"] == {"expr": "setting"}
+
+
+def test_settings_have_panels_while_there_is_room_and_a_file_names_the_one_it_shows():
+    few = every(results(layers=3, finetune__lr=[1e-3, 1e-2], task__shots=[4, 8]))["layers/sim_aou"]
+    assert {row["panel"] for row in rows(few)} == {f"shots {s} · lr {lr}" for s in (4, 8) for lr in (0.001, 0.01)}
+    assert few.shown_setting == "" and few.file_name == "layers_sim_aou"
+    many = every(results(layers=3, task__shots=[1, 2, 4, 8, 16, 32, 64]))["layers/sim_aou"]
+    assert many.shown_setting == "shots 8" and many.file_name == "layers_sim_aou_shots_8"
+    assert many.specification["title"]["text"] == {"expr": "setting + ' (one of 7 settings)'"}
+
+
+def test_groups_of_layers_have_a_figure_along_them():
+    made = results(layers=4, finetune__layers=["2,3", "all", "0,1", "0"])
+    figure = by_name(figures.along_keys(made))["along.finetune.layers/sim_aou"]
+    axis = next(x for x in encoded(figure, "x") if x.get("field") == "x")
+    assert axis["type"] == "nominal" and axis["title"] == "trained layers"
+    assert axis["sort"] == ["0", "0,1", "2,3", "all"] and {row["x"] for row in rows(figure)} == set(axis["sort"])
 
 
 def test_a_rate_that_variants_bring_is_no_axis():
@@ -121,7 +144,7 @@ def test_a_rate_that_variants_bring_is_no_axis():
 
 def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
     made = results(("lcgd", "replay", "gd", "random_direction", "none"))
-    figure = drawn(figures.ladder(made))["ladder/headline"]
+    figure = by_name(ladder.ladder(made))["ladder/headline"]
     shown = [row for row in rows(figure) if row["value"] == 0]
     means = {row["variant"]: row["mean"] for row in shown}
     assert {row["floor"] for row in shown} == {max(means["No update"], means["Random direction"])}
@@ -132,7 +155,7 @@ def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
 
 def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():
     made = results(("gd", "lcgd", "none"), finetune__lr=[1e-3, 1e-2, 1e-1], task__shots=[4, 8])
-    figure = drawn(figures.ladder(made))["ladder/headline"]
+    figure = by_name(ladder.ladder(made))["ladder/headline"]
     among, _ = conclusions.contenders(made)
     expected = {(one.variant, one.others["task.shots"]): np.mean(list(one.values["sim_aou"].values())) for one in among}
     shown = {row["about"]: row["mean"] for row in rows(figure) if row["value"] == 0}
@@ -143,14 +166,14 @@ def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_ch
 
 def test_a_long_ladder_becomes_a_choice():
     made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16], seeds=1)
-    figure = drawn(figures.ladder(made))["ladder/headline"]
+    figure = by_name(ladder.ladder(made))["ladder/headline"]
     assert {row["about"] for row in rows(figure)} == {"GD", "LCGD"}
     assert len(figure.specification["params"][0]["bind"]["options"]) == 35
 
 
 def test_layer_map_has_trained_layers_up_and_read_layers_across():
     made = results(layers=3, finetune__layers=["0", "2", "all"])
-    figure = drawn(figures.layer_map(made))["layer_map/sim_aou"]
+    figure = by_name(figures.layer_map(made))["layer_map/sim_aou"]
     cells = {(row["panel"], row["y"], row["x"]): row["mean"] for row in rows(figure)}
     assert set(cells) == set(itertools.product(("GD", "LCGD"), (0, 2), range(3)))
     curves = [run.layers("sim_aou") for run in made.runs
@@ -161,31 +184,25 @@ def test_layer_map_has_trained_layers_up_and_read_layers_across():
     assert not list(figures.layer_map(results()))
 
 
-@pytest.mark.parametrize(("layers", "one"), [(3, 3), ("3", 3), ([3], 3), ("0-2", None), ("all", None), ("x", None)])
+@pytest.mark.parametrize(("layers", "one"), [("3", 3), ([3], 3), ("0-2", None), ("all", None), ("x", None)])
 def test_the_one_layer_that_was_trained(layers, one):
     assert figures.trained_layer(layers) == one or (one is None and np.isnan(figures.trained_layer(layers)))
 
 
-def test_alpha_stands_by_task_and_names_the_other_variant():
-    made = results(scores=("alpha", "sim_aou"), task__name=["b", "a"])
-    for run in made.runs:
-        run.config["metric"]["compare_with"] = "gd"
-    [figure] = figures.between_variants(made)
-    assert {row["about"] for row in rows(figure)} == {"a", "b"} and "each variant and gd" in figure.caption
-    assert "ladder/alpha" not in every(made)
-
-
-def test_the_published_band_of_alpha_stands_behind_the_papers_own_setting_alone():
+def test_alpha_names_the_other_variant_and_the_published_band_stands_behind_the_papers_own_setting_alone():
     made = results(
         scores=("alpha",), task__name=["subj", "mine"], task__shots=[32], model__name=["x/fairseq-dense-1.3B", "y"]
     )
-    [figure] = figures.between_variants(made)
+    for run in made.runs:
+        run.config["metric"]["compare_with"] = "gd"
+    [figure] = ladder.between_variants(made)
     low, high = published.published()["bands"]["alpha"]
-    bands = {row["about"]: (row["published"], row["upper"]) for row in rows(figure)}
-    assert bands.pop("subj · fairseq-dense-1.3B") == (low, high) and "Grey" in figure.caption
+    bands = {row["panel"]: (row["published"], row["upper"]) for row in rows(figure)}
+    assert bands.pop("subj · fairseq-dense-1.3B") == (low, high)
     assert len(bands) == 3 and set(bands.values()) == {(None, None)}
-    [plain] = figures.between_variants(results(scores=("alpha",)))
-    assert "Grey" not in plain.caption
+    assert "each variant and gd." in figure.caption and "Grey" in figure.caption
+    [plain] = ladder.between_variants(results(scores=("alpha",)))
+    assert "Grey" not in plain.caption and "ladder/alpha" not in every(made)
 
 
 def test_published_curves_stand_beside_what_they_match():
@@ -199,20 +216,36 @@ def test_published_curves_stand_beside_what_they_match():
     assert "published" in figure.caption
 
 
-def test_matrix_writes_values_and_intervals():
-    cells = [("a", "x", 0.5, 0.4, 0.6), ("a", "y", -0.25, -0.3, -0.2), ("b", "x", np.nan, np.nan, np.nan)]
+def test_losses_of_all_variants_are_per_predicted_token_and_layer(tmp_path):
+    """LCGD's loss is the sum over the trained layers; on one axis with GD's it made GD a line at zero."""
+    for variant, factor in (("gd", 1), ("lcgd", 6)):
+        folder = write_run(tmp_path / variant, variant=variant)  # of six layers
+        losses = pd.DataFrame({"step": range(4), "loss": [factor * 2.0 / (1 + step) for step in range(4)]})
+        losses.to_parquet(folder / "losses.parquet")
+    [figure] = figures.training(Results.read([tmp_path]))
+    assert {(row["x"], row["mean"]) for row in rows(figure)} == {(0, 2), (1, 1), (2, 0.66667), (3, 0.5)}
+    losses.assign(loss=[400.0, 300, 200, 100]).to_parquet(tmp_path / "gd" / "losses.parquet")
+    [apart] = figures.training(Results.read([tmp_path]))
+    assert "log" in {y["scale"].get("type") for y in encoded(apart, "y") if "scale" in y}
+
+
+def test_matrix_writes_values_and_intervals_and_outlines_what_is_planted():
+    cells = [("a", "a", 0.5, 0.4, 0.6), ("a", "y", -0.25, -0.3, -0.2), ("b", "a", np.nan, np.nan, np.nan)]
     frame = pd.DataFrame(cells, columns=["truth", "candidate", "mean", "low", "high"])
-    made = matrix.matrix(frame, "v", (-1, 1))
-    shown = made.to_dict()["datasets"][DATA]
-    assert [(row["y"], row["x"], row["value"], row["about"]) for row in shown] == [
-        ("a", "x", "0.50", "[0.40, 0.60]"), ("a", "y", "-0.25", "[-0.30, -0.20]"), ("b", "x", "\N{EN DASH}", ""),
+    made = planted_truths.matrix(frame, "v", (-1, 1)).to_dict()
+    assert [(row["y"], row["x"], row["value"], row["about"]) for row in made["datasets"][DATA]] == [
+        ("a", "a", "0.50", "[0.40, 0.60]"), ("a", "y", "-0.25", "[-0.30, -0.20]"), ("b", "a", "\N{EN DASH}", ""),
     ]  # fmt: skip
+    [scale] = [part["scale"] for part in parts(made) if "scheme" in part.get("scale", {})]
+    assert scale["domain"] == [-1, 1] and scale["scheme"] == "blueorange"
+    assert [part for part in parts(made) if part.get("filter") == "datum.x === datum.y"]
 
 
 def test_texts_from_outside_lose_what_could_mislead():
     made = results(("gd", "<b>\u202e"), own={"<b>\u202e": {"label": "<b>\u202eevil"}}, task__name=["a\x00", "b"])
     written = json.dumps(every(made)["layers/sim_aou"].specification, ensure_ascii=False)
     assert "evil" in written and "\u202e" not in written and "\x00" not in written
+    assert Figure("../../etc/passwd\x00", "", alt.Chart(alt.NamedData(name=DATA)), "").file_name == "etc_passwd"
 
 
 def test_files_are_made_of_the_specification_and_the_same_each_time(tmp_path):
@@ -223,7 +256,3 @@ def test_files_are_made_of_the_specification_and_the_same_each_time(tmp_path):
     with pytest.raises(ValueError, match="end it in"):
         figure.save(tmp_path / "a.bmp")
     assert figure.chart.to_dict() == figure.specification
-
-
-def test_a_name_cannot_lead_out_of_the_folder():
-    assert Figure("../../etc/passwd\x00", "", alt.Chart(), "").file_name == "etc_passwd"

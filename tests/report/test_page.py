@@ -27,14 +27,14 @@ HOSTILE = (
     .encode("utf-8", "replace")
     .decode()
 )
-READY = "document.documentElement?.dataset.ready === 'true'"
+DRAWN = "document.documentElement?.dataset.drawn === 'true'"
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
     """A sweep over rates whose every text tries to be markup, with a control, a diverged and a failed run."""
     root = tmp_path_factory.mktemp("hostile") / "<b>sweep"
-    for variant in ("gd", "lcgd", "random_direction"):
+    for variant in ("gd", "random_direction"):
         for lr in (1e-3, 1e-1):
             write_run(root / f"{variant}-{lr}", variant=variant, lr=lr, text=HOSTILE, task="<i>t</i>&amp;",
                       model="a/<img src=x onerror=window.pwned=3>", accuracy=(0.8, 0.8, 0.7),
@@ -55,28 +55,22 @@ def tab(written):
     if chromium.find() is None:
         pytest.skip(chromium.needed.kwargs["reason"])
     with chromium.browser() as opened:
-        opened.open(written / "report.html", READY)
+        opened.open(written / "report.html", DRAWN)
         yield opened
 
 
-def test_command_writes_everything_it_names(written, hostile, capsys):
+def test_command_writes_everything_it_names_and_the_same_bytes_again(written, hostile, tmp_path, capsys):
     names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
     assert {f"summary.{ending}" for ending in ("md", "tex", "csv")} <= names
     assert {"report.html", "scores.csv", "figures/along.finetune.lr_sim_aou.pdf"} <= names
-    assert not [name for name in names if ".part-" in name]
-    for pdf in written.rglob("*.pdf"):
-        assert pdf.read_bytes().startswith(b"%PDF")
-
-
-def test_the_same_runs_give_the_same_bytes(written, hostile, tmp_path, capsys):
     assert cli([str(hostile), "--out", str(tmp_path)]) == 0
     printed = [Path(line) for line in capsys.readouterr().out.splitlines() if line.startswith(str(tmp_path))]
-    assert len(printed) > 10
+    assert {path.relative_to(tmp_path).as_posix() for path in printed} == names
     for path in printed:
         assert path.read_bytes() == (written / path.relative_to(tmp_path)).read_bytes(), path.name
 
 
-def test_nothing_to_report_is_an_error_with_a_remedy(tmp_path, capsys, caplog):
+def test_nothing_to_report_is_an_error_with_a_remedy(tmp_path, caplog):
     write_run(tmp_path / "sweep" / "failed", state="failed")
     assert cli([str(tmp_path / "sweep")]) == 2
     assert "no finished run" in caplog.text and "is failed: ValueError: no such luck" in caplog.text
@@ -115,34 +109,18 @@ def test_embedded_json_is_read_back_and_cannot_end_its_element(text):
     assert written.isascii() and not set("<>&") & set(written)
 
 
-def test_a_script_that_ends_its_own_element_is_refused():
-    with pytest.raises(ValueError, match="cannot be embedded"):
-        page._script("a</SCRIPT>")
-    assert page._script("a\r\nb") == "a\nb"
-
-
-def test_prompts_are_headed_by_names_and_revisions_told_where_known(tmp_path):
+def test_prompts_are_headed_by_names_and_cut_where_long(tmp_path):
     for name, (task, seed) in enumerate([("reviews", 10), ("my_own", 2), ("reviews", 2)]):
-        write_run(tmp_path / str(name), task=task, seed=seed, layers=1, examples=3)
+        write_run(tmp_path / str(name), task=task, seed=seed, layers=1, examples=70, text="x" * 5000)
     results = Results.read([tmp_path])
-    assert [one["name"] for one in page._prompts(results)] == [
-        "my_own · seed 2",
-        "reviews · seed 2",
-        "reviews · seed 10",
-    ]
+    prompts = list(page._prompts(results))
+    assert [one["name"] for one in prompts] == ["my_own · seed 2", "reviews · seed 2", "reviews · seed 10"]
+    queries = prompts[0]["lists"]["queries"]
+    assert (len(queries), prompts[0]["left"]) == (60, 10) and all(len(query["text"]) < 1600 for query in queries)
+    assert [name for name, right in queries[0]["marks"] if right] and not [r for _, r in queries[59]["marks"] if r]
     facts = page._facts(results)
     assert facts["tasks"] == ["my_own", "reviews"] and "unknown" not in facts.get("git revisions", [])
-
-
-def test_long_texts_and_many_queries_are_cut_and_said(tmp_path):
-    write_run(tmp_path / "run", text="x" * 5000, examples=70, layers=1)
-    results = Results.read([tmp_path])
-    [prompts] = page._prompts(results)
-    assert (len(prompts["lists"]["queries"]), prompts["left"]) == (60, 10)
-    queries = prompts["lists"]["queries"]
-    assert all(len(query["text"]) < 1600 for query in queries)
-    assert [name for name, right in queries[0]["marks"] if right] and not [r for _, r in queries[59]["marks"] if r]
-    (tmp_path / "run" / "prompts.json").write_text("{")
+    (tmp_path / "1" / "prompts.json").write_text("{")
     assert "prompts.json cannot be read" in page.render(results, [], [], "t")
 
 
@@ -150,26 +128,23 @@ def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, host
     results = Results.read([hostile])
     html = (written / "report.html").read_text("utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
-    assert len(data["figures"]) == len(figures(results))
     for packed, figure in zip(data["figures"], figures(results), strict=True):
         whole = figure.specification
         assert packed["spec"] == {k: v for k, v in whole.items() if k not in ("config", "datasets", "$schema")}
-        columns = {name: _unpacked(column) for name, column in packed["columns"].items()}
+        columns = {
+            name: [column["texts"][at] for at in column["at"]] if isinstance(column, dict) else column
+            for name, column in packed["columns"].items()
+        }
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         assert rows == whole["datasets"]["rows"]
 
 
-def _unpacked(column):
-    return [column["texts"][at] for at in column["at"]] if isinstance(column, dict) else column
-
-
-def test_figures_that_find_no_room_are_counted_headlines_stay(monkeypatch, hostile):
-    made = figures(Results.read([hostile]))
-    headline = [figure for figure in made if figure.headline]
+def test_figures_that_find_no_room_are_left_out_headlines_stay(monkeypatch, hostile):
+    all_figures = figures(Results.read([hostile]))
+    headline = [figure for figure in all_figures if figure.headline]
     room = sum(len(json.dumps(page._packed(figure.specification))) for figure in headline)
     monkeypatch.setattr(page, "_MOST_FIGURES", room)
-    drawn, left = page._drawn(made)
-    assert [figure for figure, _ in drawn] == headline and left == len(made) - len(headline)
+    assert set(page._specifications(all_figures)) == {figure.name for figure in headline}
 
 
 def test_browser_has_nothing_to_complain_of_and_asks_nobody(tab, written):
@@ -199,20 +174,18 @@ def test_texts_from_outside_stay_texts(tab):
     assert tab.evaluate("document.title") == "<b>sweep · iclgd"
 
 
-def test_figures_are_drawn_and_follow_every_choice(tab):
+def test_all_figures_are_drawn_at_once_and_follow_every_choice(tab):
+    """Also those out of sight: a printed page lacked them."""
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
-    assert titles == ["Variants side by side", "Scores by layer", "Scores along finetune.lr", "Gradient norms"]
+    assert titles == ["Variants side by side", "Scores by layer", "Scores by learning rate", "Gradient norms"]
     drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
-    choose = (
-        "document.querySelectorAll('.figure').forEach((f) => f.scrollIntoView());"
-        "document.querySelectorAll('{} select').forEach((s) => [...s.options].forEach((o) => "
-        "{{ s.value = o.value; s.dispatchEvent(new Event('change', {{bubbles: true}})); }}))"
-    )
-    for within in (".choice", ".vega-bindings"):
-        tab.evaluate(choose.format(within))
-        tab.evaluate("new Promise((done) => setTimeout(done, 2500))")
     assert tab.evaluate(drawn) == [True] * 4
-    assert tab.complaints() == []
+    tab.evaluate(
+        "document.querySelectorAll('.choice select').forEach((s) => [...s.options].forEach((o) => "
+        "{ s.value = o.value; s.dispatchEvent(new Event('change', {bubbles: true})); }))"
+    )
+    tab.evaluate("last")
+    assert tab.evaluate(drawn) == [True] * 4 and tab.complaints() == []
     captions = tab.evaluate("[...document.querySelectorAll('figcaption')].filter((c) => !c.hidden).length")
     assert captions == 4
 
@@ -223,9 +196,9 @@ def test_runs_are_sorted_by_a_click_on_a_heading(tab):
     at = heads.index("lr")
     click = f"document.querySelectorAll('#runs th button')[{at}].click()"
     tab.evaluate(click)
-    assert tab.evaluate(column.format(at)) == ["0.001"] * 3 + ["0.1"] * 3
+    assert tab.evaluate(column.format(at)) == ["0.001"] * 2 + ["0.1"] * 2
     tab.evaluate(click)
-    assert tab.evaluate(column.format(at)) == ["0.1"] * 3 + ["0.001"] * 3
+    assert tab.evaluate(column.format(at)) == ["0.1"] * 2 + ["0.001"] * 2
     score = heads.index("SimAOU")
     tab.evaluate(f"document.querySelectorAll('#runs th button')[{score}].click()")
     shown = tab.evaluate(column.format(score))
@@ -234,7 +207,7 @@ def test_runs_are_sorted_by_a_click_on_a_heading(tab):
 
 def test_nothing_hangs_over_the_edge_of_a_phone(tab):
     tab.send("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
-    tab.evaluate("new Promise((done) => setTimeout(done, 600))")
+    tab.evaluate("new Promise((done) => setTimeout(done, 300))")
     wide = tab.evaluate(
         "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, pre, .plot, details') && "
         "e.getBoundingClientRect().right > 391).map((e) => e.outerHTML.slice(0, 80))"

@@ -13,8 +13,7 @@ import yaml
 from iclgd.config.enumerations import Better
 
 pytest.importorskip("iclgd.statistics")
-from iclgd.report.matrix import planted_truths
-from iclgd.report.planted_truth_tables import notice_tables
+from iclgd.report.planted_truths import notice_tables, planted_truths
 from iclgd.results.frame import Results
 from iclgd.results.planted_truths import anchored, cells_of, identification, in_words, notice, notices
 from iclgd.statistics import shares_interval

@@ -12,13 +12,20 @@ from iclgd.common.printable import pipe_may_close, printable
 
 log = logging.getLogger("iclgd.report")
 
+_LISTS = {  # arguments of several values, each with what its values are called
+    "rows": ("KEY", "rows of the summary, such as finetune.name task.shots"),
+    "columns": ("KEY", "columns of the summary, such as task.name score (default: score)"),
+    "scores": ("SCORE", "scores in the summary, such as sim_aou accuracy/ft"),
+    "where": ("KEY=VALUE", "only runs with these settings, such as finetune.lr=0.01"),
+}
+
 
 def cli(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 if all was written, 2 if there was nothing to write of or nowhere to write to."""
+    """Run the command; 0 if all was written, 2 if there is nothing to report or it cannot be written."""
     options = vars(_parser().parse_args(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("iclgd").setLevel(logging.INFO)
-    from iclgd.results.reading import ReportError
+    from iclgd.results.reading import ReportError  # here, as in `report`, so that --help is quick
 
     try:
         lines = report(**options)
@@ -69,19 +76,19 @@ def report(
     if not all(equals for _, equals, _ in conditions):
         raise ReportError(f"--where {' '.join(where)}: write each as key=value, such as finetune.lr=0.01")
     results = results.required(folders).where({key: value for key, _, value in conditions})
-    # first, for it may have to refuse
+    # Recordings go first, for they may be missing.
     written = [path for run in results if export_records for path in records.export_records(run, export_records)]
-    made, drawn = tables.tables(results, **layout), figures(results)
+    all_tables, all_figures = tables.tables(results, **layout), figures(results)
     if out is None:
         out = folders[0] / "report"
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    texts = {"report.html": page.render(results, drawn, made, title)}
+    texts = {"report.html": page.render(results, all_figures, all_tables, title)}
     writers = {"md": formats.to_markdown, "tex": formats.to_latex, "csv": formats.to_csv}
-    texts |= {f"{table.name}.{ending}": write(table) for table in made for ending, write in writers.items()}
+    texts |= {f"{table.name}.{ending}": write(table) for table in all_tables for ending, write in writers.items()}
     texts["scores.csv"] = formats.frame_to_csv(results.frame)
     written += [write_text(out / name, text) for name, text in texts.items()]
-    written += chart.write(drawn, out / "figures")
-    told = [table.notes[-1] for table in made if table.name.startswith(("comparisons", "notice_matrix"))]
+    written += chart.write(all_figures, out / "figures")
+    told = [table.notes[-1] for table in all_tables if table.name.startswith(("comparisons", "notice_matrix"))]
     return [*written, *(printable(note, 4000) for note in told if note)]
 
 
@@ -93,20 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folders", metavar="folder", type=Path, nargs="+", help="a run folder, a sweep's folder or a folder of sweeps")
     add("--out", type=Path, help="where to write (default: report inside the first FOLDER)")
-    for name, metavar, what in (
-        ("rows", "KEY", "what the summary's rows are, such as finetune.name task.shots"),
-        ("columns", "KEY", "what its columns are, such as task.name score (default: score)"),
-        ("scores", "SCORE", "which scores it shows, such as sim_aou accuracy/ft"),
-        ("where", "KEY=VALUE", "only runs with these settings, such as finetune.lr=0.01"),
-    ):
+    for name, (metavar, what) in _LISTS.items():
         add(f"--{name}", nargs="+", metavar=metavar, default=(), help=what)
-    add(
-        "--export-records",
-        type=Path,
-        metavar="DIR",
-        help="also write recordings as the papers' code does, one record_info.jsonl for zs, icl, ftzs and ft each; "
-        "the runs must have kept them (runtime.save_recordings=true)",
-    )
+    add("--export-records", type=Path, metavar="DIR", help="also write recordings in the format of the papers' code")
     return parser
 
 

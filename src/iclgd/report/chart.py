@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iclgd.results.catalogue import Variant
 
 TEXT_WIDTH, COLUMN_WIDTH = 470, 230  # points: a page's text, and one of its two columns
-DATA = "rows"
+DATA, SETTING = "rows", "setting"  # the name of every chart's data, and of the parameter that its menu sets
 # Okabe and Ito (2008), which colour-blind readers can tell apart, then Tol's muted ones, for variants without a colour
 PALETTE = (
     "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#882255", "#117733", "#44AA99", "#999933", "#661100",
@@ -93,9 +93,16 @@ class Figure:
         return self.name.partition("/")[0]
 
     @property
+    def shown_setting(self) -> str:
+        """The one setting that a file shows where the page has a menu of several; else empty."""
+        params = self.specification.get("params", ())
+        return next((str(param["value"]) for param in params if param["name"] == SETTING), "")
+
+    @property
     def file_name(self) -> str:
-        """The name as a file's, without an ending; letters, digits, dots, dashes: it never leads out of a folder."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._")[:100] or "figure"
+        """The name and the setting shown as a file's, without an ending: letters, digits, dots and dashes."""
+        name = f"{self.name}_{self.shown_setting}"
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:100] or "figure"
 
     @functools.cached_property
     def specification(self) -> dict[str, Any]:
@@ -118,7 +125,7 @@ class Figure:
             ".html": functools.partial(vl_convert.vegalite_to_html, bundle=True),
         }
         if path.suffix not in writers:
-            raise ValueError(f"{path.name} is no figure's name: end it in {', '.join(writers)}")
+            raise ValueError(f"{path.name} cannot be written as a figure: end it in {', '.join(writers)}")
         content = writers[path.suffix](self.specification)
         with replacing(path) as part:
             part.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from iclgd.common.printable import printable
-from iclgd.report.formats import Row, wide
+from iclgd.report.formats import Row, pivot
 from iclgd.report.tables import cell
 from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results, whole
@@ -35,9 +35,6 @@ def table(folders: Sequence[Path]) -> Table:
     many = len({tuple(row[key] for key in keys) for row in records}) > _MOST_COLUMNS
     scores = _short_list(results) if many else list(results.scores)
     records = sorted((row for row in records if row["score"] in scores), key=lambda row: scores.index(row["score"]))
-    first = results.runs[0].settings
-    shared = [_text(results, key, first[key]) for key in _SHARED if key not in keys]
-    shared += [f"lr {_text(results, 'finetune.lr', first['finetune.lr'])}"] * ("finetune.lr" not in keys)
     settings = [_setting(results, keys, row, not many) for row in records]
     shares = [many and results.scores[row["score"]].share for row in records]
     cells = [cell(results, row, row["draws"] < 2 and not share) for row, share in zip(records, shares, strict=True)]
@@ -45,8 +42,12 @@ def table(folders: Sequence[Path]) -> Table:
     short = many and room < len(scores) * (max(map(len, cells)) + 2)  # squeezed, no number could be read
     if short:
         cells = [text.partition(" ")[0] for text in cells]
-    made = Table(
-        title=Text(" · ".join(map(printable, shared)), style="bold"),
+    names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
+    down, across = (settings, names) if many else (names, settings)
+    columns, rows = pivot(zip(down, across, cells, strict=True))
+    heads = [varying_keys.heading(key, keys) for key in keys] if many else ["score"]
+    table = Table(
+        title=Text(_shared(results, keys), style="bold"),
         caption=Text("\n".join(_notes(results, records, short)), style="dim"),
         caption_justify="left",
         title_justify="left",
@@ -55,23 +56,26 @@ def table(folders: Sequence[Path]) -> Table:
         min_width=64,
         pad_edge=False,
     )
-    names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
-    down, across = (settings, names) if many else (names, settings)
-    columns, rows = wide(zip(down, across, cells, strict=True))
-    heads = [varying_keys.heading(key, keys) for key in keys] if many else ["score"]
     for at, head in enumerate([*heads, *map("\n".join, columns)]):
         label = at < len(heads)
-        head = head.replace(" ", "\n") if short else head
-        made.add_column(Text(head), justify="left" if label else "right", no_wrap=short or label == many)
-    for row, by in rows.items():
-        made.add_row(*map(Text, (*row, *(by.get(column, "") for column in columns))))
+        text = Text(head.replace(" ", "\n") if short else head)
+        table.add_column(text, justify="left" if label else "right", no_wrap=short or label == many)
+    for row, texts in rows.items():
+        table.add_row(*map(Text, (*row, *(texts.get(column, "") for column in columns))))
     if short:  # wider than the terminal rather than cut
-        made.width = Console(width=1000).measure(made).maximum
-    return made
+        table.width = Console(width=1000).measure(table).maximum
+    return table
+
+
+def _shared(results: Results, keys: Sequence[str]) -> str:
+    first = results[0].settings
+    texts = [_text(results, key, first[key]) for key in _SHARED if key not in keys]
+    texts += [f"lr {_text(results, 'finetune.lr', first['finetune.lr'])}"] * ("finetune.lr" not in keys)
+    return " · ".join(map(printable, texts))
 
 
 def _setting(results: Results, keys: Sequence[str], row: Mapping[str, Any], headed: bool) -> Row:
-    """As one types it: a variant by its name; each with its key where no heading has it."""
+    """The values as one types them; each with its key where no heading has it."""
     heads = [f"{varying_keys.heading(key, keys)} " * (headed and key != "finetune.name") for key in keys]
     texts = [head + _text(results, key, row[key]) for head, key in zip(heads, keys, strict=True)]
     return tuple(printable(text, 24 if headed else 20) for text in texts)
@@ -90,16 +94,16 @@ def _short_list(results: Results) -> list[str]:
 
 def _notes(results: Results, records: Sequence[Mapping[str, Any]], short: bool) -> list[str]:
     most = max(row["draws"] for row in records)
-    notes = [f"±: standard deviation over up to {most} draws"] if most > 1 else ["[ ]: 95 % interval over queries"]
-    notes = [f"means over up to {most} draw{'s' * (most > 1)}; the report has their spread"] if short else notes
-    undefined: dict[str, int] = {}
-    for row in records:
-        undefined[row["score"]] = undefined.get(row["score"], 0) + row["undefined"]
-    for score, count in undefined.items():
-        label = printable(results.scores[score].label)
-        notes += [f"{label}: {count:,} undefined values, left out of the mean"] * bool(count)
+    if short:
+        notes = [f"means over up to {most} draw{'s' * (most > 1)}; the report has their spread"]
+    else:
+        notes = [f"±: standard deviation over up to {most} draws" if most > 1 else "[ ]: 95 % interval over queries"]
+    for name in dict.fromkeys(row["score"] for row in records):
+        if count := sum(row["undefined"] for row in records if row["score"] == name):
+            label = printable(results.scores[name].label)
+            notes.append(f"{label}: {count:,} undefined values, left out of the mean")
     for kind in ("diverged", "unstable"):
-        count = sum(run.state == kind for run in results.runs)
-        notes += [f"{kind}: {count} of {len(results.runs)} runs, left out of the means"] * bool(count)
-    said = [printable(note, 240) for note in remarks(results)]
-    return notes + said[:4] + ([f"and the same for {len(said) - 4} more"] if len(said) > 4 else [])
+        if count := sum(run.state == kind for run in results):
+            notes.append(f"{kind}: {count} of {len(results)} runs, left out of the means")
+    beside = [printable(note, 240) for note in remarks(results)]
+    return notes + beside[:4] + ([f"and the same for {len(beside) - 4} more"] if len(beside) > 4 else [])

@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from iclgd.common.printable import printable
 from iclgd.results.reading import FinishedRun, ReportError
 from iclgd.runs.files import replacing
-from iclgd.runs.schema import DamagedRun
 
 log = logging.getLogger(__name__)
 
@@ -40,47 +38,49 @@ def export_records(run: FinishedRun, out: Path) -> list[Path]:
         OSError: they cannot be written.
     """
     tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
+    path = run.folder / "recordings.safetensors"
     needed = [f"{setting}.{name}" for setting in SETTINGS.values() for name in ("attention_output", "attention_scores")]
-    missing, path = [name for name in needed if name not in tensors], run.folder / "recordings.safetensors"
-    if missing:
+    if missing := [name for name in needed if name not in tensors]:
         raise ReportError(f"{path} holds no {', '.join(missing)}: it has {', '.join(sorted(tensors))}")
+    if _TRAINING not in tensors:
+        log.info("%s: no ft records, because attention to training tokens was not measured", run.name)
+    written = []
     try:
-        prompts = run.prompts()
-    except DamagedRun as error:
-        raise ReportError(f"{run.folder}: {error}") from error
+        for setting, lines in _lines(run, tensors).items():
+            written.append(out / run.name / setting / "record_info.jsonl")
+            with replacing(written[-1]) as part, part.open("w", encoding="utf-8") as handle:
+                handle.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ReportError(f"{path} does not belong to prompts.json: run it again with runtime.rerun=all") from error
+    return written
+
+
+def _lines(run: FinishedRun, tensors: Mapping[str, np.ndarray]) -> dict[str, Iterator[dict[str, Any]]]:
+    prompts = run.prompts()
     # The published code appends a label's first token, whose key counts.
     appended = int(run.settings.get("protocol.record_at") == "first_label_token")
     lines = {theirs: _query_lines(ours, tensors, prompts, appended) for theirs, ours in SETTINGS.items()}
-    if _TRAINING in tensors:
-        lines["ft"] = _demonstration_lines(tensors[_TRAINING], prompts)
-    else:
-        log.info("%s: no ft records, because attention to training tokens was not measured", run.name)
-    written = [out / run.name / theirs / "record_info.jsonl" for theirs in lines]
-    try:
-        for name, records in zip(written, lines.values(), strict=True):
-            with replacing(name) as part, part.open("w", encoding="utf-8") as handle:
-                handle.writelines(json.dumps(line, allow_nan=False) + "\n" for line in records)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        again = "run it again with runtime.rerun=all"
-        raise ReportError(f"{path} does not belong to prompts.json ({printable(str(error), 200)}): {again}") from error
-    return written
+    return lines | ({"ft": _demonstration_lines(tensors[_TRAINING], prompts)} if _TRAINING in tensors else {})
 
 
 def _query_lines(
     setting: str, tensors: Mapping[str, np.ndarray], prompts: Mapping[str, Any], appended: int
 ) -> Iterator[dict[str, Any]]:
-    mine = {name.removeprefix(f"{setting}."): values for name, values in tensors.items()}
-    labels, contexts, queries = (mine.get(name) for name in ("label_scores", "context_scores", "query_vectors"))
-    places = [0 if at is None else at + 1 for at in _published_places(prompts)]  # behind one token of padding
+    recording = {name.removeprefix(f"{setting}."): values for name, values in tensors.items()}
+    labels, contexts, queries = (recording.get(name) for name in ("label_scores", "context_scores", "query_vectors"))
+    positions = [0 if at is None else at + 1 for at in _published_positions(prompts)]  # after one token of padding
     for example, query in enumerate(prompts["queries"]):
-        keys = mine["attention_scores"][example][:, :, : len(query["token_ids"]) + appended]
+        keys = recording["attention_scores"][example][:, :, : len(query["token_ids"]) + appended]
+        padded = None if contexts is None else np.pad(contexts[example], ((0, 0), (1, 0)))
         yield {
-            "self_attn_out_hiddens": _plain(mine["attention_output"][example]),
+            "self_attn_out_hiddens": _plain(recording["attention_output"][example]),
             "attn_map": _plain(keys),
-            "attn_map_ctx": [] if contexts is None else _plain(np.pad(contexts[example], ((0, 0), (1, 0)))[:, places]),
+            "attn_map_ctx": [] if padded is None else _plain(padded[:, positions]),
             "attn_q": [] if queries is None else _plain(queries[example]),
             "gold_label": int(query["label"]),
-            "pred_label": -1 if labels is None else _best(labels[example]),
+            "pred_label": -1
+            if labels is None or np.isnan(labels[example]).all()
+            else int(np.nanargmax(labels[example])),
         }
 
 
@@ -90,19 +90,19 @@ def _demonstration_lines(vectors: np.ndarray, prompts: Mapping[str, Any]) -> Ite
         yield {"attn_q": _plain(np.pad(vectors[start:end].swapaxes(0, 1), ((0, 0), (1, 0), (0, 0))))}
 
 
-def _published_places(prompts: Mapping[str, Any]) -> list[int | None]:
-    """Where, in our context, their tokens lie: one bos, then each demonstration and one separator; None for none."""
-    places: list[int | None] = [len(prompts["bos"]) - 1 if prompts["bos"] else None]
+def _published_positions(prompts: Mapping[str, Any]) -> list[int | None]:
+    """Positions in our context of their tokens: one bos, then each demonstration and one separator; None if absent."""
+    positions: list[int | None] = [len(prompts["bos"]) - 1 if prompts["bos"] else None]
     for start, end in _spans(prompts):
-        places += [*range(start, end), end if prompts["separator"] else None]
-    return places
+        positions += [*range(start, end), end if prompts["separator"] else None]
+    return positions
 
 
 def _spans(prompts: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    """Where in our context the tokens of each demonstration lie that stands there, in its order."""
-    everything, start = prompts["demonstrations"], len(prompts["bos"])
-    for index in prompts.get("in_context", range(len(everything))):
-        end = start + len(everything[index]["token_ids"])
+    """The first position of each demonstration in our context, and the one after its last."""
+    demonstrations, start = prompts["demonstrations"], len(prompts["bos"])
+    for index in prompts.get("in_context", range(len(demonstrations))):
+        end = start + len(demonstrations[index]["token_ids"])
         yield start, end
         start = end + len(prompts["separator"])
 

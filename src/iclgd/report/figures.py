@@ -11,13 +11,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclgd.common.printable import printable
 from iclgd.config.bounds import ConfigError, parse_layers
-from iclgd.report.chart import Figure, looks
-from iclgd.report.ladder import ladder
-from iclgd.report.marks import Measure, interval_words, measured, number_axis, zero_rule
-from iclgd.report.matrix import planted_truths
-from iclgd.report.panels import PLACE, Frame, free_keys, grid, labelled
+from iclgd.report.chart import Figure
+from iclgd.report.ladder import between_variants, ladder
+from iclgd.report.marks import Measure, axis_title, measured, number_axis
+from iclgd.report.panels import PLACE, Frame, free_keys, grid
+from iclgd.report.planted_truths import planted_truths
 from iclgd.results import published
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.own_tables import own_tables
@@ -27,14 +26,16 @@ if TYPE_CHECKING:
     from iclgd.results.reading import FinishedRun
 
 _MAPS = (*PLACE, "variant")  # what has a map of its own
+_LAYERS = "finetune.layers"
+_SUMMED_OVER_LAYERS = ("lcgd",)  # objectives whose loss is a sum over the trained layers
 
 
 def figures(results: Results) -> list[Figure]:
     """Every figure that the results have the data for, in reading order."""
-    first, last = (ladder, planted_truths, by_layer, along_axes, layer_map), (gradient_norms, by_head, training)
-    made = [figure for make in (*first, between_variants, *last) for figure in make(results)]
-    led = {figure.kind for figure in made if figure.headline}  # where no score is a headline, all are
-    return [figure if figure.kind in led else replace(figure, headline=True) for figure in made]
+    makers = (ladder, planted_truths, by_layer, along_keys, layer_map, between_variants)
+    all_figures = [figure for make in (*makers, gradient_norms, by_head, training) for figure in make(results)]
+    with_headline = {figure.kind for figure in all_figures if figure.headline}
+    return [f if f.kind in with_headline else replace(f, headline=True) for f in all_figures]
 
 
 def by_layer(results: Results) -> Iterator[Figure]:
@@ -47,23 +48,37 @@ def by_layer(results: Results) -> Iterator[Figure]:
             yield measure.figure("layers", "Scores by layer", *measure.curves(grid(results, rows), x, "by layer"))
 
 
-def along_axes(results: Results) -> Iterator[Figure]:
-    """Each score along each number that was swept over; other swept keys are headings of panels or choices."""
+def along_keys(results: Results) -> Iterator[Figure]:
+    """Each score along each number, and each group of layers, that was swept over."""
     for key in results.varied:
+        title = axis_title(results, key)
         for measure, rows in measured(results, layered=False):
-            rows["x"] = pd.to_numeric(rows[key].astype(str), errors="coerce")  # as text, for True is no number here
-            if key in free_keys(results, rows) and rows["x"].notna().all() and rows["x"].nunique() > 1:
-                drawn = measure.curves(grid(results, rows, used=[key]), number_axis(key, rows["x"]), f"against {key}")
-                yield measure.figure(f"along.{key}", f"Scores along {printable(key)}", *drawn)
+            x = _axis(results, key, rows) if key in free_keys(results, rows) else None
+            if x is not None and rows["x"].nunique() > 1:
+                drawn = measure.curves(grid(results, rows, used=[key]), x, f"by {title}")
+                yield measure.figure(f"along.{key}", f"Scores by {title}", *drawn)
+
+
+def _axis(results: Results, key: str, rows: Frame) -> Any:
+    """Set `x` to the key's values; their axis, or None where they have no order."""
+    rows["x"] = pd.to_numeric(rows[key].astype(str), errors="coerce")  # as text, for True is not a number here
+    if rows["x"].notna().all():
+        return number_axis(axis_title(results, key), rows["x"])
+    if key != _LAYERS:
+        return None
+    order = sorted(rows[key].unique(), key=lambda layers: (layers == "all", parse_layers(layers) or ()))
+    rows["x"] = rows[key].map(lambda layers: results.text(key, layers))
+    sort, axis = [results.text(key, layers) for layers in order], alt.Axis(labelAngle=0, labelOverlap=True)
+    return alt.X("x", type="nominal", title=axis_title(results, key), sort=sort, axis=axis)
 
 
 def layer_map(results: Results) -> Iterator[Figure]:
     """Where single layers were trained: how the score read at one layer depends on the layer that was trained."""
-    for measure, rows in measured(results, layered=True) if "finetune.layers" in results.varied else ():
-        rows = rows.assign(x=rows["layer"], y=rows["finetune.layers"].map(trained_layer)).dropna(subset=["y", "mean"])
+    for measure, rows in measured(results, layered=True) if _LAYERS in results.varied else ():
+        rows = rows.assign(x=rows["layer"], y=rows[_LAYERS].map(trained_layer)).dropna(subset=["y", "mean"])
         if rows["y"].nunique() > 1:
             about = "read at each layer (across) where one layer alone was trained (up)"
-            split = grid(results, rows, _MAPS, used=["finetune.layers"])
+            split = grid(results, rows, _MAPS, used=[_LAYERS])
             drawn = measure.heat_map(split, "layer read", "layer trained", about)
             yield measure.figure("layer_map", "Layer trained, layer read", *drawn)
 
@@ -75,35 +90,6 @@ def trained_layer(layers: Any) -> float:
     except ConfigError:
         return np.nan
     return float(parsed[0]) if parsed is not None and len(parsed) == 1 else np.nan
-
-
-def between_variants(results: Results) -> Iterator[Figure]:
-    """Scores that compare two finetuning variants (such as alpha), by task and model, and where the papers' lie."""
-    for measure, rows in measured(results, layered=False):
-        if not measure.info.reads("other"):
-            continue
-        rows = rows.dropna(subset="mean")
-        rows["about"], places = labelled(results, rows, PLACE)
-        bands = [published.band(setting, measure.info.name) for setting in rows.to_dict("records")]
-        rows["published"], rows["upper"] = zip(*bands, strict=True)
-        look, base = looks(results.variants, rows["variant"]), alt.Chart()
-        x = [alt.X("about:N", sort=places, title=None, axis=alt.Axis(labelAngle=-35)), alt.XOffset("variant:N")]
-        interval, point = base.mark_rule(strokeWidth=1.3), base.mark_point(filled=True, size=34, opacity=1)
-        marks = [
-            *zero_rule(rows),
-            interval.encode(*x, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"]),
-            point.encode(*x, measure.axis(rows), look["color"], look["shape"]),
-        ]
-        theirs = {
-            str((run.config["metric"] or {}).get("compare_with")) for run in results if measure.info.name in run.scores
-        }
-        caption = f"{measure.info.label} between each variant and {printable(', '.join(sorted(theirs)))}. "
-        caption += interval_words(rows)
-        if rows["published"].notna().any():
-            band = base.mark_rect(color="#888888", opacity=0.22)
-            marks.insert(0, band.encode(x[0], alt.Y("published:Q"), alt.Y2("upper:Q")))
-            caption += f" Grey: {published.published()['sources']['bands']}."
-        yield measure.figure("pairs", "Between variants", grid(results, rows, ()).draw(*marks), caption)
 
 
 def gradient_norms(results: Results) -> Iterator[Figure]:
@@ -134,13 +120,24 @@ def _heads(name: str, run: FinishedRun) -> Frame:
 
 def training(results: Results) -> Iterator[Figure]:
     """The loss, and scores where they were taken, after each step of finetuning."""
-    losses = own_tables(results, lambda run: run.table("losses"), ["step"], "loss").assign(score="loss")
-    taken = own_tables(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
-    rows: Frame = pd.concat([part for part in (losses, taken) if len(part)] or [losses], ignore_index=True)
+    losses = own_tables(results, _losses, ["step"], "loss").assign(score="loss")
+    scores = own_tables(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
+    rows: Frame = pd.concat([part for part in (losses, scores) if len(part)] or [losses], ignore_index=True)
+    loss = ScoreInfo("loss", "Loss per predicted token (and layer)", (0, np.inf))
     for name in rows["score"].unique():
-        measure = Measure(results, results.scores.get(name) or ScoreInfo(name, name.capitalize(), (0, np.inf)))
+        info = loss if name == "loss" else results.scores.get(name) or ScoreInfo(name, name.capitalize(), (0, np.inf))
         part = rows[rows["score"] == name].dropna(subset="mean").rename(columns={"step": "x"})
         if part["x"].nunique() > 1:
             x = number_axis("step", part["x"], may_be_log=False)
-            drawn = measure.curves(grid(results, part), x, "after each step of finetuning")
-            yield replace(measure.figure("training", "During finetuning", *drawn), headline=name == "loss")
+            about = "after each step of finetuning"
+            drawn = Measure(results, info).curves(grid(results, part), x, about, may_be_log=name == "loss")
+            figure = Measure(results, info).figure("training", "During finetuning", *drawn)
+            yield replace(figure, headline=name == "loss")
+
+
+def _losses(run: FinishedRun) -> Frame:
+    """The losses per predicted token, divided by the number of layers where the objective sums over those trained."""
+    losses, norms = run.table("losses"), run.table("gradient_norms")
+    if losses is None or norms is None or run.config["finetune"].get("objective") not in _SUMMED_OVER_LAYERS:
+        return losses
+    return losses.assign(loss=losses["loss"] / max(1, norms.dropna()["layer"].nunique()))

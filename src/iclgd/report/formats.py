@@ -34,44 +34,38 @@ class Table:
     """A table to be read, and the numbers behind it."""
 
     name: str  # its file's name
-    title: str  # one line
-    header: Row  # column names
+    title: str
+    header: Row
     labels: int  # how many of the first columns name a row; the others hold values
-    rows: tuple[Row, ...]  # text as people read it, not yet escaped for anything
+    rows: tuple[Row, ...]  # text as people read it, not yet escaped
     notes: Row = ()  # lines below it
     records: tuple[Mapping[str, Any], ...] = ()  # the same unrounded, one mapping for each number
 
     @classmethod
-    def wide(
-        cls, name: str, title: str, labels: Row, entries: Iterable[tuple[Row, Row, str]], notes: Row, records: list[Any]
+    def pivot(
+        cls, name: str, title: str, labels: Row, cells: Iterable[tuple[Row, Row, str]], notes: Row, records: list[Any]
     ) -> Table:
         """A table of texts by row and column, its first columns headed `labels`."""
-        columns, cells = wide(entries)
-        rows = tuple((*row, *(by.get(column, "") for column in columns)) for row, by in cells.items())
+        columns, by_row = pivot(cells)
+        rows = tuple((*row, *(texts.get(column, "") for column in columns)) for row, texts in by_row.items())
         header = (*labels, *map(" · ".join, columns))
         return cls(name, title, header, len(labels), rows, notes, tuple(records))
 
 
-def wide(entries: Iterable[tuple[Row, Row, Value]]) -> tuple[list[Row], dict[Row, dict[Row, Value]]]:
-    """Entries of row, column and value as a table: its columns and its rows, in the order in which they first occur."""
+def pivot(cells: Iterable[tuple[Row, Row, Value]]) -> tuple[list[Row], dict[Row, dict[Row, Value]]]:
+    """The columns, and the values by row and column, both in the order in which they first occur."""
     columns: dict[Row, None] = {}
     rows: dict[Row, dict[Row, Value]] = {}
-    for row, column, value in entries:
+    for row, column, value in cells:
         rows.setdefault(row, {})[column] = value
         columns[column] = None
     return list(columns), rows
 
 
 def number(
-    mean: float,
-    low: float = _NAN,
-    high: float = _NAN,
-    std: float = _NAN,
-    *,
-    share: bool = False,
-    digits: int = 3,
+    mean: float, low: float = _NAN, high: float = _NAN, std: float = _NAN, *, share: bool = False, digits: int = 3,
     sign: str = "",
-) -> str:
+) -> str:  # fmt: skip
     """`0.110 ± 0.010 [0.085, 0.135]` over draws, `0.110 [0.090, 0.130]` for one; shares in percent, a dash for NaN."""
     if math.isnan(mean):
         return UNDEFINED
@@ -91,20 +85,16 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment for the package booktabs; specials in the texts are escaped."""
+    """A `table` environment for the package booktabs; special characters in the texts are escaped."""
     head, *rows = (" & ".join(_escaped(text, _LATEX) for text in row) + r" \\" for row in (table.header, *table.rows))
     caption = ". ".join([_escaped(table.title, _LATEX, 200), " ".join(_escaped(n, _LATEX, 4000) for n in table.notes)])
-    body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
     columns = "l" * table.labels + "r" * (len(table.header) - table.labels)
-    return rf"""\begin{{table}}
-\centering
-\caption{{{caption}}}
-\label{{tab:{table.name}}}
-\begin{{tabular}}{{{columns}}}
-{body}
-\end{{tabular}}
-\end{{table}}
-"""
+    lines = [
+        r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule",
+        r"\end{tabular}", r"\end{table}", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
 
 
 def to_csv(table: Table) -> str:
@@ -114,22 +104,22 @@ def to_csv(table: Table) -> str:
 
 def frame_to_csv(frame: pd.DataFrame) -> str:
     """A frame as CSV in which no name and no cell starts a spreadsheet formula; NaN is empty."""
-    safe: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, column in frame.items():
         if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
             codes, texts = pd.factorize(column, use_na_sentinel=False)
-            column = pd.Series(["" if pd.isna(text) else _safe(text) for text in texts]).take(codes)
-        safe[_safe(name)] = pa.array(column, from_pandas=True)
+            column = pd.Series(["" if pd.isna(text) else _no_formula(text) for text in texts]).take(codes)
+        columns[_no_formula(name)] = pa.array(column, from_pandas=True)
     out = pa.BufferOutputStream()  # Arrow takes a tenth of the time that pandas takes
-    arrow_csv.write_csv(pa.table(safe), out, arrow_csv.WriteOptions(quoting_style="needed"))
+    arrow_csv.write_csv(pa.table(columns), out, arrow_csv.WriteOptions(quoting_style="needed"))
     return out.getvalue().to_pybytes().decode("utf-8")
 
 
-def _safe(cell: Any) -> str:
+def _no_formula(cell: Any) -> str:
     text = printable(f"{cell:.12g}" if isinstance(cell, float) else str(cell), 500)
     return f"'{text}" if text.startswith(_FORMULA) and isinstance(cell, str) else text
 
 
 def _escaped(text: str, escapes: Mapping[str, str], most: int = 80) -> str:
-    shown = "".join(escapes.get(character, character) for character in printable(text, most))
-    return _LINK.sub(r"]\\\1", shown) if escapes is _MARKDOWN else shown
+    escaped = "".join(escapes.get(character, character) for character in printable(text, most))
+    return _LINK.sub(r"]\\\1", escaped) if escapes is _MARKDOWN else escaped

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
+import numpy as np
 
 from iclgd.common.printable import printable
 from iclgd.report.chart import LINES, Figure, looks
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _VALUES = ("mean", "low", "high", "published", "upper")
 _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much an axis spans that is logarithmic
+_TITLES = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.layers": "trained layers"}
 
 
 @dataclass(frozen=True)
@@ -33,34 +35,47 @@ class Measure:
         """A figure about it."""
         return Figure(f"{kind}/{self.info.name}", title, chart, caption, self.info.label, self.info.headline)
 
-    def axis(self, rows: Frame, channel: Any = alt.Y) -> Any:
+    def axis(self, rows: Frame, channel: Any = alt.Y, field: str = "mean", may_be_log: bool = False) -> Any:
         """Its axis: it holds zero where the score can be negative, or where its values come near zero."""
-        known = rows[[name for name in _VALUES if name in rows]]
-        zero = self.info.limits[0] < 0 or bool(known.min().min() < 0.35 * known.max().max())
+        values = rows[[name for name in _VALUES if name in rows]]
+        low, high = values.min().min(), values.max().max()
+        scale = alt.Scale(zero=bool(self.info.limits[0] < 0 or low < 0.35 * high), nice=True)
+        if may_be_log and 0 < low <= high / _LOG_RATIO:
+            scale = alt.Scale(type="log", nice=True)
         axis = alt.Axis(tickCount=5, format="~%") if self.info.share else alt.Axis(tickCount=5, labelExpr=_PLAIN)
-        return channel("mean:Q", title=self.info.label, scale=alt.Scale(zero=zero, nice=True), axis=axis)
+        return channel(f"{field}:Q", title=self.info.label, scale=scale, axis=axis)
 
     def tooltip(self, *about: Any) -> list[Any]:
-        """What is told of a mark under the pointer."""
+        """What is shown of a mark under the pointer."""
         numbers = [("mean", self.info.label), ("low", "low"), ("high", "high")]
         return ["variant:N", *about, *(alt.Tooltip(f"{n}:Q", format=".4f", title=title) for n, title in numbers)]
 
-    def curves(self, split: Grid, x: Any, about: str) -> tuple[Any, str]:
+    def curves(self, split: Grid, x: Any, about: str, may_be_log: bool = False) -> tuple[Any, str]:
         """A line and a band for each variant with marks where there is room, and words on what they mean.
 
-        What was published is a dotted line, and a value where no draw gave a usable result a cross on the axis.
+        What was published is a dotted line, a draw alone among several a hollow mark off the line, and a value where
+        no draw gave a usable result a cross on the axis.
         """
-        rows, base, y = split.rows, alt.Chart(), self.axis(split.rows)
-        look = looks(self.results.variants, rows["variant"], LINES)
+        rows, base = split.rows, alt.Chart()
+        y, look = self.axis(rows, may_be_log=may_be_log), looks(self.results.variants, rows["variant"], LINES)
         words, layers = [f"{self.info.label} {about}. {interval_words(rows)}"], zero_rule(rows)
-        if "low" in rows and rows["low"].notna().any():
+        several = "low" in rows and bool(rows["low"].notna().any())
+        if several:
+            rows["lone"] = (rows["draws"] == 1) & rows["mean"].notna()
             band = base.mark_area(opacity=0.16 if rows["variant"].nunique() <= 6 else 0.07)
             layers.append(band.encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["fill"]))
-        layers.append(base.mark_line().encode(x, y, look["color"], look["strokeDash"]))
+        line = base.transform_calculate(line="datum.lone ? null : datum.mean").mark_line()
+        layers.append(line.encode(x, self.axis(rows, alt.Y, "line", may_be_log), look["color"], look["strokeDash"]))
         marked = rows["x"].nunique() <= _MOST_MARKED
-        point = base.mark_point(filled=True, size=20, opacity=int(marked)).transform_filter("datum.mean !== null")
+        point = base.mark_point(filled=True, size=20, opacity=int(marked))
         seen = [look["fill"], look["shape"]] if marked else []
-        layers.append(point.encode(x, y, *seen, tooltip=self.tooltip(alt.Tooltip("x:Q", title=x["title"]))))
+        tooltip = self.tooltip(alt.Tooltip("x", type=x["type"], title=x["title"]))
+        point = point.transform_filter("datum.mean !== null && !datum.lone")
+        layers.append(point.encode(x, y, *seen, tooltip=tooltip))
+        if several and rows["lone"].any():  # and a band has no width between two of them
+            hollow = base.mark_point(filled=False, size=24, strokeWidth=1.2).transform_filter("datum.lone")
+            layers.append(hollow.encode(x, y, look["color"], look["shape"], tooltip=tooltip))
+            layers.append(base.mark_rule().encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"]))
         if "published" in rows and rows["published"].notna().any():
             theirs = base.mark_line(strokeDash=[1, 2], strokeWidth=1.1)
             layers.append(theirs.encode(x, alt.Y("published:Q"), look["color"]))
@@ -74,41 +89,51 @@ class Measure:
 
     def heat_map(self, split: Grid, x: str, y: str, about: str, log: bool = False) -> tuple[Any, str]:
         """Maps that share one colour scale, counted from the lower left, and words on what they show."""
-        known = {name: sorted({int(value) for value in split.rows[name]}) for name in ("x", "y")}
+        values = {name: sorted({int(value) for value in split.rows[name]}) for name in ("x", "y")}
         axes = {
-            name: alt.Axis(values=values[:: -(-len(values) // 8)], labelAngle=0, grid=False, domain=False)
-            for name, values in known.items()
+            name: alt.Axis(values=ticks[:: -(-len(ticks) // 8)], labelAngle=0, grid=False, domain=False)
+            for name, ticks in values.items()
         }
-        across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=known["x"], padding=0))
-        up = alt.Y("y:O", title=y, axis=axes["y"], sort=None, scale=alt.Scale(domain=known["y"][::-1], padding=0))
+        across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=values["x"], padding=0))
+        up = alt.Y("y:O", title=y, axis=axes["y"], sort=None, scale=alt.Scale(domain=values["y"][::-1], padding=0))
         color = color_scale(split.rows["mean"], self.info.label, self.info.limits, log)
-        told = ["variant:N", alt.Tooltip("y:O", title=y), alt.Tooltip("x:O", title=x), "mean:Q"]
-        cell = alt.Chart().mark_rect().encode(across, up, color, tooltip=told)
-        return split.draw(
-            cell, height=min(0.85 * split.width, 180)
-        ), f"{self.info.label} {about}. {mean_words(split.rows)}"
+        tooltip = ["variant:N", alt.Tooltip("y:O", title=y), alt.Tooltip("x:O", title=x), "mean:Q"]
+        chart = split.draw(
+            alt.Chart().mark_rect().encode(across, up, color, tooltip=tooltip), height=min(0.85 * split.width, 180)
+        )
+        return chart, f"{self.info.label} {about}. {mean_words(split.rows)}"
 
 
 def measured(results: Results, layered: bool, rows: Frame = None) -> Iterator[tuple[Measure, Frame]]:
-    """Each score that was measured, headlines first, with its rows of the summary; without a mean if all diverged."""
+    """Each score that was measured, headlines first, with its rows of the summary; without a mean if all diverged.
+
+    Intervals over draws stay; those over the queries of a single draw are dropped, because they are narrower and would
+    make the setting with the fewest draws look the most precise.
+    """
     rows = results.summary if rows is None else rows
-    known = rows["mean"].notna() | (rows[["diverged", "unstable"]].sum(axis=1) > 0)
-    rows = rows[(rows["examples"] == "all") & (rows["layer"].notna() == layered) & known]
+    usable = rows["mean"].notna() | (rows[["diverged", "unstable"]].sum(axis=1) > 0)
+    rows = rows[(rows["examples"] == "all") & (rows["layer"].notna() == layered) & usable].copy()
+    rows.loc[rows["unit"] != "draws", ["low", "high"]] = np.nan
     parts = dict(iter(rows.assign(variant=rows["finetune.name"].map(results.labels)).groupby("score")))
     for name, info in results.scores.items():
         if name in parts and parts[name]["mean"].notna().any():
             yield Measure(results, info), parts[name].copy()
 
 
+def axis_title(results: Results, key: str) -> str:
+    """What an axis calls a key."""
+    return printable(_TITLES.get(key) or results.heading(key).replace("_", " "))
+
+
 def number_axis(title: str, values: Frame, may_be_log: bool = True) -> Any:
     """The axis of a number: ticks at the values themselves while they are few, logarithmic if they span much."""
-    known = sorted(set(values.astype(float)))
-    log = may_be_log and known[0] > 0 and known[-1] / known[0] >= _LOG_RATIO
-    ticks: dict[str, Any] = {"values": known} if len(known) <= 8 else {"tickCount": 6}
-    ticks |= {"tickMinStep": 1} if not log and all(value.is_integer() for value in known) else {}
+    ticks = sorted(set(values.astype(float)))
+    log = may_be_log and ticks[0] > 0 and ticks[-1] / ticks[0] >= _LOG_RATIO
+    options: dict[str, Any] = {"values": ticks} if len(ticks) <= 8 else {"tickCount": 6}
+    options |= {"tickMinStep": 1} if not log and all(value.is_integer() for value in ticks) else {}
     scale = alt.Scale(type="log", nice=False, padding=4) if log else alt.Scale(zero=False, nice=False, padding=4)
-    axis = alt.Axis(labelExpr=_PLAIN, labelOverlap=True, labelFlush=True, **ticks)
-    return alt.X("x:Q", title=printable(title), scale=scale, axis=axis)
+    axis = alt.Axis(labelExpr=_PLAIN, labelOverlap=True, labelFlush=True, **options)
+    return alt.X("x", type="quantitative", title=title, scale=scale, axis=axis)
 
 
 def zero_rule(rows: Frame, axis: str = "y") -> list[Any]:
@@ -125,25 +150,23 @@ def mean_words(rows: Frame) -> str:
 
 def interval_words(rows: Frame) -> str:
     """What intervals are over."""
-    known = rows[rows["low"].notna()] if "low" in rows else rows[:0]
-    if known.empty:
+    with_interval = rows[rows["low"].notna()] if "low" in rows else rows[:0]
+    if with_interval.empty:
         return f"{mean_words(rows)} No intervals."
-    draws: Frame = known.loc[known["unit"] == "draws", "draws"].astype(int)
-    if len(draws):
-        count = f"{draws.min()}" if draws.nunique() == 1 else f"{draws.min()} to {draws.max()}"
-        rest = " (Student's t)." if len(draws) == len(known) else ", or over the queries where there is one draw."
-        return f"95 % intervals over {count} draws of demonstrations{rest}"
-    return "95 % intervals over the queries of one draw of demonstrations; other draws may lie outside."
+    draws: Frame = with_interval["draws"].astype(int)
+    count = f"{draws.min()}" if draws.nunique() == 1 else f"{draws.min()} to {draws.max()}"
+    lone = bool(((rows["draws"] == 1) & rows["mean"].notna()).any())
+    return f"95 % intervals over {count} draws of demonstrations." + " One draw alone has no interval." * lone
 
 
 def color_scale(values: Frame, label: str, limits: Sequence[float], log: bool = False) -> Any:
     """A colour scale: centred on zero where values can be negative, else from dark to light."""
-    known = values.dropna().astype(float)
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    defined = values.dropna().astype(float)
+    low, high = (float(defined.min()), float(defined.max())) if len(defined) else (0.0, 1.0)
     if limits[0] < 0 and (low < 0 or math.isfinite(limits[0])):
         most = max(abs(low), abs(high)) or 1.0
-        domain, scheme = [-most, most], "purpleorange"
+        domain, scheme = [-most, most], "blueorange"
     else:
         domain, scheme = [low, high if high > low else low * 10 if log else low + 1], "viridis"
-    scale = alt.Scale(domain=domain, scheme=cast(Any, scheme), type="log" if log else "linear")
+    scale = alt.Scale(domain=domain, scheme=scheme, type="log" if log else "linear")  # pyright: ignore
     return alt.Color("mean:Q", title=label, scale=scale, legend=alt.Legend(orient="right", format="~g", tickCount=4))

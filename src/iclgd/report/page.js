@@ -1,7 +1,7 @@
 "use strict";
-// Draws the figures from the JSON in #data when they come into sight, and sorts the table of runs.
+// Draws the figures from the JSON in #data, one after the other, and sorts the table of runs.
 const data = JSON.parse(document.getElementById("data").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const dark = matchMedia("screen and (prefers-color-scheme: dark)");
 const SCALE = 1.85; // from points of a printed page to pixels of a screen
 
 function rows(columns) {
@@ -27,16 +27,13 @@ async function draw(box) {
 }
 
 const boxes = [...document.querySelectorAll(".figure")];
-const drawn = new Map();
-const show = (box) => drawn.set(box, (drawn.get(box) ?? Promise.resolve()).then(() => draw(box)));
-const watcher = new IntersectionObserver((seen) => {
-  for (const { target, isIntersecting } of seen) if (isIntersecting && !drawn.has(target)) show(target);
-}, { rootMargin: "600px" });
-for (const box of boxes) {
-  watcher.observe(box);
-  box.querySelector("select")?.addEventListener("change", () => show(box));
-}
-dark.addEventListener("change", () => drawn.forEach((_, box) => show(box)));
+// All are drawn, in sight or not, so that a printed page has them; in turn, so that the page stays usable meanwhile.
+let last = Promise.resolve();
+const show = (box) => { last = last.then(() => draw(box)).then(() => new Promise((next) => setTimeout(next))); };
+boxes.forEach(show);
+boxes.forEach((box) => box.querySelector("select")?.addEventListener("change", () => show(box)));
+dark.addEventListener("change", () => boxes.forEach(show));
+last.then(() => { document.documentElement.dataset.drawn = "true"; });
 
 const table = document.querySelector("#runs table");
 const value = (row, at) => row.cells[at].textContent;

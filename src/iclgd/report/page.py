@@ -32,13 +32,14 @@ _MOST_FIGURES, _MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 3_500_000, 12, 60, 1500 
 def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str) -> str:
     """The page as text. All text from outside is escaped by the template, or is JSON that scripts show as text."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # vega, vega-lite, vega-embed
-    scripts = [_script(f"(() => {{{bundle}}})();"), _script((_HERE / "page.js").read_text("utf-8"))]
+    scripts = [f"(() => {{{bundle}}})();", (_HERE / "page.js").read_text("utf-8")]
+    scripts = [script.replace("\r\n", "\n").replace("\r", "\n") for script in scripts]  # as a browser hashes them
     options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, **options)
     environment.filters["printable"] = printable
-    drawn, left = _drawn(figures)
-    kinds = itertools.groupby(enumerate(figure for figure, _ in drawn), key=lambda pair: pair[1].kind)
-    data = {"light": theme(), "dark": theme(dark=True), "figures": [packed for _, packed in drawn]}
+    specifications = _specifications(figures)
+    shown = [figure for figure in figures if figure.name in specifications]
+    data = {"light": theme(), "dark": theme(dark=True), "figures": [specifications[f.name] for f in shown]}
     return environment.get_template("page.html.j2").render(
         title=title,
         results=results,
@@ -46,8 +47,8 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         style=Markup((_HERE / "page.css").read_text("utf-8")),
         scripts=[Markup(script) for script in scripts],
         data=Markup(embedded(data)),
-        kinds=[list(kind) for _, kind in kinds],
-        left=left,
+        kinds=[list(kind) for _, kind in itertools.groupby(enumerate(shown), key=lambda pair: pair[1].kind)],
+        left=len(figures) - len(shown),
         tables=[table for table in tables if table.rows],
         notes=remarks(results),
         facts=_facts(results),
@@ -63,13 +64,6 @@ def embedded(data: Any) -> str:
     return "".join(_UNSAFE.get(character, character) for character in written)
 
 
-def _script(code: str) -> str:
-    """A script's text as a browser will hash it."""
-    if "</script" in code.lower() or "<!--" in code:
-        raise ValueError("a script that holds the end of its own element cannot be embedded")
-    return code.replace("\r\n", "\n").replace("\r", "\n")
-
-
 def _policy(scripts: Sequence[str]) -> str:
     """A content security policy: these scripts and no others, and not one request to anywhere."""
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts]
@@ -77,36 +71,37 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
-def _drawn(figures: Sequence[Figure]) -> tuple[list[tuple[Figure, dict[str, Any]]], int]:
-    """Figures with what the page's script draws from, headlines first taken in; and how many found no room."""
+def _specifications(figures: Sequence[Figure]) -> dict[str, dict[str, Any]]:
+    """What the page's script draws each figure from, by name; headlines first, as far as there is room."""
     room, chosen = _MOST_FIGURES, {}
     for figure in sorted(figures, key=lambda figure: not figure.headline):
         packed = _packed(figure.specification)
         size = len(json.dumps(packed))
         if size <= room:
             room, chosen[figure.name] = room - size, packed
-    return [(f, chosen[f.name]) for f in figures if f.name in chosen], len(figures) - len(chosen)
+    return chosen
 
 
 def _packed(specification: Mapping[str, Any]) -> dict[str, Any]:
     """A chart without its theme, and its rows by column, texts as numbers of a list: a third of the size."""
-    kept = {key: value for key, value in specification.items() if key not in ("config", "$schema", "datasets")}
+    spec = {key: value for key, value in specification.items() if key not in ("config", "$schema", "datasets")}
     rows, columns = specification["datasets"][DATA], {}
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]
         texts = list(dict.fromkeys(values)) if any(isinstance(value, str) for value in values) else None
         at = {value: index for index, value in enumerate(texts or ())}
         columns[name] = values if texts is None else {"texts": texts, "at": [at[value] for value in values]}
-    return {"spec": kept, "columns": columns}
+    return {"spec": spec, "columns": columns}
 
 
 def _facts(results: Results) -> dict[str, list[str]]:
     """What the page's head says of all runs."""
-    told = {"tasks": "task.name", "models": "model.name", "variants": "finetune.name"}
-    facts = {name: [results.text(key, run.settings[key]) for run in results] for name, key in told.items()}
+    names = {"tasks": "task.name", "models": "model.name", "variants": "finetune.name"}
+    facts = {name: [results.text(key, run.settings[key]) for run in results] for name, key in names.items()}
     facts["varied"] = [*results.varied, *(["seed"] if _differs(results, "seed") else [])]
-    made = [one for run in results if (one := run.environment.get("iclgd") or {}).get("revision")]
-    facts["git revisions"] = [str(one["revision"])[:10] + "+" * bool(one.get("dirty")) for one in made]
+    versions = [run.environment.get("iclgd") or {} for run in results]
+    known = [version for version in versions if version.get("revision")]
+    facts["git revisions"] = [str(version["revision"])[:10] + "+" * bool(version.get("dirty")) for version in known]
     return {name: list(dict.fromkeys(values)) for name, values in facts.items() if values}
 
 
@@ -131,31 +126,33 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
     """What the models read: the demonstrations and the first queries of a few draws, with how each was answered."""
     keys = [key for key in results.keys if key.startswith(("task.", "model."))] + ["seed", "task.permutation"]
     keys = [key for key in keys if _differs(results, key)]
-    seen: dict[tuple[str, ...], FinishedRun] = {}
+    heads = ["" if key.endswith(".name") else f"{varying_keys.heading(key, keys)} " for key in keys]
+    runs: dict[str, FinishedRun] = {}
     for run in results:
-        seen.setdefault(tuple(results.text(key, run.settings.get(key)) for key in keys), run)
-    for where, run in list(seen.items())[:_MOST_PROMPTS]:
-        heads = ("" if key.endswith(".name") else f"{varying_keys.heading(key, keys)} " for key in keys)
-        name = " · ".join(map("".join, zip(heads, where, strict=True))) or run.name
+        texts = [head + results.text(key, run.settings.get(key)) for head, key in zip(heads, keys, strict=True)]
+        runs.setdefault(" · ".join(texts), run)
+    for name, run in list(runs.items())[:_MOST_PROMPTS]:
+        name = name or run.name
         try:
             content = run.prompts()
         except DamagedRun:
             yield {"name": name, "lists": {}, "left": 0}
             continue
-        words, single = content.get("label_words") or [], {n: v[:, 0] for n, v in run.values.items() if v.shape[1] == 1}
-        shares = {score.label: single[n] for n, score in results.scores.items() if score.share and n in single}
-        demonstrations = [_item(item, words) for item in content["demonstrations"][:_MOST_ITEMS]]
-        queries = [_item(item, words) for item in content["queries"][:_MOST_ITEMS]]
-        for at, query in enumerate(queries):  # for each share that has a value of it, whether it counts
-            known = ((label, v[at]) for label, v in shares.items() if at < len(v) and not math.isnan(v[at]))
-            query["marks"] = [(label, value == 1) for label, value in known]
-        left = len(content["queries"]) - len(queries)
-        yield {"name": name, "lists": {"demonstrations": demonstrations, "queries": queries}, "left": left}
+        words = content.get("label_words") or []
+        lists = {
+            kind: [_item(item, words) for item in content[kind][:_MOST_ITEMS]] for kind in ("demonstrations", "queries")
+        }
+        for score, values in run.values.items():  # for each share that has a value of a query, whether it counts
+            if score in results.scores and results.scores[score].share and values.shape[1] == 1:
+                for query, value in zip(lists["queries"], values[:, 0], strict=False):
+                    query["marks"] += [(results.scores[score].label, value == 1)] * (not math.isnan(value))
+        yield {"name": name, "lists": lists, "left": len(content["queries"]) - len(lists["queries"])}
 
 
 def _item(item: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    shown, label = item["text"], item["label"]
-    cut = shown if len(shown) <= _MOST_TEXT else f"{shown[:_MOST_TEXT]}… ({len(shown):,} characters)"
-    visible = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in cut)
+    text, label = item["text"], item["label"]
+    if len(text) > _MOST_TEXT:
+        text = f"{text[:_MOST_TEXT]}… ({len(text):,} characters)"
+    visible = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
     word = words[label] if label < len(words) else f"option {label}"
     return {"text": visible, "label": word, "tokens": len(item["token_ids"]), "marks": []}

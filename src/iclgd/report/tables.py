@@ -1,7 +1,4 @@
-"""Tables as papers print them: settings as rows and scores as columns, or as the user says.
-
-They show what `Results.summary` and the conclusions hold, each number in one table only.
-"""
+"""The report's tables: summary, variants at held-out rates, comparisons, planted truths and data statistics."""
 
 from __future__ import annotations
 
@@ -9,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from iclgd.report.formats import Row, Table, number, wide
-from iclgd.report.planted_truth_tables import notice_tables
+from iclgd.report.formats import Row, Table, number, pivot
+from iclgd.report.planted_truths import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.conclusions import Contender, Difference
@@ -26,24 +23,28 @@ SCORE = "score"  # stands among rows or columns for the scores' names
 def tables(
     results: Results, rows: Sequence[str] = (), columns: Sequence[str] = (), scores: Sequence[str] = ()
 ) -> list[Table]:
-    """Every table that these runs fill: summary, held-out rates, comparisons, planted truths, data.
+    """Every table that these runs fill.
 
     Args:
         results: the runs.
-        rows: Hydra keys whose values are the rows of the summary, in this order; what varied and is named nowhere
-            comes after them, for no two settings share a cell.
+        rows: Hydra keys whose values are the rows of the summary. Swept keys that are named nowhere are added, so that
+            no two settings share a cell.
         columns: the same for columns; `score` stands for the scores' names, and is the default.
         scores: the scores to show; all where empty.
 
     Raises:
-        ReportError: a key or a score that these runs do not have.
+        ReportError: these runs do not have one of the keys or scores.
     """
-    among, untold = conclusions.contenders(results)
-    made = conclusions.differences(results, among)
-    found = [summary(results, rows, columns, scores)]
-    found += [held_out(results, among, untold)] if untold or any(len(one.tried) > 1 for one in among) else []
-    found += [comparisons(results, made)] if made else []
-    return [*found, *notice_tables(results), data(results)]
+    contenders, without_rate = conclusions.contenders(results)
+    differences = conclusions.differences(results, contenders)
+    several_rates = bool(without_rate) or any(len(one.tried) > 1 for one in contenders)
+    return [
+        summary(results, rows, columns, scores),
+        *([held_out(results, contenders, without_rate)] if several_rates else []),
+        *([comparisons(results, differences)] if differences else []),
+        *notice_tables(results),
+        data(results),
+    ]
 
 
 def summary(
@@ -52,28 +53,27 @@ def summary(
     """Every score of every setting over its draws, published numbers below those that they match."""
     wanted = _scores(results, scores)
     down, across = _layout(results, rows, columns)
-    shown = whole(results.summary).drop(columns=["examples", "layer"])
-    records = [published.beside(row) for row in shown[shown[SCORE].isin(wanted)].to_dict("records")]
+    frame = whole(results.summary).drop(columns=["examples", "layer"])
+    records = [published.beside(row) for row in frame[frame[SCORE].isin(wanted)].to_dict("records")]
     order = {name: at for at, name in enumerate(wanted)}
     records.sort(key=lambda r: [order[r[k]] if k == SCORE else results.rank(k, r[k]) for k in (*down, *across)])
-    heads, cells = wide((_texts(results, down, r), _texts(results, across, r), r) for r in records)
+    heads, cells = pivot((_texts(results, down, r), _texts(results, across, r), r) for r in records)
     draws = any(record["draws"] > 1 or excluded(record) for record in records)
-    printed: list[Row] = []
+    lines: list[Row] = []
     for label, row in cells.items():
-        counted = (_draws(results, row.values()),) * draws
-        printed.append((*label, *counted, *(cell(results, row.get(column)) for column in heads)))
-        known = [row[column] if "published_mean" in row.get(column, ()) else None for column in heads]
-        if any(known):
-            theirs = [f"{r['published_mean']:.2f} ± {r['published_std']:.2f}" if r else "" for r in known]
-            printed.append(("published", *[""] * (len(label) - 1 + draws), *theirs))
+        counts = (_draws(results, row.values()),) * draws
+        lines.append((*label, *counts, *(cell(results, row.get(column)) for column in heads)))
+        if any("published_mean" in record for record in row.values()):
+            blank = [""] * (len(label) - 1 + draws)
+            lines.append(("published", *blank, *(_published(row.get(column, {})) for column in heads)))
     names = (*map(results.heading, down), *["draws"] * draws)
     title = "Likeness of finetuning to in-context learning"
     header, notes = (*names, *map(" · ".join, heads)), _notes(results, records)
-    return Table("summary", title, header, len(names), tuple(printed), notes, tuple(records))
+    return Table("summary", title, header, len(names), tuple(lines), notes, tuple(records))
 
 
 def cell(results: Results, record: Mapping[str, Any] | None, interval: bool = True) -> str:
-    """The mean of a row of `Results.summary` as text; no row is an empty cell."""
+    """The mean of a row of `Results.summary` as text; an empty cell where there is no row."""
     if record is None:
         return ""
     if math.isnan(record["mean"]) and excluded(record):
@@ -86,60 +86,72 @@ def _number(score: ScoreInfo, record: Mapping[str, Any], interval: bool = True) 
     return number(record["mean"], *ends, std=record["std"], share=score.share, digits=score.digits)
 
 
-def held_out(results: Results, among: Sequence[Contender], untold: Sequence[str]) -> Table:
-    """Each variant at the rate that its other draws chose, where it ran at several."""
-    entries, records = [], []
-    for one in among:
+def _published(record: Mapping[str, Any]) -> str:
+    return f"{record['published_mean']:.2f} ± {record['published_std']:.2f}" if "published_mean" in record else ""
+
+
+def held_out(results: Results, contenders: Sequence[Contender], without_rate: Sequence[str]) -> Table:
+    """Each variant that ran at several rates, every draw at the rate that the other draws chose."""
+    cells, records = [], []
+    for one in contenders:
         label = (*_others(results, one), results.variants[one.variant].label)
         for record in at_chosen_rates(results, [one]):
             score = results.scores[record[SCORE]]
             if score.learned:
-                whose = (*label, record["rates"], str(len(one.rates)))
-                entries.append((whose, (score.label,), _number(score, record)))
+                row = (*label, record["rates"], str(len(one.rates)))
+                cells.append((row, (score.label,), _number(score, record)))
                 records.append(record)
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
-    if any(one.at_edge for one in among):
+    if any(one.at_edge for one in contenders):
         notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
     labels = (*map(results.heading, _other_keys(results)), "variant", "chosen rates", "draws")
     title = "Variants at rates chosen on other draws"
-    return Table.wide("held_out", title, labels, entries, (*notes, *untold), records)
+    return Table.pivot("held_out", title, labels, cells, (*notes, *without_rate), records)
 
 
-def comparisons(results: Results, made: Sequence[Difference]) -> Table:
+def comparisons(results: Results, differences: Sequence[Difference]) -> Table:
     """The differences that the variants ask for, draw by draw."""
-    entries, records = [], []
-    for difference in made:
+    cells, records = [], []
+    for difference in differences:
         first, second = difference.names(results.variants)
         draws = str(max(result.draws for result in difference.results.values()))
         label = (*_others(results, difference.first), f"{first} minus {second}", difference.asks, draws)
-        about = {**difference.first.others, "first": difference.first.variant, "second": second}
-        for score, result in difference.results.items():
-            shown = results.scores[score]
-            entries.append((label, (shown.label,), _difference(result, shown.digits)))
+        setting = {**difference.first.others, "first": difference.first.variant, "second": second}
+        for name, result in difference.results.items():
+            score = results.scores[name]
+            cells.append((label, (score.label,), _difference(result, score.digits)))
             numbers = vars(result) | {"marked": result.marked}
-            records.append(about | {"asks": difference.asks, SCORE: score} | numbers)
-    tested = sum(result.p == result.p for difference in made for result in difference.results.values())
+            records.append(setting | {"asks": difference.asks, SCORE: name} | numbers)
+    tested = sum(result.p == result.p for difference in differences for result in difference.results.values())
     marks = f"* p < 0.05 after Holm's correction for the {tested} comparisons with 5 draws or more. "
     notes = (
         marks * bool(tested) + "Intervals need 3 draws. In parentheses: about how many would make them ± 0.05.",
-        conclusions.power_text(made),
+        conclusions.power_text(differences),
     )
     labels = (*map(results.heading, _other_keys(results)), "difference", "tells", "draws")
-    return Table.wide("comparisons", "Differences between variants, paired by draw", labels, entries, notes, records)
+    title = "Differences between variants, paired by draw"
+    return Table.pivot("comparisons", title, labels, cells, notes, records)
 
 
 def data(results: Results) -> Table:
-    """Data statistics, from the prompts that the models saw: labels, demonstrations, queries and their mean tokens."""
+    """Labels, demonstrations, queries and their mean tokens, from the prompts that the models saw."""
     keys, records = prompt_statistics(results)
 
     def text(name: str, value: Any) -> str:
-        return results.text(name, value) if name in keys else f"{value:.1f}" if "tokens" in name else f"{value:g}"
+        if name in keys:
+            return results.text(name, value)
+        return f"{value:.1f}" if "tokens" in name else f"{value:g}"
 
     rows = tuple(tuple(map(text, record, record.values())) for record in records)
-    counted = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
-    header = (*map(results.heading, keys), *counted, "tokens of the context")
+    counts = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
+    header = (*map(results.heading, keys), *counts, "tokens of the context")
     note = "Tokens are means over demonstrations or queries, then over draws; the context has bos and separators."
     return Table("data", "Data statistics", header, len(keys), rows, (note,), tuple(records))
+
+
+def excluded(record: Mapping[str, Any]) -> int:
+    """How many runs of a row of `Results.summary` are left out of its mean."""
+    return record["unstable"] + record["diverged"]
 
 
 def _scores(results: Results, chosen: Sequence[str]) -> list[str]:
@@ -151,11 +163,11 @@ def _scores(results: Results, chosen: Sequence[str]) -> list[str]:
 
 
 def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The keys down and across; what varied and is not named comes below the rows named, a seed never."""
-    known = {results.heading(key): key for key in results.keys} | {key: key for key in (*results.keys, SCORE)}
-    for unknown in (key for key in (*rows, *columns) if key not in known):
+    """The keys down and across; swept keys that are not named come below the rows named, a seed never."""
+    keys = {results.heading(key): key for key in results.keys} | {key: key for key in (*results.keys, SCORE)}
+    for unknown in (key for key in (*rows, *columns) if key not in keys):
         raise ReportError(f"no column {unknown!r}: choose from score, {', '.join(results.keys)}")
-    down, across = [known[key] for key in rows], [known[key] for key in columns]
+    down, across = [keys[key] for key in rows], [keys[key] for key in columns]
     down += [key for key in results.shown if key not in (*down, *across)]
     across += [SCORE] * (SCORE not in (*down, *across))
     return down or (["finetune.name"] if "finetune.name" not in across else ["model.name"]), across
@@ -165,16 +177,11 @@ def _texts(results: Results, keys: Sequence[str], record: Mapping[str, Any]) -> 
     return tuple(results.scores[record[k]].label if k == SCORE else results.text(k, record[k]) for k in keys)
 
 
-def excluded(record: Mapping[str, Any]) -> int:
-    """How many runs of a row of `Results.summary` are left out of its mean."""
-    return record["unstable"] + record["diverged"]
-
-
 def _draws(results: Results, row: Iterable[Mapping[str, Any]]) -> str:
-    """How many draws count, and how many do not, of the scores that depend on finetuning if there are such."""
-    every = list(row)
-    row = [record for record in every if results.scores[record[SCORE]].learned] or every
-    counts = {kind: max(record[kind] for record in row) for kind in ("draws", "unstable", "diverged")}
+    """How many draws count, and how many do not, of the scores that depend on finetuning if there are any."""
+    records = list(row)
+    records = [record for record in records if results.scores[record[SCORE]].learned] or records
+    counts = {kind: max(record[kind] for record in records) for kind in ("draws", "unstable", "diverged")}
     return ", ".join([str(counts.pop("draws")), *(f"{count} {kind}" for kind, count in counts.items() if count)])
 
 
@@ -194,7 +201,7 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _other_keys(results: Results) -> list[str]:
-    return [key for key in results.varied if key not in ("finetune.name", "finetune.lr")]
+    return [key for key in results.varied if key not in (conclusions.VARIANT, conclusions.RATE)]
 
 
 def _others(results: Results, one: Contender) -> Row:

@@ -1,6 +1,6 @@
 """Confidence intervals: of a mean over queries, of a share, and of a mean over draws.
 
-Each covers at least 92 % at a nominal 95 %, from three values on, over the grid of tests/simulation.py. A percentile
+Each covers at least 92 % at a nominal 95 %, from three values on, over the grid of tools/simulation.py. A percentile
 bootstrap does not (74 % at three values, 90 % at twelve), nor does it leave a sample in which all agree: 20
 right of 20 is not 100 % [100, 100].
 """

@@ -1,0 +1,125 @@
+"""Maps and tables of planted truths: who is identified, what is confused, where ICL stands between its anchors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from iclgd.common.printable import printable
+from iclgd.report.chart import DATA, Figure, themed
+from iclgd.report.formats import Table, number
+from iclgd.report.marks import color_scale
+from iclgd.report.panels import Frame, records
+from iclgd.results.planted_truths import Notice, labels, notices, paragraph, place_in_words
+from iclgd.statistics import Interval
+
+if TYPE_CHECKING:
+    from iclgd.results.frame import Results
+
+
+def planted_truths(results: Results) -> Iterator[Figure]:
+    """For each score, what every candidate scores where each variant plays ICL's part."""
+    names, sweeps = labels(results), notices(results)
+    for notice in sweeps:
+        place = place_in_words(results, notice)
+        parts: Any = notice.matrix.groupby("score", sort=False)
+        for score, cells in parts:
+            info = results.scores[str(score)]
+            chart: Any = matrix(cells.replace({"truth": names, "candidate": names}), info.label, info.limits)
+            caption = f"{info.label}, {place}. Rows: what plays ICL's part; columns: candidates. "
+            caption += "Mean over draws [95 % interval over draws]."
+            name, choice = f"planted_truths/{info.name}", info.label
+            if len(sweeps) > 1:
+                name, choice = f"{name}/{place}", f"{choice}, {place}"
+            yield Figure(name, "Would the scores notice?", chart, caption, choice, info.headline)
+
+
+def matrix(frame: Frame, label: str, limits: Sequence[float]) -> alt.LayerChart:
+    """A map of numbers with the interval of each written below it.
+
+    Args:
+        frame: columns truth (rows, from the top), candidate (across), mean, low and high, in the order to be shown.
+        label: what the number is.
+        limits: its least and largest value, the ends of the colour scale where both are finite.
+    """
+    cells = frame[["candidate", "truth", "mean"]].set_axis(["x", "y", "mean"], axis=1)
+    cells = cells.assign(x=cells["x"].map(printable), y=cells["y"].map(printable))
+    ends = zip(frame["low"], frame["high"], strict=True)
+    cells["value"] = [f"{value:.2f}" if np.isfinite(value) else "\N{EN DASH}" for value in frame["mean"]]
+    cells["about"] = [f"[{low:.2f}, {high:.2f}]" if np.isfinite(low + high) else "" for low, high in ends]
+    shared = cells["mean"] if not np.isfinite(limits).all() else pd.Series(limits)  # one scale for all matrices
+    color = color_scale(shared, label, limits)
+    low, high = color.to_dict()["scale"]["domain"]
+    dark = f"datum.mean !== null && abs(datum.mean - {(low + high) / 2}) > {(high - low) * 0.32}"
+    ink = alt.when(dark).then(alt.value("white")).otherwise(alt.value("#1d2327"))
+    axis = alt.Axis(orient="top", labelAngle=-35, domain=False, ticks=False)
+    x = alt.X("x:N", sort=list(dict.fromkeys(cells["x"])), title=None, axis=axis)
+    y = alt.Y("y:N", sort=list(dict.fromkeys(cells["y"])), title=None)
+    base = alt.Chart(alt.NamedData(name=DATA))
+    tiles = base.mark_rect(stroke="white", strokeWidth=1).encode(x, y, color)
+    numbers = base.mark_text(dy=-5).encode(x, y, alt.Text("value:N"), color=ink)
+    intervals = base.mark_text(dy=6, fontSize=6).encode(x, y, alt.Text("about:N"), color=ink)
+    planted = base.mark_rect(filled=False, stroke="#1d2327", strokeWidth=1.6).encode(x, y)
+    planted = planted.transform_filter("datum.x === datum.y")
+    chart = alt.layer(tiles, planted, numbers, intervals).properties(width=alt.Step(42), height=alt.Step(27))
+    return themed(chart, records(cells))
+
+
+def notice_tables(results: Results) -> list[Table]:
+    """For each model and task: the matrices of the headline scores, the ranking of scores, and the anchored scores."""
+    tables = []
+    for at, notice in enumerate(notices(results)):
+        suffix, place = f"_{at + 1}" if at else "", place_in_words(results, notice)
+        tables += [make(results, notice, suffix, place) for make in (_matrices, _ranking, _anchored)]
+    return [table for table in tables if table.rows]
+
+
+def _matrices(results: Results, notice: Notice, suffix: str, place: str) -> Table:
+    names, texts = labels(results), []
+    cells: Any = notice.matrix[notice.matrix["score"].isin(results.headline)]
+    for cell in cells.to_dict("records"):
+        score, truth, candidate = results.scores[cell["score"]], cell["truth"], cell["candidate"]
+        text = number(cell["mean"], cell["low"], cell["high"], share=score.share, digits=score.digits)
+        texts.append(((score.label, names.get(truth, truth)), (names.get(candidate, candidate),), text))
+    title = f"What candidates score where a planted truth plays ICL's part: {place}"
+    notes = ("Mean over draws [95 % interval over draws].", paragraph(results, notice))
+    rows = notice.matrix.to_dict("records")
+    return Table.pivot(f"notice_matrix{suffix}", title, ("score", "truth"), texts, notes, rows)
+
+
+def _ranking(results: Results, notice: Notice, suffix: str, place: str) -> Table:
+    names, rows = labels(results), []
+    for rank in notice.ranking:
+        worst = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:3]
+        confused = "; ".join(f"{names.get(t, t)} for {names.get(c, c)} ({part:.0%})" for t, (c, part) in worst)
+        rows.append((results.scores[rank.score].label, _text(rank.share, True), f"{rank.chance:.0%}", confused))
+    title = f"How often each score puts the true candidate first: {place}"
+    header = ("score", "identified", "chance", "most often taken for another")
+    notes = ("Share of planted truths and draws [95 % interval over draws].",)
+    numbers = [{"score": rank.score, "chance": rank.chance} | vars(rank.share) for rank in notice.ranking]
+    return Table(f"notice_ranking{suffix}", title, header, 1, tuple(rows), notes, tuple(numbers))
+
+
+def _anchored(results: Results, notice: Notice, suffix: str, place: str) -> Table:
+    names, rows, numbers = labels(results), [], []
+    for standing in notice.standings:
+        score = results.scores[standing.score]
+        parts = {name: getattr(standing, name) for name in ("icl", "floor", "planted", "anchored")}
+        texts = [_text(parts[name], score.share, score.digits) for name in ("icl", "floor", "planted")]
+        anchored = "not told apart" if math.isnan(standing.anchored.mean) else _text(standing.anchored)
+        rows.append((score.label, names.get(standing.candidate, standing.candidate), *texts, anchored))
+        flat = {f"{name}_{key}": value for name, part in parts.items() for key, value in vars(part).items()}
+        numbers.append({"score": standing.score, "candidate": standing.candidate} | flat)
+    title = f"Scores on ICL between their anchors: {place}"
+    header = ("score", "candidate", "on ICL", "floor on ICL", "if ICL were the candidate", "anchored")
+    note = "Anchored: 0 is the floor's score, 1 what the candidate scores where its own variant plays ICL's part."
+    return Table(f"notice_anchored{suffix}", title, header, 2, tuple(rows), (note,), tuple(numbers))
+
+
+def _text(interval: Interval, share: bool = False, digits: int = 3) -> str:
+    return number(interval.mean, interval.low, interval.high, share=share, digits=digits)
