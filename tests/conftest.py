@@ -75,7 +75,7 @@ def in_process(tmp_path, monkeypatch):
     """The Python interface, with the fake experiment, in an empty folder."""
     import iclgd as package
 
-    faked = ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking", "iclgd.runs.fingerprint")
+    faked = ("iclgd.experiment", "iclgd.report.console", "iclgd.tracking", "iclgd.evidence.preparation")
     stood = {name: sys.modules.get(name) for name in faked}
     runpy.run_path(str(Path(__file__).with_name("support") / "fake_experiment" / "sitecustomize.py"))
     for name in ("experiment", "tracking"):

@@ -14,9 +14,12 @@ from iclgd import __version__, tracking
 from iclgd.common.records import Recording, axes_of
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
 from iclgd.config.enumerations import Placement, Procedure
-from iclgd.evidence import Laboratory, gather, reference_prompts
+from iclgd.evidence.gather import gather
+from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.memory import estimate, refuse_too_large
 from iclgd.evidence.outcome import kept_tensors, means_so_far, model_facts, outcome
+from iclgd.evidence.preparation import Prepared, prepare
+from iclgd.evidence.reference import reference_prompts
 from iclgd.mechanisms import check
 from iclgd.mechanisms.parity import certificate
 from iclgd.metrics import required_inputs
@@ -27,17 +30,19 @@ from iclgd.models.placement import check_processes, devices_of
 from iclgd.runs.checkout import source_patch
 from iclgd.runs.environment import environment
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import Progress
-from iclgd.tasks import as_json, draw, encode, harness  # noqa: F401  its code counts, so it is read now
+from iclgd.tasks import as_json, encode
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> dict[str, Any]:
+def run(
+    config: Config, folder: RunFolder, progress: Progress | None = None, prepared: Prepared | None = None
+) -> dict[str, Any]:
     """Measure one finetuning variant against in-context learning.
 
-    Its caller writes config.yaml and status.json.
+    Its caller writes config.yaml and status.json, and may have prepared the run before.
 
     Returns:
         The content of scores.json.
@@ -52,7 +57,8 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
     check(config.finetune, config.protocol.exit)
     check_processes(config.runtime)
     _refuse_patches_apart(config, wanted)
-    drawn = draw(config)
+    prepared = prepared or prepare(config)
+    drawn = prepared.drawn
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     settings = as_dict(config)
@@ -64,14 +70,16 @@ def run(config: Config, folder: RunFolder, progress: Progress | None = None) -> 
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
         refuse_unknown_tokens(prompts, model)
-        folder.write_json("prompts.json", as_json(prompts, reference_prompts(config, model, prompts)))
+        folder.write_json(
+            "prompts.json", as_json(prompts, reference_prompts(config, model, prompts, prepared.reference))
+        )
         facts = _environment(model, config.runtime)
         folder.write_json("environment.json", {**facts, "estimate": asdict(needs)})
         if parity is not None:
             folder.write_json("parity.json", parity)
         if patch := source_patch():
             folder.write_text("source.patch", patch)
-        laboratory = Laboratory(model, prompts, config, wanted, progress)
+        laboratory = Laboratory(model, prompts, config, wanted, progress, prepared)
         so_far: list[dict[Hashable, Any]] = []
         evidence = gather(laboratory, lambda step, now: so_far.extend(means_so_far(config, step, now)))
         made = outcome(laboratory, evidence, so_far)

@@ -28,7 +28,9 @@ from configs import config as composed
 from iclgd.common.records import PromptSet
 from iclgd.config import Config
 from iclgd.config.variants import variant as named_variant
-from iclgd.evidence import Laboratory, gather
+from iclgd.evidence.gather import gather
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import finetuned, training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
 from iclgd.models.language_model import LanguageModel
@@ -145,7 +147,7 @@ def test_metrics(
     results: dict[str, Any], benchmark: Any, model: LanguageModel, prompts: PromptSet, config: Config
 ) -> None:
     """Scores and intervals of a run."""
-    laboratory = Laboratory(model, prompts, config, required_inputs(config.metric.scores), Progress())
+    laboratory = Laboratory(model, prompts, config, required_inputs(config.metric.scores), Progress(), prepare(config))
     evidence = gather(laboratory)
     chosen = torch.ones(len(prompts.queries), dtype=torch.bool)
     work = lambda: summarise(measure(config.metric.scores, evidence), chosen, config.metric.scores)  # noqa: E731

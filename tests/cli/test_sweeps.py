@@ -11,7 +11,7 @@ from command_line import ROOT, iclgd
 from configs import by_hydra, composed
 from iclgd.cli import hydra_setup
 from iclgd.config import ConfigError, as_dict, typed
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import run_id
 
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
 ASKED = {

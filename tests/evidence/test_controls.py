@@ -13,7 +13,9 @@ from configs import config
 from iclgd.common.paths import config_folder
 from iclgd.common.records import Evidence, PromptSet, Recording, Score, Trace
 from iclgd.config import Config, ConfigError
-from iclgd.evidence import Laboratory, gather
+from iclgd.evidence.gather import gather
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import training_sequences
 from iclgd.mechanisms.finetuning import Loop
 from iclgd.mechanisms.parameters import layer_norms, trainable, trained_parameters
@@ -56,7 +58,7 @@ def prepared(*overrides: str) -> tuple[Config, LanguageModel, PromptSet]:
 @cache
 def toy(*overrides: str) -> Measured:
     run, model, prompts = prepared(*overrides)
-    laboratory = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+    laboratory = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress(), prepare(run))
     evidence = gather(laboratory)
     return Measured(evidence, measure(run.metric.scores, evidence), prompts)
 

@@ -10,9 +10,10 @@ from test_models_recorder import recorded
 
 from configs import config as config_of
 from iclgd.config.enumerations import Layer0
-from iclgd.evidence import moved, spread
 from iclgd.evidence.gather import _without_rounding
+from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import finetuned, instability, jittered, objectives
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.mechanisms.stability import suspicious
@@ -44,7 +45,7 @@ def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(famil
     with finetuned(model, prompts(), learning(lr=0.05)):
         ft = recorded(model, "bos")
     config = config_of("model=toy", "task=toy", f"protocol.layer0={reading}")
-    lab = Laboratory(model, prompts(), config, set(), Progress())
+    lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
     seen = _without_rounding(lab, icl, zsl)
     values = sim_am_delta(seen.attention_scores, ft.attention_scores, zsl.attention_scores)
     assert bool(values[:, 0].isnan().all()) is undefined and values[:, 1:].isfinite().all()

@@ -5,8 +5,9 @@ import torch
 
 from configs import config
 from iclgd.config.enumerations import DropFrom, Exit, RandomUpdate, RecordAt, StepPer
-from iclgd.evidence import Laboratory
 from iclgd.evidence.facts import random_update
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import finetuned, training_sequences
 from iclgd.runs.progress import Progress
 from learning_cases import gradients_of, learning, prompts
@@ -15,7 +16,7 @@ from tiny_models import shared_model
 
 def laboratory(model, *overrides, wanted=("random_update",)):
     settings = learning("runtime.cache='off'", *overrides)
-    return Laboratory(model, prompts(), settings, set(wanted), Progress())
+    return Laboratory(model, prompts(), settings, set(wanted), Progress(), prepare(settings))
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,17 @@ from iclgd.common import paths
 from iclgd.common.records import Evidence
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.config.variants import reference_config
-from iclgd.evidence import Laboratory, gather, learned, reference_prompts
+from iclgd.evidence import learned
+from iclgd.evidence.gather import gather
+from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.outcome import unfit_reference
+from iclgd.evidence.preparation import prepare
+from iclgd.evidence.reference import reference_prompts
 from iclgd.experiment import run
 from iclgd.metrics import measure, required_inputs
 from iclgd.models.loading import load
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import Progress
 from iclgd.tasks import as_json, draw, encode
 
@@ -37,7 +41,7 @@ def prepared(*overrides: str) -> tuple[Config, Laboratory]:
     run = config(*TOY, FEW, *overrides)
     model = load(run.model, run.runtime)
     prompts = encode(draw(run), run, model.tokenizer, model.window)
-    return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+    return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress(), prepare(run))
 
 
 @cache
@@ -186,7 +190,6 @@ def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_
 
 
 def test_another_task_of_the_same_name_in_another_folder_is_another_input(tmp_path, monkeypatch):
-    monkeypatch.setattr("iclgd.runs.fingerprint.is_settled", lambda _: True)  # as if the files were old
     toy_other = (paths.config_folder() / "task" / "toy_other.yaml").read_text()
     asked = [*TOY, "finetune=other_task", "finetune.other_task=third", "metric=[sim_aou]", "tracking=none"]
     made = []
@@ -232,7 +235,7 @@ def test_a_static_patch_of_some_layers_has_no_change_in_the_others():
     run = config(*TOY, "finetune=static_patch", "finetune.layers=1", "metric=weight_cosine", "runtime.cache=off")
     model = load(run.model, run.runtime)
     prompts = encode(draw(run), run, model.tokenizer, model.window)
-    lab = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress())
+    lab = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress(), prepare(run))
     values = measure(run.metric.scores, gather(lab))["weight_cosine"].values
     assert values[0].isnan().all() and (values[1] - 1).abs().max() < 1e-4  # its own change, up to rounding
 
@@ -257,7 +260,7 @@ def test_icl_as_the_reference_is_a_run_without_the_key_byte_by_byte(tmp_path, mo
 def test_prompts_json_lists_what_a_truth_has_seen():
     def listed(*overrides):
         run, lab = prepared(*overrides)
-        own = reference_prompts(run, lab.model, lab.prompts)
+        own = reference_prompts(run, lab.model, lab.prompts, lab.prepared.reference)
         content = as_json(lab.prompts, own)
         return content, content.get("reference_demonstrations")
 

@@ -23,7 +23,7 @@ def settings():
 
 
 def score(value):
-    def experiment(config, folder, progress):
+    def experiment(config, folder, progress, prepared):
         experiment.calls += 1
         folder.write_json("scores.json", {"sim_aou": {"mean": value}})
         return {"sim_aou": {"mean": value}}
@@ -32,7 +32,7 @@ def score(value):
     return experiment
 
 
-def failing(config, folder, progress):
+def failing(config, folder, progress, prepared):
     raise RuntimeError("no luck")
 
 
@@ -74,7 +74,7 @@ def test_a_failure_is_kept_and_not_raised(tmp_path, settings):
     assert "RuntimeError: no luck" in (tmp_path / "a" / "run.log").read_text()
     assert "in failing" in RunFolder(tmp_path / "a").status().traceback
 
-    def refusing(config, folder, progress):
+    def refusing(config, folder, progress, prepared):
         raise ConfigError("task.shots=9 is too many")
 
     refused = execute(settings, tmp_path / "b", refusing)
@@ -83,7 +83,7 @@ def test_a_failure_is_kept_and_not_raised(tmp_path, settings):
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
 def test_a_signal_marks_the_run_and_goes_on_up(tmp_path, settings, stop):
-    def stopped(config, folder, progress):
+    def stopped(config, folder, progress, prepared):
         raise stop
 
     with pytest.raises(stop):
@@ -107,7 +107,7 @@ def test_two_at_once_compute_once(tmp_path, settings, caplog):
     caplog.set_level(logging.INFO)
     calls = []
 
-    def slow(config, folder, progress):
+    def slow(config, folder, progress, prepared):
         calls.append(threading.get_ident())
         wait_until(lambda: caplog.text.count("waiting for it") == 2)
         folder.write_json("scores.json", {})
@@ -157,7 +157,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_fails_the_run_and_the_next_start_mends_it(small_disk, settings):
-    def big(config, folder, progress):
+    def big(config, folder, progress, prepared):
         folder.write_text("scores.json", " " * 100_000 + "{}")
         return {}
 

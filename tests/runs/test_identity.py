@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from configs import composed, config
 from iclgd.config import ReferenceConfig, as_dict
-from iclgd.runs.identity import canonical, run_id, science
+from iclgd.runs.inputs import canonical, run_id, science
 
 
 def identity(*overrides):

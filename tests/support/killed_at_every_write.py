@@ -16,7 +16,7 @@ from iclgd.runs.folder import RunFolder
 CONFIG = config()
 
 
-def experiment(config, folder, progress):
+def experiment(config, folder, progress, prepared):
     for step in range(2):
         progress.stage(f"stage {step}", 1)()
     folder.write_json("scores.json", {"sim_aou": {"mean": 0.5}})

@@ -7,9 +7,9 @@ import pytest
 
 from configs import config
 from iclgd import experiment
+from iclgd.evidence.preparation import prepare
 from iclgd.runs import files
 from iclgd.runs.execute import Ending, execute
-from iclgd.runs.fingerprint import fingerprint
 from iclgd.verify.check import TOLERANCE
 
 SCORES = (
@@ -25,7 +25,7 @@ SMALL = (
 
 
 def made(path, *overrides):
-    outcome = execute(config(*SMALL, *overrides), path, experiment.run, fingerprint)
+    outcome = execute(config(*SMALL, *overrides), path, experiment.run, prepare)
     assert outcome.ending is Ending.done, outcome.message
     return path
 

@@ -32,7 +32,7 @@ def another_rate(folder):
 
 def another_rate_everywhere(folder):
     from iclgd.config import as_dict
-    from iclgd.runs.identity import run_id
+    from iclgd.runs.inputs import run_id
 
     another_rate(folder)
     name = run_id(as_dict(config(*SMALL, "finetune=lcgd", "runtime.save_recordings=true", "finetune.lr=0.06")))

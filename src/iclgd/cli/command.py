@@ -122,7 +122,7 @@ def job(composed: DictConfig) -> float:
             config = placed(typed(composed), settings)
             if RunFolder(path).state() is not State.done:  # a finished run stays so when its data have gone
                 early.refuse(config)
-            outcome = execute(config, path, experiment, _made_of)
+            outcome = execute(config, path, experiment, _prepare)
         if outcome.ending is Ending.skipped:
             from iclgd import tracking
 
@@ -162,10 +162,10 @@ def _experiment(*arguments: Any) -> Any:
     return experiment.run(*arguments)
 
 
-def _made_of(config: Config) -> Any:
-    from iclgd.runs.fingerprint import fingerprint
+def _prepare(config: Config) -> Any:
+    from iclgd.evidence.preparation import prepare
 
-    return fingerprint(config)
+    return prepare(config)
 
 
 def placed(config: Config, settings: DictConfig) -> Config:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from iclgd.common import paths
 from iclgd.config import ConfigError, as_dict, register_schema, typed
 from iclgd.results.published import published
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import run_id
 
 
 def register() -> None:

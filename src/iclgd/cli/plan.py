@@ -19,7 +19,7 @@ from iclgd.common import paths
 from iclgd.common.printable import printable
 from iclgd.config import Config, ConfigError, as_dict, typed
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import duration
 from iclgd.runs.schema import DamagedRun, State, read
 

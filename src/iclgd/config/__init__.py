@@ -1,6 +1,6 @@
 """What can be said on the command line: keys with types, their bounds, and the user's own functions."""
 
-from iclgd.config.bounds import ConfigError
+from iclgd.config.bounds import ConfigError, MissingInput
 from iclgd.config.schema import (
     Config,
     FinetuneConfig,
@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "FinetuneConfig",
     "MetricConfig",
+    "MissingInput",
     "ModelConfig",
     "ReferenceConfig",
     "RuntimeConfig",

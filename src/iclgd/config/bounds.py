@@ -38,6 +38,10 @@ class ConfigError(ValueError):
     """A setting that cannot be run; the message names the key, what it got, and the remedy."""
 
 
+class MissingInput(ConfigError):
+    """Data or a model that is not there, or not any more."""
+
+
 def refuse_impossible(config: Any) -> None:
     """Refuse settings that no machine could run, and choices that exclude each other."""
     for key, (least, most) in _BOUNDS.items():

@@ -14,11 +14,10 @@ from iclgd.common import ranks
 from iclgd.common.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.config import Config
 from iclgd.config.enumerations import RecordAt
+from iclgd.evidence.preparation import Prepared
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.placement import placement_key
 from iclgd.models.recorder import Around, Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
-from iclgd.runs.environment import made_with
 from iclgd.runs.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ class Laboratory:
     config: Config  # the run
     wanted: set[str]  # the input paths that scores name (`metrics.required_inputs`)
     progress: Progress  # where stages are shown
+    prepared: Prepared  # the run's rows and inputs
 
     def questions(self) -> list[Question]:
         """The queries as the recorder takes them."""
@@ -75,22 +75,21 @@ class Laboratory:
             self._told.add(what)
             log.info("%s: %s", what, "taken from an earlier run" if reused else "recorded")
 
-    def recording_key(self, setting: str, context: tuple[int, ...]) -> dict[str, Any]:
-        """Everything that a recording of the model as it was loaded depends on, as plain values."""
+    def recording_key(self, setting: str, context: tuple[int, ...], learned: bool = False, **of: Any) -> str:
+        """The key of a recording: of the model as it was loaded, or of one that `of` says how it learned."""
         plan = self.plan(setting)
-        return {
-            "model": dict(self.model.identity),
-            "context": context,
-            "questions": [[question.token_ids, question.options] for question in self.questions()],
-            "optional": sorted(plan.optional),
-            "record_at": str(self.config.protocol.record_at),
-            "mean_label": plan.mean_label,
-            # what may round otherwise: an ft recording beside it is made here and now
-            "made_with": made_with(str(self.model.device)),
-            "placement": placement_key(self.config.runtime),
-            "matmul": str(self.config.runtime.matmul),
-            "batches": [plan.batch_tokens, str(plan.padding), torch.get_num_threads()],
-        }
+        return self.prepared.inputs.recording_key(
+            self.config,
+            str(self.model.device),
+            learned,
+            context=context,
+            questions=[[question.token_ids, question.options] for question in self.questions()],
+            optional=sorted(plan.optional),
+            record_at=str(self.config.protocol.record_at),
+            mean_label=plan.mean_label,
+            threads=torch.get_num_threads(),
+            **of,
+        )
 
     def undefined(self, like: Recording, setting: str) -> Recording:
         """A recording of the right shapes in which nothing is defined."""

@@ -13,17 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.common.records import PromptSet, Recording, Trace
-from iclgd.config import ConfigError, as_dict
+from iclgd.config import ConfigError
 from iclgd.config.enumerations import CacheMode, Procedure, RecordAt, TrainingData
 from iclgd.config.variants import variant
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.mechanisms import ExactPatch, activation_matched, finetuned, statically_patched
 from iclgd.models.recorder import token_queries
-from iclgd.runs.environment import processor
-from iclgd.runs.fingerprint import training_code
-from iclgd.runs.identity import canonical
-from iclgd.tasks import draw, encode
+from iclgd.tasks import encode
 
 log = logging.getLogger(__name__)
 
@@ -90,35 +87,26 @@ def learned_once(lab: Laboratory, settings: Settings) -> Learned:
     if lab.config.runtime.cache is CacheMode.off:
         return learn(lab, settings)
     facts_wanted = sorted({"trace.update_ranks", "training_query_vectors", "trained_changes"} & lab.wanted)
-    key = canonical({**learning_key(lab, "ft", lab.prompts), "wanted": facts_wanted})
+    key = learning_key(lab, "ft", lab.prompts, wanted=facts_wanted)
     if key not in _LAST:
         _LAST.clear()
         _LAST[key] = learn(lab, settings)
     return _LAST[key]
 
 
-def learning_key(lab: Laboratory, setting: str, prompts: PromptSet) -> dict[str, Any]:
-    """Everything that what a variant leaves depends on, as plain values: a key of caches."""
-    settings = as_dict(lab.config)
+def learning_key(lab: Laboratory, setting: str, prompts: PromptSet, **of: Any) -> str:
+    """The key of what a variant leaves; `of` says what else it depends on."""
     shown = (prompts.training_items(), prompts.calibration)
-    return {
-        **lab.recording_key(setting, prompts.bos),
-        "finetune": settings["finetune"],
-        "code": training_code(settings["finetune"]),
-        "protocol": settings["protocol"],
-        "seed": lab.config.seed,
-        "in_context": prompts.context(),
-        # finetuning may amplify how sums are rounded, which depends on both
-        "summed_on": [processor(), torch.get_num_threads()],
-        "shown": [[[item.token_ids, item.label_length] for item in items] for items in shown],
-    }
+    items = [[[item.token_ids, item.label_length] for item in group] for group in shown]
+    return lab.recording_key(setting, prompts.bos, learned=True, in_context=prompts.context(), shown=items, **of)
 
 
 def compared(lab: Laboratory, settings: Settings) -> Recording:
     """The recording of the variant that `metric.compare_with` names."""
     config, training = variant(lab.config, lab.config.metric.compare_with), None
     if config.finetune.data is not TrainingData.demonstrations:
-        training = encode(draw(config), config, lab.model.tokenizer, lab.model.window).training
+        assert lab.prepared.compared is not None
+        training = encode(lab.prepared.compared, config, lab.model.tokenizer, lab.model.window).training
     return learn(replace(lab, config=config), settings, "other", replace(lab.prompts, training=training)).recording
 
 

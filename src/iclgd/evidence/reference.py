@@ -16,7 +16,7 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
 from iclgd.models.language_model import LanguageModel
 from iclgd.runs.cache import recordings_cache
-from iclgd.tasks import draw, encode
+from iclgd.tasks import Drawn, encode
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Reference:
         prompts, name = prompts or self.prompts, self.lab.config.reference.name
         if name == ICL:
             return self.lab.untouched(setting, prompts)
-        cache, key = recordings_cache(self.lab.config.runtime), learning_key(self.lab, setting, prompts)
-        if f"{setting}.context_scores" in self.lab.wanted:  # they are with the run's own demonstrations, in its order
-            key["context_scores_with"] = self.lab.prompts.context()
-        key["as"] = setting if self.lab.config.finetune.noise else ICL  # which has noise of its own
+        # Attention to the context is to the run's own demonstrations, in its order; noise is each setting's own.
+        own = self.lab.prompts.context() if f"{setting}.context_scores" in self.lab.wanted else None
+        noise = setting if self.lab.config.finetune.noise else ICL
+        cache = recordings_cache(self.lab.config.runtime)
+        key = learning_key(self.lab, setting, prompts, context_scores_with=own, noise_of=noise)
         recording, reused = cache.get_or_compute(key, lambda: self._learned(setting, prompts))
         self.lab.tell(f"{setting} is {name}", reused)
         return recording
@@ -67,22 +68,19 @@ def _with_losses(recording: Recording, trace: Trace) -> Recording:
 
 def referred(lab: Laboratory, settings: Settings) -> Reference:
     """The reference that the run's config names."""
-    prompts = reference_prompts(lab.config, lab.model, lab.prompts)
+    prompts = reference_prompts(lab.config, lab.model, lab.prompts, lab.prepared.reference)
     if prompts is None:
         return Reference(lab, lab.prompts, settings)
     return Reference(replace(lab, config=reference_config(lab.config)), prompts, settings)
 
 
-def reference_prompts(config: Config, model: LanguageModel, prompts: PromptSet) -> PromptSet | None:
-    """The run's queries with the reference's own demonstrations and training items; None if it is the run's own ICL.
-
-    Raises:
-        ConfigError: no such variant, or not enough rows for another sample.
-    """
-    other = reference_config(config)
-    if other is config:
+def reference_prompts(
+    config: Config, model: LanguageModel, prompts: PromptSet, drawn: Drawn | None
+) -> PromptSet | None:
+    """The run's queries with the reference's own rows, as drawn; None if it is the run's own ICL."""
+    if drawn is None:
         return None
-    own = encode(draw(other, other.reference.draw), other, model.tokenizer, model.window)
+    own = encode(drawn, reference_config(config), model.tokenizer, model.window)
     return replace(own, queries=prompts.queries)
 
 

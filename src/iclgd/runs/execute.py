@@ -7,28 +7,35 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from iclgd.config import Config, ConfigError, as_dict
+from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.enumerations import Rerun
 from iclgd.runs.files import plain
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import INPUTS, Inputs, run_id
 from iclgd.runs.process import terminable
 from iclgd.runs.progress import Progress, duration
 from iclgd.runs.schema import DamagedRun, State, read
 from iclgd.runs.secrets import without_secrets
 
-if TYPE_CHECKING:
-    from iclgd.runs.fingerprint import Fingerprint
-
 log = logging.getLogger(__name__)
 
-FINGERPRINT = "fingerprint.json"
-Experiment = Callable[[Config, RunFolder, Progress], Mapping[str, Any]]
+
+class Prepared(Protocol):
+    """What is known of a run before it is computed, and handed on to its experiment."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """All that its numbers depend on."""
+        ...
+
+
+Experiment = Callable[[Config, RunFolder, Progress, Any], Mapping[str, Any]]
+Prepare = Callable[[Config], Prepared]
 
 
 class Ending(StrEnum):
@@ -54,42 +61,45 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Job:
-    """A run to bring to its end: its settings, its folder, and what it would be made of now."""
+    """A run to bring to its end."""
 
     config: Config
     folder: RunFolder
     experiment: Experiment
-    made_of: Callable[[Config], Fingerprint] | None
+    prepare: Prepare | None
 
-    def inputs(self) -> Fingerprint | None:
-        """What it would be made of, as it is now; None where nobody asks."""
-        return None if self.made_of is None else self.made_of(self.config)
+    @functools.cached_property
+    def prepared(self) -> Prepared | None:
+        """What the experiment is handed; None where nobody prepares."""
+        return None if self.prepare is None else self.prepare(self.config)
 
 
-def execute(
-    config: Config, path: Path, experiment: Experiment, made_of: Callable[[Config], Fingerprint] | None = None
-) -> Outcome:
+def execute(config: Config, path: Path, experiment: Experiment, prepare: Prepare | None = None) -> Outcome:
     """Bring one run to its end, unless it is there already.
 
     Args:
         config: the run.
         path: its folder.
         experiment: computes the scores and writes the files; called only if there is something to compute.
-        made_of: what a run is made of, as it is now. A finished run that was made of something else is computed anew,
-            and its results are kept in the folder `earlier`; None: only settings count.
+        prepare: gives the inputs of the run, and what else its experiment is handed. A finished run that was made from
+            other inputs is computed anew, and its results are kept in the folder `earlier`; None: only settings count.
 
     Raises:
         KeyboardInterrupt: a signal stopped the run; its folder says so.
     """
-    job = _Job(config, RunFolder(path), experiment, made_of)
-    known = _known(job)
-    if known is not None:
-        return known
-    seen = job.folder.status()
-    with job.folder.claim():
-        if job.folder.status() != seen:  # another process was at it while this one waited
-            known = _known(job, waited=True)
-        return known or _attempt(job)
+    job = _Job(config, RunFolder(path), experiment, prepare)
+    try:
+        outcome = _known(job)
+        if outcome is not None:
+            return outcome
+        seen = job.folder.status()
+        with job.folder.claim():
+            if job.folder.status() != seen:  # another process was at it while this one waited
+                job = replace(job)  # the inputs may have changed meanwhile
+                outcome = _known(job, waited=True)
+            return outcome or _attempt(job)
+    except ConfigError as error:  # of inputs that are there, but are not what the finished run was made from
+        return Outcome(Ending.refused, path, f"run {path.name} is done, but its inputs have changed: {error}")
 
 
 def _known(job: _Job, waited: bool = False) -> Outcome | None:
@@ -113,22 +123,23 @@ def _known(job: _Job, waited: bool = False) -> Outcome | None:
 
 
 def _changed(job: _Job) -> list[str]:
-    """The inputs in which a finished run differs from now's, in words."""
-    from iclgd.runs.fingerprint import changes
+    """The inputs in which a finished run differs from now's, in words.
 
-    if job.made_of is None:
-        return []
+    Raises:
+        ConfigError: data or a model that is there, but cannot be used any more.
+    """
     name = job.folder.path.name
     try:
-        now = job.made_of(job.config)
-    except (ConfigError, OSError) as error:
-        log.warning("run %s is done; whether its inputs are what they were cannot be told: %s", name, error)
+        prepared = job.prepared
+    except (MissingInput, OSError) as error:
+        log.warning("run %s is done; its inputs cannot be compared with those of today: %s", name, error)
+        return []
+    if prepared is None:
         return []
     try:
-        before = job.folder.read_json(FINGERPRINT)
-    except (OSError, ValueError):
+        return prepared.inputs.changes(read(job.folder.path / INPUTS, dict[str, str]))
+    except DamagedRun:
         return ["its inputs, which were not written down"]
-    return changes(before, now)
 
 
 def _attempt(job: _Job) -> Outcome:
@@ -143,13 +154,12 @@ def _attempt(job: _Job) -> Outcome:
                 log.warning(message, name, ", ".join(differing), kept)
             settings = as_dict(config)
             folder.start(run_id(settings))
-            inputs = job.inputs()
+            prepared = job.prepared
             folder.write_yaml("config.yaml", settings)
-            if inputs is not None:
-                folder.write_json(FINGERPRINT, inputs.parts)
+            if prepared is not None:
+                folder.write_json(INPUTS, prepared.inputs.parts)
             log.info("run %s starts: %s", name, _headline(config))
-            scores = plain(job.experiment(config, folder, progress))
-            _refuse_change(job, inputs)
+            scores = plain(job.experiment(config, folder, progress, prepared))
             folder.finish()
         except KeyboardInterrupt:
             log.warning("run %s was interrupted", name)
@@ -165,16 +175,6 @@ def _attempt(job: _Job) -> Outcome:
             return Outcome(Ending.refused if refused else Ending.failed, folder.path, message=message)
         log.info("run %s is done, after %s", name, duration(time.monotonic() - began))
         return Outcome(Ending.done, folder.path, objective=_objective(scores, config))
-
-
-def _refuse_change(job: _Job, before: Fingerprint | None) -> None:
-    """Raise if an input changed while the run was computed: nobody could say what its numbers belong to."""
-    from iclgd.runs.fingerprint import changes
-
-    now = job.inputs()
-    differing = changes(before.parts, now) if before is not None and now is not None else []
-    if differing:
-        raise RuntimeError(f"{', '.join(differing)} changed while the run was computed; start it again")
 
 
 def _mark(write: Callable[[], None]) -> None:

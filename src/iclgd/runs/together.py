@@ -13,7 +13,7 @@ from iclgd.common import ranks
 from iclgd.config import Config, ConfigError, TrackingConfig, as_dict
 from iclgd.runs.execute import Experiment
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,6 @@ def follow(config_of: Callable[[], Config], experiment: Experiment) -> None:
         with tempfile.TemporaryDirectory(prefix="iclgd-") as place:
             folder = RunFolder(Path(place))
             folder.start(run_id(as_dict(config)))
-            experiment(config, folder, Progress())
+            experiment(config, folder, Progress(), None)
     except ConfigError as error:
         log.debug("refused: %s", error)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from iclgd.config import ReferenceConfig
-from iclgd.runs.identity import science
+from iclgd.runs.inputs import science
 
 # A run of the same settings with another of these is another draw, or another order of one draw's demonstrations.
 DRAW = ("seed", "task.permutation", "model.weights_seed")

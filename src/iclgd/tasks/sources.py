@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.common import hub, paths
-from iclgd.config import ConfigError, TaskConfig
+from iclgd.config import ConfigError, MissingInput, TaskConfig
 from iclgd.config.enumerations import TaskSource
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,10 @@ LOCAL_COPY = (
 
 class DataError(ConfigError):
     """Rows that cannot be used; the message names the file and the line."""
+
+
+class MissingData(DataError, MissingInput):
+    """Rows that are not there; the message says where they were looked for."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def _local_copy(task: TaskConfig, data_dir: str | None) -> Path | None:
         return None
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"paths.data_dir={data_dir} is no folder: name one that holds {task.name}/SPLIT.jsonl")
+        raise MissingInput(f"paths.data_dir={data_dir} is no folder: name one that holds {task.name}/SPLIT.jsonl")
     return folder / task.name if (folder / task.name).is_dir() else None
 
 
@@ -97,7 +101,7 @@ def _from_folder(folder: Path, split: str) -> Split:
         if file.is_file():
             return read(file)
     there = sorted(path.name for path in folder.glob("*") if path.suffix in _READERS)
-    raise DataError(f"no {split}.jsonl, .csv or .parquet in {folder} (there: {', '.join(there) or 'no data file'})")
+    raise MissingData(f"no {split}.jsonl, .csv or .parquet in {folder} (there: {', '.join(there) or 'no data file'})")
 
 
 def read_jsonl(file: Path) -> Split:
@@ -204,7 +208,7 @@ def _from_hub(task: TaskConfig, split: str) -> Split:
         rows = found.to_list()
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, OverflowError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
+        raise MissingData(
             f"{origin} cannot be had from the hub ({reason}); " + LOCAL_COPY.format(f"{task.name}/{split}")
         ) from error
     return Split(origin, rows, range(len(rows)), unit="row")

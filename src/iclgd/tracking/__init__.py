@@ -100,7 +100,7 @@ def send_finished(config: Config, folder: Path) -> None:
     """
     if is_off(config.tracking):
         return
-    from iclgd.runs.identity import run_id
+    from iclgd.runs.inputs import run_id
     from iclgd.tracking.kept import Kept
 
     name, where = run_id(as_dict(config)), destination_of(config.tracking)

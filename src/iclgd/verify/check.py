@@ -15,24 +15,22 @@ import pandas as pd
 import torch
 
 from iclgd.config import Config, ConfigError, as_dict, typed
-from iclgd.evidence import reference_prompts
 from iclgd.evidence.outcome import model_facts
+from iclgd.evidence.preparation import prepare
+from iclgd.evidence.reference import reference_prompts
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load
 from iclgd.runs import files
 from iclgd.runs.environment import processor
-from iclgd.runs.execute import FINGERPRINT
-from iclgd.runs.fingerprint import Fingerprint, changes, fingerprint
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import run_id
+from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, Inputs, kind_of, run_id
 from iclgd.runs.schema import DamagedRun, State, Status, recorded_config
-from iclgd.tasks import as_json, draw, encode
+from iclgd.tasks import as_json, encode
 from iclgd.verify.content import SHOWN, TABLES, TOLERANCE, distance
 from iclgd.verify.numbers import KEY, Again, compute
 from iclgd.verify.stored import numbers_of, recordings_of, rows_of, shown_otherwise, summary_of
 
-_ALWAYS = ("config.yaml", FINGERPRINT, "environment.json", "prompts.json", "scores.json", "scores.parquet", *TABLES)
-_CIRCUMSTANCES = ("version of ", "dtype", "device", "code ")  # that may differ: the numbers say whether it matters
+_ALWAYS = ("config.yaml", INPUTS, "environment.json", "prompts.json", "scores.json", "scores.parquet", *TABLES)
 
 
 @dataclass
@@ -93,19 +91,20 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
 
 def _check_content(folder: RunFolder, status: Status, queries: int | None, verdict: Verdict) -> None:
     config = typed(recorded_config(folder.path))
-    before, made_on = _object(folder, FINGERPRINT), _object(folder, "environment.json")
+    before, made_on = _object(folder, INPUTS), _object(folder, "environment.json")
     if not before:
-        raise ConfigError(f"{FINGERPRINT} does not say what the run was made of")
+        raise ConfigError(f"{INPUTS} does not say what the run was made of")
     _check_settings(config, status, before, verdict)
     here = _placed(config, before, verdict)
-    differing = [*_check_inputs(here, before, verdict), *_other_machine(made_on)]
+    prepared = prepare(here)
+    differing = [*_check_inputs(prepared.inputs, before, verdict), *_other_machine(made_on)]
     verdict.notes += [f"differs here: {what}" for what in differing]
     torch.set_num_threads(int(made_on.get("threads") or torch.get_num_threads()))
     model = load(here.model, here.runtime)
-    prompts = encode(draw(here), here, model.tokenizer, model.window)
-    _check_prompts(folder, as_json(prompts, reference_prompts(here, model, prompts)), verdict)
+    prompts = encode(prepared.drawn, here, model.tokenizer, model.window)
+    _check_prompts(folder, as_json(prompts, reference_prompts(here, model, prompts, prepared.reference)), verdict)
     _check_environment(made_on, model, before, verdict)
-    again = compute(here, model, prompts, queries)
+    again = compute(here, prepared, model, prompts, queries)
     same = not differing and model.device.type == "cpu"  # a GPU need not sum in the same order twice
     _check_numbers(folder, again, here, same, verdict)
     verdict.problems += numbers_of(folder, status, here, again, same)
@@ -173,17 +172,14 @@ def _check_environment(
         verdict.problems.append(f"environment.json has another {', '.join(other)} than the model and fingerprint.json")
 
 
-def _check_inputs(config: Config, before: Mapping[str, Any], verdict: Verdict) -> list[str]:
+def _check_inputs(inputs: Inputs, before: Mapping[str, Any], verdict: Verdict) -> list[str]:
     """Inputs that have changed are problems; returns the versions, code, precision and device that differ."""
-    now = fingerprint(config)
-    own = {"settings": before.get("settings")}  # checked by itself; precision and place are set here
-    now = Fingerprint({**now.parts, **own}, now.words)
-    inputs = {name: value for name, value in before.items() if not name.startswith(_CIRCUMSTANCES)}
-    parts = {name: value for name, value in now.parts.items() if not name.startswith(_CIRCUMSTANCES)}
-    for changed in changes(inputs, Fingerprint(parts, now.words)):
-        verdict.problems.append(f"changed since: {changed}")
-    rest = {name: value for name, value in before.items() if name not in inputs}
-    return changes(rest, Fingerprint({n: v for n, v in now.parts.items() if n not in parts}, now.words))
+    stored = {name: value for name, value in before.items() if kind_of(name) not in CIRCUMSTANCES}
+    rest = {name: value for name, value in before.items() if name not in stored}
+    kinds = {kind_of(name) for name in inputs.parts} - {*CIRCUMSTANCES, "settings"}
+    stored.pop("settings", None)  # checked by itself; precision and machine are set here
+    verdict.problems += [f"changed since: {change}" for change in inputs.only(*kinds).changes(stored)]
+    return inputs.only(*CIRCUMSTANCES).changes(rest)
 
 
 def _other_machine(made_on: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from iclgd.common.records import Evidence
 from iclgd.config import Config
-from iclgd.evidence import Laboratory, gather
+from iclgd.evidence.gather import gather
+from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.outcome import means_so_far, outcome
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.schema import Status, read

@@ -24,7 +24,7 @@ from iclgd.config.enumerations import Batch, Direction, Exit, LossOn, Placement,
 from iclgd.config.variants import reference_config
 from iclgd.models.anatomy import FAMILIES
 from iclgd.models.language_model import LanguageModel
-from iclgd.runs.identity import LOOKS
+from iclgd.runs.inputs import LOOKS
 
 _OBJECTIVES = ("gd", "lcgd", "short_circuit")
 _KNOWN = {  # by setting of finetune, the values that are known here; of all others only the default is

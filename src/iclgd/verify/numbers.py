@@ -17,9 +17,10 @@ from iclgd.common.seeding import torch_stream
 from iclgd.config import Config, ScoreConfig
 from iclgd.config.enumerations import CacheMode, Layer0, Procedure
 from iclgd.config.variants import reference_config
-from iclgd.evidence import Laboratory
 from iclgd.evidence.facts import random_attention, random_update
+from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.outcome import kept_tensors
+from iclgd.evidence.preparation import Prepared
 from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
 from iclgd.models.language_model import LanguageModel
 from iclgd.runs.progress import Progress
@@ -65,7 +66,7 @@ def sampled(config: Config, count: int, queries: int | None) -> list[int]:
     return sorted(np.random.default_rng().permutation(count)[:queries].tolist())
 
 
-def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: int | None) -> Again:
+def compute(config: Config, prepared: Prepared, model: LanguageModel, prompts: PromptSet, queries: int | None) -> Again:
     """Compute a run's scores again on some of its queries."""
     all_scores = config.metric.scores
     sample = sampled(config, len(prompts.queries), queries)
@@ -75,7 +76,7 @@ def compute(config: Config, model: LanguageModel, prompts: PromptSet, queries: i
     scores = {name: spec for name, spec in all_scores.items() if whole or not needs_all_examples(spec)}
     config = replace(config, metric=replace(config.metric, scores=scores))
     wanted = required_inputs(scores)
-    laboratory = Laboratory(model, few, config, wanted, Progress())
+    laboratory = Laboratory(model, few, config, wanted, Progress(), prepared)
     (evidence, content), rounded = taken(laboratory, whole), []
     if all(parameter.device.type != "meta" for parameter in model.network.parameters()):  # none waits elsewhere
         for copy in range(_COPIES):

@@ -16,7 +16,7 @@ from iclgd.common.records import Score
 from iclgd.config import Config, ScoreConfig, as_dict
 from iclgd.metrics import summarise
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.identity import LOOKS
+from iclgd.runs.inputs import LOOKS
 from iclgd.runs.schema import Status
 from iclgd.verify.content import SHOWN, TOLERANCE, apart, flat, of_all, read_numbers
 from iclgd.verify.numbers import Again
