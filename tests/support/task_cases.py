@@ -9,7 +9,7 @@ from typing import Any
 
 from configs import config as config_of
 from iclgd.common.records import Item, PromptSet
-from iclgd.config import (
+from iclgd.config.schema import (
     Config,
     FinetuneConfig,
     MetricConfig,

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from encoding_cases import LABELS, TAIL, TOKENIZER, choices, config_with, drawn_of, examples, ids_of, wrapped
 from iclgd.config import ConfigError
 from iclgd.tasks import Drawn, as_json, encode
-from iclgd.tasks.sources import DataError
-from iclgd.tasks.wording import Example
+from iclgd.tasks.examples import DataError, Example
 from task_cases import from_json
 from tiny import SENTENCES, tiny_tokenizer
 
@@ -103,7 +102,7 @@ def test_bos_must_be_one_token_of_the_vocabulary():
     assert encode(drawn_of(), config_with(bos=None), TOKENIZER, None).bos == ()
     assert encode(drawn_of(), config_with(bos="<s>"), TOKENIZER, None).bos == (TOKENIZER.get_vocab()["<s>"],)
     for bos in ("<bos>", "<s><s>", ""):
-        with pytest.raises(ConfigError, match=rf"model\.bos='{bos}' is no token .*model\.bos=null"):
+        with pytest.raises(ConfigError, match=rf"model\.bos='{bos}' is not a token .*model\.bos=null"):
             encode(drawn_of(), config_with(bos=bos), TOKENIZER, None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from configs import config as config_of
 from harness_cases import write_harness_tasks
-from iclgd.common.digests import is_settled
 from iclgd.config import Config, ConfigError
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble, load
 from iclgd.models.recorder import Question, RecordPlan, record
-from iclgd.tasks import Drawn, draw, encode, harness
-from iclgd.tasks.harness import _loaded
+from iclgd.tasks import Drawn, draw, encode
+from iclgd.tasks.harness import _loaded, _shipped_yaml
 from tiny import tiny_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -111,51 +109,6 @@ def test_accuracies_of_the_default_model_are_the_harness_own(name: str, tmp_path
         assert accuracy == pytest.approx(other) and apart < 1e-2
 
 
-def test_a_yaml_that_was_edited_is_read_again_by_the_same_process(tmp_path):
-    file = write_harness_tasks(tmp_path)["claims"]
-    before = draw(run_of(file)).description
-    file.write_text(file.read_text().replace("Decide what follows", "Say what follows"))
-    assert (before, draw(run_of(file)).description) == (
-        "Decide what follows from each passage.\n\n",
-        "Say what follows from each passage.\n\n",
-    )
-
-
-def test_rows_that_were_edited_are_read_again_by_the_same_process(tmp_path):
-    file, rows = write_harness_tasks(tmp_path)["claims"], tmp_path / "claims" / "test.jsonl"
-    assert not any("heron" in query.text for query in draw(run_of(file)).queries)
-    rows.write_text(rows.read_text().replace('"premise": "', '"premise": "A heron. '))
-    assert all("heron" in query.text for query in draw(run_of(file)).queries)
-
-
-def test_a_yaml_is_loaded_again_only_where_something_that_it_leads_to_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "is_settled", lambda stamp: True)
-    loads = []
-    monkeypatch.setattr(harness, "_loaded", lambda name: loads.append(name) or _loaded(name))
-    base, rows = write_harness_tasks(tmp_path)["claims"], tmp_path / "claims" / "test.jsonl"
-    file = tmp_path / "mine" / "claims.yaml"
-    file.parent.mkdir()
-    file.write_text("include: ../claims.yaml\n")
-
-    def loaded_at_each_of_two_draws() -> list[bool]:
-        counts = [len(loads)]
-        for _ in range(2):
-            draw(run_of(file))
-            counts.append(len(loads))
-        return [after > before for before, after in itertools.pairwise(counts)]
-
-    assert loaded_at_each_of_two_draws() == [True, False]
-    for changed in (file, base, rows):
-        changed.write_text(changed.read_text() + "\n")
-        assert loaded_at_each_of_two_draws() == [True, False]
-    (file.parent / "code.py").write_text("def text(doc): return 'Text: ' + doc['premise']\n")
-    file.write_text("include: ../claims.yaml\ndoc_to_text: !function code.text\n")
-    assert loaded_at_each_of_two_draws() == [True, True]
-    file.write_text("include: ../claims.yaml\n")
-    monkeypatch.setattr(harness, "is_settled", is_settled)
-    assert loaded_at_each_of_two_draws() == [True, True]  # it may change again within one tick of the clock
-
-
 def test_what_is_drawn_is_the_tasks_own_wording(tmp_path: Path):
     files = write_harness_tasks(tmp_path)
     claims, capitals = (draw(run_of(files[name], "task.shots=2", "seed=1")) for name in ("claims", "capitals"))
@@ -201,7 +154,12 @@ def test_kinds_that_cannot_be_measured_are_refused(change: dict, said: str, tmp_
 
 
 def test_names_that_are_not_there_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"task\.lm_eval=.*gone\.yaml is no file"):
+    with pytest.raises(ConfigError, match=r"task\.lm_eval=.*gone\.yaml is not a file"):
         draw(run_of(tmp_path / "gone.yaml"))
     with pytest.raises(ConfigError, match=r"task=lm_eval needs task\.lm_eval=NAME"):
         config_of("task=lm_eval")
+
+
+@pytest.mark.parametrize(("name", "file"), [("cb", "super_glue/cb/default.yaml"), ("sst2", "glue/sst2/default.yaml")])
+def test_the_harness_file_of_a_task_is_known_by_its_content(name: str, file: str):
+    assert str(_shipped_yaml(name)).endswith(file)

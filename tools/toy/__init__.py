@@ -1,1 +1,1 @@
-"""A small model whose in-context learning is beyond doubt: `model=toy task=toy`, made by `python -m toy`."""
+"""A small model whose in-context learning is beyond doubt, as `model=toy task=toy`; `python -m toy` makes it."""

@@ -1,4 +1,4 @@
-"""`python -m toy`: make the toy model and the rows of its tasks anew. Some minutes on one core."""
+"""`PYTHONPATH=tools python -m toy`: make the toy model and the rows of its tasks anew. Some minutes on one core."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = {"train": 96, "test": 96}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write `toy/model/` and `tasks/bundled/TASK/SPLIT.jsonl`."""
+    """Write `models/toy/` and `tasks/bundled/TASK/SPLIT.jsonl`."""
     package = paths.bundled_data_folder().parents[1]
     parser = argparse.ArgumentParser(prog="python -m toy", description=__doc__)
     parser.add_argument("--out", type=Path, default=package, help="where to write; by default this package's own files")
@@ -30,32 +30,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # sums in one order: the same weights again on the same machine
     write_rows(chosen.out / "tasks" / "bundled", chosen.seed)
-    write_model(chosen.out / "toy" / "model", chosen.seed)
+    write_model(chosen.out / "models" / "toy", chosen.seed)
 
 
 def write_rows(folder: Path, seed: int) -> None:
     """Rows of the two tasks; no text stands in both splits."""
     for task in language.TASKS:
-        stream = numpy_stream(f"toy rows {task}", seed)
-        found = language.rows(task, sum(ROWS.values()), stream)
+        rows = language.rows(task, sum(ROWS.values()), numpy_stream(f"toy rows {task}", seed))
         (folder / task).mkdir(parents=True, exist_ok=True)
         for split, count in ROWS.items():
-            lines = "".join(json.dumps(row) + "\n" for row in found[:count])
+            lines = "".join(json.dumps(row) + "\n" for row in rows[:count])
             (folder / task / f"{split}.jsonl").write_text(lines)
-            found = found[count:]
+            rows = rows[count:]
 
 
 def write_model(folder: Path, seed: int) -> None:
     """config.json, model.safetensors and the tokenizer."""
     began, step = time.monotonic(), 0
 
-    def tell(label: float, word: float) -> None:
+    def report(label: float, word: float) -> None:
         nonlocal step
         step += 1
         if step % 100 == 0:
             log.info("step %4d  label loss %.3f  word loss %.3f  %3.0f s", step, label, word, time.monotonic() - began)
 
-    network, tokenizer = training.train(seed=seed, after_step=tell)
+    network, tokenizer = training.train(seed=seed, after_step=report)
     for shots in (0, 1, 2, 4, 8, 15):
         log.info("accuracy after %2d demonstrations: %.3f", shots, training.accuracy(network, tokenizer, shots))
     network.save_pretrained(folder)

@@ -72,8 +72,8 @@ def context(demonstrations: int, stream: np.random.Generator) -> Context:
 
 def rows(task: str, count: int, stream: np.random.Generator) -> list[dict[str, str | int]]:
     """Rows of a bundled task: labels in turn, so that any even number of them is balanced, and no text twice."""
-    found: dict[str, int] = {}
-    while len(found) < count:
-        label = len(found) % 2
-        found.setdefault(item(TASKS[task][label], stream), label)
-    return [{"text": text, "label": label} for text, label in found.items()]
+    labels: dict[str, int] = {}
+    while len(labels) < count:
+        label = len(labels) % 2
+        labels.setdefault(item(TASKS[task][label], stream), label)
+    return [{"text": text, "label": label} for text, label in labels.items()]

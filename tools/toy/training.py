@@ -101,15 +101,15 @@ def accuracy(
     demonstrations: int,
     contexts: int = 256,
 ) -> float:
-    """The share of fresh contexts in which the label after so many demonstrations is told rightly.
+    """The share of fresh contexts in which the label after so many demonstrations is predicted.
 
-    Of the two labels of the context, the likelier counts as told; 0 demonstrations is zero-shot.
+    Of the two labels of the context, the likelier counts as the prediction; 0 demonstrations is zero-shot.
     """
     stream = numpy_stream("toy evaluation", 1)
-    found = [language.context(demonstrations + 1, stream) for _ in range(contexts)]
-    token_ids, real = encoded([each.text.rpartition(" ")[0] for each in found], tokenizer)
+    drawn = [language.context(demonstrations + 1, stream) for _ in range(contexts)]
+    token_ids, real = encoded([each.text.rpartition(" ")[0] for each in drawn], tokenizer)
     logits = network(input_ids=token_ids, use_cache=False).logits[torch.arange(contexts), real.sum(1) - 1]
     right = 0
-    for each, row in zip(found, logits, strict=True):
+    for each, row in zip(drawn, logits, strict=True):
         right += max(each.options, key=lambda word, row=row: row[language.VOCABULARY.index(word)]) == each.answer
     return right / contexts

@@ -13,8 +13,8 @@ from iclgd.config.variants import STATIC, reference_config, variant
 from iclgd.models.files import model_inputs
 from iclgd.runs.inputs import Inputs, digest, list_inputs
 from iclgd.tasks import Drawn, draw
-from iclgd.tasks.draw import inputs_of
-from iclgd.tasks.wording import Example
+from iclgd.tasks.draw import inputs_of, read_pool
+from iclgd.tasks.examples import Example
 
 _PLACE = re.compile(r", (?:line|row) \d+$")
 
@@ -36,21 +36,22 @@ def prepare(config: Config) -> Prepared:
         ConfigError: data or a model that is not there or cannot be used.
         OSError: a file cannot be read, or the hub cannot be reached.
     """
-    drawn, others = draw(config), dict[str, Config]()
+    pool = read_pool(config)
+    drawn, others = draw(config, pool=pool), dict[str, Config]()
     compared = reference = None
     rows = dict(_rows(config, drawn))
     if config.metric.compare_with is not None:
         other = variant(config, config.metric.compare_with)
         others[f"variant {config.metric.compare_with}"] = other
         own_rows = other.finetune.data is not TrainingData.demonstrations
-        compared = draw(other) if own_rows or other.finetune.procedure is Procedure.static_patch else drawn
+        compared = draw(other, pool=pool) if own_rows or other.finetune.procedure is Procedure.static_patch else drawn
         rows |= dict(_rows(other, compared))
     if "static_changes" in inputs_of(config):
         others[f"variant {STATIC}"] = variant(config, STATIC)
     planted = reference_config(config)
     if planted is not config:
         others[f"reference {config.reference.name}"] = planted
-        reference = draw(planted, planted.reference.draw)
+        reference = draw(planted, planted.reference.draw, pool)
         rows |= dict(_rows(planted, reference, f", sample {planted.reference.draw}" if planted.reference.draw else ""))
     model = {f"model {name}": value for name, value in model_inputs(config.model).items()}
     wording = {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}

@@ -1,12 +1,12 @@
 """Prompts as conversations: each demonstration is a user's turn and the assistant's answer, the query the last turn.
 
-A tokenizer's chat template is taken apart once, into what stands before, between and after the turns; every prompt is
+A tokenizer's chat template is taken apart once, into what stands before, between and after the turns. Every prompt is
 put together from these parts, and the first one is compared with what the template itself makes of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -14,22 +14,22 @@ from typing import Any
 from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
 from iclgd.tasks.draw import Drawn
-from iclgd.tasks.sources import DataError
-from iclgd.tasks.wording import Example
+from iclgd.tasks.examples import DataError, Example
 
 Ids = tuple[int, ...]
 
 _USER, _ANSWER, _LAST = "iclgd-one", "iclgd-two", "iclgd-three"  # texts that no template changes
-_TODAY = date(2024, 7, 26)  # what a template that asks for the date is told on every day: Llama 3's own example
+_TODAY = date(2024, 7, 26)  # for templates that write the date: every day gives the same prompt. Llama 3's own example
 _CODES = {f"%{code}": _TODAY.strftime(f"%{code}") for code in "aAbBdDeFhHIjmMpRSTyY"}
 _CODES |= {f"%-{code}": str(int(_CODES[f"%{code}"])) for code in "dHIjmMSy"}
-_DATED = (  # stands before a template, in place of the function that transformers gives it; its line end is not output
-    "{% macro strftime_now(format) %}{% set told = format"
-    + "".join(f".replace('{code}', '{told}')" for code, told in _CODES.items())
-    + " %}{{ raise_exception('it writes the date as ' ~ format ~ ', which is not known') if '%' in told else told }}"
-    "{% endmacro %}\n"
+# Stands before a template and replaces the function that transformers gives it. Its line end is not output.
+_DATED = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f".replace('{code}', '{text}')" for code, text in _CODES.items())
+    + " }}{% endmacro %}\n"
 )
 _REMEDY = "set model.chat=none for plain prompts"
+_UNLIKE = f"model.chat=template: this tokenizer's template writes turns unlike one another, or changes them: {_REMEDY}"
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,18 @@ class Conversation:
     closing: str  # what ends the assistant's answer
     tokenizer: Any  # whose template it is
 
-    def turned(self, drawn: Drawn) -> Drawn:
+    def as_turns(self, drawn: Drawn) -> Drawn:
         """The same draw, with each text as a user's turn that ends where the assistant's answer begins.
 
         Raises:
             DataError: a text that holds the name of a special token, which could end its turn.
         """
-        training = None if drawn.training is None else self._turns(drawn.training)
-        demonstrations, queries = self._turns(drawn.demonstrations), self._turns(drawn.queries)
-        return replace(drawn, demonstrations=demonstrations, queries=queries, training=training)
+        return replace(
+            drawn,
+            demonstrations=self._turns(drawn.demonstrations),
+            queries=self._turns(drawn.queries),
+            training=None if drawn.training is None else self._turns(drawn.training),
+        )
 
     def _turns(self, examples: Sequence[Example]) -> tuple[Example, ...]:
         names = [name for name in self.tokenizer.get_added_vocab() if name.strip()]
@@ -73,14 +76,6 @@ class Conversation:
             for example in examples
         )
 
-    def __call__(self, text: Any, **options: Any) -> Mapping[str, Any]:
-        """Tokens of texts in which the template's special tokens count as such."""
-        return self.tokenizer(text, **{**options, "split_special_tokens": False})
-
-    def get_vocab(self) -> dict[str, int]:
-        """Ids by token."""
-        return self.tokenizer.get_vocab()
-
     def bos(self) -> Ids:
         """What stands before the first turn."""
         return self._before_a_turn(self.opening)
@@ -94,7 +89,7 @@ class Conversation:
         return both[: len(both) - len(turn)]
 
     def _ids(self, text: str) -> Ids:
-        return tuple(self(text, add_special_tokens=False)["input_ids"])
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
 
     def check(self, prompts: PromptSet, drawn: Drawn) -> None:
         """Refuse a template of which this prompt is not the conversation."""
@@ -129,19 +124,12 @@ def conversation(tokenizer: Any, description: str | None = None) -> Conversation
         between, last = rest.split(_LAST)
         closing = ended.split(_ANSWER)[1]
     except (ValueError, IndexError):
-        raise _unlike() from None
+        raise ConfigError(_UNLIKE) from None
     user = between.removeprefix(closing)
     delimiter = answer.removeprefix(last)
     if not answer.startswith(last) or delimiter.strip() or len(user) == len(between) or not head.endswith(user):
-        raise _unlike()
+        raise ConfigError(_UNLIKE)
     return Conversation(head.removesuffix(user), user, last, delimiter, closing, tokenizer)
-
-
-def _unlike() -> ConfigError:
-    return ConfigError(
-        "model.chat=template: this tokenizer's template does not write all turns alike, or changes earlier ones: "
-        f"{_REMEDY}"
-    )
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from omegaconf import OmegaConf
 
 from iclgd.common import paths, seeding
 from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
-from iclgd.config.enumerations import Procedure, TrainingData
-from iclgd.tasks.sources import DataError
-from iclgd.tasks.wording import Example, Examples, worded
+from iclgd.config.enumerations import Procedure, TaskSource, TrainingData
+from iclgd.tasks.examples import DataError, Example, Examples, Pool
+from iclgd.tasks.harness import harness_task
+from iclgd.tasks.wording import worded_rows
 
 log = logging.getLogger(__name__)
+
+# A new source is a value of TaskSource, and a function from a task and `paths.data_dir` to a pool of examples.
+SOURCES: dict[TaskSource, Callable[[TaskConfig, str | None], Pool]] = {
+    TaskSource.bundled: worded_rows,
+    TaskSource.hub: worded_rows,
+    TaskSource.lm_eval: harness_task,
+}
 
 
 @dataclass(frozen=True)
@@ -34,39 +43,49 @@ class Drawn:
     separator: str | None = None  # what stands between demonstrations; None where the model says so
 
 
-def draw(config: Config, sample: int = 0) -> Drawn:
+def read_pool(config: Config) -> Pool:
+    """All examples of a run's task, every row of both splits checked.
+
+    Raises:
+        ConfigError: a task that cannot be used.
+        DataError: rows that are missing or cannot be used, by file and line.
+    """
+    return SOURCES[config.task.source](config.task, config.paths.data_dir)
+
+
+def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
     """Draw demonstrations and queries as the papers' code did.
 
     Demonstrations are the first `task.shots` rows of the train split shuffled with `seed`, then reordered by
     `task.permutation`. Queries are the first `task.queries` rows of the evaluation split shuffled with
-    `task.query_seed`, and never a demonstration where both splits are the same. Every row of both splits is checked.
+    `task.query_seed`, and never a demonstration where both splits are the same.
 
     Args:
         config: the run.
         sample: 0, or which further sample of demonstrations to take; none shares a row with another or with queries.
+        pool: the task's examples, where they were read before.
 
     Raises:
         ConfigError: more shots than rows, or a control that cannot be had.
-        DataError: rows that are not there or cannot be used, by file and line.
+        DataError: rows that are missing or cannot be used, by file and line.
     """
-    pool = worded(config.task, config.paths.data_dir)
-    chosen = _chosen(pool.train, config)
-    taken = set(chosen) if pool.same else set()
+    pool = pool or read_pool(config)
+    shown = set(_demonstration_rows(pool.train, config)) if pool.same else set()
     shuffled = seeding.shuffled(len(pool.evaluation), config.task.query_seed)
-    queries = [index for index in shuffled if index not in taken][: config.task.queries]
+    queries = [row for row in shuffled if row not in shown][: config.task.queries]
     if not queries:
         raise DataError(f"{pool.evaluation.origin} has no row left for a query: lower task.shots")
-    asked = set(queries) if pool.same else set()
-    chosen = _chosen(pool.train, config, sample, asked)
-    demonstrations = tuple(pool.train[index] for index in chosen)
+    measured = set(queries) if pool.same else set()
+    rows = _demonstration_rows(pool.train, config, sample, measured)
+    demonstrations = tuple(pool.train[row] for row in rows)
     calibrated = config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
-    calibration = _spare(pool.train, config, {*chosen, *asked}) if calibrated else []
+    calibration = _calibration_rows(pool.train, config, {*rows, *measured}) if calibrated else []
     return Drawn(
         demonstrations=demonstrations,
-        queries=tuple(pool.evaluation[index] for index in queries),
+        queries=tuple(pool.evaluation[row] for row in queries),
         label_words=pool.label_words,
         training=_training(demonstrations, config, sample),
-        calibration=tuple(pool.train[index] for index in calibration),
+        calibration=tuple(pool.train[row] for row in calibration),
         description=pool.description,
         separator=pool.separator,
     )
@@ -77,38 +96,40 @@ def inputs_of(config: Config) -> set[str]:
     return {path for score in config.metric.scores.values() for path in score.inputs.values()}
 
 
-def _spare(train: Examples, config: Config, taken: Set[int]) -> list[int]:
-    """Rows for calibration, from the end of the order whose beginning is drawn for demonstrations."""
-    spare = [index for index in reversed(seeding.shuffled(len(train), config.seed)) if index not in taken]
-    if not spare:
-        raise ConfigError(
-            f"finetune=static_patch is fitted to rows of {train.origin} that are neither demonstrations nor queries, "
-            "and none is left: lower task.shots or task.queries"
-        )
-    return spare[: config.finetune.calibration]
-
-
-def _chosen(train: Examples, config: Config, sample: int = 0, asked: Set[int] = frozenset()) -> list[int]:
+def _demonstration_rows(
+    train: Examples, config: Config, sample: int = 0, measured: Set[int] = frozenset()
+) -> list[int]:
     shots = config.task.shots
     if shots > len(train):
         raise ConfigError(f"task.shots={shots} is more than the {len(train)} rows of {train.origin}: lower it")
     order = seeding.shuffled(len(train), config.seed)
-    rest = [index for index in order[shots:] if index not in asked]
-    drawn = rest[(sample - 1) * shots : sample * shots] if sample else order[:shots]
-    if len(drawn) < shots:
+    rest = [row for row in order[shots:] if row not in measured]
+    rows = rest[(sample - 1) * shots : sample * shots] if sample else order[:shots]
+    if len(rows) < shots:
         raise ConfigError(
             f"reference.draw={sample} needs {shots} rows of {train.origin} that nothing else uses, and it has "
-            f"{len(drawn)}: lower it, task.shots or task.queries"
+            f"{len(rows)}: lower it, task.shots or task.queries"
         )
-    return [drawn[index] for index in seeding.permuted(shots, config.seed, config.task.permutation)]
+    return [rows[index] for index in seeding.permuted(shots, config.seed, config.task.permutation)]
+
+
+def _calibration_rows(train: Examples, config: Config, used: Set[int]) -> list[int]:
+    """Rows from the end of the order whose beginning is drawn for demonstrations."""
+    rows = [row for row in reversed(seeding.shuffled(len(train), config.seed)) if row not in used]
+    if not rows:
+        raise ConfigError(
+            f"finetune=static_patch is fitted to rows of {train.origin} that are neither demonstrations nor queries, "
+            "and none is left: lower task.shots or task.queries"
+        )
+    return rows[: config.finetune.calibration]
 
 
 def _training(demonstrations: tuple[Example, ...], config: Config, sample: int) -> tuple[Example, ...] | None:
     if config.finetune.data is TrainingData.label_shuffled:
         return label_shuffled(demonstrations, config.seed)
     if config.finetune.data is TrainingData.other_task:
-        train = worded(_other_task(config.finetune, config.task), config.paths.data_dir).train
-        return tuple(train[index] for index in _chosen(train, config, sample))
+        train = read_pool(replace(config, task=_other_task(config.finetune, config.task))).train
+        return tuple(train[row] for row in _demonstration_rows(train, config, sample))
     return None
 
 
@@ -130,25 +151,26 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
         order = sorted(stream.permutation(len(labels)).tolist(), key=lambda index: groups.index(labels[index]))
         turn = max(labels.count(label) for label in groups)
         wrong = list(labels)
-        for place, index in enumerate(order):
-            wrong[index] = labels[order[(place + turn) % len(order)]]
-    kept = sum(new == old for new, old in zip(wrong, labels, strict=True))
-    if kept:
-        log.warning("finetune.data=label_shuffled leaves %d of %d demonstrations their label", kept, len(labels))
+        for rank, index in enumerate(order):
+            wrong[index] = labels[order[(rank + turn) % len(order)]]
+    same = sum(new == old for new, old in zip(wrong, labels, strict=True))
+    if same:
+        log.warning("finetune.data=label_shuffled leaves %d of %d demonstrations their label", same, len(labels))
     return tuple(replace(example, label=label) for example, label in zip(demonstrations, wrong, strict=True))
 
 
 def _other_task(finetune: FinetuneConfig, measured: TaskConfig) -> TaskConfig:
-    named, known = str(finetune.other_task), paths.config_files("task")
-    own = Path(named).expanduser()
-    file = own if own.suffix == ".yaml" and own.is_file() else known.get(named)
+    name, files = str(finetune.other_task), paths.config_files("task")
+    own = Path(name).expanduser()
+    file = own if own.suffix == ".yaml" and own.is_file() else files.get(name)
     if file is None:
         raise ConfigError(
-            f"finetune.data=other_task needs the name of a task in finetune.other_task, got {named}: "
-            f"one of {', '.join(known)}, or the path of a task's yaml"
+            f"finetune.data=other_task needs the name of a task in finetune.other_task, got {name}: "
+            f"one of {', '.join(files)}, or the path of a task's yaml"
         )
-    task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(file)))
-    assert isinstance(task, TaskConfig)
+    task = cast(
+        TaskConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(file)))
+    )
     if task.name == measured.name:
-        raise ConfigError(f"finetune.other_task={named} is the task that is measured: name another one")
+        raise ConfigError(f"finetune.other_task={name} is the task that is measured: name another one")
     return task

@@ -1,68 +1,38 @@
-"""Jinja2 templates that are filled with a row's columns: sandboxed, strict about what is missing, bounded in output."""
+"""Jinja2 templates that are filled with a row's columns: sandboxed, and strict about what is missing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jinja2
 from jinja2 import meta
-from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from iclgd.config import ConfigError
-from iclgd.tasks.sources import DataError
+from iclgd.tasks.examples import DataError
 
-LONGEST = 1_000_000  # characters of a filled template, and the largest number a template may repeat or pad by
-
-_OLD_FORM = re.compile(r"\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}", re.ASCII)
+_SINGLE_BRACES = re.compile(r"\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}", re.ASCII)
 
 
 class _NotTextError(TypeError):
     """A value that a template puts out is neither text nor a number."""
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """No globals, no repetition or padding beyond `LONGEST`: a template can only word what is in the row."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sequences = [value for value in (left, right) if isinstance(value, str | list | tuple)]
-        numbers = [value for value in (left, right) if isinstance(value, int)]
-        longest = max(map(len, sequences), default=1) * max(map(abs, numbers), default=1)
-        if longest > LONGEST or (operator == "%" and isinstance(left, str)):
-            raise SecurityError(f"{operator!r} with these values is not allowed in a template")
-        return super().call_binop(context, operator, left, right)
-
-    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, int) and abs(value) > LONGEST for value in (*args, *kwargs.values())):
-            raise SecurityError(f"numbers above {LONGEST:,} are not allowed in a template's calls")
-        if getattr(function, "__name__", "") in ("format", "format_map"):
-            raise SecurityError("str.format is not allowed in a template: write {{ column }} instead")
-        return super().call(context, function, *args, **kwargs)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):  # half a surrogate pair is no text, and no tokenizer takes it
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):  # half a surrogate pair is not text, and no tokenizer takes it
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if is_text_or_number(value) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, jinja2.Undefined):
-        return str(value)  # raises, naming the column
+    if isinstance(value, jinja2.Undefined) or (is_text_or_number(value) and not isinstance(value, bool)):
+        return str(value)  # an undefined value raises here, naming the column
     raise _NotTextError(brief(value))
 
 
-def _environment() -> _Environment:
-    environment = _Environment(undefined=jinja2.StrictUndefined, finalize=_text, keep_trailing_newline=True)
-    environment.globals.clear()
-    for name in ("center", "filesizeformat", "format", "indent", "pprint", "wordwrap", "xmlattr"):
-        del environment.filters[name]
-    return environment
-
-
-_ENVIRONMENT = _environment()
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, finalize=_as_text, keep_trailing_newline=True
+)
+_ENVIRONMENT.globals.clear()  # a missing column named `range` is missing, and not a function
 
 
 class Template:
@@ -78,7 +48,7 @@ class Template:
         """Compile a template; `key` is the setting it comes from, for messages.
 
         Raises:
-            ConfigError: it is no Jinja2 template, or is written in the form `{column}`.
+            ConfigError: it is not a Jinja2 template, or is written in the form `{column}`.
         """
         self.source = source
         try:
@@ -86,9 +56,9 @@ class Template:
             self.columns = frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(source)))
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateError as error:
-            raise ConfigError(f"{key}={source!r} is no Jinja2 template: {error.message}") from error
-        if any(kind == "data" and _OLD_FORM.search(text) for _, kind, text in tokens):
-            converted = _OLD_FORM.sub(r"{{ \1 }}", source)
+            raise ConfigError(f"{key}={source!r} is not a Jinja2 template: {error.message}") from error
+        if any(kind == "data" and _SINGLE_BRACES.search(text) for _, kind, text in tokens):
+            converted = _SINGLE_BRACES.sub(r"{{ \1 }}", source)
             raise ConfigError(
                 f"{key}={source!r} has single braces, but templates are Jinja2's: write {converted!r} "
                 "(or {{ '{word}' }} where braces are meant as text)"
@@ -99,16 +69,10 @@ class Template:
         """The template filled with a row's values; whatever is in them stays as it is.
 
         Raises:
-            DataError: a column is missing, or what comes out is not text or a number, or is too long.
+            DataError: a column is missing, or its value is not text or a number.
         """
-        filled: list[str] = []
-        length = 0
-        for chunk in _guarded(lambda: self._template.generate(row), row, where, self.columns):
-            filled.append(chunk)
-            length += len(chunk)
-            if length > LONGEST:
-                raise DataError(f"{where}: the filled template is longer than {LONGEST:,} characters")
-        return "".join(filled)
+        with _naming(row, where, self.columns):
+            return self._template.render(row)
 
 
 class Expression:
@@ -118,12 +82,12 @@ class Expression:
         """Compile an expression; `key` is the setting it comes from, for messages.
 
         Raises:
-            ConfigError: it is no expression.
+            ConfigError: it is empty.
         """
         self.source = source
         try:
             self._value: Callable[..., Any] = _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
-        except jinja2.TemplateError:  # a column's name that is no expression still is a column's name
+        except jinja2.TemplateError:  # a column's name that is not an expression still is a column's name
             self._value = lambda _: _ENVIRONMENT.undefined(name=source)
         if not source.strip():
             raise ConfigError(f"{key}={source!r} names no column")
@@ -136,18 +100,21 @@ class Expression:
         """
         if self.source in row:
             return row[self.source]
-        (value,) = _guarded(lambda: iter([self._value(row)]), row, where, ())
+        with _naming(row, where, ()):
+            value = self._value(row)
         if isinstance(value, jinja2.Undefined):
             raise _missing(self.source, row, where)
         return value
 
 
-def _guarded(values: Callable[[], Any], row: Mapping[str, Any], where: str, columns: Any) -> Any:
+@contextmanager
+def _naming(row: Mapping[str, Any], where: str, columns: Iterable[str]) -> Iterator[None]:
+    """Errors inside name the line and the column."""
     try:
-        yield from values()
+        yield
     except _NotTextError as error:
-        holder = next((name for name in columns if brief(row.get(name)) == str(error)), None)
-        what = "an expression gives" if holder is None else f"column {holder!r} holds"
+        column = next((name for name in columns if brief(row.get(name)) == str(error)), None)
+        what = "an expression gives" if column is None else f"column {column!r} holds"
         raise DataError(f"{where}: {what} {error}, not text or a number") from None
     except jinja2.UndefinedError as error:
         missing = next((name for name in columns if name not in row), None)
@@ -167,5 +134,5 @@ def is_text_or_number(value: Any) -> bool:
 
 def brief(value: Any) -> str:
     """A value for messages, shortened."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,91 +1,38 @@
-"""A task in words: examples with a text, the options that may follow it, and which of them is right."""
+"""Rows put into words as a task's config says: the text, the options that may follow it, and which of them is right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from iclgd.config import ConfigError, TaskConfig
-from iclgd.config.enumerations import TaskSource
-from iclgd.tasks.sources import DataError, Split, read_split
+from iclgd.tasks.examples import DataError, Example, Examples, Pool
+from iclgd.tasks.sources import Split, read_split
 from iclgd.tasks.templates import Expression, Template, brief, is_text_or_number
 
 
-@dataclass(frozen=True)
-class Example:
-    """A row in words."""
-
-    text: str  # the filled template; it ends where the answer would come
-    options: tuple[str, ...]  # what may follow it: the task's label words, or this row's own options
-    label: int  # index of the right option
-    where: str  # the file and line that it comes from
-    tail: str = ""  # the end of the text that all examples share: options are tokenised behind it
-    delimiter: str = " "  # what stands between the text and an option
-
-    @property
-    def answer(self) -> str:
-        """The right option."""
-        return self.options[self.label]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The examples of a split, each worded when it is asked for."""
-
-    origin: str
-    length: int
-    word: Callable[[int], Example]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Example:
-        return self.word(index)
-
-
-@dataclass(frozen=True)
-class Worded:
-    """A task whose examples can be drawn."""
-
-    train: Examples  # demonstrations are drawn from these
-    evaluation: Examples  # and queries from these
-    same: bool  # whether both are one split, so that no demonstration may be a query
-    # by label id; empty for multiple choice, where each example brings its options
-    label_words: tuple[str, ...]
-    description: str = ""  # what stands once before everything else
-    separator: str | None = None  # what stands between demonstrations; None where the model says so
-
-
-def worded(task: TaskConfig, data_dir: str | None) -> Worded:
-    """Read a task's rows, check every one of them, and word them as its config says.
+def worded_rows(task: TaskConfig, data_dir: str | None) -> Pool:
+    """All rows of a task, checked and put into words.
 
     Raises:
         ConfigError: templates or label words that cannot be used.
-        DataError: rows that are not there or cannot be used, by file and line.
+        DataError: rows that are missing or cannot be used, by file and line.
     """
-    if task.source is TaskSource.lm_eval:
-        from iclgd.tasks.harness import harness_task
-
-        return harness_task(task)
     wording = Wording(task)
     train = wording.examples(read_split(task, task.train_split, data_dir))
     same = task.eval_split == task.train_split
     evaluation = train if same else wording.examples(read_split(task, task.eval_split, data_dir))
-    return Worded(train, evaluation, same, wording.label_words, task.description, task.separator)
+    return Pool(train, evaluation, same, wording.label_words, task.description, task.separator)
 
 
 class Wording:
-    """The chosen template and how options and labels are read, compiled once for all rows.
-
-    A row that cannot be worded is refused by a DataError that names file and line.
-    """
+    """The chosen template and how options and labels are read, compiled once for all rows."""
 
     def __init__(self, task: TaskConfig) -> None:
         """Compile what a task's config says.
 
         Raises:
-            ConfigError: a template fills in no column or cannot be read, or the label words are not usable.
+            ConfigError: a template fills in no column or cannot be read, or the label words cannot be used.
         """
         key = f"task.templates[{task.template}]"
         self.template = Template(task.templates[task.template], key)
@@ -94,9 +41,9 @@ class Wording:
         self.delimiter = task.delimiter
         self.label_words = label_words(task)
         self._label = Expression(task.label_column, "task.label_column")
-        self._among = None if task.label_among is None else Expression(task.label_among, "task.label_among")
-        self._values = task.label_values
-        self._listed = Expression(task.options_column, "task.options_column") if task.options_column else None
+        self._label_values = task.label_values
+        self._label_among = Expression(task.label_among, "task.label_among") if task.label_among else None
+        self._options_column = Expression(task.options_column, "task.options_column") if task.options_column else None
         self._options = [Template(text, f"task.options[{i}]") for i, text in enumerate(task.options or ())]
         self.columns = self.template.columns.union(*(option.columns for option in self._options))
 
@@ -104,12 +51,11 @@ class Wording:
         """The examples of a split, after a look at every row, drawn or not.
 
         Raises:
-            DataError: a row lacks a column or has a label that is none, by file and line.
+            DataError: a row lacks a column or has a label that is not valid, by file and line.
         """
         for index, row in enumerate(split.rows):
             where = split.where(index)
-            absent = self.columns - row.keys()
-            if absent:
+            if self.columns - row.keys():
                 self.template.fill(row, where)  # refuses the row, unless the template has a branch for this case
             self.label_of(row, len(self.options_of(row, where)), where)
         return Examples(
@@ -128,15 +74,13 @@ class Wording:
         """What may follow a row's text."""
         if self.label_words:
             return self.label_words
-        if self._listed is None:
-            options = [option.fill(row, where) for option in self._options]
+        if self._options_column:
+            values = _list_in(self._options_column, row, where)
+            if not all(map(is_text_or_number, values)):
+                raise DataError(f"{where}: the options {brief(values)} are not all text or numbers")
+            options = tuple(map(str, values))
         else:
-            options = self._listed.of(row, where)
-            if not isinstance(options, list | tuple) or not all(map(is_text_or_number, options)):
-                raise DataError(
-                    f"{where}: column {self._listed.source!r} holds {brief(options)}, not a list of options"
-                )
-        options = tuple(str(option) for option in options)
+            options = tuple(option.fill(row, where) for option in self._options)
         if len(options) < 2 or any(not option.strip() for option in options):
             raise DataError(f"{where}: the options {brief(list(options))} are too few or blank: two or more are needed")
         return options
@@ -144,19 +88,15 @@ class Wording:
     def label_of(self, row: Mapping[str, Any], options: int, where: str) -> int:
         """The right option's index."""
         raw, column = self._label.of(row, where), self._label.source
-        names = self._values
-        if self._among is not None:
-            names = self._among.of(row, where)
-            if not isinstance(names, list | tuple):
-                raise DataError(f"{where}: column {self._among.source!r} holds {brief(names)}, not a list of labels")
-        if names is not None:
-            known = [_plain(name) for name in names]
-            if _plain(raw) not in known:
-                raise DataError(f"{where}: label {brief(raw)} in column {column!r} is none of {', '.join(known)}")
-            raw = known.index(_plain(raw))
+        values = _list_in(self._label_among, row, where) if self._label_among else self._label_values
+        if values is not None:
+            names = [_plain(value) for value in values]
+            if _plain(raw) not in names:
+                raise DataError(f"{where}: label {brief(raw)} in column {column!r} is none of {', '.join(names)}")
+            raw = names.index(_plain(raw))
         elif isinstance(raw, bool) or not isinstance(raw, int):
             raise DataError(
-                f"{where}: label {brief(raw)} in column {column!r} is no label id (a whole number); "
+                f"{where}: label {brief(raw)} in column {column!r} is not a label id (a whole number); "
                 "where the column holds names, list them by id in task.label_values"
             )
         if not 0 <= raw < options:
@@ -178,6 +118,13 @@ def label_words(task: TaskConfig) -> tuple[str, ...]:
     if any(not word.strip() for word in words) or len(set(words)) < len(words):
         raise ConfigError(f"the label words {list(words)} of {task.name} must be different and none may be blank")
     return tuple(words)
+
+
+def _list_in(column: Expression, row: Mapping[str, Any], where: str) -> list[Any]:
+    values = column.of(row, where)
+    if not isinstance(values, list | tuple):
+        raise DataError(f"{where}: column {column.source!r} holds {brief(values)}, not a list")
+    return list(values)
 
 
 def _plain(value: Any) -> str:
