@@ -8,17 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
-from scipy.stats import ortho_group
 from sklearn.decomposition import TruncatedSVD
 from sklearn.metrics.pairwise import linear_kernel
 from sklearn.preprocessing import KernelCenterer
 
 from iclgd.metrics.geometry import (
-    gradient_norm,
     subspace_overlap,
     update_cka,
-    weight_update_norm,
-    weight_update_rank,
 )
 
 NAN = math.nan
@@ -55,14 +51,6 @@ def test_cka_by_hand():
     assert update_cka(x, y, zero).item() == pytest.approx(0, abs=1e-12)
     # y = (1, 0, -1): cka = <x, y>^2 / (|x|^2 |y|^2) = 1 / 4
     assert update_cka(x, matrix((0, 1), (0, 0), (0, -1)), zero).item() == pytest.approx(0.25, abs=1e-12)
-
-
-def test_cka_ignores_rotation_scale_and_a_shared_shift():
-    icl, ft, zsl = updates(12, 6)
-    rotation = torch.from_numpy(ortho_group.rvs(6, random_state=0)).float()
-    turned = zsl + 40 * (ft - zsl) @ rotation + 7
-    assert torch.allclose(update_cka(icl, turned, zsl), update_cka(icl, ft, zsl), atol=1e-5)
-    assert torch.allclose(update_cka(icl, turned * 0 + icl @ rotation, zsl * 0), update_cka(icl, icl, zsl * 0))
 
 
 def test_cka_undefined():
@@ -123,9 +111,3 @@ def test_bounded_symmetric_and_one_with_itself(seed, example, d_model, r, size):
 def test_random_subspaces_overlap_by_chance():
     icl, ft, zsl = (torch.randn(50, 40, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
     assert subspace_overlap(icl, ft, zsl * 0, r=8).mean().item() == pytest.approx(8 / 64, abs=0.02)
-
-
-def test_what_the_trace_says_passes_through():
-    norms, layers = torch.tensor([[1.0, NAN], [2.0, NAN]]), torch.tensor([3.0, 0.0])
-    assert torch.equal(gradient_norm(norms).nan_to_num(9), norms.nan_to_num(9))
-    assert torch.equal(weight_update_norm(layers), layers) and torch.equal(weight_update_rank(layers), layers)

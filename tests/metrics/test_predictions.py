@@ -140,12 +140,3 @@ def test_distances_are_scipys_bounded_and_symmetric(values):
         assert ((measured >= 0) & (measured <= 1)).all() and torch.allclose(measured, back, atol=1e-7)
     assert (js**2 <= tv + 1e-9).all(), "Lin (1991)"
     assert torch.allclose(total_variation(a + 3, b - 5), tv, atol=1e-5), "scores are taken up to a constant"
-
-
-@given(logits, st.integers(1, 7))
-def test_overlap_is_bounded_and_symmetric(values, k):
-    a, b = torch.from_numpy(values)
-    overlap = next_token_overlap(a, b, k=k)
-    assert ((overlap >= max(0, 2 * k - 7) / k - 1e-12) & (overlap <= 1)).all()
-    assert torch.equal(overlap, next_token_overlap(b, a, k=k))
-    assert (next_token_overlap(a, a, k=k) == 1).all()

@@ -76,20 +76,6 @@ def test_scores_without_examples_or_without_layers():
     assert summary["rec2ftp"]["n"] == 3 and summary["rec2ftp"]["undefined"] == 1
 
 
-def test_every_key_holds_one_record_whatever_its_name():
-    scores = {f"accuracy/{s}": score(v, "example") for s, v in (("zsl", [0.0, 0, 1]), ("icl", [1.0, 1, NAN]))}
-    summary = summarise(scores | {"by/layer": TABLE}, NONE)
-    assert list(summary) == ["accuracy/zsl", "accuracy/icl", "by/layer"]
-    assert summary["by/layer"]["layers"] == [3, 4, None]
-    assert summary["accuracy/zsl"]["mean"] == pytest.approx(1 / 3) and summary["accuracy/icl"]["ci"] is None
-    assert [summary[f"accuracy/{s}"]["undefined"] for s in ("zsl", "icl")] == [0, 1]
-
-
-def test_flipped_must_fit():
-    with pytest.raises(ValueError, match="score s has 3 examples, but flipped has 2"):
-        summarise({"s": TABLE}, NONE[:2])
-
-
 def test_axes_may_stand_in_any_order():
     values = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     upright, turned = score(values), score(values.T, "layer", "example")
@@ -107,14 +93,6 @@ def test_intervals_are_as_the_scores_specification_says():
     near = score([0.9, 0.95, 1.0, 1.0], "example")
     low, high = summarise({"mean": near}, torch.zeros(4, dtype=torch.bool), specs)["mean"]["ci"]
     assert 0 < low < 0.9 and high == 1
-
-
-def test_same_input_same_bytes():
-    table = score(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
-    mask = torch.arange(50) < 20
-    alone = json.dumps(summarise({"s": table}, mask), allow_nan=False)
-    assert json.dumps(summarise({"s": table}, mask), allow_nan=False) == alone
-    assert json.dumps({"s": summarise({"another": table, "s": table}, mask)["s"]}) == alone
 
 
 holes = st.one_of(st.floats(-10, 10, width=32), st.just(NAN), st.just(math.inf))

@@ -57,13 +57,6 @@ def test_kendall_by_hand():
     assert swapped == pytest.approx(13 / 15, abs=1e-12), "one of 15 pairs is the wrong way round"
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_kendall_is_scipys(rounded):
-    arguments = random_case(rounded=rounded)
-    expected = [stats.kendalltau(icl, ft).statistic for icl, ft, _ in by_hand(*arguments)]
-    assert np.allclose(attention_kendall(*arguments).flatten(), expected, atol=1e-12)
-
-
 pairs = st.integers(2, 20).flatmap(lambda n: arrays("float32", (2, n), elements=st.integers(-4, 4).map(float)))
 
 
@@ -81,22 +74,12 @@ def test_scores_that_softmax_would_flush_to_zero_keep_their_order():
     assert attention_kendall(*case([1, 2, 3, 4, 5, 6], [-5e3, -4e3, -3e3, -2e3, -1e3, 0])).item() == pytest.approx(1)
 
 
-def test_a_constant_has_no_rank_correlation():
-    assert attention_kendall(*case([1, 2, 3, 4, 5, 6], [2, 2, 2, 2, 2, 2])).isnan()
-
-
 def test_recall_of_tokens_by_hand():
     arguments = case([9, 8, 1, 2, 3, 4], [9, 1, 8, 2, 3, 4])
     assert recall_top_tokens(*arguments, k=1).item() == 1
     assert recall_top_tokens(*arguments, k=2).item() == 0.5
     assert recall_top_tokens(*arguments, k=6).item() == 1
     assert recall_top_tokens(*arguments, k=7).isnan(), "there are six tokens"
-
-
-def test_recall_of_tokens_counts_only_what_is_seen():
-    arguments = case([9, 8, 1, 2, 3, 4], [9, NAN, 8, 2, 3, 4])
-    assert recall_top_tokens(*arguments, k=2).item() == 0.5
-    assert recall_top_tokens(*arguments, k=6).isnan()
 
 
 def test_recall_of_examples_sums_over_a_demonstrations_tokens():

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from iclgd.metrics import attention_maps, numerics, updates
-from iclgd.metrics.attention_maps import sim_am, sim_am_by_head, sim_am_delta, sim_am_delta_by_head
+from iclgd.metrics.attention_maps import sim_am, sim_am_by_head, sim_am_delta
 from iclgd.metrics.updates import sim_aou, sim_aou_norm, sim_aou_random, update_norm_ratio
 
 NAN = math.nan
@@ -112,11 +112,6 @@ def test_undefined_entries_stay_with_their_example_and_layer():
     assert torch.equal(update_norm_ratio(icl, ft, zsl).isnan(), undefined)
 
 
-def test_all_keys_hidden_is_undefined():
-    maps = torch.full((1, 1, 2, 3), NAN)
-    assert sim_am(maps, normal(1, 1, 2, 3)).isnan().all()
-
-
 # --- plain loops over what was recorded
 
 
@@ -141,16 +136,6 @@ def test_sim_am_delta_agrees_with_plain_loops_over_ragged_keys():
     assert measured[1, 0].isnan() and measured.isfinite().any()
 
 
-def test_sim_aou_agrees_with_plain_loops():
-    icl, ft, zsl = (normal(3, 2, 5, seed=seed) for seed in range(3))
-    for example in range(3):
-        for layer in range(2):
-            x, y = ((h[example, layer] - zsl[example, layer]).tolist() for h in (icl, ft))
-            dot = sum(v * w for v, w in zip(x, y, strict=True))
-            expected = dot / math.sqrt(sum(v * v for v in x) * sum(v * v for v in y))
-            assert sim_aou(icl, ft, zsl)[example, layer].item() == pytest.approx(expected, abs=1e-6)
-
-
 # --- bounds and symmetries
 
 
@@ -164,26 +149,6 @@ def test_bounded_and_symmetric(values):
         assert (there.isnan() | (there.abs() <= 1)).all()
     same = sim_aou(icl, icl, zsl)
     assert (same.isnan() == (icl == zsl).all(-1)).all() and torch.allclose(same[~same.isnan()], torch.ones(1).double())
-
-
-@given(outputs(3), st.floats(1e-3, 1e3))
-def test_sim_aou_ignores_the_size_of_an_update(values, factor):
-    icl, ft, zsl = (value.double() for value in values)
-    zero = torch.zeros_like(zsl)
-    scaled = sim_aou((icl - zsl) * factor, ft - zsl, zero)
-    assert torch.allclose(scaled, sim_aou(icl - zsl, ft - zsl, zero), atol=1e-9, equal_nan=True)
-    assert torch.allclose(
-        sim_aou(zsl - icl, ft - zsl, zero), -sim_aou(icl - zsl, ft - zsl, zero), atol=1e-9, equal_nan=True
-    )
-
-
-@given(st.permutations(range(6)), st.permutations(range(4)))
-@settings(max_examples=20)
-def test_the_order_of_keys_and_heads_does_not_matter(keys, heads):
-    a, b, zsl = (attention(3, 2, 4, 6, seed) for seed in range(3))
-    moved = [maps[..., keys][:, :, heads] for maps in (a, b, zsl)]
-    assert torch.allclose(sim_am_delta(*moved), sim_am_delta(a, b, zsl), equal_nan=True)
-    assert torch.allclose(sim_am_delta_by_head(*moved), sim_am_delta_by_head(a, b, zsl)[:, :, heads], equal_nan=True)
 
 
 def test_hidden_keys_change_nothing():

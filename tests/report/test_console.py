@@ -75,13 +75,6 @@ def test_numbers_are_whole_where_many_settings_leave_little_room(tmp_path):
     assert ["another-long-name", "gd", "0.105", "0.155", "80.0%", "70.0%"] in rows
 
 
-def test_mixed_scores_make_no_table_fail(tmp_path):
-    write_run(tmp_path / "a", scores=("sim_aou",))
-    write_run(tmp_path / "b", variant="lcgd", scores=("my_own",))
-    lines = [line.split() for line in _printed(console.table([tmp_path])).splitlines()]
-    assert ["SimAOU", "0.100", "[0.080,", "0.120]"] in lines and ["my_own", "0.050", "[0.030,", "0.070]"] in lines
-
-
 @pytest.mark.parametrize(
     ("accuracy", "said"),
     [((0.8, 0.8, 0.7), "does not beat zero-shot"), ((0.7, 0.8, 0.7), "is within chance"), ((0.5, 0.8, 0.7), None)],

@@ -49,17 +49,6 @@ def test_shares_have_wilsons_interval_and_at_the_ends_the_exact_one():
     assert share_interval(20, 20).low < 0.84, "20 of 20 is not 100 % [100, 100]"
 
 
-def test_too_few_trials_have_no_interval():
-    for successes, n in ((0, 0), (1, 1), (2, 2)):
-        assert math.isnan(share_interval(successes, n).low)
-    assert share_interval(2, 2).mean == 1 and math.isnan(share_interval(0, 0).mean) and share_interval(0, 0).n == 0
-    few = np.full(40, NAN)
-    few[:2] = 1
-    assert shares_interval(few).n == 2 and math.isnan(shares_interval(few).high), "Rec2FTP of 2 of 40"
-    few[2] = 1
-    assert 0.2 < shares_interval(few).low < 0.4
-
-
 def test_a_share_by_layers_counts_queries_not_values():
     rows = np.repeat(np.array([[1.0], [0.0]] * 15), 10, axis=1)  # ten layers that all agree
     found, plain = shares_interval(rows), share_interval(15, 30)
@@ -173,23 +162,6 @@ def test_equal_differences_are_no_evidence():
     assert math.isnan(compare({}, {}).mean) and compare({}, {}).draws == 0
 
 
-def test_differences_at_chosen_rates_have_wider_intervals():
-    first, second = by_draw(0.5, 0.61, 0.7, 0.55, 0.66), by_draw(0.4, 0.55, 0.62, 0.5, 0.51)
-    plain, chosen = compare(first, second), compare(first, second, chosen=True)
-    assert chosen.spread == pytest.approx(math.sqrt(2.5) * plain.spread)
-    assert chosen.mean == plain.mean and chosen.p > plain.p and chosen.needed > plain.needed
-    assert (chosen.high - chosen.low) / (plain.high - plain.low) == pytest.approx(math.sqrt(2.5))
-    assert not holm_corrected({"a": compare(by_draw(*[0.3] * 8), by_draw(*[0.1] * 8), chosen=True)})["a"].marked
-
-
-def test_needed_draws_are_those_of_the_interval():
-    values = by_draw(0.0, 0.1, 0.2, 0.1, 0.0)
-    found = compare(values, by_draw(*[0.0] * 5))
-    spread = np.std(list(values.values()), ddof=1)
-    half = [stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n) for n in (found.needed - 1, found.needed)]
-    assert half[0] > 0.05 >= half[1]
-
-
 def test_holm():
     assert holm([0.01, 0.04, NAN, 0.03]) == pytest.approx([0.03, 0.06, NAN, 0.06], nan_ok=True)
     assert holm([0.6, 0.9]) == [1, 1] and holm([]) == []
@@ -224,11 +196,6 @@ def test_one_draw_has_no_best_rate_and_tuning_draws_are_not_shown():
     assert held_out(SCORES, tuning=[]) is None and held_out(SCORES, tuning=[0, 1, 2]) is None
     with pytest.raises(ValueError, match='better is "higher" or "lower", got "neither"'):
         held_out(SCORES, better="neither")
-
-
-def test_the_middle_of_three_rates_is_no_edge():
-    found = held_out({draw: {0.1: 0.1, 1.0: 0.5, 10.0: 0.2} for draw in range(3)})
-    assert found is not None and not found.at_edge
 
 
 # --- power

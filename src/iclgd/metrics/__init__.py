@@ -9,19 +9,6 @@ from iclgd.metrics.registry import find, measure, metric, needs_all_examples, re
 from iclgd.metrics.summary import summarise, to_frame
 
 __all__ = [
-    "attention_maps",
-    "distributions",
-    "find",
-    "flipped",
-    "geometry",
-    "measure",
-    "metric",
-    "needs_all_examples",
-    "predictions",
-    "required_inputs",
-    "summarise",
-    "to_frame",
-    "training_attention",
-    "updates",
-    "weights",
-]
+    "attention_maps", "distributions", "find", "flipped", "geometry", "measure", "metric", "needs_all_examples",
+    "predictions", "required_inputs", "summarise", "to_frame", "training_attention", "updates", "weights",
+]  # fmt: skip

@@ -15,17 +15,17 @@ from torch import Tensor
 from iclgd.metrics.numerics import by_examples, cosine
 from iclgd.metrics.registry import metric
 
+Maps = Float[Tensor, "example layer head key"]  # attention scores of the query's last token, before softmax
 
-def _visible(*maps: Float[Tensor, "example layer head key"]) -> list[Float[Tensor, "example layer head key"]]:
+
+def _visible(*maps: Maps) -> list[Maps]:
     """The maps in float64, with 0 at keys that are NaN in any of them: a 0 in both leaves a cosine alone."""
     hidden = reduce(torch.logical_or, [attention.isnan() for attention in maps])
     return [attention.double().masked_fill(hidden, 0) for attention in maps]
 
 
 @metric
-def sim_am_by_head(
-    a: Float[Tensor, "example layer head key"], b: Float[Tensor, "example layer head key"]
-) -> Float[Tensor, "example layer head"]:
+def sim_am_by_head(a: Maps, b: Maps) -> Float[Tensor, "example layer head"]:
     """SimAM of every head: cosine over keys between two settings' attention scores, cos(m_a, m_b).
 
     Dai et al. (2023), arXiv 2212.10559, before its mean over heads.
@@ -37,9 +37,7 @@ def sim_am_by_head(
 
 
 @metric
-def sim_am(
-    a: Float[Tensor, "example layer head key"], b: Float[Tensor, "example layer head key"]
-) -> Float[Tensor, "example layer"]:
+def sim_am(a: Maps, b: Maps) -> Float[Tensor, "example layer"]:
     """SimAM: mean over heads of the cosine between two settings' attention scores, mean_heads cos(m_a, m_b).
 
     With a = ICL, b = FT it is SimAM; with b = ZSL it is ZSL SimAM, what the context alone leaves unchanged.
@@ -52,11 +50,7 @@ def sim_am(
 
 
 @metric
-def sim_am_delta_by_head(
-    a: Float[Tensor, "example layer head key"],
-    b: Float[Tensor, "example layer head key"],
-    zsl: Float[Tensor, "example layer head key"],
-) -> Float[Tensor, "example layer head"]:
+def sim_am_delta_by_head(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer head"]:
     """SimAM_delta of every head: cosine over keys between two changes of the attention scores.
 
     cos(m_a - m_ZSL, m_b - m_ZSL). Deutch et al. (2024), arXiv 2311.07772, before its mean over heads.
@@ -73,11 +67,7 @@ def sim_am_delta_by_head(
 
 
 @metric
-def sim_am_delta(
-    a: Float[Tensor, "example layer head key"],
-    b: Float[Tensor, "example layer head key"],
-    zsl: Float[Tensor, "example layer head key"],
-) -> Float[Tensor, "example layer"]:
+def sim_am_delta(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer"]:
     """SimAM_delta: mean over heads of the cosine between two changes of the attention scores.
 
     mean_heads cos(m_a - m_ZSL, m_b - m_ZSL). With a = ICL, b = FT it is SimAM_delta; with a, b two finetuning

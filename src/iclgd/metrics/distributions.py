@@ -1,9 +1,8 @@
 """Distances between two settings' predicted distributions, over the whole vocabulary or over the label options.
 
-The distances take unnormalised log-probabilities, so that one function serves both: softmax leaves log-probabilities
-of the vocabulary as they are and turns label scores into a distribution over the options. Options that are NaN in
-either setting (a query with fewer) are left out of both. The comparison of ICL and GD by their output distributions is
-Shen, Mishra and Khashabi's (2024), arXiv 2310.08540.
+The distances take unnormalised log-probabilities: softmax leaves those of the vocabulary as they are and turns label
+scores into a distribution over the options. Options that are NaN in either setting (a query with fewer) are left out of
+both. ICL and GD are compared by their output distributions in Shen, Mishra and Khashabi (2024), arXiv 2310.08540.
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ from torch import Tensor
 from iclgd.metrics.numerics import by_examples, highest
 from iclgd.metrics.registry import metric
 
+Options = Float[Tensor, "example option"]  # log-probabilities of all tokens, or scores of the label options
+ByExample = Float[Tensor, " example"]
+
 
 @metric
-def next_token_overlap(
-    a: Float[Tensor, "example vocabulary"], b: Float[Tensor, "example vocabulary"], k: int = 10
-) -> Float[Tensor, " example"]:
+def next_token_overlap(a: Options, b: Options, k: int = 10) -> ByExample:
     """Overlap of the k likeliest next tokens of two settings.
 
     |top_k(a) & top_k(b)| / k; of equal probabilities the token with the lower id counts. Shen, Mishra and Khashabi
@@ -44,9 +44,7 @@ def next_token_overlap(
 
 
 @metric
-def total_variation(
-    a: Float[Tensor, "example option"], b: Float[Tensor, "example option"]
-) -> Float[Tensor, " example"]:
+def total_variation(a: Options, b: Options) -> ByExample:
     """Total variation distance between two predicted distributions, sum |p - q| / 2.
 
     Returns:
@@ -62,7 +60,7 @@ def total_variation(
 
 
 @metric
-def jensen_shannon(a: Float[Tensor, "example option"], b: Float[Tensor, "example option"]) -> Float[Tensor, " example"]:
+def jensen_shannon(a: Options, b: Options) -> ByExample:
     """Jensen-Shannon distance between two predicted distributions.
 
     sqrt((KL(p, m) + KL(q, m)) / 2) with m = (p + q) / 2 and logarithms to base 2. The square root makes it a metric

@@ -1,8 +1,7 @@
 """Scores of whether context and finetuning move the queries through the same subspace, and by what change of weights.
 
 The similarity of whole update matrices D = h - h_ZSL, of shape [example, d_model], layer by layer. Examples with a NaN
-in either are left out. Both measures grow by chance as examples become few: read them beside an untrained model or
-against `reordered`.
+in either are left out. Both measures are larger by chance where examples are few.
 """
 
 from __future__ import annotations
@@ -13,14 +12,11 @@ from torch import Tensor
 
 from iclgd.metrics.numerics import bases, difference, over_largest
 from iclgd.metrics.registry import metric
+from iclgd.metrics.updates import Outputs
 
 
 @metric
-def update_cka(
-    icl: Float[Tensor, "example layer d_model"],
-    ft: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-) -> Float[Tensor, " layer"]:
+def update_cka(icl: Outputs, ft: Outputs, zsl: Outputs) -> Float[Tensor, " layer"]:
     """Linear CKA between the update matrices of ICL and FT: do they treat the same queries alike?
 
     |X'Y|_F^2 / (|X'X|_F |Y'Y|_F), X and Y the updates with their mean over examples taken away. It ignores rotation
@@ -46,12 +42,7 @@ def update_cka(
 
 
 @metric
-def subspace_overlap(
-    icl: Float[Tensor, "example layer d_model"],
-    ft: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-    r: int = 8,
-) -> Float[Tensor, " layer"]:
+def subspace_overlap(icl: Outputs, ft: Outputs, zsl: Outputs, r: int = 8) -> Float[Tensor, " layer"]:
     """Overlap of the r main directions of ICL's updates with those of finetuning's.
 
     Mean of cos^2 of the principal angles between the spans of the first r right singular vectors of the two update

@@ -1,8 +1,7 @@
-"""A cosine that neither a vanishing update nor a long table of scores spoils.
+"""Cosines, lengths and singular vectors in float64, a few examples at a time.
 
-Everything is computed in float64 and by runs of examples. A vector is divided by its largest entry before it is
-squared, so that differences of any size neither underflow nor overflow; nothing is added to a denominator, so that a
-vector that is exactly zero has no cosine (NaN) rather than one of zero.
+A vector is divided by its largest entry before it is squared, so that differences of any size neither underflow nor
+overflow. Nothing is added to a denominator: the cosine of an exactly zero vector is NaN, not 0.
 """
 
 from __future__ import annotations
@@ -67,9 +66,9 @@ def bases(matrix: Float[Tensor, "rows columns"], r: int) -> tuple[Float[Tensor, 
     thin = matrix if tall else matrix.T
     vectors, others = (thin.new_full((size, r), torch.nan) for size in (thin.shape[1], thin.shape[0]))
     if thin.shape[1] >= r and not matrix.isnan().any():
-        strengths, found = torch.linalg.eigh(thin.T @ thin)
+        strengths, eigenvectors = torch.linalg.eigh(thin.T @ thin)
         if strengths[-r] > strengths[-1] * max(matrix.shape) * torch.finfo(torch.float64).eps:
-            vectors = found[:, -r:]
+            vectors = eigenvectors[:, -r:]
             others = torch.linalg.qr(thin @ vectors).Q
     return (others, vectors) if tall else (vectors, others)
 

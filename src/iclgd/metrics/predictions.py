@@ -13,6 +13,10 @@ from torch import Tensor
 from iclgd.metrics.numerics import by_examples
 from iclgd.metrics.registry import metric
 
+Options = Float[Tensor, "example label"]  # the score of every label option, NaN where a query has fewer
+Labels = Int[Tensor, " example"]
+ByExample = Float[Tensor, " example"]
+
 
 def predicted(label_scores: Float[Tensor, "*axes label"]) -> Int[Tensor, "*axes"]:
     """The index of the best option, -1 where no option has a score."""
@@ -21,21 +25,14 @@ def predicted(label_scores: Float[Tensor, "*axes label"]) -> Int[Tensor, "*axes"
     return best.masked_fill(missing.all(-1), -1)
 
 
-def flipped(
-    zsl: Float[Tensor, "example label"],
-    icl: Float[Tensor, "example label"],
-    ft: Float[Tensor, "example label"],
-    labels: Int[Tensor, " example"],
-) -> Bool[Tensor, " example"]:
+def flipped(zsl: Options, icl: Options, ft: Options, labels: Labels) -> Bool[Tensor, " example"]:
     """Which examples go from wrong under ZSL to right under both ICL and FT (F->T; Dai et al. 2023)."""
     wrong = (predicted(zsl) != labels) & (predicted(zsl) >= 0)
     return wrong & (predicted(icl) == labels) & (predicted(ft) == labels)
 
 
 @metric
-def accuracy(
-    label_scores: Float[Tensor, "example label"], labels: Int[Tensor, " example"]
-) -> Float[Tensor, " example"]:
+def accuracy(label_scores: Options, labels: Labels) -> ByExample:
     """Accuracy: 1 where the best-scored option is the right one, 0 where not.
 
     Returns:
@@ -45,12 +42,7 @@ def accuracy(
 
 
 @metric
-def rec2ftp(
-    zsl: Float[Tensor, "example label"],
-    icl: Float[Tensor, "example label"],
-    ft: Float[Tensor, "example label"],
-    labels: Int[Tensor, " example"],
-) -> Float[Tensor, " example"]:
+def rec2ftp(zsl: Options, icl: Options, ft: Options, labels: Labels) -> ByExample:
     """Rec2FTP: of what finetuning corrects, the share that ICL gets right too.
 
     Over examples that ZSL has wrong and FT right: 1 where ICL is right, 0 where it is wrong. Dai et al. (2023),
@@ -64,7 +56,7 @@ def rec2ftp(
 
 
 @metric
-def label_agreement(a: Float[Tensor, "example label"], b: Float[Tensor, "example label"]) -> Float[Tensor, " example"]:
+def label_agreement(a: Options, b: Options) -> ByExample:
     """Label agreement: 1 where two settings choose the same option, right or wrong, 0 where not.
 
     After Shen, Mishra and Khashabi (2024), arXiv 2310.08540, who compare the behaviour of ICL and GD.
@@ -77,8 +69,8 @@ def label_agreement(a: Float[Tensor, "example label"], b: Float[Tensor, "example
 
 @metric
 def vocabulary_accuracy(
-    next_token_log_probs: Float[Tensor, "example vocabulary"], first_label_token: Int[Tensor, " example"]
-) -> Float[Tensor, " example"]:
+    next_token_log_probs: Float[Tensor, "example vocabulary"], first_label_token: Labels
+) -> ByExample:
     """Full-vocabulary accuracy: 1 where the likeliest of all next tokens is the first token of the right label.
 
     Stricter than accuracy, which looks at the label options alone. Shen, Mishra and Khashabi (2024), arXiv 2310.08540.
@@ -94,12 +86,11 @@ def vocabulary_accuracy(
 
 
 @metric
-def order_sensitivity(orders: Float[Tensor, "order example label"]) -> Float[Tensor, " example"]:
+def order_sensitivity(orders: Float[Tensor, "order example label"]) -> ByExample:
     """How often a query's prediction leaves the most common one as the demonstrations are permuted.
 
-    1 - (orders that predict the most common option) / orders. The question (is ICL as sensitive to order as GD is?)
-    is Shen, Mishra and Khashabi's (2024), arXiv 2310.08540; the formula, the variation ratio of a nominal variable,
-    is ours.
+    1 - (orders that predict the most common option) / orders, the variation ratio of a nominal variable. After the
+    comparison of order sensitivity in Shen, Mishra and Khashabi (2024), arXiv 2310.08540.
 
     Returns:
         Values in [0, 1 - 1/labels], unaveraged; 0 means that order never matters. Orders without a prediction are left
@@ -112,12 +103,11 @@ def order_sensitivity(orders: Float[Tensor, "order example label"]) -> Float[Ten
 
 
 @metric
-def order_spread(orders: Float[Tensor, "order example label"]) -> Float[Tensor, " example"]:
+def order_spread(orders: Float[Tensor, "order example label"]) -> ByExample:
     """How far a query's label probabilities move as the demonstrations are permuted.
 
     Mean over options of the standard deviation over orders of the option's probability, softmax(scores). It sees
-    movement that changes no prediction. After the comparison of order sensitivity in Shen, Mishra and Khashabi (2024),
-    arXiv 2310.08540, here over the label options.
+    movement that changes no prediction.
 
     Returns:
         Values in [0, 0.5], unaveraged. Orders without a score are left out; NaN where fewer than two are left.
@@ -133,5 +123,5 @@ def order_spread(orders: Float[Tensor, "order example label"]) -> Float[Tensor, 
     return mean.masked_fill(count[..., 0] < 2, torch.nan)
 
 
-def _right(choice: Int[Tensor, " example"], target: Int[Tensor, " example"]) -> Float[Tensor, " example"]:
+def _right(choice: Labels, target: Labels) -> ByExample:
     return (choice == target).double().masked_fill((choice < 0) | (target < 0), torch.nan)

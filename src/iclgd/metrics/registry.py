@@ -1,7 +1,7 @@
-"""The function that takes a score, and where its arguments come from.
+"""From a score's yaml to its values: finds the function, checks and looks up its arguments, calls it.
 
-A metric is a yaml in conf/metric and a pure function of tensors. The function is named by its bare name if this
-package has it, or by a dotted path to one of the user's own; its arguments are named by path in the evidence.
+The yaml names a pure function of tensors by its bare name, or a user's own by a dotted path, and its arguments by path
+in the evidence.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _OVER_EXAMPLES: set[Metric] = set()
 
 
 def metric(function: F) -> F:
-    """Make a function of this package known by its bare name."""
+    """Register a function of this package under its bare name."""
     _METRICS[function.__name__] = function
     return function
 
 
 def over_examples(function: F) -> F:
-    """Mark a function whose value for an example depends on the others, so that it cannot be had of some alone."""
+    """Mark a function whose value for one example depends on all examples."""
     _OVER_EXAMPLES.add(function)
     return function
 
@@ -44,11 +44,7 @@ def needs_all_examples(spec: ScoreConfig) -> bool:
 
 
 def find(name: str) -> Metric:
-    """The function of a bare name or a dotted path.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The function of a bare name or a dotted path; a ConfigError where there is none."""
     if name in _METRICS:
         return _METRICS[name]
     if "." not in name:
@@ -62,9 +58,7 @@ def find(name: str) -> Metric:
 
 
 def required_inputs(specs: Mapping[str, ScoreConfig]) -> set[str]:
-    """All input paths that the scores name, so that only these are recorded.
-
-    Nothing is computed, but every score is checked, so that mistakes show before a model loads.
+    """All input paths that the scores name. Every score is checked, so that mistakes show before a model loads.
 
     Raises:
         ConfigError: a function is unknown, an argument is missing or unknown, or a path cannot exist.
@@ -110,19 +104,15 @@ def _checked(name: str, spec: ScoreConfig) -> Metric:
         function = find(spec.function)
     except ConfigError as error:
         raise ConfigError(f"{_where(name)}: {error}") from error
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError as error:
-        raise ConfigError(f"{_where(name)}: the arguments of {spec.function} cannot be read: {error}") from error
+    parameters = inspect.signature(function).parameters
     given = {**spec.params, **spec.inputs}
     named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    twice = sorted(spec.params.keys() & spec.inputs.keys())
     missing = [key for key, p in named.items() if p.default is p.empty and key not in given]
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [] if anything else [key for key in given if key not in named]
     signature = f"{spec.function}({', '.join(parameters)})"
-    if twice:
-        raise ConfigError(f"{_where(name)}: {twice[0]} stands in both inputs and params")
+    for twice in sorted(spec.params.keys() & spec.inputs.keys()):
+        raise ConfigError(f"{_where(name)}: {twice} stands in both inputs and params")
     if missing:
         raise ConfigError(f"{_where(name)}: {signature} needs {', '.join(missing)}; add it to inputs or params")
     if unknown:
@@ -134,9 +124,7 @@ def _checked(name: str, spec: ScoreConfig) -> Metric:
 
 def _check_path(where: str, path: str) -> None:
     owner, dot, field = path.partition(".")
-    if not dot:
-        return
     fields = [f.name for f in dataclasses.fields(Trace if owner == "trace" else Recording)]
-    if field not in fields:
+    if dot and field not in fields:
         kind = "finetuning's trace" if owner == "trace" else "a recording"
         raise ConfigError(f"{where}={path}: {kind} has no {field!r}, only {', '.join(fields)}")

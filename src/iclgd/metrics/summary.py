@@ -1,7 +1,7 @@
 """Summaries of a run's unaveraged scores: the one place where scores are averaged.
 
-A mean is taken over examples within each layer, then over layers; what is undefined (NaN) is left out of both and
-counted. Intervals are over queries: for these demonstrations, had other queries been asked.
+A mean is taken over examples within each layer, then over layers; undefined values (NaN) are left out of both and
+counted. Intervals are over the queries of one draw of demonstrations.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ def summarise(
         specs: which scores are shares, and between which limits scores lie; the intervals follow from that.
 
     Returns:
-        By score {"mean", "layers", "n", "undefined", "ci", "flipped"}: n examples of which `undefined` values are
-        NaN. `ci` is the 95 % interval over the queries of this one draw; it is null where fewer than three examples
-        are defined or all are equal (a share has one then). n, ci and flipped are null without examples; layers is
-        empty without layers; with heads there is also "heads", [layer][head]. Numbers have 12 significant digits,
-        more than any recording's precision and few enough that the order of a sum does not show; NaN is null.
+        By score {"mean", "layers", "n", "undefined", "ci", "flipped"}: n examples, the number of undefined values, and
+        the 95 % interval, null where fewer than three examples are defined or all are equal (a share has one then).
+        n, ci and flipped are null without examples; layers is empty without layers; with heads there is also "heads",
+        [layer][head]. Numbers have 12 significant digits, so that the order of a sum does not show; NaN is null.
     """
-    chosen, known = flipped.cpu(), specs or {}
-    return {name: _with_flipped(name, score, chosen, known.get(name, ScoreConfig())) for name, score in scores.items()}
+    specs = specs or {}
+    return {name: _with_flipped(score, flipped.cpu(), specs.get(name, ScoreConfig())) for name, score in scores.items()}
 
 
 def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
@@ -53,27 +52,20 @@ def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    parts = []
+    parts = [pd.DataFrame({"score": [], "example": [], "layer": [], "value": []})] if not scores else []
     for name, score in scores.items():
         values = _by_example_and_layer(score)
-        example, layer = np.indices(values.shape)
-        places = {
-            "example": example.ravel() if "example" in score.axes else -1,
-            "layer": layer.ravel() if "layer" in score.axes else -1,
-        }
-        parts.append(pd.DataFrame({"score": name, **places, "value": values.ravel()}))
-    if not parts:
-        return pd.DataFrame({"score": [], "example": [], "layer": [], "value": []})
+        axes = zip(("example", "layer"), np.indices(values.shape), strict=True)
+        indices = {axis: index.ravel() if axis in score.axes else -1 for axis, index in axes}
+        parts.append(pd.DataFrame({"score": name, **indices, "value": values.ravel()}))
     return pd.concat(parts, ignore_index=True).astype({"example": np.int64, "layer": np.int64})
 
 
-def _with_flipped(name: str, score: Score, chosen: Tensor, spec: ScoreConfig) -> dict[str, Any]:
+def _with_flipped(score: Score, chosen: Tensor, spec: ScoreConfig) -> dict[str, Any]:
     summary = _summary(score, spec)
     if "example" not in score.axes:
         return {**summary, "flipped": None}
     axis = score.axes.index("example")
-    if score.values.shape[axis] != len(chosen):
-        raise ValueError(f"score {name} has {score.values.shape[axis]} examples, but flipped has {len(chosen)}")
     subset = Score(score.values.cpu().index_select(axis, chosen.nonzero()[:, 0]), score.axes)
     return {**summary, "flipped": _summary(subset, spec)}
 
@@ -106,13 +98,13 @@ def _by_example_and_layer(score: Score) -> Float[Array, "example layer"]:
     return values if "layer" in score.axes else values[..., None]
 
 
-def _averaged(score: Score, *kept: str) -> Float[Array, "..."]:
+def _averaged(score: Score, *wanted: str) -> Float[Array, "..."]:
     """The values over these axes, as far as there are such, in this order; all other axes averaged over."""
     values, axes = _finite(score), list(score.axes)
-    for axis in [axis for axis in axes if axis not in kept]:
+    for axis in [axis for axis in axes if axis not in wanted]:
         values = nanmean(values, axes.index(axis))
         axes.remove(axis)
-    return values.transpose([axes.index(axis) for axis in kept if axis in axes])
+    return values.transpose([axes.index(axis) for axis in wanted if axis in axes])
 
 
 def _finite(score: Score) -> Float[Array, "..."]:

@@ -17,14 +17,15 @@ from torch import Tensor
 from iclgd.metrics.numerics import by_examples, highest
 from iclgd.metrics.registry import metric
 
+Scores = Float[Tensor, "example layer context"]  # ICL's, summed over heads
+Queries = Float[Tensor, "example layer heads_x_head_dim"]  # of each query's last token
+Keys = Float[Tensor, "context layer heads_x_head_dim"]  # the attention queries of the training tokens
+Of = Int[Tensor, " context"]  # the demonstration that a token belongs to; -1 for bos and separators
+ByLayer = Float[Tensor, "example layer"]
+
 
 @metric
-def attention_kendall(
-    icl: Float[Tensor, "example layer context"],
-    query: Float[Tensor, "example layer heads_x_head_dim"],
-    training: Float[Tensor, "context layer heads_x_head_dim"],
-    context_example: Int[Tensor, " context"],
-) -> Float[Tensor, "example layer"]:
+def attention_kendall(icl: Scores, query: Queries, training: Keys, context_example: Of) -> ByLayer:
     """Kendall's tau between ICL's and finetuning's attention to the training tokens.
 
     tau_b = (concordant - discordant) / sqrt((pairs - ties_ICL)(pairs - ties_FT)). Softmax keeps the order, so the
@@ -37,13 +38,7 @@ def attention_kendall(
 
 
 @metric
-def recall_top_tokens(
-    icl: Float[Tensor, "example layer context"],
-    query: Float[Tensor, "example layer heads_x_head_dim"],
-    training: Float[Tensor, "context layer heads_x_head_dim"],
-    context_example: Int[Tensor, " context"],
-    k: int = 100,
-) -> Float[Tensor, "example layer"]:
+def recall_top_tokens(icl: Scores, query: Queries, training: Keys, context_example: Of, k: int = 100) -> ByLayer:
     """Share of ICL's k most attended training tokens that are among finetuning's k.
 
     |top_k(ICL) & top_k(FT)| / k; of equal weights the earlier token counts. By chance k / tokens. Published code of
@@ -56,17 +51,11 @@ def recall_top_tokens(
 
 
 @metric
-def recall_top_examples(
-    icl: Float[Tensor, "example layer context"],
-    query: Float[Tensor, "example layer heads_x_head_dim"],
-    training: Float[Tensor, "context layer heads_x_head_dim"],
-    context_example: Int[Tensor, " context"],
-    k: int = 5,
-) -> Float[Tensor, "example layer"]:
+def recall_top_examples(icl: Scores, query: Queries, training: Keys, context_example: Of, k: int = 5) -> ByLayer:
     """Share of ICL's k most attended demonstrations that are among finetuning's k.
 
-    A demonstration's attention is the sum over its tokens, so that long ones lead; noise summed in the same way is
-    therefore a stricter baseline than the uniform draw in the published code of Dai et al. (2023).
+    A demonstration's attention is the sum over its tokens, so that long ones lead. Noise summed in the same way is a
+    stricter baseline than the uniform draw in the published code of Dai et al. (2023).
 
     Returns:
         Values in [0, 1], unaveraged. NaN where fewer than k demonstrations are visible.

@@ -9,13 +9,12 @@ from torch import Tensor
 from iclgd.metrics.numerics import by_examples, cosine, difference, norm, unit
 from iclgd.metrics.registry import metric, over_examples
 
+Outputs = Float[Tensor, "example layer d_model"]  # of the attention block, at the query's last token
+ByLayer = Float[Tensor, "example layer"]
+
 
 @metric
-def sim_aou(
-    icl: Float[Tensor, "example layer d_model"],
-    ft: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-) -> Float[Tensor, "example layer"]:
+def sim_aou(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """SimAOU: cosine between the update that context makes and the one that finetuning makes.
 
     cos(h_ICL - h_ZSL, h_FT - h_ZSL), with h what the attention block adds to the residual stream at the last token of
@@ -28,11 +27,7 @@ def sim_aou(
 
 
 @metric
-def sim_aou_norm(
-    icl: Float[Tensor, "example layer d_model"],
-    ft: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-) -> Float[Tensor, "example layer"]:
+def sim_aou_norm(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """SimAOU as Dai et al. (2023) took it: the same cosine with every h scaled to length 1 first.
 
     cos(h_ICL/|h_ICL| - h_ZSL/|h_ZSL|, h_FT/|h_FT| - h_ZSL/|h_ZSL|). Inflated: both differences subtract the same
@@ -53,11 +48,7 @@ def sim_aou_norm(
 
 
 @metric
-def sim_aou_random(
-    icl: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-    random: Float[Tensor, "example layer d_model"],
-) -> Float[Tensor, "example layer"]:
+def sim_aou_random(icl: Outputs, zsl: Outputs, random: Outputs) -> ByLayer:
     """Random SimAOU: cosine between the update that context makes and a random one.
 
     cos(h_ICL - h_ZSL, r). For zero-mean r it is 0 on average with standard deviation 1/sqrt(d_model); the published
@@ -70,11 +61,7 @@ def sim_aou_random(
 
 
 @metric
-def update_norm_ratio(
-    icl: Float[Tensor, "example layer d_model"],
-    ft: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-) -> Float[Tensor, "example layer"]:
+def update_norm_ratio(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """How hard finetuning pushes, as a multiple of how hard the context does.
 
     |h_FT - h_ZSL| / |h_ICL - h_ZSL|. A cosine cannot see this: two updates may agree in direction and differ a
@@ -93,11 +80,7 @@ def update_norm_ratio(
 
 @metric
 @over_examples
-def sim_centred(
-    icl: Float[Tensor, "example layer d_model"],
-    ft: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-) -> Float[Tensor, "example layer"]:
+def sim_centred(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """Cosine of the two updates with each one's mean over examples taken away: do they treat queries alike?
 
     A shift that all queries share, as any finetuning has, counts for nothing here.
@@ -114,11 +97,7 @@ def sim_centred(
 
 
 @metric
-def additivity(
-    icl: Float[Tensor, "example layer d_model"],
-    zsl: Float[Tensor, "example layer d_model"],
-    one_shot: Float[Tensor, "example layer d_model"],
-) -> Float[Tensor, "example layer"]:
+def additivity(icl: Outputs, zsl: Outputs, one_shot: Outputs) -> ByLayer:
     """Cosine between the update that all demonstrations make and the sum of those that each makes alone.
 
     A gradient step on a sum of losses is the sum of the steps on each; softmax attention shares one mass among all.

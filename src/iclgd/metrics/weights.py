@@ -66,14 +66,9 @@ def weight_norm_explained(trained: Changes, context: Changes, r: int = 8) -> Flo
 
 def _by_matrix(compare: Callable[[Tensor, Tensor], Tensor], one: Changes, other: Changes) -> Tensor:
     nothing = torch.tensor(torch.nan, dtype=torch.float64)
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    compare(over_largest(a), over_largest(b)).double() if a.any() and b.any() else nothing
-                    for a, b in zip(first, second, strict=True)
-                ]
-            )
-            for first, second in zip(one, other, strict=True)
-        ]
-    )
+
+    def value(a: Tensor, b: Tensor) -> Tensor:
+        return compare(over_largest(a), over_largest(b)).double() if a.any() and b.any() else nothing
+
+    layers = zip(one, other, strict=True)
+    return torch.stack([torch.stack([*map(value, first, second)]) for first, second in layers])

@@ -1,9 +1,9 @@
 """Statistics of scores: intervals, comparisons between variants, choice of rates, power. Pure functions of numbers.
 
-Two samples occur. Within a run the queries are the sample, and `mean_interval` and `shares_interval` describe one
+There are two samples. Within a run the queries are the sample, and `mean_interval` and `shares_interval` describe one
 draw of demonstrations. Over runs the draws are the sample: a claim about a variant is a claim about demonstrations
 not yet drawn, so only `draws_interval`, `compare` and `held_out` support claims. Permutations of one draw's
-demonstrations, and repeats of one draw, are no further draws.
+demonstrations, and repeats of one draw, do not count as further draws.
 """
 
 from iclgd.statistics.comparisons import Comparison, compare, holm, holm_corrected
@@ -20,22 +20,7 @@ from iclgd.statistics.power import Power, design_power, draws_to_detect, draws_w
 from iclgd.statistics.rates import HeldOut, held_out
 
 __all__ = [
-    "Comparison",
-    "HeldOut",
-    "Interval",
-    "Power",
-    "compare",
-    "design_power",
-    "draws_interval",
-    "draws_to_detect",
-    "draws_within",
-    "held_out",
-    "holm",
-    "holm_corrected",
-    "mean_interval",
-    "mean_of_means",
-    "nanmean",
-    "ratio_interval",
-    "shares_interval",
-    "smallest_difference",
-]
+    "Comparison", "HeldOut", "Interval", "Power", "compare", "design_power", "draws_interval", "draws_to_detect",
+    "draws_within", "held_out", "holm", "holm_corrected", "mean_interval", "mean_of_means", "nanmean", "ratio_interval",
+    "shares_interval", "smallest_difference",
+]  # fmt: skip

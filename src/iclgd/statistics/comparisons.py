@@ -47,8 +47,7 @@ class Comparison:
 def compare(first: Mapping[D, float], second: Mapping[D, float], *, chosen: bool = False) -> Comparison:
     """Compares two variants by Student's paired t over draws.
 
-    What a draw adds to both variants (easy demonstrations, the same queries) cancels in its difference. The interval
-    and p say what draws not made would give; queries of one draw cannot say that, however many there are.
+    What a draw adds to both variants (easy demonstrations, the same queries) cancels in its difference.
 
     Args:
         first: a score's mean over queries, by draw. NaN counts as absent. Pass sane draws only.

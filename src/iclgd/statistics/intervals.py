@@ -1,8 +1,7 @@
 """Confidence intervals: of a mean over queries, of a share, and of a mean over draws.
 
 Each covers at least 92 % at a nominal 95 %, from three values on, over the grid of tools/simulation.py. A percentile
-bootstrap does not (74 % at three values, 90 % at twelve), nor does it leave a sample in which all agree: 20
-right of 20 is not 100 % [100, 100].
+bootstrap does not (74 % at three values, 90 % at twelve), and gives 20 right of 20 the interval 100 % [100, 100].
 """
 
 from __future__ import annotations
@@ -52,13 +51,12 @@ def mean_of_means(values: Float[Array, "query ..."]) -> float:
 def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float] | None = None) -> Interval:
     """Interval of `mean_of_means` over the queries of one draw, for scores that are no shares.
 
-    Student's t covers as little as 83 % of skewed values such as cosines near 1. Its ends are therefore moved outward
-    where one of two corrections says so: the quantile of the studentised mean by Cornish and Fisher's expansion,
-    q + skewness (1 + 2 q^2) / 6 sqrt(n) (Hall 1992, sec. 3.5), which many values support, and with `limits` Wilson's
-    interval of a share with the same variance, which holds for few values near a limit. The quantile is widened by
-    1 + 1/2n, for what few values do not show of their skewness.
+    Student's t covers as little as 83 % of skewed values such as cosines near 1. Its ends are moved outward by the
+    larger of two corrections: Cornish and Fisher's expansion of the quantile, q + skewness (1 + 2 q^2) / 6 sqrt(n)
+    (Hall 1992, sec. 3.5), for many values, and with `limits` Wilson's interval of a share with the same variance, for
+    few values near a limit. The quantile is widened by 1 + 1/2n, for the skewness that few values do not show.
 
-    Queries are taken whole: what belongs to one (layers, say) is not independent. Where values are undefined, the
+    The values of one query (its layers, say) are not independent and are taken together. Where some are undefined, the
     mean of means is a ratio, and its linearisation is what varies by query.
 
     Args:
@@ -92,9 +90,9 @@ def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float]
 def shares_interval(values: Float[Array, "query ..."]) -> Interval:
     """Interval of `mean_of_means` over the queries of one draw, for values 0 and 1 (or shares of some) by query.
 
-    Its ends are `share_bounds`, with the values as trials. With several columns (layers), a query's values hang
-    together, and the number of trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean,
-    at least the queries and at most all values, less what Student's t asks for estimating that variance.
+    Its ends are `share_bounds`, with the values as trials. With several columns (layers), a query's values are
+    correlated, and the number of trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean,
+    at least the queries and at most all values, corrected by Student's t for the estimate of that variance.
 
     Args:
         values: [query, ...], in [0, 1], NaN where undefined.
@@ -120,15 +118,15 @@ def draws_interval(
 
     Student's t. A share's means over few queries are far from normal near 0 and 1, and all draws may agree by chance:
     with `trials` its ends are `share_bounds` with an effective number of trials (Korn and Graubard 1998), which
-    is at most their sum, and smaller the further the draws lie apart. Where all draws agree, it is one draw's number:
-    all may have been asked the same queries, which then count once.
+    is smaller the further the draws lie apart. Where all draws agree, it is that of one draw: all draws may have been
+    asked the same queries, which then count once.
 
     Args:
         means: one for each draw; NaN is left out.
         limits: what the score can be at all; the interval is cut there.
         trials: for shares, each draw's number of queries with a defined value.
-        chosen: the means stand at rates that the other draws chose, so that they hang together: the squared error is
-            taken `choice_factor` times (without it, 74 to 95 % are covered).
+        chosen: the means stand at rates that the other draws chose: the squared error is taken `choice_factor` times
+            (without it, 74 to 95 % are covered).
 
     Returns:
         No interval below two draws, nor, without `trials`, where all draws are equal.
@@ -155,8 +153,8 @@ def draws_interval(
 def ratio_interval(above: Float[Array, " draw"], below: Float[Array, " draw"], *, chosen: bool = False) -> Interval:
     """Interval of a ratio of two means over the same draws, by Fieller's theorem (1954).
 
-    It holds every r for which the mean of above - r below is not told apart from zero by Student's t: it covers as
-    often as t does, however uncertain the denominator.
+    It holds every r for which Student's t does not tell the mean of above - r below from zero, so that it covers as
+    often as t does however uncertain the denominator is.
 
     Args:
         above: the numerator, by draw.
@@ -164,13 +162,12 @@ def ratio_interval(above: Float[Array, " draw"], below: Float[Array, " draw"], *
         chosen: as for `draws_interval`.
 
     Returns:
-        No value where the denominator's mean is not told apart from zero, for then no ratio is; no interval where
-        neither has a spread.
+        No value where the denominator's mean is not told apart from zero; no interval where neither has a spread.
     """
-    n, found = len(below), draws_interval(below, chosen=chosen)
-    if n < FEWEST_DRAWS or found.mean == 0 or found.low <= 0 <= found.high:
+    n, denominator = len(below), draws_interval(below, chosen=chosen)
+    if n < FEWEST_DRAWS or denominator.mean == 0 or denominator.low <= 0 <= denominator.high:
         return Interval(math.nan, math.nan, math.nan, n)
-    top, bottom = float(above.mean()), found.mean
+    top, bottom = float(above.mean()), denominator.mean
     if _without_spread(above) and _without_spread(below):
         return Interval(top / bottom, math.nan, math.nan, n)
     factor = float(stats.t.ppf(UPPER, n - 1)) ** 2 / n * (choice_factor(n) if chosen else 1)
@@ -186,7 +183,7 @@ def _columns(values: Float[Array, "query ..."]) -> Float[Array, "query column"]:
 
 
 def _by_query(values: Float[Array, "query ..."]) -> tuple[float, Float[Array, " defined"]]:
-    """The mean of means, and what each query with a defined value says of it; these average to it."""
+    """The mean of means, and the share of each query with a defined value in it; these average to it."""
     columns = _columns(values.astype(np.float64))
     columns = columns[:, ~np.isnan(columns).all(0)]
     columns = columns[~np.isnan(columns).all(1)]
@@ -203,7 +200,7 @@ def _without_spread(values: Float[Array, " n"]) -> bool:
 
 
 def _effective(share: float, variance: float, trials: int, n: int) -> int | float:
-    """Trials, at most as given, of a simple sample whose share has this variance, which n values told."""
+    """The trials, at most as given, of a simple sample whose share has this variance, estimated from n values."""
     simple = share * (1 - share)
     if variance <= 0 or simple <= 0:
         return trials

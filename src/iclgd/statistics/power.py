@@ -35,8 +35,7 @@ def design_power(spreads: Sequence[float], draws: int, *, tests: int = 1) -> Pow
     """What comparisons with these spreads can tell, from this many draws.
 
     Args:
-        spreads: standard deviations over draws of paired differences, one for each comparison; NaN and 0 (unknown) are
-            left out.
+        spreads: standard deviations over draws of paired differences, one for each comparison; NaN and 0 are left out.
         draws: pairs in each comparison.
         tests: comparisons corrected together; each is judged at .05 / tests, which is Holm's first step.
     """

@@ -1,7 +1,7 @@
 """Choice of a learning rate by draws other than the ones shown.
 
-The best of several noisy means is above its own expectation, the more so the more rates there are and the noisier a
-variant is. So a draw's value is shown at the rate that the other draws chose.
+The best of several noisy means lies above its own expectation, the more so the more rates there are and the noisier a
+variant is. Therefore a draw's value is shown at the rate that the other draws chose.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def held_out(
 ) -> HeldOut[D] | None:
     """Chooses every draw's rate by the mean over the other draws (leave-one-out), or by the draws kept for tuning.
 
-    If the draws are independent, the values are unbiased for the chosen rates. Their mean may lie below that of the
-    best rate, as the choice may err.
+    If the draws are independent, the values are unbiased for the chosen rates.
 
     Args:
         scores: by draw and rate the mean over queries. A draw that diverged or is unstable at a rate is absent, or NaN,
@@ -74,9 +73,8 @@ def held_out(
 def choice_factor(draws: int) -> float:
     """How much larger the squared error of a mean of held-out values is than their spread says: 2 + draws / 10.
 
-    A draw helped to choose the rates of all others, so that held-out values hang together. Measured, with noise as
-    large as the differences between rates or larger, for 2 to 7 rates: the quantiles of t (two-sided .05 and .005) call
-    for 2.5 at 5 draws, 2.6 at 8, 3.1 at 12 and 4.0 at 20. Where noise is small it is too careful; draws kept for tuning
-    (`held_out`, `tuning`) need none of it.
+    Every draw helped to choose the rates of all others, so that held-out values are correlated. Simulated with 2 to 7
+    rates and noise as large as the differences between them or larger, the quantiles of t (two-sided .05 and .005) call
+    for 2.5 at 5 draws, 2.6 at 8, 3.1 at 12 and 4.0 at 20. Smaller noise and draws kept for tuning need less.
     """
     return 2 + draws / 10
