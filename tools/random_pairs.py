@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import iclgd
-from iclgd.results import conclusions
+from iclgd.results import conclusions, rates
 from iclgd.results.frame import Results
 from iclgd.statistics import Comparison
 
@@ -21,7 +21,7 @@ def compared(results: Results, pairs: Sequence[tuple[str, str]]) -> Iterator[dic
     """What the report of each pair's own runs concludes, by score."""
     for pair in pairs:
         own = Results(tuple(run for run in results if run.settings["finetune.name"] in pair))
-        among, _ = conclusions.contenders(own)
+        among, _ = rates.contenders(own)
         (difference,) = conclusions.differences(own, among)
         yield dict(difference.results)
 

@@ -14,7 +14,7 @@ from iclgd.common.records import Score
 from iclgd.common.seeding import numpy_stream
 from iclgd.config import ScoreConfig
 from iclgd.metrics import summarise
-from iclgd.results import conclusions
+from iclgd.results import conclusions, rates
 from iclgd.results.frame import Results
 from report_fixtures import make_config
 
@@ -75,7 +75,7 @@ def reports(root: Path, repeats: int, draws: int, noise: Mapping[str, float]) ->
     for repeat in range(repeats):
         folder = root / f"{draws}-{repeat}"
         write_sweep(folder, generator, noise, draws)
-        among, _ = conclusions.contenders(Results.read([folder]))
+        among, _ = rates.contenders(Results.read([folder]))
         results = [
             result
             for difference in conclusions.differences(Results.read([folder]), among)

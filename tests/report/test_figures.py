@@ -15,7 +15,7 @@ import pytest
 from figure_cases import described, results
 from iclgd.report import chart, figures, ladder, planted_truths
 from iclgd.report.chart import DATA, Figure
-from iclgd.results import conclusions, published
+from iclgd.results import published, rates
 from iclgd.results.frame import Results
 from report_fixtures import write_run
 
@@ -156,7 +156,7 @@ def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
 def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():
     made = results(("gd", "lcgd", "none"), finetune__lr=[1e-3, 1e-2, 1e-1], task__shots=[4, 8])
     figure = by_name(ladder.ladder(made))["ladder/headline"]
-    among, _ = conclusions.contenders(made)
+    among, _ = rates.contenders(made)
     expected = {(one.variant, one.others["task.shots"]): np.mean(list(one.values["sim_aou"].values())) for one in among}
     shown = {row["about"]: row["mean"] for row in rows(figure) if row["value"] == 0}
     assert len(shown) == len(expected) == 6 and "the other draws choose" in figure.caption

@@ -44,7 +44,7 @@ def sweep(root, seeds=range(3), variants=("gd", "lcgd", "random_direction"), **s
 
 
 def found(results):
-    among, notes = conclusions.contenders(results)
+    among, notes = rates.contenders(results)
     return {one.variant: one for one in among}, notes, conclusions.differences(results, among)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,15 @@ from iclgd.config.enumerations import Better
 
 pytest.importorskip("iclgd.statistics")
 from iclgd.report.planted_truths import notice_tables, planted_truths
+from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import Results
 from iclgd.results.planted_truths import anchored, cells_of, identification, in_words, notice, notices
 from iclgd.statistics import shares_interval
 from report_fixtures import write_run
 
 NAMES = ("gd", "lcgd", "random_direction")
+SCORE = ScoreInfo("s", "SimAOU", limits=(-1, 1), better=Better.higher)
+LOWER = replace(SCORE, better=Better.lower)
 
 
 def frame(value, draws=10, rates=(0.1,), truths=("icl", *NAMES)):
@@ -36,10 +40,10 @@ def frame(value, draws=10, rates=(0.1,), truths=("icl", *NAMES)):
 
 def test_truths_that_are_far_apart_are_always_identified():
     rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate) + 0.01 * draw)
-    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    found = identification(SCORE, cells_of(rows, SCORE))
     assert (found.share.mean, found.share.n, found.confusions) == (1, 10, {})
     assert found.chance == pytest.approx(1 / 3)
-    upside_down = identification("s", cells_of(rows, "s", Better.lower), Better.lower)
+    upside_down = identification(LOWER, cells_of(rows, LOWER))
     assert upside_down.share.mean == 0 and set(upside_down.confusions) == set(NAMES)
 
 
@@ -47,7 +51,7 @@ def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare(
     noise, alarms, shares = np.random.default_rng(0), 0, []
     for _ in range(200):
         rows = frame(lambda *_: noise.normal(), draws=5)
-        found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+        found = identification(SCORE, cells_of(rows, SCORE))
         shares.append(found.share.mean)
         alarms += found.share.low > found.chance
     assert np.mean(shares) == pytest.approx(1 / 3, abs=0.03) and alarms <= 0.05 * 200
@@ -55,26 +59,26 @@ def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare(
 
 def test_where_all_draws_agree_each_counts_once():
     rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
-    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    found = identification(SCORE, cells_of(rows, SCORE))
     assert found.share.low == pytest.approx(shares_interval(np.ones(4)).low)  # not 12 of 12
 
 
 def test_equal_values_share_the_first_place():
     rows = frame(lambda *_: 0.5)
-    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    found = identification(SCORE, cells_of(rows, SCORE))
     assert found.share.mean == pytest.approx(1 / 3)
 
 
 def test_what_is_confused_is_named():
     rows = frame(lambda truth, candidate, draw, rate: 1.0 if candidate == "gd" else 0.0)
-    found = identification("s", cells_of(rows, "s", Better.higher), Better.higher)
+    found = identification(SCORE, cells_of(rows, SCORE))
     assert found.confusions == {"lcgd": ("gd", pytest.approx(1)), "random_direction": ("gd", pytest.approx(1))}
 
 
 def test_rates_are_chosen_by_the_other_draws():
     """Each draw has its own lucky rate, which the draw itself must not choose."""
     rows = frame(lambda truth, candidate, draw, rate: float(draw == rate), draws=3, rates=(0, 1, 2))
-    values = cells_of(rows, "s", Better.higher)["gd", "gd"]
+    values = cells_of(rows, SCORE)["gd", "gd"]
     assert set(values.values()) == {0.0}
 
 
@@ -102,7 +106,7 @@ def test_intervals_at_chosen_rates_are_wider():
     noise = np.random.default_rng(0)
     value = {(t, c, d): (0.5 if t == c else 0.1) + 0.01 * noise.normal() for t in ("icl", *NAMES) for c in NAMES
              for d in range(5)}  # fmt: skip
-    of = {"s": Better.higher}, {"s": (-1, 1)}, {"random_direction"}
+    of = [SCORE], {"random_direction"}
     plain = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5), *of)
     chosen = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5, rates=(0.1, 1)), *of)  # the rate is idle
     width = lambda found: (found.matrix["high"] - found.matrix["low"]).to_numpy()  # noqa: E731
@@ -126,7 +130,7 @@ def test_unlike_settings_are_never_averaged(tmp_path):
                     config["reference"] = {"name": truth, "lr_factor": factor}
                 (folder / "config.yaml").write_text(yaml.safe_dump(config))
     results = Results.read([tmp_path])
-    found = {(one.place["finetune.layers"], one.place["reference.lr_factor"]): one for one in notices(results)}
+    found = {(one.setting["finetune.layers"], one.setting["reference.lr_factor"]): one for one in notices(results)}
     assert set(found) == {("all", 1), ("all", 3), ("0", 1), ("0", 3)}
     for (layers, factor), one in found.items():
         cells = one.matrix.set_index(["truth", "candidate"])["mean"]
@@ -189,7 +193,7 @@ def test_a_notice_says_what_the_numbers_say():
     table = {("icl", "gd"): 0.15, ("icl", "random_direction"): 0.02, ("icl", "lcgd"): 0.1, ("gd", "gd"): 0.65}
     noise = np.random.default_rng(0)
     value = lambda t, c, *_: table.get((t, c), 0.6 if t == c else 0.05) + 0.002 * noise.normal()  # noqa: E731
-    found = notice({}, frame(value), {"s": Better.higher}, {"s": (-1, 1)}, {"random_direction"})
+    found = notice({}, frame(value), [SCORE], {"random_direction"})
     assert len(found.matrix) == 12 and set(found.matrix["draws"]) == {10}
     gd = next(at for at in found.standings if at.candidate == "gd")
     assert gd.icl.mean == pytest.approx(0.15, abs=0.01) and gd.planted.mean == pytest.approx(0.65, abs=0.01)

@@ -15,7 +15,7 @@ from iclgd.report.chart import DATA, Figure, themed
 from iclgd.report.formats import Table, number
 from iclgd.report.marks import color_scale
 from iclgd.report.panels import Frame, records
-from iclgd.results.planted_truths import Notice, labels, notices, paragraph, place_in_words
+from iclgd.results.planted_truths import Notice, labels, notices, paragraph, setting_in_words
 from iclgd.statistics import Interval
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def planted_truths(results: Results) -> Iterator[Figure]:
     """For each score, what every candidate scores where each variant plays ICL's part."""
     names, sweeps = labels(results), notices(results)
     for notice in sweeps:
-        place = place_in_words(results, notice)
+        place = setting_in_words(results, notice)
         parts: Any = notice.matrix.groupby("score", sort=False)
         for score, cells in parts:
             info = results.scores[str(score)]
@@ -74,7 +74,7 @@ def notice_tables(results: Results) -> list[Table]:
     """For each model and task: the matrices of the headline scores, the ranking of scores, and the anchored scores."""
     tables = []
     for at, notice in enumerate(notices(results)):
-        suffix, place = f"_{at + 1}" if at else "", place_in_words(results, notice)
+        suffix, place = f"_{at + 1}" if at else "", setting_in_words(results, notice)
         tables += [make(results, notice, suffix, place) for make in (_matrices, _ranking, _anchored)]
     return [table for table in tables if table.rows]
 

@@ -10,10 +10,10 @@ from iclgd.report.formats import Row, Table, number, pivot
 from iclgd.report.planted_truths import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.results.conclusions import Contender, Difference
+from iclgd.results.conclusions import Difference
 from iclgd.results.frame import Results, whole
 from iclgd.results.own_tables import prompt_statistics
-from iclgd.results.rates import at_chosen_rates
+from iclgd.results.rates import RATE, VARIANT, Contender, at_chosen_rates, contenders
 from iclgd.results.reading import ReportError
 from iclgd.statistics import Comparison
 
@@ -35,12 +35,12 @@ def tables(
     Raises:
         ReportError: these runs do not have one of the keys or scores.
     """
-    contenders, without_rate = conclusions.contenders(results)
-    differences = conclusions.differences(results, contenders)
-    several_rates = bool(without_rate) or any(len(one.tried) > 1 for one in contenders)
+    among, without_rate = contenders(results)
+    differences = conclusions.differences(results, among)
+    several_rates = bool(without_rate) or any(len(one.tried) > 1 for one in among)
     return [
         summary(results, rows, columns, scores),
-        *([held_out(results, contenders, without_rate)] if several_rates else []),
+        *([held_out(results, among, without_rate)] if several_rates else []),
         *([comparisons(results, differences)] if differences else []),
         *notice_tables(results),
         data(results),
@@ -201,7 +201,7 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _other_keys(results: Results) -> list[str]:
-    return [key for key in results.varied if key not in (conclusions.VARIANT, conclusions.RATE)]
+    return [key for key in results.varied if key not in (VARIANT, RATE)]
 
 
 def _others(results: Results, one: Contender) -> Row:

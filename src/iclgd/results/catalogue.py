@@ -1,4 +1,4 @@
-"""What the runs' own configurations say of their finetuning variants and scores: labels, roles, order and looks."""
+"""Labels, roles, order and looks of variants and scores, as the configurations of the runs give them."""
 
 from __future__ import annotations
 
@@ -63,57 +63,57 @@ class ScoreInfo:
 
 
 def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
-    """The variants by name, in their order; where runs disagree, the first that names one has the word."""
-    known: dict[str, Variant] = {}
+    """The variants by name, in their order; where runs disagree, the first that names one counts."""
+    by_name: dict[str, Variant] = {}
     for run in runs:
         config = run.config["finetune"]
-        if (name := str(config["name"])) not in known:
-            known[name] = Variant(
-                name,
-                _label(name, config, known),
-                _choice(Role, config.get("role"), Role.variant),
-                int(config.get("order", 50)),
-                config.get("color"),
-                config.get("against"),
+        name = config["name"]
+        if name not in by_name:
+            by_name[name] = Variant(
+                name=name,
+                label=_label(name, config, by_name),
+                role=_member(Role, config.get("role"), Role.variant),
+                order=config.get("order", 50),
+                color=config.get("color"),
+                against=config.get("against"),
             )
-    return {one.name: one for one in sorted(known.values(), key=lambda one: (one.order, one.name))}
+    return {one.name: one for one in sorted(by_name.values(), key=lambda one: (one.order, one.name))}
 
 
 def scores(runs: Iterable[FinishedRun]) -> dict[str, ScoreInfo]:
     """Every score that was measured, by name: headline ones first, then in the order of the configurations."""
-    known: dict[str, ScoreInfo] = {}
+    by_name: dict[str, ScoreInfo] = {}
     for run in runs:
         described = (run.config.get("metric") or {}).get("scores") or {}
         for name in (*(key for key in described if key in run.scores), *run.scores):
-            if name not in known:
-                config = described.get(name) or {}
-                known[name] = _score(name, _label(name, config, known), config)
-    return {one.name: one for one in sorted(known.values(), key=lambda one: not one.headline)}
+            if name not in by_name:
+                by_name[name] = _score(name, described.get(name) or {}, by_name)
+    return {one.name: one for one in sorted(by_name.values(), key=lambda one: not one.headline)}
 
 
-def _label(name: str, config: Mapping[str, Any], known: Mapping[str, Variant | ScoreInfo]) -> str:
-    """What the config calls it; with its name where another is called the same, for tables tell them apart by it."""
-    label = printable(str(config.get("label") or name), 40)
-    taken = any(other.label == label for other in known.values())
-    return f"{label} ({printable(name, 40)})" if taken else label
-
-
-def _score(name: str, label: str, config: Mapping[str, Any]) -> ScoreInfo:
+def _score(name: str, config: Mapping[str, Any], others: Mapping[str, ScoreInfo]) -> ScoreInfo:
     low, high = config.get("limits") or (-math.inf, math.inf)
-    inputs = {str(argument): str(path) for argument, path in (config.get("inputs") or {}).items()}
+    inputs = config.get("inputs") or {}
     return ScoreInfo(
-        name,
-        label,
-        (float(low), float(high)),
-        bool(config.get("headline")),
-        _choice(Better, config.get("better"), Better.higher),
-        bool(config.get("share")),
-        max(2, min(int(config.get("digits") or 3), 9)),
-        not inputs or any(path.partition(".")[0] in _LEARNED for path in inputs.values()),
-        inputs,
-        str(config.get("function") or ""),
+        name=name,
+        label=_label(name, config, others),
+        limits=(float(low), float(high)),
+        headline=bool(config.get("headline")),
+        better=_member(Better, config.get("better"), Better.higher),
+        share=bool(config.get("share")),
+        digits=max(2, min(config.get("digits") or 3, 9)),
+        learned=not inputs or any(path.partition(".")[0] in _LEARNED for path in inputs.values()),
+        inputs=inputs,
+        function=str(config.get("function") or ""),
     )
 
 
-def _choice(kind: Any, value: Any, otherwise: Any) -> Any:
+def _label(name: str, config: Mapping[str, Any], others: Mapping[str, Variant | ScoreInfo]) -> str:
+    """The config's label; with the name where another has the same label, because tables tell them apart by it."""
+    label = printable(str(config.get("label") or name), 40)
+    taken = any(other.label == label for other in others.values())
+    return f"{label} ({printable(name, 40)})" if taken else label
+
+
+def _member(kind: Any, value: Any, otherwise: Any) -> Any:
     return kind(value) if value in list(kind) else otherwise

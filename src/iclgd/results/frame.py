@@ -19,7 +19,6 @@ from scipy import stats
 from iclgd.config.enumerations import Weights
 from iclgd.results import catalogue
 from iclgd.results.catalogue import ScoreInfo, Variant
-from iclgd.results.inputs import mixed_inputs
 from iclgd.results.reading import FinishedRun, ReportError, read_runs
 from iclgd.runs import varying_keys
 from iclgd.statistics import draws_interval
@@ -98,11 +97,6 @@ class Results:
     def varied(self) -> tuple[str, ...]:
         """The Hydra keys that tell settings apart; those of the draw are not among them."""
         return tuple(varying_keys.varying_keys([run.settings for run in self.runs]))
-
-    @functools.cached_property
-    def mixed_inputs(self) -> str | None:
-        """A sentence on inputs that differ between runs of equal settings; None if there are none."""
-        return mixed_inputs(self.runs)
 
     @property
     def shown(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether the scores would notice: what each says where a planted variant plays ICL's part, and what it says of ICL.
+"""What each score says where a planted variant plays ICL's part, beside what it says of ICL: would it notice?
 
 A truth is what plays ICL's part (`reference.name`), a candidate what is finetuned (`finetune.name`). The draws of
 demonstrations are the sample.
@@ -7,18 +7,17 @@ demonstrations are the sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping, Set
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from iclgd.config.enumerations import Better, Role
+from iclgd.results.catalogue import ScoreInfo
+from iclgd.results.frame import Results, whole
 from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
-
-if TYPE_CHECKING:
-    from iclgd.results.frame import Results
 
 TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
 ICL = "icl"
@@ -56,7 +55,7 @@ class Standing:
 class Notice:
     """All that one sweep of truths and candidates says, for one model and task."""
 
-    place: Mapping[str, Any]  # the model, the task and what else varied
+    setting: Mapping[str, Any]  # the model, the task and what else varied
     matrix: pd.DataFrame  # columns score, truth, candidate, mean, low, high, draws: a row for each cell
     ranking: tuple[Identification, ...]  # by score, the best at identifying first
     standings: tuple[Standing, ...]  # by score and candidate that was planted too
@@ -67,24 +66,24 @@ def notices(results: Results) -> list[Notice]:
     frame: Any = results.frame
     if TRUTH not in frame:
         return []
-    rows = frame[frame["layer"].isna() & (frame["examples"] == "all") & (frame["state"] == "sane")]
+    rows = whole(frame)
+    rows = rows[rows["state"] == "sane"]
     scores = [s for s in results.scores.values() if s.better is not Better.neither and s.reads("icl") and s.reads("ft")]
-    better = {score.name: score.better for score in scores}
-    limits = {score.name: score.limits for score in scores}
-    floors = {name for name, variant in results.variants.items() if variant.role is Role.floor}
-    order = {name: at for at, name in enumerate([ICL, *results.variants])}
+    floors = [name for name, variant in results.variants.items() if variant.role is Role.floor]
+    order = {name: index for index, name in enumerate([ICL, *results.variants])}
     rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
-    place = [key for key in results.keys if key not in (TRUTH, CANDIDATE, RATE)]
-    found = []
-    for key, planted in rows[rows[TRUTH] != ICL].groupby(place, sort=False, dropna=False):
-        setting = dict(zip(place, key, strict=True))
-        group: Any = pd.concat([_of_icl(rows[rows[TRUTH] == ICL], setting), planted])
+    keys = [key for key in results.keys if key not in (TRUTH, CANDIDATE, RATE)]
+    of_icl, of_planted = rows[rows[TRUTH] == ICL], rows[rows[TRUTH] != ICL]
+    of_each = []
+    for values, planted in of_planted.groupby(keys, sort=False, dropna=False):
+        setting = dict(zip(keys, values, strict=True))
+        group: Any = pd.concat([_in_setting(of_icl, setting), planted])
         if group[TRUTH].nunique() > 1:
-            found.append(notice(setting, group, better, limits, floors))
-    return [one for one in found if len(one.matrix)]
+            of_each.append(notice(setting, group, scores, floors))
+    return [one for one in of_each if len(one.matrix)]
 
 
-def _of_icl(rows: Any, setting: Mapping[str, Any]) -> Any:
+def _in_setting(rows: Any, setting: Mapping[str, Any]) -> Any:
     """ICL's own rows in a setting; what only planted truths have (their rate) may be missing from them."""
     for key, value in setting.items():
         missing = rows[key].isna()
@@ -94,54 +93,39 @@ def _of_icl(rows: Any, setting: Mapping[str, Any]) -> Any:
 
 
 def notice(
-    place: Mapping[str, Any],
-    rows: pd.DataFrame,
-    better: Mapping[str, Better],
-    limits: Mapping[str, tuple[float, float]],
-    floors: Collection[str],
+    setting: Mapping[str, Any], rows: pd.DataFrame, scores: Sequence[ScoreInfo], floors: Collection[str]
 ) -> Notice:
-    """The notice of one model and task.
-
-    Rows are one for each run and score, as in `Results.frame`; `better` names the scores.
-    """
-    cells = {score: cells_of(rows, score, better[score]) for score in better}
-    cells = {score: found for score, found in cells.items() if found}
+    """The notice of one setting; rows are one for each run and score, as in `Results.frame`."""
     table: Any = rows
     several = {name for name, group in table.groupby(CANDIDATE) if group[RATE].nunique() > 1}  # whose rate is chosen
-    ranking = [identification(score, found, better[score], bool(several)) for score, found in cells.items()]
-    ranking = [rank for rank in ranking if rank.share.n]
-    standings = [
-        s
-        for score, found in cells.items()
-        for s in _standings(score, found, better[score], limits[score], floors, several)
-    ]
-    return Notice(
-        place,
-        pd.DataFrame(_matrix(cells, limits, several)),
-        tuple(sorted(ranking, key=lambda rank: (-rank.share.mean, list(better).index(rank.score)))),
-        tuple(standings),
-    )
+    cells = [(score, cells_of(rows, score)) for score in scores]
+    cells = [(score, own) for score, own in cells if own]
+    ranking = [identification(score, own, bool(several)) for score, own in cells]
+    best_first = sorted((rank for rank in ranking if rank.share.n), key=lambda rank: -rank.share.mean)
+    matrix = [row for score, own in cells for row in _matrix(score, own, several)]
+    standings = [row for score, own in cells for row in _standings(score, own, floors, several)]
+    return Notice(setting, pd.DataFrame(matrix), tuple(best_first), tuple(standings))
 
 
-def cells_of(rows: pd.DataFrame, score: str, better: Better) -> Cells:
+def cells_of(rows: pd.DataFrame, score: ScoreInfo) -> Cells:
     """Each truth's and candidate's value by draw, at a rate of the candidate's that the other draws chose."""
     table: Any = rows
-    chosen = table[(table["score"] == score) & table["mean"].notna()]
+    defined = table[(table["score"] == score.name) & table["mean"].notna()]
     cells: dict[tuple[str, str], Draws] = {}
-    for (truth, candidate), group in chosen.groupby([TRUTH, CANDIDATE], sort=False):
-        by_draw = group.groupby([DRAW, RATE])["mean"].mean()
-        table = {draw: by_draw[draw].to_dict() for draw in by_draw.index.get_level_values(0).unique()}
+    for (truth, candidate), group in defined.groupby([TRUTH, CANDIDATE], sort=False):
+        means = group.groupby([DRAW, RATE])["mean"].mean()
+        by_draw = {draw: means[draw].to_dict() for draw in means.index.get_level_values(0).unique()}
         if group[RATE].nunique() > 1:
-            shown = held_out(table, str(better))
-            values = {} if shown is None else dict(shown.values)
+            choice = held_out(by_draw, str(score.better))
+            values = {} if choice is None else dict(choice.values)
         else:
-            values = {draw: next(iter(rates.values())) for draw, rates in table.items()}
+            values = {draw: next(iter(rates.values())) for draw, rates in by_draw.items()}
         if values:
             cells[truth, candidate] = values
     return cells
 
 
-def identification(score: str, cells: Cells, better: Better, chosen: bool = False) -> Identification:
+def identification(score: ScoreInfo, cells: Cells, chosen: bool = False) -> Identification:
     """How often the true candidate comes first among all candidates, over truths that are candidates too.
 
     Truths of one draw share its demonstrations. How closely they hang together, the spread between draws says; where
@@ -149,7 +133,7 @@ def identification(score: str, cells: Cells, better: Better, chosen: bool = Fals
     """
     candidates = list(dict.fromkeys(candidate for _, candidate in cells))
     first: dict[Hashable, list[float]] = {}  # by draw: truths of one draw share its demonstrations and hang together
-    chances, confusions, sign = [], {}, -1 if better is Better.lower else 1
+    chances, confusions, sign = [], {}, -1 if score.better is Better.lower else 1
     for truth in [name for name in candidates if (name, name) in cells]:
         instead: dict[str, float] = {}
         draws = cells[truth, truth]
@@ -170,32 +154,25 @@ def identification(score: str, cells: Cells, better: Better, chosen: bool = Fals
     apart = len(set(by_draw)) > 1
     trials = [len(truths) if apart else len(first) for truths in first.values()]
     share = draws_interval(by_draw, trials=trials, chosen=chosen)
-    return Identification(score, share, chance, confusions)
+    return Identification(score.name, share, chance, confusions)
 
 
-def _standings(
-    score: str,
-    cells: Cells,
-    better: Better,
-    limits: tuple[float, float],
-    floors: Collection[str],
-    several: Set[str],
-) -> Iterator[Standing]:
+def _standings(score: ScoreInfo, cells: Cells, floors: Collection[str], several: Set[str]) -> Iterator[Standing]:
     bottoms = [name for name in floors if (ICL, name) in cells]
     if not bottoms:
         return
-    nearest = min if better is Better.lower else max
+    nearest = min if score.better is Better.lower else max
     bottom = nearest(bottoms, key=lambda name: float(np.mean(list(cells[ICL, name].values()))))
     floor = cells[ICL, bottom]
     for (truth, candidate), icl in cells.items():
         if truth == ICL and candidate not in floors and (candidate, candidate) in cells:
             planted = cells[candidate, candidate]
-            here, below, above = (
-                draws_interval(list(draws.values()), limits, chosen=of in several)
-                for of, draws in ((candidate, icl), (bottom, floor), (candidate, planted))
+            on_icl, on_floor, on_planted = (
+                draws_interval(list(draws.values()), score.limits, chosen=name in several)
+                for name, draws in ((candidate, icl), (bottom, floor), (candidate, planted))
             )
             part = anchored(icl, floor, planted, chosen=not several.isdisjoint({candidate, bottom}))
-            yield Standing(score, candidate, here, below, above, part)
+            yield Standing(score.name, candidate, on_icl, on_floor, on_planted, part)
 
 
 def anchored(icl: Draws, floor: Draws, planted: Draws, chosen: bool = False) -> Interval:
@@ -209,62 +186,55 @@ def anchored(icl: Draws, floor: Draws, planted: Draws, chosen: bool = False) -> 
     return ratio_interval(above, np.array([planted[draw] - floor[draw] for draw in draws]), chosen=chosen)
 
 
-def _matrix(
-    cells: Mapping[str, Cells], limits: Mapping[str, tuple[float, float]], several: Set[str]
-) -> list[dict[str, Any]]:
-    rows = []
-    for score, found in cells.items():
-        for (truth, candidate), draws in found.items():
-            interval = draws_interval(list(draws.values()), limits[score], chosen=candidate in several)
-            about = {"score": score, "truth": truth, "candidate": candidate, "draws": interval.n}
-            rows.append({**about, "mean": interval.mean, "low": interval.low, "high": interval.high})
-    return rows
+def _matrix(score: ScoreInfo, cells: Cells, several: Set[str]) -> Iterator[dict[str, Any]]:
+    for (truth, candidate), draws in cells.items():
+        interval = draws_interval(list(draws.values()), score.limits, chosen=candidate in several)
+        cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
+        yield {**cell, "mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
-def in_words(found: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
+def in_words(notice: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
     """One paragraph: which scores tell truths apart, which do not, and what a score says of ICL.
 
     The last sentences are about the score `standing_of`.
     """
-    said = []
-    if found.ranking:
-        best, worst = found.ranking[0], found.ranking[-1]
+    sentences = []
+    if notice.ranking:
+        best, worst = notice.ranking[0], notice.ranking[-1]
         other = f" and {score_labels[worst.score]} in {_percent(worst.share)}" if worst is not best else ""
-        said.append(
+        sentences.append(
             f"Over the planted truths of {best.share.n} draws, {score_labels[best.score]} puts the true variant first "
             f"in {_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
         )
-    for rank in found.ranking:
+    for rank in notice.ranking:
         if rank.score == standing_of and rank.confusions:
             pairs = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:2]
             names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in pairs]
-            said.append(f"{score_labels[standing_of]} takes {' and '.join(names)}.")
-    standings = [at for at in found.standings if at.score == standing_of]
+            sentences.append(f"{score_labels[standing_of]} takes {' and '.join(names)}.")
+    standings = [standing for standing in notice.standings if standing.score == standing_of]
     if standings:
-        of_each = "; ".join(_of_the_way(at, labels) for at in standings)
-        said.append(
+        of_each = "; ".join(_of_the_way(standing, labels) for standing in standings)
+        sentences.append(
             f"{score_labels[standing_of]} on ICL and, in brackets, what it would be if ICL were that variant: "
-            f"{of_each}. "
-            f"The floor scores {standings[0].floor.mean:.2f}; "
+            f"{of_each}. The floor scores {standings[0].floor.mean:.2f}; "
             "percentages say how far on the way from it to the value in brackets."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _of_the_way(at: Standing, labels: Mapping[str, str]) -> str:
     values = f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})"
     if math.isnan(at.anchored.mean):
         return values
-    known = "" if math.isnan(at.anchored.low) else f" [{at.anchored.low:.0%}, {at.anchored.high:.0%}]"
-    return f"{values}, which is {at.anchored.mean:.0%}{known}"
+    return f"{values}, which is {_percent(at.anchored)}"
 
 
-def place_in_words(results: Results, found: Notice) -> str:
+def setting_in_words(results: Results, notice: Notice) -> str:
     """The model, the task and what else varied."""
     own = ("model.name", "task.name", "task.shots")
     return ", ".join(
         results.text(key, value) if key in own else f"{results.heading(key)} {results.text(key, value)}"
-        for key, value in found.place.items()
+        for key, value in notice.setting.items()
         if key != "model.weights" or key in results.varied
     )
 
@@ -274,13 +244,13 @@ def labels(results: Results) -> dict[str, str]:
     return results.labels | {ICL: "ICL"}
 
 
-def paragraph(results: Results, found: Notice) -> str:
+def paragraph(results: Results, notice: Notice) -> str:
     """What the sweep says, about the first headline score that it ranks."""
-    ranked = {rank.score for rank in found.ranking}
+    ranked = {rank.score for rank in notice.ranking}
     of = next((name for name in results.headline if name in ranked), next(iter(ranked), ""))
-    return in_words(found, {name: score.label for name, score in results.scores.items()}, labels(results), of)
+    return in_words(notice, {name: score.label for name, score in results.scores.items()}, labels(results), of)
 
 
 def _percent(share: Interval) -> str:
-    known = "" if math.isnan(share.low) else f" [{share.low:.0%}, {share.high:.0%}]"
-    return f"{share.mean:.0%}{known}"
+    ends = "" if math.isnan(share.low) else f" [{share.low:.0%}, {share.high:.0%}]"
+    return f"{share.mean:.0%}{ends}"

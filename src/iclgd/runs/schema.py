@@ -76,16 +76,13 @@ class Status(BaseModel):
         return {key: value for key, value in self.model_dump(mode="json").items() if value not in (None, "", {})}
 
 
-_Pair = Annotated[list[float | None], Field(min_length=2, max_length=2)]
-
-
 @with_config(_STRICT)
 class Summary(TypedDict):
     """One score in scores.json: its mean over examples and layers, null where undefined."""
 
     mean: float | None
     layers: NotRequired[list[float | None] | None]
-    ci: NotRequired[_Pair | None]
+    ci: NotRequired[Annotated[list[float | None], Field(min_length=2, max_length=2)] | None]
     n: NotRequired[NonNegativeInt | None]
     undefined: NotRequired[NonNegativeInt | None]
     flipped: NotRequired[Summary | None]
@@ -132,7 +129,7 @@ class _Finetune(_Named):
 
 
 class _Score(TypedDict):
-    limits: NotRequired[_Pair | None]
+    limits: NotRequired[Annotated[list[float], Field(min_length=2, max_length=2)] | None]
     digits: NotRequired[int | None]
     inputs: NotRequired[dict[str, str] | None]
 

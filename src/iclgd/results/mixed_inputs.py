@@ -1,4 +1,4 @@
-"""Whether runs that are shown together were made from the same inputs."""
+"""A warning where runs that are compared were not made from the same inputs."""
 
 from __future__ import annotations
 
@@ -19,32 +19,29 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
     are equal. They differ where data, a model, code or versions changed between two commands that add to one sweep, or
     where it ran on a GPU and on a CPU. Draws and differences between them would then mean something else.
     """
-    seen: dict[tuple[str, ...], str] = {}
+    first: dict[tuple[str, str], Any] = {}
     mixed: dict[str, None] = {}
     for run in runs:
         asked = {**run.settings, "runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
-        groups = {
-            starts: str([(key, value) for key, value in asked.items() if key.startswith(starts)])
-            for starts in set(SETTINGS_OF_KIND.values())
-        }
-        for part, value in _fingerprint(run).items():
-            settings = SETTINGS_OF_KIND.get(kind_of(part))
-            if settings is not None and seen.setdefault((part, groups[settings]), value) != value:
-                mixed[part] = None
+        for part, value in _inputs(run).items():
+            prefixes = SETTINGS_OF_KIND.get(kind_of(part))
+            if prefixes is None:
+                continue
+            group = str([(key, asked[key]) for key in asked if key.startswith(prefixes)])
+            if first.setdefault((part, group), value) != value:
+                mixed[part.removeprefix("code ") if part.startswith("code ") else f"the {part}"] = None
     if not mixed:
         return None
-    words = [part.removeprefix("code ") if part.startswith("code ") else f"the {part}" for part in mixed]
-    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    more = f" and {len(mixed) - _NAMED} more" if len(mixed) > _NAMED else ""
     return (
-        f"not all of these runs were made from the same inputs: they differ in {', '.join(words[:_NAMED])}{more}; "
+        f"not all of these runs were made from the same inputs: they differ in {', '.join([*mixed][:_NAMED])}{more}; "
         "start the whole sweep again, which computes anew only what was made from other inputs"
     )
 
 
-def _fingerprint(run: FinishedRun) -> dict[str, str]:
-    """The content of fingerprint.json; empty where it cannot be read."""
+def _inputs(run: FinishedRun) -> dict[str, Any]:
+    """The recorded inputs of a run; empty where it cannot be read."""
     try:
-        content: dict[str, Any] = read(run.folder / INPUTS, dict[str, Any])
+        return read(run.folder / INPUTS, dict[str, Any])
     except DamagedRun:
         return {}
-    return {part: str(value) for part, value in content.items()}
