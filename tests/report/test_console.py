@@ -111,6 +111,18 @@ def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
     assert command.cli([str(tmp_path), "--where", "shots"]) == 2
 
 
+def test_layers_are_shown_and_asked_for_as_one_types_them(tmp_path):
+    for layers in ("all", "0,1", "2-3", "0"):
+        write_run(tmp_path / layers, finetune={"layers": layers}, layers=4)
+    results = Results.read([tmp_path])
+    shown = {results.text("finetune.layers", run.settings["finetune.layers"]) for run in results}
+    assert shown == {"all", "0-1", "2-3", "0"}
+    for typed in ("0-1", "0,1"):
+        (run,) = results.where({"finetune.layers": typed})
+        assert run.name == "0,1"
+    assert "layers 0-1" in " ".join(_printed(console.table([tmp_path])).split())
+
+
 def test_nowhere_to_write_is_said(first_look, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert command.cli([str(first_look), "--out", str(tmp_path / "file" / "out")]) == 2

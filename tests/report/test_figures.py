@@ -132,7 +132,7 @@ def test_groups_of_layers_have_a_figure_along_them():
     figure = by_name(figures.along_keys(made))["along.finetune.layers/sim_aou"]
     axis = next(x for x in encoded(figure, "x") if x.get("field") == "x")
     assert axis["type"] == "nominal" and axis["title"] == "trained layers"
-    assert axis["sort"] == ["0", "0,1", "2,3", "all"] and {row["x"] for row in rows(figure)} == set(axis["sort"])
+    assert axis["sort"] == ["0", "0-1", "2-3", "all"] and {row["x"] for row in rows(figure)} == set(axis["sort"])
 
 
 def test_a_rate_that_variants_bring_is_no_axis():

@@ -82,7 +82,7 @@ def _setting(results: Results, keys: Sequence[str], row: Mapping[str, Any], head
 
 
 def _text(results: Results, key: str, value: Any) -> str:
-    return results.short_name(value) if key == "model.name" else varying_keys.as_text(value)
+    return varying_keys.as_text(value) if key == "finetune.name" else results.text(key, value)
 
 
 def _short_list(results: Results) -> list[str]:

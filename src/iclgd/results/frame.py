@@ -74,7 +74,9 @@ class Results:
         for key in conditions:
             if not any(key in run.settings for run in self.runs):
                 raise ReportError(f"no run has a setting {key!r}: varied here are {', '.join(self.varied) or 'none'}")
-        wanted = tuple(r for r in self if all(varying_keys.means(r.settings.get(k), v) for k, v in conditions.items()))
+        wanted = tuple(
+            r for r in self if all(varying_keys.means(k, r.settings.get(k), v) for k, v in conditions.items())
+        )
         if not wanted:
             said = ", ".join(f"{key}={value}" for key, value in conditions.items())
             raise ReportError(f"no finished run has {said}")
@@ -206,6 +208,8 @@ class Results:
         """A setting as tables show it: a variant by its label, a model by its short name."""
         if key == "finetune.name" and value in self.variants:
             return self.variants[value].label
+        if key == "finetune.layers":
+            return varying_keys.layer_ranges(value)
         return self.short_name(value) if key == "model.name" else varying_keys.as_text(value)
 
     def table(self) -> pd.DataFrame:

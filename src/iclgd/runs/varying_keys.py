@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from iclgd.config import ReferenceConfig
+from iclgd.config import ConfigError, ReferenceConfig
+from iclgd.config.bounds import parse_layers
 from iclgd.runs.inputs import science
 
 # A run of the same settings with another of these is another draw, or another order of one draw's demonstrations.
@@ -66,14 +67,29 @@ def as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def means(value: Any, text: str) -> bool:
+def means(key: str, value: Any, text: str) -> bool:
     """Whether a text, as a user types it, means this value of a setting."""
+    if key == "finetune.layers":
+        return layer_ranges(value) == layer_ranges(text)
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(text) == value
         except ValueError:
             return False
     return as_text(value).lower() == text.lower()
+
+
+def layer_ranges(layers: Any) -> str:
+    """Layers as one types them: `0-2,5` for `0,1,2,5`; what cannot be read as layers stays as it is."""
+    try:
+        numbers = parse_layers(layers)
+    except ConfigError:
+        return as_text(layers)
+    if numbers is None:
+        return "all"
+    runs = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return ",".join(f"{run}-{end}" if run < end else f"{run}" for run, end in zip(runs, ends, strict=True))
 
 
 def shortest(name: str, others: Set[str]) -> str:
