@@ -8,17 +8,17 @@ import sys
 
 def cli() -> None:
     """Run the command line and exit: 0 all done, 1 a run failed, 2 settings refused, 130 or 143 stopped by a signal."""
-    arguments = sys.argv[1:]
     if os.getcwd() not in sys.path:  # functions of the user's own lie there; last, so that they shadow nothing
         sys.path.append(os.getcwd())
     try:
-        sys.exit(_run(arguments))
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:  # the reader, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
 
-def _run(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    """The exit code of a command line; each branch imports only what it needs."""
     if arguments == ["--version"]:
         from iclgd import __version__
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.cli.arguments import quoted
 from iclgd.cli.command import REFUSED, Command
 from iclgd.cli.command import run as run_command
-from iclgd.cli.hydra_setup import quoted
 from iclgd.config import ConfigError
 from iclgd.results import frame, reading
 

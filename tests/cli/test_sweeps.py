@@ -4,14 +4,16 @@ import math
 import re
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from command_line import ROOT, iclgd
-from configs import by_hydra, composed
-from iclgd.cli import hydra_setup
-from iclgd.config import ConfigError, as_dict, typed
-from iclgd.runs.inputs import run_id
+from configs import composed
+from iclgd.cli import arguments as command_line
+from iclgd.cli import hydra_setup, plan
+from iclgd.common import paths
+from iclgd.config import ConfigError, typed
 
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml"))
 ASKED = {
@@ -21,33 +23,62 @@ ASKED = {
 pytestmark = pytest.mark.filterwarnings("ignore:[\\s\\S]*is validated against ConfigStore schema:UserWarning")
 
 
-def test_a_point_is_what_hydra_composes():
-    point = ("sweeps=full_grid", "finetune=gd", "finetune.layers=0-9", "finetune.lr=1e-4", "task.shots=4")
-    assert composed(point) == by_hydra(point)
-
-
 def test_every_question_has_a_file():
     assert set(SWEEPS) >= ASKED
 
 
-@pytest.mark.parametrize("most", [5, pytest.param(10**6, marks=pytest.mark.soak)], ids=["some", "all"])
 @pytest.mark.parametrize("name", SWEEPS)
-def test_points_compose_and_validate(name, most):
-    first, asks = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()[:2]
-    stated = re.search(r"\? .*= (\d+) (?:small )?runs", asks)
-    assert first == "# @package _global_" and stated, asks
-    config = composed([f"sweeps={name}"], with_hydra=True)
-    with open_dict(config):
-        config.hydra.overrides.task = [f"sweeps={name}"]
-    assert config.hydra.mode.name == "MULTIRUN" and hydra_setup.count_points(config) == int(stated[1])
-    points = hydra_setup.points(config)
-    if points is None:
-        assert name == "lr_search"
-        points = [[f"sweeps={name}", "finetune=gd", "task.rates.gd=1e-3"], [f"sweeps={name}", "finetune=lcgd"]]
-    taken = points[:: -(-len(points) // most)]
-    found = {run_id(as_dict(typed(composed(point)))) for point in taken}
-    repeated = re.search(r"of which (\d+) repeat", asks)  # variants for which a swept setting means nothing
-    assert len(taken) < len(points) or len(found) == len(points) - int(repeated[1] if repeated else 0)
+def test_the_first_lines_tell_how_many_runs_there_are(name):
+    first, question = (ROOT / "sweeps" / f"{name}.yaml").read_text().splitlines()[:2]
+    stated = re.search(r"\? .*= (\d+) (?:small )?runs", question)
+    assert first == "# @package _global_" and stated, question
+    hydra_setup.register()
+    with initialize_config_dir(str(paths.config_folder()), version_base="1.3"):
+        config = compose("config", [f"sweeps={name}"], return_hydra_config=True)
+        OmegaConf.update(config, "hydra.overrides.task", [f"sweeps={name}"])
+        assert config.hydra.mode.name == "MULTIRUN" and hydra_setup.count_points(config) == int(stated[1])
+        points = hydra_setup.points(config) or [[f"sweeps={name}", "finetune=gd", "task.rates.gd=1e-3"]]
+    for point in points[:: -(-len(points) // 5)]:
+        typed(composed(point))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [name for name in SWEEPS if name != "lr_search"])
+def test_every_point_composes(name):
+    runs = plan.plan([f"sweeps={name}"])
+    assert not [run.refused for run in runs if run.refused]
+    repeated = re.search(r"of which (\d+) repeat", (ROOT / "sweeps" / f"{name}.yaml").read_text())
+    assert len({run.folder for run in runs}) == len(runs) - int(repeated[1] if repeated else 0)
+
+
+# The commands that the comments in sweeps/ name, and their number of runs. $COMMAND is `iclgd sweeps=FILE`.
+COMMANDS = [
+    ("exit_layers", ["seed=0,1,2,3,4"], 150),
+    ("exit_layers", ["finetune.exit_layer=range(0,24)"], 24),
+    ("first_look", ["seed=0,1,2,3,4"], 10),
+    ("layers", ["finetune.layers=range(0,24)"], 48),
+    ("full_grid", ["finetune.layers='0-7','8-15','16-23',all", "task.shots=4", "finetune.lr=0.1"], 8),
+    ("paper_figure3", ["task=subj"], 6),
+    (
+        "why_lcgd",
+        ["task.rates={gd:0.1,lcgd:0.1},{gd:0.3,lcgd:0.3}", "finetune=gd", "model.weights=random", "seed=0"],
+        2,
+    ),
+    ("would_it_notice", ["task=toy", "finetune.other_task=toy_other", "finetune=gd", "reference=icl", "seed=0,1"], 2),
+]
+
+
+@pytest.mark.parametrize(("name", "more", "count"), COMMANDS)
+def test_commands_of_the_comments_are_accepted(name, more, count):
+    arguments = command_line.for_hydra([f"sweeps={name}", *more])
+    assert arguments[0] == "-m"
+    hydra_setup.register()
+    with initialize_config_dir(str(paths.config_folder()), version_base="1.3"):
+        config = compose("config", [f"sweeps={name}"], return_hydra_config=True)
+        OmegaConf.update(config, "hydra.overrides.task", arguments[1:])
+        points = hydra_setup.points(config) or []
+    assert len(points) == count
+    typed(composed(points[-1]))
 
 
 def test_published_runs_have_the_published_seeds_and_rates():

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import psutil
@@ -10,10 +11,11 @@ import pytest
 
 from command_line import PATIENCE, environment, wait_until
 from configs import config
-from iclgd.config import ConfigError
+from iclgd.config import ConfigError, MissingInput
 from iclgd.runs import process
 from iclgd.runs.execute import Ending, execute
 from iclgd.runs.folder import RunFolder, State
+from iclgd.runs.inputs import Inputs
 from iclgd.runs.process import Terminated
 
 
@@ -93,6 +95,30 @@ def test_a_signal_marks_the_run_and_goes_on_up(tmp_path, settings, stop):
     assert execute(settings, tmp_path / "a", score(0.5)).ending is Ending.done
 
 
+def test_inputs_are_compared_where_they_are_there_and_refused_where_they_cannot_be_used(tmp_path, settings, caplog):
+    def prepare(error=None, **parts):
+        def prepared(config):
+            if error is not None:
+                raise error
+            return types.SimpleNamespace(inputs=Inputs(parts))
+
+        return prepared
+
+    def ending(prepare):
+        outcome = execute(settings, tmp_path / "a", score(0.5), prepare)
+        return outcome.ending, outcome.message
+
+    assert ending(prepare(ConfigError("no rows"))) == (Ending.refused, "no rows") and not (tmp_path / "a").exists()
+    assert ending(prepare(OSError("no network"))) == (Ending.failed, "OSError: no network")
+    assert "no network" in RunFolder(tmp_path / "a").status().traceback
+    assert ending(prepare(rows="1"))[0] is Ending.done and ending(prepare(rows="1"))[0] is Ending.skipped
+    for error in (OSError("no network"), MissingInput("no train.jsonl")):
+        assert ending(prepare(error))[0] is Ending.skipped and "cannot be compared" in caplog.text
+    assert ending(prepare(ConfigError("no column text")))[1].endswith("its inputs have changed: no column text")
+    assert ending(prepare(rows="2"))[0] is Ending.done and "was made from other inputs" in caplog.text
+    assert (tmp_path / "a" / "earlier" / "1" / "scores.json").exists()
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"sim_aou": {"mean": 0.6}}'])
 def test_a_damaged_finished_run_is_computed_again_and_the_log_says_so(tmp_path, settings, damage, caplog):
     caplog.set_level(logging.INFO)
@@ -116,7 +142,7 @@ def test_two_at_once_compute_once(tmp_path, settings, caplog):
     def start():
         endings.append(execute(config_all, tmp_path / "a", slow).ending)
 
-    config_all, endings = config("runtime.rerun=all"), []
+    config_all, endings = config(), []
     threads = [threading.Thread(target=start) for _ in range(3)]
     for thread in threads:
         thread.start()

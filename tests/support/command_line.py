@@ -16,7 +16,7 @@ PATIENCE = 300.0  # seconds: what takes longer hangs, however busy the machine i
 
 def environment(fake: bool = True) -> dict[str, str]:
     """The environment of a command: this checkout first, one thread, and, if asked, the fake experiment."""
-    first = [str(ROOT / "tests" / "fake_experiment")] if fake else []
+    first = [str(ROOT / "tests" / "support" / "fake_experiment")] if fake else []
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "ICLGD_", "COV_"))}
     return {**kept, "PYTHONPATH": os.pathsep.join([*first, str(ROOT / "src")]), "OMP_NUM_THREADS": "1"}
 

@@ -1,9 +1,8 @@
-"""What happens between the command line and the experiment, and how the command ends."""
+"""The command `iclgd` between its arguments and the experiment: Hydra's main function, its jobs, and how they end."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -11,93 +10,98 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from iclgd.cli import early, hydra_setup, rerun, summary
+from iclgd.cli import arguments as command_line
+from iclgd.cli import hydra_setup, summary
 from iclgd.cli.invocation import VARIABLE, Invocation
 from iclgd.cli.summary import FAILED, REFUSED
-from iclgd.common import paths, ranks
+from iclgd.common import paths
 from iclgd.config import Config, ConfigError, typed
 from iclgd.runs.execute import Ending, Outcome, execute
-from iclgd.runs.folder import RunFolder
 from iclgd.runs.process import Terminated, end_children, terminable
-from iclgd.runs.progress import sweep_progress, terminal
-from iclgd.runs.schema import State
-from iclgd.runs.together import announced, follow
+from iclgd.runs.progress import sweep_progress, terminal_bars
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 log = logging.getLogger(__name__)
 
-hydra_setup.register()  # here, because a worker's first sight of the project is the import of `job`
+hydra_setup.register()  # here, because the first module of the project that a worker imports is the one of `job`
 
 INTERRUPTED, TERMINATED = 130, 143
+
+
+@dataclasses.dataclass
+class Command:
+    """One command: its callback and its jobs write down what happens, `run` acts on it at the end."""
+
+    code: int = 0  # the exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal
+    message: str = ""  # why it was refused, or could not go on
+    outcomes: list[Outcome] = dataclasses.field(default_factory=list)  # how the run of a single run ended
+    sweep: Invocation | None = None  # the record of a sweep
+    tracking: DictConfig | None = None  # how this command's sweep is tracked
+    figures: bool = False  # whether figures are drawn at its end
+    bars: Bars | None = None  # progress on a terminal
+    display: ExitStack = dataclasses.field(default_factory=ExitStack)  # closes what is drawn on the terminal
+
+    def results(self) -> list[Outcome]:
+        """How each run ended, wherever it was computed."""
+        return self.outcomes if self.sweep is None else self.sweep.outcomes()
+
+    def refuse(self, message: str, code: int = REFUSED) -> int:
+        """Say why the command does not go on; returns the exit code."""
+        self.message, self.code = message, code
+        sys.stderr.write(f"iclgd: {message}\n")
+        return code
+
+
+# Hydra makes `Watch` from its path in config.yaml and hands `job` nothing but a config, so both look here for the
+# command of their process. A launcher's worker finds None, and the sweep's record by the environment variable VARIABLE.
+CURRENT: ContextVar[Command | None] = ContextVar("command", default=None)
 
 
 class NoObjective(RuntimeError):
     """A run has no value for a sweeper to optimise."""
 
 
-@dataclasses.dataclass
-class Command:
-    """One command: `run` fills it, callbacks and jobs of the same process report to it."""
-
-    code: int = 0  # the exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal
-    message: str = ""  # why it was refused, or could not go on
-    outcomes: list[Outcome] = dataclasses.field(default_factory=list)  # how the run of a single run ended
-    invocation: Invocation | None = None  # the record of a sweep
-    tracking: DictConfig | None = None  # how this command's sweep is tracked
-    figures: bool = False  # whether figures are drawn at its end
-    display: ExitStack = dataclasses.field(default_factory=ExitStack)  # what is drawn on the terminal meanwhile
-
-    def results(self) -> list[Outcome]:
-        """How each run ended, wherever it was computed."""
-        return self.outcomes if self.invocation is None else self.invocation.outcomes()
-
-
-_command = Command()
-
-
 class Watch(Callback):
-    """Hydra tells it when a run or a sweep begins."""
+    """Hydra calls it when a run or a sweep begins."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a run that cannot be before anything is made for it."""
+        command = cast(Command, CURRENT.get())
         try:
             typed(config)
         except ConfigError as error:
-            sys.exit(_refuse(str(error)))
-        _command.figures = config.runtime.figures
-        if ranks.own() == 0:
-            _command.display.enter_context(terminal())
+            sys.exit(command.refuse(str(error)))
+        command.figures = config.runtime.figures
+        command.bars = command.display.enter_context(terminal_bars())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the record of a sweep, and hand its place to every job as an override, which any launcher carries."""
-        total = hydra_setup.count_points(config)
+        """Open the record of a sweep, and name it to every job in an override, which any launcher carries."""
+        command, total = cast(Command, CURRENT.get()), hydra_setup.count_points(config)
         if os.environ.get("WANDB_SWEEP_ID"):
-            said = "an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command"
-            sys.exit(_refuse(said))
-        if ranks.count() > 1 and not str(config.hydra.launcher._target_).endswith("BasicLauncher"):
-            sys.exit(_refuse("under torchrun all runs are made by its processes together: leave hydra/launcher=basic"))
-        if ranks.count() > 1 and hydra_setup.points(config) is None:
-            sys.exit(_refuse("under torchrun the runs of a sweep must be known beforehand: name their values with -m"))
-        if ranks.own() > 0:
-            return
+            why = "an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command"
+            sys.exit(command.refuse(why))
         try:
-            invocation = Invocation.begin(Path(config.hydra.sweep.dir), total)
+            command.sweep = Invocation.begin(Path(config.hydra.sweep.dir), total)
         except OSError as error:
-            sys.exit(_refuse(_unwritable(error)))
+            sys.exit(command.refuse(_unwritable(error)))
         with open_dict(config.hydra):
-            place = hydra_setup.quoted(str(invocation.folder))
-            config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}={place}")
-        _command.invocation = invocation
-        _command.tracking, _command.figures = config.tracking, config.runtime.figures
-        _command.display.enter_context(terminal())
-        _command.display.enter_context(sweep_progress(total, invocation.count))
+            record = command_line.quoted(str(command.sweep.folder))
+            config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}={record}")
+        command.tracking, command.figures = config.tracking, config.runtime.figures
+        command.bars = command.display.enter_context(terminal_bars())
+        command.display.enter_context(sweep_progress(total, command.sweep.count, command.bars))
+        log.info("sweep: composing %s runs", total or "its")
 
 
 def job(composed: DictConfig) -> float:
@@ -110,23 +114,18 @@ def job(composed: DictConfig) -> float:
         NoObjective: an optimising sweeper waits for a value and there is none.
         KeyboardInterrupt: a signal stopped the command.
     """
-    settings, invocation = cast(DictConfig, HydraConfig.get()), Invocation.current()
-    if ranks.own() > 0:
-        follow(lambda: placed(typed(composed), settings), _experiment)
-        return math.nan
+    settings, command, sweep = cast(DictConfig, HydraConfig.get()), CURRENT.get(), Invocation.current()
     path, number = Path(settings.runtime.output_dir), int(OmegaConf.select(settings, "job.num") or 0)
-    record = functools.partial(_record, invocation, number, path)
+
+    def record(outcome: Outcome | None) -> None:
+        if sweep is not None:
+            sweep.mark(number, outcome, path)
+        elif command is not None and outcome is not None:
+            command.outcomes.append(outcome)
+
     record(None)
     try:
-        with announced(_experiment) as experiment:
-            config = placed(typed(composed), settings)
-            if RunFolder(path).state() is not State.done:  # a finished run stays so when its data have gone
-                early.refuse(config)
-            outcome = execute(config, path, experiment, _prepare)
-        if outcome.ending is Ending.skipped:
-            from iclgd import tracking
-
-            tracking.send_finished(config, path)
+        outcome = _outcome(gpu_in_turn(typed(composed), settings), path, command.bars if command else None)
     except ConfigError as error:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -135,54 +134,46 @@ def job(composed: DictConfig) -> float:
         outcome = Outcome(Ending.failed, path, _unwritable(error))
     except KeyboardInterrupt as stop:
         record(Outcome(Ending.interrupted, path))
-        if isinstance(stop, Terminated) and invocation is not None and not invocation.is_own():
+        if isinstance(stop, Terminated) and command is None:
             return math.nan  # a worker is ended alone, as a cluster does: the others go on
         raise
     record(outcome)
-    if ranks.count() > 1 and outcome.ending is Ending.failed:
-        sys.exit(FAILED)  # the other processes may wait for this one: torchrun ends them
     if math.isnan(outcome.objective) and "optuna" in str(settings.sweeper._target_):
         raise NoObjective(f"run {path.name} gave no value to optimise. {outcome.message}")
     return outcome.objective
 
 
-def _record(invocation: Invocation | None, number: int, path: Path, outcome: Outcome | None) -> None:
-    if invocation is not None:
-        try:
-            invocation.mark(number, outcome, path)
-        except OSError as error:
-            log.error("how run %s ended cannot be told to the command: %s", path.name, error)
-    elif outcome is not None:
-        _command.outcomes.append(outcome)
+def _outcome(config: Config, path: Path, bars: Bars | None) -> Outcome:
+    outcome = execute(config, path, _experiment, _prepare, bars)
+    if outcome.ending is Ending.skipped:
+        from iclgd import tracking
+
+        tracking.send_finished(config, path)
+    return outcome
 
 
 def _experiment(*arguments: Any) -> Any:
-    from iclgd import experiment
+    from iclgd import experiment  # imports PyTorch, which takes seconds
 
     return experiment.run(*arguments)
 
 
 def _prepare(config: Config) -> Any:
-    from iclgd.evidence.preparation import prepare
+    from iclgd.evidence.preparation import prepare  # imports pandas, where the rows are read with it
 
     return prepare(config)
 
 
-def placed(config: Config, settings: DictConfig) -> Config:
-    """The config with its place on the machine: workers of one machine share its cores, and take its GPUs in turn."""
-    workers = OmegaConf.select(settings, "launcher.n_jobs")
-    if not workers:
+def gpu_in_turn(config: Config, settings: DictConfig) -> Config:
+    """The config with a device of its own for each of joblib's workers, which divides the cores among them itself."""
+    if not OmegaConf.select(settings, "launcher.n_jobs") or config.runtime.device not in ("auto", "cuda"):
         return config
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    runtime = config.runtime
-    if runtime.threads is None:
-        runtime = dataclasses.replace(runtime, threads=max(1, cores // (workers if workers > 0 else cores)))
-    if runtime.device in ("auto", "cuda"):
-        import torch
+    import torch  # takes seconds
 
-        if torch.cuda.is_available():
-            runtime = dataclasses.replace(runtime, device=f"cuda:{settings.job.num % torch.cuda.device_count()}")
-    return dataclasses.replace(config, runtime=runtime)
+    if not torch.cuda.is_available():
+        return config
+    device = f"cuda:{settings.job.num % torch.cuda.device_count()}"
+    return dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
 
 
 def run(arguments: Sequence[str], tell: bool = True) -> Command:
@@ -190,74 +181,47 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
 
     `tell` prints what was done, and the tables.
     """
-    global _command
-    _command = command = Command()
-    if ranks.own() > 0:  # the first process says it all
-        tell = False
-        logging.disable(logging.CRITICAL)
-    hydra_setup.register()
-    with ExitStack() as stack:
-        if arguments and arguments[0] == rerun.OPTION:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iclgd-rerun-")))
-            try:
-                arguments = rerun.composed_from(arguments, place)
-            except ConfigError as error:
-                _refuse(str(error))
-                return command
-        _run(arguments)
-    return _ended(command, tell)
-
-
-def _run(arguments: Sequence[str]) -> None:
-    command = _command
-    main = hydra.main(version_base="1.3", config_path=str(paths.config_folder()), config_name="config")(job)
-    wants_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    command = Command()
+    token = CURRENT.set(command)
     try:
-        with _command_line(arguments), terminable():
-            try:
-                main()
-            finally:
-                command.display.close()
-                if ranks.count() > 1:
-                    ranks.disconnect()
+        with tempfile.TemporaryDirectory(prefix="iclgd-rerun-") as folder:
+            _run(command, arguments, Path(folder))
+    finally:
+        CURRENT.reset(token)
+    results = command.results()
+    if command.code == 0 or (command.code == FAILED and results):
+        command.code = max(command.code, summary.code(results))
+    finished = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
+    figures = summary.figures(finished, command.sweep is not None) if finished and command.figures else []
+    if command.sweep is not None and any(outcome.ending is Ending.done for outcome in results):
+        summary.log_sweep(command.tracking, finished, figures)
+    if tell and results:
+        summary.summarise(results, command.sweep.total() if command.sweep else None)
+    return command
+
+
+def _run(command: Command, arguments: Sequence[str], folder: Path) -> None:
+    show_errors = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    main = hydra.main(version_base="1.3", config_path=str(paths.config_folder()), config_name="config")(job)
+    hydra_setup.register()
+    try:
+        if arguments and arguments[0] == command_line.RERUN:
+            arguments = command_line.rerun(arguments, folder)
+        with _argv(command_line.for_hydra(arguments)), terminable(), command.display:
+            main()
     except KeyboardInterrupt as stop:
         command.code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
         end_children()
     except Exception as error:
-        if wants_all:
+        if show_errors:
             raise
-        _explain(error)
+        message = hydra_setup.explain(error) or (_unwritable(error) if isinstance(error, OSError) else None)
+        if message is not None:
+            command.refuse(message)
+        else:
+            command.refuse(f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)", FAILED)
     except SystemExit as end:
         command.code = end.code if isinstance(end.code, int) else FAILED
-
-
-def _ended(command: Command, tell: bool) -> Command:
-    if command.invocation is not None:
-        command.invocation.mark_cut_off()
-    results = command.results()
-    if command.code == 0 or (command.code == FAILED and results):
-        command.code = max(command.code, summary.code(results))
-    folders = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
-    figures = summary.figures(folders, command.invocation is not None) if folders and command.figures else []
-    if command.invocation is not None and any(outcome.ending is Ending.done for outcome in results):
-        summary.log_sweep(command.tracking, folders, figures)
-    if tell and results:
-        summary.summarise(results)
-    return command
-
-
-def _explain(error: Exception) -> None:
-    message = hydra_setup.explain(error) or (_unwritable(error) if isinstance(error, OSError) else None)
-    if message is not None:
-        _refuse(message)
-    else:
-        _refuse(f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)", FAILED)
-
-
-def _refuse(message: str, code: int = REFUSED) -> int:
-    _command.message, _command.code = message, code
-    sys.stderr.write(f"iclgd: {message}\n")
-    return code
 
 
 def _unwritable(error: OSError) -> str:
@@ -265,15 +229,13 @@ def _unwritable(error: OSError) -> str:
 
 
 @contextmanager
-def _command_line(arguments: Sequence[str]) -> Iterator[None]:
+def _argv(arguments: Sequence[str]) -> Iterator[None]:
     """Hydra reads sys.argv, and raises what it would else print only if an environment variable says so."""
-    before, mode = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["iclgd", *hydra_setup.ordered(arguments)], "1"
+    argv, variables = sys.argv, dict(os.environ)
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["iclgd", *arguments], "1"
     try:
         yield
     finally:
-        sys.argv = before
-        if mode is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = mode
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.update(variables)

@@ -1,4 +1,4 @@
-"""What Hydra has to know about this project, and what its complaints mean."""
+"""The resolvers and the schema that Hydra needs, the runs of a sweep, and plain words for its errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import difflib
 import inspect
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -53,68 +51,33 @@ def _sweep_name(*, _root_: DictConfig) -> str:
     """`sweep_name`, or the file of sweeps/ that was chosen, or `multirun` for a sweep written on the command line."""
     named = OmegaConf.select(_root_, "sweep_name")
     if named is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(named), re.ASCII):
-        raise ConfigError(f"sweep_name={named} is no plain name: letters, digits, '_', '-' and '.' only, no folders")
+        raise ConfigError(f"sweep_name={named} is not a plain name: letters, digits, '_', '-' and '.' only, no folders")
     return str(named or OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun")
 
 
 def _published(key: str, *, _root_: DictConfig) -> float:
     """The seed that goes with task.permutation, or the learning rate, of the published run on this task."""
     name = str(OmegaConf.select(_root_, "task.name"))
-    known = published()["runs"]
-    if name not in known:
-        raise ConfigError(f"task={name} has no published run: choose one of {', '.join(known)}")
+    runs = published()["runs"]
+    if name not in runs:
+        raise ConfigError(f"task={name} has no published run: choose one of {', '.join(runs)}")
     offset = OmegaConf.select(_root_, "task.permutation") if key == "seed" else 0
-    return known[name][key] + offset
-
-
-def ordered(arguments: Sequence[str]) -> list[str]:
-    """A command line with its options first: between overrides, Hydra's parser would not know those that follow."""
-    folders, others = without_config_dirs(arguments)
-    multirun = [argument for argument in others if argument in ("-m", "--multirun")]
-    options = [*multirun, *(f"--config-dir={folder}" for folder in folders)]
-    overrides = [argument for argument in others if argument not in multirun]
-    if not hydra.__version__.startswith("1.3.") and any(a.startswith("sweeps=") for a in overrides):
-        options.append("-m")  # from 1.4 on, Hydra no longer heeds the hydra.mode of a file that the command line names
-    return [*options, *overrides]
-
-
-def without_config_dirs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The folders that `--config-dir` or `-cd` names, and the other arguments.
-
-    Raises:
-        ConfigError: a folder's name is missing.
-    """
-    folders, others, rest = list[str](), list[str](), iter(arguments)
-    for argument in rest:
-        option, equals, folder = argument.partition("=")
-        if option not in ("-cd", "--config-dir"):
-            others.append(argument)
-            continue
-        folder = folder if equals else next(rest, "")
-        if not folder or folder.startswith("-"):
-            raise ConfigError(f"{option} needs a folder: iclgd {option} FOLDER [key=value ...]")
-        folders.append(folder)
-    return folders, others
+    return runs[name][key] + offset
 
 
 def points(config: DictConfig) -> list[list[str]] | None:
-    """The overrides of every run that a sweep will make; None if its sweeper chooses them as it goes."""
+    """The overrides of every run that a sweep will make; None if its sweeper chooses them as it goes.
+
+    Inside `hydra.main` or `hydra.initialize`, whose loader lists the files that `glob` matches.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.plugins import Plugins
 
     if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
         return None
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path
-
-    Plugins.instance()
-    search = create_config_search_path(str(paths.config_folder()))
-    for source in config.hydra.runtime.config_sources:  # folders that the command line added
-        search.append(source.provider, f"{source.schema}://{source.path}")
-    loader = ConfigLoaderImpl(search)
     swept = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create(config_loader=loader)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
     return [list(point) for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
 
@@ -123,12 +86,6 @@ def count_points(config: DictConfig) -> int | None:
     """How many runs a sweep will make; None if that is not known beforehand."""
     chosen = points(config)
     return OmegaConf.select(config, "hydra.sweeper.n_trials") if chosen is None else len(chosen)
-
-
-def quoted(text: str) -> str:
-    """A text as Hydra's override grammar reads it, whatever is in it."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
-    return f"'{escaped}'"
 
 
 def explain(error: Exception) -> str | None:
@@ -146,28 +103,17 @@ def explain(error: Exception) -> str | None:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        return _unknown_key(unknown[1]) or _lines(text, 1)
-    option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
-    if option:
-        group, name = option.groups()
-        offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
-        names = offered[1].split() if offered else []
-        near = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{group}={name} does not exist: {hint}choose one of {', '.join(names) or f'the files of conf/{group}'}"
-    ambiguous = re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text)
-    if ambiguous:
-        key, values = ambiguous.groups()
-        return (
-            f"{key}={values} names several values: add -m for a sweep over them, or write {key}=[{values}] for a list"
-        )
-    merging = re.search(r"Error merging override (\S+)", text)
-    if merging:
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1]) or _lines(text, 1)
+    if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
+        return _unknown_option(match[1], match[2], text)
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
+        key, values = match.groups()
+        return f"{key}={values} names several values: add -m to sweep over them, or write {key}=[{values}] for a list"
+    if match := re.search(r"Error merging override (\S+)", text):
         cause = _lines(str(error.__cause__), 1)
         several = "; a sweep takes several values: -m KEY=A,B, or iclgd.sweep in Python" * ("type 'list'" in cause)
-        return f"{merging[1]}: {cause}{several}"
+        return f"{match[1]}: {cause}{several}"
     return _lines(text, 3)
 
 
@@ -177,6 +123,16 @@ def _unknown_key(key: str) -> str | None:
     except ConfigError as error:
         return str(error) if str(error).startswith("unknown key") else None
     return None
+
+
+def _unknown_option(group: str, name: str, text: str) -> str:
+    offered = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
+    names = offered[1].split() if offered else []
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    if group == "model":
+        hint += f"a folder or hub id is model=hf model.name={name}; "
+    return f"{group}={name} does not exist: {hint}choose one of {', '.join(names) or f'the files of conf/{group}'}"
 
 
 def _lines(text: str, count: int) -> str:

@@ -1,4 +1,4 @@
-"""Every key of the schema with its type, default and meaning, read from `config.py`: `iclgd --keys` and the docs."""
+"""Every key of the schema with its type, default and meaning, read from its source: `iclgd --keys` and the docs."""
 
 from __future__ import annotations
 
@@ -30,37 +30,27 @@ def keys() -> list[Key]:
 
 
 def _of(schema: type, prefix: str) -> Iterator[Key]:
-    hints, comments = typing.get_type_hints(schema), _comments(schema)
+    kinds, comments = typing.get_type_hints(schema), _comments(schema)
     for field in dataclasses.fields(schema):
-        name, kind = f"{prefix}{field.name}", hints[field.name]
+        name, kind = f"{prefix}{field.name}", kinds[field.name]
         if dataclasses.is_dataclass(kind):
             yield from _of(typing.cast(type, kind), f"{name}.")
         elif kind == dict[str, ScoreConfig]:
             yield from _of(ScoreConfig, f"{name}.NAME.")
         else:
-            yield Key(name, _kind(kind), _default(field), comments.get(field.name) or _meaning(kind))
+            yield Key(name, _kind(kind), _default(field), comments.get(field.name, ""))
 
 
 def _comments(schema: type) -> dict[str, str]:
-    """What stands behind each field in its class's source."""
+    """The comment behind each field in its class's source."""
     code = r"(?:\"[^\"\n]*\"|\(\n[^#\n]*\n    \)|[^#\n])*?"
     return dict(re.findall(rf"^    (\w+): {code}  # (.*)$", inspect.getsource(schema), re.MULTILINE))
-
-
-def _meaning(kind: Any) -> str:
-    """What an enumeration says of itself."""
-    line = (inspect.getdoc(kind) or "").partition("\n")[0] if _is_choice(kind) else ""
-    return line[:1].lower() + line[1:].removesuffix(".")
-
-
-def _is_choice(kind: Any) -> typing.TypeGuard[type[enum.Enum]]:
-    return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
 def _kind(kind: Any) -> str:
     if kind is Any:
         return "any"
-    if _is_choice(kind):
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "|".join(str(choice.value) for choice in kind)
     if isinstance(kind, type) and not typing.get_args(kind):
         return kind.__name__
@@ -69,21 +59,20 @@ def _kind(kind: Any) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if value == "???":
-        return ""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return str(value) if isinstance(value, enum.Enum) or not isinstance(value, str) else repr(value)
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
+        return "" if value == "???" else repr(value)
+    return str(value)
 
 
 def text() -> str:
     """The keys as text, one a line, those that belong together in a block."""
     lines, group = [], ""
     for key in keys():
-        head = key.name.rpartition(".")[0]
-        if lines and head != group:
+        if lines and key.name.rpartition(".")[0] != group:
             lines.append("")
-        group = head
+        group = key.name.rpartition(".")[0]
         default = f" = {key.default}" if key.default else " (to be given)"
         lines.append(f"{key.name}: {key.kind}{default}" + (f"  # {key.comment}" if key.comment else ""))
     return "\n".join(lines) + "\n"

@@ -1,9 +1,8 @@
-"""The command `iclgd-status`: how far sweeps and runs are, with what tells the runs apart."""
+"""The command `iclgd-status`: the state of sweeps and runs, with the settings that differ among the runs."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +39,10 @@ class RunLine:
             return f"diverged at step {facts.get('diverged_at')}"
         if facts.get("unstable"):
             return f"unstable: {facts.get('unstable_because')}"
-        now = self.status.progress
-        return f"{now['stage']} {now['done']}/{now['total']}" if now and self.state is not State.done else ""
+        progress = self.status.progress
+        if not progress or self.state is State.done:
+            return ""
+        return f"{progress['stage']} {progress['done']}/{progress['total']}"
 
     def value(self, key: str) -> Any:
         """What the list is sorted by: a setting, or one of run, state, started and took."""
@@ -52,8 +53,8 @@ class RunLine:
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
     """The folders that hold runs, in or below the given ones, each with its runs in the order they were started."""
     for folder in folders:
-        found = run_folders(folder)
-        for sweep in [folder] if found == [folder] else sorted({run.parent for run in found}) or [folder]:
+        runs = run_folders(folder)
+        for sweep in [folder] if runs == [folder] else sorted({run.parent for run in runs}) or [folder]:
             yield sweep, run_lines(sweep)
 
 
@@ -69,38 +70,25 @@ def run_lines(folder: Path) -> list[RunLine]:
     return sorted(lines, key=lambda line: (line.status.started_at or "", line.name))
 
 
-def seconds_left(lines: Sequence[RunLine], total: int | None) -> float:
-    """About how long the rest of a sweep takes: what is to do, at the mean duration, by as many as now run.
-
-    Returns:
-        Seconds; NaN while nothing is done or nobody works.
-    """
-    took = [line.status.seconds for line in lines if line.state is State.done and line.status.seconds]
-    running = [line for line in lines if line.state is State.running]
-    if not took or not running:
-        return math.nan
-    mean = sum(took) / len(took)
-    over = sum(line.state in (State.done, State.failed) for line in lines)
-    waiting = max(0, (total or len(lines)) - over - len(running))
-    under_way = sum(max(0.0, mean - (line.status.seconds or 0.0)) for line in running)
-    return (waiting * mean + under_way) / len(running)
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """The settings in a run's config.yaml; none where it cannot be read."""
+    try:
+        return varying_keys.settings_of(read(folder / "config.yaml"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def summary(folder: Path, lines: Sequence[RunLine]) -> str:
-    """One line: how many runs are in which state, and how long the rest takes."""
+    """One line: how many runs are in which state, and what to do about those that did not end well."""
     invocation = Invocation.latest(folder)
-    total = invocation.total() if invocation else None
-    counts = {state: sum(line.state is state for line in lines) for state in State}
-    said = [f"{count} {state}" for state, count in counts.items() if count]
-    at_work = invocation is not None and not invocation.is_over()
-    if total and total > len(lines):
-        said.append(f"{total - len(lines)} {'waiting' if at_work else 'not started'}")
-    left = seconds_left(lines, total)
-    if not math.isnan(left):
-        said.append(f"about {duration(left)} left")
+    is_at_work = invocation is not None and not invocation.is_over()
+    counts: dict[str, int] = {state: sum(line.state is state for line in lines) for state in State}
+    total = (invocation.total() if invocation else None) or 0
+    counts["waiting" if is_at_work else "not started"] = max(0, total - len(lines))
+    words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     again = counts[State.failed] + counts[State.stale] + counts[State.interrupted]
-    hint = "; start the same sweep again to run what failed or was cut off" if again and not at_work else ""
-    return f"{printable(str(folder), 1000)}: {', '.join(said) or 'no runs'}{hint}"
+    hint = "; start the same sweep again to run what failed or was cut off" if again and not is_at_work else ""
+    return f"{printable(str(folder), 1000)}: {words or 'no runs'}{hint}"
 
 
 def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
@@ -110,11 +98,10 @@ def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
         ValueError: no run has such a key; the message names those that there are.
     """
     keys = dict.fromkeys(name for line in lines for name in line.settings)
-    named = [name for name in keys if key in (name, name.rpartition(".")[2])]
-    if key not in _OWN and not named:
-        shared = (*_OWN, *_keys(lines))
-        raise ValueError(f"no run has {key!r} to sort by: choose from {', '.join(shared)}")
-    chosen = key if key in _OWN else key if key in keys else named[0]
+    matches = [name for name in keys if key in (name, name.rpartition(".")[2])]
+    if key not in _OWN and not matches:
+        raise ValueError(f"no run has {key!r} to sort by: choose from {', '.join((*_OWN, *_keys(lines)))}")
+    chosen = key if key in _OWN or key in keys else matches[0]
 
     def rank(line: RunLine) -> tuple[int, float, str]:
         value = line.value(chosen)
@@ -126,21 +113,13 @@ def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
 
 
 def _keys(lines: Sequence[RunLine]) -> list[str]:
-    """What tells the runs apart, draws included."""
+    """The keys that differ among the runs, those of the draw included."""
     settings = [line.settings for line in lines if line.settings]
     drawn = [key for key in varying_keys.DRAW if len({run.get(key) for run in settings}) > 1]
     return varying_keys.varying_keys(settings) + drawn
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
-    """The settings in a run's config.yaml; none where it cannot be read."""
-    try:
-        return varying_keys.settings_of(read(folder / "config.yaml"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _draw(lines: Sequence[RunLine]) -> None:
+def _print_table(lines: Sequence[RunLine]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -161,27 +140,27 @@ def _draw(lines: Sequence[RunLine]) -> None:
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """The command `iclgd-status`."""
-    parser = argparse.ArgumentParser(prog="iclgd-status", description="How far is a sweep, or a run?")
+    parser = argparse.ArgumentParser(prog="iclgd-status", description="The state of sweeps and runs.")
     parser.add_argument("folder", type=Path, nargs="+", help="a run's folder, a sweep's, or a folder of sweeps")
     parser.add_argument("--sort", metavar="KEY", default="started", help="a setting, run, state, started or took")
     parser.add_argument("--watch", action="store_true", help="again every five seconds, until nothing runs")
-    chosen = parser.parse_args(arguments)
-    for folder in chosen.folder:
+    options = parser.parse_args(arguments)
+    for folder in options.folder:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder: name a sweep's folder, such as outputs/first_look")
     with pipe_may_close():
         while True:
-            busy = False
-            for folder, lines in sweeps(chosen.folder):
-                busy |= any(line.state is State.running for line in lines)
+            is_running = False
+            for folder, lines in sweeps(options.folder):
+                is_running |= any(line.state is State.running for line in lines)
                 try:
-                    lines = in_order(lines, chosen.sort)
+                    lines = in_order(lines, options.sort)
                 except ValueError as error:
                     parser.error(str(error))
                 if lines:
-                    _draw(lines)
+                    _print_table(lines)
                 sys.stdout.write(summary(folder, lines) + "\n")
-            if not (chosen.watch and busy):
+            if not (options.watch and is_running):
                 return
             sys.stdout.flush()
             time.sleep(5)

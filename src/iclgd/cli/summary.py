@@ -1,4 +1,4 @@
-"""What a command does when its runs have ended: exit code, figures, W&B's summary of a sweep, tables and words."""
+"""The end of a command: exit code, figures, W&B's summary of a sweep, and what is printed."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def figures(folders: Sequence[Path], sweep: bool) -> list[Figure]:
 
     out = (folders[0].parent if sweep else folders[0]) / "report" / "figures"
     try:
-        made = figures_of(Results.read(folders))
-        chart.write(made, out)
+        drawn = figures_of(Results.read(folders))
+        chart.write(drawn, out)
     except Exception as error:
         log.warning("the figures could not be made: %s; iclgd-report FOLDER tells more", error)
         return []
     log.info("figures are in %s", out)
-    return made
+    return drawn
 
 
 def log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence[Figure]) -> None:
@@ -58,27 +58,28 @@ def log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence
     tracking.log_sweep(settings, folders[0].parent.name, folders, folders[0].parent, figures)
 
 
-def summarise(results: Sequence[Outcome]) -> None:
-    """Print the tables, what was done, and what was not."""
-    whole = [o.folder for o in results if o.ending in (Ending.done, Ending.skipped)]
-    if whole:
-        _show_tables(list(dict.fromkeys(whole)), len(results) > 1)
-    counts = {ending: sum(o.ending is ending for o in results) for ending in Ending}
-    said = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
-    sys.stdout.write(f"{said} in {os.path.relpath(results[0].folder.parent)}\n")
-    _tell_unsent([outcome.folder for outcome in results if outcome.ending is Ending.skipped])
+def summarise(results: Sequence[Outcome], total: int | None = None) -> None:
+    """Print the tables, what was done, and what was not, of `total` runs if that is known."""
+    finished = [o.folder for o in results if o.ending in (Ending.done, Ending.skipped)]
+    if finished:
+        _show_tables(list(dict.fromkeys(finished)), len(results) > 1)
+    counts: dict[str, int] = {ending: sum(o.ending is ending for o in results) for ending in Ending}
+    counts["not started"] = max(0, (total or 0) - len(results))
+    words = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
+    sys.stdout.write(f"{words} in {os.path.relpath(results[0].folder.parent)}\n")
+    _mention_unsent([outcome.folder for outcome in results if outcome.ending is Ending.skipped])
     for outcome in results:
         if outcome.ending not in (Ending.done, Ending.skipped):
             what = outcome.message or "the same command runs it again"
             sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {what}\n")
 
 
-def _tell_unsent(skipped: Sequence[Path]) -> None:
+def _mention_unsent(skipped: Sequence[Path]) -> None:
     from iclgd import tracking
 
     if unsent := sum(map(tracking.is_unsent, skipped)):
-        told = "never went to W&B: the same command with tracking.mode=online sends them"
-        sys.stdout.write(f"{unsent} of those skipped {told}\n")
+        remedy = "the same command with tracking.mode=online sends them"
+        sys.stdout.write(f"{unsent} of those skipped never went to W&B: {remedy}\n")
 
 
 def _show_tables(folders: list[Path], sweep: bool) -> None:

@@ -258,8 +258,9 @@ def _refuse_unknown_keys(values: Mapping[str, Any], schema: type, prefix: str = 
     kinds = typing.get_type_hints(schema)
     for key, value in values.items():
         if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(sorted(kinds))}"
+            inside = [f"{group}.{key}" for group, kind in kinds.items() if key in getattr(kind, "__annotations__", ())]
+            near = inside or [f"{prefix}{name}" for name in difflib.get_close_matches(key, kinds, n=1)]
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the keys here are {', '.join(sorted(kinds))}"
             raise ConfigError(f"unknown key {prefix}{key}: {hint}")
         if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
             _refuse_unknown_keys(value, typing.cast(type, kinds[key]), f"{prefix}{key}.")

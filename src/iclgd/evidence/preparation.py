@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from iclgd.config import Config
+from iclgd.config import Config, ConfigError
+from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Procedure, TrainingData
 from iclgd.config.variants import STATIC, reference_config, variant
-from iclgd.models.files import model_inputs
+from iclgd.models.files import layers_of, model_inputs
 from iclgd.runs.inputs import Inputs, digest, list_inputs
 from iclgd.tasks import Drawn, draw
 from iclgd.tasks.draw import inputs_of, read_pool
@@ -36,6 +37,7 @@ def prepare(config: Config) -> Prepared:
         ConfigError: data or a model that is not there or cannot be used.
         OSError: a file cannot be read, or the hub cannot be reached.
     """
+    refuse_missing_layers(config)
     pool = read_pool(config)
     drawn, others = draw(config, pool=pool), dict[str, Config]()
     compared = reference = None
@@ -65,6 +67,17 @@ def prepare(config: Config) -> Prepared:
     words["model commit"] = f"the commit of {config.model.name}"
     inputs = list_inputs(config, _dtype(config), _device(config), others, handed, words)
     return Prepared(inputs, drawn, reference, compared)
+
+
+def refuse_missing_layers(config: Config) -> None:
+    """Refuse layers that a model at hand does not have.
+
+    Raises:
+        ConfigError: naming the layers that it has.
+    """
+    layers, count = parse_layers(config.finetune.layers), layers_of(config.model)
+    if layers is not None and count is not None and layers[-1] >= count:
+        raise ConfigError(f"finetune.layers names layer {layers[-1]}, but the model's layers are 0 to {count - 1}")
 
 
 def _rows(config: Config, drawn: Drawn, further: str = "") -> Iterator[tuple[str, Sequence[Example]]]:

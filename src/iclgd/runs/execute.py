@@ -7,10 +7,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.enumerations import Rerun
@@ -22,11 +22,14 @@ from iclgd.runs.progress import Progress, duration
 from iclgd.runs.schema import DamagedRun, State, read
 from iclgd.runs.secrets import without_secrets
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
 log = logging.getLogger(__name__)
 
 
 class Prepared(Protocol):
-    """What is known of a run before it is computed, and handed on to its experiment."""
+    """What is drawn and digested before a run, and handed on to its experiment."""
 
     @property
     def inputs(self) -> Inputs:
@@ -52,29 +55,26 @@ class Ending(StrEnum):
 class Outcome:
     """What became of one run."""
 
-    # done now, skipped because it was done before, failed, refused for its settings, or interrupted
-    ending: Ending
-    folder: Path  # where it is
+    ending: Ending  # skipped: it was done before; refused: for its settings, data or model
+    folder: Path
     message: str = ""  # what went wrong, in one line
-    objective: float = math.nan  # the score named by runtime.objective, NaN if none or undefined
+    objective: float = math.nan  # the score that runtime.objective names, NaN if none or undefined
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Run:
     """A run to bring to its end."""
 
     config: Config
     folder: RunFolder
     experiment: Experiment
     prepare: Prepare | None
-
-    @functools.cached_property
-    def prepared(self) -> Prepared | None:
-        """What the experiment is handed; None where nobody prepares."""
-        return None if self.prepare is None else self.prepare(self.config)
+    bars: Bars | None
 
 
-def execute(config: Config, path: Path, experiment: Experiment, prepare: Prepare | None = None) -> Outcome:
+def execute(
+    config: Config, path: Path, experiment: Experiment, prepare: Prepare | None = None, bars: Bars | None = None
+) -> Outcome:
     """Bring one run to its end, unless it is there already.
 
     Args:
@@ -83,84 +83,75 @@ def execute(config: Config, path: Path, experiment: Experiment, prepare: Prepare
         experiment: computes the scores and writes the files; called only if there is something to compute.
         prepare: gives the inputs of the run, and what else its experiment is handed. A finished run that was made from
             other inputs is computed anew, and its results are kept in the folder `earlier`; None: only settings count.
+        bars: where progress is drawn on a terminal.
 
     Raises:
         KeyboardInterrupt: a signal stopped the run; its folder says so.
     """
-    job = _Job(config, RunFolder(path), experiment, prepare)
+    run = _Run(config, RunFolder(path), experiment, prepare, bars)
     try:
-        outcome = _known(job)
-        if outcome is not None:
-            return outcome
-        seen = job.folder.status()
-        with job.folder.claim():
-            if job.folder.status() != seen:  # another process was at it while this one waited
-                job = replace(job)  # the inputs may have changed meanwhile
-                outcome = _known(job, waited=True)
-            return outcome or _attempt(job)
-    except ConfigError as error:  # of inputs that are there, but are not what the finished run was made from
-        return Outcome(Ending.refused, path, f"run {path.name} is done, but its inputs have changed: {error}")
+        prepared = _prepared(run)
+    except ConfigError as error:
+        why = f"run {path.name} is done, but its inputs have changed: " if run.folder.is_done() else ""
+        return Outcome(Ending.refused, path, f"{why}{error}")
+    outcome = _earlier_outcome(run, prepared)
+    if outcome is not None:
+        return outcome
+    with run.folder.claim():  # another process may have computed it while this one waited
+        return _earlier_outcome(run, prepared) or _compute(run, prepared)
 
 
-def _known(job: _Job, waited: bool = False) -> Outcome | None:
-    """What there is to say of a run that need not be computed; None if it must be."""
-    folder, config = job.folder, job.config
-    rerun, state = config.runtime.rerun, folder.state()
-    if state is State.done and (waited or rerun is not Rerun.all) and folder.is_done() and not _changed(job):
-        try:
-            return Outcome(Ending.skipped, folder.path, objective=_objective(read(folder.path / "scores.json"), config))
-        except DamagedRun as error:
-            log.warning("run %s is computed again: %s", folder.path.name, error)
-            return None
-    if state is State.failed and (waited or rerun is Rerun.never):
-        status = folder.status()
-        why = "" if waited else "; runtime.rerun=never left it at that"
-        return Outcome(Ending.failed, folder.path, message=f"{status.error if status else ''}{why}")
-    if state is not None and state is not State.running:
-        said = {State.done: "is computed again", State.failed: "failed before and is tried again"}
-        log.info("run %s %s", folder.path.name, said.get(state, "was cut off and is started again"))
-    return None
-
-
-def _changed(job: _Job) -> list[str]:
-    """The inputs in which a finished run differs from now's, in words.
+def _prepared(run: _Run) -> Prepared | None:
+    """What the experiment is handed; None where nobody prepares, or where that fails for a reason that may pass.
 
     Raises:
-        ConfigError: data or a model that is there, but cannot be used any more.
+        ConfigError: data or a model that cannot be used; of a finished run only if they are there.
     """
-    name = job.folder.path.name
     try:
-        prepared = job.prepared
-    except (MissingInput, OSError) as error:
-        log.warning("run %s is done; its inputs cannot be compared with those of today: %s", name, error)
-        return []
+        return None if run.prepare is None else run.prepare(run.config)
+    except Exception as error:
+        is_done = run.folder.is_done()
+        if isinstance(error, ConfigError) and not (is_done and isinstance(error, MissingInput)):
+            raise
+        if is_done:
+            name = run.folder.path.name
+            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", name, error)
+        return None
+
+
+def _earlier_outcome(run: _Run, prepared: Prepared | None) -> Outcome | None:
+    """The outcome of a run that need not be computed; None if it must be."""
+    rerun, status, path = run.config.runtime.rerun, run.folder.status(), run.folder.path
+    if status is not None and status.state is State.failed and rerun is Rerun.never:
+        return Outcome(Ending.failed, path, f"{status.error}; runtime.rerun=never left it at that")
+    if rerun is Rerun.all or not run.folder.is_done() or _changed_inputs(run, prepared):
+        return None
+    return Outcome(Ending.skipped, path, objective=_objective(read(path / "scores.json"), run.config))
+
+
+def _changed_inputs(run: _Run, prepared: Prepared | None) -> list[str]:
+    """The inputs in which a finished run differs from today's, in words."""
     if prepared is None:
         return []
     try:
-        return prepared.inputs.changes(read(job.folder.path / INPUTS, dict[str, str]))
+        return prepared.inputs.changes(read(run.folder.path / INPUTS, dict[str, str]))
     except DamagedRun:
         return ["its inputs, which were not written down"]
 
 
-def _attempt(job: _Job) -> Outcome:
-    config, folder = job.config, job.folder
-    name, began = folder.path.name, time.monotonic()
-    differing = _changed(job) if folder.state() is State.done else []
-    kept = folder.retire() if differing else None
-    with folder.log_file(), terminable(), Progress(folder, name) as progress:
+def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
+    folder, state, began = run.folder, run.folder.state(), time.monotonic()
+    name = folder.path.name
+    changed = _changed_inputs(run, prepared) if state is State.done else []
+    earlier = folder.retire() if changed else None
+    with folder.log_file(), terminable(), Progress(folder, name, run.bars) as progress:
         try:
-            if kept is not None:
+            if changed:
                 message = "run %s was made from other inputs; changed: %s. Its results are kept in %s"
-                log.warning(message, name, ", ".join(differing), kept)
-            settings = as_dict(config)
-            folder.start(run_id(settings))
-            prepared = job.prepared
-            folder.write_yaml("config.yaml", settings)
-            if prepared is not None:
-                folder.write_json(INPUTS, prepared.inputs.parts)
-            log.info("run %s starts: %s", name, _headline(config))
-            scores = plain(job.experiment(config, folder, progress, prepared))
-            folder.finish()
+                log.warning(message, name, ", ".join(changed), earlier)
+            elif state is not None:
+                log.info("run %s was %s and is computed again", name, state)
+            scores = _scores(run, prepared, progress)
         except KeyboardInterrupt:
             log.warning("run %s was interrupted", name)
             _mark(folder.interrupt)
@@ -172,9 +163,24 @@ def _attempt(job: _Job) -> Outcome:
                 raise
             refused = isinstance(error, ConfigError)
             message = without_secrets(str(error) if refused else f"{type(error).__name__}: {error}")
-            return Outcome(Ending.refused if refused else Ending.failed, folder.path, message=message)
+            return Outcome(Ending.refused if refused else Ending.failed, folder.path, message)
         log.info("run %s is done, after %s", name, duration(time.monotonic() - began))
-        return Outcome(Ending.done, folder.path, objective=_objective(scores, config))
+        return Outcome(Ending.done, folder.path, objective=_objective(scores, run.config))
+
+
+def _scores(run: _Run, prepared: Prepared | None, progress: Progress) -> Mapping[str, Any]:
+    """Compute a run whose folder is claimed, and mark it as done."""
+    folder, config, settings = run.folder, run.config, as_dict(run.config)
+    folder.start(run_id(settings))
+    if prepared is None and run.prepare is not None:
+        prepared = run.prepare(config)  # what failed before fails here, where its traceback is kept
+    folder.write_yaml("config.yaml", settings)
+    if prepared is not None:
+        folder.write_json(INPUTS, prepared.inputs.parts)
+    log.info("run %s starts: %s", folder.path.name, _headline(config))
+    scores = plain(run.experiment(config, folder, progress, prepared))
+    folder.finish()
+    return scores
 
 
 def _mark(write: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a process that wrote something is still at work, and how it is stopped politely."""
+"""Processes: how one is recognised later, and how it is stopped politely."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ class Terminated(KeyboardInterrupt):
 
 
 def this_process() -> dict[str, Any]:
-    """What names this process for good: host, pid, and when it started."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "process": _birth(pid)}
+    """A record that names this process for good: host, pid, and when it started."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process": _birth(os.getpid())}
 
 
 def is_alive(record: Mapping[str, Any]) -> bool | None:
@@ -36,14 +35,15 @@ def is_alive(record: Mapping[str, Any]) -> bool | None:
 def _birth(pid: int) -> str | None:
     """The start of a process in a form that no clock change moves and no later process with the same pid shares."""
     try:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return None
         stat = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-        return f"{psutil.Process(pid).create_time():.0f}" if psutil.pid_exists(pid) else None
-    fields = stat[stat.rindex(")") + 2 :].split()
-    return None if fields[0] == "Z" else f"{boot}/{fields[19]}"  # a zombie works no more
+    except psutil.NoSuchProcess:
+        return None
+    except FileNotFoundError:  # not Linux
+        return f"{psutil.Process(pid).create_time():.0f}"
+    return f"{boot}/{stat[stat.rindex(')') + 2 :].split()[19]}"
 
 
 @contextmanager
@@ -66,12 +66,10 @@ def terminable() -> Iterator[None]:
 def end_children(patience: float = 3.0) -> int:
     """End every process that this one started, and theirs: first politely, then for good. Returns how many."""
     children = psutil.Process().children(recursive=True)
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.terminate()
-    _, stubborn = psutil.wait_procs(children, timeout=patience)
-    for child in stubborn:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(stubborn, timeout=patience)
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                send(child)
+        if not psutil.wait_procs(children, timeout=patience)[1]:
+            break
     return len(children)

@@ -12,77 +12,68 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
 
     from iclgd.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-_STATUS_EVERY = 1.0  # seconds between words to status.json
-_LINE_EVERY = 30.0  # seconds between lines where there is no terminal
-
-_bars: Bars | None = None
+STATUS_EVERY = 1.0  # seconds between updates of status.json
+LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 @contextmanager
-def terminal() -> Iterator[None]:
-    """Inside, and on a terminal, progress is drawn as bars; log lines appear above them."""
-    global _bars
-    if _bars is not None or not sys.stderr.isatty():
-        yield
+def terminal_bars() -> Iterator[Bars | None]:
+    """The bars of a terminal while the block lasts; None where standard error is not a terminal."""
+    if not sys.stderr.isatty():
+        yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    _bars = Bars(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    try:
-        with _bars:
-            yield
-    finally:
-        _bars = None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # While they are drawn, rich prints above them what is written to standard error.
+    with Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bars:
+        yield bars
 
 
 class ConsoleHandler(logging.Handler):
-    """What Hydra's logging configuration puts on the terminal."""
+    """The handler for the terminal in Hydra's logging configuration."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line above the bars, without the traceback, which run.log has."""
+        """Write the line to standard error as it is now, without the traceback, which run.log has."""
         try:
             brief = logging.makeLogRecord({**record.__dict__, "exc_info": None, "exc_text": None})
-            line = self.format(brief)
-            if _bars is None:
-                # Of a worker: the command that started it may have drawn its bar where this line goes.
-                clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
-                sys.stderr.write(f"{clear}{line}\n")
-                sys.stderr.flush()
-            else:
-                _bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        except Exception:  # as every handler of logging does: it tells on stderr, and no run ends for a line
+            # A worker's line may come where the command that started it has drawn its bar.
+            clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
+            sys.stderr.write(f"{clear}{self.format(brief)}\n")
+            sys.stderr.flush()
+        except Exception:  # as every handler of logging does: no run ends for a line
             self.handleError(record)
 
 
 class Progress:
     """The progress of one run, stage by stage.
 
-    The status.json of a folder, if there is one, is kept up to date, about once a second.
+    Args:
+        folder: its status.json, if given, is brought up to date about once a second.
+        name: of the run, in bars and lines.
+        bars: where the run's bar is drawn; without them there is a line every 30 seconds.
     """
 
-    def __init__(self, folder: RunFolder | None = None, name: str = "run") -> None:
+    def __init__(self, folder: RunFolder | None = None, name: str = "run", bars: Bars | None = None) -> None:
         self._folder = folder
         self._name = name
-        self._task: TaskID | None = None
-        self._told = self._drawn = 0.0
+        self._bars = bars
+        self._task = None if bars is None else bars.add_task(name, total=None)
+        self._status_at = self._line_at = 0.0
 
     def __enter__(self) -> Progress:
-        if _bars is not None:
-            self._task = _bars.add_task(self._name, total=None)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if _bars is not None and self._task is not None:
-            _bars.remove_task(self._task)
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
 
     def stage(self, name: str, total: int) -> Callable[..., None]:
         """Begin a stage of `total` steps.
@@ -90,49 +81,50 @@ class Progress:
         Returns:
             What to call after each step, or with the number of steps just made.
         """
-        done, began = 0, time.monotonic()
-        self._told, self._drawn = 0.0, began
+        done = 0
+        self._status_at, self._line_at = 0.0, time.monotonic()
         self._show(name, 0, total)
 
         def advance(steps: int = 1) -> None:
             nonlocal done
             done += steps
             self._show(name, done, total)
-            if _bars is None and time.monotonic() - self._drawn > _LINE_EVERY and 0 < done < total:
-                self._drawn = time.monotonic()
-                log.info("%s: %s %d of %d, %s left", self._name, name, done, total, remaining(began, done, total))
 
         return advance
 
     def _show(self, stage: str, done: int, total: int) -> None:
-        if _bars is not None and self._task is not None:
-            _bars.update(self._task, description=f"{self._name}: {stage}", completed=done, total=total)
         now = time.monotonic()
-        if self._folder is not None and now - self._told >= _STATUS_EVERY:
-            self._told = now
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, description=f"{self._name}: {stage}", completed=done, total=total)
+        elif now - self._line_at > LINE_EVERY and 0 < done < total:
+            self._line_at = now
+            log.info("%s: %s %d of %d", self._name, stage, done, total)
+        if self._folder is not None and now - self._status_at >= STATUS_EVERY:
+            self._status_at = now
             self._folder.report_progress(stage, done, total)
 
 
 @contextmanager
-def sweep_progress(total: int | None, count: Callable[[], tuple[int, int]]) -> Iterator[None]:
+def sweep_progress(total: int | None, count: Callable[[], tuple[int, int]], bars: Bars | None) -> Iterator[None]:
     """Show how many runs of a sweep have ended, wherever they are computed.
 
-    `count` returns how many have ended, and how many of these failed.
+    Args:
+        total: how many there are, if known.
+        count: returns how many have ended, and how many of these failed.
+        bars: where the sweep's bar is drawn; without them there are lines.
     """
-    stop, began = threading.Event(), time.monotonic()
-    task = None if _bars is None else _bars.add_task("sweep", total=total)
+    stop = threading.Event()
+    task = None if bars is None else bars.add_task("sweep", total=total)
 
     def watch() -> None:
-        seen, drawn = (0, 0), 0.0
-        while not stop.wait(0.5):
-            ended = count()
-            if _bars is not None and task is not None:
-                _bars.update(task, completed=ended[0])
-            elif ended != seen and time.monotonic() - drawn > 2.0:
-                drawn, seen = time.monotonic(), ended
-                left = f", {remaining(began, ended[0], total)} left" if total and 0 < ended[0] < total else ""
-                failed = f", {ended[1]} failed" if ended[1] else ""
-                log.info("sweep: %d of %s runs ended%s%s", ended[0], total or "?", failed, left)
+        seen = (0, 0)
+        while not stop.wait(0.5 if bars else 2.0):
+            ended, failed = count()
+            if bars is not None and task is not None:
+                bars.update(task, completed=ended)
+            elif (ended, failed) != seen:
+                seen = (ended, failed)
+                log.info("sweep: %d of %s runs ended%s", ended, total or "?", f", {failed} failed" if failed else "")
 
     watcher = threading.Thread(target=watch, name="sweep progress", daemon=True)
     watcher.start()
@@ -141,11 +133,6 @@ def sweep_progress(total: int | None, count: Callable[[], tuple[int, int]]) -> I
     finally:
         stop.set()
         watcher.join(timeout=2.0)
-
-
-def remaining(began: float, done: int, total: int) -> str:
-    """About how long the rest takes, if it goes on as it went since `began` (a time.monotonic())."""
-    return duration((time.monotonic() - began) / done * (total - done))
 
 
 def duration(seconds: float) -> str:
