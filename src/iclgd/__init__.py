@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from iclgd.api import load, run, sweep
+    from iclgd.api import figures, load, run, sweep
 
 __version__ = "0.1.0"
-__all__ = ["load", "run", "sweep"]
+__all__ = ["figures", "load", "run", "sweep"]
 
 
 def __getattr__(name: str) -> Any:
-    """`iclgd.run`, `iclgd.sweep` and `iclgd.load`, imported when first used: the command line starts without them."""
+    """The functions of `iclgd.api`, imported when first used: the command line starts without them."""
     if name in __all__:
         from iclgd import api
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,32 +11,13 @@ from iclgd.cli.arguments import quoted
 from iclgd.cli.command import REFUSED, Command
 from iclgd.cli.command import run as run_command
 from iclgd.config import ConfigError
-from iclgd.results import frame, reading
+from iclgd.results.frame import Results
+from iclgd.results.reading import FinishedRun, read_run, read_runs
 
 if TYPE_CHECKING:
     import torch
 
     from iclgd.report.chart import Figure
-
-
-class Results(frame.Results):
-    """Finished runs: their frame, its summary over draws, and their figures."""
-
-    @functools.cached_property
-    def figures(self) -> Mapping[str, Figure]:
-        """Every figure by its name: `results.figures["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
-        from iclgd.report.figures import figures
-
-        return {figure.name: figure for figure in figures(self)}
-
-
-class FinishedRun(reading.FinishedRun):
-    """A finished run: its frame, its recordings, and its figures."""
-
-    @property
-    def figures(self) -> Mapping[str, Figure]:
-        """The run's figures by name: `run.figures["layers/sim_aou"].chart` is an Altair chart."""
-        return Results((self,)).figures
 
 
 class RunFailed(RuntimeError):
@@ -69,7 +49,7 @@ def run(
     outcome = command.results()[0]
     if command.code:
         raise RunFailed(f"{outcome.message}; see {outcome.folder}/run.log")
-    return FinishedRun(**vars(reading.read_run(outcome.folder)))
+    return read_run(outcome.folder)
 
 
 def sweep(
@@ -105,8 +85,15 @@ def load(*folders: str | Path) -> Results:
     Raises:
         ReportError: there is no such folder.
     """
-    runs, left_out = reading.read_runs(map(Path, folders))
-    return Results(tuple(FinishedRun(**vars(run)) for run in runs), left_out)
+    return Results(*read_runs(map(Path, folders)))
+
+
+def figures(results: Results | FinishedRun) -> Mapping[str, Figure]:
+    """Every figure by its name: `iclgd.figures(results)["layers/sim_aou"].save(Path("sim_aou.pdf"))`."""
+    from iclgd.report.figures import figures as figures_of  # here, for Altair takes a second
+
+    results = Results((results,)) if isinstance(results, FinishedRun) else results
+    return {figure.name: figure for figure in figures_of(results)}
 
 
 def _run(arguments: list[str], model: Any, tokenizer: Any) -> Command:

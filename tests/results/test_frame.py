@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from iclgd import api
+import iclgd
 from iclgd.results.frame import Results, whole
 from iclgd.results.reading import ReportError, read_run
 from iclgd.runs.varying_keys import as_text, heading, varying_keys
@@ -219,10 +219,9 @@ def test_a_run_is_shown_by_its_scores_and_has_its_own_figures(tmp_path):
     for name in run.scores:
         assert f"<td>{name}</td><td>{run.mean(name):.4g}</td>" in shown
     assert shown.count("<tr>") == 1 + len(run.scores) and "<b>" not in shown and len(shown) < 2000
-    figures = api.FinishedRun(**vars(run)).figures
+    figures = iclgd.figures(run)
     assert isinstance(figures["layers/sim_aou"].chart, alt.TopLevelMixin)
-    loaded = api.load(run.folder)
-    assert set(figures) == set(loaded.figures) == set(loaded[0].figures)
+    assert set(figures) == set(iclgd.figures(iclgd.load(run.folder)))
 
 
 def test_the_recordings_of_a_run_are_tensors_by_setting(tmp_path):
