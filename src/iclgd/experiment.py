@@ -74,7 +74,11 @@ def run(
             "prompts.json", as_json(prompts, reference_prompts(config, model, prompts, prepared.reference))
         )
         facts = _environment(model, config.runtime)
-        folder.write_json("environment.json", {**facts, "estimate": asdict(needs)})
+        for note in prompts.notes:
+            log.info("%s", note)
+        folder.write_json(
+            "environment.json", {**facts, "estimate": asdict(needs), "notes": [*facts["notes"], *prompts.notes]}
+        )
         if parity is not None:
             folder.write_json("parity.json", parity)
         if patch := source_patch():

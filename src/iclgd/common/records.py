@@ -26,6 +26,7 @@ class Item:
         label: index of the right label option.
         label_length: how many of the last tokens are the label's; 0 for a query.
         options: for multiple choice, the token ids of this query's own options; None where the task's labels serve.
+        decoded: what the tokens say, where that is not the text.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Item:
     label: int
     label_length: int = 0
     options: tuple[tuple[int, ...], ...] | None = None
+    decoded: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class PromptSet:
             overlong ones from ICL only, as the published code did.
         calibration: queries of the train split, neither demonstrations nor measured; for the static patch.
         training: what finetuning sees where that is not the demonstrations (controls: shuffled labels, another task).
+        notes: what a reader of the numbers should know about rows, labels and tokens, a sentence each.
     """
 
     bos: tuple[int, ...]
@@ -56,6 +59,7 @@ class PromptSet:
     in_context: tuple[int, ...]
     training: tuple[Item, ...] | None = None
     calibration: tuple[Item, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def context(self) -> tuple[int, ...]:
         """The tokens before the query under ICL: bos, then each demonstration and a separator."""

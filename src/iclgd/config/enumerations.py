@@ -7,6 +7,7 @@ Weights = StrEnum("Weights", "pretrained random keep_embeddings")
 Chat = StrEnum("Chat", "none template")
 
 TaskSource = StrEnum("TaskSource", "bundled hub lm_eval")
+OnLeak = StrEnum("OnLeak", "error drop keep")
 OnOverflow = StrEnum("OnOverflow", "error drop")
 
 Procedure = StrEnum("Procedure", "train none replay activation_match exact_patch static_patch")

@@ -64,6 +64,7 @@ class TaskConfig:
     queries: int = 2000  # how many queries, at most
     query_seed: int = 1  # which queries
     permutation: int = 0  # the order of the demonstrations: 0 as drawn, or the n-th shuffled one
+    on_leak: choices.OnLeak = choices.OnLeak.keep  # queries whose text is also a demonstration's; keep: with a note
     on_overflow: choices.OnOverflow = choices.OnOverflow.error  # what happens if they do not fit the model's window
     length_normalised: bool = True  # options of several tokens are scored by the mean of their tokens, not the sum
     rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})  # learning rates by objective

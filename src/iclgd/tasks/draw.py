@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from iclgd.common import paths, seeding
 from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
-from iclgd.config.enumerations import Procedure, TaskSource, TrainingData
+from iclgd.config.enumerations import OnLeak, Procedure, TaskSource, TrainingData
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
 from iclgd.tasks.wording import worded_rows
@@ -41,6 +41,7 @@ class Drawn:
     calibration: tuple[Example, ...] = ()
     description: str = ""  # what stands once before everything else
     separator: str | None = None  # what stands between demonstrations; None where the model says so
+    notes: tuple[str, ...] = ()  # what a reader of the numbers should know about these rows, a sentence each
 
 
 def read_pool(config: Config) -> Pool:
@@ -70,24 +71,22 @@ def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
         DataError: rows that are missing or cannot be used, by file and line.
     """
     pool = pool or read_pool(config)
-    shown = set(_demonstration_rows(pool.train, config)) if pool.same else set()
-    shuffled = seeding.shuffled(len(pool.evaluation), config.task.query_seed)
-    queries = [row for row in shuffled if row not in shown][: config.task.queries]
-    if not queries:
-        raise DataError(f"{pool.evaluation.origin} has no row left for a query: lower task.shots")
+    queries = _query_rows(pool, config)
     measured = set(queries) if pool.same else set()
     rows = _demonstration_rows(pool.train, config, sample, measured)
     demonstrations = tuple(pool.train[row] for row in rows)
+    asked = tuple(pool.evaluation[row] for row in queries)
     calibrated = config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
     calibration = _calibration_rows(pool.train, config, {*rows, *measured}) if calibrated else []
     return Drawn(
         demonstrations=demonstrations,
-        queries=tuple(pool.evaluation[row] for row in queries),
+        queries=asked,
         label_words=pool.label_words,
         training=_training(demonstrations, config, sample),
         calibration=tuple(pool.train[row] for row in calibration),
         description=pool.description,
         separator=pool.separator,
+        notes=tuple(_notes(demonstrations, asked, config, pool.blank)),
     )
 
 
@@ -111,6 +110,47 @@ def _demonstration_rows(
             f"{len(rows)}: lower it, task.shots or task.queries"
         )
     return [rows[index] for index in seeding.permuted(shots, config.seed, config.task.permutation)]
+
+
+def _query_rows(pool: Pool, config: Config) -> list[int]:
+    first = _demonstration_rows(pool.train, config)
+    shown = set(first) if pool.same else set()
+    rows = [row for row in seeding.shuffled(len(pool.evaluation), config.task.query_seed) if row not in shown]
+    if config.task.on_leak is OnLeak.drop:
+        texts = {pool.train[row].text for row in first}
+        rows = [row for row in rows if pool.evaluation[row].text not in texts]
+    if not rows:
+        raise DataError(f"{pool.evaluation.origin} has no row left for a query: lower task.shots")
+    return rows[: config.task.queries]
+
+
+def _notes(
+    demonstrations: Sequence[Example], queries: Sequence[Example], config: Config, blank: str | None
+) -> Iterator[str]:
+    """What may mislead in these rows, by amount."""
+    shots, texts = len(demonstrations), {example.text for example in demonstrations}
+    leaked = sum(query.text in texts for query in queries)
+    if leaked:
+        said = f"{leaked} of {len(queries)} queries have the text of a demonstration"
+        if config.task.on_leak is OnLeak.error:
+            raise DataError(f"{said}: set task.on_leak=drop or keep")
+        yield f"{said}: task.on_leak=drop leaves them out"
+    labels = {example.answer for example in demonstrations}
+    if shots > 1 and len(labels) == 1 and len({example.options for example in demonstrations}) == 1:
+        yield f"all {shots} demonstrations have the label {labels.pop()!r}"
+    if len(texts) < shots:
+        yield f"{shots - len(texts)} of {shots} demonstrations have the text of another one"
+    empty = sum(blank is not None and each.text.split() == blank.split() for each in (*demonstrations, *queries))
+    if empty:
+        yield f"{empty} of {shots + len(queries)} demonstrations and queries are empty but for the template"
+    doubled = sum(_is_doubled(example) for example in (*demonstrations, *queries))
+    if doubled:
+        yield f"{doubled} of {shots + len(queries)} demonstrations and queries have two spaces before an answer"
+
+
+def _is_doubled(example: Example) -> bool:
+    edges = [example.text[-1:], *(option[:1] for option in example.options)]
+    return example.delimiter.isspace() and any(edge.isspace() for edge in edges)
 
 
 def _calibration_rows(train: Examples, config: Config, used: Set[int]) -> list[int]:

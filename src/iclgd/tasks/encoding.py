@@ -13,6 +13,7 @@ from iclgd.config.enumerations import Chat
 from iclgd.tasks.chat import conversation
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.examples import DataError, Example
+from iclgd.tasks.notes import token_notes
 from iclgd.tasks.window import fitted
 
 Ids = tuple[int, ...]
@@ -45,7 +46,21 @@ def encode(drawn: Drawn, config: Config, tokenizer: Any, window: int | None) -> 
     else:
         prompts = _encoded(chat.as_turns(drawn), tokens, chat.bos(), chat.separator())
         chat.check(prompts, drawn)
+    prompts = _noted(prompts, drawn, config, tokenizer, tokens)
     return prompts if window is None else fitted(prompts, drawn, config, window)
+
+
+def _noted(prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any, tokens: Tokens) -> PromptSet:
+    """The prompts with notes, and with what the tokens of each item say where that is not its text."""
+    items = (*prompts.demonstrations, *prompts.queries)
+    decoded = [tokenizer.decode(list(item.token_ids), clean_up_tokenization_spaces=False) for item in items]
+    notes = (*drawn.notes, *token_notes(prompts, drawn, config, tokenizer, tokens, decoded))
+    shown = [
+        item if text.strip() == item.text.strip() else replace(item, decoded=text)
+        for item, text in zip(items, decoded, strict=True)
+    ]
+    shots = len(prompts.demonstrations)
+    return replace(prompts, demonstrations=tuple(shown[:shots]), queries=tuple(shown[shots:]), notes=notes)
 
 
 def _encoded(drawn: Drawn, tokens: Tokens, bos: Ids, separator: Ids) -> PromptSet:

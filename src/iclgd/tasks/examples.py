@@ -55,3 +55,4 @@ class Pool:
     label_words: tuple[str, ...]
     description: str = ""  # what stands once before everything else
     separator: str | None = None  # what stands between demonstrations; None where the model says so
+    blank: str | None = None  # the text of a row whose columns are empty, if there can be one

@@ -12,7 +12,8 @@ def as_json(prompts: PromptSet, reference: PromptSet | None = None) -> dict[str,
 
     The ICL input of query q is bos + Σ(demonstration + separator) + q, its zsl input bos + q, a finetuning sequence
     bos + demonstration. `in_context` (indices) stands there if not all demonstrations are in the context, `training`
-    if finetuning sees other items, an item's `options` (token ids) if it brings its own, and
+    if finetuning sees other items, an item's `options` (token ids) if it brings its own, its `decoded` tokens where
+    they are not its text, and
     `reference_demonstrations`, what plays ICL's part is shown or trained on, if that has prompts of its own.
     """
     content: dict[str, Any] = {
@@ -34,6 +35,8 @@ def as_json(prompts: PromptSet, reference: PromptSet | None = None) -> dict[str,
 
 def _item(item: Item) -> dict[str, Any]:
     content: dict[str, Any] = {"text": item.text, "token_ids": list(item.token_ids), "label": item.label}
+    if item.decoded is not None:
+        content["decoded"] = item.decoded
     if item.options is not None:
         content["options"] = [list(option) for option in item.options]
     return content

@@ -22,7 +22,8 @@ def worded_rows(task: TaskConfig, data_dir: str | None) -> Pool:
     train = wording.examples(read_split(task, task.train_split, data_dir))
     same = task.eval_split == task.train_split
     evaluation = train if same else wording.examples(read_split(task, task.eval_split, data_dir))
-    return Pool(train, evaluation, same, wording.label_words, task.description, task.separator)
+    words = wording.label_words
+    return Pool(train, evaluation, same, words, task.description, task.separator, wording.blank())
 
 
 class Wording:
@@ -40,12 +41,26 @@ class Wording:
             raise ConfigError(f"{key}={self.template.source!r} fills in no column: write one as {{{{ column }}}}")
         self.delimiter = task.delimiter
         self.label_words = label_words(task)
+        doubled = {key: self.template.tail[-1:]} | {f"task.labels: {word!r}": word[:1] for word in self.label_words}
+        for source, edge in doubled.items():
+            if edge.isspace() and self.delimiter.isspace():
+                raise ConfigError(
+                    f"{source} has white space beside task.delimiter={self.delimiter!r}, which gives two spaces: "
+                    "remove it, or set task.delimiter=''"
+                )
         self._label = Expression(task.label_column, "task.label_column")
         self._label_values = task.label_values
         self._label_among = Expression(task.label_among, "task.label_among") if task.label_among else None
         self._options_column = Expression(task.options_column, "task.options_column") if task.options_column else None
         self._options = [Template(text, f"task.options[{i}]") for i, text in enumerate(task.options or ())]
         self.columns = self.template.columns.union(*(option.columns for option in self._options))
+
+    def blank(self) -> str | None:
+        """The text of a row whose columns are empty; None where the template cannot be filled without values."""
+        try:
+            return self.template.fill(dict.fromkeys(self.template.columns, ""), "")
+        except DataError:
+            return None
 
     def examples(self, split: Split) -> Examples:
         """The examples of a split, after a look at every row, drawn or not.

@@ -1,0 +1,107 @@
+"""What may mislead in the tokens of a run: noted with its amount, or refused where nothing could be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from iclgd.common.records import Item, PromptSet
+from iclgd.config import Config, ConfigError
+from iclgd.config.enumerations import Chat
+from iclgd.tasks.draw import Drawn
+
+Ids = tuple[int, ...]
+Tokens = Callable[[Sequence[str]], list[Ids]]
+
+
+def token_notes(
+    prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any, tokens: Tokens, decoded: Sequence[str]
+) -> Iterator[str]:
+    """Notes on the tokens of a run.
+
+    Args:
+        prompts: all items, before any is dropped.
+        drawn: what was drawn, as text.
+        config: the run.
+        tokenizer: the model's.
+        tokens: the ids of each of several texts.
+        decoded: what the tokens of demonstrations and queries say.
+
+    Raises:
+        ConfigError: tokens that are mostly unknown, or that lose the spaces between words.
+    """
+    items = (*prompts.demonstrations, *prompts.queries)
+    yield from _unknown(items, tokenizer)
+    yield from _other_text([item.text for item in items], decoded)
+    yield from _labels(prompts, config)
+    whole = tokens([item.text for item in prompts.demonstrations])
+    merged = sum(item.token_ids != ids for item, ids in zip(prompts.demonstrations, whole, strict=True))
+    if merged:
+        yield (
+            f"{merged} of {len(whole)} demonstrations have other tokens when text and label are tokenised as a whole: "
+            "the label is always kept as tokens of its own"
+        )
+    if config.model.chat is Chat.none and config.model.bos == "auto" and prompts.bos:
+        own = tuple(tokenizer("a")["input_ids"])
+        token = tokenizer.bos_token
+        if token is not None and own[:1] != (tokenizer.get_vocab()[token],):
+            yield (
+                f"model.bos=auto puts {token!r} before every prompt, which this model's tokenizer does not do by "
+                "itself: model.bos=null leaves it out"
+            )
+
+
+def _unknown(items: Sequence[Item], tokenizer: Any) -> Iterator[str]:
+    ids = [token for item in items for token in item.token_ids]
+    unknown_id = getattr(tokenizer, "unk_token_id", None)
+    unknown = 0 if unknown_id is None else ids.count(int(unknown_id))
+    if 2 * unknown > len(ids):
+        raise ConfigError(
+            f"{unknown / len(ids):.0%} of all tokens are unknown to this model's tokenizer: choose a task in its "
+            "words, or check that the tokenizer is the model's"
+        )
+    if unknown:
+        yield f"{unknown} of {len(ids)} tokens are unknown to the tokenizer ({unknown / len(ids):.1%})"
+
+
+def _other_text(texts: Sequence[str], decoded: Sequence[str]) -> Iterator[str]:
+    """Texts that their tokens do not give back; white space at the ends does not count."""
+    words = spaces = cases = others = changed = 0
+    for text, back in zip(texts, decoded, strict=True):
+        before, after = text.split(), back.split()
+        letters, letters_back = "".join(before), "".join(after)
+        spaces += len(before) - len(after) if letters == letters_back else 0
+        words += len(before)
+        changed += letters == letters_back and before != after
+        cases += letters != letters_back and letters.lower() == letters_back.lower()
+        others += letters.lower() != letters_back.lower()
+    if 2 * spaces > words:
+        raise ConfigError(
+            f"this model's tokenizer loses the spaces between words: {texts[-1][:60]!r} becomes {decoded[-1][:60]!r}; "
+            "check tokenizer.json, or the version of transformers"
+        )
+    for count, what in ((changed, "other spaces"), (cases, "other capitals"), (others, "other letters")):
+        if count:
+            yield f"the tokens of {count} of {len(texts)} texts say the same with {what}; prompts.json has both"
+
+
+def _labels(prompts: PromptSet, config: Config) -> Iterator[str]:
+    """Label options that are alike: by first token, by beginning, or unlike by length."""
+    own = [query.options for query in prompts.queries if query.options is not None]
+    sets = own or [prompts.label_token_ids]
+    firsts = sum(len({option[0] for option in options}) < len(options) for options in sets)
+    starts = sum(any(_begins(a, b) for a in options for b in options if a is not b) for options in sets)
+    lengths = sum(len({len(option) for option in options}) > 1 for options in sets)
+    normalised = config.task.length_normalised
+    scored = f"the {'mean' if normalised else 'sum'} of their tokens (task.length_normalised={str(normalised).lower()})"
+    for count, what in (
+        (firsts, "share their first token"),
+        (starts, "begin with one another"),
+        (lengths, f"differ in their number of tokens; they are scored by {scored}"),
+    ):
+        if count:
+            yield f"label options {what}" + (f": {count} of {len(own)} queries" if own else "")
+
+
+def _begins(whole: Ids, start: Ids) -> bool:
+    return whole[: len(start)] == start
