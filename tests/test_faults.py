@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from command_line import PATIENCE
 from configs import config
 from iclgd import experiment
 from iclgd.models import recorder
@@ -73,28 +69,6 @@ def test_a_run_that_never_fits_fails_clearly_and_the_next_goes_on(tmp_path, monk
     assert following.ending is Ending.done
     again = execute(config(*CHEAP, "task.queries=2", "seed=0"), tmp_path / "0", experiment.run)
     assert again.ending is Ending.done
-
-
-@pytest.mark.soak
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux refuses memory beyond a limit of the address space")
-def test_under_a_limit_of_memory_runs_take_smaller_batches_or_fail_alone(tmp_path):
-    script = Path(__file__).with_name("support") / "short_of_memory.py"
-    paths = os.pathsep.join([str(script.parent), str(script.parents[1] / "src")])
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=PATIENCE, check=True
-    )
-    ample, scarce, never, following = json.loads(done.stdout.splitlines()[-1])
-    assert [ample[0], scarce[0], never[0], following[0]] == ["done", "done", "failed", "done"]
-    assert "allocate" in never[1]
-    told = {name: (tmp_path / "runs" / name / "run.log").read_text() for name in ("ample", "scarce", "never")}
-    assert "out of memory: a batch of" in told["scarce"] and "out of memory" not in told["ample"]
-    assert "allocate" in told["never"]
-    scores = [RunFolder(tmp_path / "runs" / name).read_json("scores.json") for name in ("ample", "scarce", "next")]
-    for limited in scores[1:]:  # how far batches were halved is the allocator's business, and rounds differently
-        for way in ("zsl", "icl", "ft"):
-            assert limited[f"accuracy/{way}"] == scores[0][f"accuracy/{way}"]
-        assert limited["sim_aou"]["layers"] == pytest.approx(scores[0]["sim_aou"]["layers"], abs=1e-4)
 
 
 def test_a_strangers_text_travels_from_its_file_to_the_report_as_text(tmp_path, capsys):

@@ -44,7 +44,7 @@ def run(
         ConfigError: settings or a model that cannot be run.
         RunFailed: the run failed.
     """
-    chosen = (f"{_key(key)}={_value(value)}" for key, value in settings.items())
+    chosen = (f"{key.replace('__', '.')}={_value(value)}" for key, value in settings.items())
     command = _run([*overrides, *chosen], model, tokenizer)
     outcome = command.results()[0]
     if command.code:
@@ -72,7 +72,7 @@ def sweep(
     Raises:
         ConfigError: settings or a model that cannot be run.
     """
-    swept = (f"{_key(key)}={_several(value)}" for key, value in settings.items())
+    swept = (f"{key.replace('__', '.')}={_several(value)}" for key, value in settings.items())
     outcomes = _run(["--multirun", *overrides, *swept], model, tokenizer).results()
     results = load(*(outcome.folder for outcome in outcomes if outcome.folder.is_dir()))
     refused = tuple((o.folder, o.message) for o in outcomes if not o.folder.is_dir())
@@ -97,7 +97,7 @@ def figures(results: Results | FinishedRun) -> Mapping[str, Figure]:
 
 
 def _run(arguments: list[str], model: Any, tokenizer: Any) -> Command:
-    with _chosen(model, tokenizer) as model_settings:
+    with _model_overrides(model, tokenizer) as model_settings:
         command = run_command([*model_settings, *arguments], tell=False)
     if command.code in (130, 143):
         raise KeyboardInterrupt
@@ -107,7 +107,7 @@ def _run(arguments: list[str], model: Any, tokenizer: Any) -> Command:
 
 
 @contextmanager
-def _chosen(model: Any, tokenizer: Any) -> Iterator[list[str]]:
+def _model_overrides(model: Any, tokenizer: Any) -> Iterator[list[str]]:
     """The overrides that mean a model, named or in memory; they come first, so that others can change what they say."""
     if model is None or isinstance(model, str | list | tuple):
         if tokenizer is not None:
@@ -118,10 +118,6 @@ def _chosen(model: Any, tokenizer: Any) -> Iterator[list[str]]:
 
     with holding(model, tokenizer) as settings:
         yield ["model=hf", *(f"model.{key}={_value(value)}" for key, value in settings.items())]
-
-
-def _key(name: str) -> str:
-    return name.replace("__", ".")
 
 
 def _several(value: Any) -> str:

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 
 from iclgd.cli import status
@@ -84,7 +82,7 @@ def test_an_invocation_gathers_what_its_runs_wrote(tmp_path, monkeypatch):
     assert not invocation.is_over() and Invocation.latest(tmp_path) == invocation
     monkeypatch.setenv("ICLGD_INVOCATION", str(invocation.folder))
     assert Invocation.current() == invocation
-    invocation.mark(0, Outcome(Ending.done, tmp_path / "a", objective=0.5), tmp_path / "a")
+    invocation.mark(0, Outcome(Ending.done, tmp_path / "a"), tmp_path / "a")
     invocation.mark(1, Outcome(Ending.failed, tmp_path / "b", "why"), tmp_path / "b")
     invocation.mark(10, None, tmp_path / "c")
     found = invocation.outcomes()
@@ -93,5 +91,4 @@ def test_an_invocation_gathers_what_its_runs_wrote(tmp_path, monkeypatch):
         (Ending.failed, "b", "why"),
         (Ending.interrupted, "c", ""),
     ]
-    assert found[0].objective == 0.5 and math.isnan(found[1].objective)
     assert invocation.count() == (2, 1) and invocation.total() == 3

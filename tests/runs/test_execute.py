@@ -1,15 +1,17 @@
+import contextlib
+import itertools
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import types
-from pathlib import Path
 
 import psutil
 import pytest
 
-from command_line import PATIENCE, environment, wait_until
+from command_line import wait_until
 from configs import config
 from iclgd.config import ConfigError, MissingInput
 from iclgd.runs import process
@@ -43,7 +45,7 @@ def test_a_run_is_computed_once(tmp_path, settings, caplog):
     experiment = score(0.5)
     assert execute(settings, tmp_path / "a", experiment).ending is Ending.done
     again = execute(config("runtime.objective=sim_aou"), tmp_path / "a", experiment)
-    assert (again.ending, again.objective, experiment.calls) == (Ending.skipped, 0.5, 1)
+    assert (again.ending, experiment.calls) == (Ending.skipped, 1)
     log = (tmp_path / "a" / "run.log").read_text()
     assert "starts: lcgd lr=" in log and "is done, after" in log
     assert (tmp_path / "a" / "config.yaml").exists()
@@ -151,24 +153,40 @@ def test_two_at_once_compute_once(tmp_path, settings, caplog):
     assert len(calls) == 1 and sorted(endings) == [Ending.done, Ending.skipped, Ending.skipped]
 
 
-def test_killed_at_every_write_a_run_is_never_taken_for_done_and_the_next_start_repairs_it(tmp_path):
-    script = Path(__file__).parents[1] / "support" / "killed_at_every_write.py"
-    told = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env=environment(fake=False),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert told.returncode == 0, told.stderr
-    lines = [line.split("|") for line in told.stdout.splitlines()]
-    assert len(lines) > 10, told.stdout
-    for _, before, ending, done, hidden in lines:
-        assert ending == ("skipped" if before == "done whole" else "done")
-        left = "['.claim']" if before == "done whole" and hidden != "[]" else "[]"  # an empty file, claimed by nobody
-        assert (done, hidden) == ("True", left)
-    befores = [before for _, before, _, _, _ in lines]
-    assert befores[-1] == "done whole" and {"None unfinished", "stale unfinished"} <= set(befores)
+class Killed(BaseException):
+    """Stands for SIGKILL: after it, the process writes nothing more."""
+
+
+def test_killed_at_every_write_a_run_is_never_taken_for_done_and_the_next_start_repairs_it(
+    tmp_path, settings, monkeypatch
+):
+    def experiment(config, folder, progress, prepared):
+        progress.stage("stage", 1)()
+        folder.write_json("scores.json", {"sim_aou": {"mean": 0.5}})
+        folder.write_text("figures/a.txt", "x" * 1000)
+
+    def killed_at(moment, path):
+        writes = itertools.count(1)
+
+        def replace(*arguments, real=os.replace):
+            if next(writes) >= moment:
+                raise Killed
+            real(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", replace)
+            with contextlib.suppress(Killed):
+                execute(settings, path, experiment)
+        return next(writes) > moment
+
+    moment = 1
+    while killed_at(moment, path := tmp_path / str(moment)):
+        assert not RunFolder(path).is_done()
+        (path / ".part-left-scores.json").touch()
+        assert execute(settings, path, experiment).ending is Ending.done
+        assert RunFolder(path).is_done() and not list(path.rglob(".*"))
+        moment += 1
+    assert moment > 4 and execute(settings, path, experiment).ending is Ending.skipped
 
 
 @pytest.fixture

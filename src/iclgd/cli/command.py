@@ -22,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from iclgd.cli import arguments as command_line
 from iclgd.cli import hydra_setup, summary
 from iclgd.cli.invocation import VARIABLE, Invocation
-from iclgd.cli.summary import FAILED, REFUSED
+from iclgd.cli.summary import FAILED, FINISHED, REFUSED
 from iclgd.common import paths
 from iclgd.config import Config, ConfigError, typed
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.process import Terminated, end_children, terminable
 from iclgd.runs.progress import sweep_progress, terminal_bars
+from iclgd.runs.schema import read
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -138,9 +139,17 @@ def job(composed: DictConfig) -> float:
             return math.nan  # a worker is ended alone, as a cluster does: the others go on
         raise
     record(outcome)
-    if math.isnan(outcome.objective) and "optuna" in str(settings.sweeper._target_):
+    value = _objective(path, composed.runtime.objective) if outcome.ending in FINISHED else math.nan
+    if math.isnan(value) and "optuna" in str(settings.sweeper._target_):
         raise NoObjective(f"run {path.name} gave no value to optimise. {outcome.message}")
-    return outcome.objective
+    return value
+
+
+def _objective(path: Path, score: str | None) -> float:
+    if score is None:
+        return math.nan
+    value = read(path / "scores.json").get(score, {}).get("mean")
+    return math.nan if value is None else value
 
 
 def _outcome(config: Config, path: Path, bars: Bars | None) -> Outcome:
@@ -191,7 +200,7 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
     results = command.results()
     if command.code == 0 or (command.code == FAILED and results):
         command.code = max(command.code, summary.code(results))
-    finished = list(dict.fromkeys(o.folder for o in results if o.ending in (Ending.done, Ending.skipped)))
+    finished = list(dict.fromkeys(outcome.folder for outcome in results if outcome.ending in FINISHED))
     figures = summary.figures(finished, command.sweep is not None) if finished and command.figures else []
     if command.sweep is not None and any(outcome.ending is Ending.done for outcome in results):
         summary.log_sweep(command.tracking, finished, figures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 import uuid
@@ -50,8 +49,7 @@ class Invocation:
 
     def total(self) -> int | None:
         """How many runs were planned, if that was known."""
-        total = self._read(self.folder / "plan.json").get("total")
-        return total if isinstance(total, int) else None
+        return self._read(self.folder / "plan.json").get("total")
 
     def is_over(self) -> bool:
         """Whether the command's process is gone."""
@@ -61,7 +59,7 @@ class Invocation:
         """Record that a run begins (no outcome yet) or how it ended."""
         record: dict[str, Any] = {"run": folder.name}
         if outcome is not None:
-            record |= {"ending": outcome.ending, "message": outcome.message, "objective": outcome.objective}
+            record |= {"ending": outcome.ending, "message": outcome.message}
         try:
             self._write(f"{number:06d}.json", record)
         except OSError as error:
@@ -69,12 +67,11 @@ class Invocation:
 
     def outcomes(self) -> list[Outcome]:
         """How the runs ended, in job order; a run that began and has no end is interrupted."""
-        outcomes = []
-        for record in self._records():
-            ending, objective = Ending(record.get("ending", Ending.interrupted)), record.get("objective")
-            folder, message = self.folder.parents[1] / record["run"], record.get("message", "")
-            outcomes.append(Outcome(ending, folder, message, math.nan if objective is None else objective))
-        return outcomes
+        sweep = self.folder.parents[1]
+        return [
+            Outcome(Ending(record.get("ending", Ending.interrupted)), sweep / record["run"], record.get("message", ""))
+            for record in self._records()
+        ]
 
     def count(self) -> tuple[int, int]:
         """How many runs have ended, and how many of these did not succeed."""

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,31 @@ _OWN = ("run", "state", "started", "took")  # what a list can be sorted by besid
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run: its name, its state now, what its status.json says, and its settings by Hydra name."""
+    """One run."""
 
     name: str
     state: State
     status: Status
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]  # by Hydra name; none where config.yaml cannot be read
 
     def progress(self) -> str:
         """How far a running run is, or what a failed one failed of."""
         if self.state is State.failed:
             return (self.status.error or "").splitlines()[0] if self.status.error else ""
-        facts = self.status.facts
+        facts, progress = self.status.facts, self.status.progress
         if facts.get("diverged"):
             return f"diverged at step {facts.get('diverged_at')}"
         if facts.get("unstable"):
             return f"unstable: {facts.get('unstable_because')}"
-        progress = self.status.progress
-        if not progress or self.state is State.done:
+        if progress is None or self.state is State.done:
             return ""
         return f"{progress['stage']} {progress['done']}/{progress['total']}"
 
-    def value(self, key: str) -> Any:
-        """What the list is sorted by: a setting, or one of run, state, started and took."""
-        own = self.name, str(self.state), self.status.started_at, self.status.seconds
-        return {**self.settings, **dict(zip(_OWN, own, strict=True))}.get(key)
+    def sort_key(self, key: str) -> tuple[bool, bool, Any]:
+        """Numbers first, then texts, then runs without a value."""
+        own = {"run": self.name, "state": self.state, "started": self.status.started_at, "took": self.status.seconds}
+        value = own[key] if key in own else self.settings.get(key)
+        return value is None, not isinstance(value, int | float), 0 if value is None else value
 
 
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
@@ -102,14 +102,7 @@ def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
     if key not in _OWN and not matches:
         raise ValueError(f"no run has {key!r} to sort by: choose from {', '.join((*_OWN, *_keys(lines)))}")
     chosen = key if key in _OWN or key in keys else matches[0]
-
-    def rank(line: RunLine) -> tuple[int, float, str]:
-        value = line.value(chosen)
-        if value is None:
-            return 2, 0.0, ""
-        return (0, value, "") if isinstance(value, int | float) else (1, 0.0, str(value))
-
-    return sorted(lines, key=rank)
+    return sorted(lines, key=lambda line: line.sort_key(chosen))
 
 
 def _keys(lines: Sequence[RunLine]) -> list[str]:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REFUSED, FAILED = 2, 1
+FINISHED = (Ending.done, Ending.skipped)
 
 
 def code(results: Sequence[Outcome]) -> int:
     """The command's exit code: 0 if all runs are done, 2 if those that are not were refused, else 1."""
-    missing = [outcome for outcome in results if outcome.ending not in (Ending.done, Ending.skipped)]
+    missing = [outcome for outcome in results if outcome.ending not in FINISHED]
     return 0 if not missing else REFUSED if all(o.ending is Ending.refused for o in missing) else FAILED
 
 
@@ -60,26 +61,23 @@ def log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence
 
 def summarise(results: Sequence[Outcome], total: int | None = None) -> None:
     """Print the tables, what was done, and what was not, of `total` runs if that is known."""
-    finished = [o.folder for o in results if o.ending in (Ending.done, Ending.skipped)]
+    from iclgd import tracking
+
+    finished = [outcome.folder for outcome in results if outcome.ending in FINISHED]
     if finished:
         _show_tables(list(dict.fromkeys(finished)), len(results) > 1)
     counts: dict[str, int] = {ending: sum(o.ending is ending for o in results) for ending in Ending}
     counts["not started"] = max(0, (total or 0) - len(results))
     words = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
     sys.stdout.write(f"{words} in {os.path.relpath(results[0].folder.parent)}\n")
-    _mention_unsent([outcome.folder for outcome in results if outcome.ending is Ending.skipped])
-    for outcome in results:
-        if outcome.ending not in (Ending.done, Ending.skipped):
-            what = outcome.message or "the same command runs it again"
-            sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {what}\n")
-
-
-def _mention_unsent(skipped: Sequence[Path]) -> None:
-    from iclgd import tracking
-
-    if unsent := sum(map(tracking.is_unsent, skipped)):
+    skipped = [outcome.folder for outcome in results if outcome.ending is Ending.skipped]
+    if skipped and (unsent := sum(map(tracking.is_unsent, skipped))):
         remedy = "the same command with tracking.mode=online sends them"
         sys.stdout.write(f"{unsent} of those skipped never went to W&B: {remedy}\n")
+    for outcome in results:
+        if outcome.ending not in FINISHED:
+            what = outcome.message or "the same command runs it again"
+            sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {what}\n")
 
 
 def _show_tables(folders: list[Path], sweep: bool) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.enumerations import Rerun
-from iclgd.runs.files import plain
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import INPUTS, Inputs, run_id
 from iclgd.runs.process import terminable
@@ -37,7 +35,7 @@ class Prepared(Protocol):
         ...
 
 
-Experiment = Callable[[Config, RunFolder, Progress, Any], Mapping[str, Any]]
+Experiment = Callable[[Config, RunFolder, Progress, Any], object]
 Prepare = Callable[[Config], Prepared]
 
 
@@ -58,7 +56,6 @@ class Outcome:
     ending: Ending  # skipped: it was done before; refused: for its settings, data or model
     folder: Path
     message: str = ""  # what went wrong, in one line
-    objective: float = math.nan  # the score that runtime.objective names, NaN if none or undefined
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def _earlier_outcome(run: _Run, prepared: Prepared | None) -> Outcome | None:
         return Outcome(Ending.failed, path, f"{status.error}; runtime.rerun=never left it at that")
     if rerun is Rerun.all or not run.folder.is_done() or _changed_inputs(run, prepared):
         return None
-    return Outcome(Ending.skipped, path, objective=_objective(read(path / "scores.json"), run.config))
+    return Outcome(Ending.skipped, path)
 
 
 def _changed_inputs(run: _Run, prepared: Prepared | None) -> list[str]:
@@ -151,7 +148,7 @@ def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
                 log.warning(message, name, ", ".join(changed), earlier)
             elif state is not None:
                 log.info("run %s was %s and is computed again", name, state)
-            scores = _scores(run, prepared, progress)
+            _measure(run, prepared, progress)
         except KeyboardInterrupt:
             log.warning("run %s was interrupted", name)
             _mark(folder.interrupt)
@@ -165,10 +162,10 @@ def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
             message = without_secrets(str(error) if refused else f"{type(error).__name__}: {error}")
             return Outcome(Ending.refused if refused else Ending.failed, folder.path, message)
         log.info("run %s is done, after %s", name, duration(time.monotonic() - began))
-        return Outcome(Ending.done, folder.path, objective=_objective(scores, run.config))
+        return Outcome(Ending.done, folder.path)
 
 
-def _scores(run: _Run, prepared: Prepared | None, progress: Progress) -> Mapping[str, Any]:
+def _measure(run: _Run, prepared: Prepared | None, progress: Progress) -> None:
     """Compute a run whose folder is claimed, and mark it as done."""
     folder, config, settings = run.folder, run.config, as_dict(run.config)
     folder.start(run_id(settings))
@@ -178,9 +175,8 @@ def _scores(run: _Run, prepared: Prepared | None, progress: Progress) -> Mapping
     if prepared is not None:
         folder.write_json(INPUTS, prepared.inputs.parts)
     log.info("run %s starts: %s", folder.path.name, _headline(config))
-    scores = plain(run.experiment(config, folder, progress, prepared))
+    run.experiment(config, folder, progress, prepared)
     folder.finish()
-    return scores
 
 
 def _mark(write: Callable[[], None]) -> None:
@@ -196,10 +192,3 @@ def _headline(config: Config) -> str:
         f"{config.finetune.name} lr={config.finetune.lr:g} on {config.task.name}, {config.task.shots} shots, "
         f"{config.model.name} ({config.model.weights}), seed {config.seed}"
     )
-
-
-def _objective(scores: Mapping[str, Any], config: Config) -> float:
-    if config.runtime.objective is None:
-        return math.nan
-    value = (scores.get(config.runtime.objective) or {}).get("mean")
-    return math.nan if value is None else float(value)
