@@ -60,7 +60,6 @@ def report(
 
     Raises:
         ReportError: a folder does not exist, no run in them is finished, or recordings to export are missing.
-        OSError: nothing can be written there.
     """
     from iclgd.report import chart, formats, page, tables
     from iclgd.report import export_records as records

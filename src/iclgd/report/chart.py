@@ -1,4 +1,4 @@
-"""What a figure is: an Altair chart with a name, a title and a caption; and how every figure looks."""
+"""A figure: an Altair chart with a name, a title and a caption; and the look that all figures share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _INK = {False: ("#1d2327", "#5c676e", "#e6e9eb"), True: ("#e6e8e9", "#a0a9af", "
 
 
 def theme(dark: bool = False) -> dict[str, Any]:
-    """The Vega-Lite config of every figure: type of 8 points at paper width; no background, so that the page shows."""
+    """The Vega-Lite config of every figure, with type of 8 points at paper width."""
     ink, soft, grid = _INK[dark]
     axis = {"labelColor": ink, "titleColor": ink, "domainColor": soft, "tickColor": soft, "gridColor": grid}
     axis |= {"labelFontSize": 7.5, "titleFontSize": 8.5, "titleFontWeight": "normal", "tickSize": 3, "gridWidth": 0.6}
@@ -69,23 +69,14 @@ def themed(chart: Any, rows: list[dict[str, Any]]) -> Any:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, for the page, for files and for W&B alike.
+    """One figure, for the page, for files and for W&B alike."""
 
-    Attributes:
-        name: unique among figures, `KIND/SCORE`; the page offers the figures of one kind as choices.
-        title: what it shows, as a heading.
-        chart: the Altair chart, with its data and its theme.
-        caption: what marks and intervals mean.
-        choice: what tells it from others of its kind, such as the score's label; empty where it is alone.
-        headline: whether it is also written to a file and sent to W&B.
-    """
-
-    name: str
-    title: str
-    chart: alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
-    caption: str
-    choice: str = ""
-    headline: bool = True
+    name: str  # unique among figures, `KIND/SCORE`; the page offers the figures of one kind as choices
+    title: str  # a heading
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart  # with its data and its theme
+    caption: str  # what marks and intervals mean
+    choice: str = ""  # what tells it from others of its kind, such as the score's label; empty where it is alone
+    headline: bool = True  # whether it is also written to a file and sent to W&B
 
     @property
     def kind(self) -> str:
@@ -106,17 +97,13 @@ class Figure:
 
     @functools.cached_property
     def specification(self) -> dict[str, Any]:
-        """The chart as Vega-Lite, with its data: what all three places draw from."""
+        """The chart as Vega-Lite, with its data; page, files and W&B draw from it."""
         chart: Any = self.chart.copy(deep=False)  # Altair would walk through every row, which are plain values already
         chart.datasets = alt.Undefined
         return chart.to_dict(validate=False) | {"datasets": getattr(self.chart, "datasets", {})}
 
     def save(self, path: str | Path) -> Path:
-        """Write it as the path's ending says: png, pdf or svg, or html with controls. Needs no network.
-
-        Raises:
-            ValueError: another ending.
-        """
+        """Write it as the path's ending says: png, pdf or svg, or html with controls; a ValueError for another."""
         path = Path(path)
         writers: Mapping[str, Any] = {
             ".png": functools.partial(vl_convert.vegalite_to_png, ppi=300),
@@ -133,7 +120,7 @@ class Figure:
 
 
 def _ordered(pdf: bytes) -> bytes:
-    """The same PDF with its resources in order: the writer lists them as a hash table has them, anew in every call."""
+    """The same PDF with its resources in order, because the writer lists them in a new order in every call."""
     return re.sub(
         rb"(?:^ +/[a-z]+\d+ \d+ \d+ R\n)+", lambda fonts: b"".join(sorted(fonts[0].splitlines(True))), pdf, flags=re.M
     )
@@ -146,18 +133,15 @@ def write(figures: Sequence[Figure], out: Path) -> list[Path]:
 
 
 def looks(variants: Mapping[str, Variant], shown: Iterable[str], keyed: Sequence[str] = MARKS) -> dict[str, Any]:
-    """Encodings of the field `variant`: by colour, by mark and by dashes, so that print in grey works.
+    """Encodings of the field `variant` by colour, mark and dashes, so that print in grey works.
 
-    Args:
-        variants: those of the report, in their order; one without a colour gets the next free one of the palette.
-        shown: the labels of those that are shown; one alone has no legend.
-        keyed: the channels of the one legend: `LINES`, `MARKS` or none.
+    A variant without a colour gets the next free one of the palette. `shown` are the labels of the variants that are
+    shown, and `keyed` the channels of the one legend: `LINES`, `MARKS` or none.
     """
-    taken = {variant.color for variant in variants.values()}
-    free = itertools.cycle([color for color in PALETTE if color not in taken] or PALETTE)
+    used = {variant.color for variant in variants.values()}
+    free = itertools.cycle([color for color in PALETTE if color not in used] or PALETTE)
     colors = {variant.label: variant.color or next(free) for variant in variants.values()}
-    wanted = set(shown)
-    labels = [label for label in colors if label in wanted]
+    labels = [label for label in colors if label in set(shown)]
     columns = max(1, int(TEXT_WIDTH // (4.3 * max(map(len, labels), default=1) + 26)))
     look: dict[str, Any] = {"orient": "right"} if len(labels) > 6 else {"columns": columns}
     look |= {"symbolType": "stroke", "symbolSize": 240} if keyed == LINES else {}

@@ -40,20 +40,16 @@ def planted_truths(results: Results) -> Iterator[Figure]:
 
 
 def matrix(frame: Frame, label: str, limits: Sequence[float]) -> alt.LayerChart:
-    """A map of numbers with the interval of each written below it.
+    """A map of numbers, truths down and candidates across, with the interval of each written below it.
 
-    Args:
-        frame: columns truth (rows, from the top), candidate (across), mean, low and high, in the order to be shown.
-        label: what the number is.
-        limits: its least and largest value, the ends of the colour scale where both are finite.
+    The colour scale ends at `limits` where both are finite, so that it is the same for all matrices.
     """
     cells = frame[["candidate", "truth", "mean"]].set_axis(["x", "y", "mean"], axis=1)
     cells = cells.assign(x=cells["x"].map(printable), y=cells["y"].map(printable))
     ends = zip(frame["low"], frame["high"], strict=True)
     cells["value"] = [f"{value:.2f}" if np.isfinite(value) else "\N{EN DASH}" for value in frame["mean"]]
     cells["about"] = [f"[{low:.2f}, {high:.2f}]" if np.isfinite(low + high) else "" for low, high in ends]
-    shared = cells["mean"] if not np.isfinite(limits).all() else pd.Series(limits)  # one scale for all matrices
-    color = color_scale(shared, label, limits)
+    color = color_scale(pd.Series(limits) if np.isfinite(limits).all() else cells["mean"], label, limits)
     low, high = color.to_dict()["scale"]["domain"]
     dark = f"datum.mean !== null && abs(datum.mean - {(low + high) / 2}) > {(high - low) * 0.32}"
     ink = alt.when(dark).then(alt.value("white")).otherwise(alt.value("#1d2327"))
