@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from iclgd.common.paths import import_from_current_folder
+
 
 def cli() -> None:
     """Run the command line and exit: 0 all done, 1 a run failed, 2 settings refused, 130 or 143 stopped by a signal."""
-    if os.getcwd() not in sys.path:  # functions of the user's own lie there; last, so that they shadow nothing
-        sys.path.append(os.getcwd())
+    import_from_current_folder()
     try:
         sys.exit(main(sys.argv[1:]))
     except BrokenPipeError:  # the reader, such as head, has left

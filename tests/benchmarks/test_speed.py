@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.naive_protocol import NaiveProtocol
 from benchmarks.table import write_table
 from configs import config as composed
 from iclgd.common.records import PromptSet
@@ -38,6 +37,7 @@ from iclgd.models.loading import load
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
 from iclgd.tasks import draw, encode
+from iclgd.verify.naive import Naive
 
 SAMPLE = int(os.environ.get("ICLGD_BENCH_SAMPLE", "12"))  # queries and demonstrations that the naive protocol runs
 QUERIES = int(os.environ.get("ICLGD_BENCH_QUERIES", "200"))
@@ -102,22 +102,21 @@ def test_machine_rate(results: dict[str, Any], benchmark: Any) -> None:
 
 @pytest.mark.parametrize("setting", ["zsl", "icl"])
 def test_recording(
-    setting: str, results: dict[str, Any], benchmark: Any, model: LanguageModel, prompts: PromptSet
+    setting: str, results: dict[str, Any], benchmark: Any, model: LanguageModel, prompts: PromptSet, config: Config
 ) -> None:
     """A recording against one query at a time, in time and in numbers."""
-    naive = NaiveProtocol(model, prompts)
     questions = [Question(query.token_ids, prompts.options(query)) for query in prompts.queries]
     sample = list(range(0, len(questions), max(1, len(questions) // SAMPLE)))[:SAMPLE]
+    naive = Naive(model.network, config, replace(prompts, queries=tuple(prompts.queries[index] for index in sample)))
     context = prompts.context() if setting == "icl" else prompts.bos
     fast = seconds_of(benchmark, partial(record, model, questions, context, RecordPlan()))
-    slow = once(partial(naive.record, sample, setting == "icl")) * len(questions) / len(sample)
+    slow = once(partial(naive.record, context)) * len(questions) / len(sample)
     floor = _forward_floor(model, prompts, context, results["gflops"])
     results[setting] = {"naive": [slow], "ours": fast, "floor": floor}
-    ours, theirs = record(model, questions, context, RecordPlan()), naive.record(sample, setting == "icl")
-    for row, index in enumerate(sample):
-        expected = theirs[row]["attention_output"]
-        assert (ours.attention_output[index] - expected).abs().max() / expected.abs().max() < 1e-4
-        torch.testing.assert_close(ours.label_scores[index], theirs[row]["label_scores"], rtol=1e-4, atol=1e-4)
+    ours, theirs = record(model, questions, context, RecordPlan()), naive.record(context)
+    attention = ours.attention_output[sample] - theirs.attention_output
+    assert attention.abs().max() / theirs.attention_output.abs().max() < 1e-4
+    torch.testing.assert_close(ours.label_scores[sample], theirs.label_scores, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["gd", "lcgd"])
@@ -125,14 +124,15 @@ def test_finetuning(
     variant: str, results: dict[str, Any], benchmark: Any, model: LanguageModel, prompts: PromptSet, config: Config
 ) -> None:
     """All steps of a variant against plain autograd; the sample leaves both with the same weights."""
-    naive, settings = NaiveProtocol(model, prompts), named_variant(config, variant)
-    sample = list(range(min(SAMPLE, SHOTS)))
+    settings, count = named_variant(config, variant), min(SAMPLE, SHOTS)
     lengths = [len(item.token_ids) for item in prompts.demonstrations]
-    slow = once(partial(naive.finetune, sample, settings.finetune.lr, variant == "lcgd"))
-    few = replace(prompts, demonstrations=prompts.demonstrations[: len(sample)], in_context=tuple(sample))
-    with finetuned(model, few, settings):
-        for mine, theirs in zip(model.network.parameters(), naive.network.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs.detach(), rtol=1e-4, atol=1e-5)
+    few = replace(prompts, demonstrations=prompts.demonstrations[:count], in_context=tuple(range(count)))
+    naive, began = Naive(model.network, settings, few), time.perf_counter()
+    with naive.finetuned():
+        slow = time.perf_counter() - began
+        with finetuned(model, few, settings):
+            pairs = list(zip(model.network.parameters(), naive.network.parameters(), strict=True))
+            assert all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5) for ours, theirs in pairs)
 
     def ours() -> None:
         with finetuned(model, prompts, settings):
@@ -140,7 +140,7 @@ def test_finetuning(
 
     fast = seconds_of(benchmark, ours)
     floor = _step_floor(model, prompts, settings, results["gflops"])
-    results[variant] = {"naive": [slow * sum(lengths) / sum(lengths[: len(sample)])], "ours": fast, "floor": floor}
+    results[variant] = {"naive": [slow * sum(lengths) / sum(lengths[:count])], "ours": fast, "floor": floor}
 
 
 def test_metrics(

@@ -6,8 +6,8 @@ import torch
 from iclgd.mechanisms import finetuned, training_sequences
 from iclgd.mechanisms.objectives import ObjectiveOptions, resolve_objective
 from iclgd.mechanisms.parameters import trained_parameters
-from learning_cases import TEXTS, gradients_of, learning, prompts
-from naive_finetuning import NaiveFinetuning
+from iclgd.verify.naive import Naive
+from learning_cases import gradients_of, learning, prompts
 from tiny_models import RECORDABLE, shared_model, tiny_network
 
 LR = 0.05
@@ -23,69 +23,38 @@ def close(found, expected, tolerance=1e-4):
 @pytest.mark.parametrize("objective", ["gd", "lcgd", "short_circuit"])
 @pytest.mark.parametrize("family", RECORDABLE)
 def test_weights_after_three_steps_agree(family, objective):
-    network = tiny_network(family)
-    naive = NaiveFinetuning(network)
-    expected_norms, expected_losses = [], []
-    for text in TEXTS:
-        tokens = (1, *text)
-        found = naive.gradients(objective, tokens, 1, exit_layer=1)
-        layers = [layer for layer, *_ in naive.parameters()]
-        expected_norms.append(
-            [
-                sum(g.double().square().sum() for at, g in zip(layers, found, strict=True) if at == layer).sqrt()
-                for layer in range(network.config.num_hidden_layers)
-            ]
-        )
-        depths = {"gd": [network.config.num_hidden_layers], "short_circuit": [2]}
-        depths["lcgd"] = range(1, network.config.num_hidden_layers + 1)
-        expected_losses.append(sum(naive.loss(tokens, 1, depth).item() for depth in depths[objective]))
-        naive.step(found, LR)
-    model = shared_model(family)
     exit_layer = ("finetune.exit_layer=1",) if objective == "short_circuit" else ()
-    config = learning(*exit_layer, objective=objective, lr=LR)
+    config, model = learning(*exit_layer, objective=objective, lr=LR), shared_model(family)
+    naive = Naive(tiny_network(family), config, prompts())
     trained = trained_parameters(model, config.finetune.trainable, None)
-    untouched = [item.parameter.clone() for item in trained]
+    before = [item.parameter.clone() for item in trained]
     with finetuned(model, prompts(), config) as trace:
-        now = [item.parameter.detach().clone() for item in trained]
-    wanted = [parameter for _, _, parameter, _ in naive.parameters()]
-    close([a - b for a, b in zip(now, untouched, strict=True)], [a - b for a, b in zip(wanted, untouched, strict=True)])
-    close(list(trace.gradient_norms), [torch.tensor(row).float() for row in expected_norms])
-    close([trace.losses], [torch.tensor(expected_losses)])
+        changes = [item.parameter - old for item, old in zip(trained, before, strict=True)]
+    with naive.finetuned() as expected:
+        close(changes, [parameter - old for (_, parameter, _), old in zip(naive.trained(), before, strict=True)])
+    close([trace.gradient_norms], [expected.gradient_norms])
+    close([trace.losses], [expected.losses])
     assert trace.demonstrations == (0, 1, 2)
 
 
-EXITS = {
-    "llama": "self_attn.o_proj",
-    "olmo2": "post_attention_layernorm",
-    "gpt2": "attn.c_proj",
-    "xglm": "self_attn.out_proj",
-}
-
-
-@pytest.mark.parametrize("family", EXITS)
+@pytest.mark.parametrize("family", ["llama", "olmo2", "gpt2", "xglm"])
 def test_exit_at_the_attention_output_agrees(family):
-    naive = NaiveFinetuning(tiny_network(family))
-    expected = naive.gradients("lcgd", (1, *TEXTS[0]), 1, exit_attention=EXITS[family])
-    model = shared_model(family)
-    config = learning("protocol.exit=attention_output", objective="lcgd")
-
+    config, model = learning("protocol.exit=attention_output", objective="lcgd"), shared_model(family)
+    _, expected = Naive(tiny_network(family), config, prompts()).gradients(prompts().demonstrations[:1])
     sequence = training_sequences(prompts(), config.finetune.loss_on, config.protocol.step)[0]
-    _, found = gradients_of(model, config, sequence)
-    close(found, expected)
+    _, gradients = gradients_of(model, config, sequence)
+    close(gradients, expected)
     _, at_block = gradients_of(model, learning(objective="lcgd"), sequence)
-    assert not torch.allclose(at_block[0], found[0], rtol=1e-2)
+    assert not torch.allclose(at_block[0], gradients[0], rtol=1e-2)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_agrees_in_float64_and_without_bos(family):
-    naive = NaiveFinetuning(tiny_network(family).double())
-    expected = naive.gradients("lcgd", TEXTS[0], 1)
-    model = shared_model(family, torch.float64)
-
-    config = learning(objective="lcgd")
-    sequence = training_sequences(prompts(bos=()), config.finetune.loss_on, config.protocol.step)[0]
-    _, found = gradients_of(model, config, sequence)
-    close(found, expected, 1e-6)
+    config, model, few = learning(objective="lcgd"), shared_model(family, torch.float64), prompts(bos=())
+    _, expected = Naive(tiny_network(family).double(), config, few).gradients(few.demonstrations[:1])
+    sequence = training_sequences(few, config.finetune.loss_on, config.protocol.step)[0]
+    _, gradients = gradients_of(model, config, sequence)
+    close(gradients, expected, 1e-6)
 
 
 def test_options_default_to_the_last_block():

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from iclgd.common import ranks
-from iclgd.common.records import OPTIONAL_RECORDS
+from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet
 from iclgd.config.enumerations import Padding
 from iclgd.models import recorder
 from iclgd.models.attention import _with_log_mass, visible_keys
 from iclgd.models.hooks import hooks
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from iclgd.models.rehearsal import NoRoomError, rehearse
-from naive import Naive, naive_recording
+from iclgd.verify.naive import Naive
+from learning_cases import learning
 from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
 
 LABELS = ((5,), (6, 7), (6, 8, 9))
@@ -29,9 +30,15 @@ ALL_AT_ONCE = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), bos=1)
 
 
 @cache
-def reference(family, context, at_first_label_token=False, dtype=torch.float32):
-    network = tiny_network(family).to(dtype)
-    return naive_recording(network, QUESTIONS, CONTEXTS[context], at_first_label_token)
+def reference(family, context, record_at="last_prompt_token", dtype=torch.float32):
+    return naive(family, dtype, record_at).record(CONTEXTS[context])
+
+
+@cache
+def naive(family, dtype=torch.float32, record_at="last_prompt_token"):
+    queries = tuple(Item("", tokens, 0, options=options) for tokens, options in QUESTIONS)
+    prompts = PromptSet((1,), (), (), queries, (), LABELS, ())
+    return Naive(tiny_network(family).to(dtype), learning(f"protocol.record_at={record_at}"), prompts)
 
 
 def recorded(model, context, **plan):
@@ -40,7 +47,7 @@ def recorded(model, context, **plan):
 
 
 def assert_agree(found, expected, context, tolerance=1e-4, dtype=torch.float32):
-    for name, wanted in expected.items():
+    for name, wanted in expected.tensors().items():
         have = getattr(found, name)
         if name in ("context_scores", "context_mass") and not CONTEXTS[context]:
             assert have is None
@@ -69,7 +76,7 @@ def test_agrees_with_the_naive_reference(family, context):
 @pytest.mark.parametrize("family", RECORDABLE)
 def test_agrees_at_the_first_label_token(family):
     context = "demonstrations"
-    expected = reference(family, context, True)
+    expected = reference(family, context, "first_label_token")
     found = recorded(shared_model(family), context, at_first_label_token=True)
     assert_agree(found, expected, context)
     plain = recorded(shared_model(family), context)
@@ -86,25 +93,13 @@ def test_agrees_in_float64(family):
 
 
 @pytest.mark.parametrize("family", RECORDABLE)
-def test_the_reference_gives_transformers_own_attention(family):
-    seen = Naive(tiny_network(family)).run(tuple(range(5, 85, 5)))
-    for scores, weights in zip(seen.scores, seen.weights, strict=True):
-        torch.testing.assert_close(scores.nan_to_num(-torch.inf).softmax(-1), weights, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", RECORDABLE)
 def test_queries_at_every_token_agree(family):
     sequences = [tokens for tokens, _ in QUESTIONS]
     found = token_queries(shared_model(family), sequences, (1,))
     for tokens, vectors in zip(sequences, found, strict=True):
-        seen = Naive(reference_network(family)).run((1, *tokens))
+        seen = naive(family).run((1, *tokens))
         expected = torch.stack([queries.transpose(0, 1).flatten(1)[1:] for queries in seen.queries], dim=1)
         torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
-
-
-@cache
-def reference_network(family):
-    return tiny_network(family)
 
 
 def test_alibi_does_not_depend_on_how_long_the_context_is():
@@ -223,7 +218,7 @@ def test_attention_with_context_is_the_mean_of_two_attentions_by_the_contexts_ma
     (tokens, options), plan = QUESTIONS[0], RecordPlan(optional=frozenset({"context_mass"}), bos=1)
     share = record(model, [Question(tokens, options)], context, plan).context_mass[0].double()  # layer head
     network, heads = tiny_network(name).to(torch.float64), model.anatomy.shape.heads
-    scores, kept = Naive(network).run((*context, *tokens)).scores, {}
+    scores, kept = naive(name, torch.float64).run((*context, *tokens)).scores, {}
     blocks = network.get_submodule(model.anatomy.family.blocks)
     watched = [(block.self_attn.v_proj, partial(kept_output, kept, i)) for i, block in enumerate(blocks)]
     watched += [(block.get_submodule(model.anatomy.family.projection), partial(kept_input, kept, i))
@@ -237,7 +232,7 @@ def test_attention_with_context_is_the_mean_of_two_attentions_by_the_contexts_ma
         values = kept["v", layer][0].unflatten(-1, (-1, whole.shape[1])).transpose(0, 1)  # head token head_dim
         values = values.repeat_interleave(heads // len(values), 0)
         of_context, of_rest = (
-            torch.einsum("ht,htd->hd", last[:, -1].double().masked_fill(~part, -torch.inf).softmax(-1), values)
+            torch.einsum("ht,htd->hd", last.double().masked_fill(~part, -torch.inf).softmax(-1), values)
             for part in (inside, ~inside)
         )
         mass = share[layer][:, None]

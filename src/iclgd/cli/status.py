@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.cli.invocation import Invocation
+from iclgd.common.paths import import_from_current_folder
 from iclgd.common.printable import pipe_may_close, printable
 from iclgd.runs import varying_keys
 from iclgd.runs.folder import RunFolder, run_folders
@@ -133,6 +134,7 @@ def _print_table(lines: Sequence[RunLine]) -> None:
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """The command `iclgd-status`."""
+    import_from_current_folder()
     parser = argparse.ArgumentParser(prog="iclgd-status", description="The state of sweeps and runs.")
     parser.add_argument("folder", type=Path, nargs="+", help="a run's folder, a sweep's, or a folder of sweeps")
     parser.add_argument("--sort", metavar="KEY", default="started", help="a setting, run, state, started or took")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -43,3 +44,12 @@ def cache_folder() -> Path:
     if named:
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "iclgd"
+
+
+def import_from_current_folder() -> None:
+    """Let a command import the user's own functions from the folder it is called in, as `python -m` does.
+
+    The folder comes last, so that its files shadow nothing.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from iclgd.common.paths import import_from_current_folder
 from iclgd.common.printable import pipe_may_close, printable
 
 log = logging.getLogger("iclgd.report")
@@ -22,6 +23,7 @@ _LISTS = {  # arguments of several values, each with what its values are called
 
 def cli(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all was written, 2 if there is nothing to report or it cannot be written."""
+    import_from_current_folder()
     options = vars(_parser().parse_args(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("iclgd").setLevel(logging.INFO)

@@ -175,6 +175,7 @@ def _without_ids(content: Any) -> Any:
 
 def cli(arguments: Sequence[str] | None = None) -> None:
     """The command `iclgd-dashboard`."""
+    paths.import_from_current_folder()
     parser = argparse.ArgumentParser(
         prog="iclgd-dashboard", description="Build a W&B workspace or report for iclgd's runs."
     )

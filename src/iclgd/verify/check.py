@@ -1,12 +1,11 @@
-"""The verdict on a finished run, from its folder alone."""
+"""Checks a finished run from its folder alone: its files, its inputs, its prompts and its scores."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +13,61 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iclgd.config import Config, ConfigError, as_dict, typed
-from iclgd.evidence.outcome import model_facts
+from iclgd.common.records import Evidence, Score
+from iclgd.config import Config, FinetuneConfig, ScoreConfig, as_dict, typed
+from iclgd.config.enumerations import CacheMode
+from iclgd.config.variants import reference_config
+from iclgd.evidence.gather import gather
+from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.evidence.reference import reference_prompts
-from iclgd.models.language_model import LanguageModel
+from iclgd.metrics import measure, needs_all_examples, required_inputs, summarise, to_frame
 from iclgd.models.loading import load
 from iclgd.runs import files
 from iclgd.runs.environment import processor
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, Inputs, kind_of, run_id
-from iclgd.runs.schema import DamagedRun, State, Status, recorded_config
+from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, LOOKS, Inputs, kind_of, run_id
+from iclgd.runs.progress import Progress
+from iclgd.runs.schema import State, Status, recorded_config
 from iclgd.tasks import as_json, encode
-from iclgd.verify.content import SHOWN, TABLES, TOLERANCE, distance
-from iclgd.verify.numbers import KEY, Again, compute
-from iclgd.verify.stored import numbers_of, recordings_of, rows_of, shown_otherwise, summary_of
+from iclgd.verify.naive import Naive
 
-_ALWAYS = ("config.yaml", INPUTS, "environment.json", "prompts.json", "scores.json", "scores.parquet", *TABLES)
+TOLERANCE = 1e-3  # of each value, by the program's own way, in float32 on the processor that made the run
+MEAN_TOLERANCE = 1e-2  # of a score's mean distance, by the naive way or elsewhere; single values may be further off
+WIDER = 10  # times, in half precision and where finetuning is unstable
+# Settings of `finetune` that the naive way knows, and those that may have any value; others need to be the default.
+_NAIVE_VALUES = {
+    "procedure": ("train", "none"),
+    "objective": ("gd", "lcgd", "short_circuit"),
+    "optimizer": ("sgd",),
+    "trainable": ("attn_kv", "attention", "mlp", "all"),
+}
+_ANY_VALUE = ("name", "lr", "layers", "epochs", "loss_on", "batch", "exit_layer", "data", "other_task")
 
 
 @dataclass
-class ScoreLine:
-    """One score: the largest distance of its stored values from those computed again."""
+class ScoreCheck:
+    """The largest and the mean distance of a score's stored values from those computed again."""
 
     score: str
-    own: float  # by the program's own way, on any layer of any query asked again
-    naive: float | None  # by the naive way; None where that was not had
-    explained: float  # how much of the larger of the two rounding explains
-    rest: float  # what it does not explain
-    holds: bool  # whether nothing beyond the tolerance is left
+    own: tuple[float, float]  # by the program's own way
+    naive: tuple[float, float] | None  # by the naive way; None where it does not know the score or the variant
+    holds: bool
 
 
 @dataclass
 class Verdict:
-    """What was found about one run."""
+    """The result of checking one run."""
 
     folder: str
-    problems: list[str] = field(default_factory=list)  # why it does not hold; empty where it does
-    # what differs without harm, such as versions, and what could not be checked
-    notes: list[str] = field(default_factory=list)
-    queries: int = 0  # how many queries were asked again
-    scores: list[ScoreLine] = field(default_factory=list)  # score by score
+    problems: list[str] = field(default_factory=list)  # why the run does not hold
+    notes: list[str] = field(default_factory=list)  # harmless differences, and what could not be checked
+    queries: int = 0  # how many queries were computed again
+    scores: list[ScoreCheck] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
-        """Whether the run is what it says."""
+        """Whether the run can be reproduced."""
         return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,189 +76,184 @@ class Verdict:
 
 
 def verify(path: Path, queries: int | None = 8) -> Verdict:
-    """Check a run's files, inputs, prompts, numbers and recordings.
-
-    So many queries are asked again; None asks all.
-    """
+    """Check a run; its scores are computed again for `queries` random queries, or for all if that is None."""
     verdict, folder = Verdict(str(path)), RunFolder(path)
-    status = folder.status()
+    status, threads = folder.status(), torch.get_num_threads()
     if status is None or status.state is not State.done:
-        verdict.problems.append(f"it is {status.state if status else 'no run'}, not done")
+        verdict.problems.append(f"it is {status.state}, not done" if status else "it is not a run")
         return verdict
-    _check_files(folder, status, verdict)
-    threads = torch.get_num_threads()
     try:
-        _check_content(folder, status, queries, verdict)
-    except (ConfigError, OSError, ValueError) as error:
-        verdict.problems.append(f"it cannot be computed again: {error}")
-    except Exception as error:  # whatever damaged files, models and functions of the user's can raise
-        verdict.problems.append(f"it cannot be checked: {type(error).__name__}: {error}")
+        _check(folder, status, queries, verdict)
+    except Exception as error:  # of the user's model, data or function; other runs are still checked
+        verdict.problems.append(f"it cannot be computed again: {str(error) or type(error).__name__}")
     finally:
         torch.set_num_threads(threads)
     return verdict
 
 
-def _check_content(folder: RunFolder, status: Status, queries: int | None, verdict: Verdict) -> None:
-    config = typed(recorded_config(folder.path))
-    before, made_on = _object(folder, INPUTS), _object(folder, "environment.json")
-    if not before:
-        raise ConfigError(f"{INPUTS} does not say what the run was made of")
-    _check_settings(config, status, before, verdict)
-    here = _placed(config, before, verdict)
-    prepared = prepare(here)
-    differing = [*_check_inputs(prepared.inputs, before, verdict), *_other_machine(made_on)]
-    verdict.notes += [f"differs here: {what}" for what in differing]
-    torch.set_num_threads(int(made_on.get("threads") or torch.get_num_threads()))
-    model = load(here.model, here.runtime)
-    prompts = encode(prepared.drawn, here, model.tokenizer, model.window)
-    _check_prompts(folder, as_json(prompts, reference_prompts(here, model, prompts, prepared.reference)), verdict)
-    _check_environment(made_on, model, before, verdict)
-    again = compute(here, prepared, model, prompts, queries)
-    same = not differing and model.device.type == "cpu"  # a GPU need not sum in the same order twice
-    _check_numbers(folder, again, here, same, verdict)
-    verdict.problems += numbers_of(folder, status, here, again, same)
-    verdict.problems += recordings_of(folder, again)
-
-
-def _object(folder: RunFolder, name: str) -> dict[str, Any]:
-    """The content of a JSON file that holds an object; empty where it does not, which `_check_files` may have said."""
-    try:
-        content: Any = folder.read_json(name)
-    except DamagedRun:
-        content = None
-    return content if isinstance(content, dict) else {}
-
-
-def _check_files(folder: RunFolder, status: Status, verdict: Verdict) -> None:
-    shown = [name for name in (*SHOWN, "recordings.safetensors") if (folder.path / name).exists()]
-    for name in sorted({*status.files, *_ALWAYS, *shown}):
-        made, path = status.files.get(name), folder.path / name
-        if made is None:
-            verdict.problems.append(f"{name} is not among the files that status.json vouches for")
-        elif not path.is_file():
-            verdict.problems.append(f"{name} is missing")
-        elif files.sha256(path) != made["sha256"]:
+def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verdict) -> None:
+    for name, recorded in status.files.items():
+        path = folder.path / name
+        if not path.is_file() or files.sha256(path) != recorded["sha256"]:
             verdict.problems.append(f"{name} is not what the run wrote")
+    config = typed(recorded_config(folder.path))
+    if run_id(as_dict(config)) != status.run_id:
+        verdict.problems.append(f"config.yaml is of run {run_id(as_dict(config))}, status.json of {status.run_id}")
+    before, environment = folder.read_json(INPUTS), folder.read_json("environment.json")
+    config = _on_this_machine(config, str(before.get("dtype", config.runtime.dtype)), verdict)
+    prepared = prepare(config)
+    differences = _compare_inputs(prepared.inputs, before, verdict)
+    if environment.get("processor") != processor():
+        differences.append(f"the processor ({environment.get('processor')}, now {processor()})")
+    verdict.notes += [f"differs here: {difference}" for difference in differences]
+    torch.set_num_threads(int(environment.get("threads") or torch.get_num_threads()))
+    model = load(config.model, config.runtime)
+    prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
+    _check_prompts(folder, as_json(prompts, reference_prompts(config, model, prompts, prepared.reference)), verdict)
+    stored = pd.read_parquet(folder.path / "scores.parquet")
+    _check_means(stored, folder.read_json("scores.json"), config.metric.scores, verdict)
+
+    sample, scores = _sample(config, len(prompts.queries), queries), config.metric.scores
+    if len(sample) < len(prompts.queries):
+        scores = {name: spec for name, spec in scores.items() if not _needs_all(spec)}
+        left_out = sorted(config.metric.scores.keys() - scores.keys())
+        verdict.notes += [f"these need all queries (--all): {', '.join(left_out)}"] if left_out else []
+    prompts = replace(prompts, queries=tuple(prompts.queries[index] for index in sample))
+    evidence = gather(Laboratory(model, prompts, config, required_inputs(scores), Progress(), prepared))
+    own, naive, unknown = _frame(scores, evidence, sample), None, _unknown_settings(config)
+    if not unknown:
+        plain = _naive_evidence(Naive(model.network, config, prompts), evidence, model.first_layer_sees_context)
+        unknown = sorted(name for name, spec in scores.items() if not _has_inputs(plain, spec))
+        naive = _frame({name: scores[name] for name in scores if name not in unknown}, plain, sample)
+    verdict.notes += [f"the naive way does not know these: {', '.join(unknown)}"] if unknown else []
+    verdict.queries = len(sample)
+    unsteady = bool(status.facts.get("unstable")) or model.network.dtype in (torch.float16, torch.bfloat16)
+    exact = not differences and not unsteady and model.device.type == "cpu"  # a GPU need not sum in the same order
+    for name in dict.fromkeys(own["score"]):
+        check = _compare(name, stored, own, naive, exact, WIDER if unsteady else 1)
+        verdict.scores.append(check)
+        if not check.holds:
+            verdict.problems.append(f"score {name} is off by {max(*check.own, *(check.naive or ())):.2g}")
 
 
-def _check_settings(config: Config, status: Status, before: Mapping[str, Any], verdict: Verdict) -> None:
-    name = run_id(as_dict(config))
-    if name != status.run_id or name != before.get("settings"):
-        verdict.problems.append(
-            f"config.yaml is of run {name}, status.json of {status.run_id or 'none'}, "
-            f"fingerprint.json of {before.get('settings')}"
-        )
-    dtype = config.runtime.dtype
-    if dtype not in ("auto", "model", before.get("dtype")):
-        verdict.problems.append(f"config.yaml has runtime.dtype={dtype}, fingerprint.json {before.get('dtype')}")
-    verdict.notes += shown_otherwise(config)
-
-
-def _placed(config: Config, before: Mapping[str, Any], verdict: Verdict) -> Config:
-    """The run on this machine, in the precision that it was made in."""
-    runtime = replace(config.runtime, dtype=str(before.get("dtype") or config.runtime.dtype))
-    kind, _, number = runtime.device.partition(":")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on {device}")
-        runtime = replace(runtime, device=device)
-    paths, data = config.paths, config.paths.data_dir
-    if data and not Path(data).expanduser().is_dir():
+def _on_this_machine(config: Config, dtype: str, verdict: Verdict) -> Config:
+    """The run's config in the precision it was made in, on a device and with data that are here."""
+    runtime, paths = replace(config.runtime, dtype=dtype, cache=CacheMode.off), config.paths
+    if runtime.device.startswith("cuda") and not torch.cuda.is_available():
+        verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on the CPU")
+        runtime = replace(runtime, device="cpu")
+    if paths.data_dir and not Path(paths.data_dir).expanduser().is_dir():
         paths = replace(paths, data_dir=os.environ.get("ICLGD_DATA_DIR"))
     return replace(config, runtime=runtime, paths=paths)
 
 
-def _check_environment(
-    told: Mapping[str, Any], model: LanguageModel, before: Mapping[str, Any], verdict: Verdict
-) -> None:
-    """environment.json speaks of the model and of the versions that the fingerprint names."""
-    made = {**model_facts(model), "dtype": str(model.identity["dtype"])}
-    other = [name for name in made if files.plain(made[name]) != told.get(name)]
-    for name, version in (told.get("packages") or {}).items():
-        if before.get(f"version of {name}", version) not in (version, version.partition("+")[0]):
-            other.append(f"version of {name}")
-    if other:
-        verdict.problems.append(f"environment.json has another {', '.join(other)} than the model and fingerprint.json")
-
-
-def _check_inputs(inputs: Inputs, before: Mapping[str, Any], verdict: Verdict) -> list[str]:
-    """Inputs that have changed are problems; returns the versions, code, precision and device that differ."""
-    stored = {name: value for name, value in before.items() if kind_of(name) not in CIRCUMSTANCES}
-    rest = {name: value for name, value in before.items() if name not in stored}
-    kinds = {kind_of(name) for name in inputs.parts} - {*CIRCUMSTANCES, "settings"}
-    stored.pop("settings", None)  # checked by itself; precision and machine are set here
-    verdict.problems += [f"changed since: {change}" for change in inputs.only(*kinds).changes(stored)]
-    return inputs.only(*CIRCUMSTANCES).changes(rest)
-
-
-def _other_machine(made_on: Mapping[str, Any]) -> list[str]:
-    """The processor and the build of PyTorch where they differ, on which the last digits of sums depend."""
-    before = {"processor": made_on.get("processor"), "build of torch": (made_on.get("packages") or {}).get("torch")}
-    here = {"processor": processor(), "build of torch": metadata.version("torch")}
-    return [f"the {name} ({before[name]}, now {now})" for name, now in here.items() if before[name] != now]
+def _compare_inputs(now: Inputs, before: Mapping[str, Any], verdict: Verdict) -> list[str]:
+    """Changed data and models are problems; returns the versions, code and devices that differ."""
+    stored = Inputs(before)
+    kinds = {kind_of(name) for name in {**before, **now.parts}} - {*CIRCUMSTANCES, "settings"}
+    verdict.problems += [f"changed since: {change}" for change in now.only(*kinds).changes(stored.only(*kinds).parts)]
+    return now.only(*CIRCUMSTANCES).changes(stored.only(*CIRCUMSTANCES).parts)
 
 
 def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdict) -> None:
+    expected, stored = json.loads(files.to_json(content)), folder.read_json("prompts.json")
+    different = [name for name in {**expected, **stored} if expected.get(name) != stored.get(name)]
+    verdict.problems += [f"prompts.json has other {name} than the settings and data give" for name in different]
+
+
+def _check_means(
+    stored: pd.DataFrame, summary: Mapping[str, Any], specs: Mapping[str, ScoreConfig], verdict: Verdict
+) -> None:
+    """Compare the means of scores.json with the values of scores.parquet."""
+    for name, spec in specs.items():
+        rows: Any = stored[stored["score"] == name]
+        if rows.empty or name not in summary:
+            verdict.problems.append(f"score {name} is not in both scores.json and scores.parquet")
+            continue
+        values = torch.tensor(rows.pivot_table("value", "example", "layer", dropna=False).to_numpy(dtype=float))
+        nothing = torch.zeros(len(values), dtype=torch.bool)
+        expected = summarise({name: Score(values, ("example", "layer"))}, nothing, {name: spec})[name]
+        layers = summary[name]["layers"]
+        pairs = ([summary[name]["mean"], *layers], [expected["mean"], *expected["layers"][: len(layers)]])
+        if _distance(*(np.array(pair, dtype=float) for pair in pairs)).max() > 1e-6:
+            verdict.problems.append(f"scores.json has another mean of {name} than scores.parquet gives")
+
+
+def _sample(config: Config, count: int, queries: int | None) -> list[int]:
+    """Indices of the queries to compute again: another random sample each time."""
+    procedures = {config.finetune.procedure, reference_config(config).finetune.procedure}
+    if queries is None or queries >= count or not procedures <= {"train", "none"}:  # others may learn from the queries
+        return list(range(count))
+    return sorted(np.random.default_rng().permutation(count)[:queries].tolist())
+
+
+def _needs_all(spec: ScoreConfig) -> bool:
+    """Whether a query's score depends on the other queries, or on noise that is drawn for all at once."""
+    return needs_all_examples(spec) or any(path.startswith("random_") for path in spec.inputs.values())
+
+
+def _unknown_settings(config: Config) -> list[str]:
+    """The settings of a run that the naive way does not know."""
+    unknown, ignored = [], (*_ANY_VALUE, *LOOKS["finetune"])
+    for setting in fields(FinetuneConfig):
+        value = getattr(config.finetune, setting.name)
+        default = None if setting.default is MISSING else setting.default
+        if setting.name not in ignored and value not in (default, *_NAIVE_VALUES.get(setting.name, ())):
+            unknown.append(f"finetune.{setting.name}={value}")
+    if config.protocol.step != "demonstration":
+        unknown.append(f"protocol.step={config.protocol.step}")
+    if config.runtime.placement != "single" or "_from_" in config.runtime.dtype:
+        unknown.append(f"runtime.placement={config.runtime.placement} with runtime.dtype={config.runtime.dtype}")
+    return unknown if reference_config(config) is config else [*unknown, f"reference={config.reference.name}"]
+
+
+def _naive_evidence(naive: Naive, own: Evidence, first_layer_sees_context: bool) -> Evidence:
+    """The evidence by the naive way, with the labels and random baselines of the program's own."""
+    zsl, icl = naive.record(naive.prompts.bos), naive.record(naive.prompts.context())
+    if not first_layer_sees_context:  # the two differ by rounding alone, which has no direction to compare
+        icl.attention_scores[:, 0] = zsl.attention_scores[:, 0]
+    with naive.finetuned() as trace:
+        ft = naive.record(naive.prompts.bos)
+    if trace.diverged_at is not None:
+        ft = replace(ft, **{name: torch.full_like(tensor, torch.nan) for name, tensor in ft.tensors().items()})
+    facts = {name: own.facts[name] for name in ("labels", "first_label_token", "random_update") if name in own.facts}
+    return Evidence({"zsl": zsl, "icl": icl, "ft": ft}, trace, facts)
+
+
+def _has_inputs(evidence: Evidence, spec: ScoreConfig) -> bool:
     try:
-        stored = folder.read_json("prompts.json")
-    except (OSError, ValueError) as error:
-        verdict.problems.append(f"prompts.json cannot be read: {error}")
-        return
-    made = json.loads(files.to_json(content))
-    for name in {**made, **stored}:
-        if made.get(name) != stored.get(name):
-            verdict.problems.append(f"prompts.json has other {name} than the settings and data give")
+        inputs = [evidence.lookup(path) for path in spec.inputs.values()]
+    except KeyError:
+        return False
+    return not any(value is evidence.trace.update_ranks for value in inputs)  # which the naive way does not measure
 
 
-def _check_numbers(folder: RunFolder, again: Again, config: Config, same: bool, verdict: Verdict) -> None:
-    try:
-        stored: pd.DataFrame = pd.read_parquet(folder.path / "scores.parquet").loc[:, [*KEY, "value"]]
-    except Exception as error:  # whatever a damaged file can cause
-        verdict.problems.append(f"scores.parquet cannot be read: {error}")
-        return
-    verdict.queries = len(again.sample)
-    if again.unknown:
-        only = "the naive way does not know these, which are checked by the program's own way only: "
-        verdict.notes.append(only + ", ".join(again.unknown))
-    if again.left_out:
-        verdict.notes.append("these need all queries (--all): " + ", ".join(again.left_out))
-    verdict.problems += rows_of(stored, again)
-    verdict.problems += summary_of(folder, stored, config.metric.scores)
-    for score in dict.fromkeys(map(str, again.own["score"])):
-        line = _line(score, stored, again, same)
-        verdict.scores.append(line)
-        if not line.holds:
-            verdict.problems.append(f"score {score} is off by {line.rest:.2g} more than rounding explains")
+def _frame(scores: Mapping[str, ScoreConfig], evidence: Evidence, sample: Sequence[int]) -> pd.DataFrame:
+    frame = to_frame(measure(scores, evidence))
+    example = frame["example"].to_numpy()
+    return frame.assign(example=np.where(example < 0, -1, np.array(sample)[example.clip(min=0)]))
 
 
-def _line(score: str, stored: pd.DataFrame, again: Again, same: bool) -> ScoreLine:
-    """What is said of a score; `same`: whether the run was made where this is, and as this would make it."""
-    own = _values(again.own, score)
+def _compare(
+    name: str, stored: pd.DataFrame, own: pd.DataFrame, naive: pd.DataFrame | None, exact: bool, factor: float
+) -> ScoreCheck:
+    """Compare a score's stored values with those computed again; `exact` if each value has to agree."""
 
-    def along(frame: pd.DataFrame) -> np.ndarray:  # a value that is missing counts as undefined
-        values = _values(frame, score)
-        return np.array([values.get(place, np.nan) for place in own])
+    def distances(again: pd.DataFrame, defined: bool) -> np.ndarray:
+        rows = again[(again["score"] == name) & (again["value"].notna() | (not defined))]
+        pairs = rows.merge(stored, "left", ["score", "example", "layer"], suffixes=("", "_stored"))
+        return _distance(pairs["value_stored"].to_numpy(), pairs["value"].to_numpy())
 
-    there, otherwise = along(stored), along(again.otherwise)
-    ways = [(distance(there, along(again.own)), along(again.batched) if same else otherwise)]
-    if again.naive is not None and _values(again.naive, score):
-        ways.append((distance(there, along(again.naive)), otherwise))
+    far = distances(own, defined=False)
+    holds = far.max() <= TOLERANCE if exact else far.mean() <= MEAN_TOLERANCE * factor
+    further = np.array([]) if naive is None else distances(naive, defined=True)
+    holds = holds and (not further.size or further.mean() <= MEAN_TOLERANCE * factor)
+    both = (float(further.max()), float(further.mean())) if further.size else None
+    return ScoreCheck(name, (float(far.max()), float(far.mean())), both, bool(holds))
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distances relative to the larger of the two values and 1; infinite where only one is defined."""
     with np.errstate(invalid="ignore"):
-        rests = [np.where(by == np.inf, 0.0, np.maximum(far - by, 0.0)) for far, by in ways]
-    far, by = max(ways, key=lambda way: way[0].max())
-    worst, rest = int(np.argmax(far)), float(np.max(rests))
-    return ScoreLine(
-        score=score,
-        own=float(ways[0][0].max()),
-        naive=float(ways[1][0].max()) if len(ways) > 1 else None,
-        explained=float(min(by[worst], far[worst])),
-        rest=rest,
-        holds=rest <= TOLERANCE,
-    )
-
-
-def _values(frame: pd.DataFrame, score: str) -> dict[tuple[int, int], float]:
-    """A score's values by query and layer."""
-    chosen = (frame["score"] == score).to_numpy()
-    columns = [frame[name].to_numpy()[chosen].tolist() for name in ("example", "layer", "value")]
-    return {(example, layer): value for example, layer, value in zip(*columns, strict=True)}
+        far = np.abs(a - b) / np.fmax(1.0, np.fmax(np.abs(a), np.abs(b)))
+    return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.where(np.isnan(far), np.inf, far))
