@@ -224,6 +224,16 @@ def test_a_run_is_shown_by_its_scores_and_has_its_own_figures(tmp_path):
     assert set(figures) == set(iclgd.figures(iclgd.load(run.folder)))
 
 
+def test_a_score_that_a_run_does_not_have_is_refused_with_close_names(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    for ask in (run.mean, run.layers):
+        with pytest.raises(ReportError, match="has no score 'sim_aouu': choose from sim_aou"):
+            ask("sim_aouu")
+        with pytest.raises(ReportError, match="choose from accuracy/ft, accuracy/icl"):
+            ask("?")
+    assert math.isnan(Results((run,)).mean(run, "sim_aouu"))  # of a score that only other runs have
+
+
 def test_the_recordings_of_a_run_are_tensors_by_setting(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
     with pytest.raises(ReportError, match=r"kept no recordings: .* runtime\.save_recordings=true"):

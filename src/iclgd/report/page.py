@@ -112,7 +112,7 @@ def _runs(results: Results) -> Table:
     rows = []
     for at in sorted(range(len(results)), key=lambda at: (results.setting_of[at], str(results[at].draw))):
         run = results[at]
-        cells = [number(run.mean(score.name), share=score.share, digits=score.digits) for score in scores]
+        cells = [number(results.mean(run, score.name), share=score.share, digits=score.digits) for score in scores]
         rows.append((*(results.text(key, run.settings.get(key)) for key in keys), run.state, run.name, *cells))
     header = (*(varying_keys.heading(key, keys) for key in keys), "state", "run", *(score.label for score in scores))
     return Table("runs", "Runs", header, len(keys) + 2, tuple(rows), ("Click a heading to sort.",))

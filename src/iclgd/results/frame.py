@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import html
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,11 @@ class Results:
     def varied(self) -> tuple[str, ...]:
         """The Hydra keys that tell settings apart; those of the draw are not among them."""
         return tuple(varying_keys.varying_keys([run.settings for run in self.runs]))
+
+    def mean(self, run: FinishedRun, score: str) -> float:
+        """The mean of a score of one of these runs; NaN where it was not measured."""
+        record = run.records.get((score, "all"))
+        return math.nan if record is None else record.mean
 
     @property
     def shown(self) -> list[str]:

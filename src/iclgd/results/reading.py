@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import html
 import logging
@@ -29,7 +30,7 @@ _NAN = float("nan")
 
 
 class ReportError(ValueError):
-    """Folders that no report can be made of; the message says what was looked for and what to do."""
+    """Results that are not there; the message says what was looked for and what to do."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,26 @@ class FinishedRun:
             raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
 
     def mean(self, score: str) -> float:
-        """A score's mean over examples and layers; NaN where it was not measured."""
-        record = self.records.get((score, "all"))
-        return _NAN if record is None else record.mean
+        """A score's mean over examples and over every layer in which it is defined.
+
+        Raises:
+            ReportError: the run has no such score.
+        """
+        return self._record(score).mean
 
     def layers(self, score: str) -> list[float]:
-        """A score's mean over examples in every layer; empty where it has no layers."""
-        record = self.records.get((score, "all"))
-        return [] if record is None else list(record.layers)
+        """A score's mean over examples in every layer; empty where it has no layers.
+
+        Raises:
+            ReportError: the run has no such score.
+        """
+        return list(self._record(score).layers)
+
+    def _record(self, score: str) -> Record:
+        if (score, "all") not in self.records:
+            close = difflib.get_close_matches(score, self.scores) or sorted(self.scores)
+            raise ReportError(f"run {self.name} has no score {score!r}: choose from {', '.join(close)}")
+        return self.records[score, "all"]
 
     @functools.cached_property
     def values(self) -> dict[str, np.ndarray]:

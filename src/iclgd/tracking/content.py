@@ -113,7 +113,7 @@ class SweepContent:
         rows = [
             {"run": run.name, "state": run.state}
             | {key: run.settings.get(key) for key in keys}
-            | {name: run.mean(name) for name in self.results.scores}
+            | {name: self.results.mean(run, name) for name in self.results.scores}
             for run in self.results.runs
         ]
         return rows + [{"run": folder.name, "state": reason} for folder, reason in self.results.left_out]
