@@ -11,6 +11,7 @@ from iclgd.cli.arguments import quoted
 from iclgd.cli.command import REFUSED, Command
 from iclgd.cli.command import run as run_command
 from iclgd.config import ConfigError
+from iclgd.results.averages import Layers
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun, read_run, read_runs
 
@@ -79,13 +80,18 @@ def sweep(
     return Results(results.runs, results.left_out + refused)
 
 
-def load(*folders: str | Path) -> Results:
+def load(*folders: str | Path, layers: str = "common") -> Results:
     """The finished runs in or below folders.
+
+    Args:
+        *folders: of runs or sweeps.
+        layers: what means over layers are taken over: the layers in which every compared setting has a value (common),
+            those that each run trained (trained), or all that have a value (all).
 
     Raises:
         ReportError: there is no such folder.
     """
-    return Results(*read_runs(map(Path, folders)))
+    return Results(*read_runs(map(Path, folders)), Layers(layers))
 
 
 def figures(results: Results | FinishedRun) -> Mapping[str, Figure]:

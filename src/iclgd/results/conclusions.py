@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from iclgd.config.enumerations import Role
+from iclgd.results.averages import Layers
 from iclgd.results.catalogue import Variant
 from iclgd.results.frame import Results
 from iclgd.results.mixed_inputs import mixed_inputs
@@ -22,6 +23,11 @@ from iclgd.results.reading import Record
 from iclgd.statistics import Comparison, compare, design_power, holm_corrected
 
 _WEIGHTS = "model.weights"
+_RULES = {
+    Layers.common: "those in which every setting of a model has a value",
+    Layers.trained: "those that finetuning trained and that have a value",
+    Layers.all: "those that have a value, not the same in every setting",
+}
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,22 @@ def power_text(differences: Sequence[Difference]) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """What must be read beside the numbers: mixed inputs, half precision, in-context learning that gives nothing."""
+    """What must be read beside the numbers: mixed inputs, layers left out, half precision, ICL that gives nothing."""
     notes = (note for run in results for note in run.environment.get("notes", ()))
     half = dict.fromkeys(note for note in notes if note.startswith("measured in "))
-    return [*filter(None, [mixed_inputs(results)]), *half, *zero_shot_notes(results)]
+    return [*filter(None, [mixed_inputs(results)]), *layer_notes(results), *half, *zero_shot_notes(results)]
+
+
+def layer_notes(results: Results) -> list[str]:
+    """Sentences on headline scores whose means are not over all layers of the model, or not over the same ones."""
+    notes = []
+    for name in results.headline:
+        records = [results.records[run.folder].get((name, "all")) for run in results if run.state == "sane"]
+        counts = sorted({(len(one.over), len(one.layers)) for one in records if one is not None and one.layers})
+        if any(over < layers for over, layers in counts):
+            shown = ", ".join(f"{over} of {layers}" for over, layers in counts)
+            notes.append(f"Means of {results.scores[name].label} are over {shown} layers: {_RULES[results.layers]}.")
+    return notes
 
 
 def zero_shot_notes(results: Results) -> list[str]:

@@ -19,6 +19,7 @@ from scipy import stats
 
 from iclgd.config.enumerations import Weights
 from iclgd.results import catalogue
+from iclgd.results.averages import Layers, Records, averaged
 from iclgd.results.catalogue import ScoreInfo, Variant
 from iclgd.results.reading import FinishedRun, ReportError, read_runs
 from iclgd.runs import varying_keys
@@ -36,13 +37,15 @@ class Results:
     Attributes:
         runs: the finished ones.
         left_out: the folders of the others, each with the reason.
+        layers: the layers that every mean over layers is taken over.
     """
 
     runs: tuple[FinishedRun, ...]
     left_out: tuple[tuple[Path, str], ...] = ()
+    layers: Layers = Layers.common
 
     @classmethod
-    def read(cls, folders: Iterable[Path]) -> Results:
+    def read(cls, folders: Iterable[Path], layers: Layers = Layers.common) -> Results:
         """The runs in or below the folders.
 
         Raises:
@@ -51,7 +54,7 @@ class Results:
         found = cls(*read_runs(folders))
         draws = [[found.rank("seed", part) for part in run.draw] for run in found.runs]
         order = sorted(range(len(found)), key=lambda at: (found.setting_of[at], draws[at]))
-        return cls(tuple(found.runs[at] for at in order), found.left_out)
+        return cls(tuple(found.runs[at] for at in order), found.left_out, layers)
 
     def required(self, folders: Iterable[Path]) -> Results:
         """Itself, if any run in the folders is finished.
@@ -81,7 +84,7 @@ class Results:
         if not wanted:
             said = ", ".join(f"{key}={value}" for key, value in conditions.items())
             raise ReportError(f"no finished run has {said}")
-        return type(self)(wanted, self.left_out)
+        return type(self)(wanted, self.left_out, self.layers)
 
     def __iter__(self) -> Iterator[FinishedRun]:
         return iter(self.runs)
@@ -103,8 +106,14 @@ class Results:
 
     def mean(self, run: FinishedRun, score: str) -> float:
         """The mean of a score of one of these runs; NaN where it was not measured."""
-        record = run.records.get((score, "all"))
+        record = self.records[run.folder].get((score, "all"))
         return math.nan if record is None else record.mean
+
+    @functools.cached_property
+    def records(self) -> Mapping[Path, Records]:
+        """By a run's folder its records, with means over `layers`."""
+        averages = averaged(self.runs, self.layers, self.scores)
+        return {run.folder: records for run, records in zip(self.runs, averages, strict=True)}
 
     @property
     def shown(self) -> list[str]:
@@ -153,8 +162,8 @@ class Results:
         """One row for each run, score, examples ("all" or "flipped") and layer (NA for the mean over layers).
 
         Columns: `run`, every setting that varied under its Hydra name (model, weights, task, shots, variant, rate and
-        seed always), `score`, `examples`, `layer`, `mean`, `low`, `high` (95 % over queries), `n`, `undefined`,
-        `state` ("sane", "unstable" or "diverged").
+        seed always), `score`, `examples`, `layer`, `mean`, `low`, `high` (95 % over queries), `n`, `undefined`
+        (values), `layers` (how many the mean is over, 0 without layers), `state` ("sane", "unstable" or "diverged").
         """
         rows = self._rows
         about = self.settings.iloc[list(self.setting_of)].reset_index(drop=True)
@@ -188,18 +197,19 @@ class Results:
         keys = ["setting", "score", "examples", "layer"]
         counts = rows.groupby(keys, sort=True)[["unstable", "diverged"]].sum()
         sane = rows[state == "sane"]
-        sums = sane.groupby(keys)[["n", "undefined"]].sum()
+        sums = sane.groupby(keys).agg({"n": "sum", "undefined": "sum", "layers": "min"})
         by_draw = sane.groupby([*keys, "draw"])[["mean", "low", "high", "n", "undefined"]].mean()
         over = by_draw.groupby(level=keys)
         means, ends = over["mean"].agg(["mean", "std", "count"]), over[["low", "high"]].mean()
         found = counts.join([means, ends, sums]).reset_index().rename(columns={"count": "draws"})
-        found = found.fillna({"draws": 0, "n": 0, "undefined": 0}).astype({"draws": int, "n": int, "undefined": int})
+        whole_numbers = ["draws", "n", "undefined", "layers"]
+        found[whole_numbers] = found[whole_numbers].fillna(0).astype(int)
         found["unit"] = np.where(found["draws"] > 1, "draws", "queries")
         self._set_draws_intervals(found)
         self._set_share_intervals(found, by_draw)
         named = self._named(found[["score", "examples", "layer"]])
         settings = self.settings.take(found["setting"]).reset_index(drop=True)
-        columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined"]
+        columns = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined", "layers"]
         return pd.concat([settings, named, found[columns]], axis=1)
 
     def short_name(self, model: str) -> str:
@@ -240,17 +250,18 @@ class Results:
         scores = {name: at for at, name in enumerate(self.scores)}
         heads, values = [], []
         for at, run in enumerate(self.runs):
-            for (score, examples), record in run.records.items():
+            for (score, examples), record in self.records[run.folder].items():
                 of = at, scores[score], EXAMPLES.index(examples)
-                heads.append((*of, record.n, record.undefined, len(record.layers)))
+                heads.append((*of, record.n, record.undefined, len(record.over), len(record.layers)))
                 values.append((record.mean, record.low, record.high))
                 values.extend((mean, np.nan, np.nan) for mean in record.layers)
-        head = np.array(heads, dtype=int).reshape(-1, 6)
-        lengths = head[:, 5] + 1
-        columns = ["run", "score", "examples", "n", "undefined"]
-        rows = pd.DataFrame(np.repeat(head[:, :5], lengths, axis=0), columns=columns)
+        head = np.array(heads, dtype=int).reshape(-1, 7)
+        lengths = head[:, 6] + 1
+        columns = ["run", "score", "examples", "n", "undefined", "layers"]
+        rows = pd.DataFrame(np.repeat(head[:, :6], lengths, axis=0), columns=columns)
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
         rows.insert(3, "layer", np.arange(len(rows)) - starts - 1)
+        rows["layers"] = np.where(rows["layer"] < 0, rows["layers"], 1)
         for at, name in enumerate(["mean", "low", "high"]):
             rows.insert(4 + at, name, np.array(values, dtype=float).reshape(-1, 3)[:, at])
         return rows.sort_values(["run", "score", "examples", "layer"], kind="stable", ignore_index=True)

@@ -113,7 +113,7 @@ def _by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, 
         by_score = groups.setdefault((others, run.settings[VARIANT]), {}).setdefault(run.settings[RATE], {})
         for score in results.scores if run.state == "sane" else ():
             if (score, "all") in run.records:
-                by_score.setdefault(score, {}).setdefault(run.draw, []).append(run.mean(score))
+                by_score.setdefault(score, {}).setdefault(run.draw, []).append(results.mean(run, score))
     return {
         group: {
             rate: {

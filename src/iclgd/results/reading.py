@@ -6,6 +6,7 @@ import difflib
 import functools
 import html
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Record:
     n: int  # how many examples there were
     undefined: int  # how many of their values are left out
     layers: tuple[float, ...]  # the mean of each layer; empty where the score has none
+    over: tuple[int, ...]  # the layers that the mean is over
 
 
 @dataclass(frozen=True, repr=False)
@@ -267,7 +269,8 @@ def records_of(scores: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
 def _record(content: Mapping[str, Any]) -> Record:
     mean, low, high = map(_number, (content["mean"], *(content.get("ci") or (None, None))))
     layers = tuple(map(_number, content.get("layers") or ()))
-    return Record(mean, low, high, content.get("n") or 0, content.get("undefined") or 0, layers)
+    defined = tuple(layer for layer, value in enumerate(layers) if not math.isnan(value))
+    return Record(mean, low, high, content.get("n") or 0, content.get("undefined") or 0, layers, defined)
 
 
 def _number(value: float | None) -> float:

@@ -1,0 +1,98 @@
+"""Means stand beside each other over the same layers, whatever was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iclgd.results import conclusions, rates
+from iclgd.results.averages import Layers
+from iclgd.results.frame import Results, whole
+from iclgd.statistics import mean_interval
+from report_fixtures import _entry, write_run
+
+LAYERS = 4
+
+
+def run_of(folder, layers, undefined, diverged=False, **settings):
+    """A run that trained some layers, whose SimAOU is undefined in others; returns its values."""
+    write_run(folder, layers=LAYERS, finetune={"layers": layers}, scores=("sim_aou",), diverged=diverged, **settings)
+    table = pd.read_parquet(folder / "scores.parquet")
+    table.loc[(table["score"] == "sim_aou") & table["layer"].isin(undefined), "value"] = math.nan
+    table.to_parquet(folder / "scores.parquet")
+    part = table[table["score"] == "sim_aou"]
+    values = part.pivot(index="example", columns="layer", values="value").to_numpy(copy=True)
+    scores = json.loads((folder / "scores.json").read_text())
+    scores["sim_aou"] = _entry(values)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    return values
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    values = {
+        "low": run_of(tmp_path / "low", [0, 1], ()),
+        "high": run_of(tmp_path / "high", [2, 3], (0, 1), shift=0.1),
+        "diverged": run_of(tmp_path / "diverged", [3], range(LAYERS), diverged=True),
+    }
+    return tmp_path, values
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high"),
+    [(Layers.common, [2, 3], [2, 3]), (Layers.trained, [0, 1], [2, 3]), (Layers.all, [0, 1, 2, 3], [2, 3])],
+)
+def test_means_are_over_the_layers_of_the_rule(sweep, rule, low, high):
+    folder, values = sweep
+    rows = whole(Results.read([folder], rule).summary)
+    rows = rows[rows["score"] == "sim_aou"].set_index("finetune.layers")
+    for trained, name, layers in (("0,1", "low", low), ("2,3", "high", high)):
+        row = rows.loc[trained]
+        assert row["layers"] == len(layers)
+        assert row["mean"] == pytest.approx(np.nanmean(values[name][:, layers], axis=0).mean(), abs=1e-12)
+    assert rows.loc["2,3", "undefined"] == 2 * 20 and rows.loc["3", ["draws", "diverged", "layers"]].tolist() == [
+        0,
+        1,
+        0,
+    ]
+
+
+def test_the_interval_over_queries_is_of_the_same_layers(sweep):
+    folder, values = sweep
+    results = Results.read([folder])
+    low = next(record for run in results for record in [results.records[run.folder]] if run.name == "low")
+    expected = mean_interval(values["low"][:, [2, 3]])
+    record = low["sim_aou", "all"]
+    assert (record.low, record.high, record.over) == (expected.low, expected.high, (2, 3))
+    (folder / "low" / "scores.parquet").unlink()
+    results = Results.read([folder])
+    assert math.isnan(results.records[folder / "low"]["sim_aou", "all"].low)
+
+
+def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
+    folder, values = sweep
+    results = Results.read([folder])
+    among, _ = rates.contenders(results)
+    means = {one.others["finetune.layers"]: one.values.get("sim_aou", {}).get((0, None)) for one in among}
+    assert means["0,1"] == pytest.approx(np.nanmean(values["low"][:, [2, 3]], axis=0).mean(), abs=1e-12)
+    (note,) = conclusions.layer_notes(results)
+    assert note == "Means of SimAOU are over 2 of 4 layers: those in which every setting of a model has a value."
+    assert note in conclusions.remarks(results)
+    assert "over 2 of 4, 4 of 4 layers" in conclusions.layer_notes(Results.read([folder], Layers.all))[0]
+    curve = results.frame.query("run == 'low' and score == 'sim_aou' and examples == 'all' and layer == 0")
+    assert curve["mean"].item() == pytest.approx(values["low"][:, 0].mean())  # curves show every layer
+
+
+def test_where_all_layers_are_shared_numbers_are_those_of_the_run(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / str(seed), seed=seed)
+    other = write_run(tmp_path / "deeper", model="other", layers=9)  # another model shares no layers
+    for rule in Layers:
+        results = Results.read([tmp_path], rule)
+        assert all(results.records[run.folder] == run.records for run in results)
+        assert conclusions.layer_notes(results) == []
+    assert results.records[other]["sim_aou", "all"].over == tuple(range(9))
