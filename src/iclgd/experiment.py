@@ -21,12 +21,11 @@ from iclgd.evidence.outcome import kept_tensors, means_so_far, model_facts, outc
 from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.evidence.reference import reference_prompts
 from iclgd.mechanisms import check
-from iclgd.mechanisms.parity import certificate
 from iclgd.metrics import required_inputs
 from iclgd.models.completeness import refuse_unknown_tokens
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load, resolve_device, resolve_dtype
-from iclgd.models.placement import check_processes, devices_of
+from iclgd.models.placement import check_placement, devices_of
 from iclgd.runs.checkout import source_patch
 from iclgd.runs.environment import environment
 from iclgd.runs.folder import RunFolder
@@ -55,7 +54,7 @@ def run(
     resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, config.model)
     check(config.finetune, config.protocol.exit)
-    check_processes(config.runtime)
+    check_placement(config.runtime)
     _refuse_patches_apart(config, wanted)
     prepared = prepared or prepare(config)
     drawn = prepared.drawn
@@ -66,7 +65,6 @@ def run(
         needs = estimate(replace(config, task=replace(config.task, queries=len(drawn.queries))))  # not the most allowed
         log.info("%s", needs)
         refuse_too_large(needs)
-        parity = certificate(config)
         model = load(config.model, config.runtime)
         prompts = encode(drawn, config, model.tokenizer, model.window)
         refuse_unknown_tokens(prompts, model)
@@ -79,8 +77,6 @@ def run(
         folder.write_json(
             "environment.json", {**facts, "estimate": asdict(needs), "notes": [*facts["notes"], *prompts.notes]}
         )
-        if parity is not None:
-            folder.write_json("parity.json", parity)
         if patch := source_patch():
             folder.write_text("source.patch", patch)
         laboratory = Laboratory(model, prompts, config, wanted, progress, prepared)

@@ -5,14 +5,12 @@ from functools import cache, partial
 import pytest
 import torch
 
-from iclgd.common import ranks
 from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet
 from iclgd.config.enumerations import Padding
 from iclgd.models import recorder
 from iclgd.models.attention import _with_log_mass, visible_keys
 from iclgd.models.hooks import hooks
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
-from iclgd.models.rehearsal import NoRoomError, rehearse
 from iclgd.verify.naive import Naive
 from learning_cases import learning
 from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
@@ -140,48 +138,6 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch):
     monkeypatch.setattr(recorder, "_run_batch", broken)
     with pytest.raises(RuntimeError, match="another error"):
         recorded(shared_model(family), context)
-
-
-def shared_by_two(monkeypatch, short):
-    """Pretend that another process shares the model, and lacks room the first so many times; what each was told."""
-    asked = []
-
-    def anyone(here):
-        asked.append(here)
-        return here or len(asked) <= short
-
-    monkeypatch.setattr(ranks, "count", lambda: 2)
-    monkeypatch.setattr(ranks, "anyone", anyone)
-    return asked
-
-
-def no_memory(*_, **__):
-    raise torch.OutOfMemoryError("no")
-
-
-def test_processes_that_share_a_model_halve_their_batches_together(monkeypatch):
-    """Nobody begins a pass before all have room for it."""
-    family, context, sizes = "llama", "demonstrations", []
-    asked, original = shared_by_two(monkeypatch, short=2), recorder._run_batch
-    monkeypatch.setattr(recorder, "_run_batch", lambda *given: sizes.append(len(given[1])) or original(*given))
-    questions = [Question(*q) for q in QUESTIONS]
-    whole = len(recorder._probes(questions, ALL_AT_ONCE))
-    found = record(shared_model(family), questions, CONTEXTS[context], ALL_AT_ONCE)
-    assert_agree(found, reference(family, context), context)
-    assert sizes[0] == whole // 2 // 2 and not any(asked) and len(asked) == 2 + len(sizes)
-
-
-def test_a_process_that_lacks_room_tells_the_others_and_within_a_pass_it_is_too_late(monkeypatch):
-    model = shared_model("llama")
-    asked = shared_by_two(monkeypatch, short=0)
-    with monkeypatch.context() as scarce:
-        scarce.setattr(torch, "empty", no_memory)
-        with pytest.raises(NoRoomError, match="one of 2 processes"):
-            rehearse(model, 1, 1, 1)
-    assert asked == [True]
-    monkeypatch.setattr(recorder, "_run_batch", no_memory)
-    with pytest.raises(torch.OutOfMemoryError, match=r"^no$"):
-        recorded(model, "demonstrations")
 
 
 def test_the_model_is_left_as_it_was():

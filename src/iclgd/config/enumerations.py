@@ -34,7 +34,7 @@ Better = StrEnum("Better", "higher lower neither")
 TrackerName = StrEnum("TrackerName", "none wandb")
 TrackingMode = StrEnum("TrackingMode", "offline online disabled")
 
-Placement = StrEnum("Placement", "single auto tensor_parallel")
+Placement = StrEnum("Placement", "single auto")
 Matmul = StrEnum("Matmul", "highest tf32")
 Padding = StrEnum("Padding", "none right left")
 CacheMode = StrEnum("CacheMode", "auto off")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from iclgd.common import ranks
 from iclgd.common.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.config import Config
 from iclgd.config.enumerations import RecordAt
@@ -61,7 +60,7 @@ class Laboratory:
         context = prompts.bos if setting == "zsl" else prompts.context()
         plan, key = self.plan(setting), self.recording_key(setting, context)
         cache = recordings_cache(self.config.runtime)
-        recording, reused = ranks.once(partial(cache.get_or_compute, key), lambda: self.record(setting, context, plan))
+        recording, reused = cache.get_or_compute(key, lambda: self.record(setting, context, plan))
         self.tell(setting, reused)
         return recording
 

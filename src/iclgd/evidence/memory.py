@@ -15,7 +15,6 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from iclgd.common import ranks
 from iclgd.common.paths import cache_folder
 from iclgd.config import Config, ConfigError
 from iclgd.config.bounds import parse_layers
@@ -25,14 +24,12 @@ from iclgd.models.anatomy import dissect
 from iclgd.models.half_precision_storage import stored_dtype
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import read_config, resolve_device, resolve_dtype
-from iclgd.models.rehearsal import width
 
 GB = 1e9
 _ABOVE_FLOOR = {"record": 1.4, "step": 2.7}
 _BUS = {"cpu": 12.0, "disk": 1.5}  # GB/s at which weights that wait there come to a GPU
 _LENGTH = 40  # tokens of a query or demonstration: before a tokenizer is read, a sentence or two
 _LAUNCH = 1e-3  # seconds that a block costs on a GPU however few its tokens: kernel launches
-_SPLIT = 0.6  # of the joint rate is left when processes share every matrix
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,12 @@ def _short(number: float) -> str:
     return f"{number:.1f}" if number >= 0.1 else f"{number:.1g}"
 
 
+def _width(model: LanguageModel) -> int:
+    """How many numbers one token has in a block at once, at most: its states, and what each matrix makes of it."""
+    matrices = [weight for weight in model.anatomy.blocks[0].parameters() if weight.ndim == 2]
+    return 4 * model.network.config.hidden_size + sum(max(weight.shape) for weight in matrices)
+
+
 def estimate(config: Config) -> Estimate:
     """What a run needs on this machine, from its settings and the model's config.json."""
     return estimate_of(read_config(config.model), config, Machine.here(config))
@@ -111,8 +114,8 @@ def refuse_too_large(found: Estimate) -> None:
     """Refuse a run of which the weights alone do not fit."""
     if found.missing:
         raise ConfigError(
-            f"{'; '.join(found.missing)}: set runtime.placement=auto (several GPUs, CPU memory, disk), "
-            "runtime.placement=tensor_parallel under torchrun, or runtime.dtype=float32_from_bfloat16"
+            f"{'; '.join(found.missing)}: set runtime.placement=auto (several GPUs, CPU memory, disk) or "
+            "runtime.dtype=float32_from_bfloat16"
         )
 
 
@@ -166,7 +169,7 @@ def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         blocks=sum(parameter.numel() for block in anatomy.blocks for parameter in block.parameters()),
         trained=trained,
-        width=width(model),
+        width=_width(model),
         key_values=2 * shape.key_value_heads * shape.head_dim,
         heads=shape.heads,
         d_model=network.config.hidden_size,
@@ -200,15 +203,9 @@ def _dealt(
     """Needs by device, what is missing, and which weights wait elsewhere."""
     names = [f"{machine.kind}:{number}" if machine.kind == "cuda" else "cpu" for number in range(len(machine.memory))]
     if config.runtime.placement is not Placement.auto:
-        count = ranks.count() if ranks.count() > 1 else len(names)
-        share = count if config.runtime.placement is Placement.tensor_parallel else 1
-        needs = {name: (weights + trained) / share + activations for name in names[:share]}
-        missing = [
-            f"{name} has {room:.1f} GB free, but {weights / share:.1f} GB of weights are to lie there"
-            for name, room in zip(names, machine.memory, strict=False)
-            if name in needs and weights / share > room
-        ]
-        return needs, tuple(missing), {}
+        name, room = names[0], machine.memory[0]
+        missing = (f"{name} has {room:.1f} GB free, but {weights:.1f} GB of weights are to lie there",)
+        return {name: weights + trained + activations}, missing if weights > room else (), {}
     left, needs = weights + trained, {}
     for name, room in zip(names, machine.memory, strict=True):
         part = min(left, max(0.0, 0.9 * room - activations))
@@ -224,8 +221,7 @@ def _dealt(
 
 def _seconds(counted: _Counted, config: Config, machine: Machine, waiting: dict[str, float]) -> float:
     on_gpu = machine.kind == "cuda"
-    split = config.runtime.placement is Placement.tensor_parallel and len(machine.memory) > 1
-    rate = machine.rate * (len(machine.memory) * _SPLIT if split else 1)
+    rate = machine.rate
     brought = sum(size / _BUS[name] for name, size in waiting.items())
     per_pass = (_LAUNCH * counted.layers if on_gpu else 0.0) + brought
     tokens = config.runtime.batch_tokens or (16384 if on_gpu else 512)

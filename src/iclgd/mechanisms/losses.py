@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from iclgd.common import ranks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.offload import resident
 from iclgd.models.products import linear
@@ -60,7 +59,6 @@ class _UnembeddedLoss(torch.autograd.Function):
         bias: Tensor | None,
         softcap: float | None,
         targets: Tensor,
-        shared: bool = False,
     ) -> Tensor:
         held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
         width = max(_NARROWEST, held // max(1, len(rows)))
@@ -90,22 +88,13 @@ class _UnembeddedLoss(torch.autograd.Function):
             mass.add_(part)
             if gradient is not None:
                 gradient.add_(_pull(exponentials if slope is None else exponentials.mul_(slope), part, columns))
-        shrink = torch.ones_like(shift)
-        if shared:
-            highest = ranks.largest(shift.clone())
-            shrink = (shift - highest).exp()
-            shift, mass, aimed = highest, ranks.summed(mass.mul_(shrink)), ranks.summed(aimed)
         if gradient is not None:
-            ours = (targets >= 0) & (targets < len(weight))  # other targets' columns are in other processes
-            pull = torch.where(ours[:, None], weight[targets.clamp(0, len(weight) - 1)] * bend, 0)
-            if shared:
-                gradient, pull = ranks.summed(gradient.mul_(shrink)), ranks.summed(pull)
-            ctx.gradient = gradient.div_(mass).sub_(pull).to(rows.dtype)
+            ctx.gradient = gradient.div_(mass).sub_(weight[targets] * bend).to(rows.dtype)
         return (mass.log() + shift - aimed).sum()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore
-        return ctx.gradient * outputs[0], None, None, None, None, None
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore
+        return ctx.gradient * outputs[0], None, None, None, None
 
 
 def _pull(exponentials: Tensor, part: Tensor, columns: Tensor) -> Tensor:
@@ -137,8 +126,6 @@ def unembedded_loss(
     finished = model.anatomy.finish(hidden)
     unembedding: Any = model.anatomy.unembedding
     with resident([unembedding]):
-        weight, first = ranks.mine(unembedding.weight)
-        bias, _ = ranks.mine(getattr(unembedding, "bias", None))
-        rows, targets = finished.to(weight.device), targets.to(weight.device) - first
-        shared = ranks.is_split(unembedding.weight)
-        return _UnembeddedLoss.apply(rows, weight, bias, model.anatomy.softcap, targets, shared)  # pyright: ignore
+        weight, bias = unembedding.weight, getattr(unembedding, "bias", None)
+        rows, targets = finished.to(weight.device), targets.to(weight.device)
+        return _UnembeddedLoss.apply(rows, weight, bias, model.anatomy.softcap, targets)  # pyright: ignore

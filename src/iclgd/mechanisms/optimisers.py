@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from iclgd.common import ranks
 from iclgd.config import ConfigError
 from iclgd.config.functions import imported
 
@@ -40,8 +39,6 @@ def optimiser(spec: str | Mapping[str, Any], parameters: Sequence[nn.Parameter],
     """
     kind = optimiser_class(spec)
     arguments = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "_target_"}
-    if ranks.count() > 1 and "foreach" in inspect.signature(kind).parameters:
-        arguments["foreach"] = False  # no list may mix parameters shared by processes and others
     try:
         return kind(parameters, lr=lr, **arguments)
     except (TypeError, ValueError) as error:

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iclgd.common import ranks
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Trainable
 from iclgd.models.half_precision_storage import in_float32
@@ -37,7 +36,7 @@ class Trained:
 
     def part(self, tensor: Tensor) -> Tensor:
         """What is trained of the parameter, or of a tensor of its shape, to be read; `write` changes it."""
-        tensor, layout = ranks.whole(tensor), self.model.anatomy.layout
+        layout = self.model.anatomy.layout
         return layout.of_parameter(tensor, self.parts) if layout and self.parts else tensor
 
     def matrices(self, part: Tensor) -> list[Tensor]:
@@ -47,13 +46,11 @@ class Trained:
 
     def write(self, tensor: Tensor, part: Tensor) -> None:
         """Set what is trained of the parameter, or of a tensor of its shape."""
-        whole, layout = ranks.whole(tensor), self.model.anatomy.layout
+        layout = self.model.anatomy.layout
         if layout and self.parts:
-            layout.write(whole, self.parts, part)
+            layout.write(tensor, self.parts, part)
         else:
-            whole.copy_(part)
-        if ranks.is_split(tensor):
-            ranks.put(tensor, whole)
+            tensor.copy_(part)
 
 
 def trained_parameters(model: LanguageModel, kind: str | Sequence[str], layers: Sequence[int] | None) -> list[Trained]:

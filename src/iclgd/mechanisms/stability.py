@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iclgd.common import ranks
 from iclgd.common.seeding import torch_stream
 from iclgd.mechanisms.parameters import Trained
 from iclgd.models.offload import resident
@@ -58,15 +57,15 @@ def jittered(trained: Sequence[Trained], repeat: int, seed: int) -> Iterator[Non
     """
     signs = torch_stream(f"jitter {repeat}", seed)
     with resident(item.module for item in trained):
-        before = [ranks.whole(item.parameter.detach()).clone() for item in trained]
+        before = [item.parameter.detach().clone() for item in trained]
         try:
             with torch.no_grad():
                 for item, original in zip(trained, before, strict=True):
                     up = (torch.rand(original.shape, generator=signs) < 0.5).to(original.device)
                     far = torch.full_like(original, torch.inf)
-                    ranks.put(item.parameter, torch.nextafter(original, torch.where(up, far, -far)))
+                    item.parameter.copy_(torch.nextafter(original, torch.where(up, far, -far)))
             yield
         finally:
             with torch.no_grad():
                 for item, original in zip(trained, before, strict=True):
-                    ranks.put(item.parameter, original)
+                    item.parameter.copy_(original)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iclgd.common import ranks
 from iclgd.config import ConfigError
 from iclgd.models.layout import LAYOUTS, Layout, Shape
 from iclgd.models.offload import resident
@@ -215,13 +214,11 @@ class Anatomy:
         Half products would tie labels.
         """
         with resident([self.unembedding]):
-            vocabulary = len(cast(Tensor, self.unembedding.weight))
-            weight, _ = ranks.mine(self.unembedding.weight)
-            bias, _ = ranks.mine(getattr(self.unembedding, "bias", None))
+            weight = cast(Tensor, self.unembedding.weight)
+            bias = cast("Tensor | None", getattr(self.unembedding, "bias", None))
             precision = torch.promote_types(weight.dtype, torch.float32)
             bias = None if bias is None else bias.to(precision)
             logits = linear(finished.to(weight.device, precision), weight, bias)
-        logits = ranks.joined(logits, -1, vocabulary)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def norms(self) -> tuple[nn.Module, ...]:

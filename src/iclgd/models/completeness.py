@@ -55,8 +55,7 @@ def refuse_oversized(network: PreTrainedModel, accepted: AcceptedModel) -> None:
 def _is_finite(weight: torch.Tensor) -> bool:
     if weight.is_meta or not weight.numel():
         return True
-    own = cast(Any, weight).to_local() if hasattr(weight, "to_local") else weight  # this process's part
-    low, high = torch.aminmax(own.detach())  # NaN is passed on by both, without a copy as large as the weights
+    low, high = torch.aminmax(weight.detach())  # NaN is passed on by both, without a copy as large as the weights
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from iclgd.common import ranks
 from iclgd.config import ConfigError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import forward
@@ -91,17 +90,15 @@ def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
     """Refuse a model whose blocks do not put out input + attention + feed-forward part, as a few tokens show.
 
     Raises:
-        ConfigError: a norm stands behind attention or the feed-forward part, the sum does not come out, or the weights
-            are shared among processes or wait outside the device.
+        ConfigError: a norm stands behind attention or the feed-forward part, the sum does not come out, or weights
+            wait outside the device.
     """
     family, kind = model.anatomy.family, type(model.network).__name__
     refusal = f"finetune={name} has no exact form for {kind}"
     if family.mlp_out is None:
         raise ConfigError(f"{refusal}: a norm stands behind its feed-forward part; choose another model or variant")
-    if ranks.count() > 1 or any(parameter.is_meta for parameter in model.network.parameters()):
-        raise ConfigError(
-            f"finetune={name} needs all weights on the device of one process: set runtime.placement=single"
-        )
+    if any(parameter.is_meta for parameter in model.network.parameters()):
+        raise ConfigError(f"finetune={name} needs all weights on one device: set runtime.placement=single")
     sums, outputs = _Sums(), {}
 
     def leave(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from iclgd.common import ranks
 from iclgd.models.anatomy import Anatomy
 from iclgd.models.half_precision_storage import used_dtype
 from iclgd.models.offload import device_of
-from iclgd.models.placement import splits_heads
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,6 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """In which precision it computes; its weights may rest in another."""
         return used_dtype(self.network)
-
-    @property
-    def own_heads(self) -> int:
-        """How many attention heads of each layer this process computes: all of them, but for tensor parallelism."""
-        split = ranks.is_split(self.anatomy.projection(0, "k").weight) and splits_heads(self.network.config)
-        return self.anatomy.shape.heads // (ranks.count() if split else 1)
 
     @property
     def window(self) -> int | None:

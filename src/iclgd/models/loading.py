@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import re
@@ -15,7 +14,6 @@ from transformers.utils import logging as transformers_logging
 
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Matmul, ModelSource, Weights
-from iclgd.models import placement
 from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
@@ -25,7 +23,7 @@ from iclgd.models.half_precision_storage import compute_in_float32, stored_apart
 from iclgd.models.in_memory import copied
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
-from iclgd.models.placement import loading_arguments, placed, placement_key
+from iclgd.models.placement import check_placement, loading_arguments, place, refuse_quantised
 from iclgd.models.products import use_linear
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
@@ -93,7 +91,18 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     dtype = resolve_dtype(runtime.dtype, model)
     torch.set_float32_matmul_precision("highest" if runtime.matmul is Matmul.highest else "high")
     inputs = _inputs(model)
-    key = str((dataclasses.asdict(model), inputs, device, dtype, runtime.dtype, placement_key(runtime)))
+    key = str(
+        (
+            dataclasses.asdict(model),
+            inputs,
+            device,
+            dtype,
+            runtime.dtype,
+            runtime.placement,
+            runtime.device_map,
+            runtime.max_memory,
+        )
+    )
     if key not in _LAST:
         _LAST.clear()  # two models may not fit into memory
         _LAST[key] = _load(model, runtime, device, dtype, inputs)
@@ -113,8 +122,9 @@ def _load(
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
     accepted = _locate(model, digests.get("commit") or model.revision)
     config = _config(model, accepted)
-    placement.refuse_impossible(model, runtime, config)
-    network = placed(_weights(model, accepted, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
+    check_placement(runtime)
+    refuse_quantised(model, config)
+    network = place(_weights(model, accepted, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
     if stored_apart(runtime.dtype):
         compute_in_float32(network)
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
@@ -187,35 +197,6 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
     return _config(model, _locate(model, model.revision, weights=False))
 
 
-def read_prefix(
-    model: ModelConfig, part: PretrainedConfig, dtype: torch.dtype, arguments: dict[str, Any]
-) -> PreTrainedModel:
-    """A model's first layers, as a model of its own that is not held for later.
-
-    `arguments` are those of `placement.loading_arguments`; a list as `device_map` deals the layers out
-    evenly.
-    """
-    if model.weights is Weights.random:
-        network = untrained(part, dtype, model.weights_seed)
-        return placement.dispatched(network, arguments) if "device_map" in arguments else network
-    transformers_logging.disable_progress_bar()
-    accepted, level = _locate(model, model.revision), transformers_logging.get_verbosity()
-    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"} | arguments
-    if isinstance(settings.get("device_map"), list):
-        with torch.device("meta"):
-            settings["device_map"] = placement.dealt_out(AutoModelForCausalLM.from_config(part), settings["device_map"])
-    safe = {"use_safetensors": True} if accepted.gguf is None else {}
-    transformers_logging.set_verbosity_error()  # that other layers' weights are not used is meant
-    try:
-        network = cast(Any, AutoModelForCausalLM).from_pretrained(
-            **accepted.arguments(), config=copy.deepcopy(part), **settings, **safe
-        )
-    finally:
-        transformers_logging.set_verbosity(level)
-    weakref.finalize(network, bool, accepted)
-    return network
-
-
 def _config(model: ModelConfig, accepted: AcceptedModel) -> PretrainedConfig:
     with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
         config = AutoConfig.from_pretrained(**accepted.arguments())
@@ -232,7 +213,7 @@ def _weights(
             return untrained(config, dtype, model.weights_seed)
         settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
         if model.weights is Weights.pretrained:
-            settings |= loading_arguments(runtime, config)
+            settings |= loading_arguments(runtime)
         if accepted.gguf is None:
             settings |= {"use_safetensors": True, "config": config}
         settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named

@@ -15,14 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from iclgd.common import ranks
 from iclgd.common.records import Recording
 from iclgd.config.enumerations import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward, padded
 from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.rehearsal import NoRoomError, out_of_memory, rehearse
 
 log = logging.getLogger(__name__)
 
@@ -98,17 +96,15 @@ def record(
     """
     probes = _probes(questions, plan)
     prefix = encode_prefix(model, context)
-    collected = _Collected(model, len(questions), max(len(question.options) for question in questions))
+    collected = _Collected(len(questions), max(len(question.options) for question in questions))
     budget = plan.batch_tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ON_GPU)
     waiting = sorted(probes, key=lambda probe: -len(probe.token_ids))  # memory runs out early if at all
     while waiting:
         batch = _batch(waiting, plan.padding, budget)
         try:
-            rehearse(model, len(batch), len(batch[0].token_ids), len(context))
             _run_batch(model, batch, prefix, plan, collected, around)
         except RuntimeError as error:
-            known = ranks.count() == 1 or isinstance(error, NoRoomError)  # else others may wait for this one in a pass
-            if not out_of_memory(error) or len(batch) == 1 or not known:
+            if not _out_of_memory(error) or len(batch) == 1:
                 raise
             budget = len(batch[0].token_ids) * (len(batch) // 2)
             log.warning(
@@ -122,6 +118,11 @@ def record(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return collected.recording(plan)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _stacked(by_layer: Sequence[Tensor]) -> Tensor:
@@ -226,8 +227,7 @@ def _score_options(
 class _Collected:
     """Records by example, in whatever order batches come."""
 
-    def __init__(self, model: LanguageModel, examples: int, options: int) -> None:
-        self.model = model
+    def __init__(self, examples: int, options: int) -> None:
         self.label_scores = torch.full((examples, options), float("nan"))
         self.next_token: list[Tensor] = [torch.empty(0)] * examples
         self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
@@ -243,19 +243,10 @@ class _Collected:
         kept = {"attention_output": added, "attention_scores": scores, "block_output": blocks}
         kept |= {"context_scores": now.context_scores, "context_mass": now.context_mass, "query_vectors": now.queries}
         known = {name: layers for name, layers in kept.items() if layers}
-        stacked = {name: _stacked([layers[i][rows] for i in range(len(layers))]) for name, layers in known.items()}
-        stacked = {name: self._of_all_heads(name, tensor).cpu() for name, tensor in stacked.items()}
+        stacked = {
+            name: _stacked([layers[i][rows] for i in range(len(layers))]).cpu() for name, layers in known.items()
+        }
         self.batches.append(([batch[row].example for row in rows], stacked))
-
-    def _of_all_heads(self, name: str, tensor: Tensor) -> Tensor:
-        """Each process may have seen some of the heads only."""
-        shape, heads = self.model.anatomy.shape, self.model.anatomy.shape.heads
-        if self.model.own_heads == heads:
-            return tensor
-        sizes = {"attention_scores": heads, "context_mass": heads, "query_vectors": heads * shape.head_dim}
-        if name in sizes:
-            return ranks.joined(tensor, 2, sizes[name])
-        return ranks.summed(tensor) if name == "context_scores" else tensor
 
     def recording(self, plan: RecordPlan) -> Recording:
         order = torch.tensor([example for examples, _ in self.batches for example in examples]).argsort()
@@ -276,11 +267,10 @@ def token_queries(
     model: LanguageModel, sequences: Sequence[Tokens], bos: Tokens
 ) -> list[Float[Tensor, "token layer heads_x_head_dim"]]:
     """Attention queries, scaled as in attention, at every token of each sequence read after bos."""
-    prefix, shape = encode_prefix(model, bos), model.anatomy.shape
+    prefix = encode_prefix(model, bos)
     found = []
     for tokens in sequences:
         now = AttentionPass(lengths=torch.tensor([len(tokens)]), prefix=prefix, keep_queries="all")
         forward(model, torch.tensor([tokens]), now)
-        queries = _stacked([now.queries[layer][0] for layer in range(model.layers)])
-        found.append(ranks.joined(queries, 2, shape.heads * shape.head_dim).cpu())
+        found.append(_stacked([now.queries[layer][0] for layer in range(model.layers)]).cpu())
     return found

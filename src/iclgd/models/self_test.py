@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iclgd.common import ranks
 from iclgd.models.anatomy import Anatomy, UnsupportedModelError
 from iclgd.models.attention import AttentionPass, precise
 from iclgd.models.forward import encode_prefix, forward
@@ -99,7 +98,7 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
 
 def _check_scores(model: LanguageModel, now: AttentionPass, seen: _Seen) -> None:
     for layer in range(model.layers):
-        if now.scores[layer].shape != (1, model.own_heads, _TOKENS):
+        if now.scores[layer].shape != (1, model.anatomy.shape.heads, _TOKENS):
             _refuse(model, f"layer {layer} recorded scores of shape {tuple(now.scores[layer].shape)}")
         if not now.scores[layer][..., -1].isfinite().all():
             _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
@@ -116,9 +115,10 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
     """
     anatomy, shape = model.anatomy, model.anatomy.shape
     wanted = 2 * shape.key_value_heads * shape.head_dim * model.network.config.hidden_size
+    names = anatomy.family.key_value
     for layer in range(model.layers):
-        weights = [anatomy.attention(layer).get_submodule(name).weight for name in anatomy.family.key_value]
-        if (found := sum(anatomy.key_value_view(ranks.whole(weight)).numel() for weight in weights)) != wanted:
+        weights = [cast(Tensor, anatomy.attention(layer).get_submodule(name).weight) for name in names]
+        if (found := sum(anatomy.key_value_view(weight).numel() for weight in weights)) != wanted:
             _refuse(model, f"layer {layer} has {wanted} key and value weights, but {found} would be trained")
     other = (tokens * 3 + 1) % model.network.config.vocab_size
     now = AttentionPass(lengths=torch.tensor([_TOKENS, _TOKENS]), keep_queries="last")

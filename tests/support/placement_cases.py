@@ -6,17 +6,16 @@ import torch
 from accelerate import dispatch_model
 from torch import Tensor
 
-from iclgd.common import ranks
 from iclgd.common.records import OPTIONAL_RECORDS
 from iclgd.mechanisms import activation_matched, finetuned
 from iclgd.metrics.updates import sim_aou
+from iclgd.models.anatomy import dissect
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble
 from iclgd.models.offload import resident
-from iclgd.models.placement import dealt_out
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from learning_cases import learning, prompts
-from placement.pretend_devices import Placed
+from pretend_devices import Placed
 from tiny_models import tiny_network
 
 FAMILIES = ("llama", "mistral", "phi3", "gpt_neox", "bloom", "gemma2", "xglm", "phi")  # GQA, windows, fused, ALiBi
@@ -79,7 +78,7 @@ def weights(model: LanguageModel) -> dict[str, Tensor]:
     for name, module in model.network.named_modules():
         with resident([module] if not list(module.children()) else []):
             for key, parameter in module.named_parameters(recurse=False):
-                kept[f"{name}.{key}"] = ranks.whole(parameter.detach()).clone()
+                kept[f"{name}.{key}"] = parameter.detach().clone()
     return kept
 
 
@@ -93,6 +92,20 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, s
         scale = max(1.0, expected.nan_to_num().abs().max().item())
         worst = max(worst, ((actual - expected).nan_to_num().abs().max().item() / scale, name))
     return worst
+
+
+def dealt_out(network, devices):
+    """A device for each module: blocks in turn, embeddings first, the rest last, tied weights together."""
+    anatomy, names = dissect(network), {module: name for name, module in network.named_modules()}
+    blocks = [names[block] for block in anatomy.blocks]
+    device_map = {name: devices[i * len(devices) // len(blocks)] for i, name in enumerate(blocks)}
+    tied = bool(network.config.tie_word_embeddings)
+    last = {*anatomy.final, *(() if tied else (anatomy.unembedding,))}
+    for name, module in network.named_modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if own and not any(f"{name}.".startswith(f"{block}.") for block in blocks):
+            device_map[name] = devices[-1] if module in last else devices[0]
+    return device_map
 
 
 def placed_model(family, folder, *devices):
