@@ -133,14 +133,12 @@ def _several(value: Any) -> str:
 
 def _value(value: Any) -> str:
     """A value as Hydra's command line reads it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_value, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_value(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_value(each)}" for key, each in value.items()) + "}"
     if isinstance(value, str | Path) and not str(value).replace("_", "").isalnum():
         return quoted(str(value))
-    return str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

@@ -155,8 +155,6 @@ def test_a_running_run_is_stale_when_its_process_is_gone(run):
         Status(state=State.running, owner={**process.this_process(), "process": "boot/1"})
     )  # the pid, reused
     assert run.state() is State.stale
-    run.mark_cut_off()
-    assert run.state() is State.interrupted
 
 
 def test_a_run_on_another_host_is_stale_after_an_hour_of_silence(run, monkeypatch):
@@ -221,13 +219,3 @@ def test_a_users_own_files_in_a_run_folder_are_left_alone(run):
     assert not (run.path / "stale.parquet").exists()
     (run.path / "notes.md").write_text("changed")
     assert run.is_done()
-
-
-def test_a_claim_that_a_killed_process_left_is_cleared_away_and_a_living_ones_is_not(run):
-    run.path.mkdir()
-    (run.path / ".claim").touch()  # killed between its claim and its first status
-    run.mark_cut_off()
-    assert list(run.path.iterdir()) == []
-    with run.claim():
-        RunFolder(run.path).mark_cut_off()  # does not wait, and leaves it
-        assert (run.path / ".claim").exists()

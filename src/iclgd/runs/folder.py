@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,12 +145,8 @@ class RunFolder:
         return folder
 
     @contextmanager
-    def claim(self, wait: bool = True) -> Iterator[None]:
-        """Inside, no other process computes this run; waits for one that does. A killed owner's claim dies with it.
-
-        Raises:
-            TimeoutError: another process computes it, and `wait` is false.
-        """
+    def claim(self) -> Iterator[None]:
+        """Inside, no other process computes this run; waits for one that does. A killed owner's claim dies with it."""
         from filelock import FileLock
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -158,8 +154,6 @@ class RunFolder:
         try:
             lock.acquire(blocking=False)
         except TimeoutError:
-            if not wait:
-                raise
             log.info("%s is being computed by another process; waiting for it", self.path)
             lock.acquire()
         except OSError as error:  # some network file systems have no locks
@@ -213,16 +207,6 @@ class RunFolder:
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal; the next start runs it again."""
         self._end(State.interrupted)
-
-    def mark_cut_off(self) -> None:
-        """Mark a run whose process is gone as interrupted, and delete its lock and what it left half-written."""
-        if self.state() is not State.stale and not (self.path / _LOCK).exists():
-            return
-        with suppress(TimeoutError), self.claim(wait=False):
-            status = self.status()
-            if status is not None and self.state() is State.stale:
-                files.remove_leftovers(self.path)
-                self._write_status(status.model_copy(update={"state": State.interrupted, "progress": None}))
 
     @contextmanager
     def log_file(self) -> Iterator[None]:

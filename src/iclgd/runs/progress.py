@@ -53,13 +53,7 @@ class ConsoleHandler(logging.Handler):
 
 
 class Progress:
-    """The progress of one run, stage by stage.
-
-    Args:
-        folder: its status.json, if given, is brought up to date about once a second.
-        name: of the run, in bars and lines.
-        bars: where the run's bar is drawn; without them there is a line every 30 seconds.
-    """
+    """The progress of a run, stage by stage: in its folder's status.json, and as a bar or a line every 30 seconds."""
 
     def __init__(self, folder: RunFolder | None = None, name: str = "run", bars: Bars | None = None) -> None:
         self._folder = folder
@@ -106,13 +100,7 @@ class Progress:
 
 @contextmanager
 def sweep_progress(total: int | None, count: Callable[[], tuple[int, int]], bars: Bars | None) -> Iterator[None]:
-    """Show how many runs of a sweep have ended, wherever they are computed.
-
-    Args:
-        total: how many there are, if known.
-        count: returns how many have ended, and how many of these failed.
-        bars: where the sweep's bar is drawn; without them there are lines.
-    """
+    """Show how many runs of a sweep have ended, and of these failed, as `count` returns them from wherever they run."""
     stop = threading.Event()
     task = None if bars is None else bars.add_task("sweep", total=total)
 
