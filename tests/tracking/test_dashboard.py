@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from iclgd.tracking import dashboard
-
-LAYERWISE = ["sim_aou", "sim_aou_norm", "sim_aou_random", "sim_am", "sim_am_zsl", "sim_am_delta", "gradient_norm"]
-ACCURACIES = ["accuracy/zsl", "accuracy/icl", "accuracy/ft"]
-MEASURED = [*LAYERWISE[:-1], "rec2ftp", "gradient_norm"]
+from iclgd.tracking.session import UploadState
+from report_fixtures import write_run
 
 
 def dry_run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -34,53 +33,65 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return ended.value.code, capsys.readouterr().err
 
 
-def test_sections(capsys: pytest.CaptureFixture[str]) -> None:
-    spec = dry_run(capsys, "--entity", "lab", "--sweep", "first_look")
-    assert (spec["entity"], spec["project"], spec["name"]) == ("lab", "iclgd", "iclgd: first_look")
-    sections = spec["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == [
-        "By layer",
-        "By learning rate",
-        "By shots",
-        "Accuracies",
-        "Training",
-        "Runs",
+def test_every_swept_key_is_an_axis_beside_the_headline_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = dry_run(capsys, "--keys", "finetune.name,finetune.layers,task.shots,seed", "--metrics", "sim_aou,sim_am")
+    [panel] = panels(spec, "Settings and scores")
+    axes = [(column["accessor"], column.get("log", False)) for column in panel["config"]["columns"]]
+    assert axes == [
+        ("config:finetune.value.name", False),
+        ("config:finetune.value.layers", False),
+        ("config:task.value.shots", True),
+        ("config:seed.value", False),
+        ("summary:sim_aou", False),
     ]
+    sections = spec["spec"]["section"]["panelBankConfig"]["sections"]
+    names = ["Settings and scores", "By layer", "By task.shots", "By seed", "Training", "Runs"]
+    assert [section["name"] for section in sections] == names
+    [shots] = [panel["config"] for panel in panels(spec, "By task.shots")]
+    assert (shots["xAxis"], shots["yAxis"], shots["xAxisLogScale"]) == (
+        "config:task.value.shots",
+        "summary:sim_aou",
+        True,
+    )
+    columns = spec["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    assert {"config:finetune.value.layers", "summary:sim_aou", "summary:sim_am"} <= set(columns)
 
 
-def test_curves_over_layer_by_job_type(capsys: pytest.CaptureFixture[str]) -> None:
-    made = [panel["config"] for panel in panels(dry_run(capsys), "By layer")]
-    assert [config["metrics"] for config in made] == [[name] for name in LAYERWISE]
-    assert {config["xAxis"] for config in made} == {"layer"}
-    assert {(c["groupBy"], c["groupAgg"], c["groupArea"], c["limit"]) for c in made} == {
-        ("jobType", "mean", "stderr", 1000)
-    }
+def test_curves_by_layer_are_of_each_run(capsys: pytest.CaptureFixture[str]) -> None:
+    made = [panel["config"] for panel in panels(dry_run(capsys, "--metrics", "sim_aou,alpha,rec2ftp"), "By layer")]
+    assert [(config["metrics"], config["xAxis"]) for config in made] == [(["sim_aou"], "layer"), (["alpha"], "layer")]
+    assert all(config["limit"] == 1000 and "groupBy" not in config for config in made)
     assert made[0]["chartTitle"] == "SimAOU"
 
 
-@pytest.mark.parametrize(
-    ("section", "axis", "log"),
-    [("By learning rate", "config:finetune.value.lr", True), ("By shots", "config:task.value.shots", False)],
-)
-def test_scores_by_setting(capsys: pytest.CaptureFixture[str], section: str, axis: str, log: bool) -> None:
-    made = [panel["config"] for panel in panels(dry_run(capsys), section)]
-    assert [config["yAxis"] for config in made] == [f"summary:{name}" for name in MEASURED + ACCURACIES]
-    assert {(config["xAxis"], config["xAxisLogScale"]) for config in made} == {(axis, log)}
+def test_a_folder_gives_keys_and_colors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for variant in ("gd", "lcgd"):
+        for seed in (0, 1):
+            folder = write_run(tmp_path / "mine" / f"{variant}{seed}", variant=variant, seed=seed, examples=3, layers=2)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["finetune"]["color"] = {"gd": "#0072B2", "lcgd": "#D55E00"}[variant]
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            (folder / "wandb").mkdir()
+            UploadState(f"id-{variant}{seed}").write(folder)
+    keys, colors = dashboard.from_folder(tmp_path / "mine")
+    assert keys == ["finetune.name", "seed"]
+    spec = dry_run(capsys, str(tmp_path / "mine"))
+    assert spec["name"] == "iclgd: mine"
+    blue, orange = "#0072B2", "#D55E00"
+    assert colors == {"id-gd0": blue, "id-gd1": blue, "id-lcgd0": orange, "id-lcgd1": orange}
+    assert spec["spec"]["section"]["customRunColors"] == colors
 
 
-def test_accuracies_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    spec = dry_run(capsys)
-    bars = [panel["config"] for panel in panels(spec, "Accuracies")]
-    assert [bar["metrics"] for bar in bars] == [[f"summary_metrics.{name}"] for name in ACCURACIES]
-    tables = [panel["config"]["panel2Config"]["exp"]["fromOp"] for panel in panels(spec, "Runs")[:2]]
-    assert [table["inputs"]["key"]["val"] for table in tables] == ["sweep", "scores"]
-    columns = spec["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
-    assert set(columns) >= {"run:jobType", "config:finetune.value.lr", "summary:accuracy/icl", "summary:sim_aou"}
+def test_unstable_runs_are_filtered_out(capsys: pytest.CaptureFixture[str]) -> None:
+    [runs] = dry_run(capsys, "--sweep", "first_look")["spec"]["section"]["runSets"]
+    rules = [(rule["key"]["name"], rule["op"], rule["value"]) for rule in runs["filters"]["filters"]]
+    assert rules == [("group", "=", "first_look"), ("unstable", "!=", True), ("diverged", "!=", True)]
+    [everything] = dry_run(capsys)["spec"]["section"]["runSets"]
+    assert [rule["key"]["name"] for rule in everything["filters"]["filters"]] == ["unstable", "diverged"]
 
 
 def test_a_report_has_the_panels_of_the_workspace(capsys: pytest.CaptureFixture[str]) -> None:
     spec, made = dry_run(capsys, "--sweep", "first_look"), dry_run(capsys, "--report", "--sweep", "first_look")
-    assert (made["entity"], made["project"], made["name"]) == ("", "iclgd", "iclgd: first_look")
     blocks = made["spec"]["blocks"]
     headings = [block["children"][0]["text"] for block in blocks if block["type"] == "heading"]
     grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
@@ -88,39 +99,17 @@ def test_a_report_has_the_panels_of_the_workspace(capsys: pytest.CaptureFixture[
     for heading, grid in zip(headings, grids, strict=True):
         shown = grid["panelBankSectionConfig"]["panels"]
         assert [panel["config"] for panel in shown] == [panel["config"] for panel in panels(spec, heading)]
-        places = {(panel["layout"]["x"], panel["layout"]["y"]) for panel in shown}
-        assert len(places) == len(shown)
-        [runs] = grid["runSets"]
-        [rule] = runs["filters"]["filters"]
-        assert (rule["key"]["name"], rule["op"], rule["value"]) == ("group", "=", "first_look")
-        assert runs["runFeed"]["columnOrder"] == spec["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
-    assert made == dry_run(capsys, "--report", "--sweep", "first_look")
-    assert dry_run(capsys, "--report")["spec"]["blocks"][4]["metadata"]["runSets"][0]["filters"]["filters"] == []
-
-
-def test_losses_over_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    [panel] = panels(dry_run(capsys), "Training")
-    assert (panel["config"]["xAxis"], panel["config"]["metrics"]) == ("training/step", ["training/loss"])
-
-
-def test_only_the_runs_of_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
-    [runs] = dry_run(capsys, "--sweep", "first_look")["spec"]["section"]["runSets"]
-    [rule] = runs["filters"]["filters"]
-    assert (rule["key"], rule["op"], rule["value"]) == ({"section": "run", "name": "group"}, "=", "first_look")
-    [everything] = dry_run(capsys)["spec"]["section"]["runSets"]
-    assert everything["filters"]["filters"] == []
+    assert grids[0]["runSets"][0]["filters"]["filters"]
 
 
 def test_the_specification_is_the_same_every_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert dry_run(capsys) == dry_run(capsys)
 
 
-def test_other_metrics(capsys: pytest.CaptureFixture[str]) -> None:
-    made = panels(dry_run(capsys, "--metrics", "alpha,rec2ftp"), "By layer")
-    assert [panel["config"]["metrics"] for panel in made] == [["alpha"]]
+def test_an_absent_metric_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, message = refusal(capsys, "--metrics", "absent")
     assert code == 2
-    assert "there is no metric absent; known here: accuracy" in message
+    assert "there is no metric absent; choose from accuracy" in message
 
 
 def test_a_metric_of_ones_own_is_named_by_its_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -183,41 +172,6 @@ def test_saving_sends_the_specification(capsys: pytest.CaptureFixture[str], monk
     assert (view.entity, view.project, view.display_name) == ("me", "mine", "iclgd")
 
 
-def test_a_report_is_saved(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from wandb_workspaces.reports.v2 import interface
-
-    sent: list[Any] = []
-
-    class Api:
-        default_entity = "me"
-        client = type("Client", (), {"app_url": "https://app.example/"})
-
-        def projects(self, entity: str) -> list[Any]:
-            return [type("Project", (), {"name": "mine"})]
-
-    def execute(api: Api, query: Any, variables: dict[str, Any]) -> Any:
-        sent.append(variables)
-        sent[-1]["spec"] = json.loads(sent[-1]["spec"])
-        view = {"id": "VmlldzoxMg==", "name": "abc", "displayName": variables["displayName"], "spec": "{}"}
-        return {"upsertView": {"view": view | {"project": {"name": "mine", "entityName": "me"}}}}
-
-    monkeypatch.setattr("wandb.Api", Api)
-    monkeypatch.setattr("wandb.termlog", lambda message: None)
-    monkeypatch.setattr(interface, "_get_api", Api)
-    monkeypatch.setattr(interface, "execute_graphql", execute)
-    monkeypatch.setattr(interface, "get_app_url", lambda api: "https://app.example", raising=False)
-    dashboard.cli(["--project", "mine", "--report"])
-    assert "/me/mine/reports/iclgd--VmlldzoxMg" in capsys.readouterr().out
-    [view] = sent
-    assert (view["entityName"], view["projectName"], view["displayName"], view["type"]) == (
-        "me",
-        "mine",
-        "iclgd",
-        "runs",
-    )
-    assert sum(block["type"] == "panel-grid" for block in view["spec"]["blocks"]) == 6
-
-
 def test_a_failure_to_save_is_told_without_the_key(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,4 +181,4 @@ def test_a_failure_to_save_is_told_without_the_key(
     monkeypatch.setattr("wandb.Api", refuse)
     code, message = refusal(capsys)
     assert code == 1
-    assert "the workspace was not saved: RuntimeError: the key *** is unknown; check `wandb login`" in message
+    assert "not saved: RuntimeError: the key *** is unknown; check `wandb login`" in message

@@ -46,7 +46,10 @@ class RunContent:
         if self.gradient_norms is not None:
             media["gradient_norms"] = wandb.Table(dataframe=self.gradient_norms)
         run.log(media, step=len(rows))
-        run.summary.update({name: _number(record["mean"]) for name, record in self.scores.items()} | dict(self.facts))
+        summary = {name: _number(record["mean"]) for name, record in self.scores.items()}
+        for name, layers in layered.items():
+            summary |= {f"{name}/layer_{layer}": _number(value) for layer, value in enumerate(layers)}
+        run.summary.update(summary | dict(self.facts))
 
     def _training(self) -> dict[str, list[float | None]]:
         """By name the loss of each step, and the mean over layers of what was measured after some of them."""

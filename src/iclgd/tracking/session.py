@@ -1,246 +1,209 @@
-"""A W&B run that can never harm ours: each call has a time limit, and what fails is recorded anew, offline."""
+"""One W&B run from opening to closing, and what a run's folder says about it. W&B's failures are warnings."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-import sys
-import threading
-import time
+import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from iclgd.config import TrackingConfig
+from iclgd.runs.files import write_text
 from iclgd.runs.secrets import without_secrets
-from iclgd.tracking.kept import parent_of
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-Content = Callable[[Any], None]  # writes to a W&B run
-
-INIT_SECONDS = 10.0  # to reach the server
-CALL_SECONDS = 30.0  # for anything else, uploading at the end included
-HURRY_SECONDS = 5.0  # the same for a run that failed or was stopped
-PATIENCE = 600.0  # after which a server that could not be reached is tried again
-
+_FILE = Path("wandb") / "iclgd.json"
 _ARTIFACT = ("fingerprint.json", "config.yaml", "prompts.json", "scores.json", "environment.json", "source.patch")
-
-_KEY = re.compile(r"\b[0-9a-fA-F]{40}\b")  # W&B's older keys, which elsewhere would be a commit
-
-
-_unreached: tuple[float, Exception] | None = None  # when this process last failed to reach the server, and why
+_OLD_KEY = re.compile(r"\b[0-9a-fA-F]{40}\b")  # W&B's older keys, which elsewhere would be a commit
 
 
-class NoAnswer(Exception):
-    """W&B did not return in time."""
+@dataclass
+class UploadState:
+    """What a folder says about W&B.
+
+    Attributes:
+        id: of the W&B run. No two folders share one, so a run that two sweeps make is two runs there.
+        modes: by `entity/project`, how the results were last recorded: online or offline.
+    """
+
+    id: str
+    modes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, new_id: str) -> UploadState:
+        """The state that the folder holds, or a fresh one with `new_id`."""
+        try:
+            return cls(**json.loads((folder / _FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return cls(new_id)
+
+    def write(self, folder: Path) -> None:
+        """Write the state; a failure is a warning."""
+        try:
+            write_text(folder / _FILE, json.dumps(asdict(self)))
+        except OSError as error:
+            log.warning("W&B: the id of %s was not written: %s", folder, error)
+
+    def recordings(self, tracking: TrackingConfig, folder: Path) -> list[Path]:
+        """W&B's folders of this run, on this machine."""
+        return sorted((files_folder(tracking, folder) / "wandb").glob(f"*run-*-{self.id}"))
+
+    def needs_sending(self, tracking: TrackingConfig, folder: Path) -> bool:
+        """Whether the results have not been recorded where `tracking` wants them; `wandb sync` counts as online."""
+        mode = self.modes.get(destination(tracking))
+        if mode is None:
+            return True
+        synced = any(any(run.glob("*.wandb.synced")) for run in self.recordings(tracking, folder))
+        return not (synced or mode in ("online", tracking.mode))
+
+
+def is_unsent(folder: Path) -> bool:
+    """Whether a run's folder has offline recordings of which none was sent."""
+    recordings = list((folder / "wandb").glob("offline-run-*"))
+    synced = any(any(run.glob("*.wandb.synced")) for run in recordings)
+    return bool(recordings) and not synced and "online" not in UploadState.read(folder, "").modes.values()
+
+
+def files_folder(tracking: TrackingConfig, folder: Path) -> Path:
+    """The folder in which W&B makes its own folder `wandb`."""
+    return Path(tracking.dir).expanduser() if tracking.dir else folder
+
+
+def destination(tracking: TrackingConfig) -> str:
+    """Entity and project as one key."""
+    return f"{tracking.entity or ''}/{tracking.project}"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What W&B is told about a run before it has results."""
+    """What W&B is given about a run before it has results."""
 
-    id: str  # names the run in its project; opened again with the same id, it is resumed
-    name: str  # what the dashboard calls it
+    name: str  # shown by the dashboard
     group: str  # the sweep
     job_type: str  # the finetuning variant
     tags: tuple[str, ...]
     config: Mapping[str, Any]
-    tracking: TrackingConfig  # where it goes
-    results: Path  # the folder that has the results in any case
+    tracking: TrackingConfig
+    folder: Path  # of the results
 
 
 class Session:
-    """One W&B run from opening to closing. Nothing raises: whatever fails ends in one warning, when it is closed.
+    """An open W&B run. No method raises: the first failure is kept, and `close` warns of it."""
 
-    Attributes:
-        went: after closing, how all of it was recorded: `online`, `offline`, or None if it was not.
-    """
-
-    def __init__(self, identity: Identity) -> None:
-        self.identity, mode = identity, str(identity.tracking.mode)
-        self.went: str | None = None
-        self._contents: list[Content] = []
+    def __init__(self, identity: Identity, state: UploadState) -> None:
+        self.identity, self.state = identity, state
         self._failure: Exception | None = None
         self._run: Any = None
-        if mode == "online":
-            self._failure = _recent_failure()
-        if self._failure is None:
-            self._run = self._attempt(2 * INIT_SECONDS, lambda: _open(identity, mode))
-        if mode == "online" and self._failure is not None:
-            _remember(self._failure)
+        self._attempt(self._open)
 
-    def write(self, content: Content) -> None:
-        """Write to the run. What is written may be written a second time, to another run, if this one fails."""
-        self._contents.append(content)
-        if self._failure is None:
-            self._attempt(CALL_SECONDS, lambda: content(self._run))
+    def write(self, content: Callable[[Any], None]) -> None:
+        """Call `content` with the W&B run."""
+        self._attempt(lambda: content(self._run))
 
-    def close(self, exit_code: int) -> None:
-        """Finish the run; if W&B has failed, record all of it anew offline and say how to send it."""
-        seconds = HURRY_SECONDS if exit_code else CALL_SECONDS + HURRY_SECONDS
-        if self._failure is None:
-            self._attempt(seconds, lambda: self._run.finish(exit_code=exit_code))
+    def write_artifact(self) -> None:
+        """Log the files that say what the run was made of and what came out."""
+
+        def content(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"result-{self.state.id}", type="result")
+            for name in _ARTIFACT:
+                if (self.identity.folder / name).is_file():
+                    artifact.add_file(str(self.identity.folder / name), name=name)
+            run.log_artifact(artifact)
+
+        self.write(content)
+
+    def close(self, exit_code: int, interrupted: bool = False) -> None:
+        """Finish the run.
+
+        Args:
+            exit_code: 0 if the results are whole; they then replace earlier recordings of the same run.
+            interrupted: a signal stopped the program. It stops W&B's process as well, so its errors mean nothing.
+        """
+        self._attempt(lambda: self._run.finish(exit_code=exit_code))
         if self._failure is not None:
-            self._record_again(exit_code)
-            return
-        self.went = str(self.identity.tracking.mode)
-        if self.went == "offline":
-            folder = Path(self._run.dir).parent
-            log.info("W&B: recorded offline; to send it: wandb sync %s", folder)
+            message = "W&B failed (%s): %s is not there, or not all of it. The same command sends it from %s"
+            level = logging.DEBUG if interrupted else logging.WARNING
+            log.log(level, message, describe(self._failure), self.identity.name, self.identity.folder)
+        elif exit_code == 0:
+            self._finish_recording()
 
-    def _attempt(self, seconds: float, call: Callable[[], Result]) -> Result | None:
+    def _finish_recording(self) -> None:
+        tracking, folder = self.identity.tracking, self.identity.folder
+        recording = Path(self._run.dir).parent
+        for older in self.state.recordings(tracking, folder):  # else `wandb sync` would send both under one id
+            if older.name != recording.name:
+                shutil.rmtree(older, ignore_errors=True)
+        self.state.modes[destination(tracking)] = str(tracking.mode)
+        self.state.write(folder)
+        if tracking.mode == "offline":
+            log.info("W&B: recorded offline; to send it: wandb sync %s", recording)
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        if self._failure is not None:
+            return
         try:
-            return within(seconds, call)
+            call()
         except Exception as error:
             self._failure = error
-            _end_service(kill=isinstance(error, NoAnswer))
-            return None
+            with suppress(Exception, SystemExit):  # the next run starts a new process of W&B
+                import wandb
 
-    def _record_again(self, exit_code: int) -> None:
-        failure, name, results = describe(self._failure), self.identity.name, self.identity.results
-        self._failure = None
-        run: Any = self._attempt(2 * INIT_SECONDS, lambda: _open(self.identity, "offline"))
-        for content in [*self._contents, lambda run: run.finish(exit_code=exit_code)]:
-            if self._failure is None:
-                self._attempt(CALL_SECONDS, lambda content=content: content(run))
-        if self._failure is None:
-            self.went = "offline"
-            message = "W&B failed (%s): %s was not sent, or not all of it; to send it later: wandb sync %s"
-            log.warning(message, failure, name, Path(run.dir).parent)
-        else:
-            message = (
-                "W&B failed (%s; offline: %s): %s was not recorded there, and cannot be sent; its results are in %s"
-            )
-            log.warning(message, failure, describe(self._failure), name, results)
+                wandb.teardown()
 
-
-def artifact_of(identity: Identity) -> Content:
-    """What a run was made of and what came out, as files of an artifact whose source is the run."""
-
-    def write(run: Any) -> None:
+    def _open(self) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else W&B sends its own errors, offline too
         import wandb
 
-        artifact = wandb.Artifact(f"result-{identity.id}", type="result")
-        for name in _ARTIFACT:
-            path = identity.results / name
-            if path.is_file():
-                artifact.add_file(str(path), name=name)
-        run.log_artifact(artifact)
-
-    return write
-
-
-def _recent_failure() -> Exception | None:
-    """Why the server could not be reached a short while ago: a sweep's runs do not each wait for it anew."""
-    return _unreached[1] if _unreached is not None and time.monotonic() < _unreached[0] + PATIENCE else None
-
-
-def _remember(failure: Exception) -> None:
-    global _unreached
-    if _recent_failure() is None:
-        _unreached = (time.monotonic(), failure)
-
-
-def within(seconds: float, call: Callable[[], Result]) -> Result:
-    """The result of a call that may hang, made in a thread that is left behind if it does.
-
-    Raises:
-        NoAnswer: it took longer.
-    """
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    thread = threading.Thread(target=work, name="W&B", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not future.done():
-        raise NoAnswer(f"no answer within {seconds:.0f} s")
-    return future.result()
-
-
-def describe(error: BaseException | None) -> str:
-    """One line about an error, without anything that may be an API key."""
-    first = (str(error).splitlines() or [""])[0]
-    return without_secrets(f"{type(error).__name__}: {_KEY.sub('***', first)}")
-
-
-def _open(identity: Identity, mode: str) -> Any:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else W&B calls home with its own errors, offline too
-    import wandb
-
-    wandb.setup(settings=wandb.Settings(silent=True))  # before init: no question on the terminal for a missing key
-    return wandb.init(
-        project=identity.tracking.project,
-        entity=identity.tracking.entity,
-        id=identity.id,
-        name=identity.name,
-        group=identity.group,
-        job_type=identity.job_type,
-        tags=list(identity.tags),
-        config=dict(identity.config),
-        dir=parent_of(identity.tracking, identity.results),
-        resume="allow",
-        reinit="create_new",  # leaves alone whatever other run this process has open
-        settings=_settings(mode),
-    )
+        wandb.setup(settings=wandb.Settings(silent=True))  # before init: no question on the terminal for a missing key
+        identity = self.identity
+        self._run = wandb.init(
+            project=identity.tracking.project,
+            entity=identity.tracking.entity,
+            id=self.state.id,
+            name=identity.name,
+            group=identity.group,
+            job_type=identity.job_type,
+            tags=list(identity.tags),
+            config=dict(identity.config),
+            dir=files_folder(identity.tracking, identity.folder),
+            resume="allow",
+            reinit="create_new",  # leaves alone whatever other run this process has open
+            settings=_settings(str(identity.tracking.mode)),
+        )
 
 
 def _settings(mode: str) -> Any:
-    """Files of this run alone and nothing about the machine, which environment.json has; no word on the terminal."""
+    """Nothing about the machine, which environment.json has, and no output on the terminal."""
     import wandb
 
-    wanted = {
-        "mode": mode,
-        "console": "off",
-        "disable_code": True,
-        "disable_git": True,
-        "disable_job_creation": True,
-        "save_code": False,
-        "symlink": False,
-        "x_disable_machine_info": True,
-        "x_disable_meta": True,
-        "x_disable_stats": True,
-        "x_save_requirements": False,
-        "init_timeout": INIT_SECONDS,
-        "x_service_wait": INIT_SECONDS,
-        "finish_timeout": CALL_SECONDS,
-        "finish_timeout_raises": True,
-        "summary_timeout": int(CALL_SECONDS),
-    }
-    known = wandb.Settings.model_fields  # older versions have fewer
-    return wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
+    return wandb.Settings(
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        save_code=False,
+        symlink=False,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        init_timeout=10.0,
+        finish_timeout=30.0,
+        finish_timeout_raises=True,
+    )
 
 
-def _end_service(kill: bool) -> None:
-    """Let the next run start a service process of its own; the old one is dead, hangs, or still holds the run's id."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None:
-        return
-    if kill:
-        _kill_service()
-    try:
-        within(HURRY_SECONDS, wandb.teardown)
-    except (Exception, SystemExit) as error:
-        log.debug("W&B could not be torn down: %s", describe(error))
-    os.environ.pop("WANDB_SERVICE", None)  # the address of the process that is gone
-
-
-def _kill_service() -> None:
-    import psutil
-
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            if child.name().startswith("wandb-core"):
-                child.kill()
-                child.wait(HURRY_SECONDS)
+def describe(error: BaseException) -> str:
+    """The first line of an error, without anything that may be an API key."""
+    first = (str(error).splitlines() or [""])[0]
+    return without_secrets(f"{type(error).__name__}: {_OLD_KEY.sub('***', first)}")
