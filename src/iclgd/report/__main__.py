@@ -46,6 +46,7 @@ def report(
     out: Path | None = None,
     export_records: Path | None = None,
     where: Sequence[str] = (),
+    layers: str = "common",
     **layout: Sequence[str],
 ) -> list[Path | str]:
     """Write tables, figures and report.html of all finished runs in or below the folders.
@@ -55,6 +56,8 @@ def report(
         out: the folder to write into; `report` inside the first folder where None.
         export_records: also write the recordings there, in the published code's format.
         where: only runs with these settings, each as key=value.
+        layers: what means are over: the layers in which every setting has a value (common), those that each run trained
+            (trained), or all.
         **layout: rows, columns and scores of the first table, as `tables.summary` takes them.
 
     Returns:
@@ -66,11 +69,12 @@ def report(
     from iclgd.report import chart, formats, page, tables
     from iclgd.report import export_records as records
     from iclgd.report.figures import figures
+    from iclgd.results.averages import Layers
     from iclgd.results.frame import Results
     from iclgd.results.reading import ReportError
     from iclgd.runs.files import write_text
 
-    results = Results.read(folders)
+    results = Results.read(folders, Layers(layers))
     for folder, reason in results.left_out:
         log.warning("left out: %s %s", printable(str(folder), 400), printable(reason, 400))
     conditions = [text.partition("=") for text in where]
@@ -103,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="where to write (default: report inside the first FOLDER)")
     for name, (metavar, what) in _LISTS.items():
         add(f"--{name}", nargs="+", metavar=metavar, default=(), help=what)
+    about = "layers that means are over: those where every setting has a value, those trained, or all (default: common)"
+    add("--layers", choices=("common", "trained", "all"), default="common", help=about)
     add("--export-records", type=Path, metavar="DIR", help="also write recordings in the format of the papers' code")
     return parser
 

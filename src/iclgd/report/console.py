@@ -13,7 +13,7 @@ from rich.text import Text
 
 from iclgd.common.printable import printable
 from iclgd.report.formats import Row, pivot
-from iclgd.report.tables import cell
+from iclgd.report.tables import cell, undefined_notes
 from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results, whole
 from iclgd.runs import varying_keys
@@ -98,10 +98,7 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]], short: bool) 
         notes = [f"means over up to {most} draw{'s' * (most > 1)}; the report has their spread"]
     else:
         notes = [f"±: standard deviation over up to {most} draws" if most > 1 else "[ ]: 95 % interval over queries"]
-    for name in dict.fromkeys(row["score"] for row in records):
-        if count := sum(row["undefined"] for row in records if row["score"] == name):
-            label = printable(results.scores[name].label)
-            notes.append(f"{label}: {count:,} undefined values, left out of the mean")
+    notes += undefined_notes(results, records)
     for kind in ("diverged", "unstable"):
         if count := sum(run.state == kind for run in results):
             notes.append(f"{kind}: {count} of {len(results)} runs, left out of the means")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from iclgd.common.printable import printable
 from iclgd.report.formats import Row, Table, number, pivot
 from iclgd.report.planted_truths import notice_tables
 from iclgd.results import conclusions, published
@@ -59,10 +60,12 @@ def summary(
     records.sort(key=lambda r: [order[r[k]] if k == SCORE else results.rank(k, r[k]) for k in (*down, *across)])
     heads, cells = pivot((_texts(results, down, r), _texts(results, across, r), r) for r in records)
     draws = any(record["draws"] > 1 or excluded(record) for record in records)
+    uneven = _over_different_layers(records)
     lines: list[Row] = []
     for label, row in cells.items():
         counts = (_draws(results, row.values()),) * draws
-        lines.append((*label, *counts, *(cell(results, row.get(column)) for column in heads)))
+        texts = (cell(results, row.get(column), layers=uneven) for column in heads)
+        lines.append((*label, *counts, *texts))
         if any("published_mean" in record for record in row.values()):
             blank = [""] * (len(label) - 1 + draws)
             lines.append(("published", *blank, *(_published(row.get(column, {})) for column in heads)))
@@ -72,13 +75,30 @@ def summary(
     return Table("summary", title, header, len(names), tuple(lines), notes, tuple(records))
 
 
-def cell(results: Results, record: Mapping[str, Any] | None, interval: bool = True) -> str:
-    """The mean of a row of `Results.summary` as text; an empty cell where there is no row."""
+def cell(
+    results: Results, record: Mapping[str, Any] | None, interval: bool = True, layers: Collection[str] = ()
+) -> str:
+    """The mean of a row of `Results.summary` as text, with the number of layers it is over for the scores `layers`."""
     if record is None:
         return ""
     if math.isnan(record["mean"]) and excluded(record):
         return "diverged" if record["diverged"] else "unstable"
-    return _number(results.scores[record[SCORE]], record, interval)
+    text = _number(results.scores[record[SCORE]], record, interval)
+    return f"{text} ({record['layers']} layers)" if record[SCORE] in layers and record["layers"] else text
+
+
+def undefined_notes(results: Results, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for every score with undefined values, which are left out of its means."""
+    counts = {name: sum(r["undefined"] for r in records if r[SCORE] == name) for name in results.scores}
+    labels = {name: printable(results.scores[name].label) for name in counts}
+    return [f"{labels[name]}: {n:,} undefined values, left out of the mean" for name, n in counts.items() if n]
+
+
+def _over_different_layers(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    layers: dict[str, set[int]] = {}
+    for record in records:
+        layers.setdefault(record[SCORE], set()).add(record["layers"])
+    return {name for name, counts in layers.items() if len(counts - {0}) > 1}
 
 
 def _number(score: ScoreInfo, record: Mapping[str, Any], interval: bool = True) -> str:
@@ -197,7 +217,8 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
     if any("published_mean" in record for record in records):
         sources = published.published()["sources"]
         notes.append(f"Published: {sources['untrained_gd']}; {sources['variants']}.")
-    return (*notes, *conclusions.remarks(results))
+    undefined = undefined_notes(results, records)
+    return (*notes, *([f"{'; '.join(undefined)}."] if undefined else []), *conclusions.remarks(results))
 
 
 def _other_keys(results: Results) -> list[str]:
