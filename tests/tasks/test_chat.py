@@ -85,6 +85,12 @@ def test_an_answer_has_the_tokens_that_follow_the_assistants_header():
     assert made.decode(prompts.queries[0].token_ids).endswith("<|im_start|>assistant\n")  # where it is recorded
 
 
+def test_calibration_rows_are_turns_as_the_queries_are():
+    rows = drawn(calibration=drawn().queries)
+    prompts = encode(rows, chat_config(), tokenizer(), window=None)
+    assert prompts.calibration == prompts.queries
+
+
 def test_a_description_is_the_system_message():
     made = tokenizer()
     prompts = encode(drawn(description="Say how it was."), chat_config(), made, window=None)

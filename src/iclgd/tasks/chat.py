@@ -54,6 +54,7 @@ class Conversation:
             demonstrations=self._turns(drawn.demonstrations),
             queries=self._turns(drawn.queries),
             training=None if drawn.training is None else self._turns(drawn.training),
+            calibration=self._turns(drawn.calibration),
         )
 
     def _turns(self, examples: Sequence[Example]) -> tuple[Example, ...]:
