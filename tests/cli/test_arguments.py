@@ -94,3 +94,17 @@ def test_without_a_run_it_is_refused(arguments, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command.run(arguments).code == 2
     assert capsys.readouterr().err.startswith("iclgd: ")
+
+
+@pytest.mark.parametrize("group", ["task", "finetune", "metric", "model", "hydra/launcher"])
+def test_a_file_of_ones_own_with_a_built_in_name_is_refused(group, tmp_path):
+    built_in = sorted((paths.config_folder() / group).glob("*.yaml"))[0]
+    own = tmp_path / group / built_in.name
+    own.parent.mkdir(parents=True)
+    own.write_bytes(built_in.read_bytes())
+    assert command_line.for_hydra([f"--config-dir={tmp_path}"])  # the same file does no harm
+    own.write_text("name: mine\n")
+    with pytest.raises(ConfigError, match=rf"{own.name} has the name of a built-in file.*: rename it"):
+        command_line.for_hydra(["-cd", str(tmp_path), "task=reviews"])
+    own.rename(own.with_name("mine.yaml"))
+    assert command_line.for_hydra([f"--config-dir={tmp_path}"])

@@ -34,6 +34,13 @@ def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
     assert not (tmp_path / "conf" / "metric").exists()
 
 
+@pytest.mark.parametrize(("kind", "name"), [("task", "reviews"), ("variant", "gd"), ("metric", "sim_aou")])
+def test_a_skeleton_with_a_built_in_name_is_refused(kind: str, name: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"={name} is built in: choose another name"):
+        new.new(kind, name, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_command_for_skeletons_says_what_it_wrote_and_what_it_takes(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert new.cli(["task"]) == 2

@@ -31,6 +31,8 @@ def for_hydra(arguments: Sequence[str]) -> list[str]:
     folders, others = without_config_dirs(arguments)
     overrides = [argument for argument in others if argument not in _MULTIRUN]
     _refuse_misread(overrides)
+    for file in (file for folder in folders for file in paths.shadowed_files(Path(folder))):
+        raise ConfigError(f"{file} has the name of a built-in file, which would be used in its place: rename it")
     is_sweep = len(overrides) < len(others) or any(argument.startswith("sweeps=") for argument in overrides)
     other_command = any(argument.partition("=")[0] in _OTHER_COMMANDS for argument in overrides)
     multirun = ["-m"] if is_sweep and not other_command else []

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from iclgd.common.paths import config_folder
+
 _FILES = Path(__file__).parent / "skeletons"
 KINDS = {
     "metric": "iclgd --config-dir conf +metric=NAME",
@@ -32,6 +34,9 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
     kind = "objective" if kind == "variant" else kind  # a variant's own file, and the objective that it names
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{name!r} is not a plain name: small letters, digits and _ only, a letter first")
+    group = "finetune" if kind == "objective" else kind
+    if (config_folder() / group / f"{name}.yaml").is_file():
+        raise ValueError(f"{group}={name} is built in: choose another name")
     sources = sorted(path for path in (_FILES / kind).rglob("*") if path.is_file())
     targets = [
         Path(str(path.relative_to(_FILES / kind)).replace("NAME", name).removesuffix(".txt")) for path in sources

@@ -28,6 +28,13 @@ def config_files(group: str) -> dict[str, Path]:
     return {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
 
 
+def shadowed_files(folder: Path) -> list[Path]:
+    """Files of one's own config folder that Hydra would pass over, because a built-in file has the same name."""
+    own = [file for file in sorted(folder.rglob("*.yaml")) if file.parent != folder]
+    built_in = {file: config_folder() / file.relative_to(folder) for file in own}
+    return [file for file in own if built_in[file].is_file() and built_in[file].read_bytes() != file.read_bytes()]
+
+
 def bundled_data_folder() -> Path:
     """The folder of the example sentences that ship with the package, one folder for each task."""
     return _PACKAGE / "tasks" / "bundled"
