@@ -112,28 +112,34 @@ def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verd
     _check_prompts(folder, as_json(prompts, reference_prompts(config, model, prompts, prepared.reference)), verdict)
     stored = pd.read_parquet(folder.path / "scores.parquet")
     _check_means(stored, folder.read_json("scores.json"), config.metric.scores, verdict)
-
-    sample, scores = _sample(config, len(prompts.queries), queries), config.metric.scores
-    if len(sample) < len(prompts.queries):
-        scores = {name: spec for name, spec in scores.items() if not _needs_all(spec)}
-        left_out = sorted(config.metric.scores.keys() - scores.keys())
-        verdict.notes += [f"these need all queries (--all): {', '.join(left_out)}"] if left_out else []
-    prompts = replace(prompts, queries=tuple(prompts.queries[index] for index in sample))
-    evidence = gather(Laboratory(model, prompts, config, required_inputs(scores), Progress(), prepared))
-    own, naive, unknown = _frame(scores, evidence, sample), None, _unknown_settings(config)
-    if not unknown:
-        plain = _naive_evidence(Naive(model.network, config, prompts), evidence, model.first_layer_sees_context)
-        unknown = sorted(name for name, spec in scores.items() if not _has_inputs(plain, spec))
-        naive = _frame({name: scores[name] for name in scores if name not in unknown}, plain, sample)
-    verdict.notes += [f"the naive way does not know these: {', '.join(unknown)}"] if unknown else []
-    verdict.queries = len(sample)
     unsteady = bool(status.facts.get("unstable")) or model.network.dtype in (torch.float16, torch.bfloat16)
     exact = not differences and not unsteady and model.device.type == "cpu"  # a GPU need not sum in the same order
+    own, naive = _scores_again(Laboratory(model, prompts, config, set(), Progress(), prepared), queries, verdict)
     for name in dict.fromkeys(own["score"]):
         check = _compare(name, stored, own, naive, exact, WIDER if unsteady else 1)
         verdict.scores.append(check)
         if not check.holds:
             verdict.problems.append(f"score {name} is off by {max(*check.own, *(check.naive or ())):.2g}")
+
+
+def _scores_again(lab: Laboratory, queries: int | None, verdict: Verdict) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The scores of some queries by the program's own way, and by the naive way if it knows the variant."""
+    config, every = lab.config, lab.prompts.queries
+    sample, scores = _sample(config, len(every), queries), config.metric.scores
+    if len(sample) < len(every):
+        scores = {name: spec for name, spec in scores.items() if not _needs_all(spec)}
+        left_out = sorted(config.metric.scores.keys() - scores.keys())
+        verdict.notes += [f"these need all queries (--all): {', '.join(left_out)}"] if left_out else []
+    verdict.queries = len(sample)
+    some = replace(lab.prompts, queries=tuple(every[index] for index in sample))
+    evidence = gather(replace(lab, prompts=some, wanted=required_inputs(scores)))
+    unknown, naive = _unknown_settings(config), None
+    if not unknown:
+        plain = _naive_evidence(Naive(lab.model.network, config, some), evidence, lab.model.first_layer_sees_context)
+        unknown = sorted(name for name, spec in scores.items() if not _has_inputs(plain, spec))
+        naive = _frame({name: scores[name] for name in scores if name not in unknown}, plain, sample)
+    verdict.notes += [f"the naive way does not know these: {', '.join(unknown)}"] if unknown else []
+    return _frame(scores, evidence, sample), naive
 
 
 def _on_this_machine(config: Config, dtype: str, verdict: Verdict) -> Config:
@@ -222,10 +228,9 @@ def _naive_evidence(naive: Naive, own: Evidence, first_layer_sees_context: bool)
 
 def _has_inputs(evidence: Evidence, spec: ScoreConfig) -> bool:
     try:
-        inputs = [evidence.lookup(path) for path in spec.inputs.values()]
+        return all(evidence.lookup(path) is not None for path in spec.inputs.values())
     except KeyError:
         return False
-    return not any(value is evidence.trace.update_ranks for value in inputs)  # which the naive way does not measure
 
 
 def _frame(scores: Mapping[str, ScoreConfig], evidence: Evidence, sample: Sequence[int]) -> pd.DataFrame:
