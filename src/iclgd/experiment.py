@@ -13,14 +13,14 @@ import torch
 from iclgd import __version__, tracking
 from iclgd.common.records import Recording, axes_of
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
-from iclgd.config.enumerations import Placement, Procedure
+from iclgd.config.enumerations import Placement
 from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.memory import estimate, refuse_too_large
 from iclgd.evidence.outcome import kept_tensors, means_so_far, model_facts, outcome
 from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.evidence.reference import reference_prompts
-from iclgd.mechanisms import check
+from iclgd.mechanisms.registry import check
 from iclgd.metrics import required_inputs
 from iclgd.models.completeness import refuse_unknown_tokens
 from iclgd.models.language_model import LanguageModel
@@ -104,7 +104,7 @@ def run(
 
 def _refuse_patches_apart(config: Config, wanted: set[str]) -> None:
     """Refuse what reads whole feed-forward matrices where they may be in parts or elsewhere."""
-    patches = config.finetune.procedure in (Procedure.exact_patch, Procedure.static_patch)
+    patches = config.finetune.mechanism in ("exact_patch", "static_patch")
     if config.runtime.placement is not Placement.single and (patches or wanted & {"static_changes", "trained_changes"}):
         raise ConfigError(
             f"runtime.placement={config.runtime.placement} does not go with patches of feed-forward weights, nor with "

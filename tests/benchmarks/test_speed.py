@@ -30,7 +30,7 @@ from iclgd.config.variants import variant as named_variant
 from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
-from iclgd.mechanisms import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import finetuned, training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load

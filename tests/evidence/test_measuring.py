@@ -3,10 +3,10 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from test_models_recorder import recorded
 
 from configs import config as config_of
 from iclgd.config.enumerations import Layer0
@@ -14,13 +14,15 @@ from iclgd.evidence.gather import _without_rounding
 from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
-from iclgd.mechanisms import finetuned, instability, jittered, objectives
+from iclgd.mechanisms import objectives
+from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.parameters import trained_parameters
-from iclgd.mechanisms.stability import suspicious
+from iclgd.mechanisms.stability import instability, jittered, suspicious
 from iclgd.metrics.attention_maps import sim_am_delta
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
+from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
 from iclgd.tasks.encoding import _bos
 from learning_cases import learning, prompts
@@ -41,9 +43,13 @@ def test_whether_the_first_layer_sees_the_context_is_measured(family):
 ])  # fmt: skip
 def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(family, reading, undefined):
     model = shared_model(family)
-    zsl, icl = recorded(model, "bos"), recorded(model, "demonstrations")
+    recorded = partial(
+        record, model, [Question((11, 23, 35, 47, 59, 71), ((5,), (6, 7))), Question((36, 48, 60), ((5,), (6, 7)))]
+    )
+    plan = RecordPlan(bos=1)
+    zsl, icl = recorded((1,), plan), recorded((1, *range(30, 43)), plan)
     with finetuned(model, prompts(), learning(lr=0.05)):
-        ft = recorded(model, "bos")
+        ft = recorded((1,), plan)
     config = config_of("model=toy", "task=toy", f"protocol.layer0={reading}")
     lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
     seen = _without_rounding(lab, icl, zsl)

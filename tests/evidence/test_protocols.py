@@ -8,7 +8,7 @@ from iclgd.config.enumerations import DropFrom, Exit, RandomUpdate, RecordAt, St
 from iclgd.evidence.facts import random_update
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
-from iclgd.mechanisms import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import finetuned, training_sequences
 from iclgd.runs.progress import Progress
 from learning_cases import gradients_of, learning, prompts
 from tiny_models import shared_model

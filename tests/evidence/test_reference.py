@@ -149,13 +149,16 @@ def test_a_run_against_icl_keeps_its_name_and_any_other_gets_one():
 def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
     monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
     done: list[str] = []
-    finetuned = learned.finetuned
+    resolve = learned.resolve_mechanism
 
-    def counted(model, prompts, run, *rest):
-        done.append(run.finetune.name)
-        return finetuned(model, prompts, run, *rest)
+    def counted(name):
+        def mechanism(bench):
+            done.append(bench.options.name)
+            return resolve(name)(bench)
 
-    monkeypatch.setattr(learned, "finetuned", counted)
+        return mechanism
+
+    monkeypatch.setattr(learned, "resolve_mechanism", counted)
     learned._LAST.clear()
     shared, alone = {}, {}
     for kept, cache_mode in ((shared, "auto"), (alone, "off")):

@@ -10,7 +10,7 @@ from iclgd.common.records import Item
 from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Trainable
-from iclgd.mechanisms import finetuned
+from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.parameters import trained_parameters
 from learning_cases import SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
 from tiny_models import shared_model
@@ -111,7 +111,7 @@ def mine(model, sequence, options):
 
 def test_an_objective_of_ones_own():
     model = shared_model("llama")
-    config = learning("finetune.objective=test_learning_steps.mine")
+    config = learning(f"finetune.objective={__name__}.mine")
     mine_, _ = trained_by(model, config)
     gd, _ = trained_by(model, learning())
     torch.testing.assert_close(mine_.losses, 2 * gd.losses)

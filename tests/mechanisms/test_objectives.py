@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iclgd.mechanisms import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import finetuned, training_sequences
 from iclgd.mechanisms.objectives import ObjectiveOptions, resolve_objective
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.verify.naive import Naive

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_learning_variants import QUERY_PARTS
 
 from iclgd.config import ConfigError
-from iclgd.mechanisms import check
 from iclgd.mechanisms.parameters import trained_parameters
-from learning_cases import SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
+from iclgd.mechanisms.registry import check
+from learning_cases import QUERY_PARTS, SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
 from tiny_models import shared_model
 
 KEYS = ("weight", "bias")
@@ -107,7 +106,7 @@ def one_step(optimizer: str, family: str = "llama"):
 
 
 def test_an_optimiser_of_ones_own():
-    for _, _, gradient, changed in one_step("{_target_: test_learning_chosen.Sign, scale: 2}"):
+    for _, _, gradient, changed in one_step(f"{{_target_: {__name__}.Sign, scale: 2}}"):
         torch.testing.assert_close(changed, -0.02 * gradient.sign(), rtol=1e-4, atol=1e-7)
 
 

@@ -17,6 +17,7 @@ from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.hooks import hidden_of, hooks
+from iclgd.models.interventions import intervening
 from iclgd.models.loading import load
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.tasks import draw, encode
@@ -33,7 +34,7 @@ LENGTHS, QUERY_LENGTHS = torch.tensor([8, 4]), torch.tensor([6, 4])
 
 def exact(patch="last", *overrides):
     return learning(
-        "finetune.procedure=exact_patch", "finetune.name=exact_patch", f"finetune.patch={patch}", *overrides
+        "finetune.mechanism=exact_patch", "finetune.name=exact_patch", f"finetune.patch={patch}", *overrides
     )
 
 
@@ -58,12 +59,14 @@ def precise(name):
 def test_the_patched_model_puts_out_what_icl_does(name, patch):
     model, tolerance = precise(name)
     before = {key: value.clone() for key, value in model.network.state_dict().items()}
-    without = lambda: AttentionPass(lengths=LENGTHS, prefix=encode_prefix(model, (1,)))  # noqa: E731
+    without = lambda: AttentionPass(  # noqa: E731
+        lengths=LENGTHS, prefix=encode_prefix(model, (1,)), query_lengths=QUERY_LENGTHS
+    )
     icl = outputs(model, TOKENS, AttentionPass(lengths=LENGTHS, prefix=encode_prefix(model, CONTEXT)))
     zsl = outputs(model, TOKENS, without())
     now = without()
     made = ExactPatch(model, CONTEXT, exact(patch))
-    found = outputs(model, TOKENS, now, made(TOKENS, now, QUERY_LENGTHS))
+    found = outputs(model, TOKENS, now, made(TOKENS, now))
     first = QUERY_LENGTHS - 1 if patch == "last" else torch.zeros(2, dtype=torch.long)
     for row, (start, end) in enumerate(zip(first, LENGTHS, strict=True)):
         for key, expected in icl.items():
@@ -89,7 +92,7 @@ def test_the_changes_are_weights_of_rank_one_and_all_of_them_are_needed(name):
     fresh = lambda: AttentionPass(lengths=length)  # noqa: E731
     patch, now = ExactPatch(model, CONTEXT, exact(), keep=True), fresh()
     icl = outputs(model, token, AttentionPass(lengths=length, prefix=encode_prefix(model, CONTEXT)))
-    outputs(model, token, now, patch(token, now, length))
+    outputs(model, token, now, patch(token, now))
     changes = {key: torch.outer(out[0], reads[0]) for key, (out, reads) in patch.factors.items()}
     family = model.anatomy.family
     assert set(changes) == {(i, n) for i in range(model.layers) for n in (*family.mlp_in, family.mlp_out)}
@@ -144,7 +147,8 @@ def test_a_recording_of_the_patched_model_scores_labels_as_icl_does(name, paddin
     asked = [Question(tuple(TOKENS[0].tolist()), labels), Question((36, 48, 60), labels), Question((13, 25), labels)]
     plan = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=20, padding=padding)
     icl, zsl = record(model, asked, CONTEXT, plan), record(model, asked, (1,), plan)
-    found = record(model, asked, (1,), plan, around=ExactPatch(model, CONTEXT, exact()))
+    with intervening(model, ExactPatch(model, CONTEXT, exact())):
+        found = record(model, asked, (1,), plan)
     for field in ("label_scores", "next_token_log_probs", "block_output"):
         torch.testing.assert_close(getattr(found, field), getattr(icl, field), rtol=1e-4, atol=1e-4)
         assert (getattr(zsl, field) - getattr(icl, field)).abs().max() > 1e-2
@@ -153,10 +157,10 @@ def test_a_recording_of_the_patched_model_scores_labels_as_icl_does(name, paddin
 
 def test_a_patched_layer_needs_no_patch_below_it():
     model, _ = precise("llama")
-    now = AttentionPass(lengths=LENGTHS)
+    now = AttentionPass(lengths=LENGTHS, query_lengths=QUERY_LENGTHS)
     icl = outputs(model, TOKENS, AttentionPass(lengths=LENGTHS, prefix=encode_prefix(model, CONTEXT)))
     patch = ExactPatch(model, CONTEXT, exact("last", "finetune.layers=[2]"))
-    found = outputs(model, TOKENS, now, patch(TOKENS, now, QUERY_LENGTHS))
+    found = outputs(model, TOKENS, now, patch(TOKENS, now))
     torch.testing.assert_close(found["logits"][0, 5:], icl["logits"][0, 5:], rtol=1e-6, atol=1e-6)
     assert (found["block 1"][0, 5:] - icl["block 1"][0, 5:]).abs().max() > 1e-2
     assert patch.trace().update_norms.isnan().tolist() == [True, True, False]
@@ -180,7 +184,7 @@ def calibrated(count):
 def test_a_static_patch_of_few_queries_does_what_context_does_to_them(name, patch):
     """With hardly any ridge and fewer tokens than inputs, the fit is exact on what it is fitted to, bos included."""
     model, shown = tiny_model(name, dtype=torch.float64), calibrated(2)
-    run = learning("finetune.procedure=static_patch", "finetune.ridge=1e-12", f"finetune.patch={patch}")
+    run = learning("finetune.mechanism=static_patch", "finetune.ridge=1e-12", f"finetune.patch={patch}")
     before = {key: value.clone() for key, value in model.network.state_dict().items()}
     asked = [Question(item.token_ids, ((5,), (6,))) for item in shown.calibration]
     plan = RecordPlan(optional=frozenset({"block_output"}))
@@ -212,6 +216,7 @@ def test_a_real_model_answers_as_with_its_context():
     asked = [Question(query.token_ids, shown.options(query)) for query in shown.queries]
     plan = RecordPlan(optional=frozenset({"next_token_log_probs", "block_output"}))
     icl, zsl = record(model, asked, shown.context(), plan), record(model, asked, shown.bos, plan)
-    found = record(model, asked, shown.bos, plan, around=ExactPatch(model, shown.context(), run))
+    with intervening(model, ExactPatch(model, shown.context(), run)):
+        found = record(model, asked, shown.bos, plan)
     torch.testing.assert_close(found.next_token_log_probs, icl.next_token_log_probs, rtol=0, atol=1e-4)
     assert (zsl.next_token_log_probs - icl.next_token_log_probs).abs().max() > 1

@@ -7,10 +7,21 @@ import torch
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import LossOn, StepPer, Trainable
-from iclgd.mechanisms import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import finetuned, training_sequences
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.models.loading import assemble
-from learning_cases import BOS, SEQUENCES, TEXTS, assert_same, gradients_of, learning, prompts, trained_by, weights
+from learning_cases import (
+    BOS,
+    QUERY_PARTS,
+    SEQUENCES,
+    TEXTS,
+    assert_same,
+    gradients_of,
+    learning,
+    prompts,
+    trained_by,
+    weights,
+)
 from tiny_models import RECORDABLE, shared_model, tiny_model
 
 
@@ -102,26 +113,6 @@ def test_divergence_is_said_and_ends_training():
     assert trace.update_norms.isnan().all()
     sound, _ = trained_by(model, learning(lr=1e6))
     assert sound.diverged_at is None and sound.update_norms.isfinite().all()
-
-
-QUERY_PARTS = {
-    "gpt2": ("transformer.h.{}.attn.c_attn", lambda x: x[..., :32], lambda x: (x[..., 32:64], x[..., 64:])),
-    "phi3": ("model.layers.{}.self_attn.qkv_proj", lambda x: x[:32], lambda x: (x[32:48], x[48:])),
-    **dict.fromkeys(
-        ("gpt_neox", "bloom"),
-        (
-            "{}.query_key_value",
-            lambda x: x.unflatten(0, (4, 3, 8))[:, 0],
-            lambda x: (x.unflatten(0, (4, 3, 8))[:, 1], x.unflatten(0, (4, 3, 8))[:, 2]),
-        ),
-    ),
-    "falcon": (
-        "{}.query_key_value",
-        lambda x: x.unflatten(0, (2, 4, 8))[:, :2],
-        lambda x: (x.unflatten(0, (2, 4, 8))[:, 2], x.unflatten(0, (2, 4, 8))[:, 3]),
-    ),
-    "falcon_multi_query": ("{}.query_key_value", lambda x: x[:32], lambda x: (x[32:40], x[40:])),
-}
 
 
 @pytest.mark.parametrize("objective", ["gd", "lcgd"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from placement.placement_cases import PLAN, QUESTIONS
 
-from iclgd.mechanisms import finetuned
+from iclgd.mechanisms.finetuning import finetuned
 from iclgd.models.half_precision_storage import compute_in_float32
 from iclgd.models.loading import assemble
 from iclgd.models.recorder import record

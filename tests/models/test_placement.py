@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Placement
-from iclgd.mechanisms import finetuned
+from iclgd.mechanisms.finetuning import finetuned
 from iclgd.models import offload
 from iclgd.models.loading import assemble
 from iclgd.models.placement import check_placement, devices_of, dispatch, loading_arguments, place, refuse_quantised

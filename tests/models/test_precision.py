@@ -5,7 +5,7 @@ import torch
 from test_models_recorder import recorded
 
 from iclgd.config.enumerations import Padding
-from iclgd.mechanisms import finetuned
+from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.losses import _UnembeddedLoss
 from iclgd.metrics.updates import sim_aou
 from learning_cases import learning, prompts

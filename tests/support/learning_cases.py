@@ -9,8 +9,7 @@ from configs import composed
 from iclgd.common.records import Item, PromptSet
 from iclgd.config import typed
 from iclgd.config.enumerations import LossOn, StepPer
-from iclgd.mechanisms import finetuned, training_sequences
-from iclgd.mechanisms.finetuning import Loop
+from iclgd.mechanisms.finetuning import Loop, finetuned, training_sequences
 from iclgd.mechanisms.parameters import trainable, trained_parameters
 
 BOS = (1,)
@@ -72,3 +71,24 @@ def gradients_of(model, config, sequence):
     with trainable(trained) as before:
         loss, gradients = Loop(model, config, trained, before).gradient([sequence])
     return loss, [gradient.clone() for gradient in gradients]
+
+
+# By family: the fused projection, its queries, its keys and values.
+QUERY_PARTS = {
+    "gpt2": ("transformer.h.{}.attn.c_attn", lambda x: x[..., :32], lambda x: (x[..., 32:64], x[..., 64:])),
+    "phi3": ("model.layers.{}.self_attn.qkv_proj", lambda x: x[:32], lambda x: (x[32:48], x[48:])),
+    **dict.fromkeys(
+        ("gpt_neox", "bloom"),
+        (
+            "{}.query_key_value",
+            lambda x: x.unflatten(0, (4, 3, 8))[:, 0],
+            lambda x: (x.unflatten(0, (4, 3, 8))[:, 1], x.unflatten(0, (4, 3, 8))[:, 2]),
+        ),
+    ),
+    "falcon": (
+        "{}.query_key_value",
+        lambda x: x.unflatten(0, (2, 4, 8))[:, :2],
+        lambda x: (x.unflatten(0, (2, 4, 8))[:, 2], x.unflatten(0, (2, 4, 8))[:, 3]),
+    ),
+    "falcon_multi_query": ("{}.query_key_value", lambda x: x[:32], lambda x: (x[32:40], x[40:])),
+}

@@ -7,7 +7,9 @@ from accelerate import dispatch_model
 from torch import Tensor
 
 from iclgd.common.records import OPTIONAL_RECORDS
-from iclgd.mechanisms import activation_matched, finetuned
+from iclgd.mechanisms.bench import Bench
+from iclgd.mechanisms.distillation import activation_match
+from iclgd.mechanisms.finetuning import finetuned
 from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import dissect
 from iclgd.models.language_model import LanguageModel
@@ -45,10 +47,9 @@ def everything(model: LanguageModel, variants: tuple[str, ...] = tuple(VARIANTS)
             f"{name}.norms": trace.gradient_norms,
             f"{name}.ranks": trace.update_ranks,
         }
-    target = plans["icl"].attention_output
     # Plain SGD: Adam would turn the rounding of a key bias's gradient, which is zero, into steps.
     ceiling = learning("finetune.optimizer=sgd", "finetune.epochs=4", objective="activation_match", lr=0.1)
-    with activation_matched(model, _queries_of(cases), target, ceiling) as trace:
+    with activation_match(Bench(model, _queries_of(cases), ceiling, icl=lambda: plans["icl"])) as trace:
         plans["activation_match"] = record(model, QUESTIONS, cases.bos, PLAN)
     facts["activation_match.loss"] = trace.losses
     facts["token_queries"] = token_queries(model, [(3, 4, 5)], cases.bos)[0]

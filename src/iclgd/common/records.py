@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -147,6 +148,11 @@ class Trace:
     demonstrations: tuple[int, ...] = ()
     diverged_at: int | None = None
     untouched_loss: float = math.nan
+
+    @classmethod
+    def without_steps(cls, layers: int) -> Trace:
+        """The trace of what changes no weights."""
+        return cls(torch.empty(0), torch.empty(0, layers), torch.zeros(layers), torch.zeros(layers))
 
 
 def axes_of(record: type) -> dict[str, str]:

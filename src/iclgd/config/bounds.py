@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from iclgd.config.enumerations import ModelSource, Placement, Procedure, TaskSource, Trainable
+from iclgd.config.enumerations import ModelSource, Placement, TaskSource, Trainable
 
 _LARGEST_FLOAT32 = 3.4028235e38
 _LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which draws the papers' orders, takes no larger one
@@ -17,7 +17,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "task.shots": (1, 1_000_000),
     "task.queries": (1, 1_000_000_000),
     "task.permutation": (0, 100_000),
-    "finetune.epochs": (1, 1_000_000),
+    "finetune.epochs": (0, 1_000_000),
     "finetune.rank": (1, 1_000_000),
     "finetune.calibration": (1, 1_000_000),
     "finetune.noise": (0, 1e30),
@@ -50,7 +50,7 @@ def refuse_impossible(config: Any) -> None:
     _check_rates(config)
     _check_scores(config)
     finetune, in_memory = config.finetune, config.model.source is ModelSource.memory
-    if finetune.noise and finetune.procedure is not Procedure.train:
+    if finetune.noise and finetune.mechanism != "gradient_descent":
         raise ConfigError(f"finetune.noise is for variants that train, and {finetune.name} does not: set it to 0")
     if in_memory and config.runtime.placement is not Placement.single:
         raise ConfigError(

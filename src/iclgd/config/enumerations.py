@@ -10,7 +10,12 @@ TaskSource = StrEnum("TaskSource", "bundled hub lm_eval")
 OnLeak = StrEnum("OnLeak", "error drop keep")
 OnOverflow = StrEnum("OnOverflow", "error drop")
 
-Procedure = StrEnum("Procedure", "train none replay activation_match exact_patch static_patch")
+# What a mechanism may look at to act like ICL. Calibration rows are of the train split, neither demonstrations nor
+# measured, and their labels are not used; what sees the measured queries is a ceiling and no method.
+Sees = StrEnum("Sees", "demonstrations one_at_a_time calibration queries")
+Fit = StrEnum("Fit", "parallel upwards")  # all layers beside untouched ones, or each with those below it shifted
+Site = StrEnum("Site", "attention_output block_output")  # where activations are read or changed
+Start = StrEnum("Start", "icl noise")  # what a trained prefix starts at
 Trainable = StrEnum("Trainable", "q k v o attn_kv attention mlp all")
 LossOn = StrEnum("LossOn", "all_tokens label")
 Batch = StrEnum("Batch", "sequential full")
@@ -19,8 +24,9 @@ TrainingData = StrEnum("TrainingData", "demonstrations label_shuffled other_task
 PatchTokens = StrEnum("PatchTokens", "last query")
 
 # A floor cannot be like ICL, a control lacks one thing that learning from the demonstrations needs, a rival explains a
-# difference otherwise, an anchor is ICL by construction, and a ceiling is as like ICL as training can make it.
-Role = StrEnum("Role", "floor control variant rival anchor ceiling")
+# difference otherwise, a mechanism is another process that may stand for ICL, an anchor is ICL by construction, and a
+# ceiling is as like ICL as training can make it.
+Role = StrEnum("Role", "floor control variant rival mechanism anchor ceiling")
 
 RecordAt = StrEnum("RecordAt", "last_prompt_token first_label_token")
 RandomUpdate = StrEnum("RandomUpdate", "gaussian uniform")

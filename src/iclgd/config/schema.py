@@ -75,7 +75,8 @@ class FinetuneConfig:
     """A finetuning variant (conf/finetune)."""
 
     name: str = MISSING  # the variant, and its file in conf/finetune
-    procedure: choices.Procedure = choices.Procedure.train  # how the FT setting comes about
+    mechanism: str = "gradient_descent"  # a function of iclgd.mechanisms, or a dotted path to one of yours
+    sees: choices.Sees = choices.Sees.demonstrations  # what it may look at
     objective: str = "gd"  # a function of iclgd.mechanisms.objectives, or a dotted path to one of yours
     lr: float = MISSING  # the learning rate
     layers: Any = "all"  # the blocks that are trained: all, a list such as [0,1,2], or a range such as 0-11
@@ -92,8 +93,14 @@ class FinetuneConfig:
     rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
     noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
     patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
-    calibration: int = 80  # static_patch: how many queries of the train split it is fitted to
-    ridge: float = 0.1  # static_patch: penalty of the fit, as a multiple of the median squared length of its inputs
+    calibration: int = 80  # how many rows of the train split a mechanism that sees calibration rows is given
+    ridge: float = 0.1  # fits of matrices: their penalty, as a multiple of the median squared length of the inputs
+    fit: choices.Fit = choices.Fit.upwards  # shifts: all layers at once, or each with those below it shifted
+    at: choices.Site = choices.Site.attention_output  # shifts: where they are added
+    layer: int | None = None  # vectors: the block after which they act; null: chosen
+    heads: int = 10  # function_vector: how many heads it sums over
+    start: choices.Start = choices.Start.icl  # kv_prefix: where it starts
+    options: dict[str, Any] = field(default_factory=dict)  # of a mechanism of your own
     label: str | None = None  # what tables and figures call it; null: its name
     role: choices.Role = choices.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first

@@ -13,6 +13,7 @@ from iclgd.common.records import PromptSet
 from iclgd.common.seeding import torch_stream
 from iclgd.config import Config
 from iclgd.config.enumerations import RandomUpdate
+from iclgd.evidence.grafts import graft_distances
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
 from iclgd.evidence.reference import Reference, orders
@@ -40,6 +41,10 @@ def facts(
         "one_shot_updates": lambda: _one_shot_updates(reference, settings),
         "icl_orders": lambda: torch.stack([reference.recording("icl", o).label_scores for o in reference.orders()]),
         "ft_orders": lambda: _ft_orders(lab, settings, learned),
+        "graft_icl": lambda: graft_distances(lab, settings.icl, settings.icl, up_to=False),
+        "graft_icl_up_to": lambda: graft_distances(lab, settings.icl, settings.icl, up_to=True),
+        "graft_ft": lambda: graft_distances(lab, learned.recording, settings.icl, up_to=False),
+        "graft_ft_up_to": lambda: graft_distances(lab, learned.recording, settings.icl, up_to=True),
     }
     if early:
         makers = {name: make for name, make in makers.items() if name not in LATE_FACTS}

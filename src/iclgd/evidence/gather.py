@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from iclgd.common.records import Evidence, PromptSet, Recording
+from iclgd.common.records import Evidence, PromptSet, Recording, Trace
 from iclgd.config.enumerations import Layer0
 from iclgd.config.variants import ICL
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, no_steps, training_queries
+from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, training_queries
 from iclgd.evidence.reference import referred
 
 
@@ -39,7 +39,7 @@ def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None =
     def after(done: int) -> None:
         if after_step and every and done % every == 0:
             so_far = lab.record("ft so far", lab.prompts.bos, lab.plan("ft"))
-            learned = Learned(no_steps(lab.model.layers), so_far, training_queries(lab))
+            learned = Learned(Trace.without_steps(lab.model.layers), so_far, training_queries(lab))
             early = facts(lab, reference, settings, learned, early=True)
             after_step(done, Evidence({**recordings, "ft": so_far}, learned.trace, early))
 

@@ -13,8 +13,8 @@ from iclgd.evidence.facts import LATE_FACTS, facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn
 from iclgd.evidence.reference import referred
-from iclgd.mechanisms import jittered
 from iclgd.mechanisms.parameters import trained_parameters
+from iclgd.mechanisms.stability import jittered
 
 
 def before_the_end(scores: Mapping[str, ScoreConfig]) -> dict[str, ScoreConfig]:

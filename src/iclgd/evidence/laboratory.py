@@ -15,7 +15,7 @@ from iclgd.config import Config
 from iclgd.config.enumerations import RecordAt
 from iclgd.evidence.preparation import Prepared
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.recorder import Around, Question, RecordPlan, record
+from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.progress import Progress
 
@@ -49,10 +49,10 @@ class Laboratory:
             mean_label=self.config.task.length_normalised,
         )
 
-    def record(self, stage: str, context: tuple[int, ...], plan: RecordPlan, **around: Around) -> Recording:
+    def record(self, stage: str, context: tuple[int, ...], plan: RecordPlan) -> Recording:
         """A recording of the model as it is now, of all queries after `context`."""
         questions = self.questions()
-        return record(self.model, questions, context, plan, self.progress.stage(stage, len(questions)), **around)
+        return record(self.model, questions, context, plan, self.progress.stage(stage, len(questions)))
 
     def untouched(self, setting: str, prompts: PromptSet | None = None) -> Recording:
         """A recording of the model as it was loaded: `zsl`, or `icl` with the prompts' or another order."""

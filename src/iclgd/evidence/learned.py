@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.common.records import PromptSet, Recording, Trace
-from iclgd.config import ConfigError
-from iclgd.config.enumerations import CacheMode, Procedure, RecordAt, TrainingData
+from iclgd.config.enumerations import CacheMode
 from iclgd.config.variants import variant
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.weights import Changes, changes_since, weights_now
-from iclgd.mechanisms import ExactPatch, activation_matched, finetuned, statically_patched
+from iclgd.mechanisms.bench import AfterStep, Bench
+from iclgd.mechanisms.registry import resolve_mechanism
+from iclgd.models.leftovers import unchanged_afterwards
 from iclgd.models.recorder import token_queries
 from iclgd.tasks import encode
 
 log = logging.getLogger(__name__)
-
-AfterStep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -58,25 +55,46 @@ def learn(
     The recording is called `setting`: scores that name it say what is recorded. `after` is called with the
     number of steps done, after each.
     """
-    prompts, finetune = prompts or lab.prompts, lab.config.finetune
-    if finetune.procedure is Procedure.exact_patch:  # changes of weights that belong to a token come with its pass
-        patch = ExactPatch(lab.model, prompts.context(), lab.config)
-        recording = lab.record(setting, prompts.bos, lab.plan(setting), around=patch)
-        return Learned(patch.trace(), recording, training_queries(lab))
-    before = weights_now(lab)
-    # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
-    noise = "update noise" if setting == "ft" else f"update noise of {setting}"
-    with _learning(lab, prompts, settings.icl, after, noise) as trace:
-        diverged_at, recording = trace.diverged_at, settings.icl
-        if diverged_at is None and finetune.procedure is not Procedure.replay:
+    prompts, name = prompts or lab.prompts, lab.config.finetune.name
+    mechanism, before = resolve_mechanism(lab.config.finetune.mechanism), weights_now(lab)
+    learned = None
+    with unchanged_afterwards(lab.model, name), mechanism(_bench(lab, settings, setting, prompts, after)) as trace:
+        diverged_at = trace.diverged_at
+        if diverged_at is None:
             recording = lab.record(setting, prompts.bos, lab.plan(setting))
             if not recording.attention_output.isfinite().all():  # the last step's harm shows only now
                 diverged_at = len(trace.losses)
-        if diverged_at is None:
-            return Learned(trace, recording, training_queries(lab), changes_since(lab, before))
-    log.warning("%s diverged at step %d: its scores are undefined", finetune.name, diverged_at)
+            else:
+                learned = Learned(trace, recording, training_queries(lab), changes_since(lab, before))
+    if learned is not None:
+        return learned
+    log.warning("%s diverged at step %d: its scores are undefined", name, diverged_at)
     undefined = lab.undefined(settings.zsl, setting)
     return Learned(replace(trace, diverged_at=diverged_at), undefined, _undefined_queries(lab))
+
+
+def _bench(lab: Laboratory, settings: Settings, setting: str, prompts: PromptSet, after: AfterStep) -> Bench:
+    """What the mechanism works with."""
+
+    def start_steps(total: int) -> AfterStep:
+        advance = lab.progress.stage(f"finetune {lab.config.finetune.name}", total)
+
+        def step(done: int) -> None:
+            advance(1)
+            after(done)
+
+        return step
+
+    return Bench(
+        model=lab.model,
+        prompts=prompts,
+        config=lab.config,
+        icl=lambda: settings.icl if prompts is lab.prompts else lab.untouched("icl", prompts),
+        start_steps=start_steps,
+        measure_ranks="trace.update_ranks" in lab.wanted,
+        # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
+        noise="update noise" if setting == "ft" else f"update noise of {setting}",
+    )
 
 
 _LAST: dict[str, Learned] = {}  # of this process: a sweep asks for the same finetuning against one truth after another
@@ -103,37 +121,12 @@ def learning_key(lab: Laboratory, setting: str, prompts: PromptSet, **of: Any) -
 
 def compared(lab: Laboratory, settings: Settings) -> Recording:
     """The recording of the variant that `metric.compare_with` names."""
-    config, training = variant(lab.config, lab.config.metric.compare_with), None
-    if config.finetune.data is not TrainingData.demonstrations:
-        assert lab.prepared.compared is not None
-        training = encode(lab.prepared.compared, config, lab.model.tokenizer, lab.model.window).training
-    return learn(replace(lab, config=config), settings, "other", replace(lab.prompts, training=training)).recording
-
-
-@contextmanager
-def _learning(lab: Laboratory, prompts: PromptSet, icl: Recording, after: AfterStep, noise: str) -> Iterator[Trace]:
-    """Within the block the model is finetuned."""
-    config, ranks = lab.config, "trace.update_ranks" in lab.wanted
-    procedure, finetune = config.finetune.procedure, config.finetune
-    if procedure in (Procedure.none, Procedure.replay):
-        yield no_steps(lab.model.layers)
-    elif procedure is Procedure.activation_match:
-        if config.protocol.record_at is not RecordAt.last_prompt_token:
-            raise ConfigError("finetune=activation_match needs protocol.record_at=last_prompt_token")
-        with activation_matched(lab.model, prompts, icl.attention_output, config, after, ranks) as trace:
-            yield trace
-    elif procedure is Procedure.static_patch:
-        with statically_patched(lab.model, prompts, config, ranks) as trace:
-            yield trace
-    else:
-        advance = lab.progress.stage(f"finetune {finetune.name}", len(prompts.training_items()) * finetune.epochs)
-
-        def step(done: int) -> None:
-            advance(1)
-            after(done)
-
-        with finetuned(lab.model, prompts, config, step, ranks, noise) as trace:
-            yield trace
+    config, prompts = variant(lab.config, lab.config.metric.compare_with), lab.prompts
+    drawn = lab.prepared.compared
+    if drawn is not None and drawn is not lab.prepared.drawn:
+        own = encode(drawn, config, lab.model.tokenizer, lab.model.window)
+        prompts = replace(prompts, training=own.training, calibration=own.calibration)
+    return learn(replace(lab, config=config), settings, "other", prompts).recording
 
 
 def training_queries(lab: Laboratory) -> Float[Tensor, "context layer heads_x_head_dim"] | None:
@@ -152,8 +145,3 @@ def _undefined_queries(lab: Laboratory) -> Tensor | None:
         return None
     shape = lab.model.anatomy.shape
     return torch.full((len(lab.prompts.context()), shape.layers, shape.heads * shape.head_dim), float("nan"))
-
-
-def no_steps(layers: int) -> Trace:
-    """The trace of a variant that takes no step."""
-    return Trace(torch.empty(0), torch.empty(0, layers), torch.zeros(layers), torch.zeros(layers))

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from iclgd.common.paths import cache_folder
 from iclgd.config import Config, ConfigError
 from iclgd.config.bounds import parse_layers
-from iclgd.config.enumerations import CacheMode, Placement, Procedure
+from iclgd.config.enumerations import CacheMode, Placement
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.models.anatomy import dissect
 from iclgd.models.half_precision_storage import stored_dtype
@@ -160,7 +160,7 @@ def _counted(settings: PretrainedConfig, config: Config) -> _Counted:
     anatomy = dissect(network)
     model = LanguageModel(network, anatomy, None)
     trained = 0
-    if config.finetune.procedure in (Procedure.train, Procedure.activation_match):
+    if config.finetune.mechanism in ("gradient_descent", "activation_match"):
         chosen = trained_parameters(model, config.finetune.trainable, parse_layers(config.finetune.layers))
         trained = sum(item.parameter.numel() for item in chosen)
     shape = anatomy.shape

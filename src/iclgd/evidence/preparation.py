@@ -9,7 +9,7 @@ from pathlib import Path
 
 from iclgd.config import Config, ConfigError
 from iclgd.config.bounds import parse_layers
-from iclgd.config.enumerations import Procedure, TrainingData
+from iclgd.config.enumerations import Sees, TrainingData
 from iclgd.config.variants import STATIC, reference_config, variant
 from iclgd.models.files import layers_of, model_inputs
 from iclgd.runs.inputs import Inputs, digest, list_inputs
@@ -46,7 +46,7 @@ def prepare(config: Config) -> Prepared:
         other = variant(config, config.metric.compare_with)
         others[f"variant {config.metric.compare_with}"] = other
         own_rows = other.finetune.data is not TrainingData.demonstrations
-        compared = draw(other, pool=pool) if own_rows or other.finetune.procedure is Procedure.static_patch else drawn
+        compared = draw(other, pool=pool) if own_rows or other.finetune.sees is Sees.calibration else drawn
         rows |= dict(_rows(other, compared))
     if "static_changes" in inputs_of(config):
         others[f"variant {STATIC}"] = variant(config, STATIC)

@@ -10,7 +10,6 @@ import torch
 from iclgd.common.records import PromptSet, Recording, Trace
 from iclgd.common.seeding import permuted
 from iclgd.config import Config
-from iclgd.config.enumerations import Procedure
 from iclgd.config.variants import ICL, reference_config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
@@ -47,8 +46,6 @@ class Reference:
 
     def _learned(self, setting: str, prompts: PromptSet) -> Recording:
         lab, settings, wanted = self.lab, self.settings, f"{setting}.context_scores"
-        if lab.config.finetune.procedure in (Procedure.activation_match, Procedure.replay):
-            settings = replace(settings, icl=lab.untouched(ICL, prompts))
         if wanted not in lab.wanted:
             learned = learn(lab, settings, setting, prompts)
             return _with_losses(learned.recording, learned.trace)

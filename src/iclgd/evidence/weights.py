@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.common.seeding import torch_stream
-from iclgd.config.enumerations import Procedure
 from iclgd.config.variants import STATIC, variant
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.mechanisms.patches import static_changes
@@ -36,7 +35,7 @@ def context_changes(lab: Laboratory) -> Changes:
 
     Layers that a run's own static patch leaves out (`finetune.layers`) have no change.
     """
-    own = lab.config.finetune.procedure is Procedure.static_patch
+    own = lab.config.finetune.mechanism == STATIC
     config = lab.config if own else variant(lab.config, STATIC)
     by_name = static_changes(lab.model, lab.prompts, config)
     known = iter([(layer, name) for layer in range(lab.model.layers) for name in _names(lab)])

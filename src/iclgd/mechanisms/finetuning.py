@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TypeVar
@@ -16,16 +16,16 @@ from iclgd.common.records import PromptSet, Trace
 from iclgd.common.seeding import torch_stream
 from iclgd.config import Config, FinetuneConfig
 from iclgd.config.bounds import parse_layers
-from iclgd.config.enumerations import Batch, Direction, Exit, LossOn, Procedure, StepPer, Trainable
+from iclgd.config.enumerations import Batch, Direction, Exit, LossOn, StepPer, Trainable
 from iclgd.mechanisms import losses
+from iclgd.mechanisms.bench import AfterStep, Bench
 from iclgd.mechanisms.low_rank import LowRank
 from iclgd.mechanisms.objectives import Objective, ObjectiveOptions, lcgd, refuse_unreached, resolve_objective
-from iclgd.mechanisms.optimisers import optimiser, optimiser_class
+from iclgd.mechanisms.optimisers import optimiser
 from iclgd.mechanisms.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.mechanisms.stability import last_steps, suspicious
 from iclgd.models.language_model import LanguageModel
 
-AfterStep = Callable[[int], None]
 T = TypeVar("T")
 
 
@@ -50,6 +50,14 @@ def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> li
             last[end] = True
             sequences.append(losses.Sequence(token_ids[: end + 1], last, number))
     return sequences
+
+
+def gradient_descent(bench: Bench) -> AbstractContextManager[Trace]:
+    """Finetuning on the demonstrations, with the gradients of `finetune.objective` (see `finetuned`)."""
+    steps = len(bench.prompts.training_items()) * bench.options.epochs
+    return finetuned(
+        bench.model, bench.prompts, bench.config, bench.start_steps(steps), bench.measure_ranks, bench.noise
+    )
 
 
 @contextmanager
@@ -209,7 +217,7 @@ class Loop:
         undefined = torch.full((self.model.layers,), float("nan"))
         return Trace(
             losses=torch.tensor(history),
-            gradient_norms=torch.stack(norms),
+            gradient_norms=torch.stack(norms) if norms else torch.empty(0, self.model.layers),
             update_norms=layer_norms(self.trained, changes, self.model.layers) if finite else undefined,
             update_ranks=update_ranks(self.trained, self.before, self.model.layers)
             if finite and self.ranks
@@ -218,16 +226,14 @@ class Loop:
         )
 
 
-def check(finetune: FinetuneConfig, exit_at: Exit) -> None:
-    """Refuse objectives and optimisers that are not there, and losses that reach nothing, before a model loads."""
-    if finetune.procedure is Procedure.train:
-        objectives = [resolve_objective(finetune.objective)]
-        if finetune.norm_of is not None:
-            objectives.append(resolve_objective(finetune.norm_of, "finetune.norm_of"))
-        chosen = finetune.trainable if isinstance(finetune.trainable, list) else [finetune.trainable]
-        if lcgd in objectives and exit_at is Exit.attention_output and set(chosen) == {Trainable.mlp}:
-            refuse_unreached()
-    optimiser_class(finetune.optimizer)
+def check_objectives(finetune: FinetuneConfig, exit_at: Exit) -> None:
+    """Refuse objectives that do not exist and losses that reach nothing, before a model loads."""
+    objectives = [resolve_objective(finetune.objective)]
+    if finetune.norm_of is not None:
+        objectives.append(resolve_objective(finetune.norm_of, "finetune.norm_of"))
+    chosen = finetune.trainable if isinstance(finetune.trainable, list) else [finetune.trainable]
+    if lcgd in objectives and exit_at is Exit.attention_output and set(chosen) == {Trainable.mlp}:
+        refuse_unreached()
 
 
 def _leaf(item: Trained) -> nn.Parameter:

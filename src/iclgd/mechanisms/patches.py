@@ -10,7 +10,7 @@ token without context what it puts out with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -21,10 +21,12 @@ from iclgd.common.records import PromptSet, Trace
 from iclgd.config import Config
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import PatchTokens, Trainable
+from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.parameters import layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import refuse_without_exact_form, watching, weight_of, without_bias
 from iclgd.models.forward import Prefix, encode_prefix, forward, padded
+from iclgd.models.interventions import intervening, last_tokens, own_tokens
 from iclgd.models.language_model import LanguageModel
 
 Factors = tuple[Float[Tensor, "row d_out"], Float[Tensor, "row d_in"]]
@@ -33,9 +35,9 @@ Factors = tuple[Float[Tensor, "row d_out"], Float[Tensor, "row d_in"]]
 class ExactPatch:
     """Rank-1 changes of each token's own feed-forward weights, after which ICL's block outputs come without context.
 
-    It is made for one batch at a time and handed to the recorder, which lets it act around the batch's pass. The
-    label tokens that are scored after a query are patched too, each by its own change, so that scores of labels of
-    several tokens are ICL's. With `keep`, `factors` has those of the last batch's changes.
+    It is an intervention, made for one batch at a time. The label tokens that are scored after a query are patched too,
+    each by its own change, so that scores of labels of several tokens are ICL's. With `keep`, `factors` has those of
+    the last batch's changes.
     """
 
     def __init__(self, model: LanguageModel, context: tuple[int, ...], config: Config, keep: bool = False) -> None:
@@ -47,11 +49,9 @@ class ExactPatch:
         self.factors: dict[tuple[int, str], Factors] | None = {} if keep else None
 
     @contextmanager
-    def __call__(
-        self, token_ids: Int[Tensor, "example token"], now: AttentionPass, query_lengths: Int[Tensor, " example"]
-    ) -> Iterator[None]:
+    def __call__(self, token_ids: Int[Tensor, "example token"], now: AttentionPass) -> Iterator[None]:
         """Within the block a pass over these tokens without context is patched."""
-        chosen = patched_tokens(self.which, now, query_lengths, token_ids.shape[1])
+        chosen = patched_tokens(self.which, now, token_ids.shape[1])
         rows = chosen.flatten().nonzero().squeeze(1).to(self.model.device)
         target = observed(self.model, token_ids, now, self.prefix, rows, self.layers)
         self.tokens += len(rows)
@@ -65,17 +65,14 @@ class ExactPatch:
         return Trace(torch.empty(0), torch.empty(0, self.model.layers), norms, norms.sign())
 
 
-def patched_tokens(
-    which: PatchTokens, now: AttentionPass, query_lengths: Int[Tensor, " example"], width: int, lead: int = 0
-) -> Bool[Tensor, "example token"]:
+def patched_tokens(which: PatchTokens, now: AttentionPass, width: int, lead: int = 0) -> Bool[Tensor, "example token"]:
     """The tokens from the query's last (`last`) or first (`query`) on, label tokens behind it included.
 
     `lead` tokens that stand before the query, in its length, are left out.
     """
-    lengths = now.lengths.cpu()[:, None]
-    place = torch.arange(width)[None] - (width - lengths if now.left else 0)
-    first = query_lengths[:, None] - 1 if which is PatchTokens.last else lead
-    return (place >= first) & (place < lengths)
+    if which is PatchTokens.last:
+        return last_tokens(now, width)
+    return own_tokens(now, width, torch.full_like(now.lengths.cpu(), lead))
 
 
 @dataclass
@@ -152,6 +149,28 @@ class _Patched:
 
 
 @contextmanager
+def exact_patch(bench: Bench) -> Iterator[Trace]:
+    """Each token's own rank-1 change of the feed-forward weights, after which ICL's block outputs come without context.
+
+    `finetune.patch` says which tokens are patched (see `ExactPatch`).
+
+    Yields:
+        A trace without steps; the norms of the changes are there when the block has ended.
+    """
+    patch = ExactPatch(bench.model, bench.context(), bench.config)
+    trace = patch.trace()
+    with intervening(bench.model, patch):
+        yield trace
+    trace.update_norms.copy_(patch.trace().update_norms)
+    trace.update_ranks.copy_(patch.trace().update_ranks)
+
+
+def static_patch(bench: Bench) -> AbstractContextManager[Trace]:
+    """One change of feed-forward weights for all tokens, fitted to the calibration rows (see `statically_patched`)."""
+    return statically_patched(bench.model, bench.prompts, bench.config, bench.measure_ranks)
+
+
+@contextmanager
 def statically_patched(
     model: LanguageModel, prompts: PromptSet, config: Config, ranks: bool = False
 ) -> Iterator[Trace]:
@@ -212,7 +231,7 @@ def _batch(
     """Sequences padded on the right, and which rows of the flattened batch are to be patched."""
     token_ids, lengths = padded(sequences), torch.tensor([len(tokens) for tokens in sequences])
     now = AttentionPass(lengths=lengths.to(model.device))
-    chosen = patched_tokens(which, now, lengths, token_ids.shape[1], lead)
+    chosen = patched_tokens(which, now, token_ids.shape[1], lead)
     return token_ids, now, chosen.flatten().nonzero().squeeze(1).to(model.device)
 
 

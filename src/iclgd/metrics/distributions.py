@@ -59,6 +59,46 @@ def total_variation(a: Options, b: Options) -> ByExample:
     return by_examples(distance, a, b)
 
 
+LEAST_EFFECT = 0.01  # total variation between ICL and zero-shot below which there is nothing to recover
+
+
+@metric
+def recovered(
+    icl: Float[Tensor, "example option"], ft: Float[Tensor, "example option"], zsl: Float[Tensor, "example option"]
+) -> Float[Tensor, " example"]:
+    """The share of ICL's change of the predictions that FT makes too, 1 - TV(ft, icl) / TV(zsl, icl).
+
+    Returns:
+        Values up to 1, unaveraged: 1 where FT predicts what ICL does, 0 where it is no nearer to ICL than zero-shot
+        is, below 0 where it is further. NaN where TV(zsl, icl) is below `LEAST_EFFECT`, and where it is NaN.
+    """
+    return recovered_share(total_variation(ft, icl), total_variation(zsl, icl))
+
+
+@metric
+def graft(
+    distance: Float[Tensor, "example layer"],
+    icl: Float[Tensor, "example option"],
+    zsl: Float[Tensor, "example option"],
+) -> Float[Tensor, "example layer"]:
+    """The share of ICL's effect that is there when some layers' attention outputs alone are put in.
+
+    Args:
+        distance: total variation between ICL and the model without context with those outputs put in, by layer.
+        icl: log-probabilities of the next token with context.
+        zsl: the same without context.
+
+    Returns:
+        As `recovered`, for each layer.
+    """
+    return recovered_share(distance, total_variation(zsl, icl)[:, None])
+
+
+def recovered_share(distance: Tensor, effect: Tensor) -> Tensor:
+    """1 - distance / effect; NaN where the effect is below `LEAST_EFFECT`."""
+    return 1 - distance.double() / effect.where(effect >= LEAST_EFFECT, torch.nan)
+
+
 @metric
 def jensen_shannon(a: Options, b: Options) -> ByExample:
     """Jensen-Shannon distance between two predicted distributions.

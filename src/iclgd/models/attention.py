@@ -40,6 +40,10 @@ class AttentionPass:
     mass_from: int | None = None
     # also record the attention queries of the last token (`last`) or of every token (`all`)
     keep_queries: str | None = None
+    # own tokens of each sequence's query; what follows is the beginning of a label
+    query_lengths: Int[Tensor, " example"] | None = None
+    questions: tuple[int, ...] = ()  # by sequence, the number of the question that it is for
+    first_position: int | None = None  # of the own tokens; None: right behind the prefix
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
@@ -50,6 +54,10 @@ class AttentionPass:
     def prefix_length(self) -> int:
         """Tokens that stand before every sequence."""
         return self.prefix[0][0].shape[2] if self.prefix else 0
+
+    def query_ends(self) -> Int[Tensor, " example"]:
+        """How many own tokens of each sequence are its query's: all of them, unless a label follows."""
+        return (self.lengths if self.query_lengths is None else self.query_lengths).cpu()
 
     def last(self, tokens: Float[Tensor, "example *head token rest"], axis: int) -> Tensor:
         """The slice at each sequence's last token along `axis`."""
@@ -205,12 +213,14 @@ def _with_log_mass(
     query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool
 ) -> tuple[Float[Tensor, "batch head token head_dim"], Float[Tensor, "batch head token"]]:
     """Attention and the log-sum-exp of its scores, by the fused kernel of the device where there is one."""
-    if query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16):
+    # The fused kernels' log-sum-exp has no gradient.
+    trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    if not trained and query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16):
         out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=None, scale=scale
         )
         return out, mass
-    if query.device.type == "cuda" and query.dtype is not torch.float64:
+    if not trained and query.device.type == "cuda" and query.dtype is not torch.float64:
         out, mass, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, causal, scale=scale
         )

@@ -90,9 +90,10 @@ def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> d
     before, lengths = now.prefix_length(), now.lengths.to(token_ids.device)
     place = torch.arange(width, device=token_ids.device).expand(batch, width)
     gap = width - lengths[:, None] if now.left else torch.zeros_like(lengths)[:, None]
-    positions = before + (place - gap).clamp(min=0)
+    first = before if now.first_position is None else now.first_position
+    positions = first + (place - gap).clamp(min=0)
     if not now.left:  # padding stands behind, where nothing sees it; keep its positions inside the window
-        positions = positions.minimum(before + lengths[:, None] - 1)
+        positions = positions.minimum(first + lengths[:, None] - 1)
     if model.anatomy.family.interface:
         return {"position_ids": positions, "use_cache": False}
     own = (place >= gap) & (place < gap + lengths[:, None])

@@ -23,6 +23,8 @@ class LanguageModel:
             and environment.json.
         first_layer_sees_context: whether the first layer's attention scores with a query's own tokens depend on what
             stands before it; under rotary positions they do not.
+        interventions: what acts on recorded passes now, and `prefixes`, of which the last stands before queries instead
+            of what the tokens there give (`models.interventions`).
         notes: what a reader should know, such as that input and output embeddings are tied.
     """
 
@@ -32,6 +34,8 @@ class LanguageModel:
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     first_layer_sees_context: bool = True
+    interventions: list[Any] = field(default_factory=list)
+    prefixes: list[list[Any]] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:

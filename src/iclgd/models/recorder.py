@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from iclgd.common.records import Recording
@@ -20,14 +20,12 @@ from iclgd.config.enumerations import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward, padded
 from iclgd.models.hooks import hidden_of, hooks
+from iclgd.models.interventions import entered
 from iclgd.models.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
 
 Tokens = tuple[int, ...]
-Around = Callable[
-    [Int[Tensor, "example token"], AttentionPass, Int[Tensor, " example"]], AbstractContextManager[object]
-]
 
 _TOKENS_ON_CPU, _TOKENS_ON_GPU = 512, 16384  # a pass: what stays in a CPU's cache, what fills a GPU
 
@@ -66,10 +64,6 @@ class _Probe:
     recorded: bool
 
 
-def _nothing(*_: object) -> AbstractContextManager[object]:
-    return nullcontext()
-
-
 @torch.inference_mode()
 def record(
     model: LanguageModel,
@@ -77,7 +71,6 @@ def record(
     context: Tokens,
     plan: RecordPlan,
     advance: Callable[[int], object] = lambda _: None,
-    around: Around = _nothing,
 ) -> Recording:
     """Run every question after `context` and record it (Deutch et al. 2024, sec. 2).
 
@@ -89,20 +82,19 @@ def record(
         context: tokens before each query: bos for zsl and ft, bos and demonstrations for icl.
         plan: what to record, and how.
         advance: called with the number of questions done.
-        around: entered around each batch's pass, with its tokens, its `AttentionPass` and the lengths of its queries.
 
     Returns:
         The recording, in the order of `questions`.
     """
     probes = _probes(questions, plan)
-    prefix = encode_prefix(model, context)
+    prefix = model.prefixes[-1] if model.prefixes else encode_prefix(model, context)
     collected = _Collected(len(questions), max(len(question.options) for question in questions))
     budget = plan.batch_tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ON_GPU)
     waiting = sorted(probes, key=lambda probe: -len(probe.token_ids))  # memory runs out early if at all
     while waiting:
         batch = _batch(waiting, plan.padding, budget)
         try:
-            _run_batch(model, batch, prefix, plan, collected, around)
+            _run_batch(model, batch, prefix, plan, collected)
         except RuntimeError as error:
             if not _out_of_memory(error) or len(batch) == 1:
                 raise
@@ -156,7 +148,6 @@ def _run_batch(
     prefix: Prefix | None,
     plan: RecordPlan,
     collected: _Collected,
-    around: Around,
 ) -> None:
     now = AttentionPass(
         lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
@@ -165,12 +156,13 @@ def _run_batch(
         keep_context="context_scores" in plan.optional,
         mass_from=plan.bos if "context_mass" in plan.optional else None,
         keep_queries="last" if "query_vectors" in plan.optional else None,
+        query_lengths=torch.tensor([probe.query_length for probe in batch]),
+        questions=tuple(probe.example for probe in batch),
     )
     token_ids = padded([probe.token_ids for probe in batch], now.left)
     blocks: dict[int, Tensor] = {}
     watch = _last_outputs(model.anatomy.blocks, now, blocks) if "block_output" in plan.optional else nullcontext()
-    asked = torch.tensor([probe.query_length for probe in batch])
-    with around(token_ids, now, asked), added_outputs(model, now) as added, watch:
+    with entered(model, token_ids, now), added_outputs(model, now) as added, watch:
         hidden = forward(model, token_ids, now)
     collected.take_attention(batch, now, added, blocks)
     _score_options(model, batch, hidden, now, plan, collected)

@@ -168,7 +168,7 @@ def list_inputs(
     limits = {name: [score["limits"], score["share"]] for name, score in scores.items()}
     functions = {score["function"] for score in scores.values()}
     for finetune in (settings["finetune"], *finetunes.values()):
-        functions |= set(_dotted([finetune.get(key) for key in ("objective", "norm_of", "optimizer")]))
+        functions |= set(_dotted([finetune.get(key) for key in ("mechanism", "objective", "norm_of", "optimizer")]))
     parts = {
         "settings": run_id(settings),
         "dtype": dtype,

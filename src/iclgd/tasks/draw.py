@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from iclgd.common import paths, seeding
 from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
-from iclgd.config.enumerations import OnLeak, Procedure, TaskSource, TrainingData
+from iclgd.config.enumerations import OnLeak, Sees, TaskSource, TrainingData
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
 from iclgd.tasks.wording import worded_rows
@@ -76,7 +76,7 @@ def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
     rows = _demonstration_rows(pool.train, config, sample, measured)
     demonstrations = tuple(pool.train[row] for row in rows)
     asked = tuple(pool.evaluation[row] for row in queries)
-    calibrated = config.finetune.procedure is Procedure.static_patch or "static_changes" in inputs_of(config)
+    calibrated = config.finetune.sees is Sees.calibration or "static_changes" in inputs_of(config)
     calibration = _calibration_rows(pool.train, config, {*rows, *measured}) if calibrated else []
     return Drawn(
         demonstrations=demonstrations,
@@ -158,8 +158,8 @@ def _calibration_rows(train: Examples, config: Config, used: Set[int]) -> list[i
     rows = [row for row in reversed(seeding.shuffled(len(train), config.seed)) if row not in used]
     if not rows:
         raise ConfigError(
-            f"finetune=static_patch is fitted to rows of {train.origin} that are neither demonstrations nor queries, "
-            "and none is left: lower task.shots or task.queries"
+            f"finetune={config.finetune.name} is fitted to rows of {train.origin} that are neither demonstrations nor "
+            "queries, and none is left: lower task.shots or task.queries"
         )
     return rows[: config.finetune.calibration]
 

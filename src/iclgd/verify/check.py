@@ -37,7 +37,7 @@ MEAN_TOLERANCE = 1e-2  # of a score's mean distance, by the naive way or elsewhe
 WIDER = 10  # times, in half precision and where finetuning is unstable
 # Settings of `finetune` that the naive way knows, and those that may have any value; others need to be the default.
 _NAIVE_VALUES = {
-    "procedure": ("train", "none"),
+    "mechanism": ("gradient_descent", "none"),
     "objective": ("gd", "lcgd", "short_circuit"),
     "optimizer": ("sgd",),
     "trainable": ("attn_kv", "attention", "mlp", "all"),
@@ -187,8 +187,10 @@ def _check_means(
 
 def _sample(config: Config, count: int, queries: int | None) -> list[int]:
     """Indices of the queries to compute again: another random sample each time."""
-    procedures = {config.finetune.procedure, reference_config(config).finetune.procedure}
-    if queries is None or queries >= count or not procedures <= {"train", "none"}:  # others may learn from the queries
+    mechanisms = {config.finetune.mechanism, reference_config(config).finetune.mechanism}
+    if (
+        queries is None or queries >= count or not mechanisms <= {"gradient_descent", "none"}
+    ):  # others may learn from the queries
         return list(range(count))
     return sorted(np.random.default_rng().permutation(count)[:queries].tolist())
 

@@ -102,7 +102,7 @@ class Naive:
         batches = [items] if finetune.batch == "full" else [[item] for item in items]
         losses, norms, diverged = [], [torch.empty(0, len(self.blocks))], None
         try:
-            for batch in batches * finetune.epochs if finetune.procedure == "train" else []:
+            for batch in batches * finetune.epochs if finetune.mechanism == "gradient_descent" else []:
                 loss, gradients = self.gradients(batch)
                 losses.append(loss)
                 norms.append(self._norms(layers, gradients)[None])

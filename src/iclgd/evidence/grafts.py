@@ -1,0 +1,54 @@
+"""Grafts: attention's outputs of one setting put into the model without context, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iclgd.common.records import Recording
+from iclgd.config.enumerations import Site
+from iclgd.evidence.laboratory import Laboratory
+from iclgd.metrics.distributions import total_variation
+from iclgd.models.attention import AttentionPass
+from iclgd.models.interventions import intervening, own_tokens, rewriting
+from iclgd.models.recorder import RecordPlan, record
+
+
+def graft_distances(lab: Laboratory, donor: Recording, icl: Recording, up_to: bool) -> Float[Tensor, "example layer"]:
+    """Total variation of the next token between ICL and the model without context with the donor's outputs put in.
+
+    At layer l attention's output at the query's last token is the donor's in layer l alone or, with `up_to`, in all
+    layers up to l.
+    """
+    if icl.next_token_log_probs is None:
+        raise ValueError("grafts are compared with ICL's next-token distribution, which was not recorded")
+    plan = RecordPlan(optional=frozenset({"next_token_log_probs"}), bos=len(lab.prompts.bos))
+    advance = lab.progress.stage("graft", lab.model.layers)
+    distances = []
+    for layer in range(lab.model.layers):
+        layers = range(layer + 1) if up_to else [layer]
+        with _grafted(lab, donor.attention_output, list(layers)):
+            log_probs = record(lab.model, lab.questions(), lab.prompts.bos, plan).next_token_log_probs
+        assert log_probs is not None
+        distances.append(total_variation(log_probs, icl.next_token_log_probs))
+        advance(1)
+    return torch.stack(distances, dim=1)
+
+
+@contextmanager
+def _grafted(lab: Laboratory, outputs: Float[Tensor, "example layer d_model"], layers: list[int]) -> Iterator[None]:
+    @contextmanager
+    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
+        ends = now.query_ends()
+        chosen, questions = own_tokens(now, token_ids.shape[1], ends - 1, ends), list(now.questions)
+        with rewriting(
+            lab.model, Site.attention_output, layers, chosen, lambda layer, _rows: outputs[questions, layer]
+        ):
+            yield
+
+    with intervening(lab.model, intervention):
+        yield

@@ -1,0 +1,159 @@
+"""What a mechanism is given: a model, demonstrations, what it may see besides, and ways to record and to train.
+
+A mechanism is a function of a bench that returns a context manager. Within its block the model without context is
+changed so that it might act as it does with context: its weights, its activations at the query's last tokens, or the
+prefix that stands before the query. The manager yields a trace, and undoes the change in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from iclgd.common.records import Item, PromptSet, Recording, Trace
+from iclgd.config import Config, ConfigError, FinetuneConfig
+from iclgd.config.bounds import parse_layers
+from iclgd.config.enumerations import Sees
+from iclgd.models.attention import AttentionPass
+from iclgd.models.forward import encode_prefix, padded
+from iclgd.models.language_model import LanguageModel
+from iclgd.models.recorder import Question, RecordPlan, record
+
+AfterStep = Callable[[int], None]
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A query that a mechanism may learn from, and the tokens that stand before it under ICL."""
+
+    query: Item
+    context: Tokens
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a mechanism works with."""
+
+    model: LanguageModel
+    prompts: PromptSet  # the demonstrations, calibration rows and measured queries
+    config: Config  # the run
+    icl: Callable[[], Recording]  # makes ICL's recording of the measured queries
+    start_steps: Callable[[int], AfterStep] = lambda _total: lambda _done: None  # announces how many steps there are
+    measure_ranks: bool = False  # whether a score reads the ranks of changes of weights
+    noise: str = "update noise"  # the random stream of finetune.noise
+
+    @property
+    def options(self) -> FinetuneConfig:
+        """The settings of the variant; those of a mechanism of your own are in `options.options`."""
+        return self.config.finetune
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the mechanism changes (`finetune.layers`), from the input side."""
+        return parse_layers(self.options.layers) or tuple(range(self.model.layers))
+
+    @property
+    def demonstrations(self) -> tuple[Item, ...]:
+        """The demonstrations, each with its label at the end, in order."""
+        return tuple(self.prompts.demonstrations[index] for index in self.prompts.in_context)
+
+    @property
+    def calibration(self) -> tuple[Item, ...]:
+        """Rows of the train split that are neither demonstrations nor measured; their labels must not be used."""
+        self._refuse_unseen(Sees.calibration)
+        return self.prompts.calibration
+
+    @property
+    def queries(self) -> tuple[Item, ...]:
+        """The queries that are measured: what reads them is a ceiling."""
+        self._refuse_unseen(Sees.queries)
+        return self.prompts.queries
+
+    def _refuse_unseen(self, needed: Sees) -> None:
+        if self.options.sees is not needed:
+            raise ConfigError(
+                f"finetune={self.options.name} reads {needed} rows, and finetune.sees={self.options.sees} does not "
+                f"show them: set finetune.sees={needed}"
+            )
+
+    def context(self, left_out: int | None = None, only: int | None = None) -> Tokens:
+        """The tokens that stand before a query under ICL.
+
+        Args:
+            left_out: the place of a demonstration that is left out.
+            only: the place of the one demonstration that stands there.
+        """
+        chosen = self.prompts.in_context
+        if left_out is not None:
+            chosen = (*chosen[:left_out], *chosen[left_out + 1 :])
+        if only is not None:
+            chosen = (chosen[only],)
+        return replace(self.prompts, in_context=chosen).context()
+
+    def rows(self) -> list[Row]:
+        """What the mechanism may learn from, as `finetune.sees` says, each with its context under ICL.
+
+        Demonstrations are queries in turn, with the others as their context.
+        """
+        if self.options.sees is Sees.calibration:
+            return [Row(item, self.context()) for item in self.calibration]
+        if self.options.sees is Sees.queries:
+            return [Row(item, self.context()) for item in self.queries]
+        return [
+            Row(without_label(item), self.context(left_out=place)) for place, item in enumerate(self.demonstrations)
+        ]
+
+    def observe(self, rows: Sequence[Row], field: str, context: bool) -> Float[Tensor, "row ..."]:
+        """A field of the recordings of these rows, in their order.
+
+        Args:
+            rows: from `rows`.
+            field: such as `attention_output`, `block_output`, `next_token_log_probs` or `label_scores`.
+            context: whether each row's context stands before it.
+        """
+        plan = RecordPlan(optional=frozenset({field} - {"attention_output", "label_scores"}), bos=len(self.prompts.bos))
+        by_context: dict[Tokens, list[int]] = {}
+        for number, row in enumerate(rows):
+            by_context.setdefault(row.context if context else self.prompts.bos, []).append(number)
+        parts = []
+        for tokens, numbers in by_context.items():
+            questions = [self.question(rows[number].query) for number in numbers]
+            parts.append(getattr(record(self.model, questions, tokens, plan), field))
+        order = torch.tensor([number for numbers in by_context.values() for number in numbers]).argsort()
+        return torch.cat(parts)[order]
+
+    def question(self, query: Item) -> Question:
+        """A query as the recorder takes it."""
+        return Question(query.token_ids, self.prompts.options(query))
+
+    def batch(self, rows: Sequence[Row]) -> tuple[Tensor, AttentionPass]:
+        """The rows' tokens behind bos, without context, as one padded batch and its pass."""
+        sequences = [(*self.prompts.bos, *row.query.token_ids) for row in rows]
+        return padded(sequences), AttentionPass(
+            lengths=torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)
+        )
+
+    def batch_behind_bos(self, rows: Sequence[Row]) -> tuple[Tensor, AttentionPass]:
+        """The same with bos as a prefix, as rows are recorded."""
+        sequences = [row.query.token_ids for row in rows]
+        lengths = torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)
+        return padded(sequences), AttentionPass(lengths=lengths, prefix=encode_prefix(self.model, self.prompts.bos))
+
+    def no_steps(self) -> Trace:
+        """The trace of a mechanism that changes no weights."""
+        return Trace.without_steps(self.model.layers)
+
+
+Mechanism = Callable[[Bench], AbstractContextManager[Trace]]
+
+
+def without_label(item: Item) -> Item:
+    """A demonstration as a query."""
+    end = len(item.token_ids) - item.label_length
+    return replace(item, token_ids=item.token_ids[:end], label_length=0)

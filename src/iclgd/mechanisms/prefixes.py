@@ -1,0 +1,114 @@
+"""The demonstrations' keys and values as a prefix that is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iclgd.common.records import Trace
+from iclgd.common.seeding import torch_stream
+from iclgd.config import ConfigError
+from iclgd.config.enumerations import LossOn, Start
+from iclgd.mechanisms.bench import Bench
+from iclgd.mechanisms.optimisers import optimiser
+from iclgd.models.attention import AttentionPass, KeyValues
+from iclgd.models.forward import encode_prefix, forward
+from iclgd.models.interventions import own_prefix
+
+
+@contextmanager
+def kv_prefix(bench: Bench) -> Iterator[Trace]:
+    """Keys and values that stand before the query, started at ICL's own and trained (CT-KV, arXiv 2507.04221).
+
+    With `finetune.start=noise` they start at Gaussian noise of the same mean and size in each layer (prefix tuning). A
+    step is one demonstration, read after the prefix without the part that it left there itself, at the positions that
+    a query has; the loss is its mean cross-entropy (`finetune.loss_on`). Before the first step, and so with
+    `finetune.epochs=0`, the prefix from ICL's own keys and values is ICL.
+
+    Yields:
+        The losses; norms of gradients and of the whole change are of each layer's keys and values together.
+    """
+    trained = _start(bench)
+    trace = _trained(bench, trained)
+    with own_prefix(bench.model, [(key.detach(), value.detach()) for key, value in trained]):
+        yield trace
+
+
+def _start(bench: Bench) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    prefix = encode_prefix(bench.model, bench.context())
+    if prefix is None:
+        raise ConfigError(f"finetune={bench.options.name} has no demonstrations to start from: raise task.shots")
+    stream = torch_stream("prefix noise", bench.config.seed)
+
+    def begin(tensor: Tensor) -> nn.Parameter:
+        own = tensor.clone()  # outside of inference mode, so that it can be trained
+        if bench.options.start is Start.noise:
+            noise = torch.randn(own.shape, generator=stream).to(own)
+            own = own.mean() + own.std() * noise
+        return nn.Parameter(own)
+
+    return [(begin(key), begin(value)) for key, value in prefix]
+
+
+def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> Trace:
+    options, layers = bench.options, bench.model.layers
+    before = [(key.detach().clone(), value.detach().clone()) for key, value in prefix]
+    learner = optimiser(options.optimizer, [tensor for pair in prefix for tensor in pair], options.lr)
+    steps = [place for _ in range(options.epochs) for place in range(len(bench.demonstrations))]
+    step_done = bench.start_steps(len(steps))
+    losses: list[float] = []
+    norms: list[Tensor] = []
+    diverged_at = None
+    for step, place in enumerate(steps):
+        loss = _loss(bench, prefix, place)
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(_norms([(_gradient(key), _gradient(value)) for key, value in prefix]))
+        if not math.isfinite(losses[-1]) or not norms[-1].isfinite().all():
+            diverged_at = step
+            break
+        learner.step()
+        learner.zero_grad(set_to_none=True)
+        step_done(step + 1)
+    changes = [(key.detach() - k, value.detach() - v) for (key, value), (k, v) in zip(prefix, before, strict=True)]
+    return Trace(
+        losses=torch.tensor(losses),
+        gradient_norms=torch.stack(norms) if norms else torch.empty(0, layers),
+        update_norms=_norms(changes),
+        update_ranks=torch.full((layers,), float("nan")),
+        demonstrations=tuple(bench.prompts.in_context[place] for place in steps[: len(losses)]),
+        diverged_at=diverged_at,
+    )
+
+
+def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], place: int) -> Float[Tensor, ""]:
+    """The mean cross-entropy of a demonstration after the prefix without its own part."""
+    prompts, item = bench.prompts, bench.demonstrations[place]
+    length = len(bench.context())
+    start, end = prompts.context_spans()[place]
+    others = [i for i in range(length) if not start <= i < end + len(prompts.separator)]
+    seen: list[KeyValues] = [(key[:, :, others], value[:, :, others]) for key, value in prefix]
+    tokens = torch.tensor([item.token_ids])
+    now = AttentionPass(
+        lengths=torch.tensor([len(item.token_ids)], device=bench.model.device), prefix=seen, first_position=length
+    )
+    first = 1 if bench.options.loss_on is LossOn.all_tokens else len(item.token_ids) - item.label_length
+    with torch.enable_grad():
+        hidden = forward(bench.model, tokens, now)[0, first - 1 : -1]
+        logits = bench.model.anatomy.unembed(hidden).float()
+        return functional.cross_entropy(logits, tokens[0, first:].to(logits.device))
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def _norms(pairs: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, " layer"]:
+    squares = [key.double().square().sum() + value.double().square().sum() for key, value in pairs]
+    return torch.stack([square.cpu() for square in squares]).sqrt().float()

@@ -1,0 +1,196 @@
+"""Vectors that stand for a task: one layer's activation that is replaced, or a sum of heads' outputs that is added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iclgd.common.records import Item, Trace
+from iclgd.common.seeding import numpy_stream
+from iclgd.config import ConfigError
+from iclgd.config.enumerations import Site
+from iclgd.mechanisms.bench import Bench, Row, Tokens, without_label
+from iclgd.models.attention import AttentionPass
+from iclgd.models.feed_forward import weight_of
+from iclgd.models.forward import encode_prefix, forward
+from iclgd.models.hooks import hooks
+from iclgd.models.interventions import intervening, last_tokens, own_tokens, rewriting
+from iclgd.models.recorder import RecordPlan, record
+
+
+@contextmanager
+def task_vector(bench: Bench) -> Iterator[Trace]:
+    """The output of one block at the last token of context and a dummy query replaces it (arXiv 2310.15916).
+
+    It is replaced at the query's last token, after block `finetune.layer`. Null chooses the block with the best
+    accuracy on the demonstrations, each left out of the context in turn; among equals, the one that gives their
+    answers the highest mean log-probability. The dummy query is the first calibration row.
+    """
+    dummy = bench.calibration[0]
+    layer = bench.options.layer
+    layer = _best_layer(bench, dummy) if layer is None else _checked(bench, layer)
+    vectors = bench.observe([Row(dummy, bench.context())], "block_output", context=True)
+    with _replaced(bench, layer, vectors.expand(len(bench.prompts.queries), -1, -1)):
+        yield bench.no_steps()
+
+
+@contextmanager
+def _replaced(bench: Bench, layer: int, vectors: Float[Tensor, "question layer d_model"]) -> Iterator[None]:
+    """Within the block each question has its own vector after this layer's block, at its query's last token."""
+
+    @contextmanager
+    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
+        ends = now.query_ends()
+        chosen = own_tokens(now, token_ids.shape[1], ends - 1, ends)
+        rows = vectors[list(now.questions), layer]
+        with rewriting(bench.model, Site.block_output, [layer], chosen, lambda _layer, _rows: rows):
+            yield
+
+    with intervening(bench.model, intervention):
+        yield
+
+
+def _best_layer(bench: Bench, dummy: Item) -> int:
+    places = range(len(bench.demonstrations))
+    held_out = [without_label(item) for item in bench.demonstrations]
+    rows = [Row(dummy, bench.context(left_out=place)) for place in places]
+    vectors = bench.observe(rows, "block_output", context=True)
+    questions = [bench.question(item) for item in held_out]
+    labels = torch.tensor([item.label for item in held_out])
+    quality = []
+    for layer in bench.layers:
+        with _replaced(bench, layer, vectors):
+            scores = record(bench.model, questions, bench.prompts.bos, RecordPlan()).label_scores
+        right = scores.nan_to_num(nan=-torch.inf).argmax(-1) == labels
+        quality.append((right.float().mean().item(), scores[places, labels].mean().item(), layer))
+    return max(quality, key=lambda each: each[:2])[2]
+
+
+def _checked(bench: Bench, layer: int) -> int:
+    if not 0 <= layer < bench.model.layers:
+        last = bench.model.layers - 1
+        raise ConfigError(f"finetune.layer={layer} does not exist: the model's layers are 0 to {last}")
+    return layer
+
+
+@contextmanager
+def function_vector(bench: Bench) -> Iterator[Trace]:
+    """The sum of the mean outputs of the heads that carry the task is added at one layer (arXiv 2310.15213).
+
+    A head's mean output is taken at the last token over calibration rows with the demonstrations in context. Heads are
+    ranked by how much it raises the probability of the right answer's first token when it replaces their output in
+    prompts with shuffled labels: each demonstration in turn is the query, after the others with the labels of other
+    demonstrations. The sum over the best `finetune.heads` heads, each through its part of the output projection, is
+    added to the output of block `finetune.layer` (null: a third up) at the query's last token and behind it.
+    """
+    layer = bench.options.layer
+    layer = bench.model.layers // 3 if layer is None else _checked(bench, layer)
+    vector = function_vector_of(bench)
+
+    @contextmanager
+    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
+        chosen = last_tokens(now, token_ids.shape[1])
+        with rewriting(bench.model, Site.block_output, [layer], chosen, lambda _layer, rows: rows + vector.to(rows)):
+            yield
+
+    with intervening(bench.model, intervention):
+        yield bench.no_steps()
+
+
+@torch.inference_mode()
+def function_vector_of(bench: Bench) -> Float[Tensor, " d_model"]:
+    """The sum over the heads that raise the right answer most."""
+    means = _mean_head_outputs(bench)
+    vector = torch.zeros(())
+    for layer, head in _largest(_causal_effects(bench, means), bench.options.heads):
+        vector = vector + _through_projection(bench, layer, head, means[layer, head])
+    return vector
+
+
+def _mean_head_outputs(bench: Bench) -> Float[Tensor, "layer head head_dim"]:
+    rows = [row.query.token_ids for row in bench.rows()]
+    prefix, model = encode_prefix(bench.model, bench.context()), bench.model
+    outputs: list[Tensor] = []
+    for tokens in rows:
+        seen: dict[int, Tensor] = {}
+
+        def keep(layer: int, _module: nn.Module, args: Any, _kwargs: Any, seen: dict[int, Tensor] = seen) -> None:
+            seen[layer] = _by_head(bench, args[0])[0, -1]
+
+        now = AttentionPass(lengths=torch.tensor([len(tokens)], device=model.device), prefix=prefix)
+        with hooks(before=[(_output_projection(bench, layer), partial(keep, layer)) for layer in range(model.layers)]):
+            forward(model, torch.tensor([tokens]), now)
+        outputs.append(torch.stack([seen[layer].float().cpu() for layer in range(model.layers)]))
+    return torch.stack(outputs).mean(0)
+
+
+def _causal_effects(bench: Bench, means: Float[Tensor, "layer head head_dim"]) -> Float[Tensor, "layer head"]:
+    """How far each head's mean output raises the right answer's probability in prompts with shuffled labels."""
+    heads = bench.model.anatomy.shape.heads
+    effects = torch.zeros(bench.model.layers, heads)
+    for place, demonstration in enumerate(bench.demonstrations):
+        query = without_label(demonstration).token_ids
+        answer = demonstration.token_ids[len(query)]
+        prefix = encode_prefix(bench.model, _shuffled_context(bench, place))
+        lengths = torch.full((heads,), len(query), device=bench.model.device)
+        tokens = torch.tensor([query] * heads)  # a row for each head
+        before = _answers(bench, torch.tensor([query]), prefix, lengths[:1], answer)
+        for layer in range(bench.model.layers):
+            put = partial(_put_heads, bench, means[layer])
+            with hooks(before=[(_output_projection(bench, layer), put)]):
+                effects[layer] += _answers(bench, tokens, prefix, lengths, answer) - before
+    return effects / len(bench.demonstrations)
+
+
+def _put_heads(bench: Bench, means: Tensor, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """In row h of the batch, head h puts out its mean at the last token."""
+    changed = args[0].clone()
+    for head in range(len(means)):
+        _by_head(bench, changed)[head, -1, head] = means[head].to(changed)
+    return (changed, *args[1:]), kwargs
+
+
+def _answers(bench: Bench, tokens: Tensor, prefix: Any, lengths: Tensor, answer: int) -> Float[Tensor, " row"]:
+    hidden = forward(bench.model, tokens, AttentionPass(lengths=lengths, prefix=prefix))
+    return bench.model.anatomy.unembed(hidden[:, -1]).float().softmax(-1)[:, answer].cpu()
+
+
+def _shuffled_context(bench: Bench, left_out: int) -> Tokens:
+    """The other demonstrations with each other's labels: a random cyclic order, so that none keeps its own."""
+    others = [item for place, item in enumerate(bench.demonstrations) if place != left_out]
+    order = numpy_stream(f"function vector {left_out}", bench.config.seed).permutation(len(others)).tolist()
+    labels: dict[int, Tokens] = {}
+    for place, index in enumerate(order):
+        donor = others[order[(place + 1) % len(order)]]
+        labels[index] = donor.token_ids[len(donor.token_ids) - donor.label_length :]
+    tokens: list[int] = list(bench.prompts.bos)
+    for index, item in enumerate(others):
+        tokens += [*without_label(item).token_ids, *labels[index], *bench.prompts.separator]
+    return tuple(tokens)
+
+
+def _output_projection(bench: Bench, layer: int) -> nn.Module:
+    return bench.model.anatomy.projection(layer, "o")
+
+
+def _by_head(bench: Bench, hidden: Tensor) -> Float[Tensor, "row token head head_dim"]:
+    heads = bench.model.anatomy.shape.heads
+    return hidden.view(*hidden.shape[:-1], heads, hidden.shape[-1] // heads)
+
+
+def _through_projection(bench: Bench, layer: int, head: int, output: Float[Tensor, " head_dim"]) -> Tensor:
+    weight = weight_of(_output_projection(bench, layer))
+    width = len(output)
+    return (weight[:, head * width : (head + 1) * width].float().cpu() @ output).detach()
+
+
+def _largest(effects: Float[Tensor, "layer head"], count: int) -> Sequence[tuple[int, int]]:
+    """The heads with the largest effects, as (layer, head), largest first."""
+    indices = effects.flatten().topk(min(count, effects.numel())).indices.tolist()
+    return [divmod(index, effects.shape[1]) for index in indices]
