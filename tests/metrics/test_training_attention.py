@@ -110,14 +110,6 @@ def test_recalls_agree_with_plain_loops(spread):
     assert np.allclose(recall_top_examples(scores, query, training, of, k=3).flatten(), examples)
 
 
-def test_noise_recalls_what_chance_does():
-    scores, query, training, of = random_case(example=400, layer=1, tokens=100)
-    noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(1))
-    expected = 20 / (of >= 0).sum().item()
-    assert recall_top_tokens(noise, query, training, of, k=20).mean().item() == pytest.approx(expected, abs=0.02)
-    assert attention_kendall(noise, query, training, of).mean().item() == pytest.approx(0, abs=0.02)
-
-
 @given(arrays("float32", 12, elements=st.integers(0, 3).map(float)), st.integers(1, 12))
 def test_highest_takes_exactly_k_and_the_first_of_equals(values, k):
     chosen = highest(torch.from_numpy(values), k)

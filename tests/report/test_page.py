@@ -139,14 +139,6 @@ def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, host
         assert rows == whole["datasets"]["rows"]
 
 
-def test_figures_that_find_no_room_are_left_out_headlines_stay(monkeypatch, hostile):
-    all_figures = figures(Results.read([hostile]))
-    headline = [figure for figure in all_figures if figure.headline]
-    room = sum(len(json.dumps(page._packed(figure.specification))) for figure in headline)
-    monkeypatch.setattr(page, "_MOST_FIGURES", room)
-    assert set(page._specifications(all_figures)) == {figure.name for figure in headline}
-
-
 def test_browser_has_nothing_to_complain_of_and_asks_nobody(tab, written):
     assert tab.complaints() == []
     here = (written / "report.html").resolve().as_uri()

@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,17 +142,6 @@ def test_numbers_as_text():
     assert formats.number(0.5, 0.25, 0.75, 0.1, share=True) == "50.0% ± 10.0 [25.0, 75.0]"
     assert formats.number(0.00211, 0.00181, digits=5, high=0.0024) == "0.00211 [0.00181, 0.00240]"
     assert (formats.number(math.nan), formats.number(-0.0001, sign="+")) == ("–", "+0.000")  # noqa: RUF001
-
-
-def test_a_scores_own_number_of_decimals_is_shown(tmp_path):
-    for variant in ("gd", "lcgd"):
-        folder = write_run(tmp_path / variant, variant=variant)
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        config["metric"]["scores"]["sim_aou"]["digits"] = 5
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    table = tables.summary(Results.read([tmp_path]))
-    shown = {name: table.rows[0][table.header.index(name)].split(" ")[0] for name in ("SimAOU", "SimAM")}
-    assert [len(text.rpartition(".")[2]) for text in shown.values()] == [5, 3]
 
 
 HOSTILE = "<script>alert(1)</script>|&%$#_{}~^\\`*\x00\u202e\n=1+1"

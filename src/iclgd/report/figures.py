@@ -11,7 +11,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from iclgd.config.bounds import ConfigError, parse_layers
+from iclgd.config.bounds import parse_layers
 from iclgd.report.chart import Figure
 from iclgd.report.ladder import between_variants, ladder
 from iclgd.report.marks import Measure, axis_title, measured, number_axis
@@ -84,11 +84,8 @@ def layer_map(results: Results) -> Iterator[Figure]:
 
 
 def trained_layer(layers: Any) -> float:
-    """The one layer that `finetune.layers` names; NaN where it names more, or cannot be read."""
-    try:
-        parsed = parse_layers(layers)
-    except ConfigError:
-        return np.nan
+    """The one layer that `finetune.layers` names; NaN where it names more."""
+    parsed = parse_layers(layers)
     return float(parsed[0]) if parsed is not None and len(parsed) == 1 else np.nan
 
 

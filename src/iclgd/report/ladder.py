@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,8 @@ def _figures(
     """The figure of these scores, if it has more than one row."""
     measures = [measure for measure, _ in pairs]
     split, order = _split(results, pairs)
+    if kind == "pairs":  # floors and ceilings are of the likeness to ICL
+        split.rows[["floor", "ceiling"]] = math.nan
     if len(order) < 2:
         return
     charts = [_score(measure, at, split, order, len(measures)) for at, measure in enumerate(measures)]
