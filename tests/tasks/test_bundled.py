@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections import Counter
 
@@ -103,16 +102,3 @@ def test_no_template_stands_behind_the_sentences(name: str):
     assert openings.most_common(1)[0][1] <= len(read) // 50
     ends = Counter(tuple(words(row.get("text") or row["hypothesis"])[-3:]) for row in read)
     assert ends.most_common(1)[0][1] <= len(read) // 50
-
-
-def test_hypotheses_end_where_the_template_puts_its_full_stop():
-    for row in (*rows("entailment", "train"), *rows("entailment", "test")):
-        assert row["hypothesis"][-1].isalnum()
-        assert row["premise"].rstrip('"')[-1] in ".!?"
-
-
-@pytest.mark.parametrize("name", BUNDLED)
-def test_files_are_utf_8_lines_of_strict_json(name: str):
-    for split in ("train", "test"):
-        lines = (paths.bundled_data_folder() / name / f"{split}.jsonl").read_bytes().decode("utf-8").splitlines()
-        assert [json.loads(line) for line in lines] == rows(name, split)

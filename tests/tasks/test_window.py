@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from encoding_cases import LABELS, TAIL, TOKENIZER, choices, config_with, drawn_of, examples
-from iclgd.common.records import Item, PromptSet
+from encoding_cases import TAIL, TOKENIZER, choices, config_with, drawn_of, examples
+from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import DropFrom, OnOverflow, RecordAt
 from iclgd.tasks import Drawn, as_json, encode
@@ -126,9 +126,3 @@ def test_prompts_json_comes_back_as_it_was(kind: str):
     assert ("in_context" in content) == (kind == "dropped")
     assert ("training" in content) == (kind in ("control", "foreign"))
     assert from_json(json.loads(json.dumps(content, allow_nan=False))) == prompts
-
-
-def test_prompts_json_round_trips_an_item_for_item_copy():
-    item = Item("a Positive", (5, 6, 7), 1, label_length=2)
-    prompts = PromptSet((0,), (9,), (item,), (Item("b", (5,), 0),), LABELS, ((1,), (6, 7)), in_context=())
-    assert from_json(as_json(prompts)) == prompts
