@@ -28,7 +28,7 @@ class RunFailed(RuntimeError):
 def run(
     *overrides: str, model: str | torch.nn.Module | None = None, tokenizer: Any = None, **settings: Any
 ) -> FinishedRun:
-    """Make one run, or find it made: `iclgd.run("task=reviews", seed=1, finetune__lr=1e-3)`.
+    """Compute one run, or read it if it is done: `iclgd.run("task=reviews", seed=1, finetune__lr=1e-3)`.
 
     A model that you have loaded is measured as a copy, and stays as it is: `iclgd.run(model=MODEL, tokenizer=TOKENIZER,
     task="reviews")`. The run belongs to the content of its weights, config and tokenizer: the same again is not

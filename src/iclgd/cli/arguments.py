@@ -101,7 +101,7 @@ def rerun(arguments: Sequence[str], config_dir: Path) -> list[str]:
     main = yaml.safe_load((paths.config_folder() / "config.yaml").read_text(encoding="utf-8"))
     chosen = {argument.partition("=")[0].lstrip("+") for argument in overrides}
     own = {key: value for key, value in settings.items() if key not in {*chosen, "paths"}}
-    defaults = [entry for entry in main["defaults"] if not isinstance(entry, dict) or own.keys().isdisjoint(entry)]
+    defaults = [each for each in main["defaults"] if not isinstance(each, dict) or own.keys().isdisjoint(each)]
     data = (settings.get("paths") or {}).get("data_dir")
     if data and Path(data).expanduser().is_dir():
         own["paths"] = {"data_dir": str(Path(data).expanduser().resolve())}

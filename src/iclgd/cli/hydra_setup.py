@@ -83,7 +83,7 @@ def points(config: DictConfig) -> list[list[str]] | None:
 
 
 def count_points(config: DictConfig) -> int | None:
-    """How many runs a sweep will make; None if that is not known beforehand."""
+    """How many runs a sweep will make; None if its sweeper chooses them as it goes."""
     chosen = points(config)
     return OmegaConf.select(config, "hydra.sweeper.n_trials") if chosen is None else len(chosen)
 

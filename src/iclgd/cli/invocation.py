@@ -63,7 +63,7 @@ class Invocation:
         try:
             self._write(f"{number:06d}.json", record)
         except OSError as error:
-            log.error("how run %s ended cannot be told to the command: %s", folder.name, error)
+            log.error("the end of run %s could not be recorded for the command: %s", folder.name, error)
 
     def outcomes(self) -> list[Outcome]:
         """How the runs ended, in job order; a run that began and has no end is interrupted."""

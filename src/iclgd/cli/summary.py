@@ -41,7 +41,7 @@ def figures(folders: Sequence[Path], sweep: bool) -> list[Figure]:
         drawn = figures_of(Results.read(folders))
         chart.write(drawn, out)
     except Exception as error:
-        log.warning("the figures could not be made: %s; iclgd-report FOLDER tells more", error)
+        log.warning("the figures could not be made: %s; iclgd-report FOLDER shows more", error)
         return []
     log.info("figures are in %s", out)
     return drawn
@@ -88,7 +88,7 @@ def _show_tables(folders: list[Path], sweep: bool) -> None:
     try:
         table = console.table(folders)
     except Exception as error:
-        log.warning("the table could not be made: %s; iclgd-report FOLDER tells more", error)
+        log.warning("the table could not be made: %s; iclgd-report FOLDER shows more", error)
         return
     Console().print(table, crop=False)
     shown = os.path.relpath(folders[0].parent if sweep else folders[0])

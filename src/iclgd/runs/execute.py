@@ -78,8 +78,8 @@ def execute(
         config: the run.
         path: its folder.
         experiment: computes the scores and writes the files; called only if there is something to compute.
-        prepare: gives the inputs of the run, and what else its experiment is handed. A finished run that was made from
-            other inputs is computed anew, and its results are kept in the folder `earlier`; None: only settings count.
+        prepare: gives the inputs of the run, and what else its experiment is handed. A finished run that had other
+            inputs is computed anew, and its old results go to the folder `earlier`; None: only settings count.
         bars: where progress is drawn on a terminal.
 
     Raises:
@@ -144,7 +144,7 @@ def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
     with folder.log_file(), terminable(), Progress(folder, name, run.bars) as progress:
         try:
             if changed:
-                message = "run %s was made from other inputs; changed: %s. Its results are kept in %s"
+                message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
                 log.warning(message, name, ", ".join(changed), earlier)
             elif state is not None:
                 log.info("run %s was %s and is computed again", name, state)
@@ -170,7 +170,7 @@ def _measure(run: _Run, prepared: Prepared | None, progress: Progress) -> None:
     folder, config, settings = run.folder, run.config, as_dict(run.config)
     folder.start(run_id(settings))
     if prepared is None and run.prepare is not None:
-        prepared = run.prepare(config)  # what failed before fails here, where its traceback is kept
+        prepared = run.prepare(config)  # what failed before fails here, and leaves its traceback
     folder.write_yaml("config.yaml", settings)
     if prepared is not None:
         folder.write_json(INPUTS, prepared.inputs.parts)
