@@ -26,8 +26,7 @@ from iclgd.models.completeness import refuse_unknown_tokens
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load, resolve_device, resolve_dtype
 from iclgd.models.placement import check_placement, devices_of
-from iclgd.runs.checkout import source_patch
-from iclgd.runs.environment import environment
+from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import Progress

@@ -1,159 +1,148 @@
-"""What a run's fingerprint covers: every input that can change a number, and no other."""
+"""The id of a run's settings, its inputs, and the keys of recordings."""
 
-from __future__ import annotations
-
-import json
-import os
-import shutil
-import sys
-import types
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+import dataclasses
+import re
 
 import pytest
+from omegaconf import OmegaConf
 
-from configs import config
-from iclgd.common import paths
-from iclgd.config import Config, ConfigError
-from iclgd.evidence.preparation import prepare
-from iclgd.runs.inputs import Inputs
+from configs import composed, config
+from iclgd.config import ReferenceConfig, as_dict
+from iclgd.runs.inputs import SETTINGS_OF_KIND, Inputs, canonical, run_id, science
 
-SHOTS, ROWS = 4, 16
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a model, a task and functions of the user's own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    for module in ("prov_metric", "prov_deep", "prov_once", "prov_compiled"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path / "cache"))
-    shutil.copytree(paths.toy_model_folder(), "model")
-    for task in ("mine", "other"):
-        Path("data", task).mkdir(parents=True)
-        for split in ("train", "validation"):
-            rows = [{"sentence": f"{task} {split} {number}", "label": number % 2} for number in range(ROWS)]
-            Path("data", task, f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Path("prov_deep.py").write_text("SCALE = 1\n")
-    Path("prov_metric.py").write_text(
-        "import prov_deep\n\n\ndef far(icl, ft, zsl):\n    return (icl - ft).norm(dim=-1) * prov_deep.SCALE\n"
-    )
-    Path("other.yaml").write_text((paths.config_folder() / "task" / "sst2.yaml").read_text())
-    text = Path("other.yaml").read_text().replace("name: sst2", "name: other")
-    Path("other.yaml").write_text(text)
-    return tmp_path
+INPUTS = Inputs(
+    {
+        **{
+            "settings": "0c8d",
+            "dtype": "float32",
+            "device": "cpu",
+            "version of torch": "2.13.0",
+            "code of iclgd": "ab",
+        },
+        **{"model config.json": "12", "queries of toy/test": "34", "code my_metrics.py": "56"},
+    },
+    {"code of iclgd": "this package's measuring code", "model config.json": "the model's config.json"},
+)
 
 
-@cache
-def run(*overrides: str) -> Config:
-    """A run with the folder's model and task."""
-    mine = (
-        *("model=hf", "model.name=model", "task=sst2", "task.name=mine", "paths.data_dir=data", "runtime.device=cpu"),
-        *(f"task.shots={SHOTS}", "task.queries=8", "metric.scores.sim_aou.function=prov_metric.far"),
-        "finetune.lr=0.1",
-    )
-    return config(*mine, *overrides)
+def identity(*overrides):
+    return run_id(as_dict(config(*overrides)))
 
 
-def parts(*overrides: str) -> Inputs:
-    """What it is made of now."""
-    return prepare(run(*overrides)).inputs
+@pytest.fixture(scope="module")
+def base():
+    return config()
 
 
-def changed(edit: Callable[[], object], *overrides: str) -> list[str]:
-    """What the fingerprint says has changed after an edit, in words."""
-    before = parts(*overrides)
-    edit()
-    return parts(*overrides).changes(before.parts)
+def test_an_id_is_twelve_hexadecimal_digits_and_the_resolver_agrees(base):
+    assert re.fullmatch(r"[0-9a-f]{12}", run_id(as_dict(base)))
+    hydra = composed(with_hydra=True)
+    OmegaConf.set_readonly(hydra.hydra, None)
+    assert str(hydra.hydra.run.dir).endswith(f"outputs/single/{run_id(as_dict(base))}")
 
 
-def flip(path: str) -> Callable[[], object]:
-    """Another content of the same size and time stamp."""
-
-    def edit() -> None:
-        stamp = Path(path).stat()
-        content = bytearray(Path(path).read_bytes())
-        content[-3] ^= 1
-        Path(path).write_bytes(content)
-        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-
-    return edit
-
-
-def reword(path: str, old: str, new: str) -> Callable[[], object]:
-    return lambda: Path(path).write_text(Path(path).read_text().replace(old, new))
-
-
-def rows_that_count(task: str, *overrides: str) -> int:
-    """How many rows of a task's train split change the fingerprint when they are worded otherwise."""
-    before, counted = parts(*overrides), 0
-    for number in range(ROWS):
-        reword(f"data/{task}/train.jsonl", f'"{task} train {number}"', f'"{task} train {number} again"')()
-        now = parts(*overrides)
-        counted += bool(now.changes(before.parts))
-        before = now
-    return counted
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
-def test_each_file_that_a_model_is_read_from(folder, name):
-    assert changed(flip(f"model/{name}")) == [f"the model's {name}"]
-
-
-@pytest.mark.parametrize("name", ["merges.txt", "special_tokens_map.json", "chat_template.jinja"])
-def test_a_tokenizer_file_that_was_not_there(folder, name):
-    assert changed(lambda: Path("model", name).write_text("{}")) == [f"the model's {name} (new)"]
+def test_the_ids_of_settings_are_those_of_earlier_versions():
+    """Folders are named by them, and a sweep is resumed by them."""
+    assert identity("model=toy", "task=toy", "finetune=gd") == "0c8d863b96bf"
 
 
 @pytest.mark.parametrize(
-    "name", ["generation_config.json", "README.md", "token_counts.csv", "optimizer.safetensors", "adapter_config.json"]
+    "override",
+    ["seed=1", "task.shots=3", "finetune.lr=0.5", "finetune=gd", "metric.every=2", "runtime.dtype=float64"],
 )
-def test_a_file_that_no_model_is_read_from_does_not_count(folder, name):
-    assert changed(lambda: Path("model", name).write_text("{}")) == []
-
-
-def test_a_function_that_lies_in_no_file_is_refused(folder):
-    module = types.ModuleType("prov_typed_in")  # as in a notebook: what it reads can change unseen
-    exec("SCALE = 1\ndef far(icl, ft, zsl): return icl[..., 0] * SCALE", module.__dict__)
-    sys.modules[module.__name__] = module
-    try:
-        with pytest.raises(ConfigError, match=r"prov_typed_in\.far is not defined in a file.*module"):
-            parts("metric.scores.sim_aou.function=prov_typed_in.far")
-    finally:
-        del sys.modules[module.__name__]
-
-
-@pytest.mark.parametrize("setting", ["limits=[0,1]", "share=true"])
-def test_what_a_scores_interval_follows_from(folder, setting):
-    assert parts(f"metric.scores.sim_aou.{setting}").changes(parts().parts) == ["the limits and shares of scores"]
+def test_science_changes_the_id(override, base):
+    assert identity(override) != run_id(as_dict(base))
 
 
 @pytest.mark.parametrize(
-    ("overrides", "samples"),
-    [((), 1), (("reference.draw=1",), 2), (("reference=gd", "reference.lr=0.1", "reference.draw=2"), 2)],
+    "override",
+    [
+        *("runtime.device=cpu", "runtime.threads=3", "runtime.cache=off", "runtime.rerun=all", "paths.outputs=x"),
+        *("tracking=none", "tracking.mode=disabled", "runtime.save_recordings=true", "runtime.placement=auto"),
+        *("model.weights_seed=3", "finetune.label=x", "metric.scores.sim_aou.label=x"),
+    ],
 )
-def test_the_rows_that_are_drawn_and_the_references_own(folder, overrides, samples):
-    assert rows_that_count("mine", *overrides) == samples * SHOTS
+def test_machine_looks_and_tracking_do_not(override, base):
+    assert identity(override) == run_id(as_dict(base))
 
 
-@pytest.mark.parametrize(("reference", "samples"), [((), 1), (("reference=other_task", "reference.draw=1"), 2)])
-def test_the_other_tasks_rows_that_a_run_and_its_reference_train_on(folder, reference, samples):
-    other = ("finetune=other_task", "finetune.other_task=other.yaml", "finetune.lr=0.1", "task.rates={lcgd: 0.1}")
-    assert rows_that_count("other", *other, *reference) == samples * SHOTS
+def test_layers_and_rates_may_be_written_in_several_ways():
+    ways = {identity(f"finetune.layers={way}") for way in ("0-2", "[0,1,2]", "[2,1,0]", "'0-1,2'")}
+    assert len(ways) == 1
+    assert identity("finetune=gd", "task.rates.gd=0.5") == identity("finetune=gd", "finetune.lr=5e-1")
+    assert identity("finetune=gd", "task.rates.lcgd=0.5") == identity("finetune=gd")
+    compared = ("finetune=gd", "metric=[alpha]", "metric.compare_with=lcgd")  # at the rate that the task has for it
+    assert identity(*compared, "task.rates.lcgd=0.5") != identity(*compared)
 
 
-def test_rows_for_calibration_count_whatever_was_asked_before(folder):
-    plain, fitted = parts(), parts("+metric=weight_cosine")
-    assert not any(name.startswith("calibration") for name in plain.parts)
-    assert any(name.startswith("calibration") for name in fitted.parts)
-    assert "variant static_patch" in fitted.parts
+def test_canonical_json_is_one_text_for_one_content():
+    assert canonical({"b": 1, "a": [1.0, None]}) == canonical({"a": [1.0, None], "b": 1}) == '{"a":[1.0,null],"b":1}'
+    with pytest.raises(ValueError, match="Out of range"):
+        canonical({"a": float("nan")})
 
 
-def test_a_label_or_an_expression_is_no_module(folder):
-    Path("prov_trap.py").write_text("raise SystemExit\n")
-    made = parts(
-        "finetune.label=prov_trap.looks", "finetune.trainable=prov_trap.down_proj", "reference.label=prov_trap.x"
-    )
-    assert not any("prov_trap" in name for name in made.parts)
+def test_every_scientific_group_is_part_of_the_id(base):
+    chosen = science(as_dict(base))
+    machine = {"tracking", "runtime", "paths", "sweep_name"}
+    planted = dataclasses.replace(base, reference=ReferenceConfig("gd"))
+    assert "reference" not in chosen and "reference" in science(as_dict(planted))
+    machine.add("reference")  # part of it where anything but ICL plays ICL's part
+    assert set(chosen) - {"dtype"} == {group.name for group in dataclasses.fields(base)} - machine
+
+
+def test_settings_that_cannot_be_run_have_a_name_that_leaves_their_error_to_be_shown():
+    hydra = composed(["finetune.lr=-1"], with_hydra=True)
+    OmegaConf.set_readonly(hydra.hydra, None)
+    assert str(hydra.hydra.run.dir).endswith("single/refused")
+
+
+@pytest.mark.parametrize(
+    ("part", "before", "words"),
+    [
+        ("dtype", "bfloat16", "the dtype (bfloat16, now float32)"),
+        ("device", "cuda", "the device (cuda, now cpu)"),
+        ("version of torch", "2.12.0", "the version of torch (2.12.0, now 2.13.0)"),
+        ("settings", "x", "the settings"),
+        ("model config.json", "x", "the model's config.json"),
+        ("code of iclgd", "x", "this package's measuring code"),
+        ("code my_metrics.py", "x", "my_metrics.py"),
+        ("code my_metrics.py", None, "my_metrics.py (new)"),
+        ("code other.py", "x", "other.py (no longer there)"),
+        ("queries of toy/test", "x", "the queries of toy/test"),
+    ],
+)
+def test_what_changed_is_named(part, before, words):
+    stored = {name: value for name, value in {**INPUTS.parts, part: before}.items() if value is not None}
+    assert INPUTS.changes(stored) == [words]
+    assert INPUTS.changes(INPUTS.parts) == []
+
+
+def test_every_kind_of_input_is_compared_among_runs_shown_together():
+    assert {name.partition(" ")[0] for name in INPUTS.parts} - {"settings"} <= SETTINGS_OF_KIND.keys()
+
+
+@pytest.mark.parametrize("part", ["dtype", "device", "version of torch", "code of iclgd", "model config.json"])
+def test_recordings_belong_to_model_precision_machine_versions_and_code(base, part):
+    changed = Inputs({**INPUTS.parts, part: "x"})
+    assert changed.recording_key(base, "cpu", context=[1]) != INPUTS.recording_key(base, "cpu", context=[1])
+
+
+def test_runs_share_a_recording_of_the_same_prompts():
+    """Its prompts are in the key as tokens: rows, seeds, variants and the user's functions need not be the same."""
+    one, other = config("finetune=gd"), config("finetune=lcgd", "seed=3", "runtime.threads=1")
+    elsewhere = Inputs({**INPUTS.parts, "queries of toy/test": "x", "code my_metrics.py": "x"})
+    assert INPUTS.recording_key(one, "cpu", context=[1]) == elsewhere.recording_key(other, "cpu", context=[1])
+    assert INPUTS.recording_key(one, "cpu", context=[1]) != INPUTS.recording_key(one, "cpu", context=[2])
+    rounded = config("finetune=gd", "runtime.matmul=tf32")
+    assert INPUTS.recording_key(one, "cpu", context=[1]) != INPUTS.recording_key(rounded, "cpu", context=[1])
+
+
+@pytest.mark.parametrize("override", ["seed=1", "finetune=lcgd", "finetune.lr=0.5", "protocol=dai2023"])
+def test_a_learned_recording_belongs_to_its_variant_too(override):
+    one, other = config("finetune=gd"), config("finetune=gd", override)
+    assert INPUTS.recording_key(one, "cpu", learned=True) != INPUTS.recording_key(other, "cpu", learned=True)
+
+
+def test_a_learned_recording_belongs_to_the_users_functions_too(base):
+    changed = Inputs({**INPUTS.parts, "code my_metrics.py": "x"})
+    assert changed.recording_key(base, "cpu", learned=True) != INPUTS.recording_key(base, "cpu", learned=True)

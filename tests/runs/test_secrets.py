@@ -18,33 +18,7 @@ def test_keys_are_hidden_and_revisions_are_not(monkeypatch):
     assert without_secrets(text) == f"https://***@mirror.example/api: ***, ***, ***, revision {REVISION}"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        'os.environ["WANDB_API_KEY"] = "{}"',
-        'os.environ.setdefault("WANDB_API_KEY", "{}")',
-        "wandb.login(key='{}')",
-        'API_KEY: str = "{}"',
-        "API_KEY: Final[str | None] = b'{}'",
-        "api_key: {}",
-        '{{"apiKey": "{}"}}',
-        "export WANDB_API_KEY={}",
-        'if token == "{}":',
-        "password := '{}'",
-    ],
-)
-def test_keys_are_hidden_as_code_and_settings_write_them(text):
-    assert without_secrets(text.format("0a1b" * 5)) == text.format("***")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("user@host", "https://example.org/a@b", "a // b @ c", ""),
-        *('PAD_TOKEN = "some_ordinary_marker"', "KEY = learning_rate_schedule", "get(key, block_12_projection)"),
-        *("+KEY:\n-identifier_long_1", "KEY =\n    identifier_long_1", "num_key_value_heads: 1234567890123456"),
-    ],
-)
+@pytest.mark.parametrize("text", ["user@host", "https://example.org/a@b", "a // b @ c", "PAD_TOKEN = 'marker'", ""])
 def test_other_texts_stay(text):
     assert without_secrets(text) == text
 
@@ -55,8 +29,8 @@ def test_a_failed_run_shows_no_key_anywhere(tmp_path):
 
     outcome = execute(config("tracking=none"), tmp_path / "run", experiment)
     assert outcome.ending is Ending.failed and "mirror.example" in outcome.message
-    kept = outcome.message + "".join(path.read_text() for path in (tmp_path / "run").iterdir())
-    assert TOKEN not in kept and USER not in kept and "https://***@mirror.example with ***" in kept
+    written = outcome.message + "".join(path.read_text() for path in (tmp_path / "run").iterdir())
+    assert TOKEN not in written and USER not in written and "https://***@mirror.example with ***" in written
 
 
 def test_tracebacks_in_the_log_are_covered():

@@ -1,51 +1,33 @@
-"""SHA-256 of files. A large file is read once: its digest is remembered by path, size, time stamps and inode."""
+"""SHA-256 of files and texts. A large file is read once: its digest is kept with its size, time stamps and inode."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from iclgd.common import paths
 
-Stamp = tuple[int, int, int, int]
-
 _SMALL = 1 << 18  # bytes that are read faster than remembered
 _UNSETTLED = 2_000_000_000  # ns: a file changed so lately may change again within one tick of its clock, unseen
-
-_known: dict[str, tuple[Stamp, str]] = {}
-
-
-def stamp_of(path: Path) -> Stamp:
-    """What changes whenever a file is written: size, time of its content, time of its entry, inode."""
-    entry = path.stat()
-    return entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns, entry.st_ino
-
-
-def is_settled(stamp: Stamp) -> bool:
-    """Whether a file with this stamp could not be written again without its stamp changing."""
-    return time.time_ns() - max(stamp[1], stamp[2]) > _UNSETTLED
 
 
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
-    stamp, name = stamp_of(path), str(path.resolve())
+    stamp = _stamp(path)
     if stamp[0] <= _SMALL:
         return _read(path)
-    note = paths.cache_folder() / "digests" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
-    for stamped, digest in (_known.get(name, (None, "")), _noted(note)):
+    note = paths.cache_folder() / "digests" / f"{digest_of_text(str(path.resolve()))[:32]}.json"
+    with suppress(OSError, ValueError):
+        *stamped, digest = json.loads(note.read_text("utf-8"))
         if stamped == stamp:
-            _known[name] = (stamp, digest)
             return digest
     digest = _read(path)
-    if is_settled(stamp) and stamp_of(path) == stamp:
-        _known[name] = (stamp, digest)
-        _note(note, stamp, digest)
+    if time.time_ns() - max(stamp[1:3]) > _UNSETTLED and _stamp(path) == stamp:
+        _write(note, [*stamp, digest])
     return digest
 
 
@@ -53,9 +35,14 @@ def digest_of_text(*texts: str) -> str:
     """The SHA-256 of texts, one after the other."""
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass"))
-        digest.update(b"\0")
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes whenever a file is written, though its times are put back."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _read(path: Path) -> str:
@@ -63,19 +50,10 @@ def _read(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _noted(note: Path) -> tuple[Sequence[int] | None, str]:
-    try:
-        *stamp, digest = json.loads(note.read_text(encoding="utf-8"))
-        return tuple(stamp), str(digest)
-    except (OSError, ValueError, TypeError):
-        return None, ""
-
-
-def _note(note: Path, stamp: Stamp, digest: str) -> None:
+def _write(note: Path, content: list[int | str]) -> None:
     """Whole or not at all; a cache that cannot be written costs time only."""
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=note.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump([*stamp, digest], stream)
-        os.replace(part, note)
+        part = note.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.replace(note)

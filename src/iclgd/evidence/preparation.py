@@ -1,23 +1,26 @@
-"""What is drawn and digested before a run: its rows, once, and its inputs. Nothing here loads a model or PyTorch."""
+"""What is drawn and digested before a run: its rows, once, and its inputs. Nothing here loads a model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from iclgd.config import Config, ConfigError
+from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Sees, TrainingData
 from iclgd.config.variants import STATIC, reference_config, variant
-from iclgd.models.files import layers_of, model_inputs
-from iclgd.runs.inputs import Inputs, digest, list_inputs
+from iclgd.models.files import dtype_name, layers_of, model_inputs
+from iclgd.runs.environment import computing_versions
+from iclgd.runs.inputs import LOOKS, OWN_CODE, Inputs, digest, run_id
+from iclgd.runs.source_code import measuring_code, user_code
 from iclgd.tasks import Drawn, draw
 from iclgd.tasks.draw import inputs_of, read_pool
 from iclgd.tasks.examples import Example
 
-_PLACE = re.compile(r", (?:line|row) \d+$")
+_LINE = re.compile(r", (?:line|row) \d+$")
 
 
 @dataclass(frozen=True)
@@ -31,42 +34,48 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Draw a run's rows, and digest all that it depends on.
+    """Draw a run's rows, and digest all that its numbers depend on.
 
     Raises:
-        ConfigError: data or a model that is not there or cannot be used.
-        OSError: a file cannot be read, or the hub cannot be reached.
+        MissingInput: data or a model that is not there.
+        ConfigError: data or a model that cannot be used.
     """
     refuse_missing_layers(config)
     pool = read_pool(config)
-    drawn, others = draw(config, pool=pool), dict[str, Config]()
-    compared = reference = None
+    drawn, reference, compared = draw(config, pool=pool), None, None
+    others: dict[str, Config] = {}  # by part, the run with another variant that numbers come from
     rows = dict(_rows(config, drawn))
     if config.metric.compare_with is not None:
         other = variant(config, config.metric.compare_with)
-        others[f"variant {config.metric.compare_with}"] = other
         own_rows = other.finetune.data is not TrainingData.demonstrations
         compared = draw(other, pool=pool) if own_rows or other.finetune.sees is Sees.calibration else drawn
         rows |= dict(_rows(other, compared))
+        others[f"variant {config.metric.compare_with}"] = other
     if "static_changes" in inputs_of(config):
         others[f"variant {STATIC}"] = variant(config, STATIC)
     planted = reference_config(config)
     if planted is not config:
-        others[f"reference {config.reference.name}"] = planted
         reference = draw(planted, planted.reference.draw, pool)
-        rows |= dict(_rows(planted, reference, f", sample {planted.reference.draw}" if planted.reference.draw else ""))
-    model = {f"model {name}": value for name, value in model_inputs(config.model).items()}
+        rows |= dict(_rows(planted, reference, planted.reference.draw))
+        others[f"reference {config.reference.name}"] = planted
+    files = _model(config)
     wording = {name: getattr(drawn, name) for name in ("label_words", "description", "separator")}
-    handed = {
+    parts = {
+        **_settings(config, others),
         **{name: digest([_content(example) for example in examples]) for name, examples in rows.items()},
         f"wording of {config.task.name}": digest(wording),
-        **model,
+        **files,
+        OWN_CODE: measuring_code(),
+        **user_code(_functions(config, others)),
     }
-    words = {name: f"the rows of {_short(_origin(examples))} ({name})" for name, examples in rows.items()}
-    words |= {name: f"the model's {name.removeprefix('model ')}" for name in model}
-    words["model commit"] = f"the commit of {config.model.name}"
-    inputs = list_inputs(config, _dtype(config), _device(config), others, handed, words)
-    return Prepared(inputs, drawn, reference, compared)
+    words = {
+        **{name: f"the rows of {_origin(examples)} ({name})" for name, examples in rows.items()},
+        **{name: f"the model's {name.removeprefix('model ')}" for name in files},
+        **{name: f"conf/finetune/{other.finetune.name}.yaml" for name, other in others.items()},
+        OWN_CODE: "this package's measuring code",
+        "model commit": f"the commit of {config.model.name}",
+    }
+    return Prepared(Inputs(parts, words), drawn, reference, compared)
 
 
 def refuse_missing_layers(config: Config) -> None:
@@ -80,8 +89,32 @@ def refuse_missing_layers(config: Config) -> None:
         raise ConfigError(f"finetune.layers names layer {layers[-1]}, but the model's layers are 0 to {count - 1}")
 
 
-def _rows(config: Config, drawn: Drawn, further: str = "") -> Iterator[tuple[str, Sequence[Example]]]:
-    task, finetune = config.task, config.finetune
+def _settings(config: Config, others: Mapping[str, Config]) -> dict[str, str]:
+    """Parts that follow from settings and versions."""
+    scores = config.metric.scores.items()
+    finetunes = {name: as_dict(other)["finetune"].items() for name, other in others.items()}
+    return {
+        "settings": run_id(as_dict(config)),
+        "dtype": dtype_name(config.runtime.dtype, config.model),
+        "device": _device(config),
+        **{f"version of {name}": version for name, version in computing_versions().items()},
+        # intervals follow from these, but a run is not named by them
+        "limits and shares of scores": digest({name: [score.limits, score.share] for name, score in scores}),
+        **{name: digest({k: v for k, v in items if k not in LOOKS["finetune"]}) for name, items in finetunes.items()},
+    }
+
+
+def _device(config: Config) -> str:
+    """The kind of device that a run computes on."""
+    if config.runtime.device != "auto":
+        return config.runtime.device.partition(":")[0]
+    import torch  # for start-up time: rows are refused without it
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _rows(config: Config, drawn: Drawn, sample: int = 0) -> Iterator[tuple[str, Sequence[Example]]]:
+    task, finetune, further = config.task, config.finetune, f", sample {sample}" if sample else ""
     yield f"demonstrations of {task.name}/{task.train_split}{further}", drawn.demonstrations
     yield f"queries of {task.name}/{task.eval_split}", drawn.queries
     if drawn.training is not None:
@@ -90,32 +123,29 @@ def _rows(config: Config, drawn: Drawn, further: str = "") -> Iterator[tuple[str
         yield f"calibration rows of {task.name}/{task.train_split}{further}", drawn.calibration
 
 
-def _content(example: Example) -> dict[str, object]:
+def _content(example: Example) -> dict[str, Any]:
     return {name: value for name, value in asdict(example).items() if name != "where"}
 
 
 def _origin(rows: Sequence[Example]) -> str:
     """The file, or the hub's split, that rows come from."""
-    return _PLACE.sub("", rows[0].where)
-
-
-def _short(origin: str) -> str:
+    origin = _LINE.sub("", rows[0].where)
     return "/".join(Path(origin).parts[-2:]) if Path(origin).is_file() else origin
 
 
-def _device(config: Config) -> str:
-    """The kind of device that a run computes on."""
-    if config.runtime.device != "auto":
-        return config.runtime.device.partition(":")[0]
-    import torch  # for start-up time: a run that names its device is skipped without it
+def _model(config: Config) -> dict[str, str]:
+    """Digests of the model's files, or its commit on the hub."""
+    try:
+        return {f"model {name}": value for name, value in model_inputs(config.model).items()}
+    except OSError as error:
+        raise MissingInput(f"model.name={config.model.name} cannot be read: {error}") from error
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
-
-def _dtype(config: Config) -> str:
-    """The precision that a run computes in."""
-    if config.runtime.dtype not in ("auto", "model"):
-        return config.runtime.dtype
-    from iclgd.models.loading import resolve_dtype  # for start-up time
-
-    return str(resolve_dtype(config.runtime.dtype, config.model)).removeprefix("torch.")
+def _functions(config: Config, others: Mapping[str, Config]) -> list[str]:
+    """The dotted paths of functions: scores, objectives, and the optimiser's class."""
+    settings: list[Any] = [score.function for score in config.metric.scores.values()]
+    for finetune in (config.finetune, *(other.finetune for other in others.values())):
+        optimizer = finetune.optimizer
+        settings += [finetune.mechanism, finetune.objective, finetune.norm_of]
+        settings += [optimizer] if isinstance(optimizer, str) else optimizer.values()
+    return sorted({value for value in settings if isinstance(value, str) and "." in value})

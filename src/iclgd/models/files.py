@@ -106,6 +106,11 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
     return {"commit": commit_of(model)}
 
 
+def dtype_name(name: str, model: ModelConfig) -> str:
+    """The precision that `runtime.dtype` means; `auto` is float32 everywhere, `model` the precision of its files."""
+    return {"auto": "float32", "model": model.dtype or "bfloat16"}.get(name, name)
+
+
 def own_folder(model: ModelConfig) -> Path:
     """The folder that a model's name means; where there is none of that name, it is the hub's."""
     return toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()

@@ -18,7 +18,15 @@ from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
 from iclgd.models.anatomy import dissect
 from iclgd.models.attention import INTERFACE_NAME
 from iclgd.models.completeness import refuse_incomplete, refuse_oversized
-from iclgd.models.files import converted_place, held, model_inputs, own_folder, packaged_file, refuse_file_elsewhere
+from iclgd.models.files import (
+    converted_place,
+    dtype_name,
+    held,
+    model_inputs,
+    own_folder,
+    packaged_file,
+    refuse_file_elsewhere,
+)
 from iclgd.models.half_precision_storage import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.in_memory import copied
 from iclgd.models.language_model import LanguageModel
@@ -68,7 +76,7 @@ def resolve_dtype(name: str, model: ModelConfig) -> torch.dtype:
     Raises:
         ConfigError: not a dtype that a model can run in.
     """
-    name = {"auto": "float32", "model": model.dtype or "bfloat16"}.get(name, name)
+    name = dtype_name(name, model)
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if name not in known and not stored_apart(name):
         raise ConfigError(

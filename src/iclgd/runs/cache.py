@@ -1,14 +1,13 @@
-"""Recordings by content, shared by all runs and processes of a machine."""
+"""Recordings that the runs and processes of a machine share, each under the key of its inputs."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,59 +23,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_IN_MEMORY = 1 << 29  # bytes of recordings that a process keeps at hand, at most
-_ABANDONED = 3600.0  # seconds after which a half-written entry has no writer any more
+_ABANDONED = 3600.0  # seconds after which a half-written file has no writer any more
 
 
 def recordings_cache(runtime: RuntimeConfig) -> RecordingsCache:
-    """The cache that a run's settings ask for; the same object for the same settings, so that it also serves memory."""
+    """The cache that a run's settings ask for."""
     limit = int(runtime.cache_gb * 1e9) if runtime.cache is CacheMode.auto else 0
-    return _opened(paths.cache_folder() / "recordings", limit)
+    return RecordingsCache(paths.cache_folder() / "recordings", limit)
 
 
-@lru_cache(maxsize=4)
-def _opened(folder: Path, limit_bytes: int) -> RecordingsCache:
-    return RecordingsCache(folder, limit_bytes)
-
-
+@dataclass(frozen=True)
 class RecordingsCache:
-    """Recordings under the hash of what they depend on: safetensors, checksummed, least recently used first to go.
+    """Safetensors with a checksum, of which the least recently used go first.
 
     Many processes may use one folder: the first to ask for a recording computes it and the others wait. Nothing that
-    goes wrong here ends a run: a damaged entry or a full disk costs time only, and is said in the log. A limit of 0
-    bytes keeps nothing.
+    goes wrong here ends a run: a damaged file or a full disk costs time only, and the log says so.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder = folder
-        self.limit_bytes = limit_bytes
-        self._recent: OrderedDict[str, Recording] = OrderedDict()
+    folder: Path
+    limit_bytes: int  # 0 keeps nothing
 
     def get_or_compute(self, key: str, compute: Callable[[], Recording]) -> tuple[Recording, bool]:
-        """The recording for `key`.
-
-        Returns:
-            The recording, whose tensors must not be changed, and whether it was there already.
-        """
+        """The recording for `key`, and whether it was there already."""
         if self.limit_bytes <= 0:
             return compute(), False
-        if key in self._recent:
-            self._recent.move_to_end(key)
-            return self._recent[key], True
         path = self.folder / f"{key}.safetensors"
         with self._locked(key):
             recording = _read(path)
-            known = recording is not None
-            if recording is None:
-                recording = compute()
-                self._store(path, recording)
-        self._remember(key, recording)
-        return recording, known
+            if recording is not None:
+                return recording, True
+            recording = compute()
+            self._store(path, recording)
+            return recording, False
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """Alone with this name among all processes; without a lock where the folder cannot be written."""
-        from filelock import FileLock
+        """Inside, no other process is here with this name; without a lock where the folder cannot be written."""
+        from filelock import FileLock  # for start-up time
 
         lock = FileLock(self.folder / f".{name}.lock")
         try:
@@ -89,13 +72,14 @@ class RecordingsCache:
         try:
             yield
         finally:
-            (self.folder / f".{name}.lock").unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     def _store(self, path: Path, recording: Recording) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save_file  # imports PyTorch
 
-        tensors, size = {name: one.contiguous() for name, one in recording.tensors().items()}, _size(recording)
+        tensors = {name: tensor.contiguous() for name, tensor in recording.tensors().items()}
+        size = sum(tensor.nbytes for tensor in tensors.values())
         if size > self.limit_bytes:
             log.info("a recording of %.1f GB is not kept: runtime.cache_gb=%g", size / 1e9, self.limit_bytes / 1e9)
             return
@@ -109,27 +93,21 @@ class RecordingsCache:
     def _shrink(self) -> None:
         with self._locked("eviction"):
             remove_leftovers(self.folder, older_than=_ABANDONED)
-            entries = []
+            stats = []
             for path in self.folder.glob("*.safetensors"):
                 with suppress(FileNotFoundError):
-                    found = path.stat()
-                    entries.append((found.st_mtime_ns, found.st_size, path))
-            total = sum(size for _, size, _ in entries)
-            for _, size, path in sorted(entries):
+                    stats.append((path.stat(), path))
+            total = sum(stat.st_size for stat, _ in stats)
+            for stat, path in sorted(stats, key=lambda pair: pair[0].st_mtime_ns):
                 if total <= self.limit_bytes:
                     break
                 path.unlink(missing_ok=True)
-                total -= size
-
-    def _remember(self, name: str, recording: Recording) -> None:
-        self._recent[name] = recording
-        while len(self._recent) > 1 and sum(map(_size, self._recent.values())) > min(_IN_MEMORY, self.limit_bytes):
-            self._recent.popitem(last=False)
+                total -= stat.st_size
 
 
 def _read(path: Path) -> Recording | None:
     """The recording in a file; None if there is none, or if it is not what was written, which the log then says."""
-    from safetensors import safe_open
+    from safetensors import safe_open  # imports PyTorch
 
     from iclgd.common.records import Recording
 
@@ -150,14 +128,9 @@ def _read(path: Path) -> Recording | None:
     return recording
 
 
-def _size(recording: Recording) -> int:
-    return sum(tensor.nbytes for tensor in recording.tensors().values())
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.numpy().data)
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """The inputs of a run: the id of its settings, all that its numbers depend on by content, and keys of recordings.
 
-Nothing here knows a task or a model: rows and digests are handed in (`iclgd.evidence.preparation`).
+`iclgd.evidence.preparation` draws the rows and reads the files that they are made from.
 """
 
 from __future__ import annotations
@@ -8,15 +8,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from iclgd.common.digests import digest_of_text
 from iclgd.config import Config, ReferenceConfig, as_dict
 from iclgd.config.bounds import parse_layers
-from iclgd.runs.environment import computing_versions, device_name
-from iclgd.runs.source_code import measuring_code, user_code
+from iclgd.runs.environment import device_name
 
 INPUTS = "fingerprint.json"
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")
@@ -26,7 +25,7 @@ LOOKS = {
 }
 _ICL = dataclasses.asdict(ReferenceConfig())
 _MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
-_OWN_CODE = "code of iclgd"
+OWN_CODE = "code of iclgd"
 _ROUNDING = ("placement", "device_map", "max_memory", "matmul", "batch_tokens", "padding")  # of runtime
 # What tells apart whether a run was repeated elsewhere from whether it is another run.
 CIRCUMSTANCES = ("version", "device", "dtype", "code")
@@ -140,54 +139,5 @@ class Inputs:
         runtime = {name: str(getattr(config.runtime, name)) for name in _ROUNDING}
         settings = science(as_dict(config))
         chosen = {name: settings[name] for name in ("model", *(("finetune", "protocol", "seed") if learned else ()))}
-        parts = {**self.only(*kinds).parts, _OWN_CODE: self.parts.get(_OWN_CODE)}
+        parts = {**self.only(*kinds).parts, OWN_CODE: self.parts.get(OWN_CODE)}
         return digest([parts, runtime, chosen, device_name(device), of])[:32]
-
-
-def list_inputs(
-    config: Config,
-    dtype: str,
-    device: str,
-    others: Mapping[str, Config],
-    handed: Mapping[str, str],
-    words: Mapping[str, str],
-) -> Inputs:
-    """The inputs of a run.
-
-    Args:
-        config: the run.
-        dtype: the precision that it computes in.
-        device: the kind of device, such as `cuda`.
-        others: by part, the run with another variant that numbers come from: one compared with, a planted truth.
-        handed: by part, what is measured: rows, their wording, digests of the model's files.
-        words: what these parts are called.
-    """
-    settings = as_dict(config)
-    scores = settings["metric"]["scores"]
-    finetunes = {name: _without(as_dict(other)["finetune"], LOOKS["finetune"]) for name, other in others.items()}
-    limits = {name: [score["limits"], score["share"]] for name, score in scores.items()}
-    functions = {score["function"] for score in scores.values()}
-    for finetune in (settings["finetune"], *finetunes.values()):
-        functions |= set(_dotted([finetune.get(key) for key in ("mechanism", "objective", "norm_of", "optimizer")]))
-    parts = {
-        "settings": run_id(settings),
-        "dtype": dtype,
-        "device": device,
-        **{f"version of {name}": version for name, version in computing_versions().items()},
-        **handed,
-        **{name: digest(finetune) for name, finetune in finetunes.items()},
-        "limits and shares of scores": digest(limits),  # intervals follow from them, but a run is not named by them
-        _OWN_CODE: measuring_code(),
-        **user_code(sorted(path for path in functions if "." in path)),
-    }
-    yamls = {name: f"conf/finetune/{other.finetune.name}.yaml" for name, other in others.items()}
-    return Inputs(parts, {**words, **yamls, _OWN_CODE: "this package's measuring code"})
-
-
-def _dotted(settings: Any) -> Iterator[str]:
-    """Every value that may be a dotted path to a function."""
-    if isinstance(settings, str) and "." in settings:
-        yield settings
-    elif isinstance(settings, list | dict):
-        for value in settings.values() if isinstance(settings, dict) else settings:
-            yield from _dotted(value)

@@ -11,7 +11,7 @@ import functools
 import importlib
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
@@ -37,7 +37,7 @@ def measuring_code() -> str:
     return digest_of_text(*(f"{name.as_posix()} {digest_of(path)}" for name, path in rooms.items()))
 
 
-def user_code(functions: Sequence[str]) -> dict[str, str]:
+def user_code(functions: Iterable[str]) -> dict[str, str]:
     """Digests, by `code FILE`, of the files outside of installed packages that the imports of functions bring in.
 
     Args:

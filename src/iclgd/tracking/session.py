@@ -20,7 +20,7 @@ from iclgd.runs.secrets import without_secrets
 log = logging.getLogger(__name__)
 
 _FILE = Path("wandb") / "iclgd.json"
-_ARTIFACT = ("fingerprint.json", "config.yaml", "prompts.json", "scores.json", "environment.json", "source.patch")
+_ARTIFACT = ("fingerprint.json", "config.yaml", "prompts.json", "scores.json", "environment.json")
 _OLD_KEY = re.compile(r"\b[0-9a-fA-F]{40}\b")  # W&B's older keys, which elsewhere would be a commit
 
 
