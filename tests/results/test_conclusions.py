@@ -85,6 +85,7 @@ def test_numbers_at_chosen_rates_by_hand(tmp_path, monkeypatch):
         [np.mean(values), np.std(values, ddof=1), over.low, over.high]
     )
     assert told["low"] == 0.05, "cut at the score's limits"
+    assert (told["layers"], by_score["accuracy/ft"]["layers"]) == (6, 0)
     one, none = by_score["sim_am_delta"], by_score["random"]
     assert one["draws"] == 1 and math.isfinite(one["mean"]) and math.isnan(one["std"])
     assert none["draws"] == 0 and math.isnan(none["mean"]) and math.isnan(none["std"])

@@ -72,10 +72,10 @@ def other_keys(results: Results) -> list[str]:
 def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[str, Any]]:
     """A record for each variant that ran at several rates, and score: its mean over draws at the rates chosen.
 
-    Keys are the setting's, `rates` (the chosen ones), `score`, and `mean`, `std`, `low`, `high`, `draws` and `unit` as
-    in `Results.summary`.
+    Keys are the setting's, `rates` (the chosen ones), `score`, and `mean`, `std`, `low`, `high`, `draws`, `unit` and
+    `layers` as in `Results.summary`.
     """
-    records, trials = [], _trials(results)
+    records, counts = [], _counts(results)
     for one in (one for one in among if len(one.tried) > 1):
         rates = ", ".join(f"{rate:g}" for rate in sorted(set(one.rates.values()))) + " (edge)" * one.at_edge
         setting = {**one.others, VARIANT: one.variant, "rates": rates}
@@ -83,11 +83,12 @@ def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[s
             defined = {draw: value for draw, value in one.values[name].items() if not math.isnan(value)}
             values, info, n = np.array(list(defined.values())), results.scores[name], len(defined)
             keys = [(*one.others.values(), one.variant, one.rates[draw], draw, name) for draw in defined]
-            counts = [trials[key] for key in keys] if info.share else None
-            over = draws_interval(values, info.limits, trials=counts, chosen=True)
+            trials = [counts[key][0] for key in keys] if info.share else None
+            layers = min((counts[key][1] for key in keys), default=0)
+            over = draws_interval(values, info.limits, trials=trials, chosen=True)
             mean, spread = (float(values.mean()) if n else math.nan), (float(values.std(ddof=1)) if n > 1 else math.nan)
             numbers = {"mean": mean, "std": spread, "low": over.low, "high": over.high, "draws": n, "unit": "draws"}
-            records.append(setting | {"score": name} | numbers)
+            records.append(setting | {"score": name, "layers": layers} | numbers)
     return records
 
 
@@ -144,12 +145,12 @@ def _choose(results: Results, by_rate: Mapping[float, Scores]) -> HeldOut[Any] |
     return held_out(table, str(score.better))
 
 
-def _trials(results: Results) -> dict[tuple[Any, ...], int]:
-    """By setting, variant, rate, draw and share, how many queries have a defined value."""
+def _counts(results: Results) -> dict[tuple[Any, ...], tuple[int, int]]:
+    """By setting, variant, rate, draw and score: the defined values, which are a share's queries, and the layers."""
     keys = [*other_keys(results), VARIANT, RATE]
     return {
-        (*(run.settings.get(key) for key in keys), run.draw, name): record.n - record.undefined
+        (*(run.settings.get(key) for key in keys), run.draw, name): (record.n - record.undefined, len(record.over))
         for run in results
-        for (name, examples), record in run.records.items()
-        if examples == "all" and results.scores[name].share
+        for (name, examples), record in results.records[run.folder].items()
+        if examples == "all"
     }
