@@ -79,10 +79,6 @@ def test_a_strangers_model_is_loaded_whole_or_refused_by_name(name, whole, expec
     assert listing(folder.parent) == before
 
 
-def test_the_corpus_is_large_enough():
-    assert len(CASES) >= 40
-
-
 def test_the_files_of_a_sharded_model_are_all_named(whole, tmp_path):
     folder = copied(whole, tmp_path)
     assert WEIGHTS in model_inputs(ModelConfig(name=str(folder)))

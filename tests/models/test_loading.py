@@ -16,7 +16,7 @@ from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import ModelSource, Placement, Weights
 from iclgd.models import loading, packaged
 from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.files import layers_of, packaged_file, read_object
+from iclgd.models.files import layers_of, packaged_file
 from iclgd.models.loading import assemble, load, resolve_device, resolve_dtype
 from iclgd.models.recorder import Question, RecordPlan, record
 from tiny import tiny_tokenizer
@@ -163,13 +163,6 @@ def test_layers_are_known_from_the_config_where_it_is_at_hand(tmp_path):
     assert layers_of(ModelConfig(name="no/hub/id")) is None
     with pytest.raises(ConfigError, match="is not on disk: it was in the memory of a process"):
         layers_of(ModelConfig(name="mine", source=ModelSource.memory))
-
-
-def test_a_json_file_beyond_all_measure_is_not_read(tmp_path):
-    with (tmp_path / "config.json").open("wb") as file:
-        file.truncate((256 << 20) + 1)
-    with pytest.raises(ConfigError, match=r"config\.json has 268,435,457 bytes, more than the 268,435,456"):
-        read_object(tmp_path / "config.json", "config.json")
 
 
 def test_a_damaged_conversion_of_a_package_is_made_again(tmp_path, monkeypatch, caplog):

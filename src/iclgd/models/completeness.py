@@ -1,20 +1,24 @@
-"""Whether a loaded model is whole, and whether prompts speak its vocabulary."""
+"""Checks that a loaded model is whole, and that prompts use its vocabulary."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from iclgd.common.printable import printable
 from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
-from iclgd.models.acceptance import AcceptedModel
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.source_files import listed
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_BUFFERS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.(masked_)?bias$|(^|\.)position_ids$")  # masks, numbers
 
 
 def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
@@ -31,25 +35,31 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
         "are not finite": [key for key, weight in network.named_parameters() if not _is_finite(weight)],
         "were not loaded": [] if hasattr(network, "hf_device_map") else absent,
     }
-    wrong = [f"weights that {what}: {listed(keys)}" for what, keys in said.items() if keys]
+    wrong = [f"weights that {what}: {_listed(keys)}" for what, keys in said.items() if keys]
     if wrong:
         raise ConfigError(
             f"model.name={name} does not fit its config, or is damaged: {'; '.join(wrong)}; get the model anew"
         )
 
 
-def refuse_oversized(network: PreTrainedModel, accepted: AcceptedModel) -> None:
-    """Refuse, before memory is taken, a config that speaks of far more weights than the files can hold.
+def refuse_stored_integers(files: Iterable[Path], name: str) -> None:
+    """Refuse safetensors files whose weights are not floats: loading would cast quantised codes to numbers."""
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:  # reads the header only
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}
+        codes = [key for key, kind in kinds.items() if kind not in _FLOATS and not _BUFFERS.search(key)]
+        if codes:
+            raise ConfigError(
+                f"model.name={name}: {path.name} holds {_listed(codes)} in a form that is not a float: quantised "
+                "weights are not read"
+            )
 
-    The network is on the meta device.
-    """
-    described = sum(weight.numel() for weight in network.parameters())
-    bits = 8 * sum(path.stat().st_size for path in accepted.weights.values())
-    if described > bits // (1 if accepted.gguf else 16):  # no float has fewer than 16 bits; GGUF packs tighter
-        raise ConfigError(
-            f"model.name={accepted.name}: its config speaks of {described:,} weights, but its files of {bits // 8:,} "
-            "bytes cannot hold so many"
-        )
+
+def _listed(names: Iterable[object]) -> str:
+    """Some of the names, in order, fit for a message."""
+    ordered = sorted(map(str, names))
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return ", ".join(printable(name) for name in ordered[:5]) + more
 
 
 def _is_finite(weight: torch.Tensor) -> bool:

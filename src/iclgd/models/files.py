@@ -26,7 +26,6 @@ TOKENIZER_OTHER = (
     "chat_template.jinja",
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LARGEST_JSON = 256 << 20  # bytes; the tokenizer.json of Gemma 3 has 33 MB
 _FRESH = 60.0  # seconds for which the hub is not asked again which commit a name means
 
 _commits: dict[tuple[str, str, str | None], tuple[float, str]] = {}
@@ -116,6 +115,38 @@ def own_folder(model: ModelConfig) -> Path:
     return toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
 
 
+def hub_folder(model: ModelConfig, revision: str | None, weights: bool) -> Path:
+    """The snapshot of a hub repository, with config and tokenizer and, if asked for, its weights downloaded."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [*CONFIGS, *TOKENIZER_JSON, *TOKENIZER_OTHER]
+    if model.file is not None:
+        patterns.append(model.file)
+    elif weights:
+        patterns += [WEIGHTS, INDEX, "model-*.safetensors"]
+    return Path(snapshot_download(model.name, revision=revision, allow_patterns=patterns))
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The safetensors files of a model's folder: one, or those that its index names.
+
+    Raises:
+        ConfigError: there are none, one that the index names is missing, or it names a file elsewhere.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise ConfigError(
+            f"model.name={name} could not be loaded: it has no {WEIGHTS} and no {INDEX}, and pickled weights are not "
+            "read; where its hub repository has a pull request with safetensors, model.revision=refs/pr/N names it"
+        )
+    shards = set(weight_map(read_object(folder / INDEX, f"{name}: {INDEX}"), f"{name}: {INDEX}").values())
+    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+    if missing:
+        raise ConfigError(f"model.name={name} has no {printable(missing[0])}, which its {INDEX} names: get it again")
+    return [folder / shard for shard in sorted(shards)]
+
+
 def refuse_file_elsewhere(model: ModelConfig) -> None:
     """Refuse a `model.file` that is not a path inside the package or folder."""
     if model.file is not None and (Path(model.file).is_absolute() or ".." in Path(model.file).parts):
@@ -142,14 +173,12 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
     """A JSON object of a model's folder.
 
     Raises:
-        ConfigError: it is none, or too large; the message names the file.
+        ConfigError: it is something else; the message names the file.
     """
-    if path.stat().st_size > _LARGEST_JSON:
-        raise ConfigError(f"{name} has {path.stat().st_size:,} bytes, more than the {_LARGEST_JSON:,} that are read")
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is no JSON: {printable(str(error), 200)}") from error
+        raise ConfigError(f"{name} is not JSON: {printable(str(error), 200)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{name} holds a JSON {type(content).__name__}, not an object")
     return content

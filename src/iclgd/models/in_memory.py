@@ -20,13 +20,17 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 
 from iclgd.common.digests import digest_of, digest_of_text
 from iclgd.config import ConfigError
-from iclgd.models.acceptance import refusing
 from iclgd.models.files import InMemory, in_memory
+from iclgd.models.refusals import refusing
 from iclgd.models.self_test import TOLERANCE, some_tokens
-from iclgd.models.strangers_config import cleaned_config, cleaned_tokenizer_config
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate")  # their versions count already
 _OF_TRAINING = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
+_OF_SESSION = {  # fields of files that say how a model was called or last used
+    "config.json": ("use_cache", "dtype", "name_or_path", "auto_map"),
+    "tokenizer_config.json": ("auto_map", "is_local", "name_or_path", "tokenizer_file", "vocab_file", "merges_file"),
+    "tokenizer.json": ("padding", "truncation"),
+}
 _ON_DISK = "save it with save_pretrained and name its folder: model=hf model.name=FOLDER"
 
 
@@ -86,20 +90,12 @@ def _write(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:
     with refusing("config and tokenizer of the model in memory could not be written to files", _ON_DISK):
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        name = getattr(config, "_name_or_path", "") or config.model_type
-        cleaned = {
-            "config.json": lambda content: _without(cleaned_config(content, name), "use_cache"),
-            "tokenizer_config.json": lambda content: cleaned_tokenizer_config(content, name),
-            "tokenizer.json": lambda content: {**content, "padding": None, "truncation": None},  # of the last call
-        }
-        for file, clean in cleaned.items():
+        for file, dropped in _OF_SESSION.items():
             path = folder / file
             if path.is_file():
-                path.write_text(json.dumps(clean(json.loads(path.read_text("utf-8")))), encoding="utf-8")
-
-
-def _without(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name != key}
+                content = json.loads(path.read_text("utf-8"))
+                kept = {key: content[key] for key in content if key not in dropped and not key.startswith("_")}
+                path.write_text(json.dumps(kept), encoding="utf-8")
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

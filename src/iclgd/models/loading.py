@@ -5,27 +5,30 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-import weakref
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from iclgd.common.printable import printable
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Matmul, ModelSource, Weights
-from iclgd.models.acceptance import ELSEWHERE, AcceptedModel, accept, refusing
-from iclgd.models.anatomy import dissect
+from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
 from iclgd.models.attention import INTERFACE_NAME
-from iclgd.models.completeness import refuse_incomplete, refuse_oversized
+from iclgd.models.completeness import refuse_incomplete, refuse_stored_integers
 from iclgd.models.files import (
     converted_place,
     dtype_name,
     held,
+    hub_folder,
     model_inputs,
     own_folder,
     packaged_file,
+    read_object,
     refuse_file_elsewhere,
+    weight_files,
 )
 from iclgd.models.half_precision_storage import compute_in_float32, stored_apart, stored_dtype
 from iclgd.models.in_memory import copied
@@ -33,8 +36,8 @@ from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import converted_folder
 from iclgd.models.placement import check_placement, loading_arguments, place, refuse_quantised
 from iclgd.models.products import use_linear
+from iclgd.models.refusals import ELSEWHERE, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
-from iclgd.models.strangers_config import check_bounds, refuse_unknown_family
 from iclgd.models.untrained import untrained
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ _HALF = (
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LAST: dict[str, LanguageModel] = {}  # the model that this process loaded last, by all that it depends on
+_ELSEWHERE = ("use_kernels", "kernel_config", "transformers_weights")  # fields of config.json
 _DAMAGED = "its files are damaged, or are not what they say: get them again, or name another model"
 
 
@@ -128,15 +132,15 @@ def _load(
     model: ModelConfig, runtime: RuntimeConfig, device: torch.device, dtype: torch.dtype, digests: dict[str, str]
 ) -> LanguageModel:
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
-    accepted = _locate(model, digests.get("commit") or model.revision)
-    config = _config(model, accepted)
+    files = _locate(model, digests.get("commit") or model.revision)
+    config = _config(model, files)
     check_placement(runtime)
     refuse_quantised(model, config)
-    network = place(_weights(model, accepted, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
+    network = place(_weights(model, files, stored_dtype(runtime.dtype, dtype), runtime, config), runtime, device)
     if stored_apart(runtime.dtype):
         compute_in_float32(network)
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
-        tokenizer = AutoTokenizer.from_pretrained(**accepted.arguments())
+        tokenizer = AutoTokenizer.from_pretrained(**files.arguments())
     now = _inputs(model)
     if digests and now != digests:
         changed = ", ".join(sorted(name for name in {*now, *digests} if now.get(name) != digests.get(name)))
@@ -144,7 +148,7 @@ def _load(
     commit = now.pop("commit", None)
     identity = {
         "name": model.name,
-        "revision": commit or accepted.commit or model.revision,
+        "revision": commit or model.revision,
         "weights": str(model.weights),
         "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
         "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
@@ -179,18 +183,35 @@ def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] 
     return dataclasses.replace(model, first_layer_sees_context=first_layer_sees_context(model))
 
 
-def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> AcceptedModel:
-    """The model's files, checked."""
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Where a model's files lie."""
+
+    folder: Path
+    gguf: str | None = None  # the GGUF file in `folder`, if the weights are read from there
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments for transformers' loaders."""
+        arguments = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
+        return arguments if self.gguf is None else {**arguments, "gguf_file": self.gguf}
+
+
+def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> _Files:
+    """The folder of a model; files of the hub are downloaded."""
     refuse_file_elsewhere(model)
-    with_weights = weights and model.weights is not Weights.random
     if model.source is ModelSource.memory:
-        return accept(str(held(model).folder), weights=False)
+        return _Files(held(model).folder)
     if model.source is ModelSource.package:
-        return accept(str(converted_folder(model)), weights=with_weights)
-    name, folder = model.name, own_folder(model)
-    if not folder.is_dir() and (not _HUB_ID.fullmatch(name) or ".." in name):
-        raise ConfigError(f"model.name={name} is neither an existing folder nor a hub id such as openai-community/gpt2")
-    return accept(str(folder) if folder.is_dir() else name, revision, model.file, with_weights)
+        return _Files(converted_folder(model))
+    folder = own_folder(model)
+    if not folder.is_dir():
+        if not _HUB_ID.fullmatch(model.name) or ".." in model.name:
+            raise ConfigError(
+                f"model.name={model.name} is neither an existing folder nor a hub id such as openai-community/gpt2"
+            )
+        with refusing(f"model.name={model.name} could not be loaded", ELSEWHERE):
+            folder = hub_folder(model, revision, weights and model.weights is not Weights.random)
+    return _Files(folder, model.file)
 
 
 def read_config(model: ModelConfig) -> PretrainedConfig:
@@ -201,20 +222,50 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
     """
     if model.source is ModelSource.package and not (converted_place(model) / "config.json").is_file():
         file = packaged_file(model)
-        return _config(model, accept(str(file.parent), file=file.name))
+        return _config(model, _Files(file.parent, file.name))
     return _config(model, _locate(model, model.revision, weights=False))
 
 
-def _config(model: ModelConfig, accepted: AcceptedModel) -> PretrainedConfig:
+def _config(model: ModelConfig, files: _Files) -> PretrainedConfig:
+    if files.gguf is None:
+        _check_config(model.name, files.folder)
     with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
-        config = AutoConfig.from_pretrained(**accepted.arguments())
-    refuse_unknown_family(config.model_type, model.name)
-    check_bounds(config, model.name)
+        config = AutoConfig.from_pretrained(**files.arguments())
+    _refuse_unknown_family(config.model_type, model.name)
     return config
 
 
+def _check_config(name: str, folder: Path) -> None:
+    """Refuse a config.json that is missing, of an unknown family, or that asks for code or weights from elsewhere."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model.name={name} has no config.json; a model consists of config.json, a tokenizer and model.safetensors"
+        )
+    content = read_object(folder / "config.json", f"{name}: config.json")
+    _refuse_unknown_family(content.get("model_type"), name)
+    elsewhere = [key for key in _ELSEWHERE if content.get(key)]
+    if elsewhere:
+        raise ConfigError(
+            f"model.name={name}: its config.json asks for code or weights from elsewhere ({', '.join(elsewhere)}), "
+            "which are not used: remove these fields"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"model.name={name} holds an adapter (adapter_config.json): merge it into its model, or give the PeftModel "
+            "to iclgd.run(model=...)"
+        )
+
+
+def _refuse_unknown_family(kind: object, name: str) -> None:
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model.name={name} is of the family {printable(repr(kind))}, which iclgd does not know; it knows "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+
+
 def _weights(
-    model: ModelConfig, accepted: AcceptedModel, dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
+    model: ModelConfig, files: _Files, dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
 ) -> PreTrainedModel:
     with refusing(f"model.name={model.name} could not be loaded", _DAMAGED):
         if model.weights is Weights.random:
@@ -222,18 +273,17 @@ def _weights(
         settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
         if model.weights is Weights.pretrained:
             settings |= loading_arguments(runtime)
-        if accepted.gguf is None:
+        if files.gguf is None:
             settings |= {"use_safetensors": True, "config": config}
         settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named
         if model.source is ModelSource.memory:
             network, info = copied(held(model), settings)
         else:
-            with torch.device("meta"):
-                refuse_oversized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), accepted)
-            network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**accepted.arguments(), **settings)
+            if files.gguf is None:
+                refuse_stored_integers(weight_files(files.folder, model.name), model.name)
+            network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**files.arguments(), **settings)
         refuse_incomplete(network, info, model.name)
-        network.config._name_or_path = model.name if model.source is ModelSource.memory else accepted.name
-        weakref.finalize(network, bool, accepted)  # layers kept on disk are read from its files while they are used
+        network.config._name_or_path = model.name
         if model.weights is Weights.keep_embeddings:
             return untrained(network.config, dtype, model.weights_seed, keep=network)
         return network
