@@ -155,6 +155,16 @@ def test_adapters_count_as_merged():
     assert own["weights"] != inputs_of(tiny_network("llama"), tiny_tokenizer())["weights"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_of_a_half_precision_model_are_merged_in_float32(dtype: torch.dtype):
+    model = adapted(tiny_network("llama").to(dtype))
+    made, tokens = copy_of(model), torch.arange(1, 9)[None]
+    assert {weight.dtype for weight in model.base_model.model.lm_head.parameters()} == {dtype}
+    unmerged = model.float().eval()
+    unmerged.base_model.model.model.rotary_emb = copy.deepcopy(made.model.rotary_emb)  # rounded by the cast to half
+    torch.testing.assert_close(made.eval()(tokens).logits, unmerged(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_what_bears_on_numbers_is_in_the_digest_and_nothing_else():
     network, tokenizer = tiny_network("llama"), tiny_tokenizer()
     inputs = inputs_of(network, tokenizer)

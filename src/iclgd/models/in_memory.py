@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
@@ -21,6 +21,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrain
 from iclgd.common.digests import digest_of, digest_of_text
 from iclgd.config import ConfigError
 from iclgd.models.files import InMemory, in_memory
+from iclgd.models.half_precision_storage import HALF
 from iclgd.models.refusals import refusing
 from iclgd.models.self_test import TOLERANCE, some_tokens
 
@@ -63,7 +64,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
         in_memory[revision] = InMemory(model, network, folder, inputs)
         try:
             name = getattr(network.config, "_name_or_path", "") or type(network).__name__
-            dtype = str(network.dtype).removeprefix("torch.")
+            dtype = str(cast(Any, model).dtype).removeprefix("torch.")
             yield {"source": "memory", "name": name, "revision": revision, "dtype": dtype}
         finally:
             in_memory.pop(revision, None)
@@ -75,7 +76,10 @@ def _whole(model: Any) -> PreTrainedModel:
     if peft is not None and isinstance(model, peft.PeftModel):
         kinds = ", ".join(sorted({str(each.peft_type.value) for each in model.peft_config.values()}))
         with refusing(f"the adapters ({kinds}) cannot be merged into the model's weights", "give a model without them"):
-            model = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+            model = copy.deepcopy(model)
+            if model.dtype in HALF:  # a merge in half precision would round the change away
+                model = model.float()
+            model = model.merge_and_unload(safe_merge=True)
     known = isinstance(model, PreTrainedModel) and type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not known or model.get_output_embeddings() is None:
         raise ConfigError(
@@ -177,7 +181,7 @@ def _refuse_another(held: InMemory, network: PreTrainedModel) -> None:
         expected = held.model(input_ids=tokens.to(held.network.device), **plain).logits.float().cpu()
         found = network.eval()(input_ids=tokens.to(network.device), **plain).logits.float().cpu()
     error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-    if not error <= max(TOLERANCE[held.network.dtype], TOLERANCE[network.dtype]):
+    if not error <= max(TOLERANCE[held.model.dtype], TOLERANCE[network.dtype]):
         raise ConfigError(
             "the model in memory computes something else than its config and weights say (logits differ by "
             f"{error:.1e} of their size): remove hooks and patches, enable its adapters, or give the model without them"
