@@ -204,7 +204,7 @@ def test_every_change_of_an_input_is_noticed_and_named_and_old_results_are_kept(
     before = Path("run/scores.json").read_bytes()
     CHANGES[named](monkeypatch)
     assert start() is Ending.done
-    assert f"changed: {named}" in caplog.text and "kept in run/earlier/1" in caplog.text
+    assert f"changed: {named}" in caplog.text and "run/earlier/1" in caplog.text
     assert Path("run/earlier/1/scores.json").read_bytes() == before != Path("run/scores.json").read_bytes()
     assert start() is Ending.skipped
 

@@ -41,11 +41,6 @@ def test_an_id_is_twelve_hexadecimal_digits_and_the_resolver_agrees(base):
     assert str(hydra.hydra.run.dir).endswith(f"outputs/single/{run_id(as_dict(base))}")
 
 
-def test_the_ids_of_settings_are_those_of_earlier_versions():
-    """Folders are named by them, and a sweep is resumed by them."""
-    assert identity("model=toy", "task=toy", "finetune=gd") == "0c8d863b96bf"
-
-
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "task.shots=3", "finetune.lr=0.5", "finetune=gd", "metric.every=2", "runtime.dtype=float64"],

@@ -20,14 +20,11 @@ def folder(tmp_path, monkeypatch):
     """A folder to work in, with modules of the user's; each test starts as a new process would."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(source_code, "_digests", {})
-    before = set(sys.modules)
     Path("prov_deep.py").write_text("SCALE = 1\n")
     Path("prov_metric.py").write_text("import numpy\nfrom prov_deep import SCALE\n\n\ndef far(icl): ...\n")
+    restarted()
     yield tmp_path
-    for name in set(sys.modules) - before:
-        if name.startswith("prov"):
-            del sys.modules[name]
+    restarted()
 
 
 def restarted():
