@@ -16,6 +16,7 @@ from iclgd.config.enumerations import RecordAt
 from iclgd.mechanisms.bench import Bench, Row
 from iclgd.mechanisms.finetuning import Loop
 from iclgd.mechanisms.parameters import trainable, trained_parameters
+from iclgd.models.attention import precise
 from iclgd.models.forward import forward
 from iclgd.models.offload import read_again
 from iclgd.models.recorder import added_outputs
@@ -58,7 +59,7 @@ def context_distillation(bench: Bench) -> AbstractContextManager[Trace]:
     def loss(chosen: list[int]) -> Tensor:
         token_ids, now = bench.batch([rows[number] for number in chosen])
         hidden = now.last(forward(bench.model, token_ids, now), 1)
-        log_probs = bench.model.anatomy.unembed(hidden).float().log_softmax(-1)
+        log_probs = precise(bench.model.anatomy.unembed(hidden)).log_softmax(-1)
         wanted = target[chosen].to(log_probs)
         return (wanted.exp() * (wanted - log_probs)).sum(-1).mean()
 

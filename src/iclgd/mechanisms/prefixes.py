@@ -17,7 +17,7 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import LossOn, Start
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.optimisers import optimiser
-from iclgd.models.attention import AttentionPass, KeyValues
+from iclgd.models.attention import AttentionPass, KeyValues, precise
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import own_prefix
 
@@ -101,7 +101,7 @@ def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], place: int) -> 
     first = 1 if bench.options.loss_on is LossOn.all_tokens else len(item.token_ids) - item.label_length
     with torch.enable_grad():
         hidden = forward(bench.model, tokens, now)[0, first - 1 : -1]
-        logits = bench.model.anatomy.unembed(hidden).float()
+        logits = precise(bench.model.anatomy.unembed(hidden))
         return functional.cross_entropy(logits, tokens[0, first:].to(logits.device))
 
 

@@ -42,7 +42,10 @@ _NAIVE_VALUES = {
     "optimizer": ("sgd",),
     "trainable": ("attn_kv", "attention", "mlp", "all"),
 }
-_ANY_VALUE = ("name", "lr", "layers", "epochs", "loss_on", "batch", "exit_layer", "data", "other_task")
+_ANY_VALUE = (
+    *("name", "lr", "layers", "epochs", "loss_on", "batch", "exit_layer", "data", "other_task"),
+    *("sees", "patch", "calibration", "ridge", "fit", "at", "layer", "heads", "start", "options"),  # not of gradients
+)
 
 
 @dataclass
