@@ -249,9 +249,7 @@ def test_the_gradient_of_a_prefix_is_that_of_its_loss():
                 tensor[index] += sign * step
                 losses.append(_loss(given, prefix, 1).item())
                 tensor[index] -= sign * step
-        torch.testing.assert_close(
-            tensor.grad[index].item(), (losses[0] - losses[1]) / (2 * step), rtol=1e-5, atol=1e-9
-        )
+        torch.testing.assert_close(tensor.grad[index].item(), (losses[0] - losses[1]) / (2 * step), rtol=2e-3, atol=0)
 
 
 def test_the_loss_of_a_masked_prefix_is_that_of_the_context_without_the_demonstration():

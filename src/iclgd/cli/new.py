@@ -14,6 +14,7 @@ KINDS = {
     "metric": "iclgd --config-dir conf +metric=NAME",
     "variant": "iclgd --config-dir conf finetune=NAME",
     "objective": "iclgd --config-dir conf finetune=NAME",
+    "mechanism": "iclgd --config-dir conf finetune=NAME",
     "task": "iclgd --config-dir conf task=NAME paths.data_dir=data",
     "model": "iclgd --config-dir conf model=NAME",
 }

@@ -7,8 +7,8 @@ prefix that stands before the query. The manager yields a trace, and undoes the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 from iclgd.common.records import Item, PromptSet, Recording, Trace
 from iclgd.config import Config, ConfigError, FinetuneConfig
 from iclgd.config.bounds import parse_layers
-from iclgd.config.enumerations import Sees
+from iclgd.config.enumerations import Sees, Site
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import encode_prefix, padded
+from iclgd.models.interventions import Rewrite, intervening, last_tokens, rewriting
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.recorder import Question, RecordPlan, record
 
@@ -144,6 +145,24 @@ class Bench:
         sequences = [row.query.token_ids for row in rows]
         lengths = torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)
         return padded(sequences), AttentionPass(lengths=lengths, prefix=encode_prefix(self.model, self.prompts.bos))
+
+    @contextmanager
+    def rewriting(self, site: Site, layers: Sequence[int], rewrite: Rewrite) -> Iterator[None]:
+        """Within this block `rewrite` replaces activations at the query's last token and the label tokens behind it.
+
+        Args:
+            site: `attention_output` (what attention adds to the residual stream) or `block_output`.
+            layers: the layers whose activations are replaced.
+            rewrite: a function of the layer and its activations there [row, d_model], which returns the new ones.
+        """
+
+        @contextmanager
+        def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
+            with rewriting(self.model, Site(site), layers, last_tokens(now, token_ids.shape[1]), rewrite):
+                yield
+
+        with intervening(self.model, intervention):
+            yield
 
     def no_steps(self) -> Trace:
         """The trace of a mechanism that changes no weights."""

@@ -14,9 +14,8 @@ from iclgd.common.records import Trace
 from iclgd.config.enumerations import Fit
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.patches import ridge_map
-from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import forward
-from iclgd.models.interventions import intervening, last_tokens, rewriting
+from iclgd.models.interventions import last_tokens, rewriting
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ def mean_shift(bench: Bench) -> Iterator[Trace]:
     `finetune.at=block_output`, the block's, at the last token. With `finetune.fit=upwards` a_l(x) is of the model whose
     layers below l are shifted already; with `parallel`, of the untouched one.
     """
-    with _shifted(bench, slope=False):
+    shifts = fitted_shifts(bench, slope=False)
+    with bench.rewriting(bench.options.at, bench.layers, lambda layer, rows: shifts[layer].added(rows)):
         yield bench.no_steps()
 
 
@@ -51,22 +51,9 @@ def linear_shift(bench: Bench) -> Iterator[Trace]:
 
     `finetune.ridge` is the penalty, as a multiple of the median squared length of the centred inputs.
     """
-    with _shifted(bench, slope=True):
+    shifts = fitted_shifts(bench, slope=True)
+    with bench.rewriting(bench.options.at, bench.layers, lambda layer, rows: shifts[layer].added(rows)):
         yield bench.no_steps()
-
-
-@contextmanager
-def _shifted(bench: Bench, slope: bool) -> Iterator[None]:
-    shifts, site = fitted_shifts(bench, slope), bench.options.at
-
-    @contextmanager
-    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
-        chosen = last_tokens(now, token_ids.shape[1])
-        with rewriting(bench.model, site, bench.layers, chosen, lambda layer, rows: shifts[layer].added(rows)):
-            yield
-
-    with intervening(bench.model, intervention):
-        yield
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.hooks import hooks
-from iclgd.models.interventions import intervening, last_tokens, own_tokens, rewriting
+from iclgd.models.interventions import intervening, own_tokens, rewriting
 from iclgd.models.recorder import RecordPlan, record
 
 
@@ -92,14 +92,7 @@ def function_vector(bench: Bench) -> Iterator[Trace]:
     layer = bench.options.layer
     layer = bench.model.layers // 3 if layer is None else _checked(bench, layer)
     vector = function_vector_of(bench)
-
-    @contextmanager
-    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
-        chosen = last_tokens(now, token_ids.shape[1])
-        with rewriting(bench.model, Site.block_output, [layer], chosen, lambda _layer, rows: rows + vector.to(rows)):
-            yield
-
-    with intervening(bench.model, intervention):
+    with bench.rewriting(Site.block_output, [layer], lambda _layer, rows: rows + vector.to(rows)):
         yield bench.no_steps()
 
 
