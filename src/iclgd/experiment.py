@@ -1,4 +1,4 @@
-"""The story of one run: load, prompt, record zsl, record icl, finetune, record ft, measure, store."""
+"""The story of one run: draw, load, encode, record zsl and icl, let the mechanism act, record ft, score, write."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from iclgd import __version__, tracking
-from iclgd.common.records import Recording, axes_of
+from iclgd.common.records import Evidence, Recording, axes_of
 from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
 from iclgd.config.enumerations import Placement
-from iclgd.evidence.gather import gather
+from iclgd.evidence.gather import collect, record_mechanism, record_untouched
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.memory import estimate, refuse_too_large
-from iclgd.evidence.outcome import kept_tensors, means_so_far, model_facts, outcome
+from iclgd.evidence.memory import Estimate, estimate, refuse_too_large
+from iclgd.evidence.outcome import Outcome, kept_tensors, means_so_far, model_facts, outcome
 from iclgd.evidence.preparation import Prepared, prepare
-from iclgd.evidence.reference import reference_prompts
 from iclgd.mechanisms.registry import check
 from iclgd.metrics import required_inputs
 from iclgd.models.completeness import refuse_unknown_tokens
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 def run(
     config: Config, folder: RunFolder, progress: Progress | None = None, prepared: Prepared | None = None
 ) -> dict[str, Any]:
-    """Measure one finetuning variant against in-context learning.
+    """Measure one mechanism against in-context learning.
 
     Its caller writes config.yaml and status.json, and may have prepared the run before.
 
@@ -48,57 +47,78 @@ def run(
     Raises:
         ConfigError: settings, data or a model that cannot be used; before the model loads where possible.
     """
-    progress = progress or Progress()
     wanted = required_inputs(config.metric.scores)
+    _refuse_early(config, wanted)
+    prepared = prepared or prepare(config)  # rows are drawn
+    with tracking.tracker(config, folder.path, run_id(as_dict(config)), folder.path.parent.name) as tracker:
+        needs = _check_memory(config, prepared)
+        model = load(config.model, config.runtime)
+        prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
+        refuse_unknown_tokens(prompts, model)
+        lab = Laboratory(model, prompts, config, wanted, progress or Progress(), prepared)
+        _describe(folder, lab, needs)
+        untouched = record_untouched(lab)  # zsl and icl
+        trajectory: list[dict[Hashable, Any]] = []
+        learned = record_mechanism(  # ft
+            lab, untouched, lambda step, evidence: trajectory.extend(means_so_far(config, step, evidence))
+        )
+        evidence = collect(lab, untouched, learned)
+        results = outcome(lab, evidence, trajectory)
+        _write(folder, lab, evidence, results)
+        tracker.log_run(
+            results.files["scores.json"],
+            {name: results.facts[name] for name in ("diverged", "unstable")},
+            gradient_norms=results.files["gradient_norms.parquet"],
+            trajectory=results.files.get("trajectory.parquet"),
+            losses=evidence.trace.losses.tolist(),
+        )
+    return results.files["scores.json"]
+
+
+def _refuse_early(config: Config, wanted: set[str]) -> None:
+    """Refuse what can be refused before anything is read."""
     resolve_device(config.runtime.device)
     resolve_dtype(config.runtime.dtype, config.model)
     check(config.finetune, config.protocol.exit)
     check_placement(config.runtime)
     _refuse_patches_apart(config, wanted)
-    prepared = prepared or prepare(config)
-    drawn = prepared.drawn
+
+
+def _check_memory(config: Config, prepared: Prepared) -> Estimate:
+    """Estimate the memory that the run needs, and refuse what is too large; sets the number of threads."""
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    settings = as_dict(config)
-    with tracking.tracker(config, folder.path, run_id(settings), folder.path.parent.name) as tracker:
-        needs = estimate(replace(config, task=replace(config.task, queries=len(drawn.queries))))  # not the most allowed
-        log.info("%s", needs)
-        refuse_too_large(needs)
-        model = load(config.model, config.runtime)
-        prompts = encode(drawn, config, model.tokenizer, model.window)
-        refuse_unknown_tokens(prompts, model)
-        folder.write_json(
-            "prompts.json", as_json(prompts, reference_prompts(config, model, prompts, prepared.reference))
-        )
-        facts = _environment(model, config.runtime)
-        for note in prompts.notes:
-            log.info("%s", note)
-        folder.write_json(
-            "environment.json", {**facts, "estimate": asdict(needs), "notes": [*facts["notes"], *prompts.notes]}
-        )
-        if patch := source_patch():
-            folder.write_text("source.patch", patch)
-        laboratory = Laboratory(model, prompts, config, wanted, progress, prepared)
-        so_far: list[dict[Hashable, Any]] = []
-        evidence = gather(laboratory, lambda step, now: so_far.extend(means_so_far(config, step, now)))
-        made = outcome(laboratory, evidence, so_far)
-        for name, content in made.files.items():
-            write = folder.write_table if name.endswith(".parquet") else folder.write_json
-            write(name, content)
-        if made.facts["unstable"]:
-            log.warning("%s is unstable: %s", config.finetune.name, made.facts["unstable_because"])
-        folder.note(**made.facts)
-        if config.runtime.save_recordings:
-            metadata = {"run": folder.path.name, "model": config.model.name, "axes": json.dumps(axes_of(Recording))}
-            folder.write_tensors("recordings.safetensors", kept_tensors(evidence), {"iclgd": __version__, **metadata})
-        tracker.log_run(
-            made.files["scores.json"],
-            {name: made.facts[name] for name in ("diverged", "unstable")},
-            gradient_norms=made.files["gradient_norms.parquet"],
-            trajectory=made.files.get("trajectory.parquet"),
-            losses=evidence.trace.losses.tolist(),
-        )
-    return made.files["scores.json"]
+    queries = len(prepared.drawn.queries)  # not the most allowed
+    needs = estimate(replace(config, task=replace(config.task, queries=queries)))
+    log.info("%s", needs)
+    refuse_too_large(needs)
+    return needs
+
+
+def _describe(folder: RunFolder, lab: Laboratory, needs: Estimate) -> None:
+    """Write what the run shows to the model, and on what it is made."""
+    folder.write_json("prompts.json", as_json(lab.prompts, lab.planted_prompts))
+    facts = _environment(lab.model, lab.config.runtime)
+    notes = [*facts["notes"], *lab.prompts.notes]
+    for note in lab.prompts.notes:
+        log.info("%s", note)
+    folder.write_json("environment.json", {**facts, "estimate": asdict(needs), "notes": notes})
+    if patch := source_patch():
+        folder.write_text("source.patch", patch)
+
+
+def _write(folder: RunFolder, lab: Laboratory, evidence: Evidence, results: Outcome) -> None:
+    """Write the run's results."""
+    for name, content in results.files.items():
+        write = folder.write_table if name.endswith(".parquet") else folder.write_json
+        write(name, content)
+    if results.facts["unstable"]:
+        log.warning("%s is unstable: %s", lab.config.finetune.name, results.facts["unstable_because"])
+    folder.note(**results.facts)
+    if lab.config.runtime.save_recordings:
+        axes = json.dumps(axes_of(Recording))
+        metadata = {"iclgd": __version__, "run": folder.path.name, "model": lab.config.model.name, "axes": axes}
+        folder.write_tensors("recordings.safetensors", kept_tensors(evidence), metadata)
 
 
 def _refuse_patches_apart(config: Config, wanted: set[str]) -> None:

@@ -20,7 +20,6 @@ from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.outcome import unfit_reference
 from iclgd.evidence.preparation import prepare
-from iclgd.evidence.reference import reference_prompts
 from iclgd.experiment import run
 from iclgd.metrics import measure, required_inputs
 from iclgd.models.loading import load
@@ -262,9 +261,8 @@ def test_icl_as_the_reference_is_a_run_without_the_key_byte_by_byte(tmp_path, mo
 
 def test_prompts_json_lists_what_a_truth_has_seen():
     def listed(*overrides):
-        run, lab = prepared(*overrides)
-        own = reference_prompts(run, lab.model, lab.prompts, lab.prepared.reference)
-        content = as_json(lab.prompts, own)
+        _, lab = prepared(*overrides)
+        content = as_json(lab.prompts, lab.planted_prompts)
         return content, content.get("reference_demonstrations")
 
     assert listed("reference=icl")[1] is None

@@ -1,9 +1,9 @@
-"""The evidence of one run: zsl, icl, finetuning and ft, and what else the scores name."""
+"""The evidence of one run: zsl, icl, the mechanism and ft, and what else the scores name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from iclgd.common.records import Evidence, PromptSet, Recording, Trace
 from iclgd.config.enumerations import Layer0
@@ -11,14 +11,22 @@ from iclgd.config.variants import ICL
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, training_queries
-from iclgd.evidence.reference import referred
+from iclgd.evidence.reference import Reference, referred
+
+AfterStep = Callable[[int, Evidence], None]
 
 
-def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None = None) -> Evidence:
-    """Everything the scores need.
+@dataclass(frozen=True)
+class Untouched:
+    """What is recorded before the mechanism acts."""
 
-    `after_step` is called every `metric.every` steps of finetuning with the evidence so far.
-    """
+    settings: Settings  # the model as it was loaded, without and with context
+    reference: Reference  # who plays ICL's part
+    recordings: Mapping[str, Recording]  # by setting, as scores name them; all but ft
+
+
+def record_untouched(lab: Laboratory) -> Untouched:
+    """Record zsl and icl, and the further settings that scores name."""
     owners = {path.partition(".")[0] for path in lab.wanted}
     zsl = lab.untouched("zsl")
     settings = Settings(zsl, _without_rounding(lab, lab.untouched("icl"), zsl))
@@ -34,17 +42,37 @@ def gather(lab: Laboratory, after_step: Callable[[int, Evidence], None] | None =
         recordings["reordered"] = icl("reordered", others[0]) if others else lab.undefined(settings.icl, "reordered")
     if "other" in owners:
         recordings["other"] = compared(lab, settings)
+    return Untouched(settings, reference, recordings)
+
+
+def record_mechanism(lab: Laboratory, untouched: Untouched, after_step: AfterStep | None = None) -> Learned:
+    """Let the mechanism act, and record ft.
+
+    `after_step` is called every `metric.every` steps of training with the evidence so far.
+    """
     every = lab.config.metric.every
+    if after_step is None or not every:
+        return learned_once(lab, untouched.settings)
 
     def after(done: int) -> None:
-        if after_step and every and done % every == 0:
+        if done % every == 0:
             so_far = lab.record("ft so far", lab.prompts.bos, lab.plan("ft"))
             learned = Learned(Trace.without_steps(lab.model.layers), so_far, training_queries(lab))
-            early = facts(lab, reference, settings, learned, early=True)
-            after_step(done, Evidence({**recordings, "ft": so_far}, learned.trace, early))
+            after_step(done, collect(lab, untouched, learned, early=True))
 
-    learned = learn(lab, settings, after=after) if after_step and every else learned_once(lab, settings)
-    return Evidence({**recordings, "ft": learned.recording}, learned.trace, facts(lab, reference, settings, learned))
+    return learn(lab, untouched.settings, after=after)
+
+
+def collect(lab: Laboratory, untouched: Untouched, learned: Learned, early: bool = False) -> Evidence:
+    """All that the scores may look at; `early`, what there is of it while training goes on."""
+    further = facts(lab, untouched.reference, untouched.settings, learned, early)
+    return Evidence({**untouched.recordings, "ft": learned.recording}, learned.trace, further)
+
+
+def gather(lab: Laboratory) -> Evidence:
+    """The evidence of a run in one go."""
+    untouched = record_untouched(lab)
+    return collect(lab, untouched, record_mechanism(lab, untouched))
 
 
 def _without_rounding(lab: Laboratory, icl: Recording, zsl: Recording) -> Recording:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from iclgd.common.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.config import Config
 from iclgd.config.enumerations import RecordAt
+from iclgd.config.variants import reference_config
 from iclgd.evidence.preparation import Prepared
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.progress import Progress
+from iclgd.tasks import encode
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,15 @@ class Laboratory:
     wanted: set[str]  # the input paths that scores name (`metrics.required_inputs`)
     progress: Progress  # where stages are shown
     prepared: Prepared  # the run's rows and inputs
+
+    @cached_property
+    def planted_prompts(self) -> PromptSet | None:
+        """The run's queries with the planted truth's own rows; None where ICL itself is the reference."""
+        if self.prepared.reference is None:
+            return None
+        planted = reference_config(self.config)
+        own = encode(self.prepared.reference, planted, self.model.tokenizer, self.model.window)
+        return replace(own, queries=self.prompts.queries)
 
     def questions(self) -> list[Question]:
         """The queries as the recorder takes them."""

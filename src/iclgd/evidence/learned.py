@@ -121,8 +121,8 @@ def learning_key(lab: Laboratory, setting: str, prompts: PromptSet, **of: Any) -
 
 def compared(lab: Laboratory, settings: Settings) -> Recording:
     """The recording of the variant that `metric.compare_with` names."""
-    config, prompts = variant(lab.config, lab.config.metric.compare_with), lab.prompts
-    drawn = lab.prepared.compared
+    config, drawn = variant(lab.config, lab.config.metric.compare_with), lab.prepared.compared
+    prompts = replace(lab.prompts, training=None)  # the run's own control is not this variant's
     if drawn is not None and drawn is not lab.prepared.drawn:
         own = encode(drawn, config, lab.model.tokenizer, lab.model.window)
         prompts = replace(prompts, training=own.training, calibration=own.calibration)

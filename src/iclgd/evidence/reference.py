@@ -13,9 +13,7 @@ from iclgd.config import Config
 from iclgd.config.variants import ICL, reference_config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
-from iclgd.models.language_model import LanguageModel
 from iclgd.runs.cache import recordings_cache
-from iclgd.tasks import Drawn, encode
 
 
 @dataclass(frozen=True)
@@ -65,20 +63,10 @@ def _with_losses(recording: Recording, trace: Trace) -> Recording:
 
 def referred(lab: Laboratory, settings: Settings) -> Reference:
     """The reference that the run's config names."""
-    prompts = reference_prompts(lab.config, lab.model, lab.prompts, lab.prepared.reference)
+    prompts = lab.planted_prompts
     if prompts is None:
         return Reference(lab, lab.prompts, settings)
     return Reference(replace(lab, config=reference_config(lab.config)), prompts, settings)
-
-
-def reference_prompts(
-    config: Config, model: LanguageModel, prompts: PromptSet, drawn: Drawn | None
-) -> PromptSet | None:
-    """The run's queries with the reference's own rows, as drawn; None if it is the run's own ICL."""
-    if drawn is None:
-        return None
-    own = encode(drawn, reference_config(config), model.tokenizer, model.window)
-    return replace(own, queries=prompts.queries)
 
 
 def orders(prompts: PromptSet, config: Config) -> list[PromptSet]:

@@ -20,7 +20,6 @@ from iclgd.config.variants import reference_config
 from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
-from iclgd.evidence.reference import reference_prompts
 from iclgd.metrics import measure, needs_all_examples, required_inputs, summarise, to_frame
 from iclgd.models.loading import load
 from iclgd.runs import files
@@ -112,12 +111,13 @@ def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verd
     torch.set_num_threads(int(environment.get("threads") or torch.get_num_threads()))
     model = load(config.model, config.runtime)
     prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
-    _check_prompts(folder, as_json(prompts, reference_prompts(config, model, prompts, prepared.reference)), verdict)
+    lab = Laboratory(model, prompts, config, set(), Progress(), prepared)
+    _check_prompts(folder, as_json(prompts, lab.planted_prompts), verdict)
     stored = pd.read_parquet(folder.path / "scores.parquet")
     _check_means(stored, folder.read_json("scores.json"), config.metric.scores, verdict)
     unsteady = bool(status.facts.get("unstable")) or model.network.dtype in (torch.float16, torch.bfloat16)
     exact = not differences and not unsteady and model.device.type == "cpu"  # a GPU need not sum in the same order
-    own, naive = _scores_again(Laboratory(model, prompts, config, set(), Progress(), prepared), queries, verdict)
+    own, naive = _scores_again(lab, queries, verdict)
     for name in dict.fromkeys(own["score"]):
         check = _compare(name, stored, own, naive, exact, WIDER if unsteady else 1)
         verdict.scores.append(check)
