@@ -91,7 +91,7 @@ def _check_memory(config: Config, prepared: Prepared) -> Estimate:
     queries = len(prepared.drawn.queries)  # not the most allowed
     needs = estimate(replace(config, task=replace(config.task, queries=queries)))
     log.info("%s", needs)
-    refuse_too_large(needs)
+    refuse_too_large(needs, config)
     return needs
 
 
