@@ -1,6 +1,6 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
 # make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
-# make docs   the documentation -> site/
+# make docs   the documentation -> site/     make pages  keys, scores and mechanisms in docs/, from the program
 # make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
 # make test-oldest, test-hydra-next
 # make mutants  mutation testing of what decides numbers, on a sample: an hour; MUTANTS=all takes a night
@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs coverage soak stress bench simulate mutants setup clean
+.PHONY: run test lint types unit docs pages coverage soak stress bench simulate mutants setup clean
 .PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
@@ -31,6 +31,9 @@ PYTEST := pytest -n 2 --dist worksteal
 
 unit: setup
 	$(QUIET) $(BIN)/$(PYTEST) $(ARGS)
+
+pages: setup
+	$(BIN)/python docs/hooks.py
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,4 +1,8 @@
-"""Pages of the site that are made from the program: keys, scores, variants, and the notebooks as text."""
+"""Pages that are made from the program: keys, scores and mechanisms (`make pages` writes them), and the notebooks.
+
+`python docs/hooks.py` writes the committed pages; tests/test_docs.py fails where one is older than the schema or conf/.
+mkdocs calls `on_files` to add the notebooks to the site.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,30 @@ from iclgd.common import paths
 from iclgd.config import FinetuneConfig, ScoreConfig
 from iclgd.config.enumerations import Better
 
+DOCS = Path(__file__).parent
+TABLE_STARTS, TABLE_ENDS = "<!-- table of scores, written by make pages -->", "<!-- end of the table -->"
 BETTER = {Better.higher: "higher", Better.lower: "lower", Better.neither: "neither"}
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that have no file in docs/ (an event of mkdocs)."""
+    """Add the notebooks as pages (an event of mkdocs)."""
     notebooks = sorted((Path(config.docs_dir) / "notebooks").glob("*.ipynb"))
     pages = {f"notebooks/{path.stem}.md": notebook(path) for path in notebooks}
-    pages |= {"reference/keys.md": key_page(), "reference/variants.md": variant_page()}
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill the table of scores in where a page asks for it (an event of mkdocs)."""
-    return markdown.replace("<!-- table of scores -->", score_table())
+def pages() -> dict[Path, str]:
+    """The committed pages that are made from the program: path and text."""
+    scores = (DOCS / "scores.md").read_text("utf-8")
+    before, rest = scores.split(TABLE_STARTS, 1)
+    after = rest.split(TABLE_ENDS, 1)[1]
+    return {
+        DOCS / "scores.md": f"{before}{TABLE_STARTS}\n\n{score_table()}\n\n{TABLE_ENDS}{after}",
+        DOCS / "reference" / "keys.md": key_page(),
+        DOCS / "reference" / "mechanisms.md": mechanism_page(),
+    }
 
 
 def key_page() -> str:
@@ -68,22 +80,55 @@ def score_table() -> str:
     return "\n".join(lines)
 
 
-def variant_page() -> str:
-    """Every file of conf/finetune."""
-    lines = ["# Variants", "", VARIANTS_OPEN, "", "| `finetune=` | label | role | meaning |", "|---|---|---|---|"]
-    variants = []
+def mechanism_page() -> str:
+    """Every file of conf/finetune, a table for each role."""
+    by_role: dict[str, list[tuple[int, str]]] = {}
     for path in (paths.config_folder() / "finetune").glob("*.yaml"):
         text = path.read_text("utf-8")
-        variants.append((FinetuneConfig(**yaml.safe_load(text)), path.stem, _head(text)))
-    for variant, name, meaning in sorted(variants, key=lambda entry: (entry[0].order, entry[1])):
-        lines.append(f"| `{name}` | {_cell(variant.label or name)} | {variant.role} | {_cell(meaning)} |")
+        options = FinetuneConfig(**yaml.safe_load(text))
+        row = [
+            f"`{path.stem}`",
+            _cell(options.label or path.stem),
+            _seen(text, options),
+            _with_links(_cell(_head(text))),
+        ]
+        by_role.setdefault(options.role, []).append((options.order, f"| {' | '.join(row)} |"))
+    lines = ["# Mechanisms", "", MECHANISMS_OPEN]
+    for role, meaning in ROLES.items():
+        lines += ["", f"## {meaning[0]}", "", meaning[1], "", "| `finetune=` | label | sees | what it does |"]
+        lines += ["|---|---|---|---|", *(row for _, row in sorted(by_role.pop(role, [])))]
+    if by_role:
+        raise ValueError(f"docs/hooks.py has no heading for the roles {', '.join(by_role)}")
     return "\n".join(lines) + "\n"
 
 
-VARIANTS_OPEN = """\
-Each variant is one file of `conf/finetune`, in the order in which tables show them. Floors and ceilings say how low and
-how high a score can be. Controls and rivals differ from a variant in one thing. [Your own variant](../guide/variant.md)
-needs one file."""
+def _seen(text: str, options: FinetuneConfig) -> str:
+    """What a mechanism sees, with the comment behind `sees` in its file."""
+    comment = re.search(r"^sees: \w+ # (.*)$", text, re.MULTILINE)
+    return SEES[options.sees] + (f" ({_cell(comment[1])})" if comment else "")
+
+
+SEES = {
+    "demonstrations": "demonstrations",
+    "one_at_a_time": "demonstrations, one at a time",
+    "calibration": "demonstrations, calibration rows",
+    "queries": "**the measured queries**",
+}
+ROLES = {
+    "variant": ("Variants", "The two ways of finetuning that the papers compare with ICL."),
+    "mechanism": ("Mechanisms from the literature", "Other processes that have been proposed as what ICL might be."),
+    "floor": ("Floors", "These cannot be like ICL. They say what a score gives for nothing."),
+    "control": ("Controls", "These lack one thing that learning from the demonstrations needs."),
+    "rival": ("Rivals", "These differ from a variant in one thing, and may explain a difference otherwise."),
+    "anchor": ("Anchors", "These put out what ICL puts out by construction, but compute it in another way."),
+    "ceiling": ("Ceilings", "These say how high a score can be."),
+}
+MECHANISMS_OPEN = """\
+Each way to act like ICL without a context is one file of `conf/finetune`, chosen with `finetune=NAME`. Within a table,
+rows stand in the order in which reports show them. *Sees* is what it may learn from. Calibration rows are rows of the
+train split that are neither demonstrations nor measured, and their labels are not used. What sees the measured queries
+is not a method but a ceiling.
+[Your own mechanism](../guide/mechanism.md) says how they work, and when each is refused."""
 
 
 def notebook(path: Path) -> str:
@@ -105,5 +150,15 @@ def _head(text: str) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines if "@package" not in line)
 
 
+def _with_links(text: str) -> str:
+    """The text with links to the papers that it names."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", "\\n")
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -16,9 +17,7 @@ import pytest
 
 from command_line import environment
 from iclgd import tracking
-from iclgd.cli import keys
 from iclgd.cli.command import run
-from iclgd.common import paths
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -48,6 +47,38 @@ def test_every_fault_names_its_test():
         assert all(NAMED.fullmatch(name) for name in tests.strip().split(", ")), row
 
 
+MEASURING = ("common", "config", "runs", "tasks", "models", "mechanisms", "metrics", "statistics", "evidence")
+CODE = re.compile(r"`((?:\w+/)*\w+\.py)`")
+MAP, RECIPES = (ROOT / "CONTRIBUTING.md").read_text().split("## To change X, touch Y")
+
+
+def test_the_map_names_every_file_of_the_measuring_rooms_once():
+    source = ROOT / "src" / "iclgd"
+    named = re.findall(r"^- `(\w+/\w+\.py)`: ", MAP, re.MULTILINE)
+    files = [path.relative_to(source).as_posix() for room in MEASURING for path in (source / room).glob("*.py")]
+    assert sorted(named) == sorted(file for file in files if not file.endswith("__init__.py"))
+    assert [file for file in CODE.findall(MAP) if not any((base / file).exists() for base in (source, ROOT))] == []
+
+
+def test_the_files_to_touch_for_a_change_exist():
+    table = RECIPES.split("\n\n")[1]
+    rows = table.splitlines()[2:]
+    assert len(rows) == 10
+    for row in rows:
+        paths = [path for path in re.findall(r"`([\w./]+)`", row) if "/" in path]
+        bases = (ROOT, ROOT / "src" / "iclgd")
+        assert paths and [path for path in paths if not any((base / path).exists() for base in bases)] == [], row
+
+
+def test_the_generated_pages_are_current():
+    module = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert module is not None and module.loader is not None
+    hooks = importlib.util.module_from_spec(module)
+    module.loader.exec_module(hooks)
+    old = [str(path.relative_to(ROOT)) for path, text in hooks.pages().items() if path.read_text("utf-8") != text]
+    assert old == [], "run make pages"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
@@ -63,16 +94,6 @@ def test_the_site_loads_nothing_from_a_network(site: Path):
     for page in pages:
         loaded = re.findall(r"<(?:link|script|img|iframe)\b[^>]*\b(?:src|href)=\"?(https?:[^\" >]+)", page.read_text())
         assert loaded == [], page
-
-
-def test_the_site_lists_every_key_score_and_variant(site: Path):
-    listed = {name: (site / name).read_text() for name in ("reference/keys.html", "scores.html")}
-    for key in keys.keys():
-        assert f"<code>{key.name.rpartition('.')[2]}</code>" in listed["reference/keys.html"]
-    for metric in (paths.config_folder() / "metric").glob("*.yaml"):
-        assert f"<code>{metric.stem}</code>" in listed["scores.html"]
-    for variant in (paths.config_folder() / "finetune").glob("*.yaml"):
-        assert f"<code>{variant.stem}</code>" in (site / "reference" / "variants.html").read_text()
 
 
 @pytest.fixture(scope="module")
