@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from iclgd import __version__, tracking
+from iclgd import __version__
 from iclgd.common.records import Evidence, Recording, axes_of
-from iclgd.config import Config, ConfigError, RuntimeConfig, as_dict
+from iclgd.config import Config, ConfigError, RuntimeConfig
 from iclgd.config.enumerations import Placement
 from iclgd.evidence.gather import collect, record_mechanism, record_untouched
 from iclgd.evidence.laboratory import Laboratory
@@ -27,7 +27,6 @@ from iclgd.models.loading import load, resolve_device, resolve_dtype
 from iclgd.models.placement import check_placement, devices_of
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import Progress
 from iclgd.tasks import as_json, encode
 
@@ -50,28 +49,20 @@ def run(
     wanted = required_inputs(config.metric.scores)
     _refuse_early(config, wanted)
     prepared = prepared or prepare(config)  # rows are drawn
-    with tracking.tracker(config, folder.path, run_id(as_dict(config)), folder.path.parent.name) as tracker:
-        needs = _check_memory(config, prepared)
-        model = load(config.model, config.runtime)
-        prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
-        refuse_unknown_tokens(prompts, model)
-        lab = Laboratory(model, prompts, config, wanted, progress or Progress(), prepared)
-        _describe(folder, lab, needs)
-        untouched = record_untouched(lab)  # zsl and icl
-        trajectory: list[dict[Hashable, Any]] = []
-        learned = record_mechanism(  # ft
-            lab, untouched, lambda step, evidence: trajectory.extend(means_so_far(config, step, evidence))
-        )
-        evidence = collect(lab, untouched, learned)
-        results = outcome(lab, evidence, trajectory)
-        _write(folder, lab, evidence, results)
-        tracker.log_run(
-            results.files["scores.json"],
-            {name: results.facts[name] for name in ("diverged", "unstable")},
-            gradient_norms=results.files["gradient_norms.parquet"],
-            trajectory=results.files.get("trajectory.parquet"),
-            losses=evidence.trace.losses.tolist(),
-        )
+    needs = _check_memory(config, prepared)
+    model = load(config.model, config.runtime)
+    prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
+    refuse_unknown_tokens(prompts, model)
+    lab = Laboratory(model, prompts, config, wanted, progress or Progress(), prepared)
+    _describe(folder, lab, needs)
+    untouched = record_untouched(lab)  # zsl and icl
+    trajectory: list[dict[Hashable, Any]] = []
+    learned = record_mechanism(  # ft
+        lab, untouched, lambda step, evidence: trajectory.extend(means_so_far(config, step, evidence))
+    )
+    evidence = collect(lab, untouched, learned)
+    results = outcome(lab, evidence, trajectory)
+    _write(folder, lab, evidence, results)
     return results.files["scores.json"]
 
 

@@ -1,20 +1,16 @@
-"""Which W&B run a run is: its name, id and group, what is sent when, and the agents of W&B's own sweeps."""
+"""Which W&B run a run is: its name, what is sent when, and the agents of W&B's own sweeps."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import logging
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import wandb
 import yaml
@@ -25,28 +21,19 @@ from wandb.sdk.lib import config_util
 from command_line import ROOT, iclgd
 from configs import config as composed
 from iclgd import tracking
-from iclgd.cli import summary
-from iclgd.config import enumerations
-from iclgd.config.enumerations import TrackingMode
-from iclgd.runs.execute import Ending, Outcome
-from iclgd.tracking.session import UploadState
-from report_fixtures import write_run
-from tracking_cases import (
-    NORMS,
-    SCORES,
-    fresh_process,  # noqa: F401  fixture
-    recorded_in,
-    settings,
-    track,
-)
+from iclgd.config.enumerations import TrackerName, TrackingMode
+from iclgd.tracking.upload import UploadState
+from tracking_cases import FakeRun, finished_run, no_account, settings, use_run  # noqa: F401  fixture
+from wandb_reader import read_runs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of 2022, and says so
     import sweeps  # W&B's own engine, which its server runs
     from sweeps.config import cfg
 
-pytestmark = pytest.mark.usefixtures("fresh_process")
+pytestmark = pytest.mark.usefixtures("no_account")
 FILES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
+AGENT = {"SWEEP_ID": "swp1", "RUN_ID": "agents1", "PROJECT": "theirs", "ENTITY": "lab"}
 
 
 def test_216_runs_have_216_names() -> None:
@@ -74,43 +61,27 @@ def test_216_runs_have_216_names() -> None:
     assert "lcgd reviews lr 0.1 layers 2-3 shots 4 seed 1 epochs 2 dtype float64" in names
 
 
-def test_runs_of_one_process_do_not_leak_into_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), tracking.tracker(settings(), tmp_path / "a", "aaaaaaaaaaaa", "first_look"):
-        raise ZeroDivisionError
-    track(tmp_path / "b", composed("tracking=wandb", "finetune=gd", "task.shots=2"))
-    [first], [second] = recorded_in(tmp_path / "a"), recorded_in(tmp_path / "b")
-    assert (first.run.run_id[:12], first.config["task"]["shots"], first.exit_code) == ("aaaaaaaaaaaa", 4, 1)
-    assert (second.run.run_id[:12], second.config["task"]["shots"], second.exit_code) == ("0123456789ab", 2, 0)
-    assert (first.run.job_type, second.run.job_type) == ("lcgd", "gd")
-    assert "sim_aou" not in first.summary
-    assert wandb.run is None
-
-
-def test_a_retried_run_keeps_its_id_and_each_sweep_has_its_own(tmp_path: Path) -> None:
-    first, again, other = (tracking._state(tmp_path / name, "0123456789ab") for name in ("a", "a", "b"))
-    assert first.id != other.id and other.id.startswith("0123456789ab-")
-    first.write(tmp_path / "a")
-    again = tracking._state(tmp_path / "a", "0123456789ab")
-    assert again.id == first.id
-
-
-def test_a_finished_run_that_was_never_logged_is_logged_from_its_folder(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    folder = write_run(tmp_path / "sweep" / "run", examples=4, layers=3)
-    NORMS.to_parquet(folder / "gradient_norms.parquet")
-    pd.DataFrame({"step": [0], "loss": [1.5]}).to_parquet(folder / "losses.parquet")
-    tracking.send_finished(settings(name=enumerations.TrackerName.none), folder)
+def test_a_finished_run_that_was_never_logged_is_logged_from_its_folder(tmp_path: Path, monkeypatch) -> None:
+    """One that was recorded offline is sent when it is to be online; one that was sent is left alone."""
+    folder, sent = finished_run(tmp_path / "sweep" / "run"), []
+    use_run(monkeypatch, FakeRun(tmp_path))
+    monkeypatch.setattr(wandb, "init", lambda **arguments: sent.append(arguments["mode"]) or FakeRun(tmp_path))
+    tracking.log_run(settings(name=TrackerName.none), folder)
     assert not (folder / "wandb").exists()
-    tracking.send_finished(settings(), folder)
-    assert "is logged now, from its folder" in caplog.text
-    [recorded] = recorded_in(folder / "wandb")
-    scores = json.loads((folder / "scores.json").read_text())
-    assert recorded.summary["sim_aou"] == scores["sim_aou"]["mean"] and recorded.run.run_group == "sweep"
-    assert recorded.curve("sim_aou") == scores["sim_aou"]["layers"]
-    tracking.send_finished(settings(), folder)
-    assert len(recorded_in(folder / "wandb")) == 1  # it is there already
+    for mode in ("offline", "offline", "online", "online"):
+        tracking.log_run(settings(mode=TrackingMode(mode)), folder)
+    assert sent == ["offline", "online"]
+
+
+def test_a_sweep_is_a_run_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    folder, given = finished_run(tmp_path / "rates" / "run"), []
+    use_run(monkeypatch, FakeRun(tmp_path))
+    monkeypatch.setattr(wandb, "init", lambda **arguments: given.append(arguments) or FakeRun(tmp_path))
+    tracking.log_sweep(settings().tracking, "rates", [folder], ())
+    [arguments] = given
+    assert arguments["id"].startswith("sweep-rates-")
+    assert (arguments["name"], arguments["group"], arguments["job_type"]) == ("sweep rates", "rates", "sweep")
+    assert arguments["dir"] == tmp_path / "rates" and arguments["mode"] == "offline"
 
 
 @pytest.mark.parametrize("overrides", ["tracking=none", "tracking=wandb tracking.mode=disabled"])
@@ -122,9 +93,8 @@ sys.path.insert(0, {str(Path(__file__).parents[1] / "support")!r})
 from configs import config
 from iclgd import tracking
 made = config(*{overrides.split()!r})
-with tracking.tracker(made, Path("run"), "a", "b") as tracker:
-    tracker.log_run({{"sim_aou": {{"mean": 1.0, "layers": [1.0]}}}})
-tracking.log_sweep(made.tracking, "b", [Path("run")], Path("."))
+tracking.log_run(made, Path("run"))
+tracking.log_sweep(made.tracking, "b", [Path("run")], ())
 assert not any(name.partition(".")[0] == "wandb" for name in sys.modules)
 assert not list(Path(".").iterdir())
 """
@@ -136,24 +106,6 @@ def test_an_unknown_tracker_is_refused() -> None:
         composed("tracking.name=tensorboard")
 
 
-def test_skipped_runs_that_never_went_to_wandb_are_told_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(summary, "_show_tables", lambda *_: None)
-    for name in ("unsent", "sent", "online", "computed", "none"):
-        (tmp_path / name / "wandb" / "offline-run-1").mkdir(parents=True)
-    (tmp_path / "sent" / "wandb" / "offline-run-1" / "run-1.wandb.synced").touch()
-    (tmp_path / "online" / "wandb" / "iclgd.json").write_text('{"id": "x", "modes": {"/iclgd": "online"}}')
-    (tmp_path / "none" / "wandb" / "offline-run-1").rmdir()
-    results = [Outcome(Ending.done if f.name == "computed" else Ending.skipped, f) for f in sorted(tmp_path.iterdir())]
-    summary.summarise(results)
-    assert capsys.readouterr().out.endswith(
-        "1 of those skipped never went to W&B: the same command with tracking.mode=online sends them\n"
-    )
-    summary.summarise([outcome for outcome in results if outcome.folder.name != "unsent"])
-    assert "never went to W&B" not in capsys.readouterr().out
-
-
 def read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
@@ -161,17 +113,6 @@ def read(path: Path) -> dict[str, Any]:
 def arguments_of(chosen: dict[str, Any]) -> list[str]:
     """What `${args_no_hyphens}` becomes, by W&B's own function."""
     return create_sweep_command_args({"args": chosen})["args_no_hyphens"]
-
-
-@pytest.fixture
-def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a process that an agent started."""
-    for name, value in {"SWEEP_ID": "swp1", "RUN_ID": "agents1", "PROJECT": "theirs", "ENTITY": "lab"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    monkeypatch.delenv("WANDB_SERVICE", raising=False)
-    wandb.teardown()  # what an earlier test set up has read other variables
-    yield
-    wandb.teardown()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -199,33 +140,34 @@ def test_the_files_are_valid_and_every_choice_of_theirs_composes(path: Path):
     assert len(runs) == int(told)
 
 
-def test_the_run_is_the_agents_and_tells_the_search_its_mean(agent: None, tmp_path: Path):
-    made = composed("tracking=wandb", "runtime.objective=sim_aou")
-    with tracking.tracker(made, tmp_path / "run", "0123456789ab", "single") as tracker:
-        tracker.log_run({"sim_aou": SCORES["sim_aou"] | {"mean": 0.5, "layers": [0.25, 0.75]}}, losses=[1.0])
-    [recorded] = recorded_in(tmp_path)
+def test_the_run_is_the_agents_and_tells_the_search_its_mean(tmp_path: Path):
+    folder = finished_run(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in AGENT.items():
+            patch.setenv(f"WANDB_{name}", value)
+        tracking.log_run(settings("runtime.objective=sim_am"), folder)
+        wandb.teardown()
+    [recorded] = read_runs(tmp_path)
     run = recorded.run
     assert (run.run_id, run.sweep_id, run.project, run.entity) == ("agents1", "swp1", "theirs", "lab")
-    assert UploadState.read(tmp_path / "run", "").id == "agents1"
+    assert UploadState.read(folder).id == "agents1"
+    mean = recorded.summary["sim_am"]
     seen = sweeps.SweepRun(summaryMetrics=recorded.summary, sampledHistory=recorded.history)
-    assert seen.metric_extremum("objective", "maximize") == 0.5
-    assert seen.metric_extremum("sim_aou", "maximize") == 0.75  # why the score's own name would not do
+    assert seen.metric_extremum("objective", "maximize") == mean
+    assert seen.metric_extremum("sim_am", "maximize") != mean  # why the score's own name would not do
 
 
-def test_settings_stand_beside_the_parameters_of_the_sweep(agent: None, tmp_path: Path, monkeypatch):
+def test_settings_stand_beside_the_parameters_of_the_sweep(tmp_path: Path, monkeypatch):
     chosen = tmp_path / "config.yaml"
     config_util.save_config_file_from_dict(str(chosen), {"finetune": {"value": "gd"}, "task.shots": {"value": 4}})
-    settings = {"finetune": {"name": "gd", "lr": 0.1}, "task": {"shots": 4}, "seed": 0}
-    assert tracking.without_parameters(settings) == settings
+    config = {"finetune": {"name": "gd", "lr": 0.1}, "task": {"shots": 4}, "seed": 0}
+    assert tracking.without_parameters(config) == config
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(chosen))
-    assert tracking.without_parameters(settings) == {
-        "task": {"shots": 4},
-        "seed": 0,
-        "finetune.name": "gd",
-        "finetune.lr": 0.1,
-    }
+    own = {"task": {"shots": 4}, "seed": 0}
+    assert tracking.without_parameters(config) == {**own, "finetune.name": "gd", "finetune.lr": 0.1}
 
 
-def test_an_agent_asks_for_one_run_at_a_time(agent: None, tmp_path: Path):
+def test_an_agent_asks_for_one_run_at_a_time(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "swp1")
     refused = iclgd(tmp_path, "-m", "seed=0,1")
     assert refused.returncode == 2 and "one run at a time: leave -m and sweeps= out" in refused.stderr

@@ -154,10 +154,10 @@ def _objective(path: Path, score: str | None) -> float:
 
 def _outcome(config: Config, path: Path, bars: Bars | None) -> Outcome:
     outcome = execute(config, path, _experiment, _prepare, bars)
-    if outcome.ending is Ending.skipped:
+    if outcome.ending in FINISHED:
         from iclgd import tracking
 
-        tracking.send_finished(config, path)
+        tracking.log_run(config, path, HydraConfig.get().overrides.task)
     return outcome
 
 

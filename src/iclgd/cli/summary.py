@@ -56,13 +56,11 @@ def log_sweep(how: DictConfig | None, folders: Sequence[Path], figures: Sequence
     except OmegaConfBaseException as error:  # swept over, so that the sweep has no single way
         log.warning("the sweep's summary is not tracked: %s", str(error).splitlines()[0])
         return
-    tracking.log_sweep(settings, folders[0].parent.name, folders, folders[0].parent, figures)
+    tracking.log_sweep(settings, folders[0].parent.name, folders, figures)
 
 
 def summarise(results: Sequence[Outcome], total: int | None = None) -> None:
     """Print the tables, what was done, and what was not, of `total` runs if that is known."""
-    from iclgd import tracking
-
     finished = [outcome.folder for outcome in results if outcome.ending in FINISHED]
     if finished:
         _show_tables(list(dict.fromkeys(finished)), len(results) > 1)
@@ -70,10 +68,6 @@ def summarise(results: Sequence[Outcome], total: int | None = None) -> None:
     counts["not started"] = max(0, (total or 0) - len(results))
     words = ", ".join(f"{count} {ending}" for ending, count in counts.items() if count)
     sys.stdout.write(f"{words} in {os.path.relpath(results[0].folder.parent)}\n")
-    skipped = [outcome.folder for outcome in results if outcome.ending is Ending.skipped]
-    if skipped and (unsent := sum(map(tracking.is_unsent, skipped))):
-        remedy = "the same command with tracking.mode=online sends them"
-        sys.stdout.write(f"{unsent} of those skipped never went to W&B: {remedy}\n")
     for outcome in results:
         if outcome.ending not in FINISHED:
             what = outcome.message or "the same command runs it again"

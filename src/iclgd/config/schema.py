@@ -167,7 +167,7 @@ class TrackingConfig:
     """Whether and how runs are logged (conf/tracking)."""
 
     name: choices.TrackerName = choices.TrackerName.none  # where results go besides the run's folder
-    mode: choices.TrackingMode = choices.TrackingMode.offline  # later (wandb sync), as the run goes, or never
+    mode: choices.TrackingMode = choices.TrackingMode.offline  # later (wandb sync), when the run is done, or never
     project: str = "iclgd"  # the project in W&B
     entity: str | None = None  # its user or team; null: the default of the account
     dir: str | None = None  # where W&B's files go; null: the folder wandb inside each run's own
