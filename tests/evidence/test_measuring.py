@@ -10,7 +10,7 @@ import torch
 
 from configs import config as config_of
 from iclgd.config.enumerations import Layer0
-from iclgd.evidence.gather import _without_rounding
+from iclgd.evidence.gather import _blind_first_layer, without_rounding
 from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
@@ -19,6 +19,7 @@ from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.mechanisms.stability import instability, jittered, suspicious
 from iclgd.metrics.attention_maps import sim_am_delta
+from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
@@ -52,7 +53,7 @@ def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(famil
         ft = recorded((1,), plan)
     config = config_of("model=toy", "task=toy", f"protocol.layer0={reading}")
     lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
-    seen = _without_rounding(lab, icl, zsl)
+    seen = _blind_first_layer(lab, icl, zsl)
     values = sim_am_delta(seen.attention_scores, ft.attention_scores, zsl.attention_scores)
     assert bool(values[:, 0].isnan().all()) is undefined and values[:, 1:].isfinite().all()
     assert torch.equal(seen.attention_output, icl.attention_output), "only scores are blind"
@@ -213,3 +214,22 @@ def test_scores_that_leave_their_interval_under_jitter_are_unstable():
     diverged = spread(summary, [scores(None, None), scores(0.13, None)])
     assert diverged["sim_aou"]["moved"] and not diverged["none"]["moved"]
     assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))
+
+
+def test_a_change_within_rounding_is_no_update():
+    """Local layers whose windows are shorter than the query: the context reaches the upper layers only."""
+    model = tiny_model("gemma3_text", num_hidden_layers=4, sliding_window=8, layer_types=["sliding_attention"] * 4)
+    questions = [Question(tuple(range(start, start + 20)), ((5,), (6,))) for start in (20, 30, 40)]
+    plan = RecordPlan(bos=1)
+    zsl = record(model, questions, (1,), plan)
+    icl = record(model, questions, (1, *range(60, 95)), plan)
+    config = config_of("model=toy", "task=toy")
+    lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
+    assert not torch.equal(icl.attention_output[:, :2], zsl.attention_output[:, :2]), "rounding"
+    seen = without_rounding(lab, icl, zsl)
+    assert torch.equal(seen.attention_output[:, :2], zsl.attention_output[:, :2])
+    assert torch.equal(seen.attention_output[:, 2:], icl.attention_output[:, 2:])
+    values = sim_aou(seen.attention_output, icl.attention_output, zsl.attention_output)
+    assert values[:, :2].isnan().all() and values[:, 2:].isfinite().all()
+    lost = replace(icl, attention_output=torch.full_like(icl.attention_output, torch.nan))
+    assert without_rounding(lab, lost, zsl).attention_output.isnan().all(), "what is undefined stays so"
