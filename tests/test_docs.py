@@ -159,7 +159,7 @@ def _command(line: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         subprocess.run(command, check=True, env=kept)
     elif name == "iclgd":
         single = [re.sub(r"=([^,\[{(]*),.*", r"=\1", argument) for argument in arguments if argument != "-m"]
-        assert run(["--cfg", "job", *single], tell=False).code == 0, line
+        assert run(["--cfg", "job", *single], quiet=True).code == 0, line
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

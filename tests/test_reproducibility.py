@@ -32,7 +32,7 @@ def written(sweep: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("plain")
-    ran = command.run([*SWEEP, "runtime.cache=off", f"paths.outputs={folder / 'outputs'}"], tell=False)
+    ran = command.run([*SWEEP, "runtime.cache=off", f"paths.outputs={folder / 'outputs'}"], quiet=True)
     assert ran.code == 0, ran.message
     return written(folder / "outputs" / "multirun")
 

@@ -47,7 +47,7 @@ def run(
     """
     chosen = (f"{key.replace('__', '.')}={_value(value)}" for key, value in settings.items())
     command = _run([*overrides, *chosen], model, tokenizer)
-    outcome = command.results()[0]
+    outcome = command.outcomes()[0]
     if command.code:
         raise RunFailed(f"{outcome.message}; see {outcome.folder}/run.log")
     return read_run(outcome.folder)
@@ -74,7 +74,7 @@ def sweep(
         ConfigError: settings or a model that cannot be run.
     """
     swept = (f"{key.replace('__', '.')}={_several(value)}" for key, value in settings.items())
-    outcomes = _run(["--multirun", *overrides, *swept], model, tokenizer).results()
+    outcomes = _run(["--multirun", *overrides, *swept], model, tokenizer).outcomes()
     results = load(*(outcome.folder for outcome in outcomes if outcome.folder.is_dir()))
     refused = tuple((o.folder, o.message) for o in outcomes if not o.folder.is_dir())
     return Results(results.runs, results.left_out + refused)
@@ -104,10 +104,10 @@ def figures(results: Results | FinishedRun) -> Mapping[str, Figure]:
 
 def _run(arguments: list[str], model: Any, tokenizer: Any) -> Command:
     with _model_overrides(model, tokenizer) as model_settings:
-        command = run_command([*model_settings, *arguments], tell=False)
+        command = run_command([*model_settings, *arguments], quiet=True)
     if command.code in (130, 143):
         raise KeyboardInterrupt
-    if command.code and not command.results():
+    if command.code and not command.outcomes():
         raise (ConfigError if command.code == REFUSED else RunFailed)(command.message)
     return command
 

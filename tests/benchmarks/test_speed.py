@@ -165,7 +165,7 @@ def test_peak_memory(results: dict[str, Any], config: Config) -> None:
 
 _ONE_RUN = (
     "import re, sys; from pathlib import Path; from iclgd.cli.command import run; "
-    "code = run(sys.argv[1:], tell=False).code; assert code == 0; "
+    "code = run(sys.argv[1:], quiet=True).code; assert code == 0; "
     "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"  # rusage counts the parent's too
 )
 

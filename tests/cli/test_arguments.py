@@ -59,9 +59,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def start(*arguments):
-    ran = command.run(arguments, tell=False)
+    ran = command.run(arguments, quiet=True)
     assert ran.code == 0, ran.message
-    return ran.results()
+    return ran.outcomes()
 
 
 def settings(outcome):

@@ -161,8 +161,8 @@ def test_workers_take_gpus_in_turn(monkeypatch, settings, gpus, device):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert command.gpu_in_turn(config(), OmegaConf.create(settings)).runtime.device == device
-    assert command.gpu_in_turn(config("runtime.device=cpu"), OmegaConf.create(settings)).runtime.device == "cpu"
+    assert command.assign_gpu(config(), OmegaConf.create(settings)).runtime.device == device
+    assert command.assign_gpu(config("runtime.device=cpu"), OmegaConf.create(settings)).runtime.device == "cpu"
 
 
 def test_from_python(in_process, tmp_path):
@@ -240,4 +240,4 @@ def test_a_path_may_hold_what_the_command_line_reads_as_quotes(in_process, tmp_p
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     ended = command.run(["-m", "seed=0,1"])
-    assert [outcome.ending for outcome in ended.results()] == [Ending.done] * 2
+    assert [outcome.ending for outcome in ended.outcomes()] == [Ending.done] * 2

@@ -1,8 +1,9 @@
+import socket
+
 import pytest
 
 from iclgd.cli import status
-from iclgd.cli.invocation import Invocation
-from iclgd.runs import process
+from iclgd.cli.sweep_record import VARIABLE, SweepRecord
 from iclgd.runs.execute import Ending, Outcome
 from iclgd.runs.folder import RunFolder, State, Status
 from report_fixtures import write_run
@@ -11,19 +12,19 @@ from report_fixtures import write_run
 @pytest.fixture
 def sweep(tmp_path):
     folder = tmp_path / "sweep"
-    own = process.this_process()
     states = {
-        "a": Status(state=State.done, owner=own, seconds=10.0, started_at="2026-01-01T00:00:00+00:00"),
-        "b": Status(state=State.running, owner=own, seconds=4.0, progress={"stage": "finetune", "done": 3, "total": 8}),
-        "c": Status(state=State.failed, owner=own, error="RuntimeError: [bold]no[/bold] luck", traceback="..."),
-        "d": Status(state=State.running, owner={**own, "pid": 2**22 + 1}),
-        "e": Status(state=State.interrupted, owner=own),
-        "f": Status(state=State.done, owner=own, seconds=20.0, **{"diverged": True, "diverged_at": 7}),
+        "a": Status(state=State.done, seconds=10.0, started_at="2026-01-01T00:00:00+00:00"),
+        "b": Status(state=State.running, seconds=4.0, progress={"stage": "finetune", "done": 3, "total": 8}),
+        "c": Status(state=State.failed, error="RuntimeError: [bold]no[/bold] luck", traceback="..."),
+        "d": Status(state=State.running, owner={"host": socket.gethostname(), "pid": 1}),
+        "e": Status(state=State.interrupted),
+        "f": Status(state=State.done, seconds=20.0, **{"diverged": True, "diverged_at": 7}),
     }
-    for name, found in states.items():
-        RunFolder(folder / name)._write_status(found)
-    Invocation.begin(folder, total=9)
-    return folder
+    for name, written in states.items():
+        RunFolder(folder / name)._write_status(written)
+    SweepRecord.begin(folder, total=9)
+    with RunFolder(folder / "b").claim():
+        yield folder
 
 
 def test_every_state_is_shown_with_its_progress(sweep, capsys):
@@ -70,25 +71,23 @@ def test_a_list_shows_what_varied_and_is_sorted_by_it(tmp_path, capsys):
     ]
     assert max(map(len, told[1:5])) <= 80
     for key, first in (("task.shots", "run4"), ("run", "run16"), ("seed", "run16")):
-        lines = status.in_order(status.run_lines(tmp_path / "b"), key)
+        lines = status.in_order(next(status.sweeps([tmp_path / "b"]))[1], key)
         assert lines[0].name == first
     with pytest.raises(SystemExit):
         status.cli([str(tmp_path / "b"), "--sort", "colour"])
     assert "choose from run, state, started, took, task.shots, finetune.lr, seed" in capsys.readouterr().err
 
 
-def test_an_invocation_gathers_what_its_runs_wrote(tmp_path, monkeypatch):
-    invocation = Invocation.begin(tmp_path, total=3)
-    assert not invocation.is_over() and Invocation.latest(tmp_path) == invocation
-    monkeypatch.setenv("ICLGD_INVOCATION", str(invocation.folder))
-    assert Invocation.current() == invocation
-    invocation.mark(0, Outcome(Ending.done, tmp_path / "a"), tmp_path / "a")
-    invocation.mark(1, Outcome(Ending.failed, tmp_path / "b", "why"), tmp_path / "b")
-    invocation.mark(10, None, tmp_path / "c")
-    found = invocation.outcomes()
-    assert [(o.ending, o.folder.name, o.message) for o in found] == [
-        (Ending.done, "a", ""),
-        (Ending.failed, "b", "why"),
-        (Ending.interrupted, "c", ""),
+def test_a_record_gathers_how_runs_ended(tmp_path, monkeypatch):
+    record = SweepRecord.begin(tmp_path, total=3)
+    assert SweepRecord.latest(tmp_path) == record and record.total() == 3
+    monkeypatch.setenv(VARIABLE, str(record.folder))
+    assert SweepRecord.current() == record
+    outcomes = [
+        Outcome(Ending.done, tmp_path / "a"),
+        Outcome(Ending.failed, tmp_path / "b", "why"),
+        Outcome(Ending.interrupted, tmp_path / "c"),
     ]
-    assert invocation.count() == (2, 1) and invocation.total() == 3
+    for number, outcome in reversed([*zip((0, 1, 10), outcomes, strict=True)]):
+        record.write(number, outcome)
+    assert record.outcomes() == outcomes

@@ -226,20 +226,11 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing_that_looks_done(small
     assert execute(settings, small_disk / "a", score(0.5)).ending is Ending.done
 
 
-def test_processes_are_known_by_more_than_their_number():
-    own = process.this_process()
-    assert process.is_alive(own) is True
-    assert process.is_alive({**own, "process": "another boot/17"}) is False
-    assert process.is_alive({**own, "pid": 2**22 + 1}) is False
-    assert process.is_alive({**own, "host": "elsewhere"}) is None
-    assert process.is_alive({}) is None
-
-
 def test_children_are_ended_the_stubborn_too():
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)"
     child = subprocess.Popen([sys.executable, "-c", f"{stubborn}; time.sleep(60)"], stdout=subprocess.PIPE)
     assert child.stdout is not None and child.stdout.readline() == b"up\n"
-    assert process.end_children(patience=0.3) >= 1
+    process.end_children(patience=0.3)
     assert not psutil.pid_exists(child.pid)
     child.stdout.close()
     child.wait()

@@ -9,10 +9,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,41 +21,33 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from iclgd.cli import arguments as command_line
 from iclgd.cli import hydra_setup, summary
-from iclgd.cli.invocation import VARIABLE, Invocation
-from iclgd.cli.summary import FAILED, FINISHED, REFUSED
+from iclgd.cli.sweep_record import VARIABLE, SweepRecord
 from iclgd.common import paths
 from iclgd.config import Config, ConfigError, typed
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.process import Terminated, end_children, terminable
-from iclgd.runs.progress import sweep_progress, terminal_bars
 from iclgd.runs.schema import read
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
 
 log = logging.getLogger(__name__)
 
 hydra_setup.register()  # here, because the first module of the project that a worker imports is the one of `job`
 
-INTERRUPTED, TERMINATED = 130, 143
+FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # exit codes
 
 
 @dataclasses.dataclass
 class Command:
     """One command: its callback and its jobs write down what happens, `run` acts on it at the end."""
 
-    code: int = 0  # the exit code: 0, 1 if a run failed, 2 if settings were refused, 130 or 143 after a signal
+    code: int = 0  # the exit code
     message: str = ""  # why it was refused, or could not go on
-    outcomes: list[Outcome] = dataclasses.field(default_factory=list)  # how the run of a single run ended
-    sweep: Invocation | None = None  # the record of a sweep
-    tracking: DictConfig | None = None  # how this command's sweep is tracked
-    figures: bool = False  # whether figures are drawn at its end
-    bars: Bars | None = None  # progress on a terminal
-    display: ExitStack = dataclasses.field(default_factory=ExitStack)  # closes what is drawn on the terminal
+    config: DictConfig | None = None  # of the single run, or of the sweep without what is swept over
+    sweep: SweepRecord | None = None  # how the runs of a sweep ended
+    single: list[Outcome] = dataclasses.field(default_factory=list)  # how the run of a single run ended
 
-    def results(self) -> list[Outcome]:
+    def outcomes(self) -> list[Outcome]:
         """How each run ended, wherever it was computed."""
-        return self.outcomes if self.sweep is None else self.sweep.outcomes()
+        return self.single if self.sweep is None else self.sweep.outcomes()
 
     def refuse(self, message: str, code: int = REFUSED) -> int:
         """Say why the command does not go on; returns the exit code."""
@@ -79,29 +71,26 @@ class Watch(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a run that cannot be before anything is made for it."""
         command = cast(Command, CURRENT.get())
+        command.config = config
         try:
             typed(config)
         except ConfigError as error:
             sys.exit(command.refuse(str(error)))
-        command.figures = config.runtime.figures
-        command.bars = command.display.enter_context(terminal_bars())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the record of a sweep, and name it to every job in an override, which any launcher carries."""
         command, total = cast(Command, CURRENT.get()), hydra_setup.count_points(config)
+        command.config = config
         if os.environ.get("WANDB_SWEEP_ID"):
             why = "an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command"
             sys.exit(command.refuse(why))
         try:
-            command.sweep = Invocation.begin(Path(config.hydra.sweep.dir), total)
+            command.sweep = SweepRecord.begin(Path(config.hydra.sweep.dir), total)
         except OSError as error:
             sys.exit(command.refuse(_unwritable(error)))
         with open_dict(config.hydra):
             record = command_line.quoted(str(command.sweep.folder))
             config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}={record}")
-        command.tracking, command.figures = config.tracking, config.runtime.figures
-        command.bars = command.display.enter_context(terminal_bars())
-        command.display.enter_context(sweep_progress(total, command.sweep.count, command.bars))
         log.info("sweep: composing %s runs", total or "its")
 
 
@@ -115,31 +104,30 @@ def job(composed: DictConfig) -> float:
         NoObjective: an optimising sweeper waits for a value and there is none.
         KeyboardInterrupt: a signal stopped the command.
     """
-    settings, command, sweep = cast(DictConfig, HydraConfig.get()), CURRENT.get(), Invocation.current()
+    settings, command, sweep = cast(DictConfig, HydraConfig.get()), CURRENT.get(), SweepRecord.current()
     path, number = Path(settings.runtime.output_dir), int(OmegaConf.select(settings, "job.num") or 0)
-
-    def record(outcome: Outcome | None) -> None:
-        if sweep is not None:
-            sweep.mark(number, outcome, path)
-        elif command is not None and outcome is not None:
-            command.outcomes.append(outcome)
-
-    record(None)
+    name = path.name if sweep is None else f"{path.name} ({number + 1} of {sweep.total() or '?'})"
+    outcome = Outcome(Ending.interrupted, path)  # unless it comes to an end of its own
+    if sweep is not None:
+        sweep.write(number, outcome)  # a worker may be killed
     try:
-        outcome = _outcome(gpu_in_turn(typed(composed), settings), path, command.bars if command else None)
+        outcome = _outcome(assign_gpu(typed(composed), settings), path, name, bar=command is not None)
     except ConfigError as error:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
         outcome = Outcome(Ending.refused, path, str(error))
     except OSError as error:  # not even the run's own folder can be written
         outcome = Outcome(Ending.failed, path, _unwritable(error))
-    except KeyboardInterrupt as stop:
-        record(Outcome(Ending.interrupted, path))
-        if isinstance(stop, Terminated) and command is None:
-            return math.nan  # a worker is ended alone, as a cluster does: the others go on
-        raise
-    record(outcome)
-    value = _objective(path, composed.runtime.objective) if outcome.ending in FINISHED else math.nan
+    except Terminated:
+        if command is not None:
+            raise
+        return math.nan  # a worker is ended alone, as a cluster does: the others go on
+    finally:
+        if sweep is not None:
+            sweep.write(number, outcome)
+        elif command is not None:
+            command.single.append(outcome)
+    value = _objective(path, composed.runtime.objective) if outcome.is_finished else math.nan
     if math.isnan(value) and "optuna" in str(settings.sweeper._target_):
         raise NoObjective(f"run {path.name} gave no value to optimise. {outcome.message}")
     return value
@@ -152,10 +140,10 @@ def _objective(path: Path, score: str | None) -> float:
     return math.nan if value is None else value
 
 
-def _outcome(config: Config, path: Path, bars: Bars | None) -> Outcome:
-    outcome = execute(config, path, _experiment, _prepare, bars)
-    if outcome.ending in FINISHED:
-        from iclgd import tracking
+def _outcome(config: Config, path: Path, name: str, bar: bool) -> Outcome:
+    outcome = execute(config, path, _experiment, _prepare, name, bar)
+    if outcome.is_finished:
+        from iclgd import tracking  # here, as below, to start faster
 
         tracking.log_run(config, path, HydraConfig.get().overrides.task)
     return outcome
@@ -173,7 +161,7 @@ def _prepare(config: Config) -> Any:
     return prepare(config)
 
 
-def gpu_in_turn(config: Config, settings: DictConfig) -> Config:
+def assign_gpu(config: Config, settings: DictConfig) -> Config:
     """The config with a device of its own for each of joblib's workers, which divides the cores among them itself."""
     if not OmegaConf.select(settings, "launcher.n_jobs") or config.runtime.device not in ("auto", "cuda"):
         return config
@@ -185,11 +173,8 @@ def gpu_in_turn(config: Config, settings: DictConfig) -> Config:
     return dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
 
 
-def run(arguments: Sequence[str], tell: bool = True) -> Command:
-    """Run a command line.
-
-    `tell` prints what was done, and the tables.
-    """
+def run(arguments: Sequence[str], quiet: bool = False) -> Command:
+    """Run a command line; unless `quiet`, print what was done, and the tables."""
     command = Command()
     token = CURRENT.set(command)
     try:
@@ -197,15 +182,14 @@ def run(arguments: Sequence[str], tell: bool = True) -> Command:
             _run(command, arguments, Path(folder))
     finally:
         CURRENT.reset(token)
-    results = command.results()
-    if command.code == 0 or (command.code == FAILED and results):
-        command.code = max(command.code, summary.code(results))
-    finished = list(dict.fromkeys(outcome.folder for outcome in results if outcome.ending in FINISHED))
-    figures = summary.figures(finished, command.sweep is not None) if finished and command.figures else []
-    if command.sweep is not None and any(outcome.ending is Ending.done for outcome in results):
-        summary.log_sweep(command.tracking, finished, figures)
-    if tell and results:
-        summary.summarise(results, command.sweep.total() if command.sweep else None)
+    outcomes = command.outcomes()
+    unfinished = [outcome for outcome in outcomes if not outcome.is_finished]
+    if command.code == 0 and unfinished:
+        command.code = REFUSED if all(each.ending is Ending.refused for each in unfinished) else FAILED
+    if outcomes and command.config is not None:
+        summary.finish(command.config, outcomes, command.sweep is not None)
+    if outcomes and not quiet:
+        summary.show(outcomes, command.sweep.total() if command.sweep else None)
     return command
 
 
@@ -216,7 +200,7 @@ def _run(command: Command, arguments: Sequence[str], folder: Path) -> None:
     try:
         if arguments and arguments[0] == command_line.RERUN:
             arguments = command_line.rerun(arguments, folder)
-        with _argv(command_line.for_hydra(arguments)), terminable(), command.display:
+        with _argv(command_line.for_hydra(arguments)), terminable():
             main()
     except KeyboardInterrupt as stop:
         command.code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED

@@ -6,11 +6,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iclgd.cli.invocation import Invocation
+from iclgd.cli.sweep_record import SweepRecord
 from iclgd.common.paths import import_from_current_folder
 from iclgd.common.printable import pipe_may_close, printable
 from iclgd.runs import varying_keys
@@ -19,7 +20,6 @@ from iclgd.runs.progress import duration
 from iclgd.runs.schema import State, Status, read
 
 _STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
-_OWN = ("run", "state", "started", "took")  # what a list can be sorted by beside the settings
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunLine:
     def progress(self) -> str:
         """How far a running run is, or what a failed one failed of."""
         if self.state is State.failed:
-            return (self.status.error or "").splitlines()[0] if self.status.error else ""
+            return (self.status.error or "").partition("\n")[0]
         facts, progress = self.status.facts, self.status.progress
         if facts.get("diverged"):
             return f"diverged at step {facts.get('diverged_at')}"
@@ -44,51 +44,43 @@ class RunLine:
             return ""
         return f"{progress['stage']} {progress['done']}/{progress['total']}"
 
-    def sort_key(self, key: str) -> tuple[bool, bool, Any]:
-        """Numbers first, then texts, then runs without a value."""
+    def values(self) -> dict[str, Any]:
+        """What runs can be sorted by."""
         own = {"run": self.name, "state": self.state, "started": self.status.started_at, "took": self.status.seconds}
-        value = own[key] if key in own else self.settings.get(key)
-        return value is None, not isinstance(value, int | float), 0 if value is None else value
+        return {**self.settings, **own}
 
 
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
     """The folders that hold runs, in or below the given ones, each with its runs in the order they were started."""
     for folder in folders:
         runs = run_folders(folder)
-        for sweep in [folder] if runs == [folder] else sorted({run.parent for run in runs}) or [folder]:
-            yield sweep, run_lines(sweep)
+        parents = [folder] if runs == [folder] or not runs else sorted({run.parent for run in runs})
+        for parent in parents:
+            lines = [line for run in runs if run == folder or run.parent == parent for line in _run_line(run)]
+            yield parent, in_order(lines, "started")
 
 
-def run_lines(folder: Path) -> list[RunLine]:
-    """The runs in a sweep's folder, or the one that the folder is, in the order they were started."""
-    paths = [folder] if (folder / "status.json").exists() else sorted(folder.glob("*/"))
-    lines = []
-    for path in paths:
-        run = RunFolder(path)
-        status = run.status()
-        if status is not None:
-            lines.append(RunLine(path.name, run.state_of(status), status, _settings(path)))
-    return sorted(lines, key=lambda line: (line.status.started_at or "", line.name))
-
-
-def _settings(folder: Path) -> Mapping[str, Any]:
-    """The settings in a run's config.yaml; none where it cannot be read."""
-    try:
-        return varying_keys.settings_of(read(folder / "config.yaml"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+def _run_line(path: Path) -> Iterator[RunLine]:
+    run = RunFolder(path)
+    status = run.status()
+    if status is None:  # damaged, of which a warning tells
+        return
+    settings: Mapping[str, Any] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        settings = varying_keys.settings_of(read(path / "config.yaml"))
+    yield RunLine(path.name, run.state_of(status), status, settings)
 
 
 def summary(folder: Path, lines: Sequence[RunLine]) -> str:
     """One line: how many runs are in which state, and what to do about those that did not end well."""
-    invocation = Invocation.latest(folder)
-    is_at_work = invocation is not None and not invocation.is_over()
+    record = SweepRecord.latest(folder)
     counts: dict[str, int] = {state: sum(line.state is state for line in lines) for state in State}
-    total = (invocation.total() if invocation else None) or 0
-    counts["waiting" if is_at_work else "not started"] = max(0, total - len(lines))
+    is_running = counts[State.running] > 0
+    total = (record.total() if record else None) or 0
+    counts["waiting" if is_running else "not started"] = max(0, total - len(lines))
     words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     again = counts[State.failed] + counts[State.stale] + counts[State.interrupted]
-    hint = "; start the same sweep again to run what failed or was cut off" if again and not is_at_work else ""
+    hint = "; start the same sweep again to run what failed or was cut off" if again and not is_running else ""
     return f"{printable(str(folder), 1000)}: {words or 'no runs'}{hint}"
 
 
@@ -98,15 +90,20 @@ def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
     Raises:
         ValueError: no run has such a key; the message names those that there are.
     """
-    keys = dict.fromkeys(name for line in lines for name in line.settings)
-    matches = [name for name in keys if key in (name, name.rpartition(".")[2])]
-    if key not in _OWN and not matches:
-        raise ValueError(f"no run has {key!r} to sort by: choose from {', '.join((*_OWN, *_keys(lines)))}")
-    chosen = key if key in _OWN or key in keys else matches[0]
-    return sorted(lines, key=lambda line: line.sort_key(chosen))
+    names = dict.fromkeys(name for line in lines for name in line.values())
+    chosen = [name for name in names if key in (name, name.rpartition(".")[2])]
+    if lines and not chosen:
+        choices = ", ".join(("run", "state", "started", "took", *_varying_keys(lines)))
+        raise ValueError(f"no run has {key!r} to sort by: choose from {choices}")
+
+    def numbers_then_texts_then_none(line: RunLine) -> tuple[bool, bool, Any]:
+        value = line.values().get(chosen[0])
+        return value is None, not isinstance(value, int | float), 0 if value is None else value
+
+    return sorted(sorted(lines, key=lambda line: line.name), key=numbers_then_texts_then_none)
 
 
-def _keys(lines: Sequence[RunLine]) -> list[str]:
+def _varying_keys(lines: Sequence[RunLine]) -> list[str]:
     """The keys that differ among the runs, those of the draw included."""
     settings = [line.settings for line in lines if line.settings]
     drawn = [key for key in varying_keys.DRAW if len({run.get(key) for run in settings}) > 1]
@@ -119,7 +116,7 @@ def _print_table(lines: Sequence[RunLine]) -> None:
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 1000)  # in a file, a run is one line however long
-    keys = _keys(lines)
+    keys = _varying_keys(lines)
     table = Table(box=None)
     for name in ("run", "state", *(varying_keys.heading(key, keys) for key in keys), "took", "progress"):
         table.add_column(Text(printable(name)))
@@ -144,21 +141,24 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder: name a sweep's folder, such as outputs/first_look")
     with pipe_may_close():
-        while True:
-            is_running = False
-            for folder, lines in sweeps(options.folder):
-                is_running |= any(line.state is State.running for line in lines)
-                try:
-                    lines = in_order(lines, options.sort)
-                except ValueError as error:
-                    parser.error(str(error))
-                if lines:
-                    _print_table(lines)
-                sys.stdout.write(summary(folder, lines) + "\n")
-            if not (options.watch and is_running):
-                return
-            sys.stdout.flush()
+        while _print_status(options.folder, options.sort, parser) and options.watch:
             time.sleep(5)
+
+
+def _print_status(folders: Sequence[Path], sort: str, parser: argparse.ArgumentParser) -> bool:
+    """Print the tables and summaries; returns whether a run is running."""
+    is_running = False
+    for folder, lines in sweeps(folders):
+        is_running |= any(line.state is State.running for line in lines)
+        try:
+            lines = in_order(lines, sort)
+        except ValueError as error:
+            parser.error(str(error))
+        if lines:
+            _print_table(lines)
+        sys.stdout.write(summary(folder, lines) + "\n")
+    sys.stdout.flush()
+    return is_running
 
 
 if __name__ == "__main__":

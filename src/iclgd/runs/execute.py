@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.enumerations import Rerun
@@ -20,12 +19,10 @@ from iclgd.runs.progress import Progress, duration
 from iclgd.runs.schema import DamagedRun, State, read
 from iclgd.runs.secrets import without_secrets
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Prepared(Protocol):
     """What is drawn and digested before a run, and handed on to its experiment."""
 
@@ -57,6 +54,11 @@ class Outcome:
     folder: Path
     message: str = ""  # what went wrong, in one line
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds the run's results."""
+        return self.ending in (Ending.done, Ending.skipped)
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -66,11 +68,17 @@ class _Run:
     folder: RunFolder
     experiment: Experiment
     prepare: Prepare | None
-    bars: Bars | None
+    name: str
+    bar: bool
 
 
 def execute(
-    config: Config, path: Path, experiment: Experiment, prepare: Prepare | None = None, bars: Bars | None = None
+    config: Config,
+    path: Path,
+    experiment: Experiment,
+    prepare: Prepare | None = None,
+    name: str = "",
+    bar: bool = False,
 ) -> Outcome:
     """Bring one run to its end, unless it is there already.
 
@@ -80,12 +88,13 @@ def execute(
         experiment: computes the scores and writes the files; called only if there is something to compute.
         prepare: gives the inputs of the run, and what else its experiment is handed. A finished run that had other
             inputs is computed anew, and its old results go to the folder `earlier`; None: only settings count.
-        bars: where progress is drawn on a terminal.
+        name: what logs call the run; by default the folder's name.
+        bar: whether progress is drawn on a terminal.
 
     Raises:
         KeyboardInterrupt: a signal stopped the run; its folder says so.
     """
-    run = _Run(config, RunFolder(path), experiment, prepare, bars)
+    run = _Run(config, RunFolder(path), experiment, prepare, name or path.name, bar)
     try:
         prepared = _prepared(run)
     except ConfigError as error:
@@ -111,8 +120,7 @@ def _prepared(run: _Run) -> Prepared | None:
         if isinstance(error, ConfigError) and not (is_done and isinstance(error, MissingInput)):
             raise
         if is_done:
-            name = run.folder.path.name
-            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", name, error)
+            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", run.name, error)
         return None
 
 
@@ -137,31 +145,32 @@ def _changed_inputs(run: _Run, prepared: Prepared | None) -> list[str]:
 
 
 def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
-    folder, state, began = run.folder, run.folder.state(), time.monotonic()
-    name = folder.path.name
-    changed = _changed_inputs(run, prepared) if state is State.done else []
+    folder, start = run.folder, time.monotonic()
+    before = folder.status()
+    changed = _changed_inputs(run, prepared) if before is not None and before.state is State.done else []
     earlier = folder.retire() if changed else None
-    with folder.log_file(), terminable(), Progress(folder, name, run.bars) as progress:
+    with folder.log_file(), terminable(), Progress(folder, run.name, run.bar) as progress:
+        if changed:
+            message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
+            log.warning(message, run.name, ", ".join(changed), earlier)
+        elif before is not None:
+            state = "cut off" if before.state is State.running else before.state
+            log.info("run %s was %s and is computed again", run.name, state)
         try:
-            if changed:
-                message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
-                log.warning(message, name, ", ".join(changed), earlier)
-            elif state is not None:
-                log.info("run %s was %s and is computed again", name, state)
             _measure(run, prepared, progress)
         except KeyboardInterrupt:
-            log.warning("run %s was interrupted", name)
-            _mark(folder.interrupt)
+            log.warning("run %s was interrupted", run.name)
+            folder.interrupt()
             raise
         except BaseException as error:
-            log.error("run %s failed: %s", name, error, exc_info=error)
-            _mark(functools.partial(folder.fail, error))
+            log.error("run %s failed: %s", run.name, error, exc_info=error)
+            folder.fail(error)
             if not isinstance(error, Exception):
                 raise
-            refused = isinstance(error, ConfigError)
-            message = without_secrets(str(error) if refused else f"{type(error).__name__}: {error}")
-            return Outcome(Ending.refused if refused else Ending.failed, folder.path, message)
-        log.info("run %s is done, after %s", name, duration(time.monotonic() - began))
+            is_refused = isinstance(error, ConfigError)
+            message = without_secrets(str(error) if is_refused else f"{type(error).__name__}: {error}")
+            return Outcome(Ending.refused if is_refused else Ending.failed, folder.path, message)
+        log.info("run %s is done, after %s", run.name, duration(time.monotonic() - start))
         return Outcome(Ending.done, folder.path)
 
 
@@ -174,21 +183,9 @@ def _measure(run: _Run, prepared: Prepared | None, progress: Progress) -> None:
     folder.write_yaml("config.yaml", settings)
     if prepared is not None:
         folder.write_json(INPUTS, prepared.inputs.parts)
-    log.info("run %s starts: %s", folder.path.name, _headline(config))
+    log.info(
+        f"run {run.name} starts: {config.finetune.name} lr={config.finetune.lr:g} on {config.task.name}, "
+        f"{config.task.shots} shots, {config.model.name} ({config.model.weights}), seed {config.seed}"
+    )
     run.experiment(config, folder, progress, prepared)
     folder.finish()
-
-
-def _mark(write: Callable[[], None]) -> None:
-    """Write a last word if the disk allows; without it the run counts as cut off, which is as good."""
-    try:
-        write()
-    except (OSError, RuntimeError) as error:
-        log.error("the run's end could not be written to its folder, where it counts as cut off: %s", error)
-
-
-def _headline(config: Config) -> str:
-    return (
-        f"{config.finetune.name} lr={config.finetune.lr:g} on {config.task.name}, {config.task.shots} shots, "
-        f"{config.model.name} ({config.model.weights}), seed {config.seed}"
-    )

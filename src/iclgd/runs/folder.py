@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from iclgd.common.printable import printable
 from iclgd.runs import files
-from iclgd.runs.process import is_alive, this_process
 from iclgd.runs.schema import DamagedRun, State, Status, read
 from iclgd.runs.secrets import Formatter, without_secrets
 
@@ -29,7 +29,7 @@ EARLIER = "earlier"  # results that were made from other inputs, one folder each
 _STATUS, _LOG, _LOCK = "status.json", "run.log", ".claim"
 _DATA = (".json", ".yaml", ".parquet", ".safetensors", ".patch")  # what a run leaves
 _SMALL = 1 << 20  # bytes; of larger files only the size is compared
-_SILENCE = 3600.0  # seconds after which a run on another host counts as gone
+_SILENCE = 3600.0  # seconds after which a run of another host, whose locks are perhaps not seen here, is stale
 
 
 class RunFolder:
@@ -100,13 +100,24 @@ class RunFolder:
         return None if status is None else self.state_of(status)
 
     def state_of(self, status: Status) -> State:
-        """The present state of a run with this status."""
-        if status.state is not State.running:
+        """The present state of a run with this status; a running run is stale if no process holds its lock."""
+        if status.state is not State.running or self._is_claimed():
             return status.state
-        alive = is_alive(status.owner)
-        if alive is None:
-            alive = time.time() - (self.path / _STATUS).stat().st_mtime < _SILENCE
-        return State.running if alive else State.stale
+        elsewhere = status.owner.get("host") != socket.gethostname()
+        silent = time.time() - (self.path / _STATUS).stat().st_mtime > _SILENCE
+        return State.running if elsewhere and not silent else State.stale
+
+    def _is_claimed(self) -> bool:
+        """Whether a process holds the lock; the operating system releases it when the process ends in any way."""
+        from filelock import FileLock, Timeout
+
+        if not (self.path / _LOCK).exists():
+            return False
+        try:
+            with FileLock(self.path / _LOCK, blocking=False):
+                return False
+        except (Timeout, OSError):  # where nothing can be locked, its file stands for the lock
+            return True
 
     def is_done(self) -> bool:
         """Whether the run finished and its files are unchanged since; the log names a file that is not."""
@@ -147,20 +158,17 @@ class RunFolder:
     @contextmanager
     def claim(self) -> Iterator[None]:
         """Inside, no other process computes this run; waits for one that does. A killed owner's claim dies with it."""
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / _LOCK)
         try:
             lock.acquire(blocking=False)
-        except TimeoutError:
+        except Timeout:
             log.info("%s is being computed by another process; waiting for it", self.path)
             lock.acquire()
         except OSError as error:  # some network file systems have no locks
             log.warning("%s cannot be locked (%s): no second command should run there meanwhile", self.path, error)
-            (self.path / _LOCK).unlink(missing_ok=True)
-            yield
-            return
         try:
             yield
         finally:
@@ -175,8 +183,9 @@ class RunFolder:
         before = self.status()
         attempt = before.attempt + 1 if before else 1
         self._began = time.monotonic()
-        own = {"owner": this_process(), "started_at": _utc_now()}
-        self._write_status(Status(state=State.running, run_id=run_id, attempt=attempt, **own))
+        owner = {"host": socket.gethostname(), "pid": os.getpid()}
+        status = Status(state=State.running, run_id=run_id, attempt=attempt, owner=owner, started_at=_utc_now())
+        self._write_status(status)
         for path in self._data_files():
             path.unlink()
 
@@ -202,11 +211,11 @@ class RunFolder:
         """Mark the run as failed and keep the traceback."""
         lines = "".join(traceback.format_exception(error))
         message = without_secrets(f"{type(error).__name__}: {error}")
-        self._end(State.failed, error=message, traceback=without_secrets(lines))
+        self._end_if_possible(State.failed, error=message, traceback=without_secrets(lines))
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal; the next start runs it again."""
-        self._end(State.interrupted)
+        self._end_if_possible(State.interrupted)
 
     @contextmanager
     def log_file(self) -> Iterator[None]:
@@ -233,10 +242,16 @@ class RunFolder:
     def _end(self, state: State, **fields: Any) -> None:
         self._update(state=state, finished_at=_utc_now(), seconds=self._elapsed(), progress=None, **fields)
 
+    def _end_if_possible(self, state: State, **fields: Any) -> None:
+        """On a full disk the run stays `running` without a process, which is as good: the next start runs it again."""
+        try:
+            self._end(state, **fields)
+        except OSError as error:
+            log.error("the end of the run could not be written to %s: %s", self.path / _STATUS, error)
+
     def _update(self, **fields: Any) -> None:
-        if self._status is None:
-            raise RuntimeError(f"{self.path} was not started: call start() first")
-        self._write_status(self._status.model_copy(update=fields))
+        if self._status is not None:  # else not even its start could be written
+            self._write_status(self._status.model_copy(update=fields))
 
     def _write_status(self, status: Status) -> None:
         self.write_json(_STATUS, status.as_dict())

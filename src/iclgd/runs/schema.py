@@ -57,7 +57,7 @@ class Status(BaseModel):
     state: Annotated[State, Field(strict=False)]
     run_id: str = ""  # the name of the run's content
     attempt: int = 1  # how many times the run was started
-    owner: dict[str, Any] = {}  # host, pid and start of the process that runs or ran it
+    owner: dict[str, Any] = {}  # host and pid of the process that runs or ran it
     started_at: str | None = None  # wall-clock time, UTC, ISO 8601; so is `finished_at`
     finished_at: str | None = None
     seconds: float | None = None  # by a clock that cannot jump, up to the last update
