@@ -49,15 +49,6 @@ def read_split(task: TaskConfig, split: str, data_dir: str | None) -> Split:
     return rows
 
 
-def is_local(task: TaskConfig, data_dir: str | None) -> bool:
-    """Whether a task's rows are read from files.
-
-    Raises:
-        ConfigError: `data_dir` is not a folder.
-    """
-    return task.source is not TaskSource.lm_eval and _folder(task, data_dir) is not None
-
-
 def _folder(task: TaskConfig, data_dir: str | None) -> Path | None:
     if task.source is TaskSource.bundled:
         return paths.bundled_data_folder() / task.name
