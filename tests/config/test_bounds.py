@@ -13,7 +13,7 @@ OUT = [
     ("task.shots=0", "task.shots=0 is out of bounds: give 1 to"),
     ("task.shots=1000000000000", "task.shots="),
     ("task.permutation=1000000000", "task.permutation="),
-    ("finetune.epochs=0", "finetune.epochs=0 is out of bounds"),
+    ("finetune.epochs=-1", "finetune.epochs=-1 is out of bounds"),
     ("finetune.rank=0", "finetune.rank=0 is out of bounds"),
     ("finetune.lr=nan", "finetune.lr=nan cannot train"),
     ("finetune.lr=inf", "finetune.lr=inf cannot train"),
@@ -30,8 +30,8 @@ OUT = [
     ("reference.lr_factor=-3", "reference.lr_factor=-3.0 cannot train"),
     ("runtime.objective=accuracy", "runtime.objective=accuracy is not measured: name one of ['sim_aou']"),
     ("task.template=7", "task.template=7 does not exist: toy has templates 0 to 0"),
-    ("task.labels=[]", "for multiple choice, task.options or task.options_column; it has neither"),
-    ("task.options=[a,b]", "task.options or task.options_column; it has both"),
+    ("task.labels=[]", "task.answer_column (open answers); it has none"),
+    ("task.options=[a,b]", "task.answer_column (open answers); it has 2"),
     ("task.labels=[x,y,x]", "task.labels names x twice"),
 ]
 

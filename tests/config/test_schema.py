@@ -42,7 +42,7 @@ def test_what_hydra_merged_and_plain_values_are_typed_alike():
     ("group", "key", "said"),
     [
         ("task", "shot", r"unknown key task\.shot: did you mean task\.shots"),
-        ("task", "zzz", r"unknown key task\.zzz: the keys here are delimiter, description"),
+        ("task", "zzz", r"unknown key task\.zzz: the keys here are answer_column, choices"),
         (None, "typo", r"unknown key typo: the keys here are finetune, metric, model"),
     ],
 )

@@ -14,6 +14,7 @@ from scipy.spatial import distance
 from iclgd.metrics.distributions import jensen_shannon, next_token_overlap, total_variation
 from iclgd.metrics.predictions import (
     accuracy,
+    answer_accuracy,
     flipped,
     label_agreement,
     order_sensitivity,
@@ -65,6 +66,11 @@ def test_label_agreement_by_hand():
 def test_vocabulary_accuracy_by_hand():
     log_probs = torch.tensor([[0.1, 0.7, 0.2], [0.1, 0.7, 0.2], [NAN, 0.7, 0.2]]).log()
     assert vocabulary_accuracy(log_probs, torch.tensor([1, 2, 1])).nan_to_num(9).tolist() == [1, 0, 9]
+
+
+def test_answer_accuracy_by_hand():
+    greedy = torch.tensor([[0.0, 1, 0], [0, 1, 0], [0, 0, NAN], [0, 0, NAN]])
+    assert answer_accuracy(greedy, torch.tensor([1, 2, 0, 2])).nan_to_num(9).tolist() == [1, 0, 0, 9]
 
 
 def test_order_sensitivity_by_hand():

@@ -48,6 +48,7 @@ def evidence() -> Evidence:
             context_scores=normal(example, layer, CONTEXT),
             query_vectors=normal(example, layer, 7),
             next_token_log_probs=normal(example, VOCABULARY).log_softmax(-1),
+            option_is_greedy=(normal(example, LABELS) > 0).float(),
             block_output=normal(example, layer, D_MODEL),
             context_mass=torch.rand(example, layer, head, generator=generator),
         )

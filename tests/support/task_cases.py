@@ -84,6 +84,8 @@ HUB_ROWS: dict[str, list[dict[str, Any]]] = {
     ],
 }  # fmt: skip
 
+PAIR_TASKS = ("capitals", "first_of_five", "capitalize", "animal_of_five", "plurals", "english_french")
+
 
 def write_jsonl(file: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)

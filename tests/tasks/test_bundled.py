@@ -11,6 +11,7 @@ import pytest
 
 from iclgd.common import paths
 from iclgd.tasks.sources import read_jsonl
+from task_cases import PAIR_TASKS
 from toy.language import TASKS
 
 # task: rows a split, labels, columns
@@ -62,8 +63,11 @@ def test_sizes_columns_and_balance(name: str):
         read = rows(name, split)
         assert Counter(row["label"] for row in read) == dict.fromkeys(range(labels), size // labels)
         assert all(set(row) == columns for row in read)
+
+
+def test_every_bundled_folder_is_checked():
     there = {path.name for path in paths.bundled_data_folder().iterdir() if path.is_dir()}
-    assert there == {*BUNDLED, *TASKS}
+    assert there == {*BUNDLED, *TASKS, *PAIR_TASKS}
 
 
 @pytest.mark.parametrize("name", BUNDLED)

@@ -22,7 +22,9 @@ from iclgd.tasks.draw import label_shuffled
 from iclgd.tasks.examples import DataError, Example
 from task_cases import HUB_ROWS, make_config, rows_of, write_jsonl, write_task
 
-TASK_FILES = sorted(file.stem for file in (paths.config_folder() / "task").glob("*.yaml") if file.stem != "lm_eval")
+TASK_FILES = sorted(
+    file.stem for file in (paths.config_folder() / "task").glob("*.yaml") if file.stem not in ("lm_eval", "pairs")
+)
 PAPER = {  # the table of MEASUREMENT.md: template, label words, published rate
     "sst2": ("Sentence: {{ sentence }} Label:", ["Negative", "Positive"], 5e-4),
     "sst5": ("Sentence: {{ text }} Label:", ["terrible", "bad", "neutral", "good", "great"], 1.6e-4),

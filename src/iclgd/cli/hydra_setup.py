@@ -26,7 +26,7 @@ def register() -> None:
         "iclgd.sweep_name": _sweep_name,
         "iclgd.sweep_names": lambda: ", ".join(sorted(path.stem for path in sweeps.glob("*.yaml"))),
         "iclgd.published": _published,
-        "iclgd.stem": lambda path: Path(str(path)).name.removesuffix(".yaml").removesuffix(".yml"),
+        "iclgd.stem": lambda path: re.sub(r"\.(ya?ml|jsonl?|csv|parquet)$", "", Path(str(path)).name),
     }
     put = OmegaConf.register_new_resolver
     if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:  # from OmegaConf 2.4 on, with Hydra 1.4

@@ -99,6 +99,7 @@ class Recording:
         context_scores: scaled dot products before softmax with the tokens of the context, summed over heads.
         query_vectors: attention queries of all heads, scaled as in attention.
         next_token_log_probs: over the whole vocabulary, at the token that predicts the label.
+        option_is_greedy: 1 where each token of an option is the likeliest after those before it, else 0; NaN as above.
         block_output: the residual stream after each block.
         context_mass: share of each head's attention that goes to the context, bos left out.
         losses: training losses of the variant that left this recording, where that variant plays ICL's part.
@@ -111,6 +112,7 @@ class Recording:
     context_scores: Float[Tensor, "example layer context"] | None = None
     query_vectors: Float[Tensor, "example layer heads_x_head_dim"] | None = None
     next_token_log_probs: Float[Tensor, "example vocabulary"] | None = None
+    option_is_greedy: Float[Tensor, "example label"] | None = None
     block_output: Float[Tensor, "example layer d_model"] | None = None
     context_mass: Float[Tensor, "example layer head"] | None = None
     losses: Float[Tensor, " step"] | None = None
@@ -122,7 +124,14 @@ class Recording:
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
-OPTIONAL_RECORDS = ("context_scores", "query_vectors", "next_token_log_probs", "block_output", "context_mass")
+OPTIONAL_RECORDS = (
+    "context_scores",
+    "query_vectors",
+    "next_token_log_probs",
+    "option_is_greedy",
+    "block_output",
+    "context_mass",
+)
 
 
 @dataclass(frozen=True)

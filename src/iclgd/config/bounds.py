@@ -16,6 +16,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "task.query_seed": (0, _LARGEST_SEED),
     "task.shots": (1, 1_000_000),
     "task.queries": (1, 1_000_000_000),
+    "task.choices": (2, 100),
     "task.permutation": (0, 100_000),
     "finetune.epochs": (0, 1_000_000),
     "finetune.rank": (1, 1_000_000),
@@ -98,13 +99,13 @@ def _check_wording(task: Any) -> None:
         raise ConfigError(
             f"task.template={task.template} does not exist: {task.name} has templates 0 to {len(task.templates) - 1}"
         )
-    labels, options = task.labels, task.options or task.options_column
-    if bool(labels) == bool(options):
+    kinds = [kind for kind in (task.labels, task.options or task.options_column, task.answer_column) if kind]
+    if len(kinds) != 1:
         raise ConfigError(
-            f"task {task.name} needs either task.labels (words by label id) or, for multiple choice, "
-            "task.options or task.options_column; it has " + ("both" if labels else "neither")
+            f"task {task.name} needs one of task.labels (words by label id), task.options or task.options_column "
+            f"(multiple choice) and task.answer_column (open answers); it has {len(kinds) or 'none'}"
         )
-    repeated = sorted({word for word in labels if labels.count(word) > 1})
+    repeated = sorted({word for word in task.labels if task.labels.count(word) > 1})
     if repeated:
         raise ConfigError(f"task.labels names {', '.join(repeated)} twice: every label needs a word of its own")
 

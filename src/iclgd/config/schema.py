@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from iclgd.config import enumerations as choices
+from iclgd.config import enumerations as enums
 from iclgd.config.bounds import ConfigError, refuse_impossible
 
 
@@ -23,17 +23,15 @@ class ModelConfig:
     """A model and how its prompts are built (conf/model)."""
 
     name: str = MISSING  # a hub id, the path of a folder, or a package
-    source: choices.ModelSource = (
-        choices.ModelSource.hub
-    )  # hub id or folder, package, toy, memory (iclgd.run(model=...))
+    source: enums.ModelSource = enums.ModelSource.hub  # hub id or folder, package, toy, memory (iclgd.run(model=...))
     file: str | None = None  # the GGUF file inside the package, or inside a hub repository or folder
     revision: str | None = None  # a commit of the hub's repository; null: the newest
-    weights: choices.Weights = choices.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
+    weights: enums.Weights = enums.Weights.pretrained  # pretrained, or one of the papers' untrained baselines
     weights_seed: int = 0  # which untrained weights
     bos: str | None = "auto"  # auto: the tokenizer's, if it has one; a token; or null: nothing stands first
     separator: str = "\n"  # text or a token between demonstrations
     dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
-    chat: choices.Chat = choices.Chat.none  # demonstrations and query as turns of a conversation
+    chat: enums.Chat = enums.Chat.none  # demonstrations and query as turns of a conversation
 
 
 @dataclass
@@ -41,10 +39,11 @@ class TaskConfig:
     """Rows, how they are worded, and how many are used (conf/task)."""
 
     name: str = MISSING  # what tables call it, and where local rows lie: paths.data_dir/NAME
-    source: choices.TaskSource = choices.TaskSource.hub  # bundled rows, the hub or a local copy, lm-evaluation-harness
+    source: enums.TaskSource = enums.TaskSource.hub  # bundled rows, the hub or a local copy, lm-evaluation-harness
     hub: str | None = None  # data set id
     subset: str | None = None  # its configuration name
     revision: str | None = None  # a commit of the hub's repository; null: the newest
+    file: str | None = None  # one file with all rows, of which half are the train split: .json, .jsonl, .csv, .parquet
     lm_eval: str | None = None  # a task of lm-evaluation-harness, or the path of a task's yaml, for source=lm_eval
     templates: list[str] = field(default_factory=list)  # Jinja2, filled from the row: "Review: {{ text }} Sentiment:"
     template: int = 0  # which of them
@@ -58,14 +57,16 @@ class TaskConfig:
     template_labels: dict[int, list[str]] = field(default_factory=dict)  # label words that one template has instead
     options: list[str] | None = None  # multiple choice: a template for each option
     options_column: str | None = None  # or the column that lists them ("choices.text")
+    answer_column: str | None = None  # open answers: the column that holds them
+    choices: int = 5  # open answers: how many answers of the task a query is scored among, its own included
     train_split: str = "train"  # demonstrations come from here
     eval_split: str = "validation"  # and queries from here
     shots: int = 8  # how many demonstrations
     queries: int = 2000  # how many queries, at most
     query_seed: int = 1  # which queries
     permutation: int = 0  # the order of the demonstrations: 0 as drawn, or the n-th shuffled one
-    on_leak: choices.OnLeak = choices.OnLeak.keep  # queries whose text is also a demonstration's; keep: with a note
-    on_overflow: choices.OnOverflow = choices.OnOverflow.error  # what happens if they do not fit the model's window
+    on_leak: enums.OnLeak = enums.OnLeak.keep  # queries whose text is also a demonstration's; keep: with a note
+    on_overflow: enums.OnOverflow = enums.OnOverflow.error  # what happens if they do not fit the model's window
     length_normalised: bool = True  # options of several tokens are scored by the mean of their tokens, not the sum
     rates: dict[str, float] = field(default_factory=lambda: {"gd": 1e-3, "lcgd": 1e-3})  # learning rates by objective
 
@@ -76,33 +77,33 @@ class FinetuneConfig:
 
     name: str = MISSING  # the variant, and its file in conf/finetune
     mechanism: str = "gradient_descent"  # a function of iclgd.mechanisms, or a dotted path to one of yours
-    sees: choices.Sees = choices.Sees.demonstrations  # what it may look at
+    sees: enums.Sees = enums.Sees.demonstrations  # what it may look at
     objective: str = "gd"  # a function of iclgd.mechanisms.objectives, or a dotted path to one of yours
     lr: float = MISSING  # the learning rate
     layers: Any = "all"  # the blocks that are trained: all, a list such as [0,1,2], or a range such as 0-11
     trainable: Any = "attn_kv"  # q, k, v, o, attn_kv, attention, mlp, all, a regular expression, or a list of these
     epochs: int = 1  # how often each demonstration is seen
-    loss_on: choices.LossOn = choices.LossOn.all_tokens  # all tokens of a demonstration, or its label's only
-    batch: choices.Batch = choices.Batch.sequential  # a step for each demonstration, or one for all
+    loss_on: enums.LossOn = enums.LossOn.all_tokens  # all tokens of a demonstration, or its label's only
+    batch: enums.Batch = enums.Batch.sequential  # a step for each demonstration, or one for all
     optimizer: Any = "sgd"  # or adam, or {_target_: torch.optim.AdamW, weight_decay: 0.1}: a class and its arguments
     exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
-    direction: choices.Direction = choices.Direction.own  # the gradient's own, or a random one as long as it
-    data: choices.TrainingData = choices.TrainingData.demonstrations  # the demonstrations, or a control
+    direction: enums.Direction = enums.Direction.own  # the gradient's own, or a random one as long as it
+    data: enums.TrainingData = enums.TrainingData.demonstrations  # the demonstrations, or a control
     other_task: str | None = None  # the task, or a task's yaml, whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
     noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
-    patch: choices.PatchTokens = choices.PatchTokens.last  # patches: the tokens that they serve or are fitted to
+    patch: enums.PatchTokens = enums.PatchTokens.last  # patches: the tokens that they serve or are fitted to
     calibration: int = 80  # how many rows of the train split a mechanism that sees calibration rows is given
     ridge: float = 0.1  # fits of matrices: their penalty, as a multiple of the median squared length of the inputs
-    fit: choices.Fit = choices.Fit.upwards  # shifts: all layers at once, or each with those below it shifted
-    at: choices.Site = choices.Site.attention_output  # shifts: where they are added
+    fit: enums.Fit = enums.Fit.upwards  # shifts: all layers at once, or each with those below it shifted
+    at: enums.Site = enums.Site.attention_output  # shifts: where they are added
     layer: int | None = None  # vectors: the block after which they act; null: chosen
     heads: int = 10  # function_vector: how many heads it sums over
-    start: choices.Start = choices.Start.icl  # kv_prefix: where it starts
+    start: enums.Start = enums.Start.icl  # kv_prefix: where it starts
     options: dict[str, Any] = field(default_factory=dict)  # of a mechanism of your own
     label: str | None = None  # what tables and figures call it; null: its name
-    role: choices.Role = choices.Role.variant  # what it is in a comparison
+    role: enums.Role = enums.Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
     against: dict[str, str] | None = None  # variants it is compared with, and what each difference tells
     color: str | None = None  # of its lines and marks; null: the next free one of the palette
@@ -126,14 +127,12 @@ class ProtocolConfig:
     """Where the papers and their published code differ (conf/protocol)."""
 
     name: str = MISSING  # the reading of the papers
-    record_at: choices.RecordAt = choices.RecordAt.last_prompt_token  # the token at which the record is taken
-    random_update: choices.RandomUpdate = choices.RandomUpdate.gaussian  # what the random baseline is drawn from
-    drop_from: choices.DropFrom = choices.DropFrom.both  # the settings that overlong demonstrations are dropped from
-    exit: choices.Exit = choices.Exit.block_output  # where a layer-causal loss leaves the block
-    step: choices.StepPer = choices.StepPer.demonstration  # what one gradient step is taken for
-    layer0: choices.Layer0 = (
-        choices.Layer0.undefined
-    )  # scores where context cannot reach; published: of rounding errors
+    record_at: enums.RecordAt = enums.RecordAt.last_prompt_token  # the token at which the record is taken
+    random_update: enums.RandomUpdate = enums.RandomUpdate.gaussian  # what the random baseline is drawn from
+    drop_from: enums.DropFrom = enums.DropFrom.both  # the settings that overlong demonstrations are dropped from
+    exit: enums.Exit = enums.Exit.block_output  # where a layer-causal loss leaves the block
+    step: enums.StepPer = enums.StepPer.demonstration  # what one gradient step is taken for
+    layer0: enums.Layer0 = enums.Layer0.undefined  # scores where context cannot reach; published: of rounding errors
 
 
 @dataclass
@@ -147,7 +146,7 @@ class ScoreConfig:
     label: str = MISSING  # what tables and figures call it
     limits: list[float] | None = None  # the least and the largest possible value, where there are such: axes of figures
     headline: bool = False  # whether short tables and the first figures show it
-    better: choices.Better = choices.Better.higher  # which values mean "more alike"
+    better: enums.Better = enums.Better.higher  # which values mean "more alike"
     share: bool = False  # whether its mean is a share of queries, shown in percent
     digits: int = 3  # decimals that tables show (of a share, not of its percent)
 
@@ -166,8 +165,8 @@ class MetricConfig:
 class TrackingConfig:
     """Whether and how runs are logged (conf/tracking)."""
 
-    name: choices.TrackerName = choices.TrackerName.none  # where results go besides the run's folder
-    mode: choices.TrackingMode = choices.TrackingMode.offline  # later (wandb sync), when the run is done, or never
+    name: enums.TrackerName = enums.TrackerName.none  # where results go besides the run's folder
+    mode: enums.TrackingMode = enums.TrackingMode.offline  # later (wandb sync), when the run is done, or never
     project: str = "iclgd"  # the project in W&B
     entity: str | None = None  # its user or team; null: the default of the account
     dir: str | None = None  # where W&B's files go; null: the folder wandb inside each run's own
@@ -178,21 +177,21 @@ class RuntimeConfig:
     """The machine: none of this changes what is measured beyond rounding (conf/runtime)."""
 
     device: str = "auto"  # auto, cpu, cuda or cuda:1
-    placement: choices.Placement = choices.Placement.single  # on one device, or dealt out by layers (auto)
+    placement: enums.Placement = enums.Placement.single  # on one device, or dealt out by layers (auto)
     device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: str = "auto"  # auto (float32), float64, bfloat16, float16, model, or float32_from_bfloat16 or ..._float16
-    matmul: choices.Matmul = choices.Matmul.highest  # float32 products on a GPU; tf32: inputs of 10 bits' precision
+    matmul: enums.Matmul = enums.Matmul.highest  # float32 products on a GPU; tf32: inputs of 10 bits' precision
     jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None  # CPU threads; null: PyTorch's choice
     save_recordings: bool = False  # whether recordings.safetensors is kept
     figures: bool = False  # whether figures are drawn when the command ends
     batch_tokens: int | None = None  # tokens that share one forward pass; null: 512 on the CPU, 16384 on a GPU
-    padding: choices.Padding = choices.Padding.right  # sequences that share a batch; none: equal lengths only
-    cache: choices.CacheMode = choices.CacheMode.auto  # whether runs share recordings
+    padding: enums.Padding = enums.Padding.right  # sequences that share a batch; none: equal lengths only
+    cache: enums.CacheMode = enums.CacheMode.auto  # whether runs share recordings
     cache_gb: float = 4.0  # the largest size of the shared recordings, in GB
-    rerun: choices.Rerun = choices.Rerun.failed  # which runs of a repeated sweep run again; interrupted ones always do
+    rerun: enums.Rerun = enums.Rerun.failed  # which runs of a repeated sweep run again; interrupted ones always do
     objective: str | None = None  # the score whose mean the command returns, for sweepers that optimise
 
 
@@ -227,7 +226,7 @@ class Config:
             ConfigError: naming the key and the remedy.
         """
         refuse_impossible(self)
-        if self.model.weights is choices.Weights.pretrained:
+        if self.model.weights is enums.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
 
 

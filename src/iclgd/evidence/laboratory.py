@@ -110,6 +110,7 @@ class Laboratory:
             "attention_output": like.attention_output.shape,
             "attention_scores": like.attention_scores.shape,
             "label_scores": like.label_scores.shape,
+            "option_is_greedy": like.label_scores.shape,
             "query_vectors": (n, layers, shape.heads * shape.head_dim),
             "next_token_log_probs": (n, vocabulary),
             "block_output": (n, layers, d_model),

@@ -86,6 +86,18 @@ def vocabulary_accuracy(
 
 
 @metric
+def answer_accuracy(option_is_greedy: Options, labels: Labels) -> ByExample:
+    """Accuracy of open answers: 1 where greedy decoding over the whole vocabulary writes the right answer, 0 where not.
+
+    Every token of the answer counts; `vocabulary_accuracy` looks at the first one alone.
+
+    Returns:
+        0 or 1, unaveraged. NaN where the answer was not recorded.
+    """
+    return option_is_greedy.gather(-1, labels[:, None])[:, 0].double()
+
+
+@metric
 def order_sensitivity(orders: Float[Tensor, "order example label"]) -> ByExample:
     """How often a query's prediction leaves the most common one as the demonstrations are permuted.
 

@@ -210,6 +210,11 @@ def _score_options(
     for row, number, option in asked:
         total = sum(itertools.islice(values, len(option)))
         collected.label_scores[batch[row].example, number] = total / len(option) if plan.mean_label else total
+    if "option_is_greedy" in plan.optional:
+        likeliest = log_probs.argmax(-1).tolist()
+        for row, number, option in asked:
+            greedy = tuple(likeliest[first[row] : first[row] + len(option)]) == option
+            collected.greedy[batch[row].example, number] = float(greedy)
     if "next_token_log_probs" in plan.optional:
         for row, probe in enumerate(batch):
             if probe.recorded:
@@ -221,6 +226,7 @@ class _Collected:
 
     def __init__(self, examples: int, options: int) -> None:
         self.label_scores = torch.full((examples, options), float("nan"))
+        self.greedy = torch.full((examples, options), float("nan"))
         self.next_token: list[Tensor] = [torch.empty(0)] * examples
         self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
 
@@ -251,7 +257,10 @@ class _Collected:
                 parts.setdefault(name, []).append(tensor)
         joined = {name: torch.cat(tensors)[order].contiguous() for name, tensors in parts.items()}
         next_token = torch.stack(self.next_token) if "next_token_log_probs" in plan.optional else None
-        return Recording(**joined, label_scores=self.label_scores, next_token_log_probs=next_token)
+        greedy = self.greedy if "option_is_greedy" in plan.optional else None
+        return Recording(
+            **joined, label_scores=self.label_scores, next_token_log_probs=next_token, option_is_greedy=greedy
+        )
 
 
 @torch.inference_mode()

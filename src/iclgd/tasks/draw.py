@@ -15,6 +15,7 @@ from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
 from iclgd.config.enumerations import OnLeak, Sees, TaskSource, TrainingData
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
+from iclgd.tasks.pairs import paired_rows
 from iclgd.tasks.wording import worded_rows
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def read_pool(config: Config) -> Pool:
         ConfigError: a task that cannot be used.
         DataError: rows that are missing or cannot be used, by file and line.
     """
-    return SOURCES[config.task.source](config.task, config.paths.data_dir)
+    read = paired_rows if config.task.answer_column else SOURCES[config.task.source]
+    return read(config.task, config.paths.data_dir)
 
 
 def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
@@ -86,7 +88,7 @@ def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
         calibration=tuple(pool.train[row] for row in calibration),
         description=pool.description,
         separator=pool.separator,
-        notes=tuple(_notes(demonstrations, asked, config, pool.blank)),
+        notes=(*pool.notes, *_notes(demonstrations, asked, config, pool.blank)),
     )
 
 

@@ -14,6 +14,7 @@ from iclgd.tasks.chat import conversation
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.examples import DataError, Example
 from iclgd.tasks.notes import token_notes
+from iclgd.tasks.pairs import with_distinct_options
 from iclgd.tasks.window import fitted
 
 Ids = tuple[int, ...]
@@ -67,16 +68,17 @@ def _encoded(drawn: Drawn, tokens: Tokens, bos: Ids, separator: Ids) -> PromptSe
     training = drawn.training
     answers = _answers((*drawn.demonstrations, *drawn.queries, *(training or ()), *drawn.calibration), tokens)
     words = drawn.label_words
+    items = partial(_items, label_words=words, answers=answers, tokens=tokens)
     return PromptSet(
         bos=bos,
         separator=separator,
-        demonstrations=_items(drawn.demonstrations, words, answers, tokens, answered=True),
-        queries=_items(drawn.queries, words, answers, tokens),
+        demonstrations=items(drawn.demonstrations, answered=True),
+        queries=items(drawn.queries),
         label_words=words,
         label_token_ids=_label_token_ids(drawn, answers),
         in_context=tuple(range(len(drawn.demonstrations))),
-        training=None if training is None else _items(training, words, answers, tokens, answered=True),
-        calibration=_items(drawn.calibration, words, answers, tokens),
+        training=None if training is None else items(training, answered=True),
+        calibration=items(drawn.calibration),
     )
 
 
@@ -181,6 +183,9 @@ def _items(
     for example, ids in zip(examples, tokens([each.text for each in examples]), strict=True):
         if not ids:
             raise DataError(f"{example.where}: the filled template {example.text!r} has no tokens in this tokenizer")
+        if example.choices is not None:
+            firsts = [answers[pair][0] for pair in _continuations(example)]
+            example = with_distinct_options(example, firsts)
         continuations = tuple(answers[pair] for pair in _continuations(example))
         options = None if example.options == label_words else continuations
         item = Item(example.text, ids, example.label, options=options)

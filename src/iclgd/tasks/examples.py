@@ -22,6 +22,7 @@ class Example:
     where: str  # the file and line that it comes from
     tail: str = ""  # the end of the text that all examples share: options are tokenised behind it
     delimiter: str = " "  # what stands between the text and an option
+    choices: int | None = None  # open answers: how many options are kept once their tokens are known
 
     @property
     def answer(self) -> str:
@@ -56,3 +57,4 @@ class Pool:
     description: str = ""  # what stands once before everything else
     separator: str | None = None  # what stands between demonstrations; None where the model says so
     blank: str | None = None  # the text of a row whose columns are empty, if there can be one
+    notes: tuple[str, ...] = ()  # what a reader should know about these rows, a sentence each

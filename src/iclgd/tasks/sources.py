@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iclgd.common import hub, paths
+from iclgd.common import hub, paths, seeding
 from iclgd.config import ConfigError, MissingInput, TaskConfig
 from iclgd.config.enumerations import TaskSource
 from iclgd.tasks.examples import DataError
@@ -33,6 +33,44 @@ class Split:
     def where(self, index: int) -> str:
         """Where a row stands, for messages."""
         return f"{self.origin}, {self.unit} {self.numbers[index]}"
+
+    def only(self, indices: Sequence[int]) -> Split:
+        """Some of the rows."""
+        return replace(self, rows=[self.rows[i] for i in indices], numbers=[self.numbers[i] for i in indices])
+
+
+def read_splits(task: TaskConfig, data_dir: str | None) -> tuple[Split, Split]:
+    """The train and the evaluation split, which are one object if they have one name.
+
+    A single file, `task.file` or `data_dir`/NAME.json, has no splits: its rows are shuffled, always in the same order,
+    and the first half is the train split.
+
+    Raises:
+        ConfigError: a folder, file or hub data set that does not exist.
+        DataError: a missing or unreadable file, a bad line, or no rows.
+    """
+    file = _single_file(task, data_dir)
+    if file is None:
+        train = read_split(task, task.train_split, data_dir)
+        return train, train if task.eval_split == task.train_split else read_split(task, task.eval_split, data_dir)
+    whole = _READERS[file.suffix](file)
+    order = seeding.shuffled(len(whole.rows), 0)
+    if len(order) < 2:
+        raise DataError(f"{file} has {len(order)} rows: two or more are needed, for demonstrations and for queries")
+    return whole.only(order[: len(order) // 2]), whole.only(order[len(order) // 2 :])
+
+
+def _single_file(task: TaskConfig, data_dir: str | None) -> Path | None:
+    if task.file:
+        file = Path(task.file).expanduser()
+        if not file.is_file() or file.suffix not in _READERS:
+            raise MissingInput(f"task.file={task.file} is not a file that ends in {', '.join(_READERS)}")
+        return file
+    if data_dir is None or task.source is TaskSource.bundled:
+        return None
+    folder = Path(data_dir).expanduser()
+    files = (folder / f"{task.name}{suffix}" for suffix in _READERS)
+    return None if (folder / task.name).is_dir() else next((file for file in files if file.is_file()), None)
 
 
 def read_split(task: TaskConfig, split: str, data_dir: str | None) -> Split:
@@ -95,6 +133,24 @@ def read_jsonl(file: Path) -> Split:
     return Split(str(file), rows, numbers)
 
 
+def read_json(file: Path) -> Split:
+    """Rows of a file with one JSON list of objects, in UTF-8.
+
+    Raises:
+        DataError: naming file and row.
+    """
+    try:
+        rows = json.loads(file.read_text("utf-8-sig"), strict=False)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read as JSON in UTF-8 ({error})") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: a JSON {type(rows).__name__}, not a list of objects")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, row {index}: a JSON {type(row).__name__}, not an object with columns")
+    return Split(str(file), rows, range(len(rows)), unit="row")
+
+
 def read_csv(file: Path) -> Split:
     """Rows of a CSV file in UTF-8 whose first line names the columns; every value is text.
 
@@ -141,13 +197,14 @@ def _refuse_repeated(names: Sequence[str], file: Path) -> None:
         raise DataError(f"{file} has several columns named {repeated[0]!r}: every column needs its own name")
 
 
-_READERS = {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
+_READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
 
 
 def _from_hub(task: TaskConfig, split: str) -> Split:
     if not task.hub:
         raise ConfigError(
-            f"task {task.name} names no data set: give task.hub, or " + LOCAL_COPY.format(task.name + "/SPLIT")
+            f"task {task.name} names no data set: give task.hub or task.file, or "
+            + LOCAL_COPY.format(task.name + "/SPLIT")
         )
     hub.settle()
     import datasets  # imported late: it takes a second

@@ -7,7 +7,7 @@ from typing import Any
 
 from iclgd.config import ConfigError, TaskConfig
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
-from iclgd.tasks.sources import Split, read_split
+from iclgd.tasks.sources import Split, read_splits
 from iclgd.tasks.templates import Expression, Template, brief, is_text_or_number
 
 
@@ -19,11 +19,11 @@ def worded_rows(task: TaskConfig, data_dir: str | None) -> Pool:
         DataError: rows that are missing or cannot be used, by file and line.
     """
     wording = Wording(task)
-    train = wording.examples(read_split(task, task.train_split, data_dir))
-    same = task.eval_split == task.train_split
-    evaluation = train if same else wording.examples(read_split(task, task.eval_split, data_dir))
+    first, second = read_splits(task, data_dir)
+    train = wording.examples(first)
+    evaluation = train if second is first else wording.examples(second)
     words = wording.label_words
-    return Pool(train, evaluation, same, words, task.description, task.separator, wording.blank())
+    return Pool(train, evaluation, second is first, words, task.description, task.separator, wording.blank())
 
 
 class Wording:

@@ -46,6 +46,8 @@ class Naive:
         self.family, self.config, self.prompts = FAMILIES[settings.model_type], config, prompts
         self.blocks: list[nn.Module] = list(self.network.get_submodule(self.family.blocks))
         self.added = [block.get_submodule(self.family.added or self.family.projection) for block in self.blocks]
+        inputs = [path for score in config.metric.scores.values() for path in score.inputs.values()]
+        self.decodes = any(path.endswith(".option_is_greedy") for path in inputs)  # token by token, which is slow
         self.heads = settings.num_attention_heads
         self.head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // self.heads
         self.scale = getattr(settings, "query_pre_attn_scalar", self.head_dim) ** -0.5
@@ -74,7 +76,7 @@ class Naive:
         if self.config.protocol.record_at == "first_label_token":
             seen = self.run([*tokens, options[0][0]])
         scores = torch.stack(seen.scores)
-        return {
+        record = {
             "attention_output": torch.stack([output[-1] for output in seen.attention]),
             "block_output": torch.stack([output[-1] for output in seen.blocks]),
             "attention_scores": scores[..., start:],
@@ -84,6 +86,9 @@ class Naive:
             "label_scores": torch.stack([self._label_score(tokens, option, log_probs) for option in options]),
             "next_token_log_probs": log_probs,
         }
+        if self.decodes:
+            record["option_is_greedy"] = torch.stack([self._is_greedy(tokens, option) for option in options])
+        return record
 
     def _label_score(self, tokens: Sequence[int], option: Sequence[int], next_token: Tensor) -> Tensor:
         if len(option) == 1:
@@ -91,6 +96,12 @@ class Naive:
         log_probs = _float(self.run([*tokens, *option]).logits).log_softmax(-1)
         each = torch.stack([log_probs[len(tokens) - 1 + i, token] for i, token in enumerate(option)])
         return each.mean() if self.config.task.length_normalised else each.sum()
+
+    def _is_greedy(self, tokens: Sequence[int], option: Sequence[int]) -> Tensor:
+        written = list(tokens)
+        while len(written) < len(tokens) + len(option):
+            written.append(int(self.run(written).logits[-1].argmax()))
+        return torch.tensor(float(written == [*tokens, *option]))
 
     @contextmanager
     def finetuned(self) -> Iterator[Trace]:
