@@ -16,7 +16,7 @@ from figure_cases import described, results
 from iclgd.report import chart, figures, ladder, planted_truths
 from iclgd.report.chart import DATA, Figure
 from iclgd.results import published, rates
-from iclgd.results.frame import Results
+from iclgd.results.frame import Results, whole
 from report_fixtures import write_run
 
 
@@ -144,7 +144,7 @@ def test_a_rate_that_variants_bring_is_no_axis():
 
 def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
     made = results(("lcgd", "replay", "gd", "random_direction", "none"))
-    figure = by_name(ladder.ladder(made))["ladder/headline"]
+    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
     shown = [row for row in rows(figure) if row["value"] == 0]
     means = {row["variant"]: row["mean"] for row in shown}
     assert {row["floor"] for row in shown} == {max(means["No update"], means["Random direction"])}
@@ -153,9 +153,31 @@ def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
     assert order == ["No update", "Random direction", "GD", "LCGD", "ICL replayed"]
 
 
+def test_the_ladder_shows_what_mechanisms_see_their_score_against_themselves_and_accuracy_between_zero_shot_and_icl():
+    scores = ("sim_aou", "recovered", "accuracy/zsl", "accuracy/icl", "accuracy/ft")
+    truths = ["icl", "mean_shift", "gd"]
+    made = results(("gd", "mean_shift", "exact_patch"), scores, reference__name=truths)
+    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
+    shown = {(row["variant"], row["value"]): row for row in rows(figure)}
+    assert {row["variant"]: (row["sees"], row["role"]) for row in shown.values()} == {
+        "GD": ("demonstrations", "variant"),
+        "Mean shift": ("calibration", "mechanism"),
+        "Exact patch": ("queries", "anchor"),
+    }
+    means = whole(made.summary).set_index(["score", "finetune.name", "reference.name"])["mean"]
+    for at, score in enumerate(("sim_aou", "recovered", "accuracy/ft")):
+        assert shown["GD", at]["mean"] == pytest.approx(means[score, "gd", "icl"], rel=1e-4)
+        assert shown["GD", at]["planted"] == pytest.approx(means[score, "gd", "gd"], rel=1e-4)
+        assert shown["Exact patch", at]["planted"] is None
+    for column, setting in (("floor", "zsl"), ("ceiling", "icl")):
+        mean = means[f"accuracy/{setting}"].xs("icl", level="reference.name").mean()
+        assert shown["GD", 2][column] == pytest.approx(mean, rel=1e-4)
+    assert "Hollow" in figure.caption and "(of accuracy: ICL)" in figure.caption
+
+
 def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():
     made = results(("gd", "lcgd", "none"), finetune__lr=[1e-3, 1e-2, 1e-1], task__shots=[4, 8])
-    figure = by_name(ladder.ladder(made))["ladder/headline"]
+    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
     among, _ = rates.contenders(made)
     expected = {(one.variant, one.others["task.shots"]): np.mean(list(one.values["sim_aou"].values())) for one in among}
     shown = {row["about"]: row["mean"] for row in rows(figure) if row["value"] == 0}
@@ -166,7 +188,7 @@ def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_ch
 
 def test_a_long_ladder_becomes_a_choice():
     made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16], seeds=1)
-    figure = by_name(ladder.ladder(made))["ladder/headline"]
+    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
     assert {row["about"] for row in rows(figure)} == {"GD", "LCGD"}
     assert len(figure.specification["params"][0]["bind"]["options"]) == 35
 

@@ -169,7 +169,7 @@ def test_texts_from_outside_stay_texts(tab):
 def test_all_figures_are_drawn_at_once_and_follow_every_choice(tab):
     """Also those out of sight: a printed page lacked them."""
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
-    assert titles == ["Variants side by side", "Scores by layer", "Scores by learning rate", "Gradient norms"]
+    assert titles == ["Mechanisms side by side", "Scores by layer", "Scores by learning rate", "Gradient norms"]
     drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
     assert tab.evaluate(drawn) == [True] * 4
     tab.evaluate(

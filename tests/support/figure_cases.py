@@ -57,13 +57,13 @@ def results(
     for variant, *values, seed in itertools.product(variants, *axes.values(), range(seeds)):
         config = make_config(variant=variant, seed=seed, scores=())
         config["finetune"] |= {
-            k: v for k, v in known.get(variant, {}).items() if k in ("label", "role", "order", "color")
+            k: v for k, v in known.get(variant, {}).items() if k in ("label", "role", "order", "color", "sees")
         }
         config["metric"]["scores"] = {name: known.get(name, {"function": name}) for name in scores}
         chosen = dict(zip(axes, values, strict=True))
         for key, value in chosen.items():
             group, _, name = key.partition(".")
-            config[group][name] = value
+            config.setdefault(group, {})[name] = value
         settings = varying_keys.settings_of(config, "float32")
         factor = 1 + sum(0.2 * np.sin(2 + axes[key].index(value)) for key, value in chosen.items())
         height = (0.1 + 0.04 * variants.index(variant)) * factor

@@ -1,4 +1,4 @@
-"""Figures with a row for every variant and setting: the ladder from floor to ceiling, and scores between variants."""
+"""Figures with a row for every mechanism and setting: the ladder from floor to ceiling, and scores between variants."""
 
 from __future__ import annotations
 
@@ -11,29 +11,49 @@ import pandas as pd
 
 from iclgd.common.printable import printable
 from iclgd.config.enumerations import Better, Role
-from iclgd.report.chart import DATA, Figure, looks
+from iclgd.report.chart import DATA, TEXT_WIDTH, Figure
 from iclgd.report.marks import Measure, interval_words, measured, zero_rule
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
 from iclgd.results import published
+from iclgd.results.conclusions import layer_notes
+from iclgd.results.frame import SEES
+from iclgd.results.planted_truths import beside_planted
 from iclgd.results.rates import once
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
 
-_MOST_ROWS, _MOST_SCORES = 40, 3  # rows of a ladder; scores side by side
+_MOST_ROWS, _MOST_SCORES = 40, 4  # rows of a ladder; scores side by side, besides an accuracy
+_GAP, _LABELS, _SEES = 9, 104, 54  # points between panels, for the names of rows, and for what they see
+_BLANK = alt.Axis(labels=False, ticks=False, domain=False)
+_ROLES = {  # light to dark, so that they are told apart in grey too
+    Role.floor: ("#9a9a9a", "circle"), Role.control: ("#999933", "cross"), Role.variant: ("#0072B2", "square"),
+    Role.rival: ("#56B4E9", "triangle-right"), Role.mechanism: ("#D55E00", "diamond"),
+    Role.anchor: ("#009E73", "triangle-up"), Role.ceiling: ("#332288", "triangle-down"),
+}  # fmt: skip
 
 
 def ladder(results: Results) -> Iterator[Figure]:
-    """Every variant from floor to ceiling, once for each of its settings; the headline scores side by side.
+    """Every mechanism from floor to ceiling, once for each of its settings; the headline scores and accuracy abreast.
 
     A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
-    and each rate has a row.
+    and each rate has a row. Where it also played ICL's part, a hollow mark is its score against itself.
     """
-    pairs = [pair for pair in measured(results, False, once(results)) if not pair[0].info.reads("other")]
-    first = [pair for pair in pairs if pair[0].info.headline][:_MOST_SCORES] or pairs[:1]
-    for group in filter(None, [first, *([pair] for pair in pairs[len(first) :])]):
+    pairs = list(measured(results, False, beside_planted(results, once(results))))
+    rows = {measure.info.name: part for measure, part in pairs}
+    for measure, part in pairs:  # accuracy has zero-shot's for a floor and ICL's for a ceiling
+        for column, setting in (("floor", "zsl"), ("ceiling", "icl")):
+            twin = measure.info.of(setting, results.scores.values()) if measure.info.reads("ft") else None
+            means = rows[twin.name].groupby(list(PLACE))["mean"].mean() if twin and twin.name in rows else None
+            part[column] = math.nan if means is None else pd.MultiIndex.from_frame(part[list(PLACE)]).map(means)
+    pairs = [pair for pair in pairs if not pair[0].info.reads("other")]
+    accuracy = [pair for pair in pairs if pair[0].info.share and pair[1]["ceiling"].notna().any()][:1]
+    first = [pair for pair in pairs if pair[0].info.headline][:_MOST_SCORES]
+    first = [*first, *accuracy] if first else pairs[:1]
+    shown = {measure.info.name for measure, _ in first}
+    for group in filter(None, [first, *([pair] for pair in pairs if pair[0].info.name not in shown)]):
         labels = ", ".join(measure.info.label for measure, _ in group)
-        yield from _figures("ladder", "Variants side by side", results, group, f"{labels} of each variant.")
+        yield from _figures("ladder", "Mechanisms side by side", results, group, f"{labels} of each mechanism.")
 
 
 def between_variants(results: Results) -> Iterator[Figure]:
@@ -58,19 +78,34 @@ def _figures(
         split.rows[["floor", "ceiling"]] = math.nan
     if len(order) < 2:
         return
-    charts = [_score(measure, at, split, order, len(measures)) for at, measure in enumerate(measures)]
+    several = split.rows["sees"].nunique() > 1
+    room = (TEXT_WIDTH - _LABELS - several * (_SEES + _GAP)) / len(measures) - _GAP
+    charts = [_sees(split, order)] if several else []
+    for at, measure in enumerate(measures):
+        charts.append(_score(measure, at, split, order, min(room, 230), labels=not charts))
     caption += f" {interval_words(split.rows)}"
+    if any(not math.isfinite(sum(measure.info.limits)) for measure in measures) and _any(split.rows, "low"):
+        caption += " Some are wider than the axis."
     if "rates" in split.rows and split.rows["rates"].notna().any():
         caption += " Where several rates were run, each draw is at the one that the other draws choose."
-    if split.rows[["floor", "ceiling"]].notna().any(axis=None):
-        caption += " Dotted: the best floor; dashed: the best ceiling."
-    if "published" in split.rows and split.rows["published"].notna().any():
+    if _any(split.rows, "planted"):
+        caption += " Hollow: what it would score if ICL were it."
+    if _any(split.rows, "floor") or _any(split.rows, "ceiling"):
+        twin = any(measure.info.share for measure in measures)
+        caption += f" Dotted: the best floor{' (of accuracy: zero-shot)' * twin}; dashed: the best ceiling"
+        caption += f"{' (of accuracy: ICL)' * twin}."
+    if _any(split.rows, "published"):
         caption += f" Grey: {published.published()['sources']['bands']}."
-    chart = split.with_menu(alt.hconcat(*charts), filtered=True)
     name, choice = measures[0].info.name, measures[0].info.label
     if len(measures) > 1:
-        name, choice = "headline", "headline scores"
+        name, choice = "mechanisms", "headline scores"
+        caption = " ".join([caption, *layer_notes(results)])
+    chart = split.with_menu(alt.hconcat(*charts, spacing=_GAP), filtered=True)
     yield Figure(f"{kind}/{name}", title, chart, caption, choice, measures[0].info.headline)
+
+
+def _any(rows: Frame, column: str) -> bool:
+    return column in rows and bool(rows[column].notna().any())
 
 
 def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Grid, list[str]]:
@@ -85,41 +120,74 @@ def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Gr
     rows["about"] = rows["variant"].where(~several, rows["variant"] + " · " + settings)
     if rows.groupby("panel")["about"].nunique().max() > _MOST_ROWS:
         rows["about"], (rows["setting"], choices) = rows["variant"], labelled(results, rows, keys)
-    roles = rows["finetune.name"].map({name: variant.role for name, variant in results.variants.items()})
+    variants = [results.variants[name] for name in rows["finetune.name"]]
+    rows["role"] = [variant.role for variant in variants]
+    seen = rows[SEES] if SEES in rows else pd.Series(None, rows.index, dtype=object)
+    seen = seen.where(seen.notna(), pd.Series([variant.sees for variant in variants], rows.index))
+    rows["sees"] = [results.text(SEES, sees) for sees in seen]
     lower = rows["value"].map([measure.info.better is Better.lower for measure, _ in pairs].__getitem__)
     for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
-        means = rows.assign(mean=rows["mean"].where(roles == role)).groupby(["panel", "value"])["mean"]
-        rows[column] = means.transform("min").where(lower, means.transform("max"))
+        means = rows.assign(mean=rows["mean"].where(rows["role"] == role)).groupby(["panel", "value"])["mean"]
+        best = means.transform("min").where(lower, means.transform("max"))
+        rows[column] = rows[column].fillna(best) if column in rows else best
     labels, in_order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(labels, rows["about"], strict=True))
     return Grid(rows, panels, choices), list(dict.fromkeys(about[label] for label in in_order))
 
 
-def _score(measure: Measure, at: int, split: Grid, order: list[str], count: int) -> Any:
-    """One score of a ladder: rows are variants, which the first score names."""
+def _rows(order: list[str], labels: bool, grid: bool = True) -> Any:
+    """The axis of the rows, the same in every panel; the first one has their names."""
+    axis = alt.Axis(labels=labels, grid=grid, labelLimit=230)
+    return alt.Y("about:N", sort=order, scale=alt.Scale(domain=order), title=None, axis=axis)
+
+
+def _sees(split: Grid, order: list[str]) -> Any:
+    """What each mechanism sees, in words."""
+    text = alt.Chart().transform_aggregate(count="count()", groupby=["about", "sees", "panel", "setting"])
+    encodings = {"x": alt.value(_GAP), "y": _rows(order, True, grid=False), "text": "sees:N"}
+    text = text.mark_text(align="left", fontSize=7).encode(**encodings)
+    title = alt.Chart().mark_rule(color="transparent").encode(alt.X("value:Q", title="sees", axis=_BLANK))
+    return _panel([text, title], split, _SEES, True, "true")
+
+
+def _score(measure: Measure, at: int, split: Grid, order: list[str], width: float, labels: bool) -> Any:
+    """One score of a ladder: rows are mechanisms, which the first panel names."""
     rows = split.rows[split.rows["value"] == at]
-    look = looks(measure.results.variants, rows["variant"], ())
-    y = alt.Y("about:N", sort=order, title=None, axis=alt.Axis(labels=at == 0, grid=True, labelLimit=230))
-    base, marks = alt.Chart(), []
-    if "published" in rows and rows["published"].notna().any():
+    roles = [role for role in _ROLES if role in set(split.rows["role"])]
+    look: dict[str, Any] = {"legend": alt.Legend(columns=len(roles)) if len(roles) > 1 else None, "title": None}
+    color, shape = (
+        channel("role:N", scale=alt.Scale(domain=roles, range=[_ROLES[role][part] for role in roles]), **look)
+        for part, channel in enumerate((alt.Color, alt.Shape))
+    )
+    y, base, marks = _rows(order, labels), alt.Chart(), []
+    if _any(rows, "published"):
         band = base.mark_rect(color="#888888", opacity=0.22)
         marks.append(band.encode(alt.X("published:Q"), alt.X2("upper:Q"), y))
     # An invisible rule where there is none at zero, so that all panels have one height.
     marks += zero_rule(rows, "x") or [base.mark_rule(color="transparent").encode(x=alt.value(0))]
     for name, dash in (("floor", [1, 2]), ("ceiling", [5, 2])):
-        if rows[name].notna().any():
+        if _any(rows, name):
             marks.append(base.mark_rule(strokeDash=dash, strokeWidth=1).encode(alt.X(f"max({name}):Q")))
-    if rows["low"].notna().any():
-        interval = base.mark_rule(strokeWidth=1.4)
-        marks.append(interval.encode(alt.X("low:Q"), alt.X2("high:Q"), y, look["color"]))
-    point, tooltip = base.mark_point(filled=True, size=34, opacity=1), measure.tooltip("about:N")
-    marks.append(point.encode(measure.axis(rows, alt.X), y, look["color"], look["shape"], tooltip=tooltip))
-    panel: Any = alt.layer(*marks).properties(width=230 if count == 1 else 330 / count, height=alt.Step(13))
+    if _any(rows, "low"):
+        marks.append(base.mark_rule(strokeWidth=1.4, clip=True).encode(alt.X("low:Q"), alt.X2("high:Q"), y, color))
+    if _any(rows, "planted"):
+        hollow = base.mark_point(filled=False, size=44, strokeWidth=0.9).transform_filter("isValid(datum.planted)")
+        marks.append(hollow.encode(alt.X("planted:Q"), y, color, shape))
+    x, tooltip = measure.axis(rows, alt.X, ticks=5 if width > 80 else 3), measure.tooltip("about:N", "sees:N")
+    if not math.isfinite(sum(measure.info.limits)):  # one wide interval would hide all differences
+        means = rows[[name for name in ("mean", "planted", "floor", "ceiling") if name in rows]]
+        x["scale"]["domain"] = [min(0.0, means.min().min()), max(0.0, means.max().max())]
+    marks.append(base.mark_point(filled=True, size=30, opacity=1).encode(x, y, color, shape, tooltip=tooltip))
+    return _panel(marks, split, width, labels, f"datum.value === {at}")
+
+
+def _panel(marks: Sequence[Any], split: Grid, width: float, labels: bool, filtered: str) -> Any:
+    """The marks once for each place, one place below the other."""
+    panel: Any = alt.layer(*marks).properties(width=width, height=alt.Step(13))
     if len(split.panels) > 1:
-        header = alt.Header(labelOrient="top", labelAnchor="start", labels=at == 0, labelPadding=2)
+        header = alt.Header(labelOrient="top", labelAnchor="start", labels=labels, labelPadding=2)
         row = alt.Row("panel:N", sort=list(split.panels), header=header, title=None)
-        panel = panel.facet(row=row, data=alt.NamedData(name=DATA)).resolve_scale(y="independent")
+        panel = panel.facet(row=row, data=alt.NamedData(name=DATA))
     else:
         panel.data = alt.NamedData(name=DATA)
-    wanted = " && datum.setting === setting" if len(split.choices) > 1 else ""
-    return panel.transform_filter(f"datum.value === {at}{wanted}")
+    return panel.transform_filter(filtered + " && datum.setting === setting" * (len(split.choices) > 1))

@@ -18,7 +18,7 @@ from iclgd.results.catalogue import ScoreInfo
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
 
-_VALUES = ("mean", "low", "high", "published", "upper")
+_VALUES = ("mean", "low", "high", "planted", "published", "upper")
 _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much an axis spans that is logarithmic
 _TITLES = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.layers": "trained layers"}
@@ -35,14 +35,18 @@ class Measure:
         """A figure about it."""
         return Figure(f"{kind}/{self.info.name}", title, chart, caption, self.info.label, self.info.headline)
 
-    def axis(self, rows: Frame, channel: Any = alt.Y, field: str = "mean", may_be_log: bool = False) -> Any:
+    def axis(
+        self, rows: Frame, channel: Any = alt.Y, field: str = "mean", may_be_log: bool = False, ticks: int = 5
+    ) -> Any:
         """Its axis: it holds zero where the score can be negative, or where its values come near zero."""
         values = rows[[name for name in _VALUES if name in rows]]
         low, high = values.min().min(), values.max().max()
         scale = alt.Scale(zero=bool(self.info.limits[0] < 0 or low < 0.35 * high), nice=True)
         if may_be_log and 0 < low <= high / _LOG_RATIO:
             scale = alt.Scale(type="log", nice=True)
-        axis = alt.Axis(tickCount=5, format="~%") if self.info.share else alt.Axis(tickCount=5, labelExpr=_PLAIN)
+        axis = (
+            alt.Axis(tickCount=ticks, format="~%") if self.info.share else alt.Axis(tickCount=ticks, labelExpr=_PLAIN)
+        )
         return channel(f"{field}:Q", title=self.info.label, scale=scale, axis=axis)
 
     def tooltip(self, *about: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from iclgd.report.planted_truths import notice_tables
 from iclgd.results import conclusions, published
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.conclusions import Difference
-from iclgd.results.frame import Results, whole
+from iclgd.results.frame import SEES, Results, whole
 from iclgd.results.own_tables import prompt_statistics
 from iclgd.results.rates import RATE, VARIANT, Contender, at_chosen_rates, contenders
 from iclgd.results.reading import ReportError
@@ -114,7 +114,7 @@ def held_out(results: Results, contenders: Sequence[Contender], without_rate: Se
     """Each variant that ran at several rates, every draw at the rate that the other draws chose."""
     cells, records = [], []
     for one in contenders:
-        label = (*_others(results, one), results.variants[one.variant].label)
+        label = (*_others(results, one), results.variants[one.variant].label, *_sees(results, one))
         for record in at_chosen_rates(results, [one]):
             score = results.scores[record[SCORE]]
             if score.learned:
@@ -124,7 +124,13 @@ def held_out(results: Results, contenders: Sequence[Contender], without_rate: Se
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
     if any(one.at_edge for one in contenders):
         notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
-    labels = (*map(results.heading, _other_keys(results)), "variant", "chosen rates", "draws")
+    labels = (
+        *map(results.heading, _other_keys(results)),
+        "variant",
+        *["sees"] * (SEES in results.keys),
+        "chosen rates",
+        "draws",
+    )
     title = "Variants at rates chosen on other draws"
     return Table.pivot("held_out", title, labels, cells, (*notes, *without_rate), records)
 
@@ -135,7 +141,8 @@ def comparisons(results: Results, differences: Sequence[Difference]) -> Table:
     for difference in differences:
         first, second = difference.names(results.variants)
         draws = str(max(result.draws for result in difference.results.values()))
-        label = (*_others(results, difference.first), f"{first} minus {second}", difference.asks, draws)
+        sees = _sees(results, difference.first, difference.second)
+        label = (*_others(results, difference.first), f"{first} minus {second}", *sees, difference.asks, draws)
         setting = {**difference.first.others, "first": difference.first.variant, "second": second}
         for name, result in difference.results.items():
             score = results.scores[name]
@@ -148,7 +155,13 @@ def comparisons(results: Results, differences: Sequence[Difference]) -> Table:
         marks * bool(tested) + "Intervals need 3 draws. In parentheses: about how many would make them ± 0.05.",
         conclusions.power_text(differences),
     )
-    labels = (*map(results.heading, _other_keys(results)), "difference", "tells", "draws")
+    labels = (
+        *map(results.heading, _other_keys(results)),
+        "difference",
+        *["sees"] * (SEES in results.keys),
+        "tells",
+        "draws",
+    )
     title = "Differences between variants, paired by draw"
     return Table.pivot("comparisons", title, labels, cells, notes, records)
 
@@ -227,6 +240,12 @@ def _other_keys(results: Results) -> list[str]:
 
 def _others(results: Results, one: Contender) -> Row:
     return tuple(results.text(key, one.others[key]) for key in _other_keys(results))
+
+
+def _sees(results: Results, *among: Contender) -> Row:
+    """What these mechanisms see, as one cell; no cell where all see the same."""
+    seen = [results.text(SEES, results.variants[one.variant].sees) for one in among]
+    return (" / ".join(dict.fromkeys(seen)),) if SEES in results.keys else ()
 
 
 def _difference(result: Comparison, digits: int) -> str:

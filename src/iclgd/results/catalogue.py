@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iclgd.common.printable import printable
-from iclgd.config.enumerations import Better, Role
+from iclgd.config.enumerations import Better, Role, Sees
 from iclgd.results.reading import FinishedRun
 
 # evidence that finetuning has a part in
@@ -24,6 +24,7 @@ class Variant:
     role: Role = Role.variant  # what it is in a comparison
     order: int = 50  # where it stands among the others, lowest first
     color: str | None = None  # of its lines and marks; None takes the next free one of the palette
+    sees: Sees = Sees.demonstrations  # what it may look at
     # the variants it is compared with, and what each difference tells; None where the file says nothing
     against: Mapping[str, str] | None = None
 
@@ -49,17 +50,14 @@ class ScoreInfo:
         """Whether it looks at something of `icl`, `ft`, `other`, ..., as an input's path begins."""
         return any(path.startswith(f"{owner}.") for path in (self.inputs or {}).values())
 
-    def without_context(self, others: Iterable[ScoreInfo]) -> ScoreInfo | None:
-        """The same score of the model without demonstrations (zero-shot), for a score of ICL alone; None if not there.
-
-        Accuracy of ICL has accuracy of ZSL beside it: same function, `icl` replaced by `zsl`.
-        """
+    def of(self, setting: str, others: Iterable[ScoreInfo]) -> ScoreInfo | None:
+        """The same score of another setting, for a score of one setting alone, such as accuracy; None if not there."""
         paths = dict(self.inputs or {})
-        if self.learned or any(path.startswith("zsl.") for path in paths.values()):
+        own = {owner for path in paths.values() if (owner := path.partition(".")[0]) in ("zsl", "icl", "ft")}
+        if len(own) != 1 or own == {setting}:
             return None
-        wanted = {argument: path.replace("icl.", "zsl.", 1) for argument, path in paths.items()}
-        twins = (other for other in others if (other.function, other.inputs) == (self.function, wanted))
-        return next(twins, None) if wanted != paths else None
+        wanted = {argument: path.replace(f"{min(own)}.", f"{setting}.", 1) for argument, path in paths.items()}
+        return next((o for o in others if (o.function, o.inputs) == (self.function, wanted)), None)
 
 
 def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
@@ -75,6 +73,7 @@ def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
                 role=_member(Role, config.get("role"), Role.variant),
                 order=config.get("order", 50),
                 color=config.get("color"),
+                sees=_member(Sees, config.get("sees"), Sees.demonstrations),
                 against=config.get("against"),
             )
     return {one.name: one for one in sorted(by_name.values(), key=lambda one: (one.order, one.name))}

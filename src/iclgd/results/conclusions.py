@@ -105,7 +105,7 @@ def layer_notes(results: Results) -> list[str]:
     notes = []
     for name in results.headline:
         records = [results.records[run.folder].get((name, "all")) for run in results if run.state == "sane"]
-        counts = sorted({(len(one.over), len(one.layers)) for one in records if one is not None and one.layers})
+        counts = sorted({(len(one.over), len(one.layers)) for one in records if one is not None and one.over})
         if any(over < layers for over, layers in counts):
             shown = ", ".join(f"{over} of {layers}" for over, layers in counts)
             notes.append(f"Means of {results.scores[name].label} are over {shown} layers: {_RULES[results.layers]}.")
@@ -120,7 +120,7 @@ def zero_shot_notes(results: Results) -> list[str]:
     pairs = [
         (name, twin.name)
         for name, score in results.scores.items()
-        if score.share and (twin := score.without_context(results.scores.values()))
+        if score.share and score.reads("icl") and (twin := score.of("zsl", results.scores.values()))
     ]
     if not pairs:
         return []

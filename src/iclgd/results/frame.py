@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from iclgd.config.enumerations import Weights
+from iclgd.config.enumerations import Sees, Weights
 from iclgd.results import catalogue
 from iclgd.results.averages import Layers, Records, averaged
 from iclgd.results.catalogue import ScoreInfo, Variant
@@ -27,6 +27,7 @@ from iclgd.statistics import draws_interval
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 EXAMPLES = ("all", "flipped")
+SEES = "finetune.sees"  # what a mechanism may look at
 _WEIGHTS = [Weights.pretrained, Weights.keep_embeddings, Weights.random]
 
 
@@ -117,9 +118,11 @@ class Results:
 
     @property
     def shown(self) -> list[str]:
-        """The keys that tables name: what varied, and the rate wherever there are several."""
+        """The keys that tables name: what varied; the rate, and what mechanisms see, wherever there are several."""
         several = len({run.settings["finetune.lr"] for run in self.runs}) > 1
-        return list(dict.fromkeys([*self.varied, *["finetune.lr"] * several]))
+        beside = {"finetune.name": [SEES] if SEES in self.keys else []}  # a mechanism and what it sees
+        keys = [shown for key in self.varied for shown in (key, *beside.get(key, ()))]
+        return list(dict.fromkeys([*keys, *["finetune.lr"] * several]))
 
     @functools.cached_property
     def variants(self) -> dict[str, Variant]:
@@ -143,8 +146,12 @@ class Results:
 
     @functools.cached_property
     def keys(self) -> tuple[str, ...]:
-        """The columns that make a setting: those that are always there, and every other key that varied."""
-        return (*ALWAYS, *(key for key in self.varied if key not in ALWAYS))
+        """The columns that make a setting: those that are always there, and every other key that varied.
+
+        What a mechanism sees has a column wherever not all of them see the same.
+        """
+        several = len({self.text(SEES, run.settings.get(SEES)) for run in self.runs}) > 1
+        return tuple(dict.fromkeys([*ALWAYS, *[SEES] * several, *self.varied]))
 
     @functools.cached_property
     def settings(self) -> pd.DataFrame:
@@ -226,6 +233,8 @@ class Results:
             return self.variants[value].label
         if key == "finetune.layers":
             return varying_keys.layer_ranges(value)
+        if key == SEES:
+            return str(value or Sees.demonstrations).replace("_", " ")
         return self.short_name(value) if key == "model.name" else varying_keys.as_text(value)
 
     def table(self) -> pd.DataFrame:

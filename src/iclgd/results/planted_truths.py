@@ -17,6 +17,7 @@ import pandas as pd
 from iclgd.config.enumerations import Better, Role
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import Results, whole
+from iclgd.results.rates import other_keys
 from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
 
 TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
@@ -72,7 +73,7 @@ def notices(results: Results) -> list[Notice]:
     floors = [name for name, variant in results.variants.items() if variant.role is Role.floor]
     order = {name: index for index, name in enumerate([ICL, *results.variants])}
     rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
-    keys = [key for key in results.keys if key not in (TRUTH, CANDIDATE, RATE)]
+    keys = [key for key in other_keys(results) if key != TRUTH]
     of_icl, of_planted = rows[rows[TRUTH] == ICL], rows[rows[TRUTH] != ICL]
     of_each = []
     for values, planted in of_planted.groupby(keys, sort=False, dropna=False):
@@ -254,3 +255,15 @@ def paragraph(results: Results, notice: Notice) -> str:
 def _percent(share: Interval) -> str:
     ends = "" if math.isnan(share.low) else f" [{share.low:.0%}, {share.high:.0%}]"
     return f"{share.mean:.0%}{ends}"
+
+
+def beside_planted(results: Results, rows: Any) -> Any:
+    """Rows of `Results.summary` against ICL itself; `planted` is the score where the mechanism itself plays its part.
+
+    All rows as they are where ICL never plays its own part, or nothing else does.
+    """
+    if TRUTH not in rows or not (rows[TRUTH] == ICL).any():
+        return rows
+    keys = [*(key for key in other_keys(results) if not key.startswith("reference.")), CANDIDATE, "score"]
+    planted = rows[rows[TRUTH] == rows[CANDIDATE]].groupby(keys, dropna=False)["mean"].mean()
+    return rows[rows[TRUTH] == ICL].join(planted.rename("planted"), on=keys)

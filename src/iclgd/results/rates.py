@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from iclgd.config.enumerations import Better
-from iclgd.results.frame import Results, whole
+from iclgd.results.frame import ALWAYS, Results, whole
 from iclgd.runs.varying_keys import as_text
 from iclgd.statistics import HeldOut, draws_interval, held_out
 
@@ -65,8 +65,8 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
 
 
 def other_keys(results: Results) -> list[str]:
-    """The keys of a setting without variant and rate."""
-    return [key for key in results.keys if key not in (VARIANT, RATE)]
+    """The keys of a setting without the variant, its rate and what it brings."""
+    return [key for key in results.keys if key in results.varied or key in ALWAYS if key not in (VARIANT, RATE)]
 
 
 def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[str, Any]]:
