@@ -147,7 +147,7 @@ class Trace:
         demonstrations: which demonstration each step was for; -1 where a step is for several.
         diverged_at: the step whose loss or gradient was not finite, or None.
         untouched_loss: mean loss of the untouched model on what the last quarter of the steps saw; NaN where training
-            looks sane (`learning.stability`).
+            shows no sign of trouble (`mechanisms.stability`).
     """
 
     losses: Float[Tensor, " step"]
