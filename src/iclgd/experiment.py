@@ -21,10 +21,10 @@ from iclgd.evidence.outcome import Outcome, kept_tensors, means_so_far, model_fa
 from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.mechanisms.registry import check
 from iclgd.metrics import required_inputs
-from iclgd.models.completeness import refuse_unknown_tokens
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load, resolve_device, resolve_dtype
 from iclgd.models.placement import check_placement, devices_of
+from iclgd.models.refusals import refuse_unknown_tokens
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.progress import Progress

@@ -23,8 +23,7 @@ from iclgd.mechanisms.vectors import (
 from iclgd.metrics.distributions import recovered, total_variation
 from iclgd.models import attention
 from iclgd.models.forward import encode_prefix
-from iclgd.models.interventions import intervening, last_tokens, own_prefix, rewriting
-from iclgd.models.leftovers import unchanged_afterwards
+from iclgd.models.interventions import intervening, last_tokens, own_prefix, rewriting, unchanged_afterwards
 from iclgd.models.recorder import Question, RecordPlan, record
 from learning_cases import learning, prompts
 from tiny_models import shared_model, tiny_model

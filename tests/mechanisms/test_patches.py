@@ -16,8 +16,7 @@ from iclgd.mechanisms.patches import ExactPatch, ridge_map, statically_patched
 from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
-from iclgd.models.hooks import hidden_of, hooks
-from iclgd.models.interventions import intervening
+from iclgd.models.interventions import hidden_of, hooks, intervening
 from iclgd.models.loading import load
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.tasks import draw, encode

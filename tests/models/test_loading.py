@@ -16,8 +16,9 @@ from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import ModelSource, Placement, Weights
 from iclgd.models import loading, packaged
 from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.files import layers_of, packaged_file
+from iclgd.models.files import layers_of
 from iclgd.models.loading import assemble, load, resolve_device, resolve_dtype
+from iclgd.models.packaged import packaged_file
 from iclgd.models.recorder import Question, RecordPlan, record
 from tiny import tiny_tokenizer
 from tiny_models import tiny_network
@@ -165,23 +166,23 @@ def test_layers_are_known_from_the_config_where_it_is_at_hand(tmp_path):
         layers_of(ModelConfig(name="mine", source=ModelSource.memory))
 
 
-def test_a_damaged_conversion_of_a_package_is_made_again(tmp_path, monkeypatch, caplog):
+def test_a_package_is_converted_once(tmp_path, monkeypatch):
     """A file of its own stands for the GGUF file; what is read from it is a tiny model."""
-    source = tmp_path / "tiny.gguf"
+    source, loaded = tmp_path / "tiny.gguf", []
     source.write_bytes(b"GGUF")
     network, tokenizer = tiny_network("llama"), tiny_tokenizer()
     network.config.quantization_config = {"quant_method": "gguf"}
     monkeypatch.setattr(packaged, "packaged_file", lambda config: source)
-    monkeypatch.setattr(packaged, "converted_place", lambda config: tmp_path / "cache" / "tiny")
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda **_: copy.deepcopy(network))
+    monkeypatch.setattr(packaged, "conversion_folder", lambda config: tmp_path / "cache" / "tiny")
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        lambda **_: loaded.append(1) or copy.deepcopy(network),
+    )
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda **_: tokenizer)
     config = ModelConfig(name="tiny", source=ModelSource.package, file="tiny.gguf")
-    folder = packaged.converted_folder(config)
+    folder = packaged.convert(config)
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
-    written = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(written[:-1])
-    assert packaged.converted_folder(config) == folder
-    assert (folder / "model.safetensors").read_bytes() == written and "is damaged and is converted again" in caplog.text
+    assert packaged.convert(config) == folder and len(loaded) == 1
     assert not list(folder.parent.glob(".converting-*"))
 
 
@@ -194,7 +195,7 @@ def test_cuda_that_is_absent_is_refused(monkeypatch):
         ):
             resolve_device(name)
     assert resolve_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match=r"runtime\.device=gpu is no device: write auto, cpu, cuda or cuda:0"):
+    with pytest.raises(ConfigError, match=r"runtime\.device=gpu is not a device: write auto, cpu, cuda or cuda:0"):
         resolve_device("gpu")
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Placement
 from iclgd.mechanisms.finetuning import finetuned
-from iclgd.models import offload
+from iclgd.models import placement
 from iclgd.models.loading import assemble
 from iclgd.models.placement import check_placement, devices_of, dispatch, loading_arguments, place, refuse_quantised
 from learning_cases import prompts
@@ -24,7 +24,7 @@ def test_the_numbers_are_those_of_one_device(devices, tmp_path):
     alone = everything(assemble(tiny_network("llama"), None), ("lcgd",))
     with pretending() if "cpu:0" in devices else nullcontext():
         model = placed_model("llama", tmp_path, *devices)
-        assert any(map(offload._hook, model.network.modules())) == (devices[1] != "cpu:1")
+        assert any(map(placement._hook, model.network.modules())) == (devices[1] != "cpu:1")
         shared = plain(everything(model, ("lcgd",)))
     assert furthest(alone, shared)[0] < 1e-5
 
@@ -42,8 +42,8 @@ def test_tensors_of_two_devices_do_not_mix():
 def test_offloaded_weights_do_not_pile_up_for_the_backward_pass(tmp_path, monkeypatch):
     """Autograd keeps a way to read each frozen weight again, not the weight."""
     model, read = placed_model("llama", tmp_path, "disk"), []
-    again = offload._view
-    monkeypatch.setattr(offload, "_view", lambda module, *rest: read.append(module) or again(module, *rest))
+    again = placement._view
+    monkeypatch.setattr(placement, "_view", lambda module, *rest: read.append(module) or again(module, *rest))
     with finetuned(model, prompts(), VARIANTS["gd"]):
         pass
     frozen = {model.anatomy.part(layer, f"mlp.{name}_proj") for layer in (1, 2) for name in ("gate", "up", "down")}

@@ -3,7 +3,7 @@
 import pytest
 from accelerate import dispatch_model
 
-from iclgd.models import offload
+from iclgd.models import placement
 from iclgd.models.anatomy import dissect
 from iclgd.models.loading import assemble
 from placement_cases import FAMILIES, dealt_out, everything, furthest, placed_model, plain
@@ -26,7 +26,7 @@ def test_weights_that_wait_in_cpu_memory_give_the_same_numbers(family, tmp_path)
     alone = everything(assemble(tiny_network(family), None), MANY)
     with pretending():
         model = placed_model(family, tmp_path, "cpu:0", "cpu")
-        assert any(map(offload._hook, model.network.modules())) and str(model.device) == "cpu:0"
+        assert any(map(placement._hook, model.network.modules())) and str(model.device) == "cpu:0"
         shared = everything(model, MANY)
     assert furthest(alone, plain(shared))[0] < 1e-5
 

@@ -14,7 +14,7 @@ from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import dissect
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble
-from iclgd.models.offload import resident
+from iclgd.models.placement import resident
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from learning_cases import learning, prompts
 from pretend_devices import Placed

@@ -17,7 +17,7 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.mechanisms.bench import AfterStep, Bench
 from iclgd.mechanisms.registry import resolve_mechanism
-from iclgd.models.leftovers import unchanged_afterwards
+from iclgd.models.interventions import unchanged_afterwards
 from iclgd.models.recorder import token_queries
 from iclgd.tasks import encode
 

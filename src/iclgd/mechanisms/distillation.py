@@ -18,7 +18,7 @@ from iclgd.mechanisms.finetuning import Loop
 from iclgd.mechanisms.parameters import trainable, trained_parameters
 from iclgd.models.attention import precise
 from iclgd.models.forward import forward
-from iclgd.models.offload import read_again
+from iclgd.models.placement import read_again
 from iclgd.models.recorder import added_outputs
 
 _BATCH = 8  # rows a step

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.offload import resident
+from iclgd.models.placement import resident
 from iclgd.models.products import linear
 
 _LOGITS_ON_CPU, _LOGITS_ON_GPU = 2**21, 2**26  # held at once: what stays in the cache, what fills a GPU

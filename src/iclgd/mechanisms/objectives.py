@@ -17,9 +17,9 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import Exit
 from iclgd.config.functions import imported
 from iclgd.mechanisms.losses import Sequence, unembedded_loss
-from iclgd.models.hooks import hidden_of, hooks
+from iclgd.models.interventions import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.offload import read_again
+from iclgd.models.placement import read_again
 
 _ROWS = 512  # layer-causal exits are gathered until they fill one product with the unembedding
 

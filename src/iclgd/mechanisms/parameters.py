@@ -15,7 +15,7 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import Trainable
 from iclgd.models.half_precision_storage import in_float32
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.offload import resident
+from iclgd.models.placement import resident
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iclgd.common.seeding import torch_stream
 from iclgd.mechanisms.parameters import Trained
-from iclgd.models.offload import resident
+from iclgd.models.placement import resident
 
 FAR_ABOVE = 1.5  # SmolLM2, SST-2, 32 shots, gd: 0.7 at rates of 0.003 and 0.01, 1.6 at 0.03, where scores are chaotic
 FEWEST_STEPS = 4

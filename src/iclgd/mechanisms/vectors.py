@@ -19,8 +19,7 @@ from iclgd.mechanisms.bench import Bench, Row, Tokens, without_label
 from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
-from iclgd.models.hooks import hooks
-from iclgd.models.interventions import intervening, own_tokens, rewriting
+from iclgd.models.interventions import hooks, intervening, own_tokens, rewriting
 from iclgd.models.recorder import RecordPlan, record
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from iclgd.config import ConfigError
 from iclgd.models.layout import LAYOUTS, Layout, Shape
-from iclgd.models.offload import resident
+from iclgd.models.placement import resident
 from iclgd.models.products import linear
 
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from iclgd.config import ConfigError
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import forward
-from iclgd.models.hooks import hidden_of, hooks, input_of
+from iclgd.models.interventions import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.products import linear
 
@@ -49,7 +49,7 @@ def watching(model: LanguageModel, layers: Iterable[int], watcher: Watcher) -> A
     anatomy, inputs, added = model.anatomy, {}, {}
 
     def enter(layer: int, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        inputs[layer] = input_of(args, kwargs)
+        inputs[layer] = args[0] if args else kwargs["hidden_states"]
 
     def attended(layer: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
         added[layer] = output

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
 from iclgd.models.attention import AttentionPass, blank_unseen, precise, record_context, visible_keys
-from iclgd.models.hooks import hooks
+from iclgd.models.interventions import hooks
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}

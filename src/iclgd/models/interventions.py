@@ -1,11 +1,12 @@
-"""Changes of what a model computes without context: a prefix of its own, or activations at the query's last tokens.
+"""Temporary changes of what a model computes: hooks, interventions on recorded passes, and the check that none stays.
 
-They act in every pass that `recorder.record` makes, and nowhere else, and are gone when their block ends.
+An intervention gives a model without context a prefix of its own, or changes activations at the query's last tokens. It
+acts in every pass that `recorder.record` makes, and nowhere else. All of them are gone when their block ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -14,13 +15,39 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
 from iclgd.models.attention import AttentionPass, KeyValues
-from iclgd.models.hooks import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 
 Intervention = Callable[[Int[Tensor, "example token"], AttentionPass], AbstractContextManager[object]]
 Rewrite = Callable[[int, Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@contextmanager
+def hooks(
+    before: Iterable[tuple[nn.Module, Callable[..., Any]]] = (),
+    after: Iterable[tuple[nn.Module, Callable[..., Any]]] = (),
+) -> Iterator[None]:
+    """Within this block, functions are called before or after modules.
+
+    Args:
+        before: pairs of a module and `function(module, args, kwargs)`, which may return changed (args, kwargs).
+        after: pairs of a module and `function(module, args, output)`, which may return a changed output.
+    """
+    with ExitStack() as stack:
+        for module, function in before:
+            stack.callback(module.register_forward_pre_hook(function, with_kwargs=True).remove)
+        for module, function in after:
+            stack.callback(module.register_forward_hook(function).remove)
+        yield
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block or an attention module put out: a tensor or a tuple, by family."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager
@@ -67,9 +94,10 @@ def own_tokens(
     return (position >= first[:, None]) & (position < (lengths if end is None else end)[:, None])
 
 
-def module_at(model: LanguageModel, site: Site, layer: int) -> nn.Module:
-    """The module whose output is at a site."""
-    return model.anatomy.added(layer) if site is Site.attention_output else model.anatomy.blocks[layer]
+def _modules_at(model: LanguageModel, site: Site, layers: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
+    """The modules whose outputs are at a site."""
+    for layer in layers:
+        yield layer, model.anatomy.added(layer) if site is Site.attention_output else model.anatomy.blocks[layer]
 
 
 def rewriting(
@@ -91,7 +119,7 @@ def rewriting(
         changed[chosen] = rewrite(layer, hidden[chosen]).to(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    return hooks(after=[(module_at(model, site, layer), partial(change, layer)) for layer in layers])
+    return hooks(after=[(module, partial(change, layer)) for layer, module in _modules_at(model, site, layers)])
 
 
 def reading(
@@ -103,8 +131,52 @@ def reading(
 ) -> AbstractContextManager[None]:
     """Within this block the activations of these layers at these tokens of a batch are put into `into`."""
 
-    def keep(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+    def read(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
         hidden = hidden_of(output)
         into[layer] = hidden[tokens.to(hidden.device)]
 
-    return hooks(after=[(module_at(model, site, layer), partial(keep, layer)) for layer in layers])
+    return hooks(after=[(module, partial(read, layer)) for layer, module in _modules_at(model, site, layers)])
+
+
+@contextmanager
+def unchanged_afterwards(model: LanguageModel, name: str) -> Iterator[None]:
+    """Refuse a mechanism that leaves the model changed: later recordings would be of another model.
+
+    Args:
+        model: the model.
+        name: the variant whose mechanism works on it.
+
+    Raises:
+        ConfigError: hooks, weights, buffers or training modes differ when the block ends; the message names the first.
+    """
+    before = _state(model)
+    yield
+    after = _state(model)
+    different = [part for part in {**before, **after} if before.get(part) != after.get(part)]
+    if different:
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise ConfigError(
+            f"finetune={name} leaves the model changed ({different[0]}{more}): what it does to the model has to be "
+            "undone when its block ends, hooks included"
+        )
+
+
+def _state(model: LanguageModel) -> dict[str, object]:
+    """By what may change, a value that tells whether it has."""
+    state: dict[str, object] = {"an intervention": len(model.interventions)}
+    state["a prefix of its own"] = len(model.prefixes)
+    for name, module in model.network.named_modules():
+        state[f"hooks of {name or 'the model'}"] = tuple(len(getattr(module, kind)) for kind in _HOOKS)
+        state[f"training mode of {name or 'the model'}"] = module.training
+    state |= {f"parameter {name}": _content(tensor) for name, tensor in model.network.named_parameters()}
+    return state | {f"buffer {name}": _content(tensor) for name, tensor in model.network.named_buffers()}
+
+
+@torch.no_grad()
+def _content(tensor: Tensor) -> tuple[object, ...]:
+    """Shape, whether it is trained, and the sum of its bits, which a change leaves alone only by rare chance."""
+    if tensor.is_meta or not tensor.numel():  # offloaded
+        return tuple(tensor.shape), tensor.requires_grad
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().contiguous().view(integers)
+    return tuple(tensor.shape), tensor.requires_grad, bits.sum(dtype=torch.int64).item()

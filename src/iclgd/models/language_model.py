@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from iclgd.models.anatomy import Anatomy
 from iclgd.models.half_precision_storage import used_dtype
-from iclgd.models.offload import device_of
+from iclgd.models.placement import device_of
 
 
 @dataclass(frozen=True)

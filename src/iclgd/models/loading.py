@@ -17,26 +17,23 @@ from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Matmul, ModelSource, Weights
 from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
 from iclgd.models.attention import INTERFACE_NAME
-from iclgd.models.completeness import refuse_incomplete, refuse_stored_integers
 from iclgd.models.files import (
-    converted_place,
     dtype_name,
-    held,
     hub_folder,
+    local_folder,
+    model_in_memory,
     model_inputs,
-    own_folder,
-    packaged_file,
     read_object,
-    refuse_file_elsewhere,
+    refuse_file_outside,
     weight_files,
 )
 from iclgd.models.half_precision_storage import compute_in_float32, stored_apart, stored_dtype
-from iclgd.models.in_memory import copied
+from iclgd.models.in_memory import copy_network
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.packaged import converted_folder
+from iclgd.models.packaged import conversion_folder, convert, packaged_file
 from iclgd.models.placement import check_placement, loading_arguments, place, refuse_quantised
 from iclgd.models.products import use_linear
-from iclgd.models.refusals import ELSEWHERE, refusing
+from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refuse_stored_integers, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.untrained import untrained
 
@@ -63,7 +60,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"runtime.device={name} is no device: write auto, cpu, cuda or cuda:0") from error
+        raise ConfigError(f"runtime.device={name} is not a device: write auto, cpu, cuda or cuda:0") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"runtime.device={name} was asked for, but this machine has {torch.cuda.device_count()} CUDA devices that "
@@ -103,18 +100,7 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     dtype = resolve_dtype(runtime.dtype, model)
     torch.set_float32_matmul_precision("highest" if runtime.matmul is Matmul.highest else "high")
     inputs = _inputs(model)
-    key = str(
-        (
-            dataclasses.asdict(model),
-            inputs,
-            device,
-            dtype,
-            runtime.dtype,
-            runtime.placement,
-            runtime.device_map,
-            runtime.max_memory,
-        )
-    )
+    key = repr((model, runtime, inputs))
     if key not in _LAST:
         _LAST.clear()  # two models may not fit into memory
         _LAST[key] = _load(model, runtime, device, dtype, inputs)
@@ -141,19 +127,14 @@ def _load(
         compute_in_float32(network)
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
         tokenizer = AutoTokenizer.from_pretrained(**files.arguments())
-    now = _inputs(model)
-    if digests and now != digests:
-        changed = ", ".join(sorted(name for name in {*now, *digests} if now.get(name) != digests.get(name)))
-        raise ConfigError(f"model.name={model.name}: {changed} changed while the model was being loaded: try again")
-    commit = now.pop("commit", None)
     identity = {
         "name": model.name,
-        "revision": commit or model.revision,
+        "revision": digests.get("commit") or model.revision,
         "weights": str(model.weights),
         "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
         "dtype": runtime.dtype if stored_apart(runtime.dtype) else str(dtype).removeprefix("torch."),
         "device_type": device.type,
-        "sha256": now,
+        "sha256": {name: digest for name, digest in digests.items() if name != "commit"},
     }
     with refusing(f"model.name={model.name} failed its self-test", _DAMAGED):
         return assemble(network.eval(), tokenizer, identity)
@@ -198,12 +179,12 @@ class _Files:
 
 def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> _Files:
     """The folder of a model; files of the hub are downloaded."""
-    refuse_file_elsewhere(model)
+    refuse_file_outside(model)
     if model.source is ModelSource.memory:
-        return _Files(held(model).folder)
+        return _Files(model_in_memory(model).folder)
     if model.source is ModelSource.package:
-        return _Files(converted_folder(model))
-    folder = own_folder(model)
+        return _Files(convert(model))
+    folder = local_folder(model)
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(model.name) or ".." in model.name:
             raise ConfigError(
@@ -220,7 +201,7 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
     Raises:
         ConfigError: it is not there, or of a family that is not known.
     """
-    if model.source is ModelSource.package and not (converted_place(model) / "config.json").is_file():
+    if model.source is ModelSource.package and not (conversion_folder(model) / "config.json").is_file():
         file = packaged_file(model)
         return _config(model, _Files(file.parent, file.name))
     return _config(model, _locate(model, model.revision, weights=False))
@@ -277,7 +258,7 @@ def _weights(
             settings |= {"use_safetensors": True, "config": config}
         settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named
         if model.source is ModelSource.memory:
-            network, info = copied(held(model), settings)
+            network, info = copy_network(model_in_memory(model).network, settings)
         else:
             if files.gguf is None:
                 refuse_stored_integers(weight_files(files.folder, model.name), model.name)

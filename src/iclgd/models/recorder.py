@@ -19,8 +19,7 @@ from iclgd.common.records import Recording
 from iclgd.config.enumerations import Padding
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import Prefix, encode_prefix, forward, padded
-from iclgd.models.hooks import hidden_of, hooks
-from iclgd.models.interventions import entered
+from iclgd.models.interventions import entered, hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 
 log = logging.getLogger(__name__)

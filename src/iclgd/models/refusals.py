@@ -1,19 +1,29 @@
-"""Errors of libraries, turned into errors that name the model and a remedy."""
+"""Refusals of models that are damaged, incomplete or not for these prompts, by errors that name a remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
 
 from iclgd.common.printable import printable
+from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
+from iclgd.models.language_model import LanguageModel
 
 ELSEWHERE = (
     "without access to the hub, name a local folder: model=hf model.name=FOLDER (config, tokenizer and *.safetensors; "
     "pickled weights and a repository's own code are not read)"
 )
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_BUFFERS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.(masked_)?bias$|(^|\.)position_ids$")  # masks, numbers
 
 
 @contextmanager
@@ -31,3 +41,73 @@ def refusing(what: str, remedy: str) -> Iterator[None]:
             raise
         reason = printable(f"{error or type(error).__name__}", 400)
         raise ConfigError(f"{what}: {reason} -- {remedy}") from error
+
+
+def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
+    """Refuse a model some of whose weights would be random, or were left over.
+
+    `info` is what `from_pretrained(output_loading_info=True)` said of it.
+    """
+    mismatched = sorted(f"{key} (file {tuple(a)}, config {tuple(b)})" for key, a, b in info["mismatched_keys"])
+    absent = [key for key, weight in network.named_parameters() if weight.is_meta]
+    said = {
+        "are missing": sorted(info["missing_keys"]),
+        "belong to no part of the model": sorted(info["unexpected_keys"]),
+        "have another shape": mismatched,
+        "are not finite": [key for key, weight in network.named_parameters() if not _is_finite(weight)],
+        "were not loaded": [] if hasattr(network, "hf_device_map") else absent,
+    }
+    wrong = [f"weights that {what}: {_listed(keys)}" for what, keys in said.items() if keys]
+    if wrong:
+        raise ConfigError(
+            f"model.name={name} does not fit its config, or is damaged: {'; '.join(wrong)}; get the model anew"
+        )
+
+
+def refuse_stored_integers(files: Iterable[Path], name: str) -> None:
+    """Refuse safetensors files whose weights are not floats: loading would cast quantised codes to numbers."""
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:  # reads the header only
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}
+        codes = [key for key, kind in kinds.items() if kind not in _FLOATS and not _BUFFERS.search(key)]
+        if codes:
+            raise ConfigError(
+                f"model.name={name}: {path.name} holds {_listed(codes)} in a form that is not a float: quantised "
+                "weights are not read"
+            )
+
+
+def _listed(names: Iterable[object]) -> str:
+    """Some of the names, in order, fit for a message."""
+    ordered = sorted(map(str, names))
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return ", ".join(printable(name) for name in ordered[:5]) + more
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if weight.is_meta or not weight.numel():
+        return True
+    low, high = torch.aminmax(weight.detach())  # NaN is passed on by both, without a copy as large as the weights
+    return math.isfinite(low.item()) and math.isfinite(high.item())
+
+
+def refuse_unknown_tokens(prompts: PromptSet, model: LanguageModel) -> None:
+    """Refuse prompts whose tokens the model has no embedding for."""
+    size = cast(torch.Tensor, model.network.get_input_embeddings().weight).shape[0]
+    for ids in _token_ids(prompts):
+        for token in ids:
+            if not 0 <= token < size:
+                text = printable(str(model.tokenizer.decode([token])))
+                raise ConfigError(
+                    f"the tokenizer of model.name={model.identity.get('name')} makes token {token} of {text!r}, but "
+                    f"the model knows tokens 0 to {size - 1}: the two do not belong together"
+                )
+
+
+def _token_ids(prompts: PromptSet) -> Iterator[tuple[int, ...]]:
+    yield prompts.bos
+    yield prompts.separator
+    yield from prompts.label_token_ids
+    for item in (*prompts.demonstrations, *prompts.queries, *(prompts.training or ())):
+        yield item.token_ids
+        yield from item.options or ()

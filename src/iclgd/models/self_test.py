@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from iclgd.models.anatomy import Anatomy, UnsupportedModelError
 from iclgd.models.attention import AttentionPass, precise
 from iclgd.models.forward import encode_prefix, forward
-from iclgd.models.hooks import hidden_of, hooks
+from iclgd.models.interventions import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 
 _TOKENS, _PREFIX = 9, 4
