@@ -28,6 +28,7 @@ HOSTILE = (
     "=1+1\r\nfox\t| a | b |",
     "otter " * 9,
 )
+WORDS = "goose lynx wrench anvil spade pliers " * 2  # of the model's vocabulary; too many others are refused
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,8 @@ def test_a_run_that_never_fits_fails_clearly_and_the_next_goes_on(tmp_path, monk
 def test_a_strangers_text_travels_from_its_file_to_the_report_as_text(tmp_path, capsys):
     data = tmp_path / "data" / "toy"
     data.mkdir(parents=True)
-    rows = [json.dumps({"text": text, "label": i % 2}) for i, text in enumerate(HOSTILE)]
+    texts = [f"{text} {WORDS}" for text in HOSTILE]
+    rows = [json.dumps({"text": text, "label": i % 2}) for i, text in enumerate(texts)]
     for split in ("train", "test"):
         (data / f"{split}.jsonl").write_text("\r\n".join(rows), encoding="utf-8-sig")
     overrides = ("task.source=hub", f"paths.data_dir={data.parent}", "task.on_overflow=drop")
@@ -82,9 +84,8 @@ def test_a_strangers_text_travels_from_its_file_to_the_report_as_text(tmp_path, 
     outcome = execute(settings, tmp_path / "sweep" / "run", experiment.run)
     assert outcome.ending is Ending.done, outcome.message
     prompts = json.loads((outcome.folder / "prompts.json").read_text())
-    texts = {item["text"] for item in prompts["queries"]}
-    for text in HOSTILE[:5]:
-        assert f"{text} ->" in texts
+    queries = {item["text"] for item in prompts["queries"]}
+    assert {f"{text} ->" for text in texts[:5]} <= queries
     assert cli([str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]) == 0
     html = (tmp_path / "out" / "report.html").read_text()
     assert "<script>window.pwned" not in html and "<img src=x" not in html

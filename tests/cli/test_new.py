@@ -28,17 +28,16 @@ def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
     assert Path("conf/task/mine.yaml") in new.new("task", "mine", tmp_path)
     with pytest.raises(FileExistsError, match=r"test_mine\.py: there already"):
         new.new("task", "mine", tmp_path)
-    for kind, name in (("metric", "My Metric"), ("metric", "../up"), ("nothing", "mine")):
-        with pytest.raises(ValueError, match=r"none of|not a plain name"):
+    refused = (
+        ("metric", "My Metric", "not a plain name"),
+        ("metric", "../up", "not a plain name"),
+        ("nothing", "mine", "none of"),
+        ("variant", "gd", "finetune=gd is built in: choose another name"),
+    )
+    for kind, name, message in refused:
+        with pytest.raises(ValueError, match=message):
             new.new(kind, name, tmp_path)
-    assert not (tmp_path / "conf" / "metric").exists()
-
-
-@pytest.mark.parametrize(("kind", "name"), [("task", "reviews"), ("variant", "gd"), ("metric", "sim_aou")])
-def test_a_skeleton_with_a_built_in_name_is_refused(kind: str, name: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=f"={name} is built in: choose another name"):
-        new.new(kind, name, tmp_path)
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in (tmp_path / "conf").iterdir()] == ["task"]
 
 
 def test_the_command_for_skeletons_says_what_it_wrote_and_what_it_takes(tmp_path: Path, monkeypatch, capsys):

@@ -63,10 +63,6 @@ def test_rerun_says_what_is_run_again(tmp_path, rerun, done, failed, cut_off, se
     execute(settings, tmp_path / "done", score(0.5))
     assert execute(settings, tmp_path / "failed", failing).message == "RuntimeError: no luck"
     RunFolder(tmp_path / "cut_off").start("x")
-    RunFolder(tmp_path / "cut_off").start("x")
-    stopped = RunFolder(tmp_path / "cut_off")
-    stopped.start("x")
-    stopped.interrupt()
     chosen = config(f"runtime.rerun={rerun}")
     endings = [execute(chosen, tmp_path / name, score(1.0)).ending for name in ("done", "failed", "cut_off")]
     assert endings == [done, failed, cut_off]
@@ -195,7 +191,7 @@ def small_disk(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("mounting needs privileges; test_runs_folder.py injects the same error")
+        pytest.skip("mounting needs privileges; test_folder.py injects the same error")
     yield place
     subprocess.run(["umount", "-l", place], check=True)
 

@@ -83,6 +83,14 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(run, monkeypatch):
     assert os.listdir(run.path) == ["scores.json"]
 
 
+def test_progress_and_the_end_survive_a_full_disk(run, monkeypatch, caplog):
+    run.start("abc")
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    run.report_progress("finetune", 1, 2)
+    run.fail(RuntimeError("why"))
+    assert "progress could not be written" in caplog.text and "the end of the run could not be written" in caplog.text
+
+
 def test_a_done_run_is_done_and_says_what_it_holds(run):
     finish(run)
     status = run.status()
@@ -215,13 +223,6 @@ def test_the_log_goes_to_the_folder_and_the_handler_goes_away(run):
     assert logging.getLogger().handlers == before
     text = (run.path / "run.log").read_text()
     assert "WARNING iclgd.test: a line with \\ud800" in text and "not this one" not in text
-
-
-def test_progress_survives_a_full_disk(run, monkeypatch, caplog):
-    run.start("abc")
-    monkeypatch.setattr(files.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-    run.report_progress("finetune", 1, 2)
-    assert "progress could not be written" in caplog.text
 
 
 def test_a_users_own_files_in_a_run_folder_are_left_alone(run):

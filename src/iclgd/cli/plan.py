@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from iclgd.cli import arguments as command_line
 from iclgd.cli import hydra_setup
 from iclgd.common import paths
-from iclgd.config import Config, ConfigError, as_dict, typed
+from iclgd.config import ConfigError, as_dict, typed
 from iclgd.evidence.preparation import refuse_missing_layers
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import run_id
@@ -32,7 +32,6 @@ class PlannedRun:
     folder: Path  # where it goes
     state: State | None  # the state of what is there already, None if nothing is
     refused: str = ""  # why it cannot be run; empty if it can
-    config: Config | None = None  # its settings; None if they cannot be read
 
 
 def plan(arguments: Sequence[str]) -> list[PlannedRun]:
@@ -95,7 +94,7 @@ def _planned(overrides: tuple[str, ...], composed: DictConfig, folder: Path) -> 
     except ConfigError as error:
         return PlannedRun(overrides, folder.with_name("refused"), None, refused=str(error))
     folder = folder.with_name(run_id(as_dict(config)))
-    return PlannedRun(overrides, folder, RunFolder(folder).state(), config=config)
+    return PlannedRun(overrides, folder, RunFolder(folder).state())
 
 
 def show(arguments: Sequence[str]) -> int:
