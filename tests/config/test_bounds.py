@@ -32,6 +32,8 @@ OUT = [
     ("task.template=7", "task.template=7 does not exist: toy has templates 0 to 0"),
     ("task.labels=[]", "task.answer_column (open answers); it has none"),
     ("task.options=[a,b]", "task.answer_column (open answers); it has 2"),
+    ("task.remap=foo", "task.remap='foo' is not a mapping: write {Negative: foo, Positive: bar}"),
+    ("task.labels_noise=1.5", "task.labels_noise=1.5 is out of bounds: give 0 to 1"),
     ("task.labels=[x,y,x]", "task.labels names x twice"),
 ]
 

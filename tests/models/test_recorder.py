@@ -44,6 +44,21 @@ def recorded(model, context, **plan):
     return record(model, [Question(*question) for question in QUESTIONS], CONTEXTS[context], plan)
 
 
+def test_greedy_answers_are_those_that_a_naive_loop_writes():
+    plain, questions, context = naive("llama"), [], CONTEXTS["demonstrations"]
+    for tokens, _ in QUESTIONS:
+        written = [*context, *tokens]
+        for _step in range(3):
+            written.append(int(plain.run(written).logits[-1].argmax()))
+        one, two, three = written[-3:]
+        questions.append(Question(tokens, ((one,), (one, two, three), (one, (two + 1) % 90), ((one + 1) % 90,))))
+    plan = RecordPlan(optional=frozenset({"option_is_greedy"}), batch_tokens=40)
+    found = record(tiny_model("llama"), questions, context, plan).option_is_greedy
+    assert found.tolist() == [[1, 1, 0, 0]] * len(QUESTIONS)
+    greedy = [[plain._is_greedy([*context, *q.token_ids], option) for option in q.options] for q in questions]
+    assert found.tolist() == greedy
+
+
 def assert_agree(found, expected, context, tolerance=1e-4, dtype=torch.float32):
     for name, wanted in expected.tensors().items():
         have = getattr(found, name)

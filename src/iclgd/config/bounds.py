@@ -17,6 +17,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "task.shots": (1, 1_000_000),
     "task.queries": (1, 1_000_000_000),
     "task.choices": (2, 100),
+    "task.labels_noise": (0, 1),
     "task.permutation": (0, 100_000),
     "finetune.epochs": (0, 1_000_000),
     "finetune.rank": (1, 1_000_000),
@@ -91,6 +92,8 @@ def _check_scores(config: Any) -> None:
 
 
 def _check_wording(task: Any) -> None:
+    if task.remap is not None and not isinstance(task.remap, dict):
+        raise ConfigError(f"task.remap={task.remap!r} is not a mapping: write {{Negative: foo, Positive: bar}}")
     if task.source is TaskSource.lm_eval:
         if not task.lm_eval:
             raise ConfigError("task=lm_eval needs task.lm_eval=NAME, a task of lm-evaluation-harness, or its yaml")

@@ -59,6 +59,8 @@ class TaskConfig:
     options_column: str | None = None  # or the column that lists them ("choices.text")
     answer_column: str | None = None  # open answers: the column that holds them
     choices: int = 5  # open answers: how many answers of the task a query is scored among, its own included
+    remap: Any = None  # other words for label words: {Negative: foo, Positive: bar}
+    labels_noise: float = 0.0  # the share of demonstrations whose label is wrong; 1 with two labels: all are flipped
     train_split: str = "train"  # demonstrations come from here
     eval_split: str = "validation"  # and queries from here
     shots: int = 8  # how many demonstrations

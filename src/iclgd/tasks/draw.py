@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from iclgd.common import paths, seeding
@@ -16,7 +17,7 @@ from iclgd.config.enumerations import OnLeak, Sees, TaskSource, TrainingData
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
 from iclgd.tasks.pairs import paired_rows
-from iclgd.tasks.wording import worded_rows
+from iclgd.tasks.wording import check_label_words, worded_rows
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,25 @@ def read_pool(config: Config) -> Pool:
         DataError: rows that are missing or cannot be used, by file and line.
     """
     read = paired_rows if config.task.answer_column else SOURCES[config.task.source]
-    return read(config.task, config.paths.data_dir)
+    pool = read(config.task, config.paths.data_dir)
+    return _remapped(pool, config.task.remap) if config.task.remap else pool
+
+
+def _remapped(pool: Pool, settings: Mapping[Any, Any]) -> Pool:
+    """The same examples with other label words."""
+    remap = {str(word): str(other) for word, other in settings.items()}  # YAML reads True and 1 as they are
+    unknown = sorted(remap.keys() - set(pool.label_words))
+    if unknown:
+        raise ConfigError(
+            f"task.remap names {', '.join(unknown)}; the label words of this task are {list(pool.label_words)}"
+        )
+    words = tuple(remap.get(word, word) for word in pool.label_words)
+    check_label_words(words, "task.remap")
+
+    def remapped(examples: Examples) -> Examples:
+        return replace(examples, word=lambda index: replace(examples[index], options=words))
+
+    return replace(pool, train=remapped(pool.train), evaluation=remapped(pool.evaluation), label_words=words)
 
 
 def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
@@ -76,7 +95,7 @@ def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
     queries = _query_rows(pool, config)
     measured = set(queries) if pool.same else set()
     rows = _demonstration_rows(pool.train, config, sample, measured)
-    demonstrations = tuple(pool.train[row] for row in rows)
+    demonstrations = with_wrong_labels([pool.train[row] for row in rows], rows, config)
     asked = tuple(pool.evaluation[row] for row in queries)
     calibrated = config.finetune.sees is Sees.calibration or "static_changes" in inputs_of(config)
     calibration = _calibration_rows(pool.train, config, {*rows, *measured}) if calibrated else []
@@ -90,6 +109,27 @@ def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
         separator=pool.separator,
         notes=(*pool.notes, *_notes(demonstrations, asked, config, pool.blank)),
     )
+
+
+def with_wrong_labels(examples: Sequence[Example], rows: Sequence[int], config: Config) -> tuple[Example, ...]:
+    """The examples, of which a share of `task.labels_noise`, rounded, has the label of another of their options.
+
+    Which ones depends on their rows and the seed, not on their order; those of a smaller share are among those of a
+    larger one.
+    """
+    streams = [seeding.numpy_stream(f"wrong label of row {row}", config.seed) for row in rows]
+    order = sorted(range(len(rows)), key=[stream.random() for stream in streams].__getitem__)
+    wrong = set(order[: round(config.task.labels_noise * len(rows))])
+    labels = [
+        _other_label(example, stream) if index in wrong else example.label
+        for index, (example, stream) in enumerate(zip(examples, streams, strict=True))
+    ]
+    return tuple(replace(example, label=label) for example, label in zip(examples, labels, strict=True))
+
+
+def _other_label(example: Example, stream: np.random.Generator) -> int:
+    """The label of another option, each as likely."""
+    return (example.label + 1 + int(stream.integers(len(example.options) - 1))) % len(example.options)
 
 
 def inputs_of(config: Config) -> set[str]:
@@ -137,6 +177,9 @@ def _notes(
         if config.task.on_leak is OnLeak.error:
             raise DataError(f"{said}: set task.on_leak=drop or keep")
         yield f"{said}: task.on_leak=drop leaves them out"
+    wrong = round(config.task.labels_noise * shots)
+    if wrong:
+        yield f"{wrong} of {shots} demonstrations have a wrong label: task.labels_noise={config.task.labels_noise}"
     labels = {example.answer for example in demonstrations}
     if shots > 1 and len(labels) == 1 and len({example.options for example in demonstrations}) == 1:
         yield f"all {shots} demonstrations have the label {labels.pop()!r}"
@@ -184,10 +227,7 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
     stream = seeding.numpy_stream("label_shuffled", seed)
     labels = [example.label for example in demonstrations]
     if len({example.options for example in demonstrations}) > 1:
-        wrong = [
-            (example.label + 1 + int(stream.integers(len(example.options) - 1))) % len(example.options)
-            for example in demonstrations
-        ]
+        wrong = [_other_label(example, stream) for example in demonstrations]
     else:  # neighbours of one label, turned by the size of the largest such group, meet another label
         groups = stream.permutation(sorted(set(labels))).tolist()
         order = sorted(stream.permutation(len(labels)).tolist(), key=lambda index: groups.index(labels[index]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iclgd.config import ConfigError, TaskConfig
@@ -130,9 +130,18 @@ def label_words(task: TaskConfig) -> tuple[str, ...]:
         raise ConfigError(
             f"task.template_labels.{task.template} has {len(words)} words for {len(task.labels)} labels of {task.name}"
         )
-    if any(not word.strip() for word in words) or len(set(words)) < len(words):
-        raise ConfigError(f"the label words {list(words)} of {task.name} must be different and none may be blank")
+    check_label_words(words, f"conf/task, {task.name}")
     return tuple(words)
+
+
+def check_label_words(words: Sequence[str], source: str) -> None:
+    """Refuse label words that are blank or not all different; `source` is where they come from.
+
+    Raises:
+        ConfigError: naming the words.
+    """
+    if any(not word.strip() for word in words) or len(set(words)) < len(words):
+        raise ConfigError(f"{source}: the label words {list(words)} must be different and none may be blank")
 
 
 def _list_in(column: Expression, row: Mapping[str, Any], where: str) -> list[Any]:

@@ -1,0 +1,68 @@
+"""Labels that carry less information: wrong ones in the demonstrations, and words that mean nothing."""
+
+import pytest
+
+from configs import config as config_of
+from encoding_cases import TOKENIZER
+from iclgd.config import ConfigError
+from iclgd.tasks import draw, encode
+
+
+def drawn(*overrides: str):
+    return draw(config_of("metric=[accuracy]", *overrides))
+
+
+@pytest.mark.parametrize("task", ["reviews", "headlines", "plurals"])
+@pytest.mark.parametrize(("noise", "wrong"), [(0, 0), (0.25, 2), (0.5, 4), (1, 8)])
+def test_a_share_of_the_demonstrations_has_wrong_labels(task: str, noise: float, wrong: int):
+    right = drawn(f"task={task}", "task.shots=8")
+    noisy = drawn(f"task={task}", "task.shots=8", f"task.labels_noise={noise}")
+    pairs = list(zip(right.demonstrations, noisy.demonstrations, strict=True))
+    assert [(a.text, a.options) for a, _ in pairs] == [(b.text, b.options) for _, b in pairs]
+    assert sum(a.answer != b.answer for a, b in pairs) == wrong
+    assert right.queries == noisy.queries
+    said = [note for note in noisy.notes if note.startswith(f"{wrong} of 8 demonstrations have a wrong label")]
+    assert len(said) == (wrong > 0)
+
+
+def wrong_texts(*overrides: str) -> set[str]:
+    right, noisy = drawn("task=reviews", *overrides, "task.labels_noise=0"), drawn("task=reviews", *overrides)
+    pairs = zip(right.demonstrations, noisy.demonstrations, strict=True)
+    return {a.text for a, b in pairs if a.label != b.label}
+
+
+def test_wrong_labels_go_with_rows_and_seed_and_smaller_shares_lie_within_larger_ones():
+    some = wrong_texts("task.labels_noise=0.25")
+    assert some < wrong_texts("task.labels_noise=0.5")
+    assert some == wrong_texts("task.labels_noise=0.25", "task.permutation=2")
+    assert len({frozenset(wrong_texts("task.labels_noise=0.25", f"seed={seed}")) for seed in range(4)}) > 1
+
+
+def test_a_wrong_pair_has_the_answer_of_another_pair_in_its_tokens():
+    config = config_of("task=plurals", "metric=[accuracy]", "task.labels_noise=1", "model.bos=null")
+    shown = draw(config)
+    prompts = encode(shown, config, TOKENIZER, None)
+    right = {e.text: e.answer for e in drawn("task=plurals").demonstrations}
+    for item, example in zip(prompts.demonstrations, shown.demonstrations, strict=True):
+        assert item.text == f"{example.text} {example.answer}" != f"{example.text} {right[example.text]}"
+
+
+def test_label_words_that_mean_nothing():
+    plain, other = drawn("task=reviews"), drawn("task=reviews", "task.remap={bad: foo, good: bar}")
+    assert other.label_words == ("foo", "bar")
+    for a, b in zip((*plain.queries, *plain.demonstrations), (*other.queries, *other.demonstrations), strict=True):
+        assert (a.text, a.label) == (b.text, b.label) and b.options == ("foo", "bar")
+    assert drawn("task=reviews", "task.remap={bad: good, good: bad}").label_words == ("good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("task", "remap", "said"),
+    [
+        ("reviews", "{awful: foo}", r"task\.remap names awful; the label words of this task are \['bad', 'good'\]"),
+        ("reviews", "{bad: good}", r"task\.remap: the label words \['good', 'good'\] must be different"),
+        ("plurals", "{bad: foo}", r"task\.remap names bad; the label words of this task are \[\]"),
+    ],
+)
+def test_a_remap_that_cannot_be_is_refused(task: str, remap: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        drawn(f"task={task}", f"task.remap={remap}")
