@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import iclgd
-from iclgd.results import conclusions, rates
+from iclgd.results import comparisons, rates
 from iclgd.results.frame import Results
 from iclgd.statistics import Comparison
 
@@ -22,7 +22,7 @@ def compared(results: Results, pairs: Sequence[tuple[str, str]]) -> Iterator[dic
     for pair in pairs:
         own = Results(tuple(run for run in results if run.settings["finetune.name"] in pair))
         among, _ = rates.contenders(own)
-        (difference,) = conclusions.differences(own, among)
+        (difference,) = comparisons.differences(own, among)
         yield dict(difference.results)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps whose truth is known, as run folders, read by the report's own conclusions."""
+"""Sweeps whose truth is known, as run folders, read by the report's own comparisons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iclgd.common.records import Score
 from iclgd.common.seeding import numpy_stream
 from iclgd.config import ScoreConfig
 from iclgd.metrics import summarise
-from iclgd.results import conclusions, rates
+from iclgd.results import comparisons, rates
 from iclgd.results.frame import Results
 from report_fixtures import make_config
 
@@ -78,7 +78,7 @@ def reports(root: Path, repeats: int, draws: int, noise: Mapping[str, float]) ->
         among, _ = rates.contenders(Results.read([folder]))
         results = [
             result
-            for difference in conclusions.differences(Results.read([folder]), among)
+            for difference in comparisons.differences(Results.read([folder]), among)
             for result in difference.results.values()
         ]
         tested += sum(result.p == result.p for result in results)

@@ -16,7 +16,7 @@ from figure_cases import described, results
 from iclgd.report import chart, figures, ladder, planted_truths
 from iclgd.report.chart import DATA, Figure
 from iclgd.results import published, rates
-from iclgd.results.frame import Results, whole
+from iclgd.results.frame import Results, overall
 from report_fixtures import write_run
 
 
@@ -164,7 +164,7 @@ def test_the_ladder_shows_what_mechanisms_see_their_score_against_themselves_and
         "Mean shift": ("calibration", "mechanism"),
         "Exact patch": ("queries", "anchor"),
     }
-    means = whole(made.summary).set_index(["score", "finetune.name", "reference.name"])["mean"]
+    means = overall(made.summary).set_index(["score", "finetune.name", "reference.name"])["mean"]
     for at, score in enumerate(("sim_aou", "recovered", "accuracy/ft")):
         assert shown["GD", at]["mean"] == pytest.approx(means[score, "gd", "icl"], rel=1e-4)
         assert shown["GD", at]["planted"] == pytest.approx(means[score, "gd", "gd"], rel=1e-4)

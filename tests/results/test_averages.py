@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclgd.results import conclusions, rates
+from iclgd.results import rates, remarks
 from iclgd.results.averages import Layers
-from iclgd.results.frame import Results, whole
+from iclgd.results.frame import Results, overall
 from iclgd.statistics import mean_interval
 from report_fixtures import _entry, write_run
 
@@ -48,7 +48,7 @@ def sweep(tmp_path):
 )
 def test_means_are_over_the_layers_of_the_rule(sweep, rule, low, high):
     folder, values = sweep
-    rows = whole(Results.read([folder], rule).summary)
+    rows = overall(Results.read([folder], rule).summary)
     rows = rows[rows["score"] == "sim_aou"].set_index("finetune.layers")
     for trained, name, layers in (("0,1", "low", low), ("2,3", "high", high)):
         row = rows.loc[trained]
@@ -79,10 +79,10 @@ def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
     among, _ = rates.contenders(results)
     means = {one.others["finetune.layers"]: one.values.get("sim_aou", {}).get((0, None)) for one in among}
     assert means["0,1"] == pytest.approx(np.nanmean(values["low"][:, [2, 3]], axis=0).mean(), abs=1e-12)
-    (note,) = conclusions.layer_notes(results)
+    (note,) = remarks.layer_notes(results)
     assert note == "Means of SimAOU are over 2 of 4 layers: those in which every setting of a model has a value."
-    assert note in conclusions.remarks(results)
-    assert "over 2 of 4, 4 of 4 layers" in conclusions.layer_notes(Results.read([folder], Layers.all))[0]
+    assert note in remarks.remarks(results)
+    assert "over 2 of 4, 4 of 4 layers" in remarks.layer_notes(Results.read([folder], Layers.all))[0]
     curve = results.frame.query("run == 'low' and score == 'sim_aou' and examples == 'all' and layer == 0")
     assert curve["mean"].item() == pytest.approx(values["low"][:, 0].mean())  # curves show every layer
 
@@ -94,5 +94,5 @@ def test_where_all_layers_are_shared_numbers_are_those_of_the_run(tmp_path):
     for rule in Layers:
         results = Results.read([tmp_path], rule)
         assert all(results.records[run.folder] == run.records for run in results)
-        assert conclusions.layer_notes(results) == []
+        assert remarks.layer_notes(results) == []
     assert results.records[other]["sim_aou", "all"].over == tuple(range(9))

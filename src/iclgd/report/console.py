@@ -14,8 +14,8 @@ from rich.text import Text
 from iclgd.common.printable import printable
 from iclgd.report.formats import Row, pivot
 from iclgd.report.tables import cell, undefined_notes
-from iclgd.results.conclusions import remarks
-from iclgd.results.frame import Results, whole
+from iclgd.results.frame import Results, overall
+from iclgd.results.remarks import remarks
 from iclgd.runs import varying_keys
 
 _MOST_COLUMNS = 4  # more settings than this become rows
@@ -31,7 +31,7 @@ def table(folders: Sequence[Path]) -> Table:
     """
     results = Results.read(folders).required(folders)
     keys = results.shown or ["finetune.name"]
-    records: list[dict[str, Any]] = whole(results.summary).to_dict("records")
+    records: list[dict[str, Any]] = overall(results.summary).to_dict("records")
     many = len({tuple(row[key] for key in keys) for row in records}) > _MOST_COLUMNS
     scores = _short_list(results) if many else list(results.scores)
     records = sorted((row for row in records if row["score"] in scores), key=lambda row: scores.index(row["score"]))

@@ -19,7 +19,7 @@ from iclgd.report.panels import PLACE, Frame, free_keys, grid
 from iclgd.report.planted_truths import planted_truths
 from iclgd.results import published
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.results.own_tables import own_tables
+from iclgd.results.run_tables import mean_table
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -91,7 +91,7 @@ def trained_layer(layers: Any) -> float:
 
 def gradient_norms(results: Results) -> Iterator[Figure]:
     """Gradient norms by layer and demonstration, a map for each variant and place; the mean over a few draws."""
-    rows: Frame = own_tables(results, lambda run: run.table("gradient_norms"), ["layer", "demonstration"])
+    rows: Frame = mean_table(results, lambda run: run.table("gradient_norms"), ["layer", "demonstration"])
     rows = rows[rows["mean"] > 0].rename(columns={"demonstration": "x", "layer": "y"})
     if len(rows):
         measure = Measure(results, ScoreInfo("gradient_norms", "Gradient norm", (0, np.inf)))
@@ -103,7 +103,7 @@ def gradient_norms(results: Results) -> Iterator[Figure]:
 def by_head(results: Results) -> Iterator[Figure]:
     """Scores of every head, as a map of layers and heads."""
     for name, info in results.scores.items():
-        rows = own_tables(results, functools.partial(_heads, name), ["y", "x"], "mean")
+        rows = mean_table(results, functools.partial(_heads, name), ["y", "x"], "mean")
         if len(rows):
             measure, split = Measure(results, info), grid(results, rows, _MAPS)
             yield measure.figure("heads", "Scores by head", *measure.heat_map(split, "head", "layer", "of each head"))
@@ -117,8 +117,8 @@ def _heads(name: str, run: FinishedRun) -> Frame:
 
 def training(results: Results) -> Iterator[Figure]:
     """The loss, and scores where they were taken, after each step of finetuning."""
-    losses = own_tables(results, _losses, ["step"], "loss").assign(score="loss")
-    scores = own_tables(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
+    losses = mean_table(results, _losses, ["step"], "loss").assign(score="loss")
+    scores = mean_table(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
     rows: Frame = pd.concat([part for part in (losses, scores) if len(part)] or [losses], ignore_index=True)
     loss = ScoreInfo("loss", "Loss per predicted token (and layer)", (0, np.inf))
     for name in rows["score"].unique():

@@ -15,10 +15,10 @@ from iclgd.report.chart import DATA, TEXT_WIDTH, Figure
 from iclgd.report.marks import Measure, interval_words, measured, zero_rule
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
 from iclgd.results import published
-from iclgd.results.conclusions import layer_notes
 from iclgd.results.frame import SEES
 from iclgd.results.planted_truths import beside_planted
-from iclgd.results.rates import once
+from iclgd.results.rates import summary_at_chosen_rates
+from iclgd.results.remarks import layer_notes
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -39,7 +39,7 @@ def ladder(results: Results) -> Iterator[Figure]:
     A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
     and each rate has a row. Where it also played ICL's part, a hollow mark is its score against itself.
     """
-    pairs = list(measured(results, False, beside_planted(results, once(results))))
+    pairs = list(measured(results, False, beside_planted(results, summary_at_chosen_rates(results))))
     rows = {measure.info.name: part for measure, part in pairs}
     for measure, part in pairs:  # accuracy has zero-shot's for a floor and ICL's for a ceiling
         for column, setting in (("floor", "zsl"), ("ceiling", "icl")):
@@ -58,7 +58,7 @@ def ladder(results: Results) -> Iterator[Figure]:
 
 def between_variants(results: Results) -> Iterator[Figure]:
     """Scores that compare two finetuning variants (such as alpha), with the band where the papers' values lie."""
-    for measure, rows in measured(results, False, once(results)):
+    for measure, rows in measured(results, False, summary_at_chosen_rates(results)):
         if measure.info.reads("other"):
             runs = [run for run in results if measure.info.name in run.scores]
             others = sorted({str((run.config["metric"] or {}).get("compare_with")) for run in runs})

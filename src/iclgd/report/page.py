@@ -18,9 +18,9 @@ from markupsafe import Markup
 from iclgd.common.printable import printable
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
-from iclgd.results.conclusions import remarks
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
+from iclgd.results.remarks import remarks
 from iclgd.runs import varying_keys
 from iclgd.runs.schema import DamagedRun
 

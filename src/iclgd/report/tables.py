@@ -9,13 +9,14 @@ from typing import Any
 from iclgd.common.printable import printable
 from iclgd.report.formats import Row, Table, number, pivot
 from iclgd.report.planted_truths import notice_tables
-from iclgd.results import conclusions, published
+from iclgd.results import published
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.results.conclusions import Difference
-from iclgd.results.frame import SEES, Results, whole
-from iclgd.results.own_tables import prompt_statistics
+from iclgd.results.comparisons import Difference, differences, power_text
+from iclgd.results.frame import SEES, Results, overall
 from iclgd.results.rates import RATE, VARIANT, Contender, at_chosen_rates, contenders
 from iclgd.results.reading import ReportError
+from iclgd.results.remarks import remarks
+from iclgd.results.run_tables import prompt_statistics
 from iclgd.statistics import Comparison
 
 SCORE = "score"  # stands among rows or columns for the scores' names
@@ -37,12 +38,12 @@ def tables(
         ReportError: these runs do not have one of the keys or scores.
     """
     among, without_rate = contenders(results)
-    differences = conclusions.differences(results, among)
+    compared = differences(results, among)
     several_rates = bool(without_rate) or any(len(one.tried) > 1 for one in among)
     return [
         summary(results, rows, columns, scores),
         *([held_out(results, among, without_rate)] if several_rates else []),
-        *([comparisons(results, differences)] if differences else []),
+        *([comparisons(results, compared)] if compared else []),
         *notice_tables(results),
         data(results),
     ]
@@ -54,7 +55,7 @@ def summary(
     """Every score of every setting over its draws, published numbers below those that they match."""
     wanted = _scores(results, scores)
     down, across = _layout(results, rows, columns)
-    frame = whole(results.summary).drop(columns=["examples", "layer"])
+    frame = overall(results.summary).drop(columns=["examples", "layer"])
     records = [published.beside(row) for row in frame[frame[SCORE].isin(wanted)].to_dict("records")]
     order = {name: at for at, name in enumerate(wanted)}
     records.sort(key=lambda r: [order[r[k]] if k == SCORE else results.rank(k, r[k]) for k in (*down, *across)])
@@ -135,10 +136,10 @@ def held_out(results: Results, contenders: Sequence[Contender], without_rate: Se
     return Table.pivot("held_out", title, labels, cells, (*notes, *without_rate), records)
 
 
-def comparisons(results: Results, differences: Sequence[Difference]) -> Table:
+def comparisons(results: Results, compared: Sequence[Difference]) -> Table:
     """The differences that the variants ask for, draw by draw."""
     cells, records = [], []
-    for difference in differences:
+    for difference in compared:
         first, second = difference.names(results.variants)
         draws = str(max(result.draws for result in difference.results.values()))
         sees = _sees(results, difference.first, difference.second)
@@ -149,11 +150,11 @@ def comparisons(results: Results, differences: Sequence[Difference]) -> Table:
             cells.append((label, (score.label,), _difference(result, score.digits)))
             numbers = vars(result) | {"marked": result.marked}
             records.append(setting | {"asks": difference.asks, SCORE: name} | numbers)
-    tested = sum(result.p == result.p for difference in differences for result in difference.results.values())
+    tested = sum(result.p == result.p for difference in compared for result in difference.results.values())
     marks = f"* p < 0.05 after Holm's correction for the {tested} comparisons with 5 draws or more. "
     notes = (
         marks * bool(tested) + "Intervals need 3 draws. In parentheses: about how many would make them ± 0.05.",
-        conclusions.power_text(differences),
+        power_text(compared),
     )
     labels = (
         *map(results.heading, _other_keys(results)),
@@ -231,7 +232,7 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
         sources = published.published()["sources"]
         notes.append(f"Published: {sources['untrained_gd']}; {sources['variants']}.")
     undefined = undefined_notes(results, records)
-    return (*notes, *([f"{'; '.join(undefined)}."] if undefined else []), *conclusions.remarks(results))
+    return (*notes, *([f"{'; '.join(undefined)}."] if undefined else []), *remarks(results))
 
 
 def _other_keys(results: Results) -> list[str]:

@@ -1,4 +1,4 @@
-"""The layers that the mean of a score is taken over, by one rule for all runs that are compared."""
+"""Means over layers, by one rule for all runs that are compared."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from enum import StrEnum
 
 from iclgd.config.bounds import parse_layers
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.results.reading import FinishedRun, Record
+from iclgd.results.reading import FinishedRun, Record, Records
 from iclgd.statistics import mean_interval, shares_interval
-
-Records = Mapping[tuple[str, str], Record]
 
 
 class Layers(StrEnum):

@@ -1,4 +1,4 @@
-"""What each score says where a planted variant plays ICL's part, beside what it says of ICL: would it notice?
+"""Planted truths: what each score says where a finetuning variant plays ICL's part.
 
 A truth is what plays ICL's part (`reference.name`), a candidate what is finetuned (`finetune.name`). The draws of
 demonstrations are the sample.
@@ -16,7 +16,7 @@ import pandas as pd
 
 from iclgd.config.enumerations import Better, Role
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.results.frame import Results, whole
+from iclgd.results.frame import Results, overall
 from iclgd.results.rates import other_keys
 from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
 
@@ -67,7 +67,7 @@ def notices(results: Results) -> list[Notice]:
     frame: Any = results.frame
     if TRUTH not in frame:
         return []
-    rows = whole(frame)
+    rows = overall(frame)
     rows = rows[rows["state"] == "sane"]
     scores = [s for s in results.scores.values() if s.better is not Better.neither and s.reads("icl") and s.reads("ft")]
     floors = [name for name, variant in results.variants.items() if variant.role is Role.floor]
@@ -232,12 +232,8 @@ def _of_the_way(at: Standing, labels: Mapping[str, str]) -> str:
 
 def setting_in_words(results: Results, notice: Notice) -> str:
     """The model, the task and what else varied."""
-    own = ("model.name", "task.name", "task.shots")
-    return ", ".join(
-        results.text(key, value) if key in own else f"{results.heading(key)} {results.text(key, value)}"
-        for key, value in notice.setting.items()
-        if key != "model.weights" or key in results.varied
-    )
+    weights = [] if "model.weights" in results.varied else ["model.weights"]
+    return results.setting_text({key: value for key, value in notice.setting.items() if key not in weights})
 
 
 def labels(results: Results) -> dict[str, str]:

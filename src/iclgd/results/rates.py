@@ -1,4 +1,4 @@
-"""Variants at finetuning rates that the draws they are shown for did not choose, and their scores there."""
+"""Variants at finetuning rates that were chosen on other draws than those shown, and their scores there."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from iclgd.config.enumerations import Better
-from iclgd.results.frame import ALWAYS, Results, whole
+from iclgd.results.catalogue import ScoreInfo
+from iclgd.results.frame import ALWAYS, Results, overall
 from iclgd.runs.varying_keys import as_text
-from iclgd.statistics import HeldOut, draws_interval, held_out
+from iclgd.statistics import draws_interval, held_out
 
 VARIANT, RATE = "finetune.name", "finetune.lr"
-Draws = dict[Any, float]  # by draw
-Scores = dict[str, Draws]  # by score
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A variant in one setting of everything else, at rates that were not chosen by what is shown of it."""
+    """A variant in one setting of everything else, each draw at a rate that the draw itself did not choose."""
 
     others: Mapping[str, Any]  # the setting without variant and rate, by Hydra name
     variant: str
     rates: Mapping[Any, float]  # the rate of each draw
-    tried: tuple[float, ...]  # every rate that was run
+    settings: Mapping[float, int]  # every rate that was run, lowest first, with its row of `Results.settings`
     values: Mapping[str, Mapping[Any, float]]  # by score and draw, the mean over queries
     # whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond
     at_edge: bool = False
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """Every rate that was run."""
+        return tuple(self.settings)
 
 
 def contenders(results: Results) -> tuple[list[Contender], list[str]]:
@@ -41,26 +44,28 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
         a variant without a rate at which every draw is sane.
     """
     ready, notes = [], []
-    for (others, variant), by_rate in _by_rate(results).items():
+    for (others, variant), settings in _settings_by_rate(results).items():
         setting = dict(zip(other_keys(results), others, strict=True))
-        tried = tuple(sorted(by_rate))
-        if len(tried) == 1:
-            values = by_rate[tried[0]]
-            rates = {draw: tried[0] for by_draw in values.values() for draw in by_draw}
-            ready.append(Contender(setting, variant, rates, tried, values))
+        means = _means(results, settings)
+        if len(settings) == 1:
+            (rate,) = settings
+            values = {score: {draw: at[rate] for draw, at in by_draw.items()} for score, by_draw in means.items()}
+            rates = {draw: rate for by_draw in values.values() for draw in by_draw}
+            ready.append(Contender(setting, variant, rates, settings, values))
             continue
-        choice = _choose(results, by_rate)
+        score = _choosing_score(results, means)
+        choice = held_out(_every_draw(means, score), str(score.better)) if score else None
         label = results.variants[variant].label
         if choice is None:
-            notes.append(f"{label}: {len(tried)} rates and one draw, so that no rate is best")
+            notes.append(f"{label}: {len(settings)} rates and one draw, so that no rate is best")
         elif not choice.values:
             notes.append(f"{label}: no rate at which every draw is sane, so that none can be chosen")
         else:
             values = {
-                score: {draw: by_rate[rate].get(score, {}).get(draw, math.nan) for draw, rate in choice.chosen.items()}
-                for score in dict.fromkeys(score for scores in by_rate.values() for score in scores)
+                score: {draw: by_draw.get(draw, {}).get(rate, math.nan) for draw, rate in choice.chosen.items()}
+                for score, by_draw in means.items()
             }
-            ready.append(Contender(setting, variant, choice.chosen, tried, values, choice.at_edge))
+            ready.append(Contender(setting, variant, choice.chosen, settings, values, choice.at_edge))
     return ready, list(dict.fromkeys(notes))
 
 
@@ -75,26 +80,25 @@ def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[s
     Keys are the setting's, `rates` (the chosen ones), `score`, and `mean`, `std`, `low`, `high`, `draws`, `unit` and
     `layers` as in `Results.summary`.
     """
-    records, counts = [], _counts(results)
-    for one in (one for one in among if len(one.tried) > 1):
-        rates = ", ".join(f"{rate:g}" for rate in sorted(set(one.rates.values()))) + " (edge)" * one.at_edge
-        setting = {**one.others, VARIANT: one.variant, "rates": rates}
-        for name in (name for name in results.scores if name in one.values):
-            defined = {draw: value for draw, value in one.values[name].items() if not math.isnan(value)}
-            values, info, n = np.array(list(defined.values())), results.scores[name], len(defined)
-            keys = [(*one.others.values(), one.variant, one.rates[draw], draw, name) for draw in defined]
-            trials = [counts[key][0] for key in keys] if info.share else None
-            layers = min((counts[key][1] for key in keys), default=0)
-            over = draws_interval(values, info.limits, trials=trials, chosen=True)
-            mean, spread = (float(values.mean()) if n else math.nan), (float(values.std(ddof=1)) if n > 1 else math.nan)
-            numbers = {"mean": mean, "std": spread, "low": over.low, "high": over.high, "draws": n, "unit": "draws"}
-            records.append(setting | {"score": name, "layers": layers} | numbers)
+    records = []
+    for contender in among:
+        if len(contender.tried) == 1:
+            continue
+        rates = ", ".join(f"{rate:g}" for rate in sorted(set(contender.rates.values()))) + " (edge)" * contender.at_edge
+        setting = {**contender.others, VARIANT: contender.variant, "rates": rates}
+        for name in results.scores:
+            if name in contender.values:
+                rows = [
+                    (contender.settings[rate], name, results.draws.index(draw))
+                    for draw, rate in contender.rates.items()
+                ]
+                records.append(setting | {"score": name} | _over_draws(results, rows, results.scores[name]))
     return records
 
 
-def once(results: Results) -> Any:
+def summary_at_chosen_rates(results: Results) -> Any:
     """`Results.summary` over all layers, with one row, at its chosen rates, for a variant that ran at several."""
-    rows = whole(results.summary)
+    rows = overall(results.summary)
     chosen: Any = pd.DataFrame(at_chosen_rates(results, contenders(results)[0]))
     if chosen.empty:
         return rows
@@ -105,52 +109,52 @@ def once(results: Results) -> Any:
     return pd.concat([part for part in (rest, chosen) if len(part)], ignore_index=True)
 
 
-def _by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, Scores]]:
-    """By other settings and variant: the means of sane runs by rate, score and draw, orders of one draw averaged."""
-    groups: dict[Any, dict[float, dict[str, dict[Any, list[float]]]]] = {}
+def _settings_by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, int]]:
+    """By other settings and variant, each rate with its row of `Results.settings`."""
     order = list(results.variants)
-    for run in sorted(results.runs, key=lambda run: order.index(run.settings[VARIANT])):
+    groups: dict[tuple[tuple[Any, ...], str], dict[float, int]] = {}
+    for run, row in sorted(
+        zip(results, results.setting_of, strict=True), key=lambda p: order.index(p[0].settings[VARIANT])
+    ):
         others = tuple(run.settings.get(key) for key in other_keys(results))
-        by_score = groups.setdefault((others, run.settings[VARIANT]), {}).setdefault(run.settings[RATE], {})
-        for score in results.scores if run.state == "sane" else ():
-            if (score, "all") in run.records:
-                by_score.setdefault(score, {}).setdefault(run.draw, []).append(results.mean(run, score))
+        groups.setdefault((others, run.settings[VARIANT]), {})[run.settings[RATE]] = row
+    return {group: dict(sorted(rates.items())) for group, rates in groups.items()}
+
+
+def _means(results: Results, settings: Mapping[float, int]) -> dict[str, dict[Any, dict[float, float]]]:
+    """The means of sane runs by score, draw and rate."""
+    means: dict[str, dict[Any, dict[float, float]]] = {}
+    for rate, setting in settings.items():
+        if setting in results.draw_means.index:
+            for (score, draw), mean in results.draw_means.loc[setting, "mean"].items():
+                means.setdefault(score, {}).setdefault(results.draws[draw], {})[rate] = mean
+    return means
+
+
+def _choosing_score(results: Results, measured: Mapping[str, Any]) -> ScoreInfo | None:
+    """The first headline score of finetuning that can be better or worse."""
+    scores = (results.scores[name] for name in results.headline if name in measured)
+    return next((score for score in scores if score.learned and score.better != Better.neither), None)
+
+
+def _every_draw(means: Mapping[str, Any], score: ScoreInfo) -> dict[Any, dict[float, float]]:
+    """The score by draw and rate, with every draw in which any score was measured."""
+    draws = dict.fromkeys(draw for by_draw in means.values() for draw in by_draw)
+    return {draw: means[score.name].get(draw, {}) for draw in draws}
+
+
+def _over_draws(results: Results, rows: Sequence[tuple[int, str, int]], score: ScoreInfo) -> dict[str, Any]:
+    """The mean and interval over rows of `Results.draw_means`."""
+    means: Any = results.draw_means.reindex(pd.MultiIndex.from_tuples(rows)).dropna(subset="mean")
+    values, n = means["mean"].to_numpy(), len(means)
+    trials = (means["n"] - means["undefined"]).astype(int) if score.share else None
+    interval = draws_interval(values, score.limits, trials=trials, chosen=True)
     return {
-        group: {
-            rate: {
-                score: {draw: float(np.mean(values)) for draw, values in by_draw.items()}
-                for score, by_draw in scores.items()
-            }
-            for rate, scores in by_rate.items()
-        }
-        for group, by_rate in groups.items()
-    }
-
-
-def _choose(results: Results, by_rate: Mapping[float, Scores]) -> HeldOut[Any] | None:
-    """For each draw the rate that the others choose, by the first headline score that can be better or worse.
-
-    None where no such score was measured, or there is only one draw.
-    """
-    measured = {score for scores in by_rate.values() for score in scores}
-    candidates = (results.scores[name] for name in results.headline if name in measured)
-    score = next((info for info in candidates if info.learned and info.better != Better.neither), None)
-    if score is None:
-        return None
-    draws = dict.fromkeys(draw for scores in by_rate.values() for by_draw in scores.values() for draw in by_draw)
-    table = {
-        draw: {rate: scores.get(score.name, {}).get(draw, math.nan) for rate, scores in by_rate.items()}
-        for draw in draws
-    }
-    return held_out(table, str(score.better))
-
-
-def _counts(results: Results) -> dict[tuple[Any, ...], tuple[int, int]]:
-    """By setting, variant, rate, draw and score: the defined values, which are a share's queries, and the layers."""
-    keys = [*other_keys(results), VARIANT, RATE]
-    return {
-        (*(run.settings.get(key) for key in keys), run.draw, name): (record.n - record.undefined, len(record.over))
-        for run in results
-        for (name, examples), record in results.records[run.folder].items()
-        if examples == "all"
+        "layers": int(means["layers"].min()) if n else 0,
+        "mean": interval.mean,
+        "std": float(values.std(ddof=1)) if n > 1 else math.nan,
+        "low": interval.low,
+        "high": interval.high,
+        "draws": n,
+        "unit": "draws",
     }

@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders; a broken or unfinished folder is listed, never fatal."""
+"""Finished runs as their folders hold them; a folder that cannot be read is listed with the reason."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import functools
 import html
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from iclgd.common.printable import printable
+from iclgd.config.enumerations import OnOverflow
 from iclgd.config.variants import ICL
 from iclgd.runs.folder import RunFolder, run_folders
 from iclgd.runs.schema import DamagedRun, State, Status, read
 from iclgd.runs.varying_keys import as_text, settings_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
     from torch import Tensor
 
     from iclgd.common.records import Recording
 
 log = logging.getLogger(__name__)
-
-_NAN = float("nan")
 
 
 class ReportError(ValueError):
@@ -47,6 +47,9 @@ class Record:
     over: tuple[int, ...]  # the layers that the mean is over
 
 
+Records = Mapping[tuple[str, str], Record]  # by score and examples ("all" or "flipped")
+
+
 @dataclass(frozen=True, repr=False)
 class FinishedRun:
     """One run folder whose status is `done`.
@@ -58,7 +61,7 @@ class FinishedRun:
         scores: the content of scores.json: by score {"mean", "layers", "n", "undefined", "ci", ...}.
         status: the content of status.json.
         settings: what decided what was measured, by Hydra name.
-        records: the scores by name and examples ("all" or "flipped").
+        records: the content of scores.json by score and examples ("all" or "flipped").
     """
 
     folder: Path
@@ -67,7 +70,7 @@ class FinishedRun:
     scores: Mapping[str, Any]
     status: Status
     settings: Mapping[str, Any]
-    records: Mapping[tuple[str, str], Record]
+    records: Records
 
     def __repr__(self) -> str:
         names = ("model.name", "task.name", "finetune.name", "finetune.lr", "task.shots", "seed")
@@ -75,13 +78,9 @@ class FinishedRun:
         return f"FinishedRun({self.name}: {described}; {len(self.scores)} scores, {self.state})"
 
     def _repr_html_(self) -> str:
-        cells = (
-            f"<tr><td>{html.escape(name)}</td><td>{one.mean:.4g}</td><td>{one.low:.4g}</td><td>{one.high:.4g}</td></tr>"
-            for (name, of), one in self.records.items()
-            if of == "all"
-        )
-        head = "<tr><th>score</th><th>mean</th><th colspan=2>95 % interval over queries</th></tr>"
-        return f"<p>{html.escape(repr(self))}</p><table>{head}{''.join(cells)}</table>"
+        rows: Any = self.frame
+        rows = rows[rows["layer"].isna() & (rows["examples"] == "all")][["score", "mean", "low", "high"]]
+        return f"<p>{html.escape(repr(self))}</p>{rows.to_html(index=False, float_format='{:.4g}'.format)}"
 
     @property
     def name(self) -> str:
@@ -100,24 +99,13 @@ class FinishedRun:
 
     @property
     def draw(self) -> tuple[Any, ...]:
-        """What is random: the seed, and that of weights which were drawn. Another order is no other draw."""
+        """The seed, and that of weights which were drawn; another order of demonstrations is the same draw."""
         return self.settings["seed"], self.settings.get("model.weights_seed")
 
     @property
     def frame(self) -> pd.DataFrame:
         """A row for each score, examples ("all" or "flipped") and layer (NA for the mean over layers)."""
-        import pandas as pd  # here, for the command line starts without pandas
-
-        rows = [
-            (score, examples, layer, *values, one.n, one.undefined)
-            for (score, examples), one in self.records.items()
-            for layer, *values in [
-                (None, one.mean, one.low, one.high),
-                *((layer, mean, _NAN, _NAN) for layer, mean in enumerate(one.layers)),
-            ]
-        ]
-        columns = ["score", "examples", "layer", "mean", "low", "high", "n", "undefined"]
-        return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "mean": float})
+        return with_missing_layers(rows_of([self.records]).drop(columns="run"))
 
     @property
     def recordings(self) -> dict[str, Recording]:
@@ -126,14 +114,14 @@ class FinishedRun:
         Raises:
             ReportError: the run kept no recordings, or they cannot be read.
         """
-        from iclgd.common.records import Recording
+        from iclgd.common.records import Recording  # here, because it imports torch
 
-        settings: dict[str, dict[str, Tensor]] = {}
+        settings: dict[str, dict[str, Any]] = {}
         for name, tensor in self.tensors().items():
             setting, _, field = name.partition(".")
             if field in Recording.__dataclass_fields__:
                 settings.setdefault(setting, {})[field] = tensor
-        return {setting: Recording(**fields) for setting, fields in settings.items()}  # pyright: ignore
+        return {setting: Recording(**fields) for setting, fields in settings.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The content of recordings.safetensors, as SETTING.FIELD.
@@ -146,8 +134,8 @@ class FinishedRun:
 
         path = self.folder / "recordings.safetensors"
         if not path.is_file():
-            again = "run it again with runtime.save_recordings=true (and runtime.rerun=all, for it is done)"
-            raise ReportError(f"{self.folder} kept no recordings: {again}")
+            remedy = "run it again with runtime.save_recordings=true and runtime.rerun=all"
+            raise ReportError(f"{self.folder} kept no recordings: {remedy}")
         try:
             return load_file(path)
         except (OSError, SafetensorError, TypeError, KeyError) as error:
@@ -182,14 +170,24 @@ class FinishedRun:
             table: Any = self.table("scores")
             if table is None:
                 return {}
+            parts = table.groupby("score", sort=False)
             return {
-                str(score): part.pivot(index="example", columns="layer", values="value").to_numpy(dtype=float)
-                for score, part in table.groupby("score", sort=False)
+                str(name): part.pivot(index="example", columns="layer")["value"].to_numpy(float) for name, part in parts
             }
         except (DamagedRun, KeyError, TypeError, ValueError) as error:
-            shown = printable(f"{self.folder}: single queries are not shown: scores.parquet: {error}", 400)
-            log.warning("%s", shown)
+            text = f"{self.folder}: single queries are not shown: scores.parquet: {error}"
+            log.warning("%s", printable(text, 400))
             return {}
+
+    @functools.cached_property
+    def demonstrations_used(self) -> int | None:
+        """How many demonstrations prompts.json has where those beyond the window were dropped; else None."""
+        if self.config["task"].get("on_overflow") != OnOverflow.drop:
+            return None
+        try:
+            return len(self.prompts()["demonstrations"])
+        except DamagedRun:
+            return None
 
     def prompts(self) -> Mapping[str, Any]:
         """The content of prompts.json.
@@ -259,19 +257,41 @@ def read_run(folder: Path) -> FinishedRun:
     return FinishedRun(folder, config, environment, scores, status, settings, records_of(scores))
 
 
-def records_of(scores: Mapping[str, Any]) -> dict[tuple[str, str], Record]:
-    """The content of scores.json by score and examples ("all" or "flipped"); its shape was checked when it was read."""
-    raw = {(name, "all"): summary for name, summary in scores.items()}
-    raw |= {(name, "flipped"): summary["flipped"] for name, summary in scores.items() if summary.get("flipped")}
-    return {key: _record(record) for key, record in raw.items()}
+def records_of(scores: Mapping[str, Any]) -> Records:
+    """The records in the content of scores.json; `read` has checked its shape."""
+    flipped = {(name, "flipped"): content["flipped"] for name, content in scores.items() if content.get("flipped")}
+    contents = {(name, "all"): content for name, content in scores.items()} | flipped
+    return {key: _record(content) for key, content in contents.items()}
 
 
 def _record(content: Mapping[str, Any]) -> Record:
-    mean, low, high = map(_number, (content["mean"], *(content.get("ci") or (None, None))))
+    low, high = map(_number, content.get("ci") or (None, None))
     layers = tuple(map(_number, content.get("layers") or ()))
     defined = tuple(layer for layer, value in enumerate(layers) if not math.isnan(value))
-    return Record(mean, low, high, content.get("n") or 0, content.get("undefined") or 0, layers, defined)
+    n, undefined = content.get("n") or 0, content.get("undefined") or 0
+    return Record(_number(content["mean"]), low, high, n, undefined, layers, defined)
 
 
 def _number(value: float | None) -> float:
-    return _NAN if value is None else float(value)
+    return math.nan if value is None else float(value)
+
+
+def rows_of(runs: Sequence[Records]) -> pd.DataFrame:
+    """A row for each run (its position), score, examples and layer; layer -1 is the mean over layers."""
+    rows = []
+    for run, records in enumerate(runs):
+        for (score, examples), one in records.items():
+            counts = one.n, one.undefined
+            rows.append((run, score, examples, -1, one.mean, one.low, one.high, *counts, len(one.over)))
+            for layer, mean in enumerate(one.layers):
+                rows.append((run, score, examples, layer, mean, math.nan, math.nan, *counts, 1))
+    columns = ["run", "score", "examples", "layer", "mean", "low", "high", "n", "undefined", "layers"]
+    kinds = dict.fromkeys(columns, int) | dict.fromkeys(["score", "examples"], str)
+    kinds |= dict.fromkeys(["mean", "low", "high"], float)
+    return pd.DataFrame(rows, columns=columns).astype(kinds)
+
+
+def with_missing_layers(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with NA for layer -1."""
+    layer = rows["layer"].astype("Int64")
+    return rows.assign(layer=layer.mask(layer < 0))

@@ -10,6 +10,7 @@ from iclgd.statistics.comparisons import Comparison, compare, holm, holm_correct
 from iclgd.statistics.intervals import (
     Interval,
     draws_interval,
+    draws_intervals,
     mean_interval,
     mean_of_means,
     nanmean,
@@ -20,7 +21,8 @@ from iclgd.statistics.power import Power, design_power, draws_to_detect, draws_w
 from iclgd.statistics.rates import HeldOut, held_out
 
 __all__ = [
-    "Comparison", "HeldOut", "Interval", "Power", "compare", "design_power", "draws_interval", "draws_to_detect",
+    "Comparison", "HeldOut", "Interval", "Power", "compare", "design_power", "draws_interval", "draws_intervals",
+    "draws_to_detect",
     "draws_within", "held_out", "holm", "holm_corrected", "mean_interval", "mean_of_means", "nanmean", "ratio_interval",
     "shares_interval", "smallest_difference",
 ]  # fmt: skip

@@ -150,6 +150,26 @@ def draws_interval(
     return _within(mean, mean - half, mean + half, n, limits)
 
 
+def draws_intervals(
+    means: Float[Array, " score"],
+    stds: Float[Array, " score"],
+    draws: Float[Array, " score"],
+    limits: Float[Array, "score 2"],
+) -> tuple[Float[Array, " score"], Float[Array, " score"]]:
+    """The ends of `draws_interval` of many scores that are not shares; one by one they would take minutes.
+
+    Args:
+        means: of each score, over its draws.
+        stds: their standard deviations (with n - 1).
+        draws: how many draws each mean is over.
+        limits: what each score can be at all.
+    """
+    count = np.maximum(draws, FEWEST_DRAWS)
+    half = stats.t.ppf(UPPER, count - 1) * stds / np.sqrt(count)
+    half = np.where((draws < FEWEST_DRAWS) | ~(stds > _NO_SPREAD * np.maximum(np.abs(means), 1e-12)), np.nan, half)
+    return np.maximum(means - half, limits[:, 0]), np.minimum(means + half, limits[:, 1])
+
+
 def ratio_interval(above: Float[Array, " draw"], below: Float[Array, " draw"], *, chosen: bool = False) -> Interval:
     """Interval of a ratio of two means over the same draws, by Fieller's theorem (1954).
 

@@ -1,8 +1,7 @@
-"""What runs hold beside their scores, such as gradient norms, losses and prompts, as means over draws."""
+"""Tables that runs hold beside their scores, such as gradient norms, losses and prompts, as means over draws."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,25 +10,25 @@ import pandas as pd
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 
-_PLACE = ("model.name", "task.name", "task.shots")
+_SETTING = ("model.name", "task.name", "task.shots")
 _MOST_RUNS = 24  # that are read, first draws first, for each costs a file
 
 
-def own_tables(
+def mean_table(
     results: Results, read: Callable[[FinishedRun], Any], by: Sequence[str], value: str = "value"
 ) -> pd.DataFrame:
-    """A table of some sane runs, its mean over everything but `by`, and then over draws.
+    """The mean of a table of sane runs over everything but `by`, and then over draws.
 
     Returns:
         Columns `mean`, `draws`, `variant`, those of `by` and every setting; no rows where no run has such a table.
     """
     parts = []
     runs = sorted(zip(results.setting_of, results, strict=True), key=lambda pair: (str(pair[1].draw), pair[0]))
-    for at, run in runs[:_MOST_RUNS]:
+    for row, run in runs[:_MOST_RUNS]:
         table = read(run) if run.state == "sane" else None
         if table is not None and len(table):
             mean = table.groupby(by, as_index=False, sort=False)[value].mean().rename(columns={value: "mean"})
-            settings = results.settings.iloc[at].to_dict()
+            settings = results.settings.iloc[row].to_dict()
             parts.append(mean.assign(draw=str(run.draw), variant=results.labels[settings["finetune.name"]], **settings))
     if not parts:
         return pd.DataFrame(columns=[*by, "mean", "draws", "variant"])
@@ -44,16 +43,17 @@ def prompt_statistics(results: Results) -> tuple[list[str], list[dict[str, Any]]
     Returns:
         The keys that make such a setting, and for each setting these and the statistics by name.
     """
-    keys = [k for k in results.keys if k in _PLACE or k.startswith(("task.", "model.bos", "model.separator"))]
-    gathered: dict[tuple[Any, ...], dict[Any, FinishedRun]] = {}
+    keys = [k for k in results.keys if k in _SETTING or k.startswith(("task.", "model.bos", "model.separator"))]
+    drawn: dict[tuple[Any, ...], dict[Any, dict[str, float]]] = {}
     for run in results:  # whatever the finetuning, one setting and draw has one set of prompts
-        setting = tuple(run.settings.get(key) for key in keys)
-        gathered.setdefault(setting, {}).setdefault((run.settings["seed"], run.settings.get("task.permutation")), run)
+        draws = drawn.setdefault(tuple(run.settings.get(key) for key in keys), {})
+        draw = run.settings["seed"], run.settings.get("task.permutation")
+        if draw not in draws:
+            draws[draw] = _statistics(run.prompts())
     records = []
-    for setting, runs in gathered.items():
-        found = [_statistics(run.prompts()) for run in runs.values()]
-        mean = {name: math.fsum(one[name] for one in found) / len(found) for name in found[0]}
-        records.append(dict(zip(keys, setting, strict=True)) | mean)
+    for setting, draws in drawn.items():
+        means: dict[str, Any] = pd.DataFrame(list(draws.values())).mean().to_dict()
+        records.append(dict(zip(keys, setting, strict=True)) | means)
     return keys, records
 
 
@@ -62,10 +62,10 @@ def _statistics(prompts: Mapping[str, Any]) -> dict[str, float]:
     queries = [len(item["token_ids"]) for item in prompts["queries"]]
     separators = len(demonstrations) * len(prompts.get("separator") or [])
     return {
-        "labels": float(len(prompts.get("label_words") or [])),
-        "demonstrations": float(len(demonstrations)),
-        "queries": float(len(queries)),
+        "labels": len(prompts.get("label_words") or []),
+        "demonstrations": len(demonstrations),
+        "queries": len(queries),
         "demonstration_tokens": sum(demonstrations) / max(len(demonstrations), 1),
         "query_tokens": sum(queries) / max(len(queries), 1),
-        "context_tokens": float(sum(demonstrations) + separators + len(prompts.get("bos") or [])),
+        "context_tokens": sum(demonstrations) + separators + len(prompts.get("bos") or []),
     }

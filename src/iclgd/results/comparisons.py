@@ -1,0 +1,121 @@
+"""Comparisons of settings, paired by draw, and what a sweep can tell apart.
+
+The yaml of a variant says what it is compared with (`against` in conf/finetune). Two settings are compared only where
+they are equal in everything else, and draw by draw, so that what a draw adds to both cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from iclgd.config.enumerations import Role
+from iclgd.results.catalogue import Variant
+from iclgd.results.frame import Results
+from iclgd.results.rates import Contender
+from iclgd.statistics import Comparison, compare, design_power, holm_corrected
+
+_WEIGHTS = "model.weights"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting against another."""
+
+    first: Contender  # whose scores come first
+    second: Contender  # the one they are compared with
+    asks: str  # what the difference tells
+    results: Mapping[str, Comparison]  # by score, first minus second over the draws of both
+
+    def names(self, variants: Mapping[str, Variant]) -> tuple[str, str]:
+        """What the two are called: by their variants, and by their weights where these are compared."""
+        first, second = (
+            variants[one.variant].label + f", {one.others[_WEIGHTS]}" * (self.first.variant == self.second.variant)
+            for one in (self.first, self.second)
+        )
+        return first, second
+
+
+def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:
+    """Every comparison that the variants ask for, over the headline scores; p corrected for all that were tested."""
+    scores = [name for name in results.headline if results.scores[name].learned]
+    pairs = list(_pairs(results, among))
+    comparisons = {}
+    for index, (first, second, _) in enumerate(pairs):
+        chosen = len(first.tried) > 1 or len(second.tried) > 1
+        for score in scores:
+            if score in first.values and score in second.values:
+                comparisons[index, score] = compare(first.values[score], second.values[score], chosen=chosen)
+    by_pair: list[dict[str, Comparison]] = [{} for _ in pairs]
+    for (index, score), comparison in holm_corrected(comparisons).items():
+        by_pair[index][score] = comparison
+    return [
+        Difference(*pair, by_score)
+        for pair, by_score in zip(pairs, by_pair, strict=True)
+        if any(comparison.draws for comparison in by_score.values())
+    ]
+
+
+def power_text(differences: Sequence[Difference]) -> str:
+    """One paragraph: what this sweep can tell apart, what it cannot, and how many draws would."""
+    if not differences:
+        return ""
+    results = [result for difference in differences for result in difference.results.values()]
+    spreads = [result.spread for result in results]
+    if not any(spread > 0 for spread in spreads):
+        if max(result.draws for result in results) > 1:
+            return "The draws do not differ at all, so that nothing follows for draws not made."
+        return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
+    power = design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
+    count = f"{power.tests} comparison{'s' if power.tests > 1 else ''}"
+    text = f"With {power.draws} draws and {count}, differences between draws spread by {power.spread:.3f} (median)."
+    if any(len(one.tried) > 1 for difference in differences for one in (difference.first, difference.second)):
+        text += " That includes the error which choosing rates on these draws adds."
+    if power.draws < 5:
+        text += " With fewer than 5 draws no comparison is marked."
+    else:
+        text += (
+            f" A true difference of {power.smallest:.3f} would be marked four times in five; smaller ones may not be."
+        )
+    return text + (f" To mark ± {power.target:g} takes about {max(power.needed, 5)} draws." if power.needed else "")
+
+
+def _pairs(results: Results, among: Sequence[Contender]) -> Iterator[tuple[Contender, Contender, str]]:
+    """The pairs that are compared, each with what the difference tells."""
+    by_name = {(tuple(one.others.values()), one.variant): one for one in among}
+    present = [variant for variant in results.variants.values() if any(one.variant == variant.name for one in among)]
+    for (others, name), first in by_name.items():
+        for second, asks in _against(results.variants[name], present).items():
+            if (others, second) in by_name:
+                yield first, by_name[others, second], asks
+    for first in among:
+        if first.others[_WEIGHTS] == "pretrained" and results.variants[first.variant].role == Role.variant:
+            for second in among:
+                differing = {key for key in first.others if first.others[key] != second.others[key]}
+                if second.variant == first.variant and differing == {_WEIGHTS}:
+                    yield _by_seed(first), _by_seed(second), "what training the model gave"
+
+
+def _against(variant: Variant, present: Sequence[Variant]) -> Mapping[str, str]:
+    """The variants that one is compared with; without a word of its own, the floors and the first plain variant."""
+    if variant.against is not None:
+        return variant.against
+    if variant.role not in (Role.variant, Role.rival):
+        return {}
+    plain = [other for other in present if other.role == Role.variant][:1]
+    floors = [other for other in present if other.role == Role.floor]
+    asked = {other.name: f"{variant.label} beside {other.label}" for other in plain}
+    asked |= {other.name: f"{variant.label} above the floor" for other in floors}
+    return {name: asks for name, asks in asked.items() if name != variant.name}
+
+
+def _by_seed(contender: Contender) -> Contender:
+    """With draws of one seed and several untrained weights averaged: trained weights have no such draws."""
+    rates = {seed: rate for (seed, _), rate in contender.rates.items()}
+    values = {}
+    for score, by_draw in contender.values.items():
+        by_seed = {seed: [by_draw[draw] for draw in by_draw if draw[0] == seed] for seed in rates}
+        values[score] = {seed: float(np.mean(means)) for seed, means in by_seed.items() if means}
+    return replace(contender, rates=rates, values=values)

@@ -1,0 +1,112 @@
+"""Sentences that must be read beside the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from iclgd.results.averages import Layers
+from iclgd.results.frame import Results
+from iclgd.results.reading import FinishedRun, Record
+from iclgd.runs.inputs import INPUTS, SETTINGS_OF_KIND, kind_of
+from iclgd.runs.schema import DamagedRun, read
+from iclgd.statistics import compare
+
+_MOST_NAMES = 3  # of inputs in which runs differ
+_RULES = {
+    Layers.common: "those in which every setting of a model has a value",
+    Layers.trained: "those that finetuning trained and that have a value",
+    Layers.all: "those that have a value, not the same in every setting",
+}
+
+
+def remarks(results: Results) -> list[str]:
+    """Mixed inputs, layers that means leave out, half precision, and in-context learning that does not help."""
+    notes = (note for run in results for note in run.environment.get("notes", ()))
+    half_precision = dict.fromkeys(note for note in notes if note.startswith("measured in "))
+    mixed = filter(None, [mixed_inputs(results)])
+    return [*mixed, *layer_notes(results), *half_precision, *zero_shot_notes(results)]
+
+
+def layer_notes(results: Results) -> list[str]:
+    """Sentences on headline scores whose means are not over all layers of the model, or not over the same ones."""
+    notes = []
+    for name in results.headline:
+        records = [results.records[run.folder].get((name, "all")) for run in results if run.state == "sane"]
+        counts = sorted({(len(one.over), len(one.layers)) for one in records if one is not None and one.over})
+        if any(over < layers for over, layers in counts):
+            shown = ", ".join(f"{over} of {layers}" for over, layers in counts)
+            notes.append(f"Means of {results.scores[name].label} are over {shown} layers: {_RULES[results.layers]}.")
+    return notes
+
+
+def zero_shot_notes(results: Results) -> list[str]:
+    """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little.
+
+    Neither accuracy depends on the variant or its rate, so that every draw is counted once.
+    """
+    scores = results.scores.values()
+    pairs = ((one, one.of("zsl", scores)) for one in scores if one.share and one.reads("icl"))
+    icl, zsl = next(((one.name, twin.name) for one, twin in pairs if twin), ("", ""))
+    keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
+    by_setting: dict[tuple[Any, ...], dict[Any, tuple[Record, Record]]] = {}
+    for run in results:
+        of_icl, of_zsl = run.records.get((icl, "all")), run.records.get((zsl, "all"))
+        if run.planted or of_icl is None or of_zsl is None or math.isnan(of_icl.mean + of_zsl.mean):
+            continue  # what plays ICL's part in a planted run is not ICL
+        setting = tuple(run.settings.get(key) for key in keys)
+        by_setting.setdefault(setting, {}).setdefault(run.draw, (of_icl, of_zsl))
+    notes = {}
+    for setting, draws in by_setting.items():
+        note = _zero_shot_note(list(draws.values()))
+        if note:
+            notes[f"{results.setting_text(dict(zip(keys, setting, strict=True)))}: {note}"] = None
+    return list(notes)
+
+
+def _zero_shot_note(draws: Sequence[tuple[Record, Record]]) -> str | None:
+    """Over draws where there are enough for an interval, else by the queries of each."""
+    icl, zsl = (dict(enumerate(record.mean for record in column)) for column in zip(*draws, strict=True))
+    means = [math.fsum(by_draw.values()) / len(draws) for by_draw in (icl, zsl)]
+    numbers = f"({means[0]:.1%} against {means[1]:.1%})"
+    if means[0] <= means[1]:
+        return f"ICL does not beat zero-shot {numbers}, so that likeness to it means little here."
+    low = compare(icl, zsl).low
+    clear = all(one.low > other.high for one, other in draws) if math.isnan(low) else low > 0
+    return None if clear else f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
+
+
+def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
+    """A sentence that names inputs in which runs differ, though no setting says so; None if there are none.
+
+    Code, versions and the device are compared across all runs, any other input among the runs whose settings for it
+    are equal. They differ where data, a model, code or versions changed between two commands that add to one sweep, or
+    where it ran on a GPU and on a CPU. Draws and differences between them would then mean something else.
+    """
+    first: dict[tuple[str, str], Any] = {}
+    names: dict[str, None] = {}
+    for run in runs:
+        settings = {**run.settings, "runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
+        for part, value in _inputs(run).items():
+            prefixes = SETTINGS_OF_KIND.get(kind_of(part))
+            if prefixes is None:
+                continue
+            group = str([(key, settings[key]) for key in settings if key.startswith(prefixes)])
+            if first.setdefault((part, group), value) != value:
+                names[part.removeprefix("code ") if part.startswith("code ") else f"the {part}"] = None
+    if not names:
+        return None
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (
+        f"not all of these runs were made from the same inputs: they differ in {', '.join([*names][:_MOST_NAMES])}"
+        f"{more}; start the whole sweep again, which computes anew only what was made from other inputs"
+    )
+
+
+def _inputs(run: FinishedRun) -> dict[str, Any]:
+    """The recorded inputs of a run; empty where it cannot be read."""
+    try:
+        return read(run.folder / INPUTS, dict[str, Any])
+    except DamagedRun:
+        return {}
