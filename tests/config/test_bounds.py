@@ -49,7 +49,7 @@ def test_what_is_out_of_bounds_is_refused_with_the_bounds(override, said):
     ("overrides", "said"),
     [
         (("metric=[]",), "metric=[] measures nothing: name files of conf/metric"),
-        (("finetune=exact_patch", "finetune.noise=0.1"), "exact_patch does not: set it to 0"),
+        (("finetune=exact_patch", "finetune.noise=0.1"), "that of exact_patch is exact_patch: set it to 0"),
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(overrides, said):

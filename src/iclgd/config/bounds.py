@@ -53,7 +53,10 @@ def refuse_impossible(config: Any) -> None:
     _check_scores(config)
     finetune, in_memory = config.finetune, config.model.source is ModelSource.memory
     if finetune.noise and finetune.mechanism != "gradient_descent":
-        raise ConfigError(f"finetune.noise is for variants that train, and {finetune.name} does not: set it to 0")
+        raise ConfigError(
+            f"finetune.noise is for finetune.mechanism=gradient_descent, and that of {finetune.name} is "
+            f"{finetune.mechanism}: set it to 0"
+        )
     if in_memory and config.runtime.placement is not Placement.single:
         raise ConfigError(
             f"runtime.placement={config.runtime.placement} is for models on disk: save the model and name its folder"
