@@ -65,6 +65,7 @@ def evidence() -> Evidence:
         "icl_orders": normal(4, example, LABELS),
         "ft_orders": normal(4, example, LABELS),
         "one_shot_updates": normal(example, layer, D_MODEL),
+        **{f"graft_{name}": normal(example, layer) for name in ("icl", "icl_up_to", "ft", "ft_up_to")},
         **{name: changes() for name in ("trained_changes", "static_changes", "random_changes")},
     }
     return Evidence(recordings, trace, facts)
