@@ -122,16 +122,6 @@ def test_labels_that_are_alike_are_noted():
     assert "label options begin with one another: 4 of 6 queries" in notes_of(own)
 
 
-def test_labels_that_merge_with_the_text_are_counted():
-    vocabulary = {"a": 0, " ": 1, "b": 2, "a ": 3, "c": 4}
-    tokenizer = wrapped(Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", " ")])))
-    shown = tuple(replace(each, text="ba", tail="a") for each in examples(2, options=("b", "c")))
-    drawn = drawn_of(label_words=("b", "c"), demonstrations=shown, queries=shown)
-    assert any(
-        note.startswith("2 of 2 demonstrations have other tokens") for note in notes_of(drawn, tokenizer, separator="")
-    )
-
-
 def test_a_bos_that_the_tokenizer_would_not_put_is_noted():
     said = "model.bos=auto puts '<|endoftext|>' before every prompt"
     assert any(note.startswith(said) for note in notes_of(drawn_of(), bos="auto"))

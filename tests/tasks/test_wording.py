@@ -69,19 +69,6 @@ def test_a_template_reads_its_row_and_nothing_else(template: str):
         fill(template, {"text": "a", "options": ["a"]})
 
 
-@pytest.mark.parametrize(
-    ("template", "new"),
-    [
-        ("Review: {text} Sentiment:", "'Review: {{ text }} Sentiment:'"),
-        ("{choices.text} {{ a }}", "'{{ choices.text }} {{ a }}'"),
-    ],
-)
-def test_the_old_form_is_refused_and_the_new_one_shown(template: str, new: str):
-    with pytest.raises(ConfigError) as refused:
-        Wording(task(templates=["{{ text }}", template], template=1))
-    assert f"task.templates[1]={template!r} has single braces" in str(refused.value) and new in str(refused.value)
-
-
 @pytest.mark.parametrize("template", ["{{ text", "{{ text | nosuchfilter }}", "{% if text %}", "{% include 'x' %}{{"])
 def test_what_is_no_template_is_refused(template: str):
     with pytest.raises(ConfigError, match=r"task\.templates\[0\]=.* is not a Jinja2 template: "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from iclgd.tasks.draw import Drawn, draw
@@ -15,12 +16,7 @@ __all__ = ["Drawn", "as_json", "draw", "encode"]
 
 def __getattr__(name: str) -> Any:
     """What needs torch, imported when first used: rows are drawn and refused without it."""
-    if name == "encode":
-        from iclgd.tasks.encoding import encode
-
-        return encode
-    if name == "as_json":
-        from iclgd.tasks.prompts_json import as_json
-
-        return as_json
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = {"encode": "encoding", "as_json": "prompts_json"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"iclgd.tasks.{modules[name]}"), name)

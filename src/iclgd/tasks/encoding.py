@@ -47,15 +47,15 @@ def encode(drawn: Drawn, config: Config, tokenizer: Any, window: int | None) -> 
     else:
         prompts = _encoded(chat.as_turns(drawn), tokens, chat.bos(), chat.separator())
         chat.check(prompts, drawn)
-    prompts = _noted(prompts, drawn, config, tokenizer, tokens)
+    prompts = _noted(prompts, drawn, config, tokenizer)
     return prompts if window is None else fitted(prompts, drawn, config, window)
 
 
-def _noted(prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any, tokens: Tokens) -> PromptSet:
+def _noted(prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any) -> PromptSet:
     """The prompts with notes, and with what the tokens of each item say where that is not its text."""
     items = (*prompts.demonstrations, *prompts.queries)
     decoded = [tokenizer.decode(list(item.token_ids), clean_up_tokenization_spaces=False) for item in items]
-    notes = (*drawn.notes, *token_notes(prompts, drawn, config, tokenizer, tokens, decoded))
+    notes = (*drawn.notes, *token_notes(prompts, config, tokenizer, decoded))
     shown = [
         item if text.strip() == item.text.strip() else replace(item, decoded=text)
         for item, text in zip(items, decoded, strict=True)

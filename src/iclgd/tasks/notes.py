@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from iclgd.common.records import Item, PromptSet
 from iclgd.config import Config, ConfigError
 from iclgd.config.enumerations import Chat
-from iclgd.tasks.draw import Drawn
 
 Ids = tuple[int, ...]
-Tokens = Callable[[Sequence[str]], list[Ids]]
 
 
-def token_notes(
-    prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any, tokens: Tokens, decoded: Sequence[str]
-) -> Iterator[str]:
+def token_notes(prompts: PromptSet, config: Config, tokenizer: Any, decoded: Sequence[str]) -> Iterator[str]:
     """Notes on the tokens of a run.
 
     Args:
         prompts: all items, before any is dropped.
-        drawn: what was drawn, as text.
         config: the run.
         tokenizer: the model's.
-        tokens: the ids of each of several texts.
         decoded: what the tokens of demonstrations and queries say.
 
     Raises:
@@ -34,13 +28,6 @@ def token_notes(
     yield from _unknown(items, tokenizer)
     yield from _other_text([item.text for item in items], decoded)
     yield from _labels(prompts, config)
-    whole = tokens([item.text for item in prompts.demonstrations])
-    merged = sum(item.token_ids != ids for item, ids in zip(prompts.demonstrations, whole, strict=True))
-    if merged:
-        yield (
-            f"{merged} of {len(whole)} demonstrations have other tokens when text and label are tokenised as a whole: "
-            "the label is always kept as tokens of its own"
-        )
     if config.model.chat is Chat.none and config.model.bos == "auto" and prompts.bos:
         own = tuple(tokenizer("a")["input_ids"])
         token = tokenizer.bos_token

@@ -112,9 +112,6 @@ def read_jsonl(file: Path) -> Split:
 
     Lines end at "\n" alone, so that other line separators may stand inside strings. A byte order mark, "\r" and blank
     lines are skipped, and control characters inside strings are kept.
-
-    Raises:
-        DataError: naming file and line.
     """
     rows, numbers = [], []
     for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -134,11 +131,7 @@ def read_jsonl(file: Path) -> Split:
 
 
 def read_json(file: Path) -> Split:
-    """Rows of a file with one JSON list of objects, in UTF-8.
-
-    Raises:
-        DataError: naming file and row.
-    """
+    """Rows of a file with one JSON list of objects, in UTF-8."""
     try:
         rows = json.loads(file.read_text("utf-8-sig"), strict=False)
     except (OSError, ValueError, RecursionError) as error:
@@ -152,11 +145,7 @@ def read_json(file: Path) -> Split:
 
 
 def read_csv(file: Path) -> Split:
-    """Rows of a CSV file in UTF-8 whose first line names the columns; every value is text.
-
-    Raises:
-        DataError: naming file and line.
-    """
+    """Rows of a CSV file in UTF-8 whose first line names the columns; every value is text."""
     rows, numbers = [], []
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -174,11 +163,7 @@ def read_csv(file: Path) -> Split:
 
 
 def read_parquet(file: Path) -> Split:
-    """Rows of a parquet file.
-
-    Raises:
-        DataError: the file cannot be read as parquet, or two of its columns have one name.
-    """
+    """Rows of a parquet file."""
     import pyarrow.parquet  # imported late: it takes a tenth of a second
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +12,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from iclgd.config import ConfigError
 from iclgd.tasks.examples import DataError
-
-_SINGLE_BRACES = re.compile(r"\{([A-Za-z][\w-]*(?:\.[\w-]+)*)\}", re.ASCII)
 
 
 class _NotTextError(TypeError):
@@ -48,7 +45,7 @@ class Template:
         """Compile a template; `key` is the setting it comes from, for messages.
 
         Raises:
-            ConfigError: it is not a Jinja2 template, or is written in the form `{column}`.
+            ConfigError: it is not a Jinja2 template.
         """
         self.source = source
         try:
@@ -57,12 +54,6 @@ class Template:
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateError as error:
             raise ConfigError(f"{key}={source!r} is not a Jinja2 template: {error.message}") from error
-        if any(kind == "data" and _SINGLE_BRACES.search(text) for _, kind, text in tokens):
-            converted = _SINGLE_BRACES.sub(r"{{ \1 }}", source)
-            raise ConfigError(
-                f"{key}={source!r} has single braces, but templates are Jinja2's: write {converted!r} "
-                "(or {{ '{word}' }} where braces are meant as text)"
-            )
         self.tail = tokens[-1][2] if tokens and tokens[-1][1] == "data" else ""
 
     def fill(self, row: Mapping[str, Any], where: str) -> str:
