@@ -50,9 +50,9 @@ def test_model_file_composes(name):
 @pytest.mark.parametrize("family", sorted(set(MODEL_FILES.values())))
 def test_architecture_of_a_model_file_runs(family):
     model = shared_model(family)
-    found = record(model, [Question((3, 4, 5), ((6,), (7,)))], (1, 8, 9), RecordPlan())
-    assert found.attention_output.shape == (1, model.layers, 32)
-    assert found.attention_output.isfinite().all() and found.label_scores.isfinite().all()
+    recording = record(model, [Question((3, 4, 5), ((6,), (7,)))], (1, 8, 9), RecordPlan())
+    assert recording.attention_output.shape == (1, model.layers, 32)
+    assert recording.attention_output.isfinite().all() and recording.label_scores.isfinite().all()
 
 
 def test_an_unknown_family_is_refused_by_name():
@@ -60,7 +60,9 @@ def test_an_unknown_family_is_refused_by_name():
 
     settings = AutoConfig.for_model("mpt", d_model=16, n_heads=2, n_layers=1, vocab_size=20)
     network = AutoModelForCausalLM.from_config(settings)
-    with pytest.raises(UnsupportedModelError, match=r"'mpt' is not supported: iclgd knows bloom, falcon, gemma2"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"is of the family 'mpt', which iclgd does not know; it knows bloom"
+    ):
         assemble(network, None)
 
 
@@ -77,14 +79,6 @@ def test_shapes_are_those_of_the_modules(name):
         projections = [attention.get_submodule(path) for path in anatomy.family.key_value]
         sizes = [anatomy.key_value_view(module.weight).numel() for module in projections]
         assert sum(sizes) == 2 * anatomy.shape.key_value_heads * anatomy.shape.head_dim * 32
-
-
-def test_a_key_value_view_writes_to_its_parameter():
-    for name in RECORDABLE:
-        anatomy = dissect(tiny_network(name))
-        weight = anatomy.attention(0).get_submodule(anatomy.family.key_value[0]).weight.data
-        view = anatomy.key_value_view(weight)
-        assert view.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr(), name
 
 
 @pytest.mark.parametrize("name", RECORDABLE)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from placement.placement_cases import PLAN, QUESTIONS
 
 from iclgd.mechanisms.finetuning import finetuned
 from iclgd.models.half_precision_storage import compute_in_float32
 from iclgd.models.loading import assemble
 from iclgd.models.recorder import record
 from learning_cases import learning, prompts
+from placement_cases import PLAN, QUESTIONS
 from tiny_models import CONFIGS, tiny_network
 
 

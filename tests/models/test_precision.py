@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_models_recorder import recorded
 
 from iclgd.config.enumerations import Padding
 from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.losses import _UnembeddedLoss
 from iclgd.metrics.updates import sim_aou
 from learning_cases import learning, prompts
+from recording_cases import recorded
 from tiny_models import RECORDABLE, shared_model
 
 IN_FLOAT16 = ("llama", "gemma2", "gpt_neox", "xglm", "gpt_neo", "falcon")

@@ -13,17 +13,9 @@ from iclgd.models.interventions import hooks
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from iclgd.verify.naive import Naive
 from learning_cases import learning
+from recording_cases import CONTEXTS, LABELS, QUESTIONS, recorded
 from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
 
-LABELS = ((5,), (6, 7), (6, 8, 9))
-QUESTIONS = (
-    ((11, 23, 35, 47, 59, 71, 83, 12, 24), LABELS),
-    ((36, 48, 60), LABELS),
-    ((13, 25, 37, 49, 61, 73), LABELS),
-    ((14, 26, 38), ((40, 41), (42,))),
-)
-CONTEXTS = {"nothing before": (), "bos": (1,), "demonstrations": (1, *range(30, 43))}
-ALL = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=40, bos=1)
 ALL_AT_ONCE = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), bos=1)
 
 
@@ -37,11 +29,6 @@ def naive(family, dtype=torch.float32, record_at="last_prompt_token"):
     queries = tuple(Item("", tokens, 0, options=options) for tokens, options in QUESTIONS)
     prompts = PromptSet((1,), (), (), queries, (), LABELS, ())
     return Naive(tiny_network(family).to(dtype), learning(f"protocol.record_at={record_at}"), prompts)
-
-
-def recorded(model, context, **plan):
-    plan = RecordPlan(**{**vars(ALL), **plan})
-    return record(model, [Question(*question) for question in QUESTIONS], CONTEXTS[context], plan)
 
 
 def test_greedy_answers_are_those_that_a_naive_loop_writes():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from iclgd.common.printable import printable
 from iclgd.config import ConfigError
 from iclgd.models.layout import LAYOUTS, Layout, Shape
 from iclgd.models.placement import resident
@@ -21,43 +22,25 @@ class UnsupportedModelError(ConfigError):
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture. Paths are attribute names joined by dots; a path that ends in `?` may be absent.
+    """One architecture. Paths are attribute names joined by dots; a path that ends in `?` may be absent."""
 
-    Attributes:
-        blocks: the list of blocks, from the model.
-        attention: the attention module, from a block.
-        projection: the attention's output projection, from a block.
-        added: the module whose output attention adds to the residual stream, from a block; the projection, unless a
-            norm stands between the two.
-        key_value: the projections that make keys and values, from the attention module.
-        query: the projection that makes queries, unless it is the same.
-        layout: how a fused projection holds queries, keys and values; a key of `LAYOUTS`, or `separate`.
-        mlp: the feed-forward modules, from a block.
-        mlp_in: the projections that read the feed-forward part's input, from a block.
-        mlp_out: the projection whose output it adds to the residual stream, from a block; None where a norm follows.
-        final: what stands between the last block and the unembedding, in order, from the model.
-        positions: the learned position embeddings, from the model.
-        interface: whether attention is computed through transformers' AttentionInterface.
-        scales_scores: without the interface: whether the dot products are scaled after the product of queries and keys
-            (so that recorded queries still have to be).
-        local_mask: without the interface: the attention module's buffer that holds a local layer's mask.
-    """
-
-    blocks: str
-    attention: str
-    projection: str
-    key_value: tuple[str, ...]
-    final: tuple[str, ...]
+    blocks: str  # the list of blocks, from the model
+    attention: str  # the attention module, from a block
+    projection: str  # attention's output projection, from a block
+    key_value: tuple[str, ...]  # the projections that make keys and values, from the attention module
+    final: tuple[str, ...]  # what stands between the last block and the unembedding, in order, from the model
+    # the module whose output attention adds to the residual stream, from a block, where it is a norm after `projection`
     added: str | None = None
-    query: str = "q_proj"
-    layout: str = "separate"
-    mlp: tuple[str, ...] = ("mlp",)
-    mlp_in: tuple[str, ...] = ()
-    mlp_out: str | None = None
-    positions: tuple[str, ...] = ()
-    interface: bool = True
+    query: str = "q_proj"  # the projection that makes queries, unless it is that of `key_value`
+    layout: str = "separate"  # how a fused projection holds queries, keys and values: a key of `LAYOUTS`
+    mlp: tuple[str, ...] = ("mlp",)  # the feed-forward modules, from a block
+    mlp_in: tuple[str, ...] = ()  # the projections that read the feed-forward part's input, from a block
+    mlp_out: str | None = None  # the one that is added to the residual stream, from a block; None where a norm follows
+    positions: tuple[str, ...] = ()  # the learned position embeddings, from the model
+    interface: bool = True  # whether attention is computed through transformers' AttentionInterface
+    # without the interface: whether dot products are scaled after the product (so that recorded queries are not scaled)
     scales_scores: bool = False
-    local_mask: str | None = None
+    local_mask: str | None = None  # without the interface: the attention module's buffer with a local layer's mask
 
 
 def _llama_like(**changes: Any) -> Family:
@@ -231,19 +214,27 @@ class Anatomy:
         return (self.network.get_input_embeddings(), *positions, self.unembedding)
 
 
-def dissect(network: PreTrainedModel) -> Anatomy:
-    """The anatomy of a loaded model.
+def family_of(kind: object, name: str) -> Family:
+    """The row of a model's family, by `model_type`; `name` is for the message.
 
     Raises:
         UnsupportedModelError: the family is not in the table; the message names it and those that are.
     """
-    kind = network.config.model_type
-    family = FAMILIES.get(kind)
-    if family is None:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UnsupportedModelError(
-            f"model family {kind!r} is not supported: iclgd knows {', '.join(sorted(FAMILIES))}; "
-            "a family is added as a row of iclgd/models/anatomy.py"
+            f"{name} is of the family {printable(repr(kind))}, which iclgd does not know; it knows "
+            f"{', '.join(sorted(FAMILIES))}; a family is added as a row of iclgd/models/anatomy.py"
         )
+    return FAMILIES[kind]
+
+
+def dissect(network: PreTrainedModel) -> Anatomy:
+    """The anatomy of a loaded model.
+
+    Raises:
+        UnsupportedModelError: its family is not in the table.
+    """
+    family = family_of(network.config.model_type, type(network).__name__)
     final = [_optional(network, path) for path in family.final]
     shape = shape_of(network.config)
     return Anatomy(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from iclgd.models.products import COUNTERPARTS
+from iclgd.models.products import COUNTERPARTS, change_class
 
 HALF = (torch.bfloat16, torch.float16)
 _APART = {"float32_from_bfloat16": torch.bfloat16, "float32_from_float16": torch.float16}
@@ -51,20 +50,14 @@ def compute_in_float32(network: PreTrainedModel) -> None:
     matrices = {id(words.weight)}
     for module in network.modules():
         if module is words:
-            _become(module, _Embedding)
+            change_class(module, _Embedding)
         elif isinstance(module, nn.Linear | Conv1D):
-            _become(module, COUNTERPARTS[nn.Linear if isinstance(module, nn.Linear) else Conv1D])
+            change_class(module, COUNTERPARTS[nn.Linear if isinstance(module, nn.Linear) else Conv1D])
             matrices.add(id(module.weight))
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in matrices and parameter.dtype in HALF:
                 module.register_parameter(name, nn.Parameter(parameter.detach().float(), requires_grad=False))
-
-
-def _become(module: nn.Module, kind: type[nn.Module]) -> None:
-    module.__class__ = kind
-    if "_old_forward" in vars(module):  # accelerate's wrapper calls this instead of the class's
-        vars(module)["_old_forward"] = MethodType(kind.forward, module)
 
 
 @contextmanager

@@ -12,11 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from iclgd.common.printable import printable
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Matmul, ModelSource, Weights
-from iclgd.models.anatomy import FAMILIES, UnsupportedModelError, dissect
-from iclgd.models.attention import INTERFACE_NAME
+from iclgd.models.anatomy import dissect, family_of
 from iclgd.models.files import (
     dtype_name,
     hub_folder,
@@ -32,8 +30,7 @@ from iclgd.models.in_memory import copy_network
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import conversion_folder, convert, packaged_file
 from iclgd.models.placement import check_placement, loading_arguments, place, refuse_quantised
-from iclgd.models.products import use_linear
-from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refuse_stored_integers, refusing
+from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.untrained import untrained
 
@@ -155,12 +152,7 @@ def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] 
         note = _HALF.format(dtype=str(model.dtype).removeprefix("torch."))
         model = dataclasses.replace(model, notes=(*notes, note))
 
-    def take_over() -> None:
-        use_linear(network)
-        if anatomy.family.interface:
-            network.config._attn_implementation = INTERFACE_NAME
-
-    check(model, before=take_over)
+    check(model)
     return dataclasses.replace(model, first_layer_sees_context=first_layer_sees_context(model))
 
 
@@ -212,7 +204,7 @@ def _config(model: ModelConfig, files: _Files) -> PretrainedConfig:
         _check_config(model.name, files.folder)
     with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
         config = AutoConfig.from_pretrained(**files.arguments())
-    _refuse_unknown_family(config.model_type, model.name)
+    family_of(config.model_type, f"model.name={model.name}")
     return config
 
 
@@ -223,7 +215,7 @@ def _check_config(name: str, folder: Path) -> None:
             f"model.name={name} has no config.json; a model consists of config.json, a tokenizer and model.safetensors"
         )
     content = read_object(folder / "config.json", f"{name}: config.json")
-    _refuse_unknown_family(content.get("model_type"), name)
+    family_of(content.get("model_type"), f"model.name={name}")
     elsewhere = [key for key in _ELSEWHERE if content.get(key)]
     if elsewhere:
         raise ConfigError(
@@ -234,14 +226,6 @@ def _check_config(name: str, folder: Path) -> None:
         raise ConfigError(
             f"model.name={name} holds an adapter (adapter_config.json): merge it into its model, or give the PeftModel "
             "to iclgd.run(model=...)"
-        )
-
-
-def _refuse_unknown_family(kind: object, name: str) -> None:
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model.name={name} is of the family {printable(repr(kind))}, which iclgd does not know; it knows "
-            f"{', '.join(sorted(FAMILIES))}"
         )
 
 
@@ -261,7 +245,7 @@ def _weights(
             network, info = copy_network(model_in_memory(model).network, settings)
         else:
             if files.gguf is None:
-                refuse_stored_integers(weight_files(files.folder, model.name), model.name)
+                weight_files(files.folder, model.name)  # refuses what transformers would read from elsewhere
             network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**files.arguments(), **settings)
         refuse_incomplete(network, info, model.name)
         network.config._name_or_path = model.name

@@ -8,6 +8,7 @@ uses when it compiles a model, read the weights where they lie.
 from __future__ import annotations
 
 import functools
+from types import MethodType
 from typing import Any
 
 import torch
@@ -38,7 +39,18 @@ def use_linear(network: nn.Module) -> None:
     """Let every linear layer of a network compute by `linear`; its parameters stay the same objects."""
     for module in network.modules():
         if type(module) in COUNTERPARTS:
-            module.__class__ = COUNTERPARTS[type(module)]
+            change_class(module, COUNTERPARTS[type(module)])
+
+
+def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Let a module compute by the `forward` of a subclass of its class.
+
+    A new module in its stead would lose the hooks of this one, and all that refers to it; a parametrization of the
+    weight would hide the parameter that is trained.
+    """
+    module.__class__ = kind
+    if "_old_forward" in vars(module):  # accelerate's wrapper calls this instead of the class's
+        vars(module)["_old_forward"] = MethodType(kind.forward, module)
 
 
 def _faster(rows: Tensor, weight: Tensor) -> bool:

@@ -176,12 +176,12 @@ def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int
 
 
 def _last_outputs(
-    modules: Sequence[nn.Module], now: AttentionPass, kept: dict[int, Tensor]
+    modules: Sequence[nn.Module], now: AttentionPass, into: dict[int, Tensor]
 ) -> AbstractContextManager[None]:
-    def keep(layer: int, _module: nn.Module, _args: object, output: Any) -> None:
-        kept[layer] = now.last(hidden_of(output), 1)
+    def read(layer: int, _module: nn.Module, _args: object, output: Any) -> None:
+        into[layer] = now.last(hidden_of(output), 1)
 
-    return hooks(after=[(module, partial(keep, layer)) for layer, module in enumerate(modules)])
+    return hooks(after=[(module, partial(read, layer)) for layer, module in enumerate(modules)])
 
 
 def _score_options(
@@ -236,29 +236,34 @@ class _Collected:
         if not rows:
             return
         longest = max(len(batch[row].token_ids) for row in rows)
-        scores = {layer: tensor[..., :longest] for layer, tensor in now.scores.items()}
-        kept = {"attention_output": added, "attention_scores": scores, "block_output": blocks}
-        kept |= {"context_scores": now.context_scores, "context_mass": now.context_mass, "query_vectors": now.queries}
-        known = {name: layers for name, layers in kept.items() if layers}
+        records = {
+            "attention_output": added,
+            "attention_scores": {layer: tensor[..., :longest] for layer, tensor in now.scores.items()},
+            "block_output": blocks,
+            "context_scores": now.context_scores,
+            "context_mass": now.context_mass,
+            "query_vectors": now.queries,
+        }
         stacked = {
-            name: _stacked([layers[i][rows] for i in range(len(layers))]).cpu() for name, layers in known.items()
+            name: _stacked([layers[i][rows] for i in range(len(layers))]).cpu()
+            for name, layers in records.items()
+            if layers
         }
         self.batches.append(([batch[row].example for row in rows], stacked))
 
     def recording(self, plan: RecordPlan) -> Recording:
         order = torch.tensor([example for examples, _ in self.batches for example in examples]).argsort()
         keys = max(stacked["attention_scores"].shape[-1] for _, stacked in self.batches)
-        parts: dict[str, list[Tensor]] = {}
-        for _, stacked in self.batches:
-            for name, tensor in stacked.items():
-                missing = keys - tensor.shape[-1] if name == "attention_scores" else 0
-                tensor = nn.functional.pad(tensor, (0, missing), value=float("nan")) if missing else tensor
-                parts.setdefault(name, []).append(tensor)
-        joined = {name: torch.cat(tensors)[order].contiguous() for name, tensors in parts.items()}
+        records = {}
+        for name in self.batches[0][1]:
+            tensors = [stacked[name] for _, stacked in self.batches]
+            if name == "attention_scores":
+                tensors = [nn.functional.pad(each, (0, keys - each.shape[-1]), value=float("nan")) for each in tensors]
+            records[name] = torch.cat(tensors)[order].contiguous()
         next_token = torch.stack(self.next_token) if "next_token_log_probs" in plan.optional else None
         greedy = self.greedy if "option_is_greedy" in plan.optional else None
         return Recording(
-            **joined, label_scores=self.label_scores, next_token_log_probs=next_token, option_is_greedy=greedy
+            **records, label_scores=self.label_scores, next_token_log_probs=next_token, option_is_greedy=greedy
         )
 
 
@@ -268,9 +273,9 @@ def token_queries(
 ) -> list[Float[Tensor, "token layer heads_x_head_dim"]]:
     """Attention queries, scaled as in attention, at every token of each sequence read after bos."""
     prefix = encode_prefix(model, bos)
-    found = []
+    queries = []
     for tokens in sequences:
         now = AttentionPass(lengths=torch.tensor([len(tokens)]), prefix=prefix, keep_queries="all")
         forward(model, torch.tensor([tokens]), now)
-        found.append(_stacked([now.queries[layer][0] for layer in range(model.layers)]).cpu())
-    return found
+        queries.append(_stacked([now.queries[layer][0] for layer in range(model.layers)]).cpu())
+    return queries

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from iclgd.common.printable import printable
@@ -22,8 +19,6 @@ ELSEWHERE = (
     "without access to the hub, name a local folder: model=hf model.name=FOLDER (config, tokenizer and *.safetensors; "
     "pickled weights and a repository's own code are not read)"
 )
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_BUFFERS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.(masked_)?bias$|(^|\.)position_ids$")  # masks, numbers
 
 
 @contextmanager
@@ -64,19 +59,6 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
         )
 
 
-def refuse_stored_integers(files: Iterable[Path], name: str) -> None:
-    """Refuse safetensors files whose weights are not floats: loading would cast quantised codes to numbers."""
-    for path in files:
-        with safe_open(path, framework="pt") as tensors:  # reads the header only
-            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}
-        codes = [key for key, kind in kinds.items() if kind not in _FLOATS and not _BUFFERS.search(key)]
-        if codes:
-            raise ConfigError(
-                f"model.name={name}: {path.name} holds {_listed(codes)} in a form that is not a float: quantised "
-                "weights are not read"
-            )
-
-
 def _listed(names: Iterable[object]) -> str:
     """Some of the names, in order, fit for a message."""
     ordered = sorted(map(str, names))
@@ -94,20 +76,16 @@ def _is_finite(weight: torch.Tensor) -> bool:
 def refuse_unknown_tokens(prompts: PromptSet, model: LanguageModel) -> None:
     """Refuse prompts whose tokens the model has no embedding for."""
     size = cast(torch.Tensor, model.network.get_input_embeddings().weight).shape[0]
-    for ids in _token_ids(prompts):
-        for token in ids:
-            if not 0 <= token < size:
-                text = printable(str(model.tokenizer.decode([token])))
-                raise ConfigError(
-                    f"the tokenizer of model.name={model.identity.get('name')} makes token {token} of {text!r}, but "
-                    f"the model knows tokens 0 to {size - 1}: the two do not belong together"
-                )
+    for token in {token for token_ids in _token_ids(prompts) for token in token_ids}:
+        if not 0 <= token < size:
+            text = printable(str(model.tokenizer.decode([token])))
+            raise ConfigError(
+                f"the tokenizer of model.name={model.identity.get('name')} makes token {token} of {text!r}, but the "
+                f"model knows tokens 0 to {size - 1}: the two do not belong together"
+            )
 
 
 def _token_ids(prompts: PromptSet) -> Iterator[tuple[int, ...]]:
-    yield prompts.bos
-    yield prompts.separator
-    yield from prompts.label_token_ids
+    yield from (prompts.bos, prompts.separator, *prompts.label_token_ids)
     for item in (*prompts.demonstrations, *prompts.queries, *(prompts.training or ())):
-        yield item.token_ids
-        yield from item.options or ()
+        yield from (item.token_ids, *(item.options or ()))

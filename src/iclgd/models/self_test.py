@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, cast
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iclgd.models.anatomy import Anatomy, UnsupportedModelError
-from iclgd.models.attention import AttentionPass, precise
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.attention import INTERFACE_NAME, AttentionPass, precise
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.products import use_linear
 
 _TOKENS, _PREFIX = 9, 4
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 @torch.inference_mode()
-def check(model: LanguageModel, before: Callable[[], None]) -> None:
-    """Refuse a model in which a recording would be wrong.
-
-    It computes attention by transformers' own eager code until `before` switches it to recording; the checks
-    run after that, against what it did before.
-    """
+def check(model: LanguageModel) -> None:
+    """Switch a model from transformers' own eager attention to recording, and refuse it if a record would be wrong."""
     tokens = some_tokens(model.network)
     expected = _own_logits(model, tokens)
-    before()
+    use_linear(model.network)
+    if model.anatomy.family.interface:
+        model.network.config._attn_implementation = INTERFACE_NAME
     try:
         _check(model, tokens, expected)
     except torch.OutOfMemoryError:
@@ -57,9 +58,8 @@ def first_layer_sees_context(model: LanguageModel) -> bool:
 
 
 def _check(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None:
-    seen = _Seen(model)
     now = AttentionPass(lengths=torch.tensor([_TOKENS]))
-    with seen.watching():
+    with _watching(model) as seen:
         hidden = forward(model, tokens[None], now)
     _agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
     _check_scores(model, now, seen)
@@ -69,8 +69,7 @@ def _check(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None:
     )
     tail = forward(model, tokens[None, _PREFIX:], shared)
     _agree(model, "a shared prefix changes the logits", model.anatomy.unembed(tail)[0], expected[_PREFIX:])
-    exits = seen.block_output[model.layers - 1][None]
-    own = model.anatomy.unembed(model.anatomy.finish(exits))[0]
+    own = model.anatomy.unembed(model.anatomy.finish(seen.last_block))[0]
     _agree(model, "the last block's early exit differs from the model's output", own, expected)
 
 
@@ -96,13 +95,13 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Tensor:
     return expected
 
 
-def _check_scores(model: LanguageModel, now: AttentionPass, seen: _Seen) -> None:
+def _check_scores(model: LanguageModel, now: AttentionPass, seen: _Outputs) -> None:
     for layer in range(model.layers):
         if now.scores[layer].shape != (1, model.anatomy.shape.heads, _TOKENS):
             _refuse(model, f"layer {layer} recorded scores of shape {tuple(now.scores[layer].shape)}")
         if not now.scores[layer][..., -1].isfinite().all():
             _refuse(model, f"recorded scores of layer {layer} are not finite where they should be")
-        rebuilt = _weighted_values(model, now.scores[layer][0], seen.key_values[layer])
+        rebuilt = _weighted_values(model, now.scores[layer][0], seen.values[layer])
         _agree(
             model, f"softmax(scores) V differs from attention's own output in layer {layer}", rebuilt, seen.mixed[layer]
         )
@@ -115,11 +114,10 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
     """
     anatomy, shape = model.anatomy, model.anatomy.shape
     wanted = 2 * shape.key_value_heads * shape.head_dim * model.network.config.hidden_size
-    names = anatomy.family.key_value
     for layer in range(model.layers):
-        weights = [cast(Tensor, anatomy.attention(layer).get_submodule(name).weight) for name in names]
-        if (found := sum(anatomy.key_value_view(weight).numel() for weight in weights)) != wanted:
-            _refuse(model, f"layer {layer} has {wanted} key and value weights, but {found} would be trained")
+        weights = [cast(Tensor, projection.weight) for projection in _key_value_projections(model, layer)]
+        if (trained := sum(anatomy.key_value_view(weight).numel() for weight in weights)) != wanted:
+            _refuse(model, f"layer {layer} has {wanted} key and value weights, but {trained} would be trained")
     other = (tokens * 3 + 1) % model.network.config.vocab_size
     now = AttentionPass(lengths=torch.tensor([_TOKENS, _TOKENS]), keep_queries="last")
     with _without_keys_and_values(model):
@@ -133,17 +131,21 @@ def _check_keys_and_values(model: LanguageModel, tokens: Tensor) -> None:
             _refuse(model, f"layer {layer} has queries in the part that would be trained as keys and values")
 
 
+def _key_value_projections(model: LanguageModel, layer: int) -> list[nn.Module]:
+    attention = model.anatomy.attention(layer)
+    return [attention.get_submodule(name) for name in model.anatomy.family.key_value]
+
+
 def _without_keys_and_values(model: LanguageModel) -> AbstractContextManager[None]:
-    anatomy = model.anatomy
-    names = [(layer, name) for layer in range(model.layers) for name in anatomy.family.key_value]
-    projections = [anatomy.attention(layer).get_submodule(name) for layer, name in names]
-    return hooks(after=[(projection, partial(_zeroed, anatomy)) for projection in projections])
+    layout = model.anatomy.layout
 
+    def erase(_module: object, _args: object, output: Tensor) -> Tensor:
+        output = output.clone()
+        (layout.outputs(output, "kv", -1) if layout else output).zero_()
+        return output
 
-def _zeroed(anatomy: Anatomy, _module: object, _args: object, output: Tensor) -> Tensor:
-    output = output.clone()
-    (anatomy.layout.outputs(output, "kv", -1) if anatomy.layout else output).zero_()
-    return output
+    layers = range(model.layers)
+    return hooks(after=[(each, erase) for layer in layers for each in _key_value_projections(model, layer)])
 
 
 def some_tokens(network: PreTrainedModel) -> Tensor:
@@ -155,9 +157,9 @@ def _refuse(model: LanguageModel, what: str) -> NoReturn:
     raise UnsupportedModelError(f"{type(model.network).__name__} failed its self-test: {what}; it is not measured")
 
 
-def _agree(model: LanguageModel, what: str, found: Tensor, expected: Tensor) -> None:
-    expected = expected.to(found.device)
-    error = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+def _agree(model: LanguageModel, what: str, actual: Tensor, expected: Tensor) -> None:
+    expected = expected.to(actual.device)
+    error = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     if not error <= TOLERANCE[model.dtype]:
         _refuse(model, f"{what} (relative error {error:.1e}, allowed {TOLERANCE[model.dtype]:.0e})")
 
@@ -170,35 +172,34 @@ def _weighted_values(model: LanguageModel, scores: Tensor, projected: Tensor) ->
     return torch.einsum("ht,thd->hd", weights, values).flatten()
 
 
-class _Seen:
-    """What modules put out during one pass: values, the input of the output projection, block outputs."""
+@dataclass
+class _Outputs:
+    """What modules put out during one pass, some of it by layer."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self.key_values: dict[int, Tensor] = {}
-        self.mixed: dict[int, Tensor] = {}
-        self.block_output: dict[int, Tensor] = {}
+    values: dict[int, Float[Tensor, "token key_value_head head_dim"]] = field(default_factory=dict)
+    mixed: dict[int, Float[Tensor, " heads_x_head_dim"]] = field(
+        default_factory=dict
+    )  # what the output projection reads
+    last_block: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def watching(self) -> AbstractContextManager[None]:
-        anatomy, layers = self.model.anatomy, range(self.model.layers)
-        values = [anatomy.attention(layer).get_submodule(anatomy.family.key_value[-1]) for layer in layers]
-        return hooks(
-            before=[(anatomy.projection(layer, "o"), partial(self._mixed, layer)) for layer in layers],
-            after=[
-                *((values[layer], partial(self._values, layer)) for layer in layers),
-                *((anatomy.blocks[layer], partial(self._block, layer)) for layer in layers),
-            ],
-        )
 
-    def _values(self, layer: int, _module: object, _args: object, output: Tensor) -> None:
-        layout, shape = self.model.anatomy.layout, self.model.anatomy.shape
-        if layout is None:
-            self.key_values[layer] = output[0].unflatten(-1, (-1, shape.head_dim))
+@contextmanager
+def _watching(model: LanguageModel) -> Iterator[_Outputs]:
+    anatomy, layers, seen = model.anatomy, range(model.layers), _Outputs()
+
+    def value(layer: int, _module: object, _args: object, output: Tensor) -> None:
+        if anatomy.layout is None:
+            seen.values[layer] = output[0].unflatten(-1, (-1, anatomy.shape.head_dim))
         else:
-            self.key_values[layer] = layout.outputs(output[0], "v", -1).flatten(0, 1).permute(2, 0, 1)
+            seen.values[layer] = anatomy.layout.outputs(output[0], "v", -1).flatten(0, 1).permute(2, 0, 1)
 
-    def _mixed(self, layer: int, _module: object, args: tuple[Tensor, ...], _kwargs: object) -> None:
-        self.mixed[layer] = precise(args[0][0, -1]).flatten()
+    def mixed(layer: int, _module: object, args: tuple[Tensor, ...], _kwargs: object) -> None:
+        seen.mixed[layer] = precise(args[0][0, -1]).flatten()
 
-    def _block(self, layer: int, _module: object, _args: object, output: object) -> None:
-        self.block_output[layer] = hidden_of(output)[0]
+    def block(_module: object, _args: object, output: object) -> None:
+        seen.last_block = hidden_of(output)
+
+    before = [(anatomy.projection(layer, "o"), partial(mixed, layer)) for layer in layers]
+    values = [(_key_value_projections(model, layer)[-1], partial(value, layer)) for layer in layers]
+    with hooks(before, [*values, (anatomy.blocks[-1], block)]):
+        yield seen
