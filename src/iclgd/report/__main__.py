@@ -70,6 +70,7 @@ def report(
     from iclgd.report import export_records as records
     from iclgd.report.figures import figures
     from iclgd.results.averages import Layers
+    from iclgd.results.findings import findings
     from iclgd.results.frame import Results
     from iclgd.results.reading import ReportError
     from iclgd.runs.files import write_text
@@ -94,7 +95,7 @@ def report(
     written += [write_text(out / name, text) for name, text in texts.items()]
     written += chart.write(all_figures, out / "figures")
     told = [table.notes[-1] for table in all_tables if table.name.startswith(("comparisons", "notice_matrix"))]
-    return [*written, *(printable(note, 4000) for note in told if note)]
+    return [*written, *(printable(note, 4000) for note in [*told, *findings(results)] if note)]
 
 
 def _parser() -> argparse.ArgumentParser:

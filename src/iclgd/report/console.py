@@ -14,6 +14,7 @@ from rich.text import Text
 from iclgd.common.printable import printable
 from iclgd.report.formats import Row, pivot
 from iclgd.report.tables import cell, undefined_notes
+from iclgd.results.findings import findings
 from iclgd.results.frame import Results, overall
 from iclgd.results.remarks import remarks
 from iclgd.runs import varying_keys
@@ -103,4 +104,5 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]], short: bool) 
         if count := sum(run.state == kind for run in results):
             notes.append(f"{kind}: {count} of {len(results)} runs, left out of the means")
     beside = [printable(note, 240) for note in remarks(results)]
-    return notes + beside[:4] + ([f"and the same for {len(beside) - 4} more"] if len(beside) > 4 else [])
+    notes += beside[:4] + ([f"and the same for {len(beside) - 4} more"] if len(beside) > 4 else [])
+    return notes + [printable(text, 4000) for text in findings(results)]

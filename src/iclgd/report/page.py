@@ -18,6 +18,7 @@ from markupsafe import Markup
 from iclgd.common.printable import printable
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
+from iclgd.results.findings import findings
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.results.remarks import remarks
@@ -51,6 +52,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         left=len(figures) - len(shown),
         tables=[table for table in tables if table.rows],
         notes=remarks(results),
+        findings=findings(results),
         facts=_facts(results),
         runs=_runs(results),
         shared={k: varying_keys.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},
@@ -107,7 +109,7 @@ def _facts(results: Results) -> dict[str, list[str]]:
 
 def _runs(results: Results) -> Table:
     """The table of runs: what varied, the headline scores, the state; in the order of the settings."""
-    keys = [*(results.varied or ("finetune.name",)), *(key for key in varying_keys.DRAW if _differs(results, key))]
+    keys = [*(results.shown or ("finetune.name",)), *(key for key in varying_keys.DRAW if _differs(results, key))]
     scores = [score for name, score in results.scores.items() if name in results.headline or score.share][:8]
     rows = []
     for at in sorted(range(len(results)), key=lambda at: (results.setting_of[at], str(results[at].draw))):

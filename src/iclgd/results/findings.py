@@ -1,0 +1,98 @@
+"""What a sweep of mechanisms says, in plain sentences: which is nearest to ICL, and what can be told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iclgd.config.enumerations import Better, Role, Sees
+from iclgd.results.catalogue import ScoreInfo
+from iclgd.results.frame import SEES, Results
+from iclgd.results.planted_truths import ICL, TRUTH
+from iclgd.results.rates import Contender, contenders
+from iclgd.statistics import Comparison, compare, draws_interval, holm_corrected
+
+ITSELF = "replay"  # ICL as a mechanism: what the others are compared with
+_CANDIDATES = (Role.variant, Role.rival, Role.mechanism)
+
+
+def findings(results: Results) -> list[str]:
+    """A paragraph for each model and task: what is nearest to ICL by each score, and what is told apart.
+
+    Floors, anchors and whatever sees the measured queries are no candidates. Nothing where no mechanism ran.
+    """
+    if not any(variant.role is Role.mechanism for variant in results.variants.values()):
+        return []
+    places: dict[tuple[Any, ...], list[Contender]] = {}
+    for one in contenders(results)[0]:
+        if one.others.get(TRUTH, ICL) == ICL:
+            places.setdefault(tuple(one.others.items()), []).append(one)
+    paragraphs = []
+    for place, among in places.items():
+        itself = next((one for one in among if one.variant == ITSELF), None)
+        candidates = [one for one in among if _is_candidate(results, one)]
+        if len(candidates) > 1:
+            named = [results.text(key, value) for key, value in place if key in results.varied and key != TRUTH]
+            text = _paragraph(results, candidates, itself)
+            paragraphs.append(f"{', '.join(named)}: {text}" if named else text)
+    return paragraphs
+
+
+def _is_candidate(results: Results, one: Contender) -> bool:
+    variant = results.variants[one.variant]
+    return variant.role in _CANDIDATES and variant.sees is not Sees.queries
+
+
+def _paragraph(results: Results, candidates: Sequence[Contender], itself: Contender | None) -> str:
+    scores = [results.scores[name] for name in results.headline]
+    scores = [score for score in scores if score.learned and score.better is not Better.neither]
+    ranked = {score.name: _nearest_first(score, candidates) for score in scores}
+    comparisons: dict[tuple[str, str, str], Comparison] = {}
+    for name, order in ranked.items():
+        for one in order[1:]:
+            comparisons[name, one.variant, order[0].variant] = _compare(name, order[0], one)
+        if itself is not None and name in itself.values:
+            comparisons |= {(name, one.variant, ITSELF): _compare(name, itself, one) for one in order}
+    comparisons = holm_corrected(comparisons)
+    sentences = [_sentence(results, score, ranked[score.name], comparisons) for score in scores if ranked[score.name]]
+    tested = sum(not math.isnan(comparison.p) for comparison in comparisons.values())
+    rule = f"Told apart: p < 0.05 after Holm's correction for {tested} comparisons, paired by draw."
+    rule += " What is not told apart may still differ."
+    return " ".join([*sentences, rule if tested else "With fewer than 5 draws nothing is tested."])
+
+
+def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
+    sign = 1 if score.better is Better.lower else -1
+    means = {one.variant: draws_interval(_values(score.name, one)).mean for one in candidates}
+    defined = [one for one in candidates if not math.isnan(means[one.variant])]
+    return sorted(defined, key=lambda one: sign * means[one.variant])
+
+
+def _values(score: str, one: Contender) -> list[float]:
+    return [value for value in one.values.get(score, {}).values() if not math.isnan(value)]
+
+
+def _compare(score: str, first: Contender, second: Contender) -> Comparison:
+    return compare(first.values[score], second.values[score], chosen=len(first.tried) > 1 or len(second.tried) > 1)
+
+
+def _sentence(
+    results: Results,
+    score: ScoreInfo,
+    order: Sequence[Contender],
+    comparisons: Mapping[tuple[str, str, str], Comparison],
+) -> str:
+    """Which is nearest by this score, with its interval and what it sees, and what is told apart from it and ICL."""
+    best, labels = order[0], results.labels
+    interval = draws_interval(_values(score.name, best), score.limits, chosen=len(best.tried) > 1)
+    ends = "" if math.isnan(interval.low) else f" [{interval.low:.{score.digits}f}, {interval.high:.{score.digits}f}]"
+    sees = results.text(SEES, results.variants[best.variant].sees)
+    text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {interval.mean:.{score.digits}f}{ends}"
+    text += f" (sees {sees})."
+    for other, name in ((best.variant, "it"), (ITSELF, "ICL itself")):
+        tested = {v: c for (s, v, o), c in comparisons.items() if (s, o) == (score.name, other) and not math.isnan(c.p)}
+        same = [labels[variant] for variant, comparison in tested.items() if not comparison.marked]
+        if tested:
+            text += f" Not told apart from {name}: {', '.join(same) or 'none'} (of {len(tested)})."
+    return text

@@ -1,0 +1,31 @@
+"""The paragraph on a sweep of mechanisms, against means and tests that can be read off the made-up runs."""
+
+import numpy as np
+
+from figure_cases import results
+from iclgd.results import rates
+from iclgd.results.findings import findings
+from iclgd.statistics import compare
+
+SCORES = ("sim_aou", "recovered")
+
+
+def test_the_nearest_has_its_interval_what_it_sees_and_what_is_not_told_apart():
+    among = ("none", "gd", "mean_shift", "task_vector", "exact_patch", "replay")  # each .04 above the one before
+    made = results(among, SCORES, seeds=5)
+    [paragraph] = findings(made)
+    by_name = {one.variant: one.values["sim_aou"] for one in rates.contenders(made)[0]}
+    mean = np.mean(list(by_name["task_vector"].values()))
+    assert f"By SimAOU, Task vector is nearest to ICL: {mean:.3f} [" in paragraph  # anchors and floors are none
+    assert "(sees calibration). Not told apart from it: Mean shift, GD (of 2)." in paragraph
+    assert not compare(by_name["task_vector"], by_name["mean_shift"]).p < 0.005  # of 10 by Holm
+    assert paragraph.count("Not told apart from ICL itself: none (of 3).") == 2
+    assert "for 10 comparisons" in paragraph
+
+
+def test_few_draws_test_nothing_each_task_has_its_own_and_planted_truths_do_not_count():
+    made = results(("gd", "mean_shift"), SCORES, seeds=2, task__name=["a", "b"], reference__name=["icl", "gd"])
+    first, second = findings(made)
+    assert first.startswith("a: By SimAOU, Mean shift is nearest") and second.startswith("b: ")
+    assert first.endswith("With fewer than 5 draws nothing is tested.")
+    assert not findings(results(("gd", "lcgd"))) and not findings(results(("gd", "mean_shift", "none"), ("mine",)))[1:]
