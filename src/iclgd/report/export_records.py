@@ -107,10 +107,6 @@ def _spans(prompts: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
         start = end + len(prompts["separator"])
 
 
-def _best(scores: np.ndarray) -> int:
-    return -1 if np.isnan(scores).all() else int(np.nanargmax(scores))
-
-
 def _plain(values: np.ndarray) -> list[Any]:
     """Nested lists; 0 for what a local layer cannot see, which adds nothing to any of their cosines."""
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).tolist()

@@ -27,7 +27,7 @@ from iclgd.runs.schema import DamagedRun
 
 _HERE = Path(__file__).parent
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
-_MOST_FIGURES, _MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 3_500_000, 12, 60, 1500  # characters, sets, texts, characters
+_MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 12, 60, 1500  # sets, texts, characters
 
 
 def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str) -> str:
@@ -38,9 +38,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
     options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, **options)
     environment.filters["printable"] = printable
-    specifications = _specifications(figures)
-    shown = [figure for figure in figures if figure.name in specifications]
-    data = {"light": theme(), "dark": theme(dark=True), "figures": [specifications[f.name] for f in shown]}
+    data = {"light": theme(), "dark": theme(dark=True), "figures": [_packed(one.specification) for one in figures]}
     return environment.get_template("page.html.j2").render(
         title=title,
         results=results,
@@ -48,8 +46,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         style=Markup((_HERE / "page.css").read_text("utf-8")),
         scripts=[Markup(script) for script in scripts],
         data=Markup(embedded(data)),
-        kinds=[list(kind) for _, kind in itertools.groupby(enumerate(shown), key=lambda pair: pair[1].kind)],
-        left=len(figures) - len(shown),
+        kinds=[list(kind) for _, kind in itertools.groupby(enumerate(figures), key=lambda pair: pair[1].kind)],
         tables=[table for table in tables if table.rows],
         notes=remarks(results),
         findings=findings(results),
@@ -71,17 +68,6 @@ def _policy(scripts: Sequence[str]) -> str:
     hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts]
     allowed = f"script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src data: blob:"
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
-
-
-def _specifications(figures: Sequence[Figure]) -> dict[str, dict[str, Any]]:
-    """What the page's script draws each figure from, by name; headlines first, as far as there is room."""
-    room, chosen = _MOST_FIGURES, {}
-    for figure in sorted(figures, key=lambda figure: not figure.headline):
-        packed = _packed(figure.specification)
-        size = len(json.dumps(packed))
-        if size <= room:
-            room, chosen[figure.name] = room - size, packed
-    return chosen
 
 
 def _packed(specification: Mapping[str, Any]) -> dict[str, Any]:
