@@ -35,7 +35,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing_behind(tmp_path, number, c
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)  # seed 2 waits for longer
     assert process.returncode == code, err
-    assert err.count("Traceback") == err.count("resource_tracker.py")  # loky's, of a folder that was removed before
+    assert not re.search(r'File ".*/iclgd/', err), err  # loky's tracker has tracebacks of its own
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     counted = {word: int(n) for n, word in re.findall(r"(\d+) (done|interrupted|not started)", out)}
     assert sum(counted.values()) == 5, out
