@@ -110,6 +110,7 @@ def _seen(text: str, options: FinetuneConfig) -> str:
 
 SEES = {
     "demonstrations": "demonstrations",
+    "nothing": "nothing",
     "one_at_a_time": "demonstrations, one at a time",
     "calibration": "demonstrations, calibration rows",
     "queries": "**the measured queries**",

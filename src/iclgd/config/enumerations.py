@@ -12,7 +12,7 @@ OnOverflow = StrEnum("OnOverflow", "error drop")
 
 # What a mechanism may look at to act like ICL. Calibration rows are of the train split, neither demonstrations nor
 # measured, and their labels are not used; what sees the measured queries is a ceiling and no method.
-Sees = StrEnum("Sees", "demonstrations one_at_a_time calibration queries")
+Sees = StrEnum("Sees", "nothing demonstrations one_at_a_time calibration queries")
 Fit = StrEnum("Fit", "parallel upwards")  # all layers beside untouched ones, or each with those below it shifted
 Site = StrEnum("Site", "attention_output block_output")  # where activations are read or changed
 Start = StrEnum("Start", "icl noise")  # what a trained prefix starts at
