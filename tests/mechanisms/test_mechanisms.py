@@ -320,7 +320,7 @@ class GraftLab:
     """What grafts need of a laboratory."""
 
     def __init__(self, model, case):
-        self.model, self.prompts = model, case
+        self.model, self.prompts, self.config = model, case, learning()
         self.progress = type("Silent", (), {"stage": lambda *_: lambda _done: None})()
 
     def questions(self):

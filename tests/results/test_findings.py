@@ -20,7 +20,7 @@ def test_the_nearest_has_its_interval_what_it_sees_and_what_is_not_told_apart():
     assert "(sees calibration). Not told apart from it: Mean shift, GD (of 2)." in paragraph
     assert not compare(by_name["task_vector"], by_name["mean_shift"]).p < 0.005  # of 10 by Holm
     assert paragraph.count("Not told apart from ICL itself: none (of 3).") == 2
-    assert "for 10 comparisons" in paragraph
+    assert "for 12 comparisons" in paragraph
 
 
 def test_few_draws_test_nothing_each_task_has_its_own_and_planted_truths_do_not_count():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclgd.common.records import PromptSet
+from iclgd.common.records import PromptSet, Recording
 from iclgd.common.seeding import torch_stream
 from iclgd.config import Config
 from iclgd.config.enumerations import RandomUpdate
@@ -20,7 +20,8 @@ from iclgd.evidence.reference import Reference, orders
 from iclgd.evidence.weights import context_changes, random_changes, undefined_changes
 
 # Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
-LATE_FACTS = ("ft_orders", "trained_changes", "static_changes", "one_shot_updates")
+GRAFTS = ("graft_icl", "graft_icl_up_to", "graft_ft", "graft_ft_up_to")
+LATE_FACTS = ("ft_orders", "trained_changes", "static_changes", "one_shot_updates", *GRAFTS)
 
 
 def facts(
@@ -28,6 +29,11 @@ def facts(
 ) -> dict[str, Any]:
     """Every fact that the scores name; `early`, those that can be had while finetuning goes on."""
     prompts, config, shape = lab.prompts, lab.config, settings.icl.attention_output.shape
+
+    def icl() -> Recording:
+        """What plays ICL's part."""
+        return settings.icl if lab.planted_prompts is None else reference.recording("icl")
+
     makers: dict[str, Callable[[], Any]] = {
         "labels": lambda: torch.tensor([query.label for query in prompts.queries]),
         "first_label_token": lambda: torch.tensor([prompts.options(q)[q.label][0] for q in prompts.queries]),
@@ -41,10 +47,10 @@ def facts(
         "one_shot_updates": lambda: _one_shot_updates(reference, settings),
         "icl_orders": lambda: torch.stack([reference.recording("icl", o).label_scores for o in reference.orders()]),
         "ft_orders": lambda: _ft_orders(lab, settings, learned),
-        "graft_icl": lambda: graft_distances(lab, settings.icl, settings.icl, up_to=False),
-        "graft_icl_up_to": lambda: graft_distances(lab, settings.icl, settings.icl, up_to=True),
-        "graft_ft": lambda: graft_distances(lab, learned.recording, settings.icl, up_to=False),
-        "graft_ft_up_to": lambda: graft_distances(lab, learned.recording, settings.icl, up_to=True),
+        "graft_icl": lambda: graft_distances(lab, icl(), icl(), up_to=False),
+        "graft_icl_up_to": lambda: graft_distances(lab, icl(), icl(), up_to=True),
+        "graft_ft": lambda: graft_distances(lab, learned.recording, icl(), up_to=False),
+        "graft_ft_up_to": lambda: graft_distances(lab, learned.recording, icl(), up_to=True),
     }
     if early:
         makers = {name: make for name, make in makers.items() if name not in LATE_FACTS}

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.common.records import Recording
-from iclgd.config.enumerations import Site
+from iclgd.config import ConfigError
+from iclgd.config.enumerations import RecordAt, Site
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.metrics.distributions import total_variation
 from iclgd.models.attention import AttentionPass
@@ -24,6 +25,8 @@ def graft_distances(lab: Laboratory, donor: Recording, icl: Recording, up_to: bo
     At layer l attention's output at the query's last token is the donor's in layer l alone or, with `up_to`, in all
     layers up to l.
     """
+    if lab.config.protocol.record_at is not RecordAt.last_prompt_token:
+        raise ConfigError("metric=[graft] needs protocol.record_at=last_prompt_token, where the outputs are put in")
     if icl.next_token_log_probs is None:
         raise ValueError("grafts are compared with ICL's next-token distribution, which was not recorded")
     plan = RecordPlan(optional=frozenset({"next_token_log_probs"}), bos=len(lab.prompts.bos))

@@ -10,6 +10,7 @@ import torch
 from iclgd.common.records import PromptSet, Recording, Trace
 from iclgd.common.seeding import permuted
 from iclgd.config import Config
+from iclgd.config.enumerations import Start
 from iclgd.config.variants import ICL, reference_config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
@@ -35,7 +36,8 @@ class Reference:
             return self.lab.untouched(setting, prompts)
         # Attention to the context is to the run's own demonstrations, in its order; noise is each setting's own.
         own = self.lab.prompts.context() if f"{setting}.context_scores" in self.lab.wanted else None
-        noise = setting if self.lab.config.finetune.noise else ICL
+        finetune = self.lab.config.finetune
+        noise = setting if finetune.noise or finetune.start is Start.noise else ICL
         cache = recordings_cache(self.lab.config.runtime)
         key = learning_key(self.lab, setting, prompts, context_scores_with=own, noise_of=noise)
         recording, reused = cache.get_or_compute(key, lambda: self._learned(setting, prompts))

@@ -106,6 +106,7 @@ class Bench:
             return [Row(item, self.context()) for item in self.calibration]
         if self.options.sees is Sees.queries:
             return [Row(item, self.context()) for item in self.queries]
+        self.refuse_fewer_demonstrations(2)
         return [
             Row(without_label(item), self.context(left_out=place)) for place, item in enumerate(self.demonstrations)
         ]
@@ -118,7 +119,7 @@ class Bench:
             field: such as `attention_output`, `block_output`, `next_token_log_probs` or `label_scores`.
             context: whether each row's context stands before it.
         """
-        plan = RecordPlan(optional=frozenset({field} - {"attention_output", "label_scores"}), bos=len(self.prompts.bos))
+        plan = self.plan(*{field} - {"attention_output", "label_scores"})
         by_context: dict[Tokens, list[int]] = {}
         for number, row in enumerate(rows):
             by_context.setdefault(row.context if context else self.prompts.bos, []).append(number)
@@ -128,6 +129,17 @@ class Bench:
             parts.append(getattr(record(self.model, questions, tokens, plan), field))
         order = torch.tensor([number for numbers in by_context.values() for number in numbers]).argsort()
         return torch.cat(parts)[order]
+
+    def plan(self, *optional: str) -> RecordPlan:
+        """How the mechanism's own recordings are taken: batches and options as in the run."""
+        runtime = self.config.runtime
+        return RecordPlan(
+            optional=frozenset(optional),
+            batch_tokens=runtime.batch_tokens,
+            padding=runtime.padding,
+            bos=len(self.prompts.bos),
+            mean_label=self.config.task.length_normalised,
+        )
 
     def question(self, query: Item) -> Question:
         """A query as the recorder takes it."""
@@ -163,6 +175,30 @@ class Bench:
 
         with intervening(self.model, intervention):
             yield
+
+    def checked_layer(self, layer: int) -> int:
+        """The layer, if the model has it.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not 0 <= layer < self.model.layers:
+            last = self.model.layers - 1
+            raise ConfigError(f"finetune.layer={layer} does not exist: the model's layers are 0 to {last}")
+        return layer
+
+    def refuse_fewer_demonstrations(self, least: int) -> None:
+        """Refuse too few demonstrations for one of them to be left out."""
+        if len(self.demonstrations) < least:
+            raise ConfigError(
+                f"finetune={self.options.name} leaves out one demonstration at a time and needs {least} or more: "
+                "raise task.shots, or let it see other rows (finetune.sees=calibration)"
+            )
+
+    def refuse_some_layers(self) -> None:
+        """Refuse a choice of layers where the mechanism acts through all of them."""
+        if parse_layers(self.options.layers) is not None:
+            raise ConfigError(f"finetune={self.options.name} acts through all layers: leave finetune.layers=all")
 
     def no_steps(self) -> Trace:
         """The trace of a mechanism that changes no weights."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from iclgd.common.records import Trace
 from iclgd.config.enumerations import Site
 from iclgd.mechanisms.bench import Bench
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention import AttentionPass, precise
 from iclgd.models.forward import Prefix, encode_prefix, forward
 from iclgd.models.interventions import intervening, last_tokens, reading, rewriting
 
@@ -42,7 +42,8 @@ def one_shot_sum(bench: Bench) -> Iterator[Trace]:
 @contextmanager
 def _from_single_demonstrations(bench: Bench, summed: bool) -> Iterator[None]:
     model, count = bench.model, len(bench.demonstrations)
-    layers = [layer for layer in bench.layers if layer >= (bench.options.layer or 0)]
+    first = 0 if bench.options.layer is None else bench.checked_layer(bench.options.layer)
+    layers = [layer for layer in bench.layers if layer >= first]
     nothing = encode_prefix(model, bench.prompts.bos)
     prefixes = [encode_prefix(model, bench.context(only=place)) for place in range(count)]
 
@@ -54,7 +55,7 @@ def _from_single_demonstrations(bench: Bench, summed: bool) -> Iterator[None]:
             kept: ByLayer = {}
             with reading(model, Site.attention_output, layers, chosen, kept):
                 forward(model, token_ids, AttentionPass(lengths=now.lengths, left=now.left, prefix=prefix))
-            return kept
+            return {layer: precise(rows) for layer, rows in kept.items()}  # sums round in half precision
 
         total: ByLayer = {}
         for prefix in prefixes:

@@ -34,9 +34,10 @@ def kv_prefix(bench: Bench) -> Iterator[Trace]:
     Yields:
         The losses; norms of gradients and of the whole change are of each layer's keys and values together.
     """
+    bench.refuse_some_layers()
     trained = _start(bench)
     trace = _trained(bench, trained)
-    with own_prefix(bench.model, [(key.detach(), value.detach()) for key, value in trained]):
+    with own_prefix(bench.model, _as_read(bench, trained)):
         yield trace
 
 
@@ -44,10 +45,12 @@ def _start(bench: Bench) -> list[tuple[nn.Parameter, nn.Parameter]]:
     prefix = encode_prefix(bench.model, bench.context())
     if prefix is None:
         raise ConfigError(f"finetune={bench.options.name} has no demonstrations to start from: raise task.shots")
-    stream = torch_stream("prefix noise", bench.config.seed)
+    # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
+    own_noise = "" if bench.noise == "update noise" else f" {bench.noise}"
+    stream = torch_stream(f"prefix noise{own_noise}", bench.config.seed)
 
     def begin(tensor: Tensor) -> nn.Parameter:
-        own = tensor.clone()  # outside of inference mode, so that it can be trained
+        own = precise(tensor.clone())  # in float32 small steps add up; outside of inference mode it can be trained
         if bench.options.start is Start.noise:
             noise = torch.randn(own.shape, generator=stream).to(own)
             own = own.mean() + own.std() * noise
@@ -75,7 +78,8 @@ def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) 
             break
         learner.step()
         learner.zero_grad(set_to_none=True)
-        step_done(step + 1)
+        with own_prefix(bench.model, _as_read(bench, prefix)):
+            step_done(step + 1)
     changes = [(key.detach() - k, value.detach() - v) for (key, value), (k, v) in zip(prefix, before, strict=True)]
     return Trace(
         losses=torch.tensor(losses),
@@ -93,7 +97,9 @@ def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], place: int) -> 
     length = len(bench.context())
     start, end = prompts.context_spans()[place]
     others = [i for i in range(length) if not start <= i < end + len(prompts.separator)]
-    seen: list[KeyValues] = [(key[:, :, others], value[:, :, others]) for key, value in prefix]
+    seen: list[KeyValues] = [
+        (key[:, :, others].to(bench.model.dtype), value[:, :, others].to(bench.model.dtype)) for key, value in prefix
+    ]
     tokens = torch.tensor([item.token_ids])
     now = AttentionPass(
         lengths=torch.tensor([len(item.token_ids)], device=bench.model.device), prefix=seen, first_position=length
@@ -103,6 +109,12 @@ def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], place: int) -> 
         hidden = forward(bench.model, tokens, now)[0, first - 1 : -1]
         logits = precise(bench.model.anatomy.unembed(hidden))
         return functional.cross_entropy(logits, tokens[0, first:].to(logits.device))
+
+
+def _as_read(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]]) -> list[KeyValues]:
+    """The prefix in the model's precision."""
+    dtype = bench.model.dtype
+    return [(key.detach().to(dtype), value.detach().to(dtype)) for key, value in prefix]
 
 
 def _gradient(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import hooks, intervening, own_tokens, rewriting
-from iclgd.models.recorder import RecordPlan, record
+from iclgd.models.recorder import record
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def task_vector(bench: Bench) -> Iterator[Trace]:
     """
     dummy = bench.calibration[0]
     layer = bench.options.layer
-    layer = _best_layer(bench, dummy) if layer is None else _checked(bench, layer)
+    layer = _best_layer(bench, dummy) if layer is None else bench.checked_layer(layer)
     vectors = bench.observe([Row(dummy, bench.context())], "block_output", context=True)
     with _replaced(bench, layer, vectors.expand(len(bench.prompts.queries), -1, -1)):
         yield bench.no_steps()
@@ -56,6 +56,7 @@ def _replaced(bench: Bench, layer: int, vectors: Float[Tensor, "question layer d
 
 
 def _best_layer(bench: Bench, dummy: Item) -> int:
+    bench.refuse_fewer_demonstrations(2)
     places = range(len(bench.demonstrations))
     held_out = [without_label(item) for item in bench.demonstrations]
     rows = [Row(dummy, bench.context(left_out=place)) for place in places]
@@ -65,17 +66,10 @@ def _best_layer(bench: Bench, dummy: Item) -> int:
     quality = []
     for layer in bench.layers:
         with _replaced(bench, layer, vectors):
-            scores = record(bench.model, questions, bench.prompts.bos, RecordPlan()).label_scores
+            scores = record(bench.model, questions, bench.prompts.bos, bench.plan()).label_scores
         right = scores.nan_to_num(nan=-torch.inf).argmax(-1) == labels
         quality.append((right.float().mean().item(), scores[places, labels].mean().item(), layer))
     return max(quality, key=lambda each: each[:2])[2]
-
-
-def _checked(bench: Bench, layer: int) -> int:
-    if not 0 <= layer < bench.model.layers:
-        last = bench.model.layers - 1
-        raise ConfigError(f"finetune.layer={layer} does not exist: the model's layers are 0 to {last}")
-    return layer
 
 
 @contextmanager
@@ -89,10 +83,23 @@ def function_vector(bench: Bench) -> Iterator[Trace]:
     added to the output of block `finetune.layer` (null: a third up) at the query's last token and behind it.
     """
     layer = bench.options.layer
-    layer = bench.model.layers // 3 if layer is None else _checked(bench, layer)
+    layer = bench.model.layers // 3 if layer is None else bench.checked_layer(layer)
+    bench.refuse_some_layers()
+    _refuse_without_heads(bench)
     vector = function_vector_of(bench)
     with bench.rewriting(Site.block_output, [layer], lambda _layer, rows: rows + vector.to(rows)):
         yield bench.no_steps()
+
+
+def _refuse_without_heads(bench: Bench) -> None:
+    """Refuse what has no heads' outputs that add up, or no labels to shuffle."""
+    bench.refuse_fewer_demonstrations(3)
+    anatomy = bench.model.anatomy
+    if anatomy.added(0) is not anatomy.projection(0, "o"):
+        raise ConfigError(
+            f"finetune={bench.options.name} adds up heads' outputs, and a norm stands behind those of "
+            f"{type(bench.model.network).__name__}: choose another model or mechanism"
+        )
 
 
 @torch.inference_mode()
@@ -106,7 +113,7 @@ def function_vector_of(bench: Bench) -> Float[Tensor, " d_model"]:
 
 
 def _mean_head_outputs(bench: Bench) -> Float[Tensor, "layer head head_dim"]:
-    rows = [row.query.token_ids for row in bench.rows()]
+    rows = [query.token_ids for query in bench.calibration]
     prefix, model = encode_prefix(bench.model, bench.context()), bench.model
     outputs: list[Tensor] = []
     for tokens in rows:

@@ -50,8 +50,9 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
     ranked = {score.name: _nearest_first(score, candidates) for score in scores}
     comparisons: dict[tuple[str, str, str], Comparison] = {}
     for name, order in ranked.items():
-        for one in order[1:]:
-            comparisons[name, one.variant, order[0].variant] = _compare(name, order[0], one)
+        for place, first in enumerate(order):  # all pairs count, since the nearest is chosen by the same numbers
+            for one in order[place + 1 :]:
+                comparisons[name, one.variant, first.variant] = _compare(name, first, one)
         if itself is not None and name in itself.values:
             comparisons |= {(name, one.variant, ITSELF): _compare(name, itself, one) for one in order}
     comparisons = holm_corrected(comparisons)
