@@ -114,8 +114,8 @@ def learned_once(lab: Laboratory, settings: Settings) -> Learned:
 
 def learning_key(lab: Laboratory, setting: str, prompts: PromptSet, **of: Any) -> str:
     """The key of what a variant leaves; `of` says what else it depends on."""
-    shown = (prompts.training_items(), prompts.calibration)
-    items = [[[item.token_ids, item.label_length] for item in group] for group in shown]
+    shown = (prompts.training_items(), prompts.calibration, prompts.demonstrations)
+    items = [[[item.token_ids, item.label_length, item.label, item.options] for item in group] for group in shown]
     return lab.recording_key(setting, prompts.bos, learned=True, in_context=prompts.context(), shown=items, **of)
 
 

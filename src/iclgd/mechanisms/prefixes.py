@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import mean
 
 import torch
 from jaxtyping import Float
@@ -17,6 +19,7 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import LossOn, Start
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.optimisers import optimiser
+from iclgd.mechanisms.stability import last_steps, suspicious
 from iclgd.models.attention import AttentionPass, KeyValues, precise
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import own_prefix
@@ -35,6 +38,7 @@ def kv_prefix(bench: Bench) -> Iterator[Trace]:
         The losses; norms of gradients and of the whole change are of each layer's keys and values together.
     """
     bench.refuse_some_layers()
+    _refuse_gaps(bench)
     trained = _start(bench)
     trace = _trained(bench, trained)
     with own_prefix(bench.model, _as_read(bench, trained)):
@@ -88,7 +92,35 @@ def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) 
         update_ranks=torch.full((layers,), float("nan")),
         demonstrations=tuple(bench.prompts.in_context[place] for place in steps[: len(losses)]),
         diverged_at=diverged_at,
+        untouched_loss=_untouched_loss(bench, before, steps, losses) if diverged_at is None else math.nan,
     )
+
+
+def _untouched_loss(
+    bench: Bench, before: Sequence[tuple[Tensor, Tensor]], steps: Sequence[int], losses: Sequence[float]
+) -> float:
+    """The mean loss with the prefix as it started on the demonstrations of the end, as `Loop` has it of weights."""
+    if not suspicious(losses):
+        return math.nan
+    return mean(_loss(bench, before, place).item() for place in steps[-last_steps(len(losses)) :])
+
+
+def _refuse_gaps(bench: Bench) -> None:
+    """Refuse models in which a demonstration cannot be read past a gap in the prefix, at its own distance to the rest.
+
+    ALiBi and local windows count distances by the order of keys, not by their positions.
+    """
+    network, length = bench.model.network, len(bench.context())
+    config, reads = network.config, inspect.signature(network.base_model.forward).parameters
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    by_order = "position_ids" not in reads or getattr(config, "alibi", False)
+    longest = max(len(item.token_ids) for item in bench.demonstrations)
+    if bench.options.epochs and (by_order or (isinstance(window, int) and window < length + longest)):
+        raise ConfigError(
+            f"finetune={bench.options.name} trains on each demonstration without its own part of the prefix, and "
+            f"{type(network).__name__} counts distances by the order of tokens (ALiBi, or a window of {window}): set "
+            "finetune.epochs=0, fewer task.shots, or another model"
+        )
 
 
 def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], place: int) -> Float[Tensor, ""]:

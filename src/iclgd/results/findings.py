@@ -47,7 +47,7 @@ def _is_candidate(results: Results, one: Contender) -> bool:
 def _paragraph(results: Results, candidates: Sequence[Contender], itself: Contender | None) -> str:
     scores = [results.scores[name] for name in results.headline]
     scores = [score for score in scores if score.learned and score.better is not Better.neither]
-    ranked = {score.name: _nearest_first(score, candidates) for score in scores}
+    ranked = {score.name: _nearest_first(score, _in_all_draws(score, candidates)) for score in scores}
     comparisons: dict[tuple[str, str, str], Comparison] = {}
     for name, order in ranked.items():
         for place, first in enumerate(order):  # all pairs count, since the nearest is chosen by the same numbers
@@ -56,11 +56,19 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
         if itself is not None and name in itself.values:
             comparisons |= {(name, one.variant, ITSELF): _compare(name, itself, one) for one in order}
     comparisons = holm_corrected(comparisons)
-    sentences = [_sentence(results, score, ranked[score.name], comparisons) for score in scores if ranked[score.name]]
+    sentences = [
+        _sentence(results, score, candidates, ranked[score.name], comparisons) for score in scores if ranked[score.name]
+    ]
     tested = sum(not math.isnan(comparison.p) for comparison in comparisons.values())
     rule = f"Told apart: p < 0.05 after Holm's correction for {tested} comparisons, paired by draw."
     rule += " What is not told apart may still differ."
     return " ".join([*sentences, rule if tested else "With fewer than 5 draws nothing is tested."])
+
+
+def _in_all_draws(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
+    """The candidates with a value in every draw that any has: a mean over the draws that went well is no fair one."""
+    counts = {one.variant: len(_values(score.name, one)) for one in candidates}
+    return [one for one in candidates if counts[one.variant] == max(counts.values())]
 
 
 def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
@@ -81,6 +89,7 @@ def _compare(score: str, first: Contender, second: Contender) -> Comparison:
 def _sentence(
     results: Results,
     score: ScoreInfo,
+    candidates: Sequence[Contender],
     order: Sequence[Contender],
     comparisons: Mapping[tuple[str, str, str], Comparison],
 ) -> str:
@@ -91,6 +100,9 @@ def _sentence(
     sees = results.text(SEES, results.variants[best.variant].sees)
     text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {interval.mean:.{score.digits}f}{ends}"
     text += f" (sees {sees})."
+    missing = [labels[one.variant] for one in candidates if one not in order and _values(score.name, one)]
+    if missing:
+        text += f" Left out, since not every draw of theirs has a value: {', '.join(missing)}."
     for other, name in ((best.variant, "it"), (ITSELF, "ICL itself")):
         tested = {v: c for (s, v, o), c in comparisons.items() if (s, o) == (score.name, other) and not math.isnan(c.p)}
         same = [labels[variant] for variant, comparison in tested.items() if not comparison.marked]
