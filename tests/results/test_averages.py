@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from iclgd.report import page
+from iclgd.report.tables import tables
 from iclgd.results import rates, remarks
 from iclgd.results.averages import Layers
 from iclgd.results.frame import Results, overall
@@ -54,11 +56,8 @@ def test_means_are_over_the_layers_of_the_rule(sweep, rule, low, high):
         row = rows.loc[trained]
         assert row["layers"] == len(layers)
         assert row["mean"] == pytest.approx(np.nanmean(values[name][:, layers], axis=0).mean(), abs=1e-12)
-    assert rows.loc["2,3", "undefined"] == 2 * 20 and rows.loc["3", ["draws", "diverged", "layers"]].tolist() == [
-        0,
-        1,
-        0,
-    ]
+    assert rows.loc["2,3", "undefined"] == 2 * 20
+    assert rows.loc["3", ["draws", "diverged", "layers"]].tolist() == [0, 1, 0]
 
 
 def test_the_interval_over_queries_is_of_the_same_layers(sweep):
@@ -81,7 +80,8 @@ def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
     assert means["0,1"] == pytest.approx(np.nanmean(values["low"][:, [2, 3]], axis=0).mean(), abs=1e-12)
     (note,) = remarks.layer_notes(results)
     assert note == "Means of SimAOU are over 2 of 4 layers: those in which every setting of a model has a value."
-    assert note in remarks.remarks(results)
+    shown = page.render(results, [], tables(results), "title")
+    assert note in shown and "SimAOU: 40 undefined values, left out of the mean" in shown
     assert "over 2 of 4, 4 of 4 layers" in remarks.layer_notes(Results.read([folder], Layers.all))[0]
     curve = results.frame.query("run == 'low' and score == 'sim_aou' and examples == 'all' and layer == 0")
     assert curve["mean"].item() == pytest.approx(values["low"][:, 0].mean())  # curves show every layer

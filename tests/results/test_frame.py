@@ -11,7 +11,6 @@ import altair as alt
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 import iclgd
@@ -19,21 +18,7 @@ from iclgd.report.tables import summary
 from iclgd.results.frame import Results, overall
 from iclgd.results.reading import ReportError, read_run
 from iclgd.runs.varying_keys import as_text, heading, varying_keys
-from report_fixtures import write_run
-
-
-def change(folder, file="config.yaml", **keys):
-    """Set dotted keys (two underscores for a dot) in a run's config, or entries of another file."""
-    path = folder / file
-    content = yaml.safe_load(path.read_text())
-    for key, value in keys.items():
-        *groups, last = key.split("__")
-        place = content
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
-    path.write_text(yaml.safe_dump(content, sort_keys=False) if file.endswith("yaml") else json.dumps(content))
-    return folder
+from report_fixtures import change, write_run
 
 
 def row(results, score="sim_aou", **settings):
@@ -47,9 +32,8 @@ def row(results, score="sim_aou", **settings):
 def test_the_frame_has_a_row_for_each_run_score_examples_and_layer(tmp_path):
     write_run(tmp_path / "a", seed=3)
     frame = Results.read([tmp_path]).frame
-    assert list(frame)[:9] == ["run", "model.name", "model.weights", "task.name", "task.shots", "finetune.name",
-                               "finetune.lr",
-                               "seed", "score"]  # fmt: skip
+    keys = ["model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr", "seed"]
+    assert list(frame)[:9] == ["run", *keys, "score"]
     aou = frame[(frame.score == "sim_aou") & (frame.examples == "all")]
     assert aou.layer.tolist()[1:] == list(range(6)) and aou.layer.isna().tolist() == [True] + [False] * 6
     scores = json.loads((tmp_path / "a" / "scores.json").read_text())

@@ -9,20 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from iclgd.config.enumerations import Better
-
-pytest.importorskip("iclgd.statistics")
 from iclgd.report.planted_truths import notice_tables, planted_truths
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import Results
 from iclgd.results.planted_truths import anchored, cells_of, identification, in_words, notice, notices
 from iclgd.statistics import shares_interval
-from report_fixtures import write_run
+from report_fixtures import change, write_run
 
 NAMES = ("gd", "lcgd", "random_direction")
 SCORE = ScoreInfo("s", "SimAOU", limits=(-1, 1), better=Better.higher)
+BOTH = {"icl": "icl.x", "ft": "ft.x"}
 LOWER = replace(SCORE, better=Better.lower)
 
 
@@ -123,20 +121,15 @@ def test_unlike_settings_are_never_averaged(tmp_path):
             for variant in ("gd", "lcgd"):
                 folder = tmp_path / f"{truth}{factor}{layers}{variant}"
                 write_run(folder, variant=variant, shift=shift + (factor or 0) / 10, scores=("sim_aou",), examples=6)
-                config = yaml.safe_load((folder / "config.yaml").read_text())
-                config["finetune"]["layers"] = layers
-                config["metric"]["scores"]["sim_aou"]["inputs"] = {"icl": "icl.x", "ft": "ft.x"}
+                change(folder, finetune__layers=layers, metric__scores__sim_aou__inputs=BOTH)
                 if factor:
-                    config["reference"] = {"name": truth, "lr_factor": factor}
-                (folder / "config.yaml").write_text(yaml.safe_dump(config))
+                    change(folder, reference={"name": truth, "lr_factor": factor})
     results = Results.read([tmp_path])
     found = {(one.setting["finetune.layers"], one.setting["reference.lr_factor"]): one for one in notices(results)}
     assert set(found) == {("all", 1), ("all", 3), ("0", 1), ("0", 3)}
     for (layers, factor), one in found.items():
         cells = one.matrix.set_index(["truth", "candidate"])["mean"]
-        base = results.frame.loc[results.frame["run"].eq("iclNoneallgd") & results.frame["layer"].isna(), "mean"].iloc[
-            0
-        ]
+        base = next(run for run in results if run.name == "iclNoneallgd").mean("sim_aou")
         own = 0.3 * (layers == "0")
         assert cells["icl", "gd"] == pytest.approx(base + own)
         assert cells["gd", "gd"] == pytest.approx(base + own + factor / 10)
@@ -151,11 +144,8 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
     ):
         folder, above = tmp_path / f"{task}-{truth}-{variant}-{seed}", shift.get((truth, variant), 0.1)
         write_run(folder, task=task, variant=variant, seed=seed, shift=above, scores=("sim_aou",), examples=4, layers=2)
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        config["metric"]["scores"]["sim_aou"]["inputs"] = {"icl": "icl.x", "ft": "ft.x"}
-        config["finetune"]["role"] = "floor" if variant == "random_direction" else "variant"
-        config["reference"] = {"name": truth}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        role = "floor" if variant == "random_direction" else "variant"
+        change(folder, metric__scores__sim_aou__inputs=BOTH, finetune__role=role, reference__name=truth)
     results = Results.read([tmp_path])
     tables, places = {table.name: table for table in notice_tables(results)}, ("headlines", "reviews")
     kinds = ("matrix", "ranking", "anchored")
@@ -182,9 +172,7 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
 
 def test_planted_truths_without_a_score_that_compares_have_no_notice(tmp_path):
     for truth in ("icl", "gd"):
-        folder = write_run(tmp_path / truth, scores=("sim_aou",), examples=6)
-        config = yaml.safe_load((folder / "config.yaml").read_text()) | {"reference": {"name": truth}}
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        change(write_run(tmp_path / truth, scores=("sim_aou",), examples=6), reference__name=truth)
     assert notices(Results.read([tmp_path])) == []  # its input is finetuning's alone
 
 

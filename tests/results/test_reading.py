@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
-import yaml
 
+import report_fixtures
 from configs import config
 from iclgd.cli import status
 from iclgd.report.__main__ import cli as report
@@ -26,20 +24,7 @@ def put(name, content):
 
 
 def change(name, **fields):
-    """Set fields of a JSON or YAML file, with two underscores for a dot."""
-
-    def damage(folder):
-        path = folder / name
-        content = yaml.safe_load(path.read_text())
-        for key, value in fields.items():
-            *groups, last = key.split("__")
-            inner = content
-            for group in groups:
-                inner = inner[group]
-            inner[last] = value
-        path.write_text(json.dumps(content))
-
-    return damage
+    return lambda folder: report_fixtures.change(folder, name, **fields)
 
 
 def cut(name):

