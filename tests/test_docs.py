@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FAULTS = (ROOT / "docs" / "FAULTS.md").read_text()
 ROWS = [line for line in FAULTS.splitlines() if line.startswith("| ") and not line.startswith("| Fault |")]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "llms.txt", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 NAMED = re.compile(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`")
