@@ -48,6 +48,9 @@ def test_what_is_out_of_bounds_is_refused_with_the_bounds(override, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (("finetune.mechanism=nothing",), "finetune.mechanism=nothing is none of none, gradient_descent, exact_patch"),
+        (("finetune.objective=nothing",), "finetune.objective=nothing is none of gd, lcgd, short_circuit; one of"),
+        (("finetune.norm_of=nothing",), "finetune.norm_of=nothing is none of"),
         (("metric=[]",), "metric=[] measures nothing: name files of conf/metric"),
         (("finetune=exact_patch", "finetune.noise=0.1"), "that of exact_patch is exact_patch: set it to 0"),
     ],

@@ -21,6 +21,7 @@ from iclgd.evidence.preparation import prepare
 from iclgd.runs import source_code
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.inputs import Inputs
+from iclgd.tasks.draw import Pools, read_pool
 
 SHOTS, ROWS = 4, 16
 METRIC = "def far(icl, ft, zsl):\n    return (icl - ft).norm(dim=-1)\n"
@@ -93,6 +94,20 @@ def rows_that_count(task: str, *overrides: str) -> int:
         counted += bool(now.changes(before.parts))
         before = now
     return counted
+
+
+def test_a_mechanism_that_cannot_be_imported_is_refused_before_a_run_has_a_folder(folder):
+    with pytest.raises(ConfigError, match=r"finetune.mechanism=prov_gone.act cannot be imported"):
+        prepare(run("finetune.mechanism=prov_gone.act"))
+
+
+def test_the_runs_of_a_command_read_a_tasks_rows_once(folder, monkeypatch):
+    pools, reads = Pools(), []
+    module = sys.modules[Pools.__module__]
+    monkeypatch.setattr(module, "read_pool", lambda config: reads.append(1) or read_pool(config))
+    chosen = [(), ("seed=1", "task.shots=2"), ("task.description=Label.",), ("finetune.lr=0.2",)]
+    parts = [prepare(run(*overrides), pools).inputs.parts for overrides in chosen]
+    assert len(reads) == 2 and parts == [prepare(run(*overrides)).inputs.parts for overrides in chosen]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])

@@ -115,6 +115,6 @@ def test_an_objective_of_ones_own():
     mine_, _ = trained_by(model, config)
     gd, _ = trained_by(model, learning())
     torch.testing.assert_close(mine_.losses, 2 * gd.losses)
-    for wrong in ("nothing", "iclgd.nowhere.f", "iclgd.mechanisms.objectives.nothing"):
-        with pytest.raises(ConfigError, match=r"is none of gd, lcgd, short_circuit|cannot be imported"):
+    for wrong in ("iclgd.nowhere.f", "iclgd.mechanisms.objectives.nothing"):
+        with pytest.raises(ConfigError, match=r"cannot be imported"):
             trained_by(model, learning(f"finetune.objective={wrong}"))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from iclgd.config import ConfigError
+from iclgd.config.enumerations import Mechanism, Objective
+from iclgd.mechanisms import objectives
 from iclgd.mechanisms.registry import MECHANISMS, resolve_mechanism
 from iclgd.models.forward import encode_prefix
 from iclgd.models.interventions import intervening, last_tokens, own_prefix, rewriting, unchanged_afterwards
@@ -37,6 +39,10 @@ def test_a_mechanism_that_changes_nothing_is_none_bit_for_bit(family):
     own = acted(bench(model, "none", f"finetune.mechanism={__name__}.doing_nothing"))[0]
     for name, tensor in acted(bench(model, "none"))[0].tensors().items():
         assert torch.equal(tensor.nan_to_num(), getattr(own, name).nan_to_num()), name
+
+
+def test_the_config_names_every_mechanism_and_objective():
+    assert list(MECHANISMS) == list(Mechanism) and list(objectives._OBJECTIVES) == list(Objective)
 
 
 LEAVING = {

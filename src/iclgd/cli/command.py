@@ -44,6 +44,7 @@ class Command:
     config: DictConfig | None = None  # of the single run, or of the sweep without what is swept over
     sweep: SweepRecord | None = None  # how the runs of a sweep ended
     single: list[Outcome] = dataclasses.field(default_factory=list)  # how the run of a single run ended
+    pools: Any = None  # rows that were read for a run of this process, for the next ones
 
     def outcomes(self) -> list[Outcome]:
         """How each run ended, wherever it was computed."""
@@ -156,9 +157,12 @@ def _experiment(*arguments: Any) -> Any:
 
 
 def _prepare(config: Config) -> Any:
-    from iclgd.evidence.preparation import prepare  # imports pandas, where the rows are read with it
+    from iclgd.evidence.preparation import prepare  # imports NumPy, and pandas where rows are read with it
+    from iclgd.tasks.draw import Pools
 
-    return prepare(config)
+    command = CURRENT.get() or Command()
+    command.pools = command.pools or Pools()
+    return prepare(config, command.pools)
 
 
 def assign_gpu(config: Config, settings: DictConfig) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from iclgd.config.enumerations import ModelSource, Placement, TaskSource, Trainable
+from iclgd.config.enumerations import Mechanism, ModelSource, Objective, Placement, TaskSource, Trainable
 
 _LARGEST_FLOAT32 = 3.4028235e38
 _LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which draws the papers' orders, takes no larger one
@@ -52,6 +52,9 @@ def refuse_impossible(config: Any) -> None:
     _check_rates(config)
     _check_scores(config)
     finetune, in_memory = config.finetune, config.model.source is ModelSource.memory
+    _check_function("finetune.mechanism", finetune.mechanism, list(Mechanism))
+    _check_function("finetune.objective", finetune.objective, list(Objective))
+    _check_function("finetune.norm_of", finetune.norm_of, list(Objective))
     if finetune.noise and finetune.mechanism != "gradient_descent":
         raise ConfigError(
             f"finetune.noise is for finetune.mechanism=gradient_descent, and that of {finetune.name} is "
@@ -70,6 +73,12 @@ def refuse_impossible(config: Any) -> None:
 def _check_range(key: str, value: float | None, least: float, most: float) -> None:
     if value is not None and not least <= value <= most:
         raise ConfigError(f"{key}={value} is out of bounds: give {least:,} to {most:,}")
+
+
+def _check_function(key: str, name: str | None, own: list[str]) -> None:
+    """Refuse a name that is neither one of this package's own nor a dotted path."""
+    if name is not None and name not in own and "." not in name:
+        raise ConfigError(f"{key}={name} is none of {', '.join(own)}; one of yours is named module.function")
 
 
 def _check_rates(config: Any) -> None:

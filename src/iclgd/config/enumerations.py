@@ -10,6 +10,14 @@ TaskSource = StrEnum("TaskSource", "bundled hub lm_eval")
 OnLeak = StrEnum("OnLeak", "error drop keep")
 OnOverflow = StrEnum("OnOverflow", "error drop")
 
+# The mechanisms and objectives of this package; a dotted path names a function of the user's.
+Mechanism = StrEnum(
+    "Mechanism",
+    "none gradient_descent exact_patch static_patch mean_shift linear_shift task_vector function_vector one_shot_mean "
+    "one_shot_sum activation_match priming context_distillation kv_prefix",
+)
+Objective = StrEnum("Objective", "gd lcgd short_circuit")
+
 # What a mechanism may look at to act like ICL. Calibration rows are of the train split, neither demonstrations nor
 # measured, and their labels are not used; what sees the measured queries is a ceiling and no method.
 Sees = StrEnum("Sees", "nothing demonstrations one_at_a_time calibration queries")

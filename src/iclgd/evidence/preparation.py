@@ -11,13 +11,14 @@ from typing import Any
 from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Sees, TrainingData
+from iclgd.config.functions import imported
 from iclgd.config.variants import STATIC, reference_config, variant
 from iclgd.models.files import dtype_name, layers_of, model_inputs
 from iclgd.runs.environment import computing_versions
 from iclgd.runs.inputs import LOOKS, OWN_CODE, Inputs, digest, run_id
 from iclgd.runs.source_code import measuring_code, user_code
 from iclgd.tasks import Drawn, draw
-from iclgd.tasks.draw import inputs_of, read_pool
+from iclgd.tasks.draw import Pools, inputs_of
 from iclgd.tasks.examples import Example
 
 _LINE = re.compile(r", (?:line|row) \d+$")
@@ -33,15 +34,19 @@ class Prepared:
     compared: Drawn | None = None  # those of the variant that `metric.compare_with` names
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, pools: Pools | None = None) -> Prepared:
     """Draw a run's rows, and digest all that its numbers depend on.
+
+    Args:
+        config: the run.
+        pools: reads the task's rows, or has them from an earlier run of the same command.
 
     Raises:
         MissingInput: data or a model that is not there.
         ConfigError: data or a model that cannot be used.
     """
     refuse_missing_layers(config)
-    pool = read_pool(config)
+    pool = (pools or Pools()).read(config)
     drawn, reference, compared = draw(config, pool=pool), None, None
     others: dict[str, Config] = {}  # by part, the run with another variant that numbers come from
     rows = dict(_rows(config, drawn))
@@ -142,10 +147,17 @@ def _model(config: Config) -> dict[str, str]:
 
 
 def _functions(config: Config, others: Mapping[str, Config]) -> list[str]:
-    """The dotted paths of functions: scores, objectives, and the optimiser's class."""
+    """The dotted paths of functions: scores, objectives, and the optimiser's class.
+
+    Raises:
+        ConfigError: a mechanism or an objective cannot be imported.
+    """
     settings: list[Any] = [score.function for score in config.metric.scores.values()]
     for finetune in (config.finetune, *(other.finetune for other in others.values())):
         optimizer = finetune.optimizer
-        settings += [finetune.mechanism, finetune.objective, finetune.norm_of]
+        for key in ("mechanism", "objective", "norm_of"):
+            if "." in (path := getattr(finetune, key) or ""):
+                imported(path, f"finetune.{key}")
+            settings.append(path)
         settings += [optimizer] if isinstance(optimizer, str) else optimizer.values()
     return sorted({value for value in settings if isinstance(value, str) and "." in value})

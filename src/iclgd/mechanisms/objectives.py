@@ -168,8 +168,6 @@ def resolve_objective(name: str, key: str = "finetune.objective") -> Objective:
     """The objective of a name: one of this module's, or a dotted path to a function of yours."""
     if name in _OBJECTIVES:
         return _OBJECTIVES[name]
-    if "." not in name:
-        raise ConfigError(f"{key}={name} is none of {', '.join(_OBJECTIVES)}; one of yours is named module.function")
     found = imported(name, key)
     if not callable(found):
         raise ConfigError(f"{key}={name} is a {type(found).__name__}: an objective is a function")

@@ -56,10 +56,6 @@ def resolve_mechanism(name: str) -> Mechanism:
     """
     if name in MECHANISMS:
         return MECHANISMS[name]
-    if "." not in name:
-        raise ConfigError(
-            f"finetune.mechanism={name} is none of {', '.join(MECHANISMS)}; one of yours is named module.function"
-        )
     mechanism = imported(name, "finetune.mechanism")
     if not callable(mechanism):
         raise ConfigError(f"finetune.mechanism={name} is a {type(mechanism).__name__}: a mechanism is a function")

@@ -29,6 +29,11 @@ SOURCES: dict[TaskSource, Callable[[TaskConfig, str | None], Pool]] = {
 }
 
 
+# Keys of a task that choose among its examples, and change none.
+_DRAWING = ("shots", "queries", "query_seed", "permutation", "labels_noise", "on_leak", "on_overflow", "rates")
+_MOST_POOLS = 4
+
+
 @dataclass(frozen=True)
 class Drawn:
     """All that a run shows, as text."""
@@ -56,6 +61,23 @@ def read_pool(config: Config) -> Pool:
     read = paired_rows if config.task.answer_column else SOURCES[config.task.source]
     pool = read(config.task, config.paths.data_dir)
     return _remapped(pool, config.task.remap) if config.task.remap else pool
+
+
+class Pools:
+    """Reads the examples of each task once for all runs of a command; the last few tasks are kept."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, Pool] = {}
+
+    def read(self, config: Config) -> Pool:
+        """As `read_pool`."""
+        task = {name: value for name, value in vars(config.task).items() if name not in _DRAWING}
+        key = repr([task, config.paths.data_dir])
+        if key not in self._pools:
+            for oldest in list(self._pools)[: 1 - _MOST_POOLS]:
+                del self._pools[oldest]
+            self._pools[key] = read_pool(config)
+        return self._pools[key]
 
 
 def _remapped(pool: Pool, settings: Mapping[Any, Any]) -> Pool:

@@ -113,12 +113,12 @@ def read_jsonl(file: Path) -> Split:
     Lines end at "\n" alone, so that other line separators may stand inside strings. A byte order mark, "\r" and blank
     lines are skipped, and control characters inside strings are kept.
     """
-    rows, numbers = [], []
+    rows, numbers, decoder = [], [], json.JSONDecoder(strict=False)
     for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"), strict=False)
+            row = decoder.decode(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(f"{file}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
         except (ValueError, RecursionError) as error:
