@@ -17,6 +17,7 @@ from iclgd.metrics.predictions import (
     answer_accuracy,
     flipped,
     label_agreement,
+    log_odds,
     order_sensitivity,
     order_spread,
     rec2ftp,
@@ -57,6 +58,15 @@ def test_rec2ftp_by_hand():
 
 def test_flipped_by_hand():
     assert flipped(ZSL, ICL, FT, LABELS).tolist() == [True, False, False, False, False, False]
+
+
+def test_log_odds_by_hand():
+    scores = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.6, NAN], [NAN, 0.6, 0.4], [0.5, NAN, NAN]]).log()
+    expected = [0, math.log(3), NAN, NAN]  # missing options are no others; one option alone has no odds
+    odds = log_odds(scores, torch.tensor([0, 1, 0, 0]))
+    assert odds.tolist() == pytest.approx(expected, abs=1e-7, nan_ok=True)
+    certain = log_odds(torch.tensor([[0.0, -800.0]]), torch.tensor([1]))
+    assert certain.item() == -800, "no probability is rounded to 0 or 1 on the way"
 
 
 def test_label_agreement_by_hand():

@@ -63,6 +63,7 @@ class TaskConfig:
     labels_noise: float = 0.0  # the share of demonstrations whose label is wrong; 1 with two labels: all are flipped
     train_split: str = "train"  # demonstrations come from here
     eval_split: str = "validation"  # and queries from here
+    evaluate: str | None = None  # another task, or a task's yaml, whose evaluation split has the queries
     shots: int = 8  # how many demonstrations
     queries: int = 2000  # how many queries, at most
     query_seed: int = 1  # which queries

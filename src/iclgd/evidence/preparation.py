@@ -121,7 +121,7 @@ def _device(config: Config) -> str:
 def _rows(config: Config, drawn: Drawn, sample: int = 0) -> Iterator[tuple[str, Sequence[Example]]]:
     task, finetune, further = config.task, config.finetune, f", sample {sample}" if sample else ""
     yield f"demonstrations of {task.name}/{task.train_split}{further}", drawn.demonstrations
-    yield f"queries of {task.name}/{task.eval_split}", drawn.queries
+    yield f"queries of {task.evaluate or f'{task.name}/{task.eval_split}'}", drawn.queries
     if drawn.training is not None:
         yield f"training rows of {finetune.other_task or task.name}, {finetune.data}{further}", drawn.training
     if drawn.calibration:

@@ -42,6 +42,30 @@ def accuracy(label_scores: Options, labels: Labels) -> ByExample:
 
 
 @metric
+def log_odds(scores: Options, right: Labels) -> ByExample:
+    """Log-odds of the right option, log p - log(1 - p), with p from the softmax of the scores.
+
+    If every demonstration is a like piece of evidence for what the task is, log-odds grow in a straight line with the
+    number of demonstrations (Bigelow et al. 2025, arXiv 2511.00617).
+
+    Args:
+        scores: of the label options, or log-probabilities of all tokens.
+        right: index of the right option or token.
+
+    Returns:
+        Values in nats, unaveraged. NaN where the right option has no score or is the only one that has.
+    """
+
+    def odds(scores: Tensor, right: Tensor) -> Tensor:
+        scores, index = scores.double(), right[:, None]
+        others = scores.scatter(-1, index, -torch.inf)
+        others = others.masked_fill(others.isnan(), -torch.inf).logsumexp(-1)
+        return (scores.gather(-1, index)[:, 0] - others).masked_fill(others.isneginf(), torch.nan)
+
+    return by_examples(odds, scores, right)
+
+
+@metric
 def rec2ftp(zsl: Options, icl: Options, ft: Options, labels: Labels) -> ByExample:
     """Rec2FTP: of what finetuning corrects, the share that ICL gets right too.
 
@@ -57,14 +81,14 @@ def rec2ftp(zsl: Options, icl: Options, ft: Options, labels: Labels) -> ByExampl
 
 @metric
 def label_agreement(a: Options, b: Options) -> ByExample:
-    """Label agreement: 1 where two settings choose the same option, right or wrong, 0 where not.
+    """Agreement: 1 where two settings choose the same label option or the same next token, right or wrong, 0 where not.
 
     After Shen, Mishra and Khashabi (2024), arXiv 2310.08540, who compare the behaviour of ICL and GD.
 
     Returns:
         0 or 1, unaveraged. NaN where either has no prediction.
     """
-    return _right(predicted(a), predicted(b))
+    return by_examples(lambda a, b: _right(predicted(a), predicted(b)), a, b)
 
 
 @metric

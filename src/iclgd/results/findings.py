@@ -1,4 +1,4 @@
-"""What a sweep of mechanisms says, in plain sentences: which is nearest to ICL, and what can be told apart."""
+"""What some runs say in plain sentences: what context does, which mechanism is nearest, what can be told apart."""
 
 from __future__ import annotations
 
@@ -11,13 +11,56 @@ from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import SEES, Results
 from iclgd.results.planted_truths import ICL, TRUTH
 from iclgd.results.rates import Contender, contenders
+from iclgd.results.remarks import Setting, context_accuracies
 from iclgd.statistics import Comparison, compare, draws_interval, holm_corrected
 
 ITSELF = "replay"  # ICL as a mechanism: what the others are compared with
 _CANDIDATES = (Role.variant, Role.rival, Role.mechanism)
+_MOST_SETTINGS = 3  # of which each has a sentence in plain words
 
 
 def findings(results: Results) -> list[str]:
+    """Paragraphs on the mechanisms, and last what was seen in one sentence for each setting."""
+    return [*_nearest(results), *in_short(results)]
+
+
+def in_short(results: Results) -> list[str]:
+    """For each of a few settings: how often the model is right with and without context, and who repeats that effect.
+
+    Nothing where accuracies or the share that is recovered were not measured.
+    """
+    score = next((one for one in results.scores.values() if one.function == "recovered"), None)
+    accuracies = context_accuracies(results)
+    if score is None or len(accuracies) > _MOST_SETTINGS:
+        return []
+    sentences = []
+    for setting, draws in accuracies.items():
+        shares = _recovered(results, score, setting)
+        if shares:
+            icl, zsl = (math.fsum(one.mean for one in column) / len(draws) for column in zip(*draws, strict=True))
+            named = [results.text(key, value) for key, value in setting if key in results.varied]
+            text = f"In short ({', '.join(named)})" if named else "In short"
+            shots = results.text("task.shots", dict(setting)["task.shots"])
+            text += f": with {shots} demonstrations in its prompt the model answers {icl:.0%} of the queries right, "
+            sentences.append(f"{text}without them {zsl:.0%}; of that change in what it predicts, {', '.join(shares)}.")
+    return sentences
+
+
+def _recovered(results: Results, score: ScoreInfo, setting: Setting) -> list[str]:
+    """How much of ICL's effect each candidate makes in a setting, most first; a negative share is none."""
+    shares: dict[str, float] = {}
+    for one in contenders(results)[0]:
+        values = _values(score.name, one)
+        inside = all(one.others.get(key, value) == value for key, value in setting)
+        if inside and values and one.others.get(TRUTH, ICL) == ICL and _is_candidate(results, one):
+            shares[results.labels[one.variant]] = math.fsum(values) / len(values)
+    return [
+        f"{label} makes {f'{share:.0%}' if share >= 0.005 else 'none'}"
+        for label, share in sorted(shares.items(), key=lambda pair: -pair[1])
+    ]
+
+
+def _nearest(results: Results) -> list[str]:
     """A paragraph for each model and task: what is nearest to ICL by each score, and what is told apart.
 
     Floors, anchors and whatever sees the measured queries are no candidates. Nothing where no mechanism ran.

@@ -42,27 +42,45 @@ def layer_notes(results: Results) -> list[str]:
 
 
 def zero_shot_notes(results: Results) -> list[str]:
-    """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little.
+    """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little."""
+    notes = {}
+    for setting, draws in context_accuracies(results).items():
+        note = _zero_shot_note(draws)
+        if note:
+            notes[f"{results.setting_text(dict(setting))}: {note}"] = None
+    return list(notes)
 
-    Neither accuracy depends on the variant or its rate, so that every draw is counted once.
+
+Setting = tuple[tuple[str, Any], ...]  # keys of a setting with their values
+
+
+def context_accuracies(results: Results) -> dict[Setting, list[tuple[Record, Record]]]:
+    """ICL's and zero-shot's accuracy of every draw, by setting.
+
+    Neither depends on the variant or its rate, so that every draw is counted once. For open answers the accuracy is
+    over the vocabulary where that was measured, since the options beside the right answer are drawn.
     """
-    scores = results.scores.values()
-    pairs = ((one, one.of("zsl", scores)) for one in scores if one.share and one.reads("icl"))
-    icl, zsl = next(((one.name, twin.name) for one, twin in pairs if twin), ("", ""))
     keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
-    by_setting: dict[tuple[Any, ...], dict[Any, tuple[Record, Record]]] = {}
+    by_setting: dict[Setting, dict[Any, tuple[Record, Record]]] = {}
     for run in results:
+        icl, zsl = _accuracy_names(results, is_open=bool(run.config["task"].get("answer_column")))
         of_icl, of_zsl = run.records.get((icl, "all")), run.records.get((zsl, "all"))
         if run.planted or of_icl is None or of_zsl is None or math.isnan(of_icl.mean + of_zsl.mean):
             continue  # what plays ICL's part in a planted run is not ICL
-        setting = tuple(run.settings.get(key) for key in keys)
+        setting = tuple((key, run.settings.get(key)) for key in keys)
         by_setting.setdefault(setting, {}).setdefault(run.draw, (of_icl, of_zsl))
-    notes = {}
-    for setting, draws in by_setting.items():
-        note = _zero_shot_note(list(draws.values()))
-        if note:
-            notes[f"{results.setting_text(dict(zip(keys, setting, strict=True)))}: {note}"] = None
-    return list(notes)
+    return {setting: list(draws.values()) for setting, draws in by_setting.items()}
+
+
+def _accuracy_names(results: Results, is_open: bool) -> tuple[str, str]:
+    """The names of ICL's and zero-shot's accuracy; empty where none was measured."""
+    scores = results.scores.values()
+    pairs = [(one, one.of("zsl", scores)) for one in scores if one.share and one.reads("icl")]
+    names = [
+        ((icl.inputs or {}).get("label_scores") is None, icl.name, zsl.name) for icl, zsl in pairs if zsl is not None
+    ]
+    names.sort(key=lambda one: one[0] != is_open)
+    return names[0][1:] if names else ("", "")
 
 
 def _zero_shot_note(draws: Sequence[tuple[Record, Record]]) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from iclgd.common import paths, seeding
-from iclgd.config import Config, ConfigError, FinetuneConfig, TaskConfig
+from iclgd.config import Config, ConfigError, TaskConfig
 from iclgd.config.enumerations import OnLeak, Sees, TaskSource, TrainingData
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
@@ -52,15 +52,23 @@ class Drawn:
 
 
 def read_pool(config: Config) -> Pool:
-    """All examples of a run's task, every row of both splits checked.
+    """All examples of a run's task, every row of both splits checked; with `task.evaluate`, queries are of that task.
 
     Raises:
         ConfigError: a task that cannot be used.
         DataError: rows that are missing or cannot be used, by file and line.
     """
-    read = paired_rows if config.task.answer_column else SOURCES[config.task.source]
-    pool = read(config.task, config.paths.data_dir)
-    return _remapped(pool, config.task.remap) if config.task.remap else pool
+    pool = _pool(config.task, config.paths.data_dir)
+    if config.task.evaluate is not None:
+        other = _pool(task_named(config.task.evaluate, "task.evaluate", config.task), config.paths.data_dir)
+        pool = replace(pool, evaluation=other.evaluation, same=False, notes=(*pool.notes, *other.notes))
+    return pool
+
+
+def _pool(task: TaskConfig, data_dir: str | None) -> Pool:
+    read = paired_rows if task.answer_column else SOURCES[task.source]
+    pool = read(task, data_dir)
+    return _remapped(pool, task.remap) if task.remap else pool
 
 
 class Pools:
@@ -235,7 +243,8 @@ def _training(demonstrations: tuple[Example, ...], config: Config, sample: int) 
     if config.finetune.data is TrainingData.label_shuffled:
         return label_shuffled(demonstrations, config.seed)
     if config.finetune.data is TrainingData.other_task:
-        train = read_pool(replace(config, task=_other_task(config.finetune, config.task))).train
+        other = task_named(config.finetune.other_task, "finetune.other_task", config.task)
+        train = _pool(other, config.paths.data_dir).train
         return tuple(train[row] for row in _demonstration_rows(train, config, sample))
     return None
 
@@ -263,18 +272,22 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
     return tuple(replace(example, label=label) for example, label in zip(demonstrations, wrong, strict=True))
 
 
-def _other_task(finetune: FinetuneConfig, measured: TaskConfig) -> TaskConfig:
-    name, files = str(finetune.other_task), paths.config_files("task")
-    own = Path(name).expanduser()
-    file = own if own.suffix == ".yaml" and own.is_file() else files.get(name)
+def task_named(name: str | None, key: str, measured: TaskConfig) -> TaskConfig:
+    """Another task: that of a file in conf/task, or of a yaml anywhere.
+
+    Raises:
+        ConfigError: there is no such task, or it is the one that is measured; the message names `key`.
+    """
+    files = paths.config_files("task")
+    own = Path(str(name)).expanduser()
+    file = own if own.suffix == ".yaml" and own.is_file() else files.get(str(name))
     if file is None:
         raise ConfigError(
-            f"finetune.data=other_task needs the name of a task in finetune.other_task, got {name}: "
-            f"one of {', '.join(files)}, or the path of a task's yaml"
+            f"{key}={name} is not the name of a task: give one of {', '.join(files)}, or the path of a task's yaml"
         )
     task = cast(
         TaskConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(file)))
     )
     if task.name == measured.name:
-        raise ConfigError(f"finetune.other_task={name} is the task that is measured: name another one")
+        raise ConfigError(f"{key}={name} is the task that is measured: name another one")
     return task
