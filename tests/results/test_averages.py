@@ -60,16 +60,19 @@ def test_means_are_over_the_layers_of_the_rule(sweep, rule, low, high):
     assert rows.loc["3", ["draws", "diverged", "layers"]].tolist() == [0, 1, 0]
 
 
+def of_low(folder):
+    """Ends of the interval of SimAOU's mean in the run `low`, and the number of layers it is over."""
+    rows = overall(Results.read([folder]).frame)
+    row = rows[(rows["run"] == "low") & (rows["score"] == "sim_aou")].squeeze()
+    return row["low"], row["high"], row["layers"]
+
+
 def test_the_interval_over_queries_is_of_the_same_layers(sweep):
     folder, values = sweep
-    results = Results.read([folder])
-    low = next(record for run in results for record in [results.records[run.folder]] if run.name == "low")
     expected = mean_interval(values["low"][:, [2, 3]])
-    record = low["sim_aou", "all"]
-    assert (record.low, record.high, record.over) == (expected.low, expected.high, (2, 3))
+    assert of_low(folder) == (expected.low, expected.high, 2)
     (folder / "low" / "scores.parquet").unlink()
-    results = Results.read([folder])
-    assert math.isnan(results.records[folder / "low"]["sim_aou", "all"].low)
+    assert math.isnan(of_low(folder)[0])
 
 
 def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
@@ -90,9 +93,10 @@ def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
 def test_where_all_layers_are_shared_numbers_are_those_of_the_run(tmp_path):
     for seed in range(2):
         write_run(tmp_path / str(seed), seed=seed)
-    other = write_run(tmp_path / "deeper", model="other", layers=9)  # another model shares no layers
+    write_run(tmp_path / "deeper", model="other", layers=9)  # another model shares no layers
     for rule in Layers:
         results = Results.read([tmp_path], rule)
-        assert all(results.records[run.folder] == run.records for run in results)
+        assert all(results.mean(run, name) == run.mean(name) for run in results for name in run.scores)
         assert remarks.layer_notes(results) == []
-    assert results.records[other]["sim_aou", "all"].over == tuple(range(9))
+    rows = overall(results.frame)
+    assert set(rows["layers"][(rows["run"] == "deeper") & (rows["score"] == "sim_aou")]) == {9}

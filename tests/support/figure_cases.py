@@ -74,10 +74,11 @@ def results(
             curve = height * (1 + 0.8 * np.sin(np.linspace(0, 6, layers) + at)) + 0.02 * rng.standard_normal(layers)
             curve = (0.4 + curve if share else curve) + 0.02 * rng.standard_normal()
             curve, error = (np.full(layers, np.nan) if bad else curve), 0.03
-            mean = float(curve.mean())
-            raw[name] = {"mean": mean, "n": 100, "undefined": 0, "ci": [mean - error, mean + error]}
-            raw[name]["layers"] = [] if share else list(map(float, curve))
+            mean = None if bad else float(curve.mean())
+            ci = None if mean is None else [mean - error, mean + error]
+            layers_of_score = [] if share else [None if bad else value for value in curve.tolist()]
+            raw[name] = {"mean": mean, "n": 100, "undefined": 0, "ci": ci, "layers": layers_of_score}
         status = Status.model_validate({"state": "done", "diverged": bad})
         folder = Path(f"run{len(runs)}")
-        runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings, reading.records_of(raw)))
+        runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings))
     return Results(tuple(runs))

@@ -1,16 +1,24 @@
-"""Means over layers, by one rule for all runs that are compared."""
+"""Means over layers, by one rule for all runs that are compared, and over draws of demonstrations."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from iclgd.config.bounds import parse_layers
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.results.reading import FinishedRun, Record, Records
-from iclgd.statistics import mean_interval, shares_interval
+from iclgd.results.reading import FinishedRun
+from iclgd.statistics import draws_interval, draws_intervals, mean_interval, shares_interval
+
+SETTING = ["setting", "score", "examples", "layer"]
+COLUMNS = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined", "layers"]
+_COUNTS = ["draws", "n", "undefined", "layers"]
+_SCORE_OF_RUN = ["run", "score", "examples"]
 
 
 class Layers(StrEnum):
@@ -21,44 +29,93 @@ class Layers(StrEnum):
     all = "all"  # every layer in which the run has a value
 
 
-def averaged(runs: Sequence[FinishedRun], rule: Layers, scores: Mapping[str, ScoreInfo]) -> tuple[Records, ...]:
-    """The records of each run, with means over the layers of the rule.
+def over_layers(rows: Any, runs: Sequence[FinishedRun], rule: Layers, scores: Mapping[str, ScoreInfo]) -> pd.DataFrame:
+    """The rows with means over the layers of the rule, where those are not all in which the run has a value.
 
     A score that is undefined below the first trained layer would otherwise be averaged over other layers in each
     setting. Runs that are not sane, and runs without any value, do not narrow the layers of the others.
+
+    Args:
+        rows: `rows_of` the runs, with the column `state`.
+        runs: the runs.
+        rule: which layers count.
+        scores: what the scores are, by name.
     """
-    common = _common(runs)
-    averages = []
-    for run in runs:
-        trained = parse_layers(run.settings["finetune.layers"]) if rule is Layers.trained else None
-        records = {}
-        for key, record in run.records.items():
-            allowed = common.get((run.settings["model.name"], *key)) if rule is Layers.common else trained
-            over = record.over if allowed is None else tuple(layer for layer in record.over if layer in allowed)
-            records[key] = record if over == record.over else _over(run, key, record, over, scores[key[0]])
-        averages.append(records)
-    return tuple(averages)
+    values = rows[(rows["layer"] >= 0) & rows["mean"].notna()]
+    if rule is Layers.common:
+        model = values["run"].map([run.settings["model.name"] for run in runs].__getitem__)
+        by_score = [model, values["score"], values["examples"]]
+        sane = values["run"].where(values["state"] == "sane")
+        with_layer, with_any = (
+            sane.groupby(by, observed=True).transform("nunique") for by in ([*by_score, values["layer"]], by_score)
+        )
+        counts = with_layer == with_any
+    elif rule is Layers.trained:
+        trained = [parse_layers(run.settings["finetune.layers"]) for run in runs]
+        pairs = zip(values["run"], values["layer"], strict=True)
+        counts = pd.Series([trained[run] is None or layer in trained[run] for run, layer in pairs], values.index)
+    else:
+        return rows
+    narrowed = ~counts.groupby([values[key] for key in _SCORE_OF_RUN], observed=True).transform("all")
+    means = {}
+    for key, part in values.assign(counts=counts)[narrowed].groupby(_SCORE_OF_RUN, observed=True):
+        run, score, examples = key
+        counted = part[part["counts"]]
+        interval = (math.nan, math.nan)
+        if examples == "all" and len(counted):
+            interval = _over_queries(runs[run], scores[score], counted["layer"].tolist())
+        mean = math.fsum(counted["mean"]) / len(counted) if len(counted) else math.nan
+        means[(*key, -1)] = (mean, *interval, len(counted))
+    if not means:
+        return rows
+    rows = rows.set_index([*_SCORE_OF_RUN, "layer"])
+    rows.loc[list(means), ["mean", "low", "high", "layers"]] = list(means.values())
+    return rows.reset_index().astype({"layers": int})
 
 
-def _common(runs: Sequence[FinishedRun]) -> dict[tuple[str, ...], set[int]]:
-    """By model, score and examples, the layers in which every sane run that has a value has one."""
-    common: dict[tuple[str, ...], set[int]] = {}
-    for run in runs:
-        for key, record in run.records.items():
-            if run.state == "sane" and record.over:
-                group = (run.settings["model.name"], *key)
-                common[group] = common.get(group, set(record.over)) & set(record.over)
-    return common
+def _over_queries(run: FinishedRun, score: ScoreInfo, layers: list[int]) -> tuple[float, float]:
+    """The interval over queries of a mean over these layers; NaN where single queries are not at hand."""
+    values = run.values.get(score.name)
+    if values is None or values.shape[1] != len(run.layers(score.name)):
+        return math.nan, math.nan
+    limits = score.limits if math.isfinite(score.limits[1] - score.limits[0]) else None
+    part = values[:, layers]
+    interval = shares_interval(part) if score.share else mean_interval(part, limits)
+    return interval.low, interval.high
 
 
-def _over(run: FinishedRun, key: tuple[str, str], record: Record, layers: tuple[int, ...], score: ScoreInfo) -> Record:
-    """The record with its mean over these layers; without an interval where single queries are not at hand."""
-    mean = math.fsum(record.layers[layer] for layer in layers) / len(layers) if layers else math.nan
-    low = high = math.nan
-    values = run.values.get(key[0]) if key[1] == "all" and layers else None
-    if values is not None and values.shape[1] == len(record.layers):
-        limits = score.limits if math.isfinite(score.limits[1] - score.limits[0]) else None
-        part = values[:, layers]
-        interval = shares_interval(part) if score.share else mean_interval(part, limits)
-        low, high = interval.low, interval.high
-    return dataclasses.replace(record, mean=mean, low=low, high=high, over=layers)
+def by_draw(rows: Any) -> pd.DataFrame:
+    """The mean over the orders of each draw's demonstrations, indexed by `SETTING` and draw."""
+    columns = ["mean", "low", "high", "n", "undefined", "layers"]
+    return rows.groupby([*SETTING, "draw"], observed=True)[columns].mean()
+
+
+def over_draws(rows: Any, scores: Mapping[str, ScoreInfo]) -> pd.DataFrame:
+    """One row for each setting, score, examples and layer, as `Results.summary` describes it.
+
+    Args:
+        rows: one for each run, score, examples and layer, with the columns `setting`, `draw`, `state` and `learned`.
+        scores: what the scores are, by name.
+    """
+    state = rows["state"].where(rows["learned"], "sane")
+    rows = rows.assign(unstable=state == "unstable", diverged=state == "diverged")
+    counts = rows.groupby(SETTING, observed=True)[["unstable", "diverged"]].sum()
+    rows = rows[state == "sane"]
+    sums = rows.groupby(SETTING, observed=True).agg({"n": "sum", "undefined": "sum", "layers": "min"})
+    draws: Any = by_draw(rows)
+    over = draws.groupby(level=SETTING, observed=True)
+    means = over["mean"].agg(mean="mean", std="std", draws="count")
+    summary: Any = counts.join([means, over[["low", "high"]].mean(), sums])
+    summary[_COUNTS] = summary[_COUNTS].fillna(0).astype(int)
+    several = summary["draws"] > 1
+    summary["unit"] = np.where(several, "draws", "queries")
+    limits = np.array([scores[name].limits for name in summary.index.get_level_values("score")]).reshape(-1, 2)
+    low, high = draws_intervals(summary["mean"], summary["std"], summary["draws"], limits)
+    summary["low"], summary["high"] = summary["low"].mask(several, low), summary["high"].mask(several, high)
+    shares = [name for name, score in scores.items() if score.share]
+    for key, part in draws[draws.index.get_level_values("score").isin(shares)].groupby(level=SETTING, observed=True):
+        if len(part) > 1:
+            trials = (part["n"] - part["undefined"]).astype(int)
+            interval = draws_interval(part["mean"], trials=trials)
+            summary.loc[key, ["low", "high"]] = interval.low, interval.high
+    return summary.reset_index()

@@ -37,7 +37,7 @@ def in_short(results: Results) -> list[str]:
     for setting, draws in accuracies.items():
         shares = _recovered(results, score, setting)
         if shares:
-            icl, zsl = (math.fsum(one.mean for one in column) / len(draws) for column in zip(*draws, strict=True))
+            icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
             named = [results.text(key, value) for key, value in setting if key in results.varied]
             text = f"In short ({', '.join(named)})" if named else "In short"
             shots = results.text("task.shots", dict(setting)["task.shots"])
@@ -48,15 +48,19 @@ def in_short(results: Results) -> list[str]:
 
 def _recovered(results: Results, score: ScoreInfo, setting: Setting) -> list[str]:
     """How much of ICL's effect each candidate makes in a setting, most first; a negative share is none."""
-    shares: dict[str, float] = {}
-    for one in contenders(results)[0]:
-        values = _values(score.name, one)
-        inside = all(one.others.get(key, value) == value for key, value in setting)
-        if inside and values and one.others.get(TRUTH, ICL) == ICL and _is_candidate(results, one):
-            shares[results.labels[one.variant]] = math.fsum(values) / len(values)
+    among = [
+        one
+        for one in contenders(results)[0]
+        if one.others.get(TRUTH, ICL) == ICL and _is_candidate(results, one)
+        if all(one.others.get(key, value) == value for key, value in setting)
+    ]
+    complete = _in_all_draws(score, among)
+    means = {results.labels[one.variant]: _mean(score, one) for one in complete}
+    ranked = sorted(((label, share) for label, share in means.items() if share == share), key=lambda pair: -pair[1])
+    partly = [results.labels[one.variant] for one in among if one not in complete and _values(score.name, one)]
     return [
-        f"{label} makes {f'{share:.0%}' if share >= 0.005 else 'none'}"
-        for label, share in sorted(shares.items(), key=lambda pair: -pair[1])
+        *(f"{label} makes {f'{share:.0%}' if share >= 0.005 else 'none'}" for label, share in ranked),
+        *(f"{label} has no value in some draws" for label in partly),
     ]
 
 
@@ -110,15 +114,18 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
 
 def _in_all_draws(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
     """The candidates with a value in every draw that any has: a mean over the draws that went well is no fair one."""
-    counts = {one.variant: len(_values(score.name, one)) for one in candidates}
-    return [one for one in candidates if counts[one.variant] == max(counts.values())]
+    counts = [len(_values(score.name, one)) for one in candidates]
+    return [one for one, count in zip(candidates, counts, strict=True) if count == max(counts)]
 
 
 def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
     sign = 1 if score.better is Better.lower else -1
-    means = {one.variant: draws_interval(_values(score.name, one)).mean for one in candidates}
-    defined = [one for one in candidates if not math.isnan(means[one.variant])]
-    return sorted(defined, key=lambda one: sign * means[one.variant])
+    defined = [one for one in candidates if not math.isnan(_mean(score, one))]
+    return sorted(defined, key=lambda one: sign * _mean(score, one))
+
+
+def _mean(score: ScoreInfo, one: Contender) -> float:
+    return draws_interval(_values(score.name, one)).mean
 
 
 def _values(score: str, one: Contender) -> list[float]:

@@ -17,10 +17,9 @@ import pandas as pd
 
 from iclgd.config.enumerations import Sees, Weights
 from iclgd.results import catalogue
-from iclgd.results.averages import Layers, averaged
+from iclgd.results.averages import COLUMNS, Layers, by_draw, over_draws, over_layers
 from iclgd.results.catalogue import ScoreInfo, Variant
-from iclgd.results.reading import FinishedRun, Records, ReportError, read_runs, rows_of, with_missing_layers
-from iclgd.results.summary import COLUMNS, by_draw, over_draws
+from iclgd.results.reading import FinishedRun, ReportError, read_runs, rows_of, with_missing_layers
 from iclgd.runs import varying_keys
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
@@ -145,16 +144,9 @@ class Results:
         """The scores that short tables show: those that say so, or the first two."""
         return [name for name, score in self.scores.items() if score.headline] or list(self.scores)[:2]
 
-    @functools.cached_property
-    def records(self) -> Mapping[Path, Records]:
-        """The records of each run by its folder, with means over `layers`."""
-        averages = averaged(self.runs, self.layers, self.scores)
-        return {run.folder: records for run, records in zip(self.runs, averages, strict=True)}
-
     def mean(self, run: FinishedRun, score: str) -> float:
-        """The mean of a score of one of these runs; NaN where it was not measured."""
-        record = self.records[run.folder].get((score, "all"))
-        return math.nan if record is None else record.mean
+        """The mean of a score of one of these runs over `layers`; NaN where it was not measured."""
+        return self._means.get((run.folder, score), math.nan)
 
     @functools.cached_property
     def settings(self) -> pd.DataFrame:
@@ -186,7 +178,7 @@ class Results:
             values = [run.settings.get(key) for run in self.runs]
             if key == "seed" or len(set(values)) > 1:
                 runs[key] = values
-        rows = self._rows
+        rows = self.rows
         of_runs = runs.take(rows["run"]).reset_index(drop=True)
         scores = _plain(rows.drop(columns=["run", "setting", "draw", "state", "learned"]))
         return pd.concat([of_runs, scores, rows["state"]], axis=1)
@@ -200,7 +192,7 @@ class Results:
         of everything else, as far as the score depends on finetuning (where a truth is planted, any may); `n` and
         `undefined` add up the others' values.
         """
-        summary = over_draws(self._rows, self.scores)
+        summary = over_draws(self.rows, self.scores)
         settings = self.settings.take(summary["setting"]).reset_index(drop=True)
         return pd.concat([settings, _plain(summary[["score", "examples", "layer", *COLUMNS]])], axis=1)
 
@@ -210,9 +202,8 @@ class Results:
 
         The index has the setting (a row of `settings`), the score and the draw (a position in `draws`).
         """
-        rows: Any = self._rows
-        rows = rows[(rows["state"] == "sane") & (rows["examples"] == "all") & (rows["layer"] < 0)]
-        return by_draw(rows).droplevel(["examples", "layer"])
+        rows = self.over_all
+        return by_draw(rows[rows["state"] == "sane"]).droplevel(["examples", "layer"])
 
     def heading(self, key: str) -> str:
         """What tables call a setting: the last word of its key, as far as that is clear here."""
@@ -280,9 +271,9 @@ class Results:
         return tuple(run.settings.get(key) for key in self.keys)
 
     @functools.cached_property
-    def _rows(self) -> pd.DataFrame:
+    def rows(self) -> pd.DataFrame:
         """`rows_of` the runs in order, each with its setting, draw, state and whether its score is learned."""
-        rows = rows_of([self.records[run.folder] for run in self.runs])
+        rows = rows_of(self.runs)
         rows["score"] = pd.Categorical(rows["score"], list(self.scores))
         rows["examples"] = pd.Categorical(rows["examples"], ["all", "flipped"])
         rows = rows.sort_values(["run", "score", "examples", "layer"], kind="stable", ignore_index=True)
@@ -297,7 +288,19 @@ class Results:
         )
         rows = rows.join(runs, on="run")
         learned = [name for name, score in self.scores.items() if score.learned]
-        return rows.assign(learned=rows["learned"] | rows["score"].isin(learned))
+        rows = rows.assign(learned=rows["learned"] | rows["score"].isin(learned))
+        return over_layers(rows, self.runs, self.layers, self.scores)
+
+    @property
+    def over_all(self) -> Any:
+        """The `rows` that are over all examples and layers."""
+        return self.rows[(self.rows["examples"] == "all") & (self.rows["layer"] < 0)]
+
+    @functools.cached_property
+    def _means(self) -> dict[tuple[Path, str], float]:
+        rows = self.over_all
+        folders = [self.runs[run].folder for run in rows["run"]]
+        return dict(zip(zip(folders, rows["score"], strict=True), rows["mean"], strict=True))
 
 
 def _plain(rows: Any) -> pd.DataFrame:

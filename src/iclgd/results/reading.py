@@ -7,7 +7,7 @@ import functools
 import html
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,22 +34,6 @@ class ReportError(ValueError):
     """Results that are not there; the message says what was looked for and what to do."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One score of one run, NaN where undefined."""
-
-    mean: float  # over examples in each layer, then over layers
-    low: float  # lower end of the 95 % interval over queries
-    high: float  # upper end
-    n: int  # how many examples there were
-    undefined: int  # how many of their values are left out
-    layers: tuple[float, ...]  # the mean of each layer; empty where the score has none
-    over: tuple[int, ...]  # the layers that the mean is over
-
-
-Records = Mapping[tuple[str, str], Record]  # by score and examples ("all" or "flipped")
-
-
 @dataclass(frozen=True, repr=False)
 class FinishedRun:
     """One run folder whose status is `done`.
@@ -61,7 +45,6 @@ class FinishedRun:
         scores: the content of scores.json: by score {"mean", "layers", "n", "undefined", "ci", ...}.
         status: the content of status.json.
         settings: what decided what was measured, by Hydra name.
-        records: the content of scores.json by score and examples ("all" or "flipped").
     """
 
     folder: Path
@@ -70,7 +53,6 @@ class FinishedRun:
     scores: Mapping[str, Any]
     status: Status
     settings: Mapping[str, Any]
-    records: Records
 
     def __repr__(self) -> str:
         names = ("model.name", "task.name", "finetune.name", "finetune.lr", "task.shots", "seed")
@@ -105,7 +87,7 @@ class FinishedRun:
     @property
     def frame(self) -> pd.DataFrame:
         """A row for each score, examples ("all" or "flipped") and layer (NA for the mean over layers)."""
-        return with_missing_layers(rows_of([self.records]).drop(columns="run"))
+        return with_missing_layers(rows_of([self]).drop(columns="run"))
 
     @property
     def recordings(self) -> dict[str, Recording]:
@@ -147,7 +129,7 @@ class FinishedRun:
         Raises:
             ReportError: the run has no such score.
         """
-        return self._record(score).mean
+        return _number(self._score(score)["mean"])
 
     def layers(self, score: str) -> list[float]:
         """A score's mean over examples in every layer; empty where it has no layers.
@@ -155,13 +137,13 @@ class FinishedRun:
         Raises:
             ReportError: the run has no such score.
         """
-        return list(self._record(score).layers)
+        return [_number(mean) for mean in self._score(score).get("layers") or ()]
 
-    def _record(self, score: str) -> Record:
-        if (score, "all") not in self.records:
+    def _score(self, score: str) -> Mapping[str, Any]:
+        if score not in self.scores:
             close = difflib.get_close_matches(score, self.scores) or sorted(self.scores)
             raise ReportError(f"run {self.name} has no score {score!r}: choose from {', '.join(close)}")
-        return self.records[score, "all"]
+        return self.scores[score]
 
     @functools.cached_property
     def values(self) -> dict[str, np.ndarray]:
@@ -254,41 +236,32 @@ def read_run(folder: Path) -> FinishedRun:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedRun(f"config.yaml: {printable(repr(error), 200)}") from error
     settings["finetune.lr"] = float(settings["finetune.lr"])
-    return FinishedRun(folder, config, environment, scores, status, settings, records_of(scores))
+    return FinishedRun(folder, config, environment, scores, status, settings)
 
 
-def records_of(scores: Mapping[str, Any]) -> Records:
-    """The records in the content of scores.json; `read` has checked its shape."""
-    flipped = {(name, "flipped"): content["flipped"] for name, content in scores.items() if content.get("flipped")}
-    contents = {(name, "all"): content for name, content in scores.items()} | flipped
-    return {key: _record(content) for key, content in contents.items()}
-
-
-def _record(content: Mapping[str, Any]) -> Record:
-    low, high = map(_number, content.get("ci") or (None, None))
-    layers = tuple(map(_number, content.get("layers") or ()))
-    defined = tuple(layer for layer, value in enumerate(layers) if not math.isnan(value))
-    n, undefined = content.get("n") or 0, content.get("undefined") or 0
-    return Record(_number(content["mean"]), low, high, n, undefined, layers, defined)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def rows_of(runs: Sequence[Records]) -> pd.DataFrame:
+def rows_of(runs: Iterable[FinishedRun]) -> pd.DataFrame:
     """A row for each run (its position), score, examples and layer; layer -1 is the mean over layers."""
     rows = []
-    for run, records in enumerate(runs):
-        for (score, examples), one in records.items():
-            counts = one.n, one.undefined
-            rows.append((run, score, examples, -1, one.mean, one.low, one.high, *counts, len(one.over)))
-            for layer, mean in enumerate(one.layers):
-                rows.append((run, score, examples, layer, mean, math.nan, math.nan, *counts, 1))
+    for run, finished in enumerate(runs):
+        flipped = {score: content["flipped"] for score, content in finished.scores.items() if content.get("flipped")}
+        for examples, scores in (("all", finished.scores), ("flipped", flipped)):
+            for score, content in scores.items():
+                low, high = content.get("ci") or (None, None)
+                layers = content.get("layers") or ()
+                defined = sum(mean is not None for mean in layers)
+                counts = content.get("n") or 0, content.get("undefined") or 0
+                rows.append((run, score, examples, -1, content["mean"], low, high, *counts, defined))
+                rows += [
+                    (run, score, examples, layer, mean, None, None, *counts, 1) for layer, mean in enumerate(layers)
+                ]
     columns = ["run", "score", "examples", "layer", "mean", "low", "high", "n", "undefined", "layers"]
     kinds = dict.fromkeys(columns, int) | dict.fromkeys(["score", "examples"], str)
     kinds |= dict.fromkeys(["mean", "low", "high"], float)
     return pd.DataFrame(rows, columns=columns).astype(kinds)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def with_missing_layers(rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
+
+import pandas as pd
 
 from iclgd.results.averages import Layers
 from iclgd.results.frame import Results
-from iclgd.results.reading import FinishedRun, Record
+from iclgd.results.reading import FinishedRun
 from iclgd.runs.inputs import INPUTS, SETTINGS_OF_KIND, kind_of
 from iclgd.runs.schema import DamagedRun, read
 from iclgd.statistics import compare
@@ -31,12 +33,15 @@ def remarks(results: Results) -> list[str]:
 
 def layer_notes(results: Results) -> list[str]:
     """Sentences on headline scores whose means are not over all layers of the model, or not over the same ones."""
+    rows: Any = results.rows
+    rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane")]
+    by_run = rows["layer"].ge(0).groupby([rows["score"], rows["run"]], observed=True).sum()
+    over = rows[rows["layer"] < 0].set_index(["score", "run"])["layers"]
     notes = []
     for name in results.headline:
-        records = [results.records[run.folder].get((name, "all")) for run in results if run.state == "sane"]
-        counts = sorted({(len(one.over), len(one.layers)) for one in records if one is not None and one.over})
-        if any(over < layers for over, layers in counts):
-            shown = ", ".join(f"{over} of {layers}" for over, layers in counts)
+        counts = sorted({(some, by_run[key]) for key, some in over[over > 0].items() if key[0] == name})
+        if any(some < layers for some, layers in counts):
+            shown = ", ".join(f"{some} of {layers}" for some, layers in counts)
             notes.append(f"Means of {results.scores[name].label} are over {shown} layers: {_RULES[results.layers]}.")
     return notes
 
@@ -54,22 +59,24 @@ def zero_shot_notes(results: Results) -> list[str]:
 Setting = tuple[tuple[str, Any], ...]  # keys of a setting with their values
 
 
-def context_accuracies(results: Results) -> dict[Setting, list[tuple[Record, Record]]]:
-    """ICL's and zero-shot's accuracy of every draw, by setting.
+def context_accuracies(results: Results) -> dict[Setting, pd.DataFrame]:
+    """ICL's and zero-shot's accuracy of every draw, by setting: columns mean, low, high and the same with _zsl.
 
     Neither depends on the variant or its rate, so that every draw is counted once. For open answers the accuracy is
     over the vocabulary where that was measured, since the options beside the right answer are drawn.
     """
     keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
-    by_setting: dict[Setting, dict[Any, tuple[Record, Record]]] = {}
-    for run in results:
-        icl, zsl = _accuracy_names(results, is_open=bool(run.config["task"].get("answer_column")))
-        of_icl, of_zsl = run.records.get((icl, "all")), run.records.get((zsl, "all"))
-        if run.planted or of_icl is None or of_zsl is None or math.isnan(of_icl.mean + of_zsl.mean):
+    cells = results.over_all.set_index(["run", "score"])[["mean", "low", "high"]].to_dict("index")
+    draws: dict[Setting, dict[Any, dict[str, float]]] = {}
+    for position, run in enumerate(results):
+        names = _accuracy_names(results, is_open=bool(run.config["task"].get("answer_column")))
+        icl, zsl = (cells.get((position, name)) for name in names)
+        if run.planted or icl is None or zsl is None or math.isnan(icl["mean"] + zsl["mean"]):
             continue  # what plays ICL's part in a planted run is not ICL
+        pair = icl | {f"{column}_zsl": value for column, value in zsl.items()}
         setting = tuple((key, run.settings.get(key)) for key in keys)
-        by_setting.setdefault(setting, {}).setdefault(run.draw, (of_icl, of_zsl))
-    return {setting: list(draws.values()) for setting, draws in by_setting.items()}
+        draws.setdefault(setting, {}).setdefault(run.draw, pair)
+    return {setting: pd.DataFrame(list(pairs.values())) for setting, pairs in draws.items()}
 
 
 def _accuracy_names(results: Results, is_open: bool) -> tuple[str, str]:
@@ -83,15 +90,14 @@ def _accuracy_names(results: Results, is_open: bool) -> tuple[str, str]:
     return names[0][1:] if names else ("", "")
 
 
-def _zero_shot_note(draws: Sequence[tuple[Record, Record]]) -> str | None:
+def _zero_shot_note(draws: Any) -> str | None:
     """Over draws where there are enough for an interval, else by the queries of each."""
-    icl, zsl = (dict(enumerate(record.mean for record in column)) for column in zip(*draws, strict=True))
-    means = [math.fsum(by_draw.values()) / len(draws) for by_draw in (icl, zsl)]
-    numbers = f"({means[0]:.1%} against {means[1]:.1%})"
-    if means[0] <= means[1]:
+    icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
+    numbers = f"({icl:.1%} against {zsl:.1%})"
+    if icl <= zsl:
         return f"ICL does not beat zero-shot {numbers}, so that likeness to it means little here."
-    low = compare(icl, zsl).low
-    clear = all(one.low > other.high for one, other in draws) if math.isnan(low) else low > 0
+    low = compare(draws["mean"].to_dict(), draws["mean_zsl"].to_dict()).low
+    clear = (draws["low"] > draws["high_zsl"]).all() if math.isnan(low) else low > 0
     return None if clear else f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
 
 

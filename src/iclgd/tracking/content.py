@@ -28,18 +28,18 @@ def write_run(run: Any, folder: Path, objective: str | None = None) -> None:
     import wandb
 
     finished = read_run(folder)
-    records = {name: record for (name, examples), record in finished.records.items() if examples == "all"}
-    layers = pd.DataFrame({name: pd.Series(record.layers) for name, record in records.items() if record.layers})
+    curves = {name: finished.layers(name) for name in finished.scores}
+    layers = pd.DataFrame({name: pd.Series(curve) for name, curve in curves.items() if curve})
     rows = [*_history(run, "layer", layers), *_history(run, "training/step", _training(folder))]
     for step, row in enumerate(rows):
         run.log(row, step=step)
     gradient_norms = wandb.Table(dataframe=pd.read_parquet(folder / "gradient_norms.parquet"))
     run.log({"scores": _table(score_rows(finished)), "gradient_norms": gradient_norms}, step=len(rows))
-    for name, record in records.items():
-        run.summary[name] = record.mean
-        run.summary.update({f"{name}/layer_{layer}": mean for layer, mean in enumerate(record.layers)})
+    for name, curve in curves.items():
+        run.summary[name] = finished.mean(name)
+        run.summary.update({f"{name}/layer_{layer}": mean for layer, mean in enumerate(curve)})
     if objective is not None:
-        run.summary["objective"] = records[objective].mean
+        run.summary["objective"] = finished.mean(objective)
     run.summary.update({name: fact for name, fact in finished.status.facts.items() if isinstance(fact, bool)})
     artifact = wandb.Artifact(f"result-{run.id}", type="result")
     for path in map(folder.joinpath, _ARTIFACT):
@@ -71,11 +71,9 @@ def _history(run: Any, axis: str, curves: pd.DataFrame) -> list[dict[str, Any]]:
 
 def score_rows(run: FinishedRun) -> list[dict[str, Any]]:
     """One row for each score over all examples, and one over those that flip from wrong to right, where there are."""
-    numbers = ("mean", "low", "high", "n", "undefined")
-    return [
-        {"score": name, "examples": examples} | {number: getattr(record, number) for number in numbers}
-        for (name, examples), record in run.records.items()
-    ]
+    frame: Any = run.frame
+    rows = frame[frame["layer"].isna()]
+    return rows[["score", "examples", "mean", "low", "high", "n", "undefined"]].to_dict("records")
 
 
 def write_sweep(run: Any, folders: Sequence[Path], figures: Sequence[Figure]) -> None:
