@@ -76,14 +76,21 @@ def test_scores_of_ones_own_appear_everywhere():
 
 
 @pytest.mark.parametrize(
-    ("values", "log"), [([1e-4, 1e-2], True), ([1, 16], False), ([1, 32], True), ([0, 100], False)]
+    ("key", "values", "log"),
+    [
+        ("finetune.lr", [1e-4, 2e-4], True),
+        ("task.shots", [1, 4], True),
+        ("task.shots", [0, 4], False),
+        ("finetune.epochs", [1, 4], False),
+        ("finetune.epochs", [1, 32], True),
+    ],
 )
-def test_an_axis_is_logarithmic_by_its_own_values_and_named_in_words(values, log):
-    key = "finetune.lr" if isinstance(values[0], float) else "task.shots"
+def test_rates_and_shots_and_what_spans_much_have_logarithmic_axes_named_in_words(key, values, log):
     figure = by_name(figures.along_keys(results(**{key.replace(".", "__"): values})))[f"along.{key}/sim_aou"]
     axis = next(x for x in encoded(figure, "x") if x.get("field") == "x")
     assert axis["scale"].get("type") == ("log" if log else None) and axis["axis"]["values"] == values
-    assert axis["title"] == {"finetune.lr": "learning rate", "task.shots": "demonstrations"}[key]
+    titles = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.epochs": "epochs"}
+    assert axis["title"] == titles[key]
 
 
 def test_a_diverged_setting_is_a_cross_and_no_value():
@@ -193,17 +200,36 @@ def test_a_long_ladder_becomes_a_choice():
     assert len(figure.specification["params"][0]["bind"]["options"]) == 35
 
 
-def test_layer_map_has_trained_layers_up_and_read_layers_across():
-    made = results(layers=3, finetune__layers=["0", "2", "all"])
-    figure = by_name(figures.layer_map(made))["layer_map/sim_aou"]
+@pytest.mark.parametrize(
+    ("name", "key", "values", "up"),
+    [
+        ("layer_map", "finetune.layers", ["0", "2", "all"], {"0": 0, "2": 2}),
+        ("rate_map", "finetune.lr", [1e-3, 1e-1], {1e-3: 1e-3, 1e-1: 1e-1}),
+    ],
+)
+def test_maps_have_read_layers_across_and_the_rate_or_the_trained_layer_up(name, key, values, up):
+    made = results(layers=3, **{key.replace(".", "__"): values})
+    figure = by_name(figures.layer_maps(made))[f"{name}/sim_aou"]
     cells = {(row["panel"], row["y"], row["x"]): row["mean"] for row in rows(figure)}
-    assert set(cells) == set(itertools.product(("GD", "LCGD"), (0, 2), range(3)))
+    assert set(cells) == set(itertools.product(("GD", "LCGD"), up.values(), range(3)))
+    value, y = next(iter(up.items()))
     curves = [run.layers("sim_aou") for run in made.runs
-              if (run.settings["finetune.name"], run.settings["finetune.layers"]) == ("gd", "2")]  # fmt: skip
-    assert [cells["GD", 2, layer] for layer in range(3)] == pytest.approx(np.mean(curves, axis=0), rel=1e-4)
+              if (run.settings["finetune.name"], run.settings[key]) == ("gd", value)]  # fmt: skip
+    assert [cells["GD", y, layer] for layer in range(3)] == pytest.approx(np.mean(curves, axis=0), rel=1e-4)
+    domain = next(one["scale"]["domain"] for one in encoded(figure, "y"))
+    assert domain == sorted(up.values(), reverse=True)  # the largest on top
     low, high = encoded(figure, "color")[0]["scale"]["domain"]
     assert low == -high
-    assert not list(figures.layer_map(results()))
+    assert not list(figures.layer_maps(results()))
+
+
+def test_many_variants_by_layer_are_rows_of_a_map_in_their_order():
+    among = ("none", "gd", "lcgd", "mean_shift", "task_vector", "priming", "exact_patch", "static_patch", "replay")
+    made = results(among, layers=4)
+    figure = by_name(figures.by_layer(made))["layers/sim_aou"]
+    assert next(y["scale"]["domain"] for y in encoded(figure, "y")) == list(made.labels.values())
+    lines = by_name(figures.by_layer(results(among[:8], layers=4)))["layers/sim_aou"]
+    assert not [y for y in encoded(lines, "y") if y.get("field") == "y"]
 
 
 @pytest.mark.parametrize(("layers", "one"), [("3", 3), ([3], 3), ("0-2", None), ("all", None)])

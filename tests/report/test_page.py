@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,11 +133,7 @@ def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, host
     for packed, figure in zip(data["figures"], figures(results), strict=True):
         whole = figure.specification
         assert packed["spec"] == {k: v for k, v in whole.items() if k not in ("config", "datasets", "$schema")}
-        columns = {
-            name: [column["texts"][at] for at in column["at"]] if isinstance(column, dict) else column
-            for name, column in packed["columns"].items()
-        }
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [dict(zip(packed["columns"], row, strict=True)) for row in zip(*packed["columns"].values(), strict=True)]
         assert rows == whole["datasets"]["rows"]
 
 
@@ -169,17 +167,52 @@ def test_texts_from_outside_stay_texts(tab):
 def test_all_figures_are_drawn_at_once_and_follow_every_choice(tab):
     """Also those out of sight: a printed page lacked them."""
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
-    assert titles == ["Mechanisms side by side", "Scores by layer", "Scores by learning rate", "Gradient norms"]
+    expected = ["Mechanisms side by side", "Scores by layer", "Scores by learning rate"]
+    expected += ["Scores by layer and learning rate", "Gradient norms"]
+    assert titles == expected
     drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
-    assert tab.evaluate(drawn) == [True] * 4
+    assert tab.evaluate(drawn) == [True] * 5
     tab.evaluate(
         "document.querySelectorAll('.choice select').forEach((s) => [...s.options].forEach((o) => "
         "{ s.value = o.value; s.dispatchEvent(new Event('change', {bubbles: true})); }))"
     )
-    tab.evaluate("last")
-    assert tab.evaluate(drawn) == [True] * 4 and tab.complaints() == []
+    tab.evaluate("new Promise((done) => setTimeout(done, 1000))")
+    assert tab.evaluate(drawn) == [True] * 5 and tab.complaints() == []
     captions = tab.evaluate("[...document.querySelectorAll('figcaption')].filter((c) => !c.hidden).length")
-    assert captions == 4
+    assert captions == 5
+
+
+def test_a_click_saves_the_data_and_the_specification_of_the_figure_that_is_shown(tab, hostile, tmp_path):
+    tab.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    box = "document.querySelectorAll('.figure')[1]"
+    tab.evaluate(f"{box}.querySelector('select').selectedIndex = 1")
+    for ending in ("csv", "json"):
+        tab.evaluate(f"{box}.querySelector('.get [value={ending}]').click()")
+    figure = next(one for one in figures(Results.read([hostile])) if one.name == "layers/sim_am_delta")
+    csv, spec = (tmp_path / f"{figure.file_name}.{ending}" for ending in ("csv", "json"))
+    for _ in range(100):
+        if csv.is_file() and spec.is_file():
+            break
+        time.sleep(0.05)
+    assert json.loads(spec.read_text())["datasets"] == figure.specification["datasets"]
+    rows = pd.read_csv(csv, keep_default_na=False).to_dict("records")
+    expected = [{k: "" if v is None else v for k, v in row.items()} for row in figure.specification["datasets"]["rows"]]
+    assert rows == expected
+
+
+def test_paper_has_every_figure_and_every_column_in_dark_ink(tab):
+    """Figures were drawn when they came into sight, and the widest table lost its last columns."""
+    tab.send("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    ink = tab.evaluate(
+        "getComputedStyle(document.body).color + getComputedStyle(document.querySelector('.plot svg')).filter"
+    )
+    cut = tab.evaluate(
+        "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth + 1).length"
+    )
+    tab.send("Emulation.setEmulatedMedia", media="screen", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    dark = tab.evaluate("getComputedStyle(document.querySelector('.plot svg')).filter")
+    tab.send("Emulation.setEmulatedMedia", media="", features=[])
+    assert (ink, cut, dark.split("(")[0]) == ("rgb(29, 35, 39)none", 0, "invert")
 
 
 def test_runs_are_sorted_by_a_click_on_a_heading(tab):

@@ -85,17 +85,18 @@ def report(
     # Recordings go first, for they may be missing.
     written = [path for run in results if export_records for path in records.export_records(run, export_records)]
     all_tables, all_figures = tables.tables(results, **layout), figures(results)
-    if out is None:
-        out = folders[0] / "report"
+    sentences = [*findings(results), *tables.conclusions(all_tables)]
+    out = out or folders[0] / "report"
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    texts = {"report.html": page.render(results, all_figures, all_tables, title)}
-    writers = {"md": formats.to_markdown, "tex": formats.to_latex, "csv": formats.to_csv}
-    texts |= {f"{table.name}.{ending}": write(table) for table in all_tables for ending, write in writers.items()}
-    texts["scores.csv"] = formats.frame_to_csv(results.frame)
+    texts = {"report.html": page.render(results, all_figures, all_tables, title, sentences)}
+    for table in all_tables:
+        texts[f"{table.name}.md"] = formats.to_markdown(table)
+        texts[f"{table.name}.tex"] = formats.to_latex(table)
+        texts[f"{table.name}.csv"] = formats.to_csv(table.records)
+    texts["scores.csv"] = formats.to_csv(results.frame)
     written += [write_text(out / name, text) for name, text in texts.items()]
     written += chart.write(all_figures, out / "figures")
-    told = [table.notes[-1] for table in all_tables if table.name.startswith(("comparisons", "notice_matrix"))]
-    return [*written, *(printable(note, 4000) for note in [*told, *findings(results)] if note)]
+    return [*written, *(printable(sentence, 4000) for sentence in sentences)]
 
 
 def _parser() -> argparse.ArgumentParser:

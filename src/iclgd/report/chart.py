@@ -26,24 +26,23 @@ PALETTE = (
 )  # fmt: skip
 SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left")
 DASHES = ([1, 0], [5, 2], [2, 1.5], [6, 2, 1, 2], [9, 2], [3, 1, 1, 1, 1, 1])
-LINES, MARKS = ("strokeDash", "color"), ("color", "shape")  # what a legend tells variants apart by
-_INK = {False: ("#1d2327", "#5c676e", "#e6e9eb"), True: ("#e6e8e9", "#a0a9af", "#343b40")}  # text, axes, grid
+LINES = ("strokeDash", "color")  # what the legend of lines tells variants apart by
+_INK, _SOFT, _GRID = "#1d2327", "#5c676e", "#e6e9eb"  # text, axes, grid
 
 
-def theme(dark: bool = False) -> dict[str, Any]:
+def theme() -> dict[str, Any]:
     """The Vega-Lite config of every figure, with type of 8 points at paper width."""
-    ink, soft, grid = _INK[dark]
-    axis = {"labelColor": ink, "titleColor": ink, "domainColor": soft, "tickColor": soft, "gridColor": grid}
+    axis = {"labelColor": _INK, "titleColor": _INK, "domainColor": _SOFT, "tickColor": _SOFT, "gridColor": _GRID}
     axis |= {"labelFontSize": 7.5, "titleFontSize": 8.5, "titleFontWeight": "normal", "tickSize": 3, "gridWidth": 0.6}
     axis |= {"domainWidth": 0.6, "tickWidth": 0.6, "titlePadding": 5, "labelPadding": 2, "labelLimit": 200}
-    legend = {"orient": "top", "title": None, "labelFontSize": 8, "labelColor": ink, "symbolStrokeWidth": 1.4}
+    legend = {"orient": "top", "title": None, "labelFontSize": 8, "labelColor": _INK, "symbolStrokeWidth": 1.4}
     legend |= {"symbolSize": 32, "labelLimit": 150, "columnPadding": 9, "rowPadding": 1.5, "offset": 5}
-    legend |= {"symbolLimit": 0, "symbolOpacity": 1, "gradientThickness": 7, "gradientLength": 130}
-    legend |= {"titleColor": ink, "titleFontSize": 8, "titleFontWeight": "normal"}
+    legend |= {"symbolLimit": 0, "symbolOpacity": 1, "gradientThickness": 7, "gradientLength": 100}
+    legend |= {"titleColor": _INK, "titleFontSize": 8, "titleFontWeight": "normal"}
     # One weight of one font: the PDF writer puts several fonts into the file in an order of its own, anew each time.
-    header = {"labelFontSize": 9, "labelColor": ink, "labelPadding": 3, "labelLimit": 190, "titleColor": ink}
+    header = {"labelFontSize": 9, "labelColor": _INK, "labelPadding": 3, "labelLimit": 190, "titleColor": _INK}
     return {
-        "background": "transparent" if dark else "white",
+        "background": "white",
         "padding": 3,
         "font": "Helvetica, Arial, 'Liberation Sans', sans-serif",
         "view": {"stroke": None},
@@ -52,10 +51,10 @@ def theme(dark: bool = False) -> dict[str, Any]:
         "axisY": {"domain": False, "ticks": False},
         "legend": legend,
         "header": {**header, "titleFontSize": 8.5, "titleFontWeight": "normal", "labelFontWeight": "normal"},
-        "title": {"fontSize": 8.5, "color": ink, "fontWeight": "normal", "anchor": "start", "offset": 6},
+        "title": {"fontSize": 8.5, "color": _INK, "fontWeight": "normal", "anchor": "start", "offset": 6},
         "line": {"strokeWidth": 1.4},
-        "rule": {"color": soft, "strokeWidth": 0.7},
-        "text": {"color": ink, "fontSize": 7.5},
+        "rule": {"color": _SOFT, "strokeWidth": 0.7},
+        "text": {"color": _INK, "fontSize": 7.5},
         "facet": {"spacing": 12},
         "concat": {"spacing": 14},
     }
@@ -132,23 +131,27 @@ def write(figures: Sequence[Figure], out: Path) -> list[Path]:
     return [figure.save(out / f"{figure.file_name}{ending}") for figure in wanted for ending in (".png", ".pdf")]
 
 
-def looks(variants: Mapping[str, Variant], shown: Iterable[str], keyed: Sequence[str] = MARKS) -> dict[str, Any]:
-    """Encodings of the field `variant` by colour, mark and dashes, so that print in grey works.
-
-    A variant without a colour gets the next free one of the palette. `shown` are the labels of the variants that are
-    shown, and `keyed` the channels of the one legend: `LINES`, `MARKS` or none.
-    """
+def colors(variants: Mapping[str, Variant]) -> dict[str, str]:
+    """A colour for each variant's label: its own, or the next free one of the palette."""
     used = {variant.color for variant in variants.values()}
     free = itertools.cycle([color for color in PALETTE if color not in used] or PALETTE)
-    colors = {variant.label: variant.color or next(free) for variant in variants.values()}
-    labels = [label for label in colors if label in set(shown)]
-    columns = max(1, int(TEXT_WIDTH // (4.3 * max(map(len, labels), default=1) + 26)))
-    look: dict[str, Any] = {"orient": "right"} if len(labels) > 6 else {"columns": columns}
+    return {variant.label: variant.color or next(free) for variant in variants.values()}
+
+
+def looks(variants: Mapping[str, Variant], shown: Iterable[str], keyed: Sequence[str], width: float) -> dict[str, Any]:
+    """Encodings of the field `variant` by colour, mark and dashes, so that print in grey works.
+
+    `shown` are the labels of the variants that are shown, `keyed` the channels that the one legend explains, and
+    `width` is the legend's.
+    """
+    by_label = colors(variants)
+    labels = [label for label in by_label if label in set(shown)]
+    look: dict[str, Any] = {"columns": max(1, int(width // (3.9 * max(map(len, labels), default=1) + 22)))}
     look |= {"symbolType": "stroke", "symbolSize": 240} if keyed == LINES else {}
     legend = alt.Legend(**look) if len(labels) > 1 else None
     channels: dict[str, tuple[Any, Any]] = {
-        "color": (alt.Color, map(colors.get, labels)),
-        "fill": (alt.Fill, map(colors.get, labels)),
+        "color": (alt.Color, map(by_label.get, labels)),
+        "fill": (alt.Fill, map(by_label.get, labels)),
         "shape": (alt.Shape, itertools.cycle(SHAPES)),
         "strokeDash": (alt.StrokeDash, itertools.cycle(DASHES)),
     }

@@ -19,8 +19,7 @@ from iclgd.results.frame import Results, overall
 from iclgd.results.remarks import remarks
 from iclgd.runs import varying_keys
 
-_MOST_COLUMNS = 4  # more settings than this become rows
-_WIDTH = 80
+_MOST_COLUMNS = 4  # more settings than this become rows, with means alone
 _SHARED = ("task.name", "model.name", "finetune.name")
 
 
@@ -36,35 +35,33 @@ def table(folders: Sequence[Path]) -> Table:
     many = len({tuple(row[key] for key in keys) for row in records}) > _MOST_COLUMNS
     scores = _short_list(results) if many else list(results.scores)
     records = sorted((row for row in records if row["score"] in scores), key=lambda row: scores.index(row["score"]))
-    settings = [_setting(results, keys, row, not many) for row in records]
-    shares = [many and results.scores[row["score"]].share for row in records]
-    cells = [cell(results, row, row["draws"] < 2 and not share) for row, share in zip(records, shares, strict=True)]
-    room = _WIDTH - sum(max(map(len, texts)) + 2 for texts in zip(*settings, strict=True))
-    short = many and room < len(scores) * (max(map(len, cells)) + 2)  # squeezed, no number could be read
-    if short:
-        cells = [text.partition(" ")[0] for text in cells]
     names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
+    settings = [_setting(results, keys, row, not many) for row in records]
+    cells = [cell(results, row, row["draws"] < 2) for row in records]
+    if many:
+        cells = [text.partition(" ")[0] for text in cells]
     down, across = (settings, names) if many else (names, settings)
     columns, rows = pivot(zip(down, across, cells, strict=True))
     heads = [varying_keys.heading(key, keys) for key in keys] if many else ["score"]
     table = Table(
         title=Text(_shared(results, keys), style="bold"),
-        caption=Text("\n".join(_notes(results, records, short)), style="dim"),
+        caption=Text("\n".join(_notes(results, records, many)), style="dim"),
         caption_justify="left",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0) if short else (0, 1),
+        padding=(0, 1, 0, 0) if many else (0, 1),
         min_width=64,
         pad_edge=False,
     )
-    for at, head in enumerate([*heads, *map("\n".join, columns)]):
-        label = at < len(heads)
-        text = Text(head.replace(" ", "\n") if short else head)
-        table.add_column(text, justify="left" if label else "right", no_wrap=short or label == many)
+    for head in heads:
+        table.add_column(Text(head), no_wrap=many)
+    for column in columns:
+        head = "\n".join(column)
+        table.add_column(Text(head.replace(" ", "\n") if many else head), justify="right", no_wrap=many)
     for row, texts in rows.items():
         table.add_row(*map(Text, (*row, *(texts.get(column, "") for column in columns))))
-    if short:  # wider than the terminal rather than cut
-        table.width = Console(width=1000).measure(table).maximum
+    if many:  # wider than the terminal rather than cut
+        table.width = max(64, Console(width=1000).measure(table).maximum)
     return table
 
 
@@ -93,9 +90,9 @@ def _short_list(results: Results) -> list[str]:
     return results.headline + [name for name in shares if name not in results.headline][:2]
 
 
-def _notes(results: Results, records: Sequence[Mapping[str, Any]], short: bool) -> list[str]:
+def _notes(results: Results, records: Sequence[Mapping[str, Any]], many: bool) -> list[str]:
     most = max(row["draws"] for row in records)
-    if short:
+    if many:
         notes = [f"means over up to {most} draw{'s' * (most > 1)}; the report has their spread"]
     else:
         notes = [f"±: standard deviation over up to {most} draws" if most > 1 else "[ ]: 95 % interval over queries"]

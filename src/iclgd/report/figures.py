@@ -14,7 +14,7 @@ import pandas as pd
 from iclgd.config.bounds import parse_layers
 from iclgd.report.chart import Figure
 from iclgd.report.ladder import between_variants, ladder
-from iclgd.report.marks import Measure, axis_title, measured, number_axis
+from iclgd.report.marks import LOGARITHMIC, Measure, axis_title, measured, number_axis
 from iclgd.report.panels import PLACE, Frame, free_keys, grid
 from iclgd.report.planted_truths import planted_truths
 from iclgd.results import published
@@ -26,26 +26,32 @@ if TYPE_CHECKING:
     from iclgd.results.reading import FinishedRun
 
 _MAPS = (*PLACE, "variant")  # what has a map of its own
-_LAYERS = "finetune.layers"
+_RATE, _LAYERS = "finetune.lr", "finetune.layers"
+_MOST_LINES = 8  # of one figure; more variants are the rows of a map
+_LOG_RATIO = 30  # how much a key spans whose axis is logarithmic, whichever key it is
 _SUMMED_OVER_LAYERS = ("lcgd",)  # objectives whose loss is a sum over the trained layers
 
 
 def figures(results: Results) -> list[Figure]:
     """Every figure that the results have the data for, in reading order."""
-    makers = (ladder, planted_truths, by_layer, along_keys, layer_map, between_variants)
-    all_figures = [figure for make in (*makers, gradient_norms, by_head, training) for figure in make(results)]
+    makers = (ladder, planted_truths, by_layer, along_keys, layer_maps, between_variants)
+    all_figures = [figure for make in (*makers, training, gradient_norms, by_head) for figure in make(results)]
     with_headline = {figure.kind for figure in all_figures if figure.headline}
     return [f if f.kind in with_headline else replace(f, headline=True) for f in all_figures]
 
 
 def by_layer(results: Results) -> Iterator[Figure]:
-    """Each score by layer: a line for each variant with its interval, and what was published where that is known."""
+    """Each score by layer: a line for each variant with its interval, or a row of a map where variants are many."""
     for measure, rows in measured(results, layered=True):
-        rows = rows.dropna(subset="mean").assign(x=rows["layer"])
-        rows["published"] = published.by_layer(rows, measure.info.name)
-        if rows["x"].nunique() > 1:
-            x = number_axis("layer", rows["x"], may_be_log=False)
-            yield measure.figure("layers", "Scores by layer", *measure.curves(grid(results, rows), x, "by layer"))
+        rows = rows.dropna(subset="mean").assign(x=rows["layer"], y=rows["variant"])
+        if rows["x"].nunique() < 2:
+            continue
+        if rows["variant"].nunique() > _MOST_LINES:
+            drawn = measure.heat_map(grid(results, rows), "layer", "", "by layer")
+        else:
+            rows["published"] = published.by_layer(rows, measure.info.name)
+            drawn = measure.curves(grid(results, rows), number_axis("layer", rows["x"]), "by layer")
+        yield measure.figure("layers", "Scores by layer", *drawn)
 
 
 def along_keys(results: Results) -> Iterator[Figure]:
@@ -63,7 +69,8 @@ def _axis(results: Results, key: str, rows: Frame) -> Any:
     """Set `x` to the key's values; their axis, or None where they have no order."""
     rows["x"] = pd.to_numeric(rows[key].astype(str), errors="coerce")  # as text, for True is not a number here
     if rows["x"].notna().all():
-        return number_axis(axis_title(results, key), rows["x"])
+        log = key in LOGARITHMIC or rows["x"].max() >= _LOG_RATIO * rows["x"].min()
+        return number_axis(axis_title(results, key), rows["x"], log)
     if key != _LAYERS:
         return None
     order = sorted(rows[key].unique(), key=lambda layers: (layers == "all", parse_layers(layers) or ()))
@@ -72,15 +79,16 @@ def _axis(results: Results, key: str, rows: Frame) -> Any:
     return alt.X("x", type="nominal", title=axis_title(results, key), sort=sort, axis=axis)
 
 
-def layer_map(results: Results) -> Iterator[Figure]:
-    """Where single layers were trained: how the score read at one layer depends on the layer that was trained."""
-    for measure, rows in measured(results, layered=True) if _LAYERS in results.varied else ():
-        rows = rows.assign(x=rows["layer"], y=rows[_LAYERS].map(trained_layer)).dropna(subset=["y", "mean"])
-        if rows["y"].nunique() > 1:
-            about = "read at each layer (across) where one layer alone was trained (up)"
-            split = grid(results, rows, _MAPS, used=[_LAYERS])
-            drawn = measure.heat_map(split, "layer read", "layer trained", about)
-            yield measure.figure("layer_map", "Layer trained, layer read", *drawn)
+def layer_maps(results: Results) -> Iterator[Figure]:
+    """How a score by layer depends on the learning rate, and on the layer where one alone was trained."""
+    about = {_RATE: ("rate", "learning rate", float), _LAYERS: ("layer", "layer trained", trained_layer)}
+    for key, (name, title, number) in about.items():
+        for measure, rows in measured(results, layered=True) if key in free_keys(results, results.settings) else ():
+            rows = rows.assign(x=rows["layer"], y=rows[key].map(number)).dropna(subset=["y", "mean"])
+            if rows["y"].nunique() > 1:
+                split = grid(results, rows, _MAPS, used=[key])
+                drawn = measure.heat_map(split, "layer", title, f"by layer and {title}")
+                yield measure.figure(f"{name}_map", f"Scores by layer and {title}", *drawn)
 
 
 def trained_layer(layers: Any) -> float:
@@ -120,14 +128,14 @@ def training(results: Results) -> Iterator[Figure]:
     losses = mean_table(results, _losses, ["step"], "loss").assign(score="loss")
     scores = mean_table(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
     rows: Frame = pd.concat([part for part in (losses, scores) if len(part)] or [losses], ignore_index=True)
-    loss = ScoreInfo("loss", "Loss per predicted token (and layer)", (0, np.inf))
-    for name in rows["score"].unique():
-        info = loss if name == "loss" else results.scores.get(name) or ScoreInfo(name, name.capitalize(), (0, np.inf))
-        part = rows[rows["score"] == name].dropna(subset="mean").rename(columns={"step": "x"})
+    infos = {"loss": ScoreInfo("loss", "Loss per predicted token", (0, np.inf), headline=True)}
+    for name, part in rows.groupby("score", sort=False):
+        info = infos.get(name) or results.scores.get(name) or ScoreInfo(name, name.capitalize(), (0, np.inf))
+        part = part.dropna(subset="mean").rename(columns={"step": "x"})
         if part["x"].nunique() > 1:
-            x = number_axis("step", part["x"], may_be_log=False)
-            about = "after each step of finetuning"
-            drawn = Measure(results, info).curves(grid(results, part), x, about, may_be_log=name == "loss")
+            about = "after each step of finetuning" + " (a loss that sums over layers: per layer)" * (name == "loss")
+            split, x = grid(results, part), number_axis("step", part["x"])
+            drawn = Measure(results, info).curves(split, x, about, log=name == "loss")
             figure = Measure(results, info).figure("training", "During finetuning", *drawn)
             yield replace(figure, headline=name == "loss")
 

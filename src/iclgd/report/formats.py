@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pandas as pd
-import pyarrow as pa
-from pyarrow import csv as arrow_csv
 
 from iclgd.common.printable import printable
 
@@ -24,9 +22,9 @@ _LATEX = {
 }  # fmt: skip
 _MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "\\~"}
 _LINK = re.compile(r"\]([(\[:])")  # what would make a bracketed text a link or an image
+_PAGE, _PADDING, _LETTER, _MOST_LETTERS = 1150, 18, 7.8, 24  # pixels; letters of a cell before it is broken
 _NAN = math.nan
 UNDEFINED = "\N{EN DASH}"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,17 @@ class Table:
     rows: tuple[Row, ...]  # text as people read it, not yet escaped
     notes: Row = ()  # lines below it
     records: tuple[Mapping[str, Any], ...] = ()  # the same unrounded, one mapping for each number
+
+    def blocks(self) -> list[list[int]]:
+        """The columns with values, by number, in groups that fit the page beside the columns that name a row."""
+        widths = [_pixels(texts) for texts in zip(self.header, *self.rows, strict=True)]
+        room = _PAGE - sum(widths[: self.labels])
+        blocks: list[list[int]] = [[]]
+        for column in range(self.labels, len(self.header)):
+            if blocks[-1] and sum(widths[at] for at in [*blocks[-1], column]) > room:
+                blocks.append([])
+            blocks[-1].append(column)
+        return blocks
 
     @classmethod
     def pivot(
@@ -76,6 +85,13 @@ def number(
     return text if math.isnan(low) else f"{text} [{scale * low:z.{digits}f}, {scale * high:z.{digits}f}]"
 
 
+def _pixels(texts: Iterable[str]) -> float:
+    """The width of a column on the page, where headings are broken at spaces and intervals stand below their means."""
+    head, *cells = texts
+    parts = [*head.split(" "), *(part for cell in cells for part in cell.split(" ["))]
+    return _PADDING + _LETTER * min(_MOST_LETTERS, max(map(len, parts)))
+
+
 def to_markdown(table: Table) -> str:
     """GitHub's Markdown; markup in the texts is escaped."""
     align = (":---",) * table.labels + ("---:",) * (len(table.header) - table.labels)
@@ -97,27 +113,11 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines)
 
 
-def to_csv(table: Table) -> str:
-    """The unrounded numbers, one row each; empty where undefined."""
-    return frame_to_csv(pd.DataFrame(table.records).convert_dtypes())
-
-
-def frame_to_csv(frame: pd.DataFrame) -> str:
-    """A frame as CSV in which no name and no cell starts a spreadsheet formula; NaN is empty."""
-    columns: dict[str, Any] = {}
-    for name, column in frame.items():
-        if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-            codes, texts = pd.factorize(column, use_na_sentinel=False)
-            column = pd.Series(["" if pd.isna(text) else _no_formula(text) for text in texts]).take(codes)
-        columns[_no_formula(name)] = pa.array(column, from_pandas=True)
-    out = pa.BufferOutputStream()  # Arrow takes a tenth of the time that pandas takes
-    arrow_csv.write_csv(pa.table(columns), out, arrow_csv.WriteOptions(quoting_style="needed"))
-    return out.getvalue().to_pybytes().decode("utf-8")
-
-
-def _no_formula(cell: Any) -> str:
-    text = printable(f"{cell:.12g}" if isinstance(cell, float) else str(cell), 500)
-    return f"'{text}" if text.startswith(_FORMULA) and isinstance(cell, str) else text
+def to_csv(rows: Any) -> str:
+    """A frame, or the records of a table, as CSV: unrounded, empty where undefined, without control characters."""
+    frame: Any = pd.DataFrame(rows)
+    texts = frame.select_dtypes(exclude="number").map(lambda cell: cell if pd.isna(cell) else printable(str(cell), 500))
+    return frame.assign(**texts).to_csv(index=False, float_format="%.12g", lineterminator="\n")
 
 
 def _escaped(text: str, escapes: Mapping[str, str], most: int = 80) -> str:

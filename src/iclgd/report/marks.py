@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _VALUES = ("mean", "low", "high", "planted", "published", "upper")
 _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
-_MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much an axis spans that is logarithmic
+_LABEL = "datum.value === -1 ? 'all' : isNumber(datum.value) ? format(datum.value, '~g') : datum.value"
+LOGARITHMIC = ("finetune.lr", "task.shots")  # keys whose axes are logarithmic
+_MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much any other axis spans that is logarithmic
+_NAMED = 310  # points: the width of a map whose rows have names
 _TITLES = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.layers": "trained layers"}
 
 
@@ -35,51 +38,45 @@ class Measure:
         """A figure about it."""
         return Figure(f"{kind}/{self.info.name}", title, chart, caption, self.info.label, self.info.headline)
 
-    def axis(
-        self, rows: Frame, channel: Any = alt.Y, field: str = "mean", may_be_log: bool = False, ticks: int = 5
-    ) -> Any:
+    def axis(self, rows: Frame, channel: Any = alt.Y, log: bool = False, ticks: int = 5) -> Any:
         """Its axis: it holds zero where the score can be negative, or where its values come near zero."""
         values = rows[[name for name in _VALUES if name in rows]]
         low, high = values.min().min(), values.max().max()
         scale = alt.Scale(zero=bool(self.info.limits[0] < 0 or low < 0.35 * high), nice=True)
-        if may_be_log and 0 < low <= high / _LOG_RATIO:
+        options: dict[str, Any] = {"format": "~%"} if self.info.share else {"labelExpr": _PLAIN}
+        if log and 0 < low <= high / _LOG_RATIO:
             scale = alt.Scale(type="log", nice=True)
-        axis = (
-            alt.Axis(tickCount=ticks, format="~%") if self.info.share else alt.Axis(tickCount=ticks, labelExpr=_PLAIN)
-        )
-        return channel(f"{field}:Q", title=self.info.label, scale=scale, axis=axis)
+            powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+            options["values"] = [10.0**power for power in powers]
+        return channel("mean:Q", title=self.info.label, scale=scale, axis=alt.Axis(tickCount=ticks, **options))
 
     def tooltip(self, *about: Any) -> list[Any]:
         """What is shown of a mark under the pointer."""
         numbers = [("mean", self.info.label), ("low", "low"), ("high", "high")]
         return ["variant:N", *about, *(alt.Tooltip(f"{n}:Q", format=".4f", title=title) for n, title in numbers)]
 
-    def curves(self, split: Grid, x: Any, about: str, may_be_log: bool = False) -> tuple[Any, str]:
+    def curves(self, split: Grid, x: Any, about: str, log: bool = False) -> tuple[Any, str]:
         """A line and a band for each variant with marks where there is room, and words on what they mean.
 
-        What was published is a dotted line, a draw alone among several a hollow mark off the line, and a value where
-        no draw gave a usable result a cross on the axis.
+        What was published is a dotted line, a draw alone among several a hollow mark, and a value where no draw gave a
+        usable result a cross on the axis.
         """
         rows, base = split.rows, alt.Chart()
-        y, look = self.axis(rows, may_be_log=may_be_log), looks(self.results.variants, rows["variant"], LINES)
         words, layers = [f"{self.info.label} {about}. {interval_words(rows)}"], zero_rule(rows)
+        y, look = self.axis(rows, log=log), looks(self.results.variants, rows["variant"], LINES, split.total)
         several = "low" in rows and bool(rows["low"].notna().any())
         if several:
-            rows["lone"] = (rows["draws"] == 1) & rows["mean"].notna()
+            rows["lone"] = (rows["draws"] == 1) & rows["mean"].notna()  # it has no interval, and a band shows none
             band = base.mark_area(opacity=0.16 if rows["variant"].nunique() <= 6 else 0.07)
             layers.append(band.encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["fill"]))
-        line = base.transform_calculate(line="datum.lone ? null : datum.mean").mark_line()
-        layers.append(line.encode(x, self.axis(rows, alt.Y, "line", may_be_log), look["color"], look["strokeDash"]))
+        layers.append(base.mark_line().encode(x, y, look["color"], look["strokeDash"]))
         marked = rows["x"].nunique() <= _MOST_MARKED
-        point = base.mark_point(filled=True, size=20, opacity=int(marked))
-        seen = [look["fill"], look["shape"]] if marked else []
+        point = base.mark_point(filled=True, size=20, opacity=int(marked)).transform_filter("isValid(datum.mean)")
         tooltip = self.tooltip(alt.Tooltip("x", type=x["type"], title=x["title"]))
-        point = point.transform_filter("datum.mean !== null && !datum.lone")
-        layers.append(point.encode(x, y, *seen, tooltip=tooltip))
-        if several and rows["lone"].any():  # and a band has no width between two of them
-            hollow = base.mark_point(filled=False, size=24, strokeWidth=1.2).transform_filter("datum.lone")
+        layers.append(point.encode(x, y, *[look["fill"], look["shape"]] * marked, tooltip=tooltip))
+        if several and rows["lone"].any():
+            hollow = base.mark_point(filled=True, fill="white", size=24, strokeWidth=1.2).transform_filter("datum.lone")
             layers.append(hollow.encode(x, y, look["color"], look["shape"], tooltip=tooltip))
-            layers.append(base.mark_rule().encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), look["color"]))
         if "published" in rows and rows["published"].notna().any():
             theirs = base.mark_line(strokeDash=[1, 2], strokeWidth=1.1)
             layers.append(theirs.encode(x, alt.Y("published:Q"), look["color"]))
@@ -92,20 +89,29 @@ class Measure:
         return split.draw(*layers), " ".join(words)
 
     def heat_map(self, split: Grid, x: str, y: str, about: str, log: bool = False) -> tuple[Any, str]:
-        """Maps that share one colour scale, counted from the lower left, and words on what they show."""
-        values = {name: sorted({int(value) for value in split.rows[name]}) for name in ("x", "y")}
-        axes = {
-            name: alt.Axis(values=ticks[:: -(-len(ticks) // 8)], labelAngle=0, grid=False, domain=False)
-            for name, ticks in values.items()
-        }
-        across = alt.X("x:O", title=x, axis=axes["x"], scale=alt.Scale(domain=values["x"], padding=0))
-        up = alt.Y("y:O", title=y, axis=axes["y"], sort=None, scale=alt.Scale(domain=values["y"][::-1], padding=0))
-        color = color_scale(split.rows["mean"], self.info.label, self.info.limits, log)
+        """Maps that share one colour scale, numbers upwards and names downwards, and words on what they show."""
+        across, up = (_levels(split.rows[name]) for name in ("x", "y"))
+        names = isinstance(up[0], str)
+        ticks = [levels[:: -(-len(levels) // 8)] for levels in (across, up)]
+        look: dict[str, Any] = {"labelAngle": 0, "grid": False, "domain": False, "labelExpr": _LABEL}
+        channels = (
+            alt.X("x:O", title=x, axis=alt.Axis(values=ticks[0], **look), scale=alt.Scale(domain=across, padding=0)),
+            alt.Y("y:O", title=y, axis=alt.Axis(values=up if names else ticks[1], **look), sort=None,
+                  scale=alt.Scale(domain=up if names else up[::-1], padding=0)),
+            color_scale(split.rows["mean"], self.info.label, self.info.limits, log),
+        )  # fmt: skip
         tooltip = ["variant:N", alt.Tooltip("y:O", title=y), alt.Tooltip("x:O", title=x), "mean:Q"]
-        chart = split.draw(
-            alt.Chart().mark_rect().encode(across, up, color, tooltip=tooltip), height=min(0.85 * split.width, 180)
-        )
+        size = {"width": split.width, "height": min(0.85 * split.width, 180)}
+        if names:
+            size = {"width": max(split.width, _NAMED), "height": 11.0 * len(up)}
+        chart = split.draw(alt.Chart().mark_rect().encode(*channels, tooltip=tooltip), **size)
         return chart, f"{self.info.label} {about}. {mean_words(split.rows)}"
+
+
+def _levels(column: Frame) -> list[Any]:
+    """The different values of a column: numbers by size, names as they come."""
+    values = list(dict.fromkeys(column))
+    return values if isinstance(values[0], str) else sorted(values)
 
 
 def measured(results: Results, layered: bool, rows: Frame = None) -> Iterator[tuple[Measure, Frame]]:
@@ -129,10 +135,10 @@ def axis_title(results: Results, key: str) -> str:
     return printable(_TITLES.get(key) or results.heading(key).replace("_", " "))
 
 
-def number_axis(title: str, values: Frame, may_be_log: bool = True) -> Any:
-    """The axis of a number: ticks at the values themselves while they are few, logarithmic if they span much."""
+def number_axis(title: str, values: Frame, log: bool = False) -> Any:
+    """The axis of a number: ticks at the values themselves while they are few; logarithmic where that is possible."""
     ticks = sorted(set(values.astype(float)))
-    log = may_be_log and ticks[0] > 0 and ticks[-1] / ticks[0] >= _LOG_RATIO
+    log = log and ticks[0] > 0
     options: dict[str, Any] = {"values": ticks} if len(ticks) <= 8 else {"tickCount": 6}
     options |= {"tickMinStep": 1} if not log and all(value.is_integer() for value in ticks) else {}
     scale = alt.Scale(type="log", nice=False, padding=4) if log else alt.Scale(zero=False, nice=False, padding=4)

@@ -1,39 +1,46 @@
 "use strict";
-// Draws the figures from the JSON in #data, one after the other, and sorts the table of runs.
+// Draws the figures from the JSON in #data, saves their data and specifications, and sorts the table of runs.
 const data = JSON.parse(document.getElementById("data").textContent);
-const dark = matchMedia("screen and (prefers-color-scheme: dark)");
-const SCALE = 1.85; // from points of a printed page to pixels of a screen
+const SCALE = 2.3; // from points of a printed page to pixels of a screen
+const WIDE = 300; // points; a wider figure takes both columns
 
-function rows(columns) {
-  const names = Object.keys(columns);
-  const values = names.map((name) => columns[name].texts ? columns[name].at.map((i) => columns[name].texts[i]) : columns[name]);
-  return (values[0] ?? []).map((_, i) => Object.fromEntries(names.map((name, at) => [name, values[at][i]])));
-}
+const chosen = (box) => data.figures[box.querySelector("select")?.value ?? box.dataset.figure];
+const rows = (columns) => (Object.values(columns)[0] ?? []).map((_, at) =>
+  Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, values[at]])));
+const whole = ({ spec, columns }) => ({ ...spec, config: data.theme, datasets: { rows: rows(columns) } });
 
 async function draw(box) {
-  const at = box.querySelector("select")?.value ?? box.dataset.figure;
-  const { spec, columns } = data.figures[at];
-  const plot = box.querySelector(".plot");
-  box.querySelectorAll("[data-caption]").forEach((one) => { one.hidden = one.dataset.caption !== at; });
-  const config = { ...(dark.matches ? data.dark : data.light), background: "transparent" };
-  const actions = { export: { svg: true, png: true }, source: false, compiled: false, editor: false };
+  const figure = chosen(box);
+  box.querySelectorAll("[data-caption]").forEach((one) => { one.hidden = data.figures[one.dataset.caption] !== figure; });
   // The interpreter of expressions (ast) needs no eval, which the page's policy forbids.
-  const options = { ast: true, renderer: "svg", mode: "vega-lite", actions, tooltip: { theme: dark.matches ? "dark" : "light" } };
-  const whole = { ...spec, config, datasets: { rows: rows(columns) } };
-  await vegaEmbed(plot, whole, { ...options, downloadFileName: box.dataset.name });
+  const spec = whole(figure);
+  spec.config = { ...spec.config, background: "transparent" };
+  const plot = box.querySelector(".plot");
+  await vegaEmbed(plot, spec, { ast: true, renderer: "svg", mode: "vega-lite", actions: false });
   const svg = plot.querySelector("svg.marks");
   const width = svg.viewBox.baseVal.width;
-  svg.style.cssText = `width: ${SCALE * width}px; height: auto; max-width: 100%; min-width: ${Math.min(width, 560)}px`;
+  svg.style.width = `${SCALE * width}px`;
+  for (const one of [box, svg]) one.classList.toggle("wide", width > WIDE);
+}
+
+function save(box, ending) {
+  const figure = chosen(box);
+  const cell = (value) => /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value ?? "";
+  const lines = [Object.keys(figure.columns), ...rows(figure.columns).map(Object.values)];
+  const text = ending === "csv" ? lines.map((line) => line.map(cell).join(",") + "\n").join("") : JSON.stringify(whole(figure), null, 1);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  link.download = `${figure.name}.${ending}`;
+  link.click();
 }
 
 const boxes = [...document.querySelectorAll(".figure")];
-// All are drawn, in sight or not, so that a printed page has them; in turn, so that the page stays usable meanwhile.
-let last = Promise.resolve();
-const show = (box) => { last = last.then(() => draw(box)).then(() => new Promise((next) => setTimeout(next))); };
-boxes.forEach(show);
-boxes.forEach((box) => box.querySelector("select")?.addEventListener("change", () => show(box)));
-dark.addEventListener("change", () => boxes.forEach(show));
-last.then(() => { document.documentElement.dataset.drawn = "true"; });
+for (const box of boxes) {
+  box.querySelector("select")?.addEventListener("change", () => draw(box));
+  box.querySelectorAll(".get button").forEach((button) => button.addEventListener("click", () => save(box, button.value)));
+}
+// All are drawn at once, in sight or not, so that a printed page has them.
+const last = Promise.all(boxes.map(draw)).then(() => { document.documentElement.dataset.drawn = "true"; });
 
 const table = document.querySelector("#runs table");
 const value = (row, at) => row.cells[at].textContent;
@@ -49,4 +56,3 @@ const compare = (a, b) => {
   for (const other of table.tHead.rows[0].cells) other.ariaSort = "none";
   head.ariaSort = down > 0 ? "ascending" : "descending";
 }));
-document.documentElement.dataset.ready = "true";

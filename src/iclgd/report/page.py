@@ -18,7 +18,6 @@ from markupsafe import Markup
 from iclgd.common.printable import printable
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
-from iclgd.results.findings import findings
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.results.remarks import remarks
@@ -30,7 +29,9 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 _MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 12, 60, 1500  # sets, texts, characters
 
 
-def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str) -> str:
+def render(
+    results: Results, figures: Sequence[Figure], tables: Sequence[Table], title: str, findings: Sequence[str] = ()
+) -> str:
     """The page as text. All text from outside is escaped by the template, or is JSON that scripts show as text."""
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")  # vega, vega-lite, vega-embed
     scripts = [f"(() => {{{bundle}}})();", (_HERE / "page.js").read_text("utf-8")]
@@ -38,7 +39,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
     options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_HERE), autoescape=True, **options)
     environment.filters["printable"] = printable
-    data = {"light": theme(), "dark": theme(dark=True), "figures": [_packed(one.specification) for one in figures]}
+    data = {"theme": theme(), "figures": [_packed(figure) for figure in figures]}
     return environment.get_template("page.html.j2").render(
         title=title,
         results=results,
@@ -49,7 +50,7 @@ def render(results: Results, figures: Sequence[Figure], tables: Sequence[Table],
         kinds=[list(kind) for _, kind in itertools.groupby(enumerate(figures), key=lambda pair: pair[1].kind)],
         tables=[table for table in tables if table.rows],
         notes=remarks(results),
-        findings=findings(results),
+        findings=findings,
         facts=_facts(results),
         runs=_runs(results),
         shared={k: varying_keys.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},
@@ -70,16 +71,12 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
-def _packed(specification: Mapping[str, Any]) -> dict[str, Any]:
-    """A chart without its theme, and its rows by column, texts as numbers of a list: a third of the size."""
-    spec = {key: value for key, value in specification.items() if key not in ("config", "$schema", "datasets")}
-    rows, columns = specification["datasets"][DATA], {}
-    for name in rows[0] if rows else ():
-        values = [row[name] for row in rows]
-        texts = list(dict.fromkeys(values)) if any(isinstance(value, str) for value in values) else None
-        at = {value: index for index, value in enumerate(texts or ())}
-        columns[name] = values if texts is None else {"texts": texts, "at": [at[value] for value in values]}
-    return {"spec": spec, "columns": columns}
+def _packed(figure: Figure) -> dict[str, Any]:
+    """A figure's name, its chart without the theme, and its rows by column, which takes less room."""
+    spec = {k: v for k, v in figure.specification.items() if k not in ("config", "$schema", "datasets")}
+    rows = figure.specification["datasets"][DATA]
+    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    return {"name": figure.file_name, "spec": spec, "columns": columns}
 
 
 def _facts(results: Results) -> dict[str, list[str]]:

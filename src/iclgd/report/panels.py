@@ -38,20 +38,23 @@ class Grid:
     columns: int = 1  # how many panels stand side by side
 
     @property
+    def total(self) -> float:
+        """The figure's width: one panel fits a column of a two-column page, several fill the page's width."""
+        return COLUMN_WIDTH if self.columns == 1 else TEXT_WIDTH
+
+    @property
     def width(self) -> float:
-        """The width of a panel: one alone fits a column of a two-column page, several fill the page's width."""
-        if self.columns == 1:
-            return COLUMN_WIDTH - _AXIS
-        return (TEXT_WIDTH - _AXIS - _GAP * (self.columns - 1)) / self.columns
+        """The width of a panel."""
+        return (self.total - _AXIS - _GAP * (self.columns - 1)) / self.columns
 
     @property
     def height(self) -> float:
         """The height of a panel."""
         return max(90.0, min(0.7 * self.width, 135.0))
 
-    def draw(self, *layers: Any, height: float | None = None) -> Any:
+    def draw(self, *layers: Any, width: float | None = None, height: float | None = None) -> Any:
         """The layers in every panel, with a menu of settings where there are more than the panels show."""
-        chart: Any = alt.layer(*layers).properties(width=self.width, height=height or self.height)
+        chart: Any = alt.layer(*layers).properties(width=width or self.width, height=height or self.height)
         data = alt.NamedData(name=DATA)
         if len(self.panels) > 1:
             facet = alt.Facet("panel:N", sort=list(self.panels), header=alt.Header(title=None), title=None)

@@ -49,6 +49,11 @@ def tables(
     ]
 
 
+def conclusions(all_tables: Iterable[Table]) -> list[str]:
+    """The sentences below these tables that say what can be told apart."""
+    return [table.notes[-1] for table in all_tables if table.name.startswith(("comparisons", "notice_matrix"))]
+
+
 def summary(
     results: Results, rows: Sequence[str] = (), columns: Sequence[str] = (), scores: Sequence[str] = ()
 ) -> Table:
