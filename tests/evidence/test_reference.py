@@ -20,6 +20,7 @@ from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.outcome import unfit_reference
 from iclgd.evidence.preparation import prepare
+from iclgd.evidence.reference import with_wrong_labels
 from iclgd.experiment import run
 from iclgd.metrics import measure, required_inputs
 from iclgd.models.loading import load
@@ -225,6 +226,35 @@ def test_a_noisy_truths_orders_do_not_depend_on_what_other_runs_have_left(tmp_pa
 
     gather(prepared(*of, "metric=sim_aou_reordered")[1])
     assert torch.equal(orders("auto"), orders("off"))
+
+
+def test_wrong_labels_are_other_options_and_those_of_a_smaller_share_stay_wrong():
+    given = prepared("task.shots=8")[1].prompts
+    longer = replace(
+        given.demonstrations[0], options=((5, 6, 7), (8,)), token_ids=(3, 5, 6, 7), label=0, label_length=3
+    )
+    given = replace(given, demonstrations=(longer, *given.demonstrations[1:]))
+    own, *altered = with_wrong_labels(given, 0)
+    assert own is given
+    wrong: set[int] = set()
+    for share, prompts in zip((0.25, 0.5, 0.75, 1), altered, strict=True):
+        pairs = list(zip(prompts.demonstrations, own.demonstrations, strict=True))
+        changed = {i for i, (item, was) in enumerate(pairs) if item != was}
+        assert len(changed) == 8 * share and changed > wrong
+        wrong = changed
+        for item, was in pairs:
+            answer = own.options(was)[item.label]
+            assert item.token_ids[-item.label_length :] == answer and (item.label == was.label) == (item == was)
+            assert item.token_ids[: -item.label_length] == was.token_ids[: -was.label_length]
+
+
+def test_icl_replayed_moves_as_icl_and_what_learns_nothing_does_not_move():
+    with_movement = "metric=[order_movement,label_movement]"
+    replayed, none = (scores(with_movement, f"finetune={name}") for name in ("replay", "none"))
+    assert (replayed["label_movement/100_as_icl"] - 1).abs().max() < 1e-3
+    assert replayed["label_movement/100"].min() > 0.5  # the toy reads its labels off the context
+    assert not any(none[f"label_movement/{share}"].any() for share in (25, 50, 75, 100))
+    assert not none["order_movement/ft"].any() and none["label_movement/100_as_icl"].isnan().all()
 
 
 def test_the_noise_of_a_truth_is_not_the_candidates():

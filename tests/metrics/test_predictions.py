@@ -18,6 +18,8 @@ from iclgd.metrics.predictions import (
     flipped,
     label_agreement,
     log_odds,
+    movement,
+    movement_cosine,
     order_sensitivity,
     order_spread,
     rec2ftp,
@@ -102,6 +104,23 @@ def test_order_spread_by_hand():
     assert order_spread(orders[:1]).isnan()
     certain = torch.tensor([[[0.0, -INF]], [[-INF, 0.0]]])
     assert order_spread(certain).item() == 0.5
+
+
+def test_movement_by_hand():
+    """Probabilities (.2, .8) become (.6, .4), then (.1, .9); the third option is not there."""
+    icl = torch.tensor([[[0.2, 0.8, NAN]], [[0.6, 0.4, NAN]], [[0.1, 0.9, NAN]]]).log()
+    ft = torch.tensor([[[0.5, 0.5, NAN]], [[0.7, 0.3, NAN]], [[0.7, 0.3, NAN]]]).log()
+    assert movement(icl).item() == pytest.approx(0.25) and movement(icl, at=1).item() == pytest.approx(0.1)
+    assert movement_cosine(icl, ft, at=0).item() == pytest.approx(1)
+    assert movement_cosine(icl, ft, at=1).item() == pytest.approx(-1)
+    together = (0.4 * 0.2 - 0.1 * 0.2) / math.hypot(0.4, 0.1) / math.hypot(0.2, 0.2)
+    assert movement_cosine(icl, ft).item() == pytest.approx(together)
+    still = ft[:1].expand(3, 1, 3)
+    assert movement(still).item() == 0 and movement_cosine(icl, still).isnan()
+    assert movement_cosine(still + torch.tensor([[[0.01, 0, 0]]]), ft).isnan(), "ICL hardly moves"
+    assert movement(icl[:1]).isnan() and movement_cosine(icl[:1], ft[:1]).isnan()
+    undefined = torch.cat([icl[:1], torch.full((1, 1, 3), NAN)])
+    assert movement(undefined).isnan() and movement_cosine(undefined, undefined).isnan()
 
 
 @given(arrays("float32", (4, 3, 5), elements=st.floats(-20, 0, width=32)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.common.records import PromptSet, Recording
@@ -16,12 +17,12 @@ from iclgd.config.enumerations import RandomUpdate
 from iclgd.evidence.grafts import graft_distances
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
-from iclgd.evidence.reference import Reference, orders
+from iclgd.evidence.reference import Reference, orders, with_wrong_labels
 from iclgd.evidence.weights import context_changes, random_changes, undefined_changes
 
 # Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
 GRAFTS = ("graft_icl", "graft_icl_up_to", "graft_ft", "graft_ft_up_to")
-LATE_FACTS = ("ft_orders", "trained_changes", "static_changes", "one_shot_updates", *GRAFTS)
+LATE_FACTS = ("ft_orders", "ft_labels", "trained_changes", "static_changes", "one_shot_updates", *GRAFTS)
 
 
 def facts(
@@ -45,8 +46,10 @@ def facts(
         "static_changes": lambda: context_changes(lab),
         "random_changes": lambda: random_changes(lab),
         "one_shot_updates": lambda: _one_shot_updates(reference, settings),
-        "icl_orders": lambda: torch.stack([reference.recording("icl", o).label_scores for o in reference.orders()]),
-        "ft_orders": lambda: _ft_orders(lab, settings, learned),
+        "icl_orders": lambda: _icl_altered(reference, reference.orders()),
+        "ft_orders": lambda: _ft_altered(lab, settings, learned, orders(lab.prompts, lab.config)),
+        "icl_labels": lambda: _icl_altered(reference, with_wrong_labels(reference.prompts, lab.config.seed)),
+        "ft_labels": lambda: _ft_altered(lab, settings, learned, with_wrong_labels(lab.prompts, lab.config.seed)),
         "graft_icl": lambda: graft_distances(lab, icl(), icl(), up_to=False),
         "graft_icl_up_to": lambda: graft_distances(lab, icl(), icl(), up_to=True),
         "graft_ft": lambda: graft_distances(lab, learned.recording, icl(), up_to=False),
@@ -85,6 +88,13 @@ def _one_shot_updates(reference: Reference, settings: Settings) -> Tensor:
     return sum(updates, torch.zeros(()))
 
 
-def _ft_orders(lab: Laboratory, settings: Settings, learned: Learned) -> Tensor:
-    others = [learn(lab, settings, prompts=order).recording for order in orders(lab.prompts, lab.config)[1:]]
+def _icl_altered(reference: Reference, altered: Sequence[PromptSet]) -> Float[Tensor, "alteration example label"]:
+    return torch.stack([reference.recording("icl", prompts).label_scores for prompts in altered])
+
+
+def _ft_altered(
+    lab: Laboratory, settings: Settings, learned: Learned, altered: Sequence[PromptSet]
+) -> Float[Tensor, "alteration example label"]:
+    """Label scores after learning from each of these demonstrations, the first of which are the run's own."""
+    others = [learn(lab, settings, prompts=prompts).recording for prompts in altered[1:]]
     return torch.stack([recording.label_scores for recording in (learned.recording, *others)])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from iclgd.common.records import PromptSet, Recording, Trace
-from iclgd.common.seeding import permuted
+from iclgd.common.records import Item, PromptSet, Recording, Trace
+from iclgd.common.seeding import numpy_stream, permuted
 from iclgd.config import Config
 from iclgd.config.enumerations import Start
 from iclgd.config.variants import ICL, reference_config
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn, learning_key
 from iclgd.runs.cache import recordings_cache
+
+WRONG_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the demonstrations, for scores that read icl_labels or ft_labels
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,25 @@ def orders(prompts: PromptSet, config: Config) -> list[PromptSet]:
         reordered = replace(prompts, in_context=tuple(prompts.in_context[i] for i in rank), training=training)
         by_rank.setdefault(rank, reordered)
     return list(by_rank.values())
+
+
+def with_wrong_labels(prompts: PromptSet, seed: int) -> list[PromptSet]:
+    """The demonstrations as they are, and with wrong labels for each of `WRONG_SHARES` of them, rounded.
+
+    A wrong label is another of the demonstration's options; what is wrong at a smaller share is so at a larger one.
+    """
+    stream = numpy_stream("wrong labels", seed)
+    order = stream.permutation(len(prompts.demonstrations)).tolist()
+    wrong = [_relabelled(item, prompts.options(item), stream) for item in prompts.demonstrations]
+    altered = [prompts]
+    for share in WRONG_SHARES:
+        chosen = set(order[: round(share * len(order))])
+        items = tuple(wrong[i] if i in chosen else item for i, item in enumerate(prompts.demonstrations))
+        altered.append(replace(prompts, demonstrations=items))
+    return altered
+
+
+def _relabelled(item: Item, options: tuple[tuple[int, ...], ...], stream: np.random.Generator) -> Item:
+    label = (item.label + 1 + int(stream.integers(len(options) - 1))) % len(options)
+    tokens = item.token_ids[: len(item.token_ids) - item.label_length] + options[label]
+    return replace(item, token_ids=tokens, label=label, label_length=len(options[label]))

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from iclgd.metrics.numerics import by_examples
+from iclgd.metrics.distributions import LEAST_EFFECT
+from iclgd.metrics.numerics import by_examples, cosine
 from iclgd.metrics.registry import metric
 
 Options = Float[Tensor, "example label"]  # the score of every label option, NaN where a query has fewer
@@ -157,6 +158,50 @@ def order_spread(orders: Float[Tensor, "order example label"]) -> ByExample:
     options = (~missing).any(0)
     mean = deviation.where(options, 0).sum(-1) / options.sum(-1)
     return mean.masked_fill(count[..., 0] < 2, torch.nan)
+
+
+@metric
+def movement(altered: Float[Tensor, "alteration example label"], at: int | None = None) -> ByExample:
+    """How far a query's label probabilities move when the demonstrations are altered, as a total variation.
+
+    Args:
+        altered: label scores with the demonstrations as they are, then with each alteration of them.
+        at: the alteration that counts; null: the mean over all.
+
+    Returns:
+        Values in [0, 1], unaveraged; 0 means that the alteration does not matter. NaN where there is no alteration.
+    """
+    return _changes(altered, at).abs().sum(-1).mean(0) / 2
+
+
+@metric
+def movement_cosine(
+    icl: Float[Tensor, "alteration example label"], ft: Float[Tensor, "alteration example label"], at: int | None = None
+) -> ByExample:
+    """Cosine between the ways in which two settings' label probabilities move when the demonstrations are altered.
+
+    The changes of all alterations, or of alteration `at`, make one vector for each query.
+
+    Returns:
+        Values in [-1, 1], unaveraged. NaN where ICL moves by less than `LEAST_EFFECT`, or FT does not move.
+    """
+    of_icl, of_ft = _changes(icl, at), _changes(ft, at)
+    likeness = cosine(*(change.transpose(0, 1).flatten(1) for change in (of_icl, of_ft)))
+    return likeness.where(of_icl.abs().sum(-1).mean(0) / 2 >= LEAST_EFFECT, torch.nan)
+
+
+def _changes(
+    altered: Float[Tensor, "alteration example label"], at: int | None
+) -> Float[Tensor, "change example label"]:
+    """What the alterations change of the label probabilities; an option that a query lacks does not move."""
+    if len(altered) < 2:
+        return torch.full_like(altered, torch.nan)
+    missing = altered.isnan()
+    probabilities = altered.double().masked_fill(missing, -torch.inf).softmax(-1)
+    changes = (probabilities[1:] - probabilities[0]).where(~missing[1:], 0)
+    undefined = missing.all(-1)
+    changes = changes.masked_fill((undefined[1:] | undefined[0])[..., None], torch.nan)
+    return changes if at is None else changes[at : at + 1]
 
 
 def _right(choice: Labels, target: Labels) -> ByExample:

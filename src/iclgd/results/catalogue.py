@@ -12,7 +12,7 @@ from iclgd.config.enumerations import Better, Role, Sees
 from iclgd.results.reading import FinishedRun
 
 # evidence that finetuning has a part in
-_LEARNED = ("ft", "trace", "other", "ft_orders", "training_query_vectors", "trained_changes")
+_LEARNED = ("ft", "trace", "other", "ft_orders", "ft_labels", "training_query_vectors", "trained_changes")
 
 
 @dataclass(frozen=True)
