@@ -102,6 +102,8 @@ while kill -0 "$command" 2> /dev/null; do # a task that was just ending when it 
 done
 code=0
 wait "$command" || code=$?
+scancel --user=root # the command ends with the task that was cancelled; the others would go on
+while [ -n "$(squeue -h)" ]; do sleep 0.5; done
 "$python" -m iclgd.cli.status "$outputs"
 finished=$(done_runs)
 [ "$finished" -lt 4 ] || { echo "every task ended before it could be cancelled" >&2; states; exit 1; }

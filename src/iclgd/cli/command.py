@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -80,8 +81,12 @@ class Watch(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the record of a sweep, and name it to every job in an override, which any launcher carries."""
-        command, total = cast(Command, CURRENT.get()), hydra_setup.count_points(config)
+        command = cast(Command, CURRENT.get())
         command.config = config
+        if "SlurmLauncher" in str(config.hydra.launcher._target_) and shutil.which("srun") is None:
+            why = "hydra/launcher=submitit_slurm needs Slurm's srun, which is not on this machine: start the sweep on"
+            sys.exit(command.refuse(f"{why} a login node, or try it here with hydra/launcher=submitit_local"))
+        total = hydra_setup.count_points(config)
         if os.environ.get("WANDB_SWEEP_ID"):
             why = "an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command"
             sys.exit(command.refuse(why))
@@ -119,10 +124,10 @@ def job(composed: DictConfig) -> float:
         outcome = Outcome(Ending.refused, path, str(error))
     except OSError as error:  # not even the run's own folder can be written
         outcome = Outcome(Ending.failed, path, _unwritable(error))
-    except Terminated:
+    except Terminated as stop:
         if command is not None:
             raise
-        return math.nan  # a worker is ended alone, as a cluster does: the others go on
+        outcome = Outcome(Ending.interrupted, path, str(stop))  # a worker ends alone, as on a cluster: the others go on
     finally:
         if sweep is not None:
             sweep.write(number, outcome)
@@ -214,7 +219,7 @@ def _run(command: Command, arguments: Sequence[str], folder: Path) -> None:
             raise
         message = hydra_setup.explain(error) or (_unwritable(error) if isinstance(error, OSError) else None)
         if message is not None:
-            command.refuse(message)
+            command.refuse(message, FAILED if hydra_setup.is_of_a_launcher(error) else REFUSED)
         else:
             command.refuse(f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)", FAILED)
     except SystemExit as end:

@@ -100,6 +100,8 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: write KEY=VALUE, special characters in quotes: \"KEY='<a> (b)'\""
+    if is_of_a_launcher(error):
+        return _of_tasks(str(error))
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
@@ -115,6 +117,21 @@ def explain(error: Exception) -> str | None:
         several = "; a sweep takes several values: -m KEY=A,B, or iclgd.sweep in Python" * ("type 'list'" in cause)
         return f"{match[1]}: {cause}{several}"
     return _lines(text, 3)
+
+
+def is_of_a_launcher(error: Exception) -> bool:
+    """Whether an error is about the tasks of a cluster."""
+    return type(error).__module__.startswith("submitit.")
+
+
+def _of_tasks(text: str) -> str:
+    refusal = re.search(r"error: .*(?:array|limit|Limit).*", text)
+    if refusal:
+        return (
+            f"the cluster refuses so many tasks at once ({refusal[0].strip()}): hydra.sweeper.max_batch_size=N makes "
+            "job arrays of N runs, one after the other; `scontrol show config` has MaxArraySize"
+        )
+    return f"{_lines(text, 1)}\nWhat tasks printed is in .submitit in the sweep's folder; the same command goes on"
 
 
 def _unknown_key(key: str) -> str | None:

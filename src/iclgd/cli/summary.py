@@ -69,7 +69,8 @@ def show(outcomes: Sequence[Outcome], total: int | None) -> None:
     sys.stdout.write(f"{words} in {os.path.relpath(outcomes[0].folder.parent)}\n")
     for outcome in outcomes:
         if not outcome.is_finished:
-            message = outcome.message or "the same command runs it again"
+            again = "the same command runs it again" if outcome.ending is Ending.interrupted else ""
+            message = "; ".join(filter(None, [outcome.message, again]))
             sys.stderr.write(f"{outcome.ending} {os.path.relpath(outcome.folder)}: {message}\n")
 
 

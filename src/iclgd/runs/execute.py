@@ -14,7 +14,7 @@ from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.enumerations import Rerun
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import INPUTS, Inputs, run_id
-from iclgd.runs.process import terminable
+from iclgd.runs.process import Terminated, terminable
 from iclgd.runs.progress import Progress, duration
 from iclgd.runs.schema import DamagedRun, State, read
 from iclgd.runs.secrets import without_secrets
@@ -158,8 +158,8 @@ def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
             log.info("run %s was %s and is computed again", run.name, state)
         try:
             _measure(run, prepared, progress)
-        except KeyboardInterrupt:
-            log.warning("run %s was interrupted", run.name)
+        except (KeyboardInterrupt, SystemExit) as stop:  # a launcher exits once it has queued the run again
+            log.warning("run %s was interrupted%s", run.name, f": {stop}" if isinstance(stop, Terminated) else "")
             folder.interrupt()
             raise
         except BaseException as error:
