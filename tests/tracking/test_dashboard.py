@@ -58,13 +58,13 @@ cli([*sys.argv[1:], "--dry-run"])
 
 
 def panels(spec: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    sections = spec["spec"]["section"]["panelBankConfig"]["sections"]
+    sections = spec["workspace"]["section"]["panelBankConfig"]["sections"]
     [section] = [section for section in sections if section["name"] == name]
     return [panel["config"] for panel in section["panels"]]
 
 
 def test_every_swept_key_is_an_axis_beside_the_headline_scores(spec: dict[str, Any]) -> None:
-    [panel] = panels(spec, "Settings and scores")
+    panel, *scatters = panels(spec, "Settings and scores")
     axes = [(column["accessor"], column.get("log", False)) for column in panel["columns"]]
     assert axes == [
         ("config:finetune.value.name", False),
@@ -75,7 +75,11 @@ def test_every_swept_key_is_an_axis_beside_the_headline_scores(spec: dict[str, A
         ("summary:sim_aou", False),
         ("summary:sim_am_delta", False),
     ]
-    columns = spec["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    axes = [(plot["xAxis"], plot["yAxis"], plot["xAxisLogScale"]) for plot in scatters]
+    scores = ("summary:sim_aou", "summary:sim_am_delta")
+    keys = ("config:finetune.value.lr", "config:task.value.shots")
+    assert axes == [(key, score, True) for key in keys for score in scores]
+    columns = spec["workspace"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
     assert {"config:finetune.value.layers", "summary:sim_aou", "summary:accuracy/icl"} <= set(columns)
 
 
@@ -87,13 +91,33 @@ def test_curves_by_layer_are_of_each_run(spec: dict[str, Any]) -> None:
     assert curves[0]["chartTitle"] == "SimAOU"
 
 
+def grids(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [block["metadata"] for block in spec["report"]["blocks"] if block["type"] == "panel-grid"]
+
+
+def test_the_report_has_variants_grouped_in_their_colors_and_what_iclgd_draws(spec: dict[str, Any]) -> None:
+    headings = [b["children"][0]["text"] for b in spec["report"]["blocks"] if b["type"] == "heading"]
+    assert headings == ["Findings", "Settings and scores", "Variants", "Drawn by iclgd"]
+    runs, variants, sweep = grids(spec)
+    [grouping] = variants["runSets"][0]["grouping"]
+    assert (grouping["section"], grouping["name"]) == ("config", "finetune.value.name")
+    by_group = {key.rpartition(":")[2]: color for key, color in variants["customRunColors"].items()}
+    assert by_group == COLORS and set(runs["customRunColors"]) == {f"id-{number}" for number in range(4)}
+    drawn = [panel["config"] for panel in sweep["panelBankSectionConfig"]["panels"]]
+    keys = [key for config in drawn for key in config.get("mediaKeys", ())]
+    assert {"figures/ladder/mechanisms", "figures/layers/sim_aou", "figures/rate_map/sim_aou"} <= set(keys)
+    jobs = [[rule["op"] for rule in grid["runSets"][0]["filters"]["filters"] if rule["key"]["name"] == "jobType"]
+            for grid in (runs, variants, sweep)]  # fmt: skip
+    assert jobs == [["!="], ["!="], []]
+
+
 def test_runs_have_the_colors_of_their_variants(spec: dict[str, Any]) -> None:
     colors = {f"id-{number}": COLORS["lcgd" if number > 1 else "gd"] for number in range(4)}
-    assert spec["spec"]["section"]["customRunColors"] == colors
+    assert spec["workspace"]["section"]["customRunColors"] == colors
 
 
 def test_unstable_runs_are_filtered_out(spec: dict[str, Any]) -> None:
-    [runs] = spec["spec"]["section"]["runSets"]
+    [runs] = spec["workspace"]["section"]["runSets"]
     rules = [(rule["key"]["name"], rule["op"], rule["value"]) for rule in runs["filters"]["filters"]]
     assert rules == [("group", "=", "mine"), ("unstable", "!=", True), ("diverged", "!=", True)]
     assert (spec["name"], spec["project"]) == ("iclgd: mine", "iclgd")
@@ -127,9 +151,12 @@ def test_saving_sends_the_specification(capsys, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("wandb.termlog", lambda message: None)
     monkeypatch.setattr(internal, "upsert_view2", upsert)
     monkeypatch.setattr(interface, "get_app_url", lambda api: "https://app.example")
+    monkeypatch.setattr("wandb_workspaces.reports.v2.interface.Report.save", lambda report: sent.append(report))
+    monkeypatch.setattr("wandb_workspaces.reports.v2.interface.Report.url", "https://app.example/report")
     dashboard.cli([str(folder), "--project", "likeness"])
-    assert capsys.readouterr().out == "https://app.example/me/likeness?nw=abc\n"
-    [view] = sent
+    assert capsys.readouterr().out == "https://app.example/me/likeness?nw=abc\nhttps://app.example/report\n"
+    view, report = sent
+    assert (report.entity, report.project, report.title) == ("me", "likeness", "iclgd: mine")
     assert (view.entity, view.project, view.display_name) == ("me", "likeness", "iclgd: mine")
 
 
