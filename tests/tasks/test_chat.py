@@ -27,6 +27,13 @@ DATED = (  # as Llama 3's
     "<|im_start|>Today Date: {{ date_string }}<|im_end|>\n" + SMOLLM2
 )
 NUMBERED = "{% for m in messages %}<|im_start|>{{ loop.index }} {{ m['content'] }}<|im_end|>{% endfor %}"
+THINKING = (  # as Qwen 3's: an answer that ends the conversation has an empty thought before it, history has none
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if loop.index0 > ns.last %}{{ '<think></think>\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is false %}{{ '<think></think>\n' }}{% endif %}{% endif %}"
+)
 TAIL = "\nSentiment:"
 LABELS = ("Negative", "Positive")
 
@@ -47,9 +54,9 @@ def drawn(**changes):
     return replace(Drawn(demonstrations=shown, queries=(example(3), example(4)), label_words=LABELS), **changes)
 
 
-def chat_config():
+def chat_config(**arguments):
     config = make_config()
-    config.model.chat = Chat.template
+    config.model.chat, config.model.chat_arguments = Chat.template, arguments
     return config
 
 
@@ -125,6 +132,37 @@ def test_a_template_without_a_date_is_read_as_it_is(begin):
     whole = made.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     parts = conversation(made)
     assert parts.opening + parts.user + "one" + parts.answer == whole
+
+
+@pytest.mark.parametrize(("arguments", "end"), [({}, "assistant\n"), ({"enable_thinking": False}, "<think></think>\n")])
+def test_a_thought_that_only_the_last_answer_has_is_noted(arguments, end):
+    made, draw = tokenizer(THINKING), drawn()
+    prompts = encode(draw, chat_config(**arguments), made, window=None)
+    whole = made.apply_chat_template(
+        turns_of(draw, draw.queries[0]), add_generation_prompt=True, return_dict=False, **arguments
+    )
+    assert prompts.context() + prompts.queries[0].token_ids == tuple(whole)
+    assert made.decode(prompts.queries[0].token_ids).endswith(end)
+    assert all("think" not in made.decode(item.token_ids) for item in prompts.demonstrations)
+    [note] = [note for note in prompts.notes if "chat template" in note]
+    assert "writes '<think></think>\\n' before an answer that ends" in note
+    assert ("the label is read where it would begin" in note) is (not arguments)
+
+
+def test_arguments_that_a_template_ignores_are_refused():
+    with pytest.raises(ConfigError, match="names enable_thinkin, which this chat template ignores: it reads enable_th"):
+        encode(drawn(), chat_config(enable_thinkin=False), tokenizer(THINKING), window=None)
+
+
+def test_a_thought_left_open_and_a_demonstration_that_reads_otherwise_alone_are_refused():
+    closed = "{% if enable_thinking is false %}{{ '<think></think>\n' }}{% endif %}"
+    opened = THINKING.replace(closed, "<think>")
+    assert opened != THINKING
+    with pytest.raises(ConfigError, match="writes turns unlike one another"):
+        conversation(tokenizer(opened))
+    longer = "{% if messages|length == 2 and 'soup' in messages[0]['content'] %}{{ 'x' }}{% endif %}" + SMOLLM2
+    with pytest.raises(ConfigError, match="a demonstration alone, as finetuning reads it"):
+        encode(drawn(), chat_config(), tokenizer(longer), window=None)
 
 
 def test_templates_whose_turns_depend_on_their_place_are_refused():

@@ -6,7 +6,7 @@ put together from these parts, and the first one is compared with what the templ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -38,10 +38,13 @@ class Conversation:
 
     opening: str  # before the first user's turn: a bos token, a system message
     user: str  # what begins a user's turn
-    answer: str  # between a user's text and the assistant's answer
+    answer: str  # between a user's text and the assistant's answer, where more turns follow
+    last: str  # the same where the answer is to be written; it may go on with an empty thought
     delimiter: str  # white space that only a written answer has before it
     closing: str  # what ends the assistant's answer
+    thought: str  # what the template writes before an answer only where that ends the conversation
     tokenizer: Any  # whose template it is
+    arguments: Mapping[str, Any]  # of the template
 
     def as_turns(self, drawn: Drawn) -> Drawn:
         """The same draw, with each text as a user's turn that ends where the assistant's answer begins.
@@ -52,12 +55,22 @@ class Conversation:
         return replace(
             drawn,
             demonstrations=self._turns(drawn.demonstrations),
-            queries=self._turns(drawn.queries),
+            queries=self._turns(drawn.queries, self.last),
             training=None if drawn.training is None else self._turns(drawn.training),
-            calibration=self._turns(drawn.calibration),
+            calibration=self._turns(drawn.calibration, self.last),
         )
 
-    def _turns(self, examples: Sequence[Example]) -> tuple[Example, ...]:
+    def notes(self) -> tuple[str, ...]:
+        """What the template would write otherwise, as sentences."""
+        if not self.thought:
+            return ()
+        where = "demonstrations have it neither in the context nor in finetuning"
+        if self.last == self.answer:
+            where += ", and the label is read where it would begin (model.chat_arguments may set it)"
+        return (f"the chat template writes {self.thought!r} before an answer that ends a conversation: {where}",)
+
+    def _turns(self, examples: Sequence[Example], answer: str | None = None) -> tuple[Example, ...]:
+        answer = self.answer if answer is None else answer
         names = [name for name in self.tokenizer.get_added_vocab() if name.strip()]
         for example in examples:
             for name in names:
@@ -69,9 +82,9 @@ class Conversation:
         return tuple(
             replace(
                 example,
-                text=f"{self.user}{example.text.strip()}{self.answer}",
+                text=f"{self.user}{example.text.strip()}{answer}",
                 options=tuple(option.strip() for option in example.options),
-                tail=self.answer,
+                tail=answer,
                 delimiter=self.delimiter,
             )
             for example in examples
@@ -93,44 +106,76 @@ class Conversation:
         return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
 
     def check(self, prompts: PromptSet, drawn: Drawn) -> None:
-        """Refuse a template of which this prompt is not the conversation."""
-        turns = _system(drawn.description)
+        """Refuse a template of which the first prompt, or what finetuning reads, is not the conversation."""
+        system, turns = _system(drawn.description), []
         for example in drawn.demonstrations:
             turns += [_turn("user", example.text.strip()), _turn("assistant", example.answer.strip())]
-        turns.append(_turn("user", drawn.queries[0].text.strip()))
-        expected = self._ids(_rendered(self.tokenizer, turns))
+        query = _turn("user", drawn.queries[0].text.strip())
+        expected = self._ids(_rendered(self.tokenizer, [*system, *turns, query], self.arguments))
+        finetuning = self._ids(_rendered(self.tokenizer, [*system, *turns[:2]], self.arguments, prompt=False))
+        sequence = prompts.bos + prompts.demonstrations[0].token_ids
         if prompts.context() + prompts.queries[0].token_ids != expected:
-            raise ConfigError(
-                "model.chat=template: this tokenizer's template gives other tokens for the whole conversation than for "
-                f"its turns, so that turns cannot be shared between prompts: {_REMEDY}"
-            )
+            pieces = "the whole conversation than for its turns, so that turns cannot be shared between prompts"
+        elif not self.thought and finetuning[: len(sequence)] != sequence:
+            pieces = "a demonstration alone, as finetuning reads it, than for the same in a conversation"
+        else:
+            return
+        raise ConfigError(f"model.chat=template: this tokenizer's template gives other tokens for {pieces}: {_REMEDY}")
 
 
-def conversation(tokenizer: Any, description: str | None = None) -> Conversation:
+def conversation(
+    tokenizer: Any, description: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> Conversation:
     """The parts of a tokenizer's chat template.
 
-    A description of the task becomes the system message.
+    Args:
+        tokenizer: of Hugging Face.
+        description: of the task; it becomes the system message.
+        arguments: of the template, such as {"enable_thinking": False}.
 
     Raises:
-        ConfigError: there is no template, or turns depend on each other in it.
+        ConfigError: there is no template, it has no such argument, or turns depend on each other in it.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(f"model.chat=template: this model's tokenizer has no chat template: {_REMEDY}")
+    arguments = arguments or {}
+    _refuse_unknown(arguments, tokenizer.get_chat_template())
     turns = [*_system(description), _turn("user", _USER), _turn("assistant", _ANSWER), _turn("user", _LAST)]
-    whole = _rendered(tokenizer, turns)
-    ended = _rendered(tokenizer, turns[:-1], prompt=False)
+    whole = _rendered(tokenizer, turns, arguments)
+    ended = _rendered(tokenizer, turns[:-1], arguments, prompt=False)
     try:
         head, rest = whole.split(_USER)
         answer, rest = rest.split(_ANSWER)
         between, last = rest.split(_LAST)
-        closing = ended.split(_ANSWER)[1]
-    except (ValueError, IndexError):
+        final, closing = ended.removeprefix(head + _USER).split(_ANSWER)
+    except ValueError:
         raise ConfigError(_UNLIKE) from None
     user = between.removeprefix(closing)
-    delimiter = answer.removeprefix(last)
-    if not answer.startswith(last) or delimiter.strip() or len(user) == len(between) or not head.endswith(user):
+    thought, delimiter = final.removeprefix(answer), answer.removeprefix(last)
+    if answer.startswith(last) and not delimiter.strip():
+        answer = last
+    elif last == final and last.startswith(answer):  # the thought is in the prompt, and the label follows it
+        delimiter = ""
+    else:
         raise ConfigError(_UNLIKE)
-    return Conversation(head.removesuffix(user), user, last, delimiter, closing, tokenizer)
+    if not final.startswith(answer) or len(user) == len(between) or not head.endswith(user):
+        raise ConfigError(_UNLIKE)
+    return Conversation(head.removesuffix(user), user, answer, last, delimiter, closing, thought, tokenizer, arguments)
+
+
+def _refuse_unknown(arguments: Mapping[str, Any], template: str) -> None:
+    """Refuse what a template does not read: it would be passed over without a word."""
+    from jinja2 import Environment, TemplateError, meta
+
+    try:
+        names = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
+    except TemplateError:  # some have tags of transformers' own
+        return
+    names -= {"messages", "add_generation_prompt", "strftime_now", "raise_exception"}
+    unknown = sorted(arguments.keys() - names)
+    if unknown:
+        known = f"it reads {', '.join(sorted(names))}" if names else "it reads none"
+        raise ConfigError(f"model.chat_arguments names {', '.join(unknown)}, which this chat template ignores: {known}")
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
@@ -141,13 +186,13 @@ def _system(description: str | None) -> list[dict[str, str]]:
     return [_turn("system", description.strip())] if description else []
 
 
-def _rendered(tokenizer: Any, turns: list[dict[str, str]], prompt: bool = True) -> str:
+def _rendered(tokenizer: Any, turns: list[dict[str, str]], arguments: Mapping[str, Any], prompt: bool = True) -> str:
     from jinja2 import TemplateError
 
     try:
         template = _DATED + tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=prompt
+            turns, chat_template=template, tokenize=False, add_generation_prompt=prompt, **arguments
         )
     except TemplateError as error:  # some templates refuse a system message
         raise ConfigError(f"model.chat=template: this tokenizer's template fails ({error}): {_REMEDY}") from error

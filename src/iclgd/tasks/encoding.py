@@ -40,13 +40,16 @@ def encode(drawn: Drawn, config: Config, tokenizer: Any, window: int | None) -> 
             that does not fit; the message names the key and the remedy.
         DataError: an example that is longer than the window by itself, or has no tokens.
     """
-    chat = conversation(tokenizer, drawn.description) if config.model.chat is Chat.template else None
+    chat = None
+    if config.model.chat is Chat.template:
+        chat = conversation(tokenizer, drawn.description, config.model.chat_arguments)
     tokens = partial(_tokens, tokenizer=tokenizer, special=chat is not None)
     if chat is None:
         prompts = _encoded(drawn, tokens, *_around(drawn, config, tokenizer))
     else:
         prompts = _encoded(chat.as_turns(drawn), tokens, chat.bos(), chat.separator())
         chat.check(prompts, drawn)
+        prompts = replace(prompts, notes=chat.notes())
     prompts = _noted(prompts, drawn, config, tokenizer)
     return prompts if window is None else fitted(prompts, drawn, config, window)
 
@@ -55,7 +58,7 @@ def _noted(prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any) -> 
     """The prompts with notes, and with what the tokens of each item say where that is not its text."""
     items = (*prompts.demonstrations, *prompts.queries)
     decoded = [tokenizer.decode(list(item.token_ids), clean_up_tokenization_spaces=False) for item in items]
-    notes = (*drawn.notes, *token_notes(prompts, config, tokenizer, decoded))
+    notes = (*drawn.notes, *prompts.notes, *token_notes(prompts, config, tokenizer, decoded))
     shown = [
         item if text.strip() == item.text.strip() else replace(item, decoded=text)
         for item, text in zip(items, decoded, strict=True)
@@ -116,6 +119,8 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
     if not drawn.label_words:
         return ()
     labels = tuple(answers[pair] for pair in _continuations(drawn.demonstrations[0]))
+    if labels != tuple(answers[pair] for pair in _continuations(drawn.queries[0])):
+        raise ConfigError("the label words have other tokens after the last turn than after turns before it")
     for index, ids in enumerate(labels):
         if ids in labels[:index]:
             words = [drawn.label_words[i] for i in (labels.index(ids), index)]
