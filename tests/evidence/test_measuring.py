@@ -10,7 +10,7 @@ import torch
 
 from configs import config as config_of
 from iclgd.config.enumerations import Layer0
-from iclgd.evidence.gather import _blind_first_layer, without_rounding
+from iclgd.evidence.gather import blind_first_layer, without_rounding
 from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
@@ -53,7 +53,7 @@ def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(famil
         ft = recorded((1,), plan)
     config = config_of("model=toy", "task=toy", f"protocol.layer0={reading}")
     lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
-    seen = _blind_first_layer(lab, icl, zsl)
+    seen = blind_first_layer(lab, icl, zsl)
     values = sim_am_delta(seen.attention_scores, ft.attention_scores, zsl.attention_scores)
     assert bool(values[:, 0].isnan().all()) is undefined and values[:, 1:].isfinite().all()
     assert torch.equal(seen.attention_output, icl.attention_output), "only scores are blind"

@@ -76,14 +76,14 @@ def test_what_is_confused_is_named():
 def test_rates_are_chosen_by_the_other_draws():
     """Each draw has its own lucky rate, which the draw itself must not choose."""
     rows = frame(lambda truth, candidate, draw, rate: float(draw == rate), draws=3, rates=(0, 1, 2))
-    values = cells_of(rows, SCORE)["gd", "gd"]
-    assert set(values.values()) == {0.0}
+    values = cells_of(rows, SCORE).loc["gd"].loc["gd"]
+    assert set(values) == {0.0}
 
 
 def test_anchored_is_a_share_of_the_anchors_and_moves_with_them():
     draws = range(8)
     noise = np.random.default_rng(0)
-    near = lambda level, spread: {d: level + spread * noise.normal() for d in draws}  # noqa: E731
+    near = lambda level, spread: pd.Series([level + spread * noise.normal() for _ in draws])  # noqa: E731
     found = anchored(near(0.15, 0.001), near(0.02, 0.001), near(0.65, 0.001))
     assert found.mean == pytest.approx(0.13 / 0.63, abs=0.01) and found.low < found.mean < found.high
     loose = anchored(near(0.15, 0.001), near(0.02, 0.001), near(0.65, 0.2))
@@ -94,7 +94,7 @@ def test_anchored_is_a_share_of_the_anchors_and_moves_with_them():
 def test_the_interval_of_anchored_covers_what_it_should():
     noise, covered = np.random.default_rng(1), 0
     for _ in range(300):
-        icl, floor, planted = ({d: level + 0.05 * noise.normal() for d in range(8)} for level in (0.3, 0.1, 0.7))
+        icl, floor, planted = (pd.Series(level + 0.05 * noise.normal(size=8)) for level in (0.3, 0.1, 0.7))
         found = anchored(icl, floor, planted)
         covered += found.low <= 0.2 / 0.6 <= found.high
     assert covered >= 0.92 * 300

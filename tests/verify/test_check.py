@@ -16,11 +16,10 @@ import yaml
 import iclgd
 from configs import config
 from iclgd import experiment
-from iclgd.config import ScoreConfig, as_dict
+from iclgd.config import ScoreConfig
 from iclgd.evidence.preparation import prepare
 from iclgd.runs import files
 from iclgd.runs.execute import Ending, execute
-from iclgd.runs.inputs import run_id
 from iclgd.verify import check
 from iclgd.verify.__main__ import cli
 from iclgd.verify.check import TOLERANCE, verify
@@ -94,11 +93,12 @@ def edited_scores(change):
 )
 def test_a_run_as_it_was_made_holds(tmp_path, overrides):
     verdict = verify(finished_run(tmp_path / "run", *overrides), None)
-    assert verdict.problems == [] and verdict.notes == []
+    assert verdict.problems == [] and all("within rounding" in note for note in verdict.notes)
+    assert len(verdict.notes) == (2 if "protocol=dai2023" in overrides else 0)
     for score in verdict.scores:
-        assert score.own[0] <= TOLERANCE
-        # without context layer 0 sees the same keys: there SimAM_delta is the cosine of rounding
-        assert score.naive is None or score.naive[0] <= TOLERANCE or score.score.startswith("sim_am_delta"), score
+        assert score.holds and score.own[0] <= TOLERANCE
+        # the smallest changes of scores are of few steps of float32
+        assert score.naive is None or score.naive[0] <= TOLERANCE * (10 if "delta" in score.score else 1), score
     assert {"sim_am", "accuracy/icl"} & {score.score for score in verdict.scores if score.naive}
 
 
@@ -108,6 +108,20 @@ def test_a_fused_projection_is_known_to_the_naive_way(tmp_path):
     model = ("model=hf", f"model.name={tmp_path / 'model'}", "model.bos='<|endoftext|>'", "model.separator='</s>'")
     verdict = verify(finished_run(tmp_path / "run", *model, "finetune=gd"), None)
     assert verdict.problems == [] and {"sim_aou", "gradient_norm"} <= {s.score for s in verdict.scores if s.naive}
+
+
+def test_a_score_of_rounding_errors_does_not_hold_though_it_comes_out_again(tmp_path):
+    """The published code scores layers that the context does not reach, and updates that are too small to be one."""
+    published = ("protocol.layer0=published", "metric=[sim_aou,sim_am_delta]")
+    verdict = verify(finished_run(tmp_path / "all", "finetune=gd", "finetune.lr=1e-7", *published), None)
+    by_name = {score.score: score for score in verdict.scores}
+    assert by_name["sim_aou"].holds is None and by_name["sim_aou"].own is None, verdict
+    assert by_name["sim_aou"].rounding == 12 and verdict.problems == []
+    assert "12 values of sim_aou are within rounding, and cannot be verified" in verdict.notes
+    verdict = verify(finished_run(tmp_path / "some", "finetune=gd", *published), None)
+    by_name = {score.score: score for score in verdict.scores}
+    assert by_name["sim_aou"].holds is True and by_name["sim_aou"].rounding == 0
+    assert by_name["sim_am_delta"].holds is True and by_name["sim_am_delta"].rounding == 3  # layer 0 of three queries
 
 
 def test_half_precision_has_wider_tolerances(tmp_path):
@@ -128,7 +142,7 @@ def test_what_the_naive_way_does_not_know_and_what_needs_all_queries_is_said(tmp
         "the naive way does not know these: finetune.optimizer=adam",
     ]
     placed = config(*SMALL, "protocol.step=token", "runtime.placement=auto", "reference=lcgd")
-    assert check._unknown_settings(placed) == [
+    assert check.unknown_settings(placed) == [
         "protocol.step=token",
         "runtime.placement=auto with runtime.dtype=float32",
         "reference=lcgd",
@@ -154,13 +168,6 @@ def another_rate(folder):
     sign(folder, "config.yaml")
 
 
-def another_rate_everywhere(folder):
-    another_rate(folder)
-    name = run_id(as_dict(config(*SMALL, "finetune=lcgd", "finetune.lr=0.06")))
-    status = json.loads((folder / "status.json").read_text())
-    (folder / "status.json").write_text(json.dumps({**status, "run_id": name}))
-
-
 EDITS = {
     "a number": (edited_scores(one_number), "score sim_aou is off by 0.01"),
     "a number undefined": (
@@ -175,8 +182,7 @@ EDITS = {
     ),
     "a prompt": (edited_json("prompts.json", lambda c: c["queries"][1].update(text="heron ->")), "other queries"),
     "a token": (edited_json("prompts.json", lambda c: c["demonstrations"][0]["token_ids"].reverse()), "demonstrations"),
-    "the rate": (another_rate, "config.yaml is of run"),
-    "the rate, everywhere": (another_rate_everywhere, "score gradient_norm is off"),
+    "the rate": (another_rate, "score gradient_norm is off"),
     "the model's digest": (
         edited_json("fingerprint.json", lambda c: c.update({"model config.json": "0" * 64})),
         "changed since: the model's config.json",
@@ -210,10 +216,10 @@ def test_other_versions_code_and_processors_are_named_and_single_values_may_then
     (False, 10, 0.03, True), (False, 10, 0.3, False),
 ])  # fmt: skip
 def test_tolerances(exact, unsteady, shift, holds):
-    again = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, np.nan]})
+    again = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, np.nan], "rounding": False})
     stored = again.assign(value=again.value + shift)
-    assert check._compare("s", stored, again, None, exact, unsteady).holds is holds
-    naive = check._compare("s", stored, stored, again, True, unsteady)
+    assert check.compare("s", stored, again, None, exact, unsteady).holds is holds
+    naive = check.compare("s", stored, stored, again, True, unsteady)
     assert naive.naive == pytest.approx((shift, shift)) and naive.holds is (shift <= 0.01 * unsteady)
 
 

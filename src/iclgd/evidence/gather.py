@@ -37,13 +37,13 @@ def record_untouched(lab: Laboratory) -> Untouched:
     """Record zsl and icl, and the further settings that scores name."""
     owners = {path.partition(".")[0] for path in lab.wanted}
     zsl = lab.untouched("zsl")
-    settings = Settings(zsl, _blind_first_layer(lab, lab.untouched("icl"), zsl))
+    settings = Settings(zsl, blind_first_layer(lab, lab.untouched("icl"), zsl))
     reference = referred(lab, settings)
 
     def icl(setting: str, prompts: PromptSet | None = None) -> Recording:
         recording = reference.recording(setting, prompts)
         if lab.config.reference.name == ICL:
-            recording = _blind_first_layer(lab, recording, zsl)
+            recording = blind_first_layer(lab, recording, zsl)
         return without_rounding(lab, recording, zsl)
 
     recordings = {"zsl": zsl, "icl": icl("icl")}
@@ -115,7 +115,7 @@ def _where_it_differs(
     return before.where(near, after)
 
 
-def _blind_first_layer(lab: Laboratory, icl: Recording, zsl: Recording) -> Recording:
+def blind_first_layer(lab: Laboratory, icl: Recording, zsl: Recording) -> Recording:
     """ICL's recording with zsl's scores in a first layer that cannot see the context, whatever their rounding."""
     if lab.model.first_layer_sees_context or lab.config.protocol.layer0 is Layer0.published:
         return icl

@@ -7,7 +7,7 @@ demonstrations are the sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,6 @@ from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
 
 TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
 ICL = "icl"
-Draws = Mapping[Hashable, float]
-Cells = Mapping[tuple[str, str], Draws]  # (truth, candidate)
 
 
 @dataclass(frozen=True)
@@ -93,105 +91,103 @@ def _in_setting(rows: Any, setting: Mapping[str, Any]) -> Any:
     return rows
 
 
-def notice(
-    setting: Mapping[str, Any], rows: pd.DataFrame, scores: Sequence[ScoreInfo], floors: Collection[str]
-) -> Notice:
+def notice(setting: Mapping[str, Any], rows: Any, scores: Sequence[ScoreInfo], floors: Collection[str]) -> Notice:
     """The notice of one setting; rows are one for each run and score, as in `Results.frame`."""
-    table: Any = rows
-    several = {name for name, group in table.groupby(CANDIDATE) if group[RATE].nunique() > 1}  # whose rate is chosen
-    cells = [(score, cells_of(rows, score)) for score in scores]
-    cells = [(score, own) for score, own in cells if own]
-    ranking = [identification(score, own, bool(several)) for score, own in cells]
+    rates = rows.groupby(CANDIDATE)[RATE].nunique()
+    several = set(rates[rates > 1].index)  # whose rate is chosen
+    matrix, ranking, standings = [], [], []
+    for score in scores:
+        cells = cells_of(rows, score)
+        if len(cells):
+            ranking.append(identification(score, cells, bool(several)))
+            matrix += _matrix(score, cells, several)
+            standings += _standings(score, cells, floors, several)
     best_first = sorted((rank for rank in ranking if rank.share.n), key=lambda rank: -rank.share.mean)
-    matrix = [row for score, own in cells for row in _matrix(score, own, several)]
-    standings = [row for score, own in cells for row in _standings(score, own, floors, several)]
     return Notice(setting, pd.DataFrame(matrix), tuple(best_first), tuple(standings))
 
 
-def cells_of(rows: pd.DataFrame, score: ScoreInfo) -> Cells:
-    """Each truth's and candidate's value by draw, at a rate of the candidate's that the other draws chose."""
-    table: Any = rows
-    defined = table[(table["score"] == score.name) & table["mean"].notna()]
-    cells: dict[tuple[str, str], Draws] = {}
-    for (truth, candidate), group in defined.groupby([TRUTH, CANDIDATE], sort=False):
-        means = group.groupby([DRAW, RATE])["mean"].mean()
-        by_draw = {draw: means[draw].to_dict() for draw in means.index.get_level_values(0).unique()}
-        if group[RATE].nunique() > 1:
-            choice = held_out(by_draw, str(score.better))
-            values = {} if choice is None else dict(choice.values)
-        else:
-            values = {draw: next(iter(rates.values())) for draw, rates in by_draw.items()}
-        if values:
-            cells[truth, candidate] = values
-    return cells
+def cells_of(rows: Any, score: ScoreInfo) -> pd.Series:
+    """The values by truth, candidate and draw, each draw at a rate of the candidate's that the other draws chose."""
+    defined = rows[(rows["score"] == score.name) & rows["mean"].notna()]
+    cells: dict[Any, Any] = {}
+    for cell, group in defined.groupby([TRUTH, CANDIDATE], sort=False):
+        means = group.groupby([DRAW, RATE])["mean"].mean().unstack(RATE)
+        values = means.iloc[:, 0]
+        if means.shape[1] > 1:
+            choice = held_out(means.to_dict("index"), str(score.better))
+            values = pd.Series(choice.values if choice else {}, dtype=float)
+        if len(values):
+            cells[cell] = values
+    series: Any = pd.concat(cells, names=["truth", "candidate", "draw"]) if cells else pd.Series(dtype=float)
+    return series
 
 
-def identification(score: ScoreInfo, cells: Cells, chosen: bool = False) -> Identification:
+def identification(score: ScoreInfo, cells: pd.Series, chosen: bool = False) -> Identification:
     """How often the true candidate comes first among all candidates, over truths that are candidates too.
 
     Truths of one draw share its demonstrations. How closely they hang together, the spread between draws says; where
     all draws agree nothing says it, and each draw counts once.
     """
-    candidates = list(dict.fromkeys(candidate for _, candidate in cells))
-    first: dict[Hashable, list[float]] = {}  # by draw: truths of one draw share its demonstrations and hang together
-    chances, confusions, sign = [], {}, -1 if score.better is Better.lower else 1
-    for truth in [name for name in candidates if (name, name) in cells]:
-        instead: dict[str, float] = {}
-        draws = cells[truth, truth]
-        for draw in draws:
-            values = {c: sign * cells[truth, c][draw] for c in candidates if draw in cells.get((truth, c), {})}
-            if len(values) < 2:
-                continue
-            best = [c for c, value in values.items() if value == max(values.values())]
-            first.setdefault(draw, []).append((truth in best) / len(best))
-            chances.append(1 / len(values))
-            for other in best:
-                instead[other] = instead.get(other, 0) + 1 / len(best) / len(draws)
-        instead.pop(truth, None)
-        if instead:
-            confusions[truth] = max(instead.items(), key=lambda pair: pair[1])
-    chance = float(np.mean(chances)) if chances else math.nan
-    by_draw = [float(np.mean(truths)) for truths in first.values()]
-    apart = len(set(by_draw)) > 1
-    trials = [len(truths) if apart else len(first) for truths in first.values()]
-    share = draws_interval(by_draw, trials=trials, chosen=chosen)
-    return Identification(score.name, share, chance, confusions)
+    signed: Any = -cells if score.better is Better.lower else cells
+    firsts, chances, confusions = {}, [], {}
+    for truth, rows in signed.unstack("candidate", sort=False).groupby(level="truth", sort=False):
+        if truth not in rows or rows[truth].isna().all():
+            continue  # it is not a candidate
+        own = rows.droplevel("truth").dropna(subset=truth)
+        several = own[own.count(axis=1) > 1]
+        best = several.eq(several.max(axis=1), axis=0)
+        first = best.div(best.sum(axis=1), axis=0)  # equal first places share one
+        firsts[truth] = first[truth]
+        chances += list(1 / several.count(axis=1))
+        instead = first.drop(columns=truth).sum() / len(own)
+        if instead.max() > 0:
+            confusions[truth] = (instead.idxmax(), float(instead.max()))
+    of_truths = pd.DataFrame(firsts)
+    by_draw = of_truths.mean(axis=1)
+    trials = of_truths.count(axis=1) if by_draw.nunique() > 1 else pd.Series(len(by_draw), by_draw.index)
+    share = draws_interval(by_draw.to_numpy(), trials=trials.tolist(), chosen=chosen)
+    return Identification(score.name, share, float(np.mean(chances)) if chances else math.nan, confusions)
 
 
-def _standings(score: ScoreInfo, cells: Cells, floors: Collection[str], several: Set[str]) -> Iterator[Standing]:
-    bottoms = [name for name in floors if (ICL, name) in cells]
+def _matrix(score: ScoreInfo, cells: pd.Series, several: Set[str]) -> Iterator[dict[str, Any]]:
+    for (truth, candidate), values in _by_cell(cells).items():
+        interval = draws_interval(values.to_numpy(), score.limits, chosen=candidate in several)
+        cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
+        yield {**cell, "mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _standings(score: ScoreInfo, cells: pd.Series, floors: Collection[str], several: Set[str]) -> Iterator[Standing]:
+    by_cell = _by_cell(cells)
+    nearest = min if score.better is Better.lower else max
+    bottoms = [name for name in floors if (ICL, name) in by_cell]
     if not bottoms:
         return
-    nearest = min if score.better is Better.lower else max
-    bottom = nearest(bottoms, key=lambda name: float(np.mean(list(cells[ICL, name].values()))))
-    floor = cells[ICL, bottom]
-    for (truth, candidate), icl in cells.items():
-        if truth == ICL and candidate not in floors and (candidate, candidate) in cells:
-            planted = cells[candidate, candidate]
+    bottom = nearest(bottoms, key=lambda name: by_cell[ICL, name].mean())
+    for (truth, candidate), icl in by_cell.items():
+        if truth == ICL and candidate not in floors and (candidate, candidate) in by_cell:
+            floor, planted = by_cell[ICL, bottom], by_cell[candidate, candidate]
             on_icl, on_floor, on_planted = (
-                draws_interval(list(draws.values()), score.limits, chosen=name in several)
-                for name, draws in ((candidate, icl), (bottom, floor), (candidate, planted))
+                draws_interval(values.to_numpy(), score.limits, chosen=name in several)
+                for name, values in ((candidate, icl), (bottom, floor), (candidate, planted))
             )
             part = anchored(icl, floor, planted, chosen=not several.isdisjoint({candidate, bottom}))
             yield Standing(score.name, candidate, on_icl, on_floor, on_planted, part)
 
 
-def anchored(icl: Draws, floor: Draws, planted: Draws, chosen: bool = False) -> Interval:
+def _by_cell(cells: pd.Series) -> dict[Any, pd.Series]:
+    """The values of each truth and candidate, by draw."""
+    groups = cells.groupby(level=["truth", "candidate"], sort=False)
+    return {cell: values.droplevel(["truth", "candidate"]) for cell, values in groups}
+
+
+def anchored(icl: pd.Series, floor: pd.Series, planted: pd.Series, chosen: bool = False) -> Interval:
     """(icl - floor) / (planted - floor) of the means over the draws that all three have.
 
     The interval is Fieller's (`ratio_interval`), so that it moves with the anchors too. No value where the distance
     between the anchors is not told apart from zero.
     """
-    draws = [draw for draw in icl if draw in floor and draw in planted]
-    above = np.array([icl[draw] - floor[draw] for draw in draws])
-    return ratio_interval(above, np.array([planted[draw] - floor[draw] for draw in draws]), chosen=chosen)
-
-
-def _matrix(score: ScoreInfo, cells: Cells, several: Set[str]) -> Iterator[dict[str, Any]]:
-    for (truth, candidate), draws in cells.items():
-        interval = draws_interval(list(draws.values()), score.limits, chosen=candidate in several)
-        cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
-        yield {**cell, "mean": interval.mean, "low": interval.low, "high": interval.high}
+    values = pd.concat([icl, floor, planted], axis=1, join="inner").to_numpy()
+    return ratio_interval(values[:, 0] - values[:, 1], values[:, 2] - values[:, 1], chosen=chosen)
 
 
 def in_words(notice: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
@@ -199,7 +195,7 @@ def in_words(notice: Notice, score_labels: Mapping[str, str], labels: Mapping[st
 
     The last sentences are about the score `standing_of`.
     """
-    sentences = []
+    sentences, about = [], score_labels.get(standing_of, "")
     if notice.ranking:
         best, worst = notice.ranking[0], notice.ranking[-1]
         other = f" and {score_labels[worst.score]} in {_percent(worst.share)}" if worst is not best else ""
@@ -207,27 +203,31 @@ def in_words(notice: Notice, score_labels: Mapping[str, str], labels: Mapping[st
             f"Over the planted truths of {best.share.n} draws, {score_labels[best.score]} puts the true variant first "
             f"in {_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
         )
-    for rank in notice.ranking:
-        if rank.score == standing_of and rank.confusions:
-            pairs = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:2]
-            names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in pairs]
-            sentences.append(f"{score_labels[standing_of]} takes {' and '.join(names)}.")
+    confusions = [pair for rank in notice.ranking if rank.score == standing_of for pair in rank.confusions.items()]
+    if confusions:
+        most = sorted(confusions, key=lambda pair: -pair[1][1])[:2]
+        names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in most]
+        sentences.append(f"{about} takes {' and '.join(names)}.")
     standings = [standing for standing in notice.standings if standing.score == standing_of]
     if standings:
-        of_each = "; ".join(_of_the_way(standing, labels) for standing in standings)
+        parts = []
+        for at in standings:
+            values = f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})"
+            part = "" if math.isnan(at.anchored.mean) else f", which is {_percent(at.anchored)}"
+            parts.append(values + part)
         sentences.append(
-            f"{score_labels[standing_of]} on ICL and, in brackets, what it would be if ICL were that variant: "
-            f"{of_each}. The floor scores {standings[0].floor.mean:.2f}; "
+            f"{about} on ICL and, in brackets, what it would be if ICL were that variant: {'; '.join(parts)}. "
+            f"The floor scores {standings[0].floor.mean:.2f}; "
             "percentages say how far on the way from it to the value in brackets."
         )
     return " ".join(sentences)
 
 
-def _of_the_way(at: Standing, labels: Mapping[str, str]) -> str:
-    values = f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})"
-    if math.isnan(at.anchored.mean):
-        return values
-    return f"{values}, which is {_percent(at.anchored)}"
+def paragraph(results: Results, notice: Notice) -> str:
+    """What the sweep says, about the first headline score that it ranks."""
+    ranked = {rank.score for rank in notice.ranking}
+    of = next((name for name in results.headline if name in ranked), next(iter(ranked), ""))
+    return in_words(notice, {name: score.label for name, score in results.scores.items()}, labels(results), of)
 
 
 def setting_in_words(results: Results, notice: Notice) -> str:
@@ -239,13 +239,6 @@ def setting_in_words(results: Results, notice: Notice) -> str:
 def labels(results: Results) -> dict[str, str]:
     """What variants are called, and ICL."""
     return results.labels | {ICL: "ICL"}
-
-
-def paragraph(results: Results, notice: Notice) -> str:
-    """What the sweep says, about the first headline score that it ranks."""
-    ranked = {rank.score for rank in notice.ranking}
-    of = next((name for name in results.headline if name in ranked), next(iter(ranked), ""))
-    return in_words(notice, {name: score.label for name, score in results.scores.items()}, labels(results), of)
 
 
 def _percent(share: Interval) -> str:

@@ -45,27 +45,27 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     """
     ready, notes = [], []
     for (others, variant), settings in _settings_by_rate(results).items():
-        setting = dict(zip(other_keys(results), others, strict=True))
         means = _means(results, settings)
-        if len(settings) == 1:
-            (rate,) = settings
-            values = {score: {draw: at[rate] for draw, at in by_draw.items()} for score, by_draw in means.items()}
-            rates = {draw: rate for by_draw in values.values() for draw in by_draw}
-            ready.append(Contender(setting, variant, rates, settings, values))
-            continue
-        score = _choosing_score(results, means)
-        choice = held_out(_every_draw(means, score), str(score.better)) if score else None
-        label = results.variants[variant].label
-        if choice is None:
-            notes.append(f"{label}: {len(settings)} rates and one draw, so that no rate is best")
-        elif not choice.values:
-            notes.append(f"{label}: no rate at which every draw is sane, so that none can be chosen")
-        else:
-            values = {
-                score: {draw: by_draw.get(draw, {}).get(rate, math.nan) for draw, rate in choice.chosen.items()}
-                for score, by_draw in means.items()
-            }
-            ready.append(Contender(setting, variant, choice.chosen, settings, values, choice.at_edge))
+        draws = list(dict.fromkeys(draw for by_draw in means.values() for draw in by_draw))
+        rates, at_edge = dict.fromkeys(draws, next(iter(settings))), False
+        if len(settings) > 1:
+            score = _choosing_score(results, means)
+            choice = None
+            if score:  # a draw in which other scores were measured counts
+                choice = held_out({draw: means[score.name].get(draw, {}) for draw in draws}, str(score.better))
+            if choice is None or not choice.values:
+                why = f"{len(settings)} rates and one draw, so that no rate is best"
+                if choice:
+                    why = "no rate at which every draw is sane, so that none can be chosen"
+                notes.append(f"{results.variants[variant].label}: {why}")
+                continue
+            rates, at_edge = choice.chosen, choice.at_edge
+        values = {
+            score: {draw: by_draw[draw].get(rate, math.nan) for draw, rate in rates.items() if draw in by_draw}
+            for score, by_draw in means.items()
+        }
+        setting = dict(zip(other_keys(results), others, strict=True))
+        ready.append(Contender(setting, variant, rates, settings, values, at_edge))
     return ready, list(dict.fromkeys(notes))
 
 
@@ -112,10 +112,9 @@ def summary_at_chosen_rates(results: Results) -> Any:
 def _settings_by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, int]]:
     """By other settings and variant, each rate with its row of `Results.settings`."""
     order = list(results.variants)
+    runs = sorted(zip(results, results.setting_of, strict=True), key=lambda one: order.index(one[0].settings[VARIANT]))
     groups: dict[tuple[tuple[Any, ...], str], dict[float, int]] = {}
-    for run, row in sorted(
-        zip(results, results.setting_of, strict=True), key=lambda p: order.index(p[0].settings[VARIANT])
-    ):
+    for run, row in runs:
         others = tuple(run.settings.get(key) for key in other_keys(results))
         groups.setdefault((others, run.settings[VARIANT]), {})[run.settings[RATE]] = row
     return {group: dict(sorted(rates.items())) for group, rates in groups.items()}
@@ -135,12 +134,6 @@ def _choosing_score(results: Results, measured: Mapping[str, Any]) -> ScoreInfo 
     """The first headline score of finetuning that can be better or worse."""
     scores = (results.scores[name] for name in results.headline if name in measured)
     return next((score for score in scores if score.learned and score.better != Better.neither), None)
-
-
-def _every_draw(means: Mapping[str, Any], score: ScoreInfo) -> dict[Any, dict[float, float]]:
-    """The score by draw and rate, with every draw in which any score was measured."""
-    draws = dict.fromkeys(draw for by_draw in means.values() for draw in by_draw)
-    return {draw: means[score.name].get(draw, {}) for draw in draws}
 
 
 def _over_draws(results: Results, rows: Sequence[tuple[int, str, int]], score: ScoreInfo) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iclgd.common.records import Evidence, Score
-from iclgd.config import Config, FinetuneConfig, ScoreConfig, as_dict, typed
-from iclgd.config.enumerations import CacheMode
-from iclgd.config.variants import reference_config
-from iclgd.evidence.gather import gather
+from iclgd.common.records import Evidence
+from iclgd.config import Config, ScoreConfig, typed
+from iclgd.config.enumerations import CacheMode, Layer0
+from iclgd.config.variants import ICL, reference_config
+from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
-from iclgd.metrics import measure, needs_all_examples, required_inputs, summarise, to_frame
+from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
 from iclgd.models.loading import load
 from iclgd.runs import files
 from iclgd.runs.environment import processor
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, LOOKS, Inputs, kind_of, run_id
+from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, Inputs, kind_of
 from iclgd.runs.progress import Progress
 from iclgd.runs.schema import State, Status, recorded_config
 from iclgd.tasks import as_json, encode
@@ -34,17 +34,16 @@ from iclgd.verify.naive import Naive
 TOLERANCE = 1e-3  # of each value, by the program's own way, in float32 on the processor that made the run
 MEAN_TOLERANCE = 1e-2  # of a score's mean distance, by the naive way or elsewhere; single values may be further off
 WIDER = 10  # times, in half precision and where finetuning is unstable
-# Settings of `finetune` that the naive way knows, and those that may have any value; others need to be the default.
-_NAIVE_VALUES = {
+_NAIVE_VALUES = {  # of the keys of `finetune` that the naive way knows only in part
     "mechanism": ("gradient_descent", "none"),
     "objective": ("gd", "lcgd", "short_circuit"),
     "optimizer": ("sgd",),
     "trainable": ("attn_kv", "attention", "mlp", "all"),
+    "norm_of": (None,),
+    "direction": ("own",),
+    "rank": (None,),
+    "noise": (0,),
 }
-_ANY_VALUE = (
-    *("name", "lr", "layers", "epochs", "loss_on", "batch", "exit_layer", "data", "other_task"),
-    *("sees", "patch", "calibration", "ridge", "fit", "at", "layer", "heads", "start", "options"),  # not of gradients
-)
 
 
 @dataclass
@@ -52,9 +51,10 @@ class ScoreCheck:
     """The largest and the mean distance of a score's stored values from those computed again."""
 
     score: str
-    own: tuple[float, float]  # by the program's own way
+    own: tuple[float, float] | None  # by the program's own way; None where all values are of rounding
     naive: tuple[float, float] | None  # by the naive way; None where it does not know the score or the variant
-    holds: bool
+    holds: bool | None  # None where no value can be verified, since all are of differences within rounding
+    rounding: int = 0  # how many values are of differences within rounding, and are not compared
 
 
 @dataclass
@@ -98,13 +98,14 @@ def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verd
         path = folder.path / name
         if not path.is_file() or files.sha256(path) != recorded["sha256"]:
             verdict.problems.append(f"{name} is not what the run wrote")
-    config = typed(recorded_config(folder.path))
-    if run_id(as_dict(config)) != status.run_id:
-        verdict.problems.append(f"config.yaml is of run {run_id(as_dict(config))}, status.json of {status.run_id}")
     before, environment = folder.read_json(INPUTS), folder.read_json("environment.json")
-    config = _on_this_machine(config, str(before.get("dtype", config.runtime.dtype)), verdict)
+    config = _on_this_machine(typed(recorded_config(folder.path)), before.get("dtype"), verdict)
     prepared = prepare(config)
-    differences = _compare_inputs(prepared.inputs, before, verdict)
+    here, stored_inputs = prepared.inputs, Inputs(before)
+    kinds = {kind_of(name) for name in {**before, **here.parts}} - {*CIRCUMSTANCES, "settings"}
+    changes = here.only(*kinds).changes(stored_inputs.only(*kinds).parts)
+    verdict.problems += [f"changed since: {change}" for change in changes]
+    differences = here.only(*CIRCUMSTANCES).changes(stored_inputs.only(*CIRCUMSTANCES).parts)
     if environment.get("processor") != processor():
         differences.append(f"the processor ({environment.get('processor')}, now {processor()})")
     verdict.notes += [f"differs here: {difference}" for difference in differences]
@@ -112,42 +113,28 @@ def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verd
     model = load(config.model, config.runtime)
     prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
     lab = Laboratory(model, prompts, config, set(), Progress(), prepared)
-    _check_prompts(folder, as_json(prompts, lab.planted_prompts), verdict)
+    expected = json.loads(files.to_json(as_json(prompts, lab.planted_prompts)))
+    written = folder.read_json("prompts.json")
+    for name in {**expected, **written}:
+        if expected.get(name) != written.get(name):
+            verdict.problems.append(f"prompts.json has other {name} than the settings and data give")
     stored = pd.read_parquet(folder.path / "scores.parquet")
     _check_means(stored, folder.read_json("scores.json"), config.metric.scores, verdict)
     unsteady = bool(status.facts.get("unstable")) or model.network.dtype in (torch.float16, torch.bfloat16)
     exact = not differences and not unsteady and model.device.type == "cpu"  # a GPU need not sum in the same order
     own, naive = _scores_again(lab, queries, verdict)
     for name in dict.fromkeys(own["score"]):
-        check = _compare(name, stored, own, naive, exact, WIDER if unsteady else 1)
+        check = compare(name, stored, own, naive, exact, WIDER if unsteady else 1)
         verdict.scores.append(check)
-        if not check.holds:
-            verdict.problems.append(f"score {name} is off by {max(*check.own, *(check.naive or ())):.2g}")
+        if check.holds is False:
+            verdict.problems.append(f"score {name} is off by {max(*(check.own or ()), *(check.naive or ())):.2g}")
+        if check.rounding:
+            verdict.notes.append(f"{check.rounding} values of {name} are within rounding, and cannot be verified")
 
 
-def _scores_again(lab: Laboratory, queries: int | None, verdict: Verdict) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """The scores of some queries by the program's own way, and by the naive way if it knows the variant."""
-    config, every = lab.config, lab.prompts.queries
-    sample, scores = _sample(config, len(every), queries), config.metric.scores
-    if len(sample) < len(every):
-        scores = {name: spec for name, spec in scores.items() if not _needs_all(spec)}
-        left_out = sorted(config.metric.scores.keys() - scores.keys())
-        verdict.notes += [f"these need all queries (--all): {', '.join(left_out)}"] if left_out else []
-    verdict.queries = len(sample)
-    some = replace(lab.prompts, queries=tuple(every[index] for index in sample))
-    evidence = gather(replace(lab, prompts=some, wanted=required_inputs(scores)))
-    unknown, naive = _unknown_settings(config), None
-    if not unknown:
-        plain = _naive_evidence(Naive(lab.model.network, config, some), evidence, lab.model.first_layer_sees_context)
-        unknown = sorted(name for name, spec in scores.items() if not _has_inputs(plain, spec))
-        naive = _frame({name: scores[name] for name in scores if name not in unknown}, plain, sample)
-    verdict.notes += [f"the naive way does not know these: {', '.join(unknown)}"] if unknown else []
-    return _frame(scores, evidence, sample), naive
-
-
-def _on_this_machine(config: Config, dtype: str, verdict: Verdict) -> Config:
+def _on_this_machine(config: Config, dtype: str | None, verdict: Verdict) -> Config:
     """The run's config in the precision it was made in, on a device and with data that are here."""
-    runtime, paths = replace(config.runtime, dtype=dtype, cache=CacheMode.off), config.paths
+    runtime, paths = replace(config.runtime, dtype=dtype or config.runtime.dtype, cache=CacheMode.off), config.paths
     if runtime.device.startswith("cuda") and not torch.cuda.is_available():
         verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on the CPU")
         runtime = replace(runtime, device="cpu")
@@ -156,44 +143,58 @@ def _on_this_machine(config: Config, dtype: str, verdict: Verdict) -> Config:
     return replace(config, runtime=runtime, paths=paths)
 
 
-def _compare_inputs(now: Inputs, before: Mapping[str, Any], verdict: Verdict) -> list[str]:
-    """Changed data and models are problems; returns the versions, code and devices that differ."""
-    stored = Inputs(before)
-    kinds = {kind_of(name) for name in {**before, **now.parts}} - {*CIRCUMSTANCES, "settings"}
-    verdict.problems += [f"changed since: {change}" for change in now.only(*kinds).changes(stored.only(*kinds).parts)]
-    return now.only(*CIRCUMSTANCES).changes(stored.only(*CIRCUMSTANCES).parts)
-
-
-def _check_prompts(folder: RunFolder, content: Mapping[str, Any], verdict: Verdict) -> None:
-    expected, stored = json.loads(files.to_json(content)), folder.read_json("prompts.json")
-    different = [name for name in {**expected, **stored} if expected.get(name) != stored.get(name)]
-    verdict.problems += [f"prompts.json has other {name} than the settings and data give" for name in different]
-
-
 def _check_means(
-    stored: pd.DataFrame, summary: Mapping[str, Any], specs: Mapping[str, ScoreConfig], verdict: Verdict
+    stored: pd.DataFrame, summary: Mapping[str, Any], scores: Mapping[str, ScoreConfig], verdict: Verdict
 ) -> None:
     """Compare the means of scores.json with the values of scores.parquet."""
-    for name, spec in specs.items():
-        rows: Any = stored[stored["score"] == name]
-        if rows.empty or name not in summary:
+    layers: Any = stored.groupby(["score", "layer"])["value"].mean()
+    for name in scores:
+        if name not in summary or name not in layers:
             verdict.problems.append(f"score {name} is not in both scores.json and scores.parquet")
             continue
-        values = torch.tensor(rows.pivot_table("value", "example", "layer", dropna=False).to_numpy(dtype=float))
-        nothing = torch.zeros(len(values), dtype=torch.bool)
-        expected = summarise({name: Score(values, ("example", "layer"))}, nothing, {name: spec})[name]
-        layers = summary[name]["layers"]
-        pairs = ([summary[name]["mean"], *layers], [expected["mean"], *expected["layers"][: len(layers)]])
-        if _distance(*(np.array(pair, dtype=float) for pair in pairs)).max() > 1e-6:
+        by_layer, written = layers[name].to_numpy(), summary[name]
+        expected = [layers[name].mean(), *(by_layer if written["layers"] else ())]
+        both = (np.array(values, dtype=float) for values in ([written["mean"], *written["layers"]], expected))
+        if _distance(*both).max() > 1e-6:
             verdict.problems.append(f"scores.json has another mean of {name} than scores.parquet gives")
 
 
+def _scores_again(lab: Laboratory, queries: int | None, verdict: Verdict) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The scores of some queries by the program's own way, and by the naive way if it knows the variant.
+
+    `rounding` marks values that are undefined once differences within rounding are made zero.
+    """
+    config, every = lab.config, lab.prompts.queries
+    sample, scores = _sample(config, len(every), queries), config.metric.scores
+    if len(sample) < len(every):
+        scores = {name: spec for name, spec in scores.items() if not _needs_all(spec)}
+        left_out = sorted(config.metric.scores.keys() - scores.keys())
+        verdict.notes += [f"these need all queries (--all): {', '.join(left_out)}"] if left_out else []
+    verdict.queries = len(sample)
+    some = replace(lab.prompts, queries=tuple(every[index] for index in sample))
+    lab = replace(lab, prompts=some, wanted=required_inputs(scores))
+
+    def frame(scores: Mapping[str, ScoreConfig], evidence: Evidence) -> pd.DataFrame:
+        rows = to_frame(measure(scores, evidence))
+        return rows.assign(example=[sample[example] if example >= 0 else -1 for example in rows["example"]])
+
+    evidence = gather(lab)
+    own, naive = frame(scores, evidence), None
+    undefined = frame(scores, _without_rounding(lab, evidence))["value"].isna()
+    own["rounding"] = undefined & own["value"].notna()
+    unknown = unknown_settings(config)
+    if not unknown:
+        plain = _without_rounding(lab, _naive_evidence(Naive(lab.model.network, config, some), evidence))
+        unknown = sorted(name for name, spec in scores.items() if not _has_inputs(plain, spec))
+        naive = frame({name: scores[name] for name in scores if name not in unknown}, plain)
+    verdict.notes += [f"the naive way does not know these: {', '.join(unknown)}"] if unknown else []
+    return own, naive
+
+
 def _sample(config: Config, count: int, queries: int | None) -> list[int]:
-    """Indices of the queries to compute again: another random sample each time."""
+    """Indices of the queries to compute again, at random; all where a mechanism may learn from the queries."""
     mechanisms = {config.finetune.mechanism, reference_config(config).finetune.mechanism}
-    if (
-        queries is None or queries >= count or not mechanisms <= {"gradient_descent", "none"}
-    ):  # others may learn from the queries
+    if queries is None or queries >= count or not mechanisms <= {"gradient_descent", "none"}:
         return list(range(count))
     return sorted(np.random.default_rng().permutation(count)[:queries].tolist())
 
@@ -203,32 +204,38 @@ def _needs_all(spec: ScoreConfig) -> bool:
     return needs_all_examples(spec) or any(path.startswith("random_") for path in spec.inputs.values())
 
 
-def _unknown_settings(config: Config) -> list[str]:
+def unknown_settings(config: Config) -> list[str]:
     """The settings of a run that the naive way does not know."""
-    unknown, ignored = [], (*_ANY_VALUE, *LOOKS["finetune"])
-    for setting in fields(FinetuneConfig):
-        value = getattr(config.finetune, setting.name)
-        default = None if setting.default is MISSING else setting.default
-        if setting.name not in ignored and value not in (default, *_NAIVE_VALUES.get(setting.name, ())):
-            unknown.append(f"finetune.{setting.name}={value}")
+    chosen = {name: getattr(config.finetune, name) for name in _NAIVE_VALUES}
+    unknown = [f"finetune.{name}={value}" for name, value in chosen.items() if value not in _NAIVE_VALUES[name]]
     if config.protocol.step != "demonstration":
         unknown.append(f"protocol.step={config.protocol.step}")
     if config.runtime.placement != "single" or "_from_" in config.runtime.dtype:
         unknown.append(f"runtime.placement={config.runtime.placement} with runtime.dtype={config.runtime.dtype}")
-    return unknown if reference_config(config) is config else [*unknown, f"reference={config.reference.name}"]
+    return unknown if config.reference.name == ICL else [*unknown, f"reference={config.reference.name}"]
 
 
-def _naive_evidence(naive: Naive, own: Evidence, first_layer_sees_context: bool) -> Evidence:
+def _naive_evidence(naive: Naive, own: Evidence) -> Evidence:
     """The evidence by the naive way, with the labels and random baselines of the program's own."""
     zsl, icl = naive.record(naive.prompts.bos), naive.record(naive.prompts.context())
-    if not first_layer_sees_context:  # the two differ by rounding alone, which has no direction to compare
-        icl.attention_scores[:, 0] = zsl.attention_scores[:, 0]
     with naive.finetuned() as trace:
         ft = naive.record(naive.prompts.bos)
     if trace.diverged_at is not None:
         ft = replace(ft, **{name: torch.full_like(tensor, torch.nan) for name, tensor in ft.tensors().items()})
     facts = {name: own.facts[name] for name in ("labels", "first_label_token", "random_update") if name in own.facts}
     return Evidence({"zsl": zsl, "icl": icl, "ft": ft}, trace, facts)
+
+
+def _without_rounding(lab: Laboratory, evidence: Evidence) -> Evidence:
+    """The evidence with zsl's values where others differ from them by rounding alone, whatever the protocol says."""
+    protocol = replace(lab.config.protocol, layer0=Layer0.undefined)
+    lab = replace(lab, config=replace(lab.config, protocol=protocol))
+    recordings, zsl = dict(evidence.recordings), evidence.recordings["zsl"]
+    for setting in recordings.keys() & {"icl", "reordered"} if lab.config.reference.name == ICL else ():
+        recordings[setting] = blind_first_layer(lab, recordings[setting], zsl)
+    for setting in recordings.keys() - {"zsl"}:
+        recordings[setting] = without_rounding(lab, recordings[setting], zsl)
+    return replace(evidence, recordings=recordings)
 
 
 def _has_inputs(evidence: Evidence, spec: ScoreConfig) -> bool:
@@ -238,28 +245,26 @@ def _has_inputs(evidence: Evidence, spec: ScoreConfig) -> bool:
         return False
 
 
-def _frame(scores: Mapping[str, ScoreConfig], evidence: Evidence, sample: Sequence[int]) -> pd.DataFrame:
-    frame = to_frame(measure(scores, evidence))
-    example = frame["example"].to_numpy()
-    return frame.assign(example=np.where(example < 0, -1, np.array(sample)[example.clip(min=0)]))
-
-
-def _compare(
-    name: str, stored: pd.DataFrame, own: pd.DataFrame, naive: pd.DataFrame | None, exact: bool, factor: float
+def compare(
+    name: str, stored: pd.DataFrame, own: Any, naive: pd.DataFrame | None, exact: bool, factor: float
 ) -> ScoreCheck:
     """Compare a score's stored values with those computed again; `exact` if each value has to agree."""
 
-    def distances(again: pd.DataFrame, defined: bool) -> np.ndarray:
-        rows = again[(again["score"] == name) & (again["value"].notna() | (not defined))]
-        pairs = rows.merge(stored, "left", ["score", "example", "layer"], suffixes=("", "_stored"))
-        return _distance(pairs["value_stored"].to_numpy(), pairs["value"].to_numpy())
+    def distances(again: Any) -> tuple[float, float] | None:
+        pairs = again.merge(stored, "left", ["score", "example", "layer"], suffixes=("", "_stored"))
+        far = _distance(pairs["value_stored"].to_numpy(), pairs["value"].to_numpy())
+        return (float(far.max()), float(far.mean())) if far.size else None
 
-    far = distances(own, defined=False)
-    holds = far.max() <= TOLERANCE if exact else far.mean() <= MEAN_TOLERANCE * factor
-    further = np.array([]) if naive is None else distances(naive, defined=True)
-    holds = holds and (not further.size or further.mean() <= MEAN_TOLERANCE * factor)
-    both = (float(further.max()), float(further.mean())) if further.size else None
-    return ScoreCheck(name, (float(far.max()), float(far.mean())), both, bool(holds))
+    own = own[own["score"] == name]
+    sound = own[~own["rounding"]]
+    by_own, by_naive = distances(sound), None
+    if naive is not None:
+        by_naive = distances(naive[(naive["score"] == name) & naive["value"].notna()])
+    holds = by_own is None or (by_own[0] <= TOLERANCE if exact else by_own[1] <= MEAN_TOLERANCE * factor)
+    holds = holds and (by_naive is None or by_naive[1] <= MEAN_TOLERANCE * factor)
+    rounding = int(own["rounding"].sum())
+    nothing_left = rounding and not sound["value"].notna().any()
+    return ScoreCheck(name, by_own, by_naive, None if holds and nothing_left else holds, rounding)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
