@@ -90,9 +90,10 @@ def _describe(folder: RunFolder, lab: Laboratory, needs: Estimate) -> None:
     """Write what the run shows to the model, and on what it is made."""
     folder.write_json("prompts.json", as_json(lab.prompts, lab.planted_prompts))
     facts = _environment(lab.model, lab.config.runtime)
-    notes = [*facts["notes"], *lab.prompts.notes]
-    for note in lab.prompts.notes:
+    notes = [*lab.prompts.notes, *lab.window_notes()]
+    for note in notes:
         log.info("%s", note)
+    notes = [*facts["notes"], *notes]
     folder.write_json("environment.json", {**facts, "estimate": asdict(needs), "notes": notes})
     if patch := source_patch():
         folder.write_text("source.patch", patch)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs import config as config_of
+from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Layer0
 from iclgd.evidence.gather import blind_first_layer, without_rounding
 from iclgd.evidence.jitter import moved, spread
@@ -214,6 +215,27 @@ def test_scores_that_leave_their_interval_under_jitter_are_unstable():
     diverged = spread(summary, [scores(None, None), scores(0.13, None)])
     assert diverged["sim_aou"]["moved"] and not diverged["none"]["moved"]
     assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))
+
+
+@pytest.mark.parametrize(("family", "local"), [("gemma3_text", "0,2"), ("gpt_neo", "1,3"), ("mistral", "0-2")])
+def test_a_run_says_how_many_demonstrations_local_layers_see(family, local):
+    model, items, config = shared_model(family), prompts(), config_of("model=toy", "task=toy")
+    lab = Laboratory(model, items, config, set(), Progress(), prepare(config))
+    plan = RecordPlan(bos=len(items.bos), optional=frozenset({"context_scores"}))
+    scores = record(model, lab.questions(), items.context(), plan).context_scores
+    counts = {layer: set() for layer in range(model.layers)}
+    for layer in counts:
+        for row in scores[:, layer]:
+            counts[layer].add(sum(bool(row[start:end].isfinite().all()) for start, end in items.context_spans()))
+    shots = len(items.in_context)
+    hidden = [layer for layer, seen in counts.items() if min(seen) < shots]
+    [note] = lab.window_notes()
+    seen = set.union(*(counts[layer] for layer in hidden))
+    assert f"layers {local} attend to" in note and hidden == list(parse_layers(local))
+    span = f"{min(seen)} to {max(seen)}" if len(seen) > 1 else f"{min(seen)}"
+    assert f"see {span} of {shots} demonstrations in whole" in note
+    full = Laboratory(shared_model("llama"), items, config, set(), Progress(), lab.prepared)
+    assert not list(full.window_notes())
 
 
 def test_a_change_within_rounding_is_no_update():

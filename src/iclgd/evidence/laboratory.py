@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -19,6 +20,7 @@ from iclgd.models.language_model import LanguageModel
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.progress import Progress
+from iclgd.runs.varying_keys import layer_ranges
 from iclgd.tasks import encode
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,24 @@ class Laboratory:
             threads=torch.get_num_threads(),
             **of,
         )
+
+    def window_notes(self) -> Iterator[str]:
+        """How many demonstrations the queries see in layers whose attention is local, a sentence for each window."""
+        windows: dict[int, list[int]] = {}
+        for layer in range(self.model.layers):
+            window = self.model.anatomy.attention_window(layer)
+            if window is not None:
+                windows.setdefault(window, []).append(layer)
+        starts, context = [start for start, _ in self.prompts.context_spans()], len(self.prompts.context())
+        for window, layers in windows.items():
+            first_keys = [context + len(query.token_ids) - window for query in self.prompts.queries]
+            counts = sorted(sum(start >= first for start in starts) for first in first_keys)
+            if counts[0] < len(starts):
+                seen = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+                yield (
+                    f"layers {layer_ranges(layers)} attend to {window:,} tokens: from the last token of a query they "
+                    f"see {seen} of {len(starts)} demonstrations in whole"
+                )
 
     def undefined(self, like: Recording, setting: str) -> Recording:
         """A recording of the right shapes in which nothing is defined."""

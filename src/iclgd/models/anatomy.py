@@ -169,6 +169,13 @@ class Anatomy:
         """The attention module of one block."""
         return self.part(layer, self.family.attention)
 
+    def attention_window(self, layer: int) -> int | None:
+        """How many tokens back, itself included, a token of this block attends to; None where that is not limited."""
+        module: Any = self.attention(layer)
+        if hasattr(module, "attention_type"):  # GPT-Neo
+            return module.config.window_size if module.attention_type == "local" else None
+        return getattr(module, "sliding_window", getattr(self.network.config, "sliding_window", None))
+
     def added(self, layer: int) -> nn.Module:
         """The module whose output attention adds to the residual stream."""
         return self.part(layer, self.family.added or self.family.projection)
