@@ -15,8 +15,9 @@ from torch.nn import functional
 from configs import config
 from iclgd import experiment
 from iclgd.common.records import Evidence
-from iclgd.config import ConfigError
+from iclgd.config import ConfigError, RuntimeConfig
 from iclgd.evidence import outcome
+from iclgd.evidence.memory import Estimate
 from iclgd.evidence.reference import orders
 from iclgd.models.loading import load
 from iclgd.runs.folder import RunFolder
@@ -35,6 +36,17 @@ def run(path: Path, *overrides: str) -> tuple[dict, Path]:
     folder = RunFolder(path)
     folder.start("test")
     return experiment.run(settings, folder), path
+
+
+@pytest.mark.parametrize(("weights", "wanted", "used"), [(0.001, None, 1), (0.5, None, 3), (0.001, 2, 2), (0.5, 2, 2)])
+def test_a_small_model_has_one_thread_and_the_next_run_those_that_were(weights, wanted, used, monkeypatch):
+    threads = [3]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    needs = Estimate(weights, 0, 0, 0, "cpu", 1)
+    with experiment._threads(RuntimeConfig(threads=wanted), needs):
+        assert threads[-1] == used
+    assert threads[-1] == 3
 
 
 def test_scores_follow_from_the_recordings(tmp_path: Path) -> None:

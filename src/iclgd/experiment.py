@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,6 +33,8 @@ from iclgd.tasks import as_json, encode
 
 log = logging.getLogger(__name__)
 
+_SMALL = 0.05  # GB of weights, of a model whose products are not worth dividing among threads
+
 
 def run(
     config: Config, folder: RunFolder, progress: Progress | None = None, prepared: Prepared | None = None
@@ -50,10 +53,18 @@ def run(
     _refuse_early(config, wanted)
     prepared = prepared or prepare(config)  # rows are drawn
     needs = _check_memory(config, prepared)
+    with _threads(config.runtime, needs):
+        return _measure(config, folder, progress or Progress(), prepared, needs, wanted)
+
+
+def _measure(
+    config: Config, folder: RunFolder, progress: Progress, prepared: Prepared, needs: Estimate, wanted: set[str]
+) -> dict[str, Any]:
+    """Load the model, encode, record, and write the results."""
     model = load(config.model, config.runtime)
     prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
     refuse_unknown_tokens(prompts, model)
-    lab = Laboratory(model, prompts, config, wanted, progress or Progress(), prepared)
+    lab = Laboratory(model, prompts, config, wanted, progress, prepared)
     _describe(folder, lab, needs)
     untouched = record_untouched(lab)  # zsl and icl
     trajectory: list[dict[Hashable, Any]] = []
@@ -76,14 +87,27 @@ def _refuse_early(config: Config, wanted: set[str]) -> None:
 
 
 def _check_memory(config: Config, prepared: Prepared) -> Estimate:
-    """Estimate the memory that the run needs, and refuse what is too large; sets the number of threads."""
-    if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)
+    """Estimate the memory that the run needs, and refuse what is too large."""
     queries = len(prepared.drawn.queries)  # not the most allowed
     needs = estimate(replace(config, task=replace(config.task, queries=queries)))
     log.info("%s", needs)
     refuse_too_large(needs, config)
     return needs
+
+
+@contextmanager
+def _threads(runtime: RuntimeConfig, needs: Estimate) -> Iterator[None]:
+    """Within, as many CPU threads as the run is to have.
+
+    A small model has one: threads that wait for one another take longer than its products, and beside another process
+    several times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(runtime.threads or (1 if needs.weights < _SMALL else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _describe(folder: RunFolder, lab: Laboratory, needs: Estimate) -> None:

@@ -83,11 +83,14 @@ def test_what_needs_no_model_is_refused_before_anything_heavy_is_imported(tmp_pa
     assert all(message in line for line, (*_, message) in zip(told, refused, strict=True))
 
 
-def test_version_keys_help_and_a_reader_who_leaves(in_process, tmp_path, capsys):
+def test_version_keys_help_completion_and_a_reader_who_leaves(in_process, tmp_path, capsys, monkeypatch):
     assert main(["--version"]) == 0 and capsys.readouterr().out == f"iclgd {package.__version__}\n"
     assert command.run(["--help"]).code == 0
     shown = capsys.readouterr().out
     assert "finetune: " in shown and "learning_rates" in shown
+    monkeypatch.setenv("COMP_LINE", "iclgd finetune=lc")
+    assert command.run(["-sc", "query=bash"]).code == 0
+    assert capsys.readouterr().out.split() == ["finetune=lcgd", "finetune=lcgd_norm_matched"]
     script = f"{sys.executable} -m iclgd --keys | head -1"
     left = subprocess.run(script, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert left.stdout.startswith("model.name: str") and not left.stderr
@@ -155,13 +158,16 @@ def test_other_launchers_make_the_same_runs(in_process, tmp_path, launcher):
         ({"launcher": {"n_jobs": -1}, "job": {"num": 4}}, 3, "cuda:1"),
     ],
 )
-def test_workers_take_gpus_in_turn(monkeypatch, settings, gpus, device):
+def test_workers_take_gpus_in_turn_and_one_thread_each(monkeypatch, settings, gpus, device):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert command.assign_gpu(config(), OmegaConf.create(settings)).runtime.device == device
-    assert command.assign_gpu(config("runtime.device=cpu"), OmegaConf.create(settings)).runtime.device == "cpu"
+    given = OmegaConf.create(settings)
+    runtime = command.of_worker(config(), given).runtime
+    assert (runtime.device, runtime.threads) == (device, 1 if settings["launcher"] else None)
+    runtime = command.of_worker(config("runtime.device=cpu", "runtime.threads=3"), given).runtime
+    assert (runtime.device, runtime.threads) == ("cpu", 3)
 
 
 def test_from_python(in_process, tmp_path):

@@ -117,7 +117,7 @@ def job(composed: DictConfig) -> float:
     if sweep is not None:
         sweep.write(number, outcome)  # a worker may be killed
     try:
-        outcome = _outcome(assign_gpu(typed(composed), settings), path, name, bar=command is not None)
+        outcome = _outcome(of_worker(typed(composed), settings), path, name, bar=command is not None)
     except ConfigError as error:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -170,16 +170,18 @@ def _prepare(config: Config) -> Any:
     return prepare(config, command.pools)
 
 
-def assign_gpu(config: Config, settings: DictConfig) -> Config:
-    """The config with a device of its own for each of joblib's workers, which divides the cores among them itself."""
-    if not OmegaConf.select(settings, "launcher.n_jobs") or config.runtime.device not in ("auto", "cuda"):
+def of_worker(config: Config, settings: DictConfig) -> Config:
+    """The config with one thread and a GPU of its own, for each of joblib's workers."""
+    runtime = config.runtime
+    if not OmegaConf.select(settings, "launcher.n_jobs"):
         return config
-    import torch  # takes seconds
+    device, threads = runtime.device, runtime.threads or 1
+    if device in ("auto", "cuda"):
+        import torch  # takes seconds
 
-    if not torch.cuda.is_available():
-        return config
-    device = f"cuda:{settings.job.num % torch.cuda.device_count()}"
-    return dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, device=device))
+        if torch.cuda.is_available():
+            device = f"cuda:{settings.job.num % torch.cuda.device_count()}"
+    return dataclasses.replace(config, runtime=dataclasses.replace(runtime, device=device, threads=threads))
 
 
 def run(arguments: Sequence[str], quiet: bool = False) -> Command:

@@ -188,7 +188,7 @@ class RuntimeConfig:
     dtype: str = "auto"  # auto (float32), float64, bfloat16, float16, model, or float32_from_bfloat16 or ..._float16
     matmul: enums.Matmul = enums.Matmul.highest  # float32 products on a GPU; tf32: inputs of 10 bits' precision
     jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
-    threads: int | None = None  # CPU threads; null: PyTorch's choice
+    threads: int | None = None  # CPU threads; null: PyTorch's choice, one for small models and joblib's jobs
     save_recordings: bool = False  # whether recordings.safetensors is kept
     figures: bool = False  # whether figures are drawn when the command ends
     batch_tokens: int | None = None  # tokens that share one forward pass; null: 512 on the CPU, 16384 on a GPU
