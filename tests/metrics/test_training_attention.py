@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy import stats
 
 from iclgd.metrics.numerics import highest
 from iclgd.metrics.training_attention import attention_kendall, recall_top_examples, recall_top_tokens
@@ -61,13 +60,13 @@ pairs = st.integers(2, 20).flatmap(lambda n: arrays("float32", (2, n), elements=
 
 
 @given(pairs)
-def test_kendall_is_scipys_for_any_ties_and_is_bounded(values):
+def test_kendall_counts_pairs_whatever_ties(values):
     icl, ft = (torch.from_numpy(value) for value in values)
+    first, second = ((x[:, None] - x[None]).sign().double() for x in (icl, ft))
+    expected = ((first * second).sum() / (first.abs().sum() * second.abs().sum()).sqrt()).item()
     of = torch.zeros(len(icl), dtype=torch.long)
     tau = attention_kendall(icl[None, None], torch.ones(1, 1, 1), ft[:, None, None], of).item()
-    back = attention_kendall(ft[None, None], torch.ones(1, 1, 1), icl[:, None, None], of).item()
-    assert tau == pytest.approx(float(stats.kendalltau(*values).statistic), abs=1e-12, nan_ok=True)
-    assert tau == pytest.approx(back, abs=1e-12, nan_ok=True) and (math.isnan(tau) or abs(tau) <= 1 + 1e-12)
+    assert tau == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 def test_scores_that_softmax_would_flush_to_zero_keep_their_order():

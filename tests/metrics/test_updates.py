@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from iclgd.metrics import attention_maps, numerics, updates
 from iclgd.metrics.attention_maps import sim_am, sim_am_by_head, sim_am_delta
-from iclgd.metrics.updates import sim_aou, sim_aou_norm, sim_aou_random, update_norm_ratio
+from iclgd.metrics.updates import additivity, sim_aou, sim_aou_norm, sim_aou_random, sim_centred, update_norm_ratio
 
 NAN = math.nan
 finite = st.floats(-1e6, 1e6, width=32)
@@ -230,3 +230,20 @@ def test_uniform_noise_is_not_a_neutral_baseline():
     uniform = torch.rand(50, 1, 1000, generator=generator)
     assert sim_aou_random(icl, zsl, uniform).mean() > 0.3
     assert abs(sim_aou_random(icl, zsl, normal(50, 1, 1000, seed=9)).mean()) < 0.02
+
+
+def test_centred_similarity_ignores_what_all_queries_share():
+    icl, ft, zsl = (normal(5, 3, 8, seed=seed) for seed in range(3))
+    shift = 100 * normal(1, 3, 8, seed=9)
+    torch.testing.assert_close(sim_centred(icl + shift, ft, zsl), sim_centred(icl, ft, zsl), atol=1e-4, rtol=0)
+    x, y = (icl - zsl).double(), (ft - zsl).double()
+    x, y = x - x.mean(0), y - y.mean(0)
+    torch.testing.assert_close(sim_centred(icl, ft, zsl), torch.cosine_similarity(x, y, dim=-1), atol=1e-6, rtol=0)
+    assert sim_centred(icl[:1], ft[:1], zsl[:1]).isnan().all()
+
+
+def test_additivity_is_one_for_what_adds_up():
+    zsl, parts = normal(5, 3, 8), [normal(5, 3, 8, seed=seed) for seed in (1, 2)]
+    ones = torch.ones(5, 3, dtype=torch.float64)
+    torch.testing.assert_close(additivity(zsl + sum(parts), zsl, sum(parts)), ones, atol=1e-5, rtol=0)
+    torch.testing.assert_close(additivity(zsl - sum(parts), zsl, sum(parts)), -ones, atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from configs import config
 from iclgd.mechanisms.patches import static_changes
-from iclgd.metrics import weights
+from iclgd.metrics import geometry
 from iclgd.models.loading import load
 from iclgd.tasks import draw, encode
 
@@ -38,6 +38,6 @@ def pairs(*overrides):
 
 if __name__ == "__main__":
     for name, (one, other) in pairs(*sys.argv[1:]).items():
-        cosine = weights.weight_cosine(one, other).nanmean()
-        angles = weights.weight_principal_angles(one, other).nanmean()
+        cosine = geometry.weight_cosine(one, other).nanmean()
+        angles = geometry.weight_principal_angles(one, other).nanmean()
         sys.stdout.write(f"{name}: cosine {cosine:.3f}, principal angles {angles:.3f}\n")

@@ -3,12 +3,12 @@
 Bare names in conf/metric are looked up among the functions of the modules imported here.
 """
 
-from iclgd.metrics import attention_maps, distributions, geometry, predictions, training_attention, updates, weights
+from iclgd.metrics import attention_maps, distributions, geometry, predictions, training_attention, updates
 from iclgd.metrics.predictions import flipped
 from iclgd.metrics.registry import find, measure, metric, needs_all_examples, required_inputs
 from iclgd.metrics.summary import summarise, to_frame
 
 __all__ = [
     "attention_maps", "distributions", "find", "flipped", "geometry", "measure", "metric", "needs_all_examples",
-    "predictions", "required_inputs", "summarise", "to_frame", "training_attention", "updates", "weights",
+    "predictions", "required_inputs", "summarise", "to_frame", "training_attention", "updates",
 ]  # fmt: skip

@@ -104,27 +104,18 @@ def _checked(name: str, spec: ScoreConfig) -> Metric:
         function = find(spec.function)
     except ConfigError as error:
         raise ConfigError(f"{_where(name)}: {error}") from error
-    parameters = inspect.signature(function).parameters
-    given = {**spec.params, **spec.inputs}
-    named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    missing = [key for key, p in named.items() if p.default is p.empty and key not in given]
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [] if anything else [key for key in given if key not in named]
-    signature = f"{spec.function}({', '.join(parameters)})"
-    for twice in sorted(spec.params.keys() & spec.inputs.keys()):
-        raise ConfigError(f"{_where(name)}: {twice} stands in both inputs and params")
-    if missing:
-        raise ConfigError(f"{_where(name)}: {signature} needs {', '.join(missing)}; add it to inputs or params")
-    if unknown:
-        raise ConfigError(f"{_where(name)}: {signature} takes no {', '.join(unknown)}; remove it")
+    signature = inspect.signature(function)
+    try:
+        signature.bind(**spec.params, **spec.inputs)
+    except TypeError as error:
+        called = f"{spec.function}({', '.join(signature.parameters)})"
+        raise ConfigError(f"{_where(name)}: {called}: {error}; correct its inputs and params") from error
     for argument, path in spec.inputs.items():
-        _check_path(f"{_where(name)}: inputs.{argument}", path)
+        owner, dot, field = path.partition(".")
+        fields = [f.name for f in dataclasses.fields(Trace if owner == "trace" else Recording)]
+        if dot and field not in fields:
+            kind = "finetuning's trace" if owner == "trace" else "a recording"
+            raise ConfigError(
+                f"{_where(name)}: inputs.{argument}={path}: {kind} has no {field!r}, only {', '.join(fields)}"
+            )
     return function
-
-
-def _check_path(where: str, path: str) -> None:
-    owner, dot, field = path.partition(".")
-    fields = [f.name for f in dataclasses.fields(Trace if owner == "trace" else Recording)]
-    if dot and field not in fields:
-        kind = "finetuning's trace" if owner == "trace" else "a recording"
-        raise ConfigError(f"{where}={path}: {kind} has no {field!r}, only {', '.join(fields)}")

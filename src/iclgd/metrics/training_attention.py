@@ -9,9 +9,11 @@ tokens that either does not see (NaN), are left out of both. Passing noise for t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 from torch import Tensor
 
 from iclgd.metrics.numerics import by_examples, highest
@@ -102,37 +104,8 @@ def _recall(
 
 
 def _kendall(
-    a: Float[Tensor, "*axes n"], b: Float[Tensor, "*axes n"], seen: Bool[Tensor, "*axes n"]
-) -> Float[Tensor, "*axes"]:
-    """Tau-b by Knight's method: order by a, then count the inversions that are left in b; n log n for each pair."""
-    a, b = a.masked_fill(~seen, torch.inf), b.masked_fill(~seen, torch.inf)  # the unseen come last in both
-    order = b.argsort(dim=-1, stable=True)
-    order = order.gather(-1, a.gather(-1, order).argsort(dim=-1, stable=True))
-    a, b_by_a, b = a.gather(-1, order), b.gather(-1, order), b.sort(-1).values
-    count = seen.sum(-1)
-    ties_a, ties_b = _tied_pairs(count, a), _tied_pairs(count, b)
-    pairs = count * (count - 1) // 2
-    surplus = pairs - ties_a - ties_b + _tied_pairs(count, a, b_by_a) - 2 * _inversions(b_by_a)
-    return surplus / ((pairs - ties_a).double().sqrt() * (pairs - ties_b).double().sqrt())
-
-
-def _tied_pairs(count: Int[Tensor, "*axes"], *ordered: Float[Tensor, "*axes n"]) -> Int[Tensor, "*axes"]:
-    """Pairs that are equal in all of these, among the first `count` entries; equal ones stand side by side."""
-    position = torch.arange(ordered[0].shape[-1]).expand(ordered[0].shape)
-    fresh = torch.stack([x.diff(dim=-1, prepend=x[..., :1] - 1) != 0 for x in ordered]).any(0)
-    start = (position * fresh).cummax(-1).values
-    return ((position - start) * (position < count[..., None])).sum(-1)
-
-
-def _inversions(values: Float[Tensor, "*axes n"]) -> Int[Tensor, "*axes"]:
-    """Pairs that stand in the wrong order, by merge sort over all rows at once."""
-    size = 1 << (values.shape[-1] - 1).bit_length()
-    padded = torch.nn.functional.pad(values, (0, size - values.shape[-1]), value=torch.inf)
-    inversions, width = torch.zeros(values.shape[:-1], dtype=torch.long), 1
-    while width < size:
-        halves = padded.unflatten(-1, (-1, 2, width))
-        left, right = halves[..., 0, :].contiguous(), halves[..., 1, :].contiguous()
-        inversions += (width - torch.searchsorted(left, right, right=True)).sum((-1, -2))
-        padded = halves.flatten(-2).sort(-1).values.flatten(-2)
-        width *= 2
-    return inversions
+    a: Float[Tensor, "example n"], b: Float[Tensor, "example n"], seen: Bool[Tensor, "example n"]
+) -> Float[Tensor, " example"]:
+    rows = zip(a.numpy(), b.numpy(), seen.numpy(), strict=True)
+    taus: list[Any] = [stats.kendalltau(x[use], y[use]) for x, y, use in rows]
+    return torch.tensor([tau.statistic for tau in taus], dtype=torch.float64)
