@@ -177,23 +177,20 @@ def test_a_rate_is_chosen_by_the_other_draws():
     found = held_out(SCORES)
     assert found is not None
     assert found.chosen == {0: 1.0, 1: 0.1, 2: 0.1}  # by means .2/.55, .6/.35, .5/.4
-    assert found.values == {0: 0.2, 1: 0.1, 2: 0.3} and found.complete == (0.1, 1.0) and found.at_edge
+    assert found.values == {0: 0.2, 1: 0.1, 2: 0.3} and found.at_edge
     lower = held_out(SCORES, better="lower")
     assert lower is not None and lower.chosen == {0: 0.1, 1: 1.0, 2: 1.0}
 
 
 def test_only_complete_rates_are_chosen():
     found = held_out(SCORES | {3: {0.1: 0.0, 1.0: NAN}})  # diverged at 1.0
-    assert found is not None and found.complete == (0.1,) and set(found.chosen.values()) == {0.1}
+    assert found is not None and set(found.chosen.values()) == {0.1}
     nothing = held_out({0: {0.1: 0.5}, 1: {1.0: 0.5}})
-    assert nothing is not None and nothing.values == {} and nothing.complete == ()
+    assert nothing is not None and nothing.values == {}
 
 
-def test_one_draw_has_no_best_rate_and_tuning_draws_are_not_shown():
+def test_one_draw_has_no_best_rate():
     assert held_out({0: {0.1: 0.5, 1.0: 0.6}}) is None
-    found = held_out(SCORES, tuning=[0])
-    assert found is not None and found.values == {1: 0.1, 2: 0.3}
-    assert held_out(SCORES, tuning=[]) is None and held_out(SCORES, tuning=[0, 1, 2]) is None
     with pytest.raises(ValueError, match='better is "higher" or "lower", got "neither"'):
         held_out(SCORES, better="neither")
 

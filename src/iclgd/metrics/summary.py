@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from iclgd.common.records import Score
 from iclgd.config import ScoreConfig
 from iclgd.statistics import mean_interval, mean_of_means, nanmean, shares_interval
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Array = np.ndarray
 
@@ -50,8 +48,6 @@ def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
     `example` and `layer` are whole numbers, -1 where a score has no such axis. Any other axis (heads, demonstrations)
     is averaged over.
     """
-    import pandas as pd
-
     parts = [pd.DataFrame({"score": [], "example": [], "layer": [], "value": []})] if not scores else []
     for name, score in scores.items():
         values = _by_example_and_layer(score)

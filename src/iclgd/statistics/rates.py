@@ -6,12 +6,12 @@ variant is. Therefore a draw's value is shown at the rate that the other draws c
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
+import pandas as pd
 
 D = TypeVar("D", bound=Hashable)
 FEWEST_DRAWS = 2
@@ -21,53 +21,41 @@ FEWEST_DRAWS = 2
 class HeldOut(Generic[D]):
     """Scores at rates that were chosen without them."""
 
-    values: Mapping[D, float]  # each draw's score at its rate; empty where no rate is complete
+    values: Mapping[D, float]  # each draw's score at its rate; empty where no rate can be chosen
     chosen: Mapping[D, float]  # each draw's rate
-    # the rates that may be chosen: every draw is there, sane, and has a defined score
-    complete: tuple[float, ...]
     # whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond
     at_edge: bool
 
 
-def held_out(
-    scores: Mapping[D, Mapping[float, float]], better: str = "higher", tuning: Collection[D] | None = None
-) -> HeldOut[D] | None:
-    """Chooses every draw's rate by the mean over the other draws (leave-one-out), or by the draws kept for tuning.
+def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") -> HeldOut[D] | None:
+    """Chooses every draw's rate by the mean over the other draws (leave-one-out).
 
-    If the draws are independent, the values are unbiased for the chosen rates.
+    If the draws are independent, the values are unbiased for the chosen rates. A rate may be chosen if every draw has a
+    defined score there.
 
     Args:
         scores: by draw and rate the mean over queries. A draw that diverged or is unstable at a rate is absent, or NaN,
             there.
         better: "higher" or "lower" scores. Of equally good rates the lowest is taken.
-        tuning: draws that choose and are not shown; the others are shown and do not choose.
 
     Returns:
-        None where no draw is left to choose or to show: a single draw has no best rate. Where no rate is complete,
-        `values` is empty.
+        None for a single draw, which has no best rate. Where no rate can be chosen, `values` is empty.
 
     Raises:
         ValueError: `better` is neither of the two.
     """
     if better not in ("higher", "lower"):
         raise ValueError(f'a rate is chosen where better is "higher" or "lower", got "{better}"')
-    draws = list(scores)
-    shown = [draw for draw in draws if tuning is None or draw not in tuning]
-    if len(draws) < FEWEST_DRAWS or not shown or (tuning is not None and len(shown) == len(draws)):
+    if len(scores) < FEWEST_DRAWS:
         return None
-    tried = sorted({rate for by_rate in scores.values() for rate in by_rate})
-    complete = [rate for rate in tried if all(math.isfinite(scores[draw].get(rate, math.nan)) for draw in draws)]
-    if not complete:
-        return HeldOut({}, {}, (), False)
-    table = np.array([[scores[draw][rate] for rate in complete] for draw in draws])
-    if better == "lower":
-        table = -table
-    chosen = {}
-    for draw in shown:
-        chooses = [(other != draw) if tuning is None else (other in tuning) for other in draws]
-        chosen[draw] = complete[int(table[chooses].mean(0).argmax())]
-    at_edge = len(tried) > 1 and bool({tried[0], tried[-1]} & set(chosen.values()))
-    return HeldOut({draw: scores[draw][rate] for draw, rate in chosen.items()}, chosen, tuple(complete), at_edge)
+    table = pd.DataFrame(list(scores.values()), dtype=float).sort_index(axis=1)
+    complete = table.loc[:, np.isfinite(table).all()]
+    if complete.empty:
+        return HeldOut({}, {}, False)
+    best = "idxmax" if better == "higher" else "idxmin"
+    chosen = {draw: getattr(complete.drop(row).mean(), best)() for row, draw in enumerate(scores)}
+    at_edge = table.shape[1] > 1 and not {table.columns[0], table.columns[-1]}.isdisjoint(chosen.values())
+    return HeldOut({draw: scores[draw][rate] for draw, rate in chosen.items()}, chosen, at_edge)
 
 
 def choice_factor(draws: int) -> float:
@@ -75,6 +63,6 @@ def choice_factor(draws: int) -> float:
 
     Every draw helped to choose the rates of all others, so that held-out values are correlated. Simulated with 2 to 7
     rates and noise as large as the differences between them or larger, the quantiles of t (two-sided .05 and .005) call
-    for 2.5 at 5 draws, 2.6 at 8, 3.1 at 12 and 4.0 at 20. Smaller noise and draws kept for tuning need less.
+    for 2.5 at 5 draws, 2.6 at 8, 3.1 at 12 and 4.0 at 20. Smaller noise needs less.
     """
     return 2 + draws / 10
