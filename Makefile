@@ -1,6 +1,7 @@
 # make run    set up, then the main job        make test   set up, then lint, types and all tests
 # make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
 # make docs   the documentation -> site/     make pages  keys, scores and mechanisms in docs/, from the program
+# make figures  the pictures of README and docs, and the numbers they quote, from runs: minutes; LONG=1 hours
 # make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
 # make test-oldest, test-hydra-next
 # make mutants  mutation testing of what decides numbers, on a sample: an hour; MUTANTS=all takes a night
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs pages coverage soak stress bench simulate mutants setup clean
+.PHONY: run test lint types unit docs pages figures coverage soak stress bench simulate mutants setup clean
 .PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
@@ -48,6 +49,9 @@ soak: setup
 
 stress: setup
 	$(QUIET) tests/stress.sh $(BIN)/pytest $(ARGS)
+
+figures: setup
+	PYTHONPATH=tools $(BIN)/python tools/figures.py $(if $(LONG),--long) $(ARGS)
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)

@@ -111,6 +111,15 @@ def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
     assert command.cli([str(tmp_path), "--where", "shots"]) == 2
 
 
+def test_figures_by_name_are_written_alone(first_look, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert command.cli([str(first_look), "--out", str(out), "--figures", "layers/sim_aou", "layers/sim_am"]) == 0
+    names = {f"layers_{score}.{ending}" for score in ("sim_aou", "sim_am") for ending in ("pdf", "png")}
+    assert {path.name for path in out.iterdir()} == names
+    assert command.cli([str(first_look), "--figures", "nothing"]) == 2
+    assert "no figure nothing: these runs have ladder/mechanisms, " in caplog.text
+
+
 def test_layers_are_shown_and_asked_for_as_one_types_them(tmp_path):
     for layers in ("all", "0,1", "2-3", "0"):
         write_run(tmp_path / layers, finetune={"layers": layers}, layers=4)

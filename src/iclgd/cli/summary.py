@@ -38,7 +38,7 @@ def figures(folders: Sequence[Path], is_sweep: bool) -> list[Figure]:
     out = (folders[0].parent if is_sweep else folders[0]) / "report" / "figures"
     try:
         drawn = figures_of(Results.read(folders))
-        chart.write(drawn, out)
+        chart.write([figure for figure in drawn if figure.headline], out)
     except Exception as error:
         log.warning("the figures could not be made: %s; iclgd-report FOLDER shows more", error)
         return []

@@ -17,6 +17,7 @@ _LISTS = {  # arguments of several values, each with what its values are called
     "rows": ("KEY", "rows of the summary, such as finetune.name task.shots"),
     "columns": ("KEY", "columns of the summary, such as task.name score (default: score)"),
     "scores": ("SCORE", "scores in the summary, such as sim_aou accuracy/ft"),
+    "figures": ("FIGURE", "write nothing but these figures, such as ladder/mechanisms layers/sim_aou"),
     "where": ("KEY=VALUE", "only runs with these settings, such as finetune.lr=0.01"),
 }
 
@@ -46,6 +47,7 @@ def report(
     out: Path | None = None,
     export_records: Path | None = None,
     where: Sequence[str] = (),
+    figures: Sequence[str] = (),
     layers: str = "common",
     **layout: Sequence[str],
 ) -> list[Path | str]:
@@ -56,6 +58,7 @@ def report(
         out: the folder to write into; `report` inside the first folder where None.
         export_records: also write the recordings there, in the published code's format.
         where: only runs with these settings, each as key=value.
+        figures: write these figures, and nothing else.
         layers: what means are over: the layers in which every setting has a value (common), those that each run trained
             (trained), or all.
         **layout: rows, columns and scores of the first table, as `tables.summary` takes them.
@@ -64,11 +67,12 @@ def report(
         The files written, and last a paragraph on what these runs can tell apart.
 
     Raises:
-        ReportError: a folder does not exist, no run in them is finished, or recordings to export are missing.
+        ReportError: a folder does not exist, no run in them is finished, recordings to export are missing, or these
+            runs have no such figure.
     """
     from iclgd.report import chart, formats, page, tables
     from iclgd.report import export_records as records
-    from iclgd.report.figures import figures
+    from iclgd.report.figures import figures as figures_of
     from iclgd.results.averages import Layers
     from iclgd.results.findings import findings
     from iclgd.results.frame import Results
@@ -82,11 +86,16 @@ def report(
     if not all(equals for _, equals, _ in conditions):
         raise ReportError(f"--where {' '.join(where)}: write each as key=value, such as finetune.lr=0.01")
     results = results.required(folders).where({key: value for key, _, value in conditions})
+    out = out or folders[0] / "report"
+    if figures:
+        by_name = {figure.name: figure for figure in figures_of(results)}
+        if unknown := [name for name in figures if name not in by_name]:
+            raise ReportError(f"no figure {', '.join(unknown)}: these runs have {', '.join(by_name)}")
+        return [*chart.write([by_name[name] for name in figures], out)]
     # Recordings go first, for they may be missing.
     written = [path for run in results if export_records for path in records.export_records(run, export_records)]
-    all_tables, all_figures = tables.tables(results, **layout), figures(results)
+    all_tables, all_figures = tables.tables(results, **layout), figures_of(results)
     sentences = [*findings(results), *tables.conclusions(all_tables)]
-    out = out or folders[0] / "report"
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     texts = {"report.html": page.render(results, all_figures, all_tables, title, sentences)}
     for table in all_tables:
@@ -95,7 +104,7 @@ def report(
         texts[f"{table.name}.csv"] = formats.to_csv(table.records)
     texts["scores.csv"] = formats.to_csv(results.frame)
     written += [write_text(out / name, text) for name, text in texts.items()]
-    written += chart.write(all_figures, out / "figures")
+    written += chart.write([figure for figure in all_figures if figure.headline], out / "figures")
     return [*written, *(printable(sentence, 4000) for sentence in sentences)]
 
 

@@ -126,9 +126,8 @@ def _ordered(pdf: bytes) -> bytes:
 
 
 def write(figures: Sequence[Figure], out: Path) -> list[Path]:
-    """Write the headline figures as PNG and PDF, named after what they show."""
-    wanted = [figure for figure in figures if figure.headline]
-    return [figure.save(out / f"{figure.file_name}{ending}") for figure in wanted for ending in (".png", ".pdf")]
+    """Write figures as PNG and PDF, named after what they show."""
+    return [figure.save(out / f"{figure.file_name}{ending}") for figure in figures for ending in (".png", ".pdf")]
 
 
 def colors(variants: Mapping[str, Variant]) -> dict[str, str]:

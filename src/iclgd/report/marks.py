@@ -23,7 +23,7 @@ _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _LABEL = "datum.value === -1 ? 'all' : isNumber(datum.value) ? format(datum.value, '~g') : datum.value"
 LOGARITHMIC = ("finetune.lr", "task.shots")  # keys whose axes are logarithmic
 _MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much any other axis spans that is logarithmic
-_NAMED = 310  # points: the width of a map whose rows have names
+_NAMED = 340  # points: the width of a map whose rows have names
 _TITLES = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.layers": "trained layers"}
 
 
@@ -104,8 +104,12 @@ class Measure:
         size = {"width": split.width, "height": min(0.85 * split.width, 180)}
         if names:
             size = {"width": max(split.width, _NAMED), "height": 11.0 * len(up)}
-        chart = split.draw(alt.Chart().mark_rect().encode(*channels, tooltip=tooltip), **size)
-        return chart, f"{self.info.label} {about}. {mean_words(split.rows)}"
+        layers, words = [alt.Chart().mark_rect().encode(*channels, tooltip=tooltip)], mean_words(split.rows)
+        if (split.rows["mean"] < 0).any():  # without colour, both ends of the scale look alike
+            minus = alt.Chart().mark_text(text="\N{MINUS SIGN}", fontSize=11).transform_filter("datum.mean < 0")
+            layers.append(minus.encode(*channels[:2]))
+            words += " Minus: below zero."
+        return split.draw(*layers, **size), f"{self.info.label} {about}. {words}"
 
 
 def _levels(column: Frame) -> list[Any]:
@@ -179,4 +183,6 @@ def color_scale(values: Frame, label: str, limits: Sequence[float], log: bool = 
     else:
         domain, scheme = [low, high if high > low else low * 10 if log else low + 1], "viridis"
     scale = alt.Scale(domain=domain, scheme=scheme, type="log" if log else "linear")  # pyright: ignore
-    return alt.Color("mean:Q", title=label, scale=scale, legend=alt.Legend(orient="right", format="~g", tickCount=4))
+    return alt.Color(
+        "mean:Q", title=label, scale=scale, legend=alt.Legend(titleOrient="left", format="~g", tickCount=4)
+    )

@@ -1,0 +1,154 @@
+"""Writes the pictures of README and docs, and the numbers that they quote, from runs (`make figures`).
+
+The sweeps of the gallery are run in outputs/ where they are not finished, which takes minutes; with `--long` those of
+SmolLM2-135M too, which takes hours. Pictures and numbers of sweeps that are not there stay as they are.
+docs/pictures.json says which code each picture comes from, and tests/report/test_pictures.py which are older than the
+code.
+
+A quoted number stands between two comments, the first of which names sweep, mechanism and score:
+`<!-- ladder gd recovered -->.15 [.13, .17]<!-- -->`; with `mean` behind the score, without its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from iclgd.common.digests import digest_of_text
+from iclgd.report.chart import Figure
+from iclgd.report.figures import figures
+from iclgd.results.frame import Results, overall
+from iclgd.results.planted_truths import ICL, TRUTH
+from iclgd.results.rates import summary_at_chosen_rates
+from iclgd.results.reading import ReportError
+from wandb_panels import panels
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS, PICTURES = ROOT / "docs", ROOT / "docs" / "pictures.json"
+QUOTED = re.compile(r"<!-- (\w+) (\w+) ([\w/]+)( mean)? -->(.*?)<!-- -->", re.DOTALL)
+_TOY = "model=toy task=toy"
+_PLANTED = "'reference.name=${finetune.name}' reference.permutation=1"
+LONG = {
+    "ladder": ["sweeps=mechanisms task=capitals", f"sweeps=mechanisms task=capitals {_PLANTED}"],
+    "would_it_notice": ["sweeps=would_it_notice"],
+}
+SWEEPS = {  # the commands of each
+    "gallery_ladder": [f"sweeps=mechanisms {_TOY}", f"sweeps=mechanisms {_TOY} {_PLANTED}"],
+    "gallery": [
+        f"-m {_TOY} finetune=gd,lcgd,random_direction seed=0,1,2 task.shots=8 finetune.lr=0.01,0.03,0.1,0.3",
+        f"-m {_TOY} finetune=gd,lcgd,random_direction seed=0,1,2 task.shots=2,4 finetune.lr=0.03",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of docs/: the figure it shows, of the runs of a sweep with some settings."""
+
+    sweep: str
+    figure: str
+    where: tuple[str, ...] = ()
+
+    def draw(self, outputs: Path) -> Figure:
+        """The figure as `iclgd-report --figures` draws it."""
+        if self.figure == "wandb":
+            return panels(outputs / self.sweep, "sim_aou", "SimAOU")
+        conditions = dict(text.split("=") for text in self.where)
+        results = Results.read([outputs / self.sweep]).where(conditions)
+        figure = next((one for one in figures(results) if one.name == self.figure), None)
+        if figure is None:
+            raise ReportError(f"the runs of {self.sweep} have no figure {self.figure}")
+        return figure
+
+
+DRAWN = {
+    "ladder.svg": Picture("ladder", "ladder/mechanisms"),
+    "planted_truths.png": Picture("would_it_notice", "planted_truths/sim_aou"),
+    "guide/wandb.svg": Picture("gallery", "wandb"),
+    "gallery/ladder": Picture("gallery_ladder", "ladder/mechanisms"),
+    "gallery/layers_map": Picture("gallery_ladder", "layers/sim_aou"),
+    "gallery/layers": Picture("gallery", "layers/sim_aou", ("task.shots=8", "finetune.lr=0.03")),
+    "gallery/rates": Picture("gallery", "along.finetune.lr/sim_aou", ("task.shots=8",)),
+    "gallery/shots": Picture("gallery", "along.task.shots/sim_aou", ("finetune.lr=0.03",)),
+    "gallery/rate_map": Picture("gallery", "rate_map/sim_aou", ("task.shots=8",)),
+}
+
+
+def drawing_code() -> str:
+    """One digest of the code that summarises and draws; comments and layout of the files do not count."""
+    files = [*(ROOT / "src/iclgd/report").glob("*.py"), *(ROOT / "src/iclgd/results").glob("*.py")]
+    return digest_of_text(*(f"{path.name} {ast.dump(ast.parse(path.read_text('utf-8')))}" for path in sorted(files)))
+
+
+def older_than_the_code() -> list[str]:
+    """The pictures that other code than this one drew, or that were never recorded."""
+    recorded = json.loads(PICTURES.read_text("utf-8"))
+    return [name for name in DRAWN if recorded.get(name, {}).get("drawn_by") != drawing_code()]
+
+
+def write_picture(name: str, picture: Picture, outputs: Path) -> dict[str, str]:
+    """Write a picture, in the gallery also as a PDF for papers, and return what is recorded of it."""
+    figure = picture.draw(outputs)
+    for ending in [""] if "." in name else [".svg", ".pdf"]:
+        figure.save(DOCS / f"{name}{ending}")
+    run = next(iter(Results.read([outputs / picture.sweep])))
+    revision = str((run.environment.get("iclgd") or {}).get("revision"))
+    return {"sweep": picture.sweep, "figure": picture.figure, "runs_of": revision, "drawn_by": drawing_code()}
+
+
+def quoted(results: Results, mechanism: str, score: str, mean_only: bool) -> str:
+    """A mean over draws as texts quote it, `.15 [.13, .17]`."""
+    rows = overall(summary_at_chosen_rates(results))
+    if TRUTH in rows:
+        rows = rows[rows[TRUTH] == ICL]
+    [row] = rows[(rows["finetune.name"] == mechanism) & (rows["score"] == score)].to_dict("records")
+    mean, low, high = (re.sub(r"\b0\.", ".", f"{row[name]:z.3f}") for name in ("mean", "low", "high"))
+    return mean if mean_only or row["unit"] != "draws" else f"{mean} [{low}, {high}]"
+
+
+def with_numbers(text: str, outputs: Path) -> str:
+    """A text with the quoted numbers of those sweeps that are there."""
+
+    def number(match: re.Match[str]) -> str:
+        sweep, mechanism, score, mean, _ = match.groups()
+        if not (outputs / sweep).is_dir():
+            return match[0]
+        value = quoted(Results.read([outputs / sweep]), mechanism, score, bool(mean))
+        return f"<!-- {sweep} {mechanism} {score}{mean or ''} -->{value}<!-- -->"
+
+    return QUOTED.sub(number, text)
+
+
+def main() -> None:
+    """Run what is missing, then write pictures, their record and numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="where the sweeps are")
+    parser.add_argument("--long", action="store_true", help="also run what takes hours")
+    parser.add_argument("--keep", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    sweeps = {} if options.keep else SWEEPS | (LONG if options.long else {})
+    for sweep, commands in sweeps.items():
+        for command in commands:
+            arguments = [*shlex.split(command), f"sweep_name={sweep}", f"paths.outputs={options.outputs}"]
+            subprocess.run([sys.executable, "-m", "iclgd", *arguments], check=True)
+    record = json.loads(PICTURES.read_text("utf-8")) if PICTURES.exists() else {}
+    for name, picture in DRAWN.items():
+        try:
+            record[name] = write_picture(name, picture, options.outputs)
+            sys.stdout.write(f"docs/{name}\n")
+        except ReportError as error:
+            sys.stdout.write(f"docs/{name} stays as it is: {error}\n")
+    PICTURES.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        page.write_text(with_numbers(page.read_text("utf-8"), options.outputs), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
