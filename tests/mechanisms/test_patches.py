@@ -93,8 +93,8 @@ def test_the_changes_are_weights_of_rank_one_and_all_of_them_are_needed(name):
     icl = outputs(model, token, AttentionPass(lengths=length, prefix=encode_prefix(model, CONTEXT)))
     outputs(model, token, now, patch(token, now))
     changes = {key: torch.outer(out[0], reads[0]) for key, (out, reads) in patch.factors.items()}
-    family = model.anatomy.family
-    assert set(changes) == {(i, n) for i in range(model.layers) for n in (*family.mlp_in, family.mlp_out)}
+    parts = model.anatomy.feed_forward
+    assert set(changes) == {(i, n) for i in range(model.layers) for n in (*parts.reads, parts.adds)}
     norms = torch.stack(
         [
             sum(change.square().sum() for (i, _), change in changes.items() if i == layer).sqrt()
@@ -107,11 +107,11 @@ def test_the_changes_are_weights_of_rank_one_and_all_of_them_are_needed(name):
         assert values[1] <= values[0] * 1e-6
     with written(model, changes):
         assert_alike(outputs(model, token, fresh()), icl, tolerance)
-    for left_out in [(1, name) for name in (*family.mlp_in, family.mlp_out)]:
+    for left_out in [(1, name) for name in (*parts.reads, parts.adds)]:
         with written(model, {key: change for key, change in changes.items() if key != left_out}):
             found = outputs(model, token, fresh())
         wrong = (found["block 1"] - icl["block 1"]).abs().max()
-        idle = name in PARALLEL and left_out[1] != family.mlp_out  # it reads the same with and without context
+        idle = name in PARALLEL and left_out[1] != parts.adds  # it reads the same with and without context
         assert wrong < 1e-5 if idle else wrong > 1e-2, left_out
 
 
@@ -167,7 +167,7 @@ def test_a_patched_layer_needs_no_patch_below_it():
 
 @pytest.mark.parametrize("name", NO_FORM)
 def test_models_without_an_exact_form_are_refused_by_name(name):
-    reason = "block 0 puts out something else" if name == "opt_norm_after" else "a norm stands behind"
+    reason = r"its blocks do not put out input \+ attention \+ one projection"
     with pytest.raises(ConfigError, match=f"exact_patch has no exact form for .*ForCausalLM: {reason}"):
         ExactPatch(shared_model(name), CONTEXT, exact())
 

@@ -8,7 +8,7 @@ import torch
 from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet
 from iclgd.config.enumerations import Padding
 from iclgd.models import recorder
-from iclgd.models.attention import _with_log_mass, visible_keys
+from iclgd.models.attention import Reach, _with_log_mass, visible_keys
 from iclgd.models.interventions import hooks
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from iclgd.verify.naive import Naive
@@ -177,9 +177,9 @@ def test_attention_with_context_is_the_mean_of_two_attentions_by_the_contexts_ma
     share = record(model, [Question(tokens, options)], context, plan).context_mass[0].double()  # layer head
     network, heads = tiny_network(name).to(torch.float64), model.anatomy.shape.heads
     scores, kept = naive(name, torch.float64).run((*context, *tokens)).scores, {}
-    blocks = network.get_submodule(model.anatomy.family.blocks)
+    blocks = (network.model if name == "llama" else network.model.decoder).layers
     watched = [(block.self_attn.v_proj, partial(kept_output, kept, i)) for i, block in enumerate(blocks)]
-    watched += [(block.get_submodule(model.anatomy.family.projection), partial(kept_input, kept, i))
+    watched += [(block.self_attn.o_proj if name == "llama" else block.self_attn.out_proj, partial(kept_input, kept, i))
                 for i, block in enumerate(blocks)]  # fmt: skip
     with hooks(after=watched):
         network(torch.tensor([(*context, *tokens)]))
@@ -208,6 +208,6 @@ def kept_input(kept, layer, _module, args, _output):
 
 def test_masks_are_made_on_the_device_of_what_they_hide():
     meta = torch.device("meta")  # tensors of any other device do not go with it
-    assert visible_keys(3, 2, None, None, meta).device == meta
+    assert visible_keys(3, 2, Reach(), None, meta).device == meta
     query = torch.empty(1, 2, 3, 4, device=meta)
     assert {tensor.device for tensor in _with_log_mass(query, query, query, 0.5, causal=True)} == {meta}

@@ -6,61 +6,52 @@ import pytest
 import torch
 
 from iclgd.models import attention
-from iclgd.models.anatomy import FAMILIES, UnsupportedModelError
-from iclgd.models.layout import LAYOUTS, Layout
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.discovery import discover
+from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble
+from iclgd.models.self_test import check
 from tiny_models import RECORDABLE, tiny_model, tiny_network
 
-WRONG_LAYOUTS = [
-    ("phi3", ("columns", "heads", "separate")),
-    ("gpt2", ("rows", "heads", "separate")),
-    ("gpt_neox", ("rows", "columns", "separate")),
-    ("bloom", ("rows", "columns", "separate")),
-    ("falcon", ("rows", "columns", "heads", "separate")),
-    ("falcon_multi_query", ("columns", "heads", "separate")),
-    ("llama", ("rows", "columns", "heads")),
-]
+
+def proven(network, **changes):
+    """Prove an anatomy in which some parts are not those that were found."""
+    network.requires_grad_(False)
+    anatomy, passed = discover(network)
+    check(LanguageModel(network, changed(anatomy, **changes), None), passed)
 
 
-def broken(monkeypatch, name, **changes):
-    kind = tiny_network(name).config.model_type
-    monkeypatch.setitem(FAMILIES, kind, replace(FAMILIES[kind], **changes))
-    return lambda: tiny_model(name)
-
-
-@pytest.mark.parametrize(("name", "layouts"), WRONG_LAYOUTS)
-def test_a_wrong_layout_is_refused(monkeypatch, name, layouts):
-    for wrong in layouts:
-        with pytest.raises(UnsupportedModelError, match="failed its self-test: "):
-            broken(monkeypatch, name, layout=wrong)()
+def changed(anatomy, added=None, mlp_out=None, **parts):
+    if added is not None:
+        pairs = zip(anatomy.layers, anatomy.blocks, strict=True)
+        parts["layers"] = tuple(replace(layer, added=block.get_submodule(added)) for layer, block in pairs)
+    if mlp_out is not None:
+        parts["feed_forward"] = replace(anatomy.feed_forward, reads=("mlp.gate_proj", "mlp.up_proj"), adds=mlp_out)
+    return replace(anatomy, **parts)
 
 
 @pytest.mark.parametrize(
-    ("projections", "reason"),
+    ("name", "changes", "reason"),
     [
-        (("q_proj", "v_proj"), "queries in the part that would be trained"),
-        (("out_proj", "v_proj"), "keys outside the part that would be trained"),
-        (("k_proj", "q_proj"), r"softmax\(scores\) V differs|queries in the part"),
-        (("v_proj", "k_proj"), r"softmax\(scores\) V differs"),
+        ("gemma2", {"added": "self_attn.o_proj"}, "in layer 0 the block's input"),
+        ("gemma3_text", {"added": "self_attn.o_proj"}, "in layer 0 the block's input"),
+        ("olmo2", {"added": "self_attn.o_proj"}, "in layer 0 the block's input"),
+        ("llama", {"added": "mlp"}, "in layer 0 the block's input"),
+        ("llama", {"added": "input_layernorm"}, "does not depend on attention"),
+        ("gpt_neox", {"added": "mlp"}, "does not depend on attention"),
+        ("gemma2", {"mlp_out": "mlp.down_proj"}, "block 0 puts out something else"),
     ],
 )
-@pytest.mark.parametrize("name", ["xglm", "opt"])
-def test_wrong_projections_are_refused(monkeypatch, name, projections, reason):
+def test_wrong_parts_are_refused(name, changes, reason):
     with pytest.raises(UnsupportedModelError, match=reason):
-        broken(monkeypatch, name, key_value=projections)()
+        proven(tiny_network(name), **changes)
 
 
-def test_training_queries_too_is_refused(monkeypatch):
-    """Were all of a fused projection taken for keys and values, queries would be trained."""
-    monkeypatch.setitem(LAYOUTS, "rows", lambda shape, _: Layout(1, 0, shape.heads // 2 + shape.key_value_heads, 8))
-    with pytest.raises(UnsupportedModelError, match="failed its self-test: "):
-        tiny_model("phi3")
-
-
-@pytest.mark.parametrize("name", ["xglm", "gpt_neo", "gptj", "bloom"])
-def test_an_attention_function_that_is_not_called_is_refused(monkeypatch, name):
-    with pytest.raises(UnsupportedModelError, match=r"ForCausalLM: attention was seen in layers \[\] in one pass"):
-        broken(monkeypatch, name, interface=True)()
+def test_a_wrong_window_is_refused(monkeypatch):
+    masks = attention.AttentionMaskInterface._global_mapping
+    monkeypatch.setitem(masks, attention.INTERFACE_NAME, lambda **_: attention.Reach(window=9))
+    with pytest.raises(UnsupportedModelError, match="beyond its windows"):
+        tiny_model("mistral", sliding_window=12)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
@@ -96,9 +87,13 @@ def test_scores_of_another_scale_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["llama", "bloom", "gpt_neox"])
-def test_a_wrong_final_norm_is_refused(monkeypatch, name):
-    with pytest.raises(UnsupportedModelError, match="the last block's early exit differs"):
-        broken(monkeypatch, name, final=())()
+def test_a_wrong_exit_is_refused(name):
+    network = tiny_network(name)
+    out = discover(network)[0].exit
+    for wrong in (replace(out, modules=()), replace(out, scale=2.0), replace(out, softcap=20.0)):
+        with pytest.raises(UnsupportedModelError, match=r"logits differ|early exit differs"):
+            proven(network, exit=wrong)
+        network.config._attn_implementation = "eager"
 
 
 def test_eager_attention_that_is_not_the_default_is_refused():

@@ -11,7 +11,7 @@ from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.distillation import activation_match
 from iclgd.mechanisms.finetuning import finetuned
 from iclgd.metrics.updates import sim_aou
-from iclgd.models.anatomy import dissect
+from iclgd.models.discovery import discover
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble
 from iclgd.models.placement import resident
@@ -97,7 +97,7 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, s
 
 def dealt_out(network, devices):
     """A device for each module: blocks in turn, embeddings first, the rest last, tied weights together."""
-    anatomy, names = dissect(network), {module: name for name, module in network.named_modules()}
+    (anatomy, _), names = discover(network), {module: name for name, module in network.named_modules()}
     blocks = [names[block] for block in anatomy.blocks]
     device_map = {name: devices[i * len(devices) // len(blocks)] for i, name in enumerate(blocks)}
     tied = bool(network.config.tie_word_embeddings)

@@ -107,7 +107,7 @@ class Laboratory:
         """How many demonstrations the queries see in layers whose attention is local, a sentence for each window."""
         windows: dict[int, list[int]] = {}
         for layer in range(self.model.layers):
-            window = self.model.anatomy.attention_window(layer)
+            window = self.model.anatomy.layers[layer].window
             if window is not None:
                 windows.setdefault(window, []).append(layer)
         starts, context = [start for start, _ in self.prompts.context_spans()], len(self.prompts.context())

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from iclgd.config import Config, ConfigError
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Placement
 from iclgd.mechanisms.parameters import trained_parameters
-from iclgd.models.anatomy import dissect
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.discovery import outline
 from iclgd.models.half_precision_storage import stored_dtype
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import read_config, resolve_device, resolve_dtype
@@ -61,32 +62,43 @@ def estimate_of(settings: PretrainedConfig, config: Config, device: str, free: f
     """The same for an architecture on a device with `free` GB; sizes are counted on a network without weights."""
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
-    model = LanguageModel(network, dissect(network), None)
     used = resolve_dtype(config.runtime.dtype, config.model)
     stored = stored_dtype(config.runtime.dtype, used)
     weights = sum(parameter.numel() for parameter in network.parameters()) * stored.itemsize
-    trained = 0
-    if config.finetune.mechanism in ("gradient_descent", "activation_match"):
-        chosen = trained_parameters(model, config.finetune.trainable, parse_layers(config.finetune.layers))
-        # what it was, its gradient, its change; a float32 copy of half weights; Adam's moments
-        copies = 4 if stored.itemsize == 2 else 0
-        moments = 0 if config.finetune.optimizer == "sgd" else 8
-        trained = sum(item.parameter.numel() for item in chosen) * (2 * used.itemsize + 4 + copies + moments)
-    shape, d_model = model.anatomy.shape, network.config.hidden_size
+    # what it was, its gradient, its change; a float32 copy of half weights; Adam's moments
+    copies = 4 if stored.itemsize == 2 else 0
+    moments = 0 if config.finetune.optimizer == "sgd" else 8
+    trained = _trained_numbers(network, config) * (2 * used.itemsize + 4 + copies + moments)
+    text = network.config.get_text_config()
     # attention outputs and scores of every query and layer, in three float32 recordings
-    records = 3 * 4 * config.task.queries * model.layers * (d_model + shape.heads * _LENGTH)
-    activations = _activations(model, config, device, used)
+    each = text.hidden_size + text.num_attention_heads * _LENGTH
+    records = 3 * 4 * config.task.queries * text.num_hidden_layers * each
+    activations = _activations(network, config, device, used)
     return Estimate(weights / GB, trained / GB, activations / GB, records / GB, device, free)
 
 
-def _activations(model: LanguageModel, config: Config, device: str, used: torch.dtype) -> float:
+def _trained_numbers(network: PreTrainedModel, config: Config) -> int:
+    """How many numbers are trained; of a network that does not run without weights, at most: all."""
+    if config.finetune.mechanism not in ("gradient_descent", "activation_match"):
+        return 0
+    try:
+        model = LanguageModel(network, outline(network), None)
+    except UnsupportedModelError:
+        return sum(parameter.numel() for parameter in network.parameters())
+    chosen = trained_parameters(model, config.finetune.trainable, parse_layers(config.finetune.layers))
+    return sum(item.parameter.numel() for item in chosen)
+
+
+def _activations(network: PreTrainedModel, config: Config, device: str, used: torch.dtype) -> float:
     """Bytes of the largest pass: what one token has in a block, the context's keys and values, and the logits."""
-    matrices = [weight for weight in model.anatomy.blocks[0].parameters() if weight.ndim == 2]
-    width = 4 * model.network.config.hidden_size + sum(max(weight.shape) for weight in matrices)
+    text, words = network.config.get_text_config(), network.get_input_embeddings().weight
+    matrices = [weight for weight in network.parameters() if weight.ndim == 2 and weight.shape != words.shape]
+    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    width = 4 * text.hidden_size + sum(max(weight.shape) for weight in matrices) // layers
     tokens = config.runtime.batch_tokens or (512 if device == "cpu" else 16384)
-    shape, vocabulary = model.anatomy.shape, model.network.config.vocab_size
-    context = config.task.shots * _LENGTH * model.layers * 2 * shape.key_value_heads * shape.head_dim
-    logits = 2 * max(1, tokens // _LENGTH) * vocabulary * 4
+    key_size = (getattr(text, "num_key_value_heads", None) or heads) * text.hidden_size // heads
+    context = config.task.shots * _LENGTH * layers * 2 * key_size
+    logits = 2 * max(1, tokens // _LENGTH) * text.vocab_size * 4
     recording = (tokens * width + context) * used.itemsize + logits
-    training = 2 * max(model.layers * _LENGTH, 512) * width * used.itemsize
+    training = 2 * max(layers * _LENGTH, 512) * width * used.itemsize
     return max(recording, training)

@@ -54,8 +54,8 @@ def undefined_changes(lab: Laboratory) -> Changes:
 
 
 def _names(lab: Laboratory) -> tuple[str, ...]:
-    family = lab.model.anatomy.family
-    return (*family.mlp_in, *([family.mlp_out] if family.mlp_out else []))
+    parts = lab.model.anatomy.feed_forward
+    return (*parts.reads, *([parts.adds] if parts.adds else []))
 
 
 def _matrices(lab: Laboratory, take: Callable[[Tensor], Tensor]) -> Changes:

@@ -158,7 +158,7 @@ class Loop:
             self.low_rank.take(gradients)
         else:
             for item, leaf, gradient in zip(self.trained, self.leaves, gradients, strict=True):
-                leaf.grad = (item.part(gradient) if item.parts else gradient).to(leaf)
+                leaf.grad = (item.part(gradient) if item.rows else gradient).to(leaf)
         learner.step()
         learner.zero_grad(set_to_none=True)
         if self.low_rank:
@@ -204,7 +204,7 @@ class Loop:
             item.parameter.grad = None
             if gradient is None:  # a layer that the loss does not depend on, such as one above a short circuit
                 gradient = torch.zeros_like(item.parameter)
-            elif item.parts:
+            elif item.rows:
                 whole, gradient = gradient, torch.zeros_like(gradient)
                 item.write(gradient, item.part(whole))
             gradients.append(gradient.div_(count) if count > 1 else gradient)
@@ -243,7 +243,7 @@ def _leaf(item: Trained) -> nn.Parameter:
     up in float32.
     """
     parameter, half = item.parameter, item.parameter.dtype in (torch.float16, torch.bfloat16)
-    if not item.parts and not half:
+    if not item.rows and not half:
         return parameter
     part = item.part(parameter.detach())
     return nn.Parameter(part.float() if half else part.clone())

@@ -59,6 +59,7 @@ class _UnembeddedLoss(torch.autograd.Function):
         bias: Tensor | None,
         softcap: float | None,
         targets: Tensor,
+        scale: float = 1.0,
     ) -> Tensor:
         held = _LOGITS_ON_CPU if rows.device.type == "cpu" else _LOGITS_ON_GPU
         width = max(_NARROWEST, held // max(1, len(rows)))
@@ -70,6 +71,7 @@ class _UnembeddedLoss(torch.autograd.Function):
         gradient = torch.zeros(rows.shape, dtype=precision, device=rows.device) if rows.requires_grad else None
         for start in range(0, len(weight), width):
             columns = weight[start : start + width].to(rows.dtype)
+            columns = columns if scale == 1 else columns * scale
             logits, slope = _bent(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
             place = targets[:, None] - start
             here, place = (place >= 0) & (place < len(columns)), place.clamp(0, len(columns) - 1)
@@ -89,12 +91,12 @@ class _UnembeddedLoss(torch.autograd.Function):
             if gradient is not None:
                 gradient.add_(_pull(exponentials if slope is None else exponentials.mul_(slope), part, columns))
         if gradient is not None:
-            ctx.gradient = gradient.div_(mass).sub_(weight[targets] * bend).to(rows.dtype)
+            ctx.gradient = gradient.div_(mass).sub_(weight[targets] * scale * bend).to(rows.dtype)
         return (mass.log() + shift - aimed).sum()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore
-        return ctx.gradient * outputs[0], None, None, None, None
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # pyright: ignore
+        return ctx.gradient * outputs[0], None, None, None, None, None
 
 
 def _pull(exponentials: Tensor, part: Tensor, columns: Tensor) -> Tensor:
@@ -123,9 +125,10 @@ def unembedded_loss(
     Returns:
         The sum over rows in nats, differentiable in `hidden`.
     """
-    finished = model.anatomy.finish(hidden)
+    finished, exit_ = model.anatomy.finish(hidden), model.anatomy.exit
     unembedding: Any = model.anatomy.unembedding
     with resident([unembedding]):
         weight, bias = unembedding.weight, getattr(unembedding, "bias", None)
+        bias = bias if bias is None or exit_.scale == 1 else bias * exit_.scale
         rows, targets = finished.to(weight.device), targets.to(weight.device)
-        return _UnembeddedLoss.apply(rows, weight, bias, model.anatomy.softcap, targets)  # pyright: ignore
+        return _UnembeddedLoss.apply(rows, weight, bias, exit_.softcap, targets, exit_.scale)  # pyright: ignore

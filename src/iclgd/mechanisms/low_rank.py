@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError
@@ -45,8 +46,7 @@ class LowRank:
 
     @staticmethod
     def _columns(item: Trained) -> bool:
-        layout = item.model.anatomy.layout
-        return layout is not None and layout.columns and not item.parts
+        return isinstance(item.module, Conv1D) and item.rows is None
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Turn the whole weights' gradients into the factors'."""

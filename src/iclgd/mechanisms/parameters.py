@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -16,17 +17,18 @@ from iclgd.config.enumerations import Trainable
 from iclgd.models.half_precision_storage import in_float32
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import resident
+from iclgd.models.projections import Rows, rows_of
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One parameter of one layer that is trained, whole or, in a fused projection, some of queries, keys and values."""
+    """One parameter of one layer that is trained, whole or, in a fused projection, the rows of some of q, k and v."""
 
     layer: int
     name: str  # the parameter's, from the block
     module: nn.Module  # what owns it
     key: str  # what it is called there
-    parts: str  # which of `q`, `k` and `v` of a fused projection are trained; empty for the whole parameter
+    rows: Rows | None  # which rows are trained; None for the whole parameter
     model: LanguageModel
 
     @property
@@ -36,19 +38,16 @@ class Trained:
 
     def part(self, tensor: Tensor) -> Tensor:
         """What is trained of the parameter, or of a tensor of its shape, to be read; `write` changes it."""
-        layout = self.model.anatomy.layout
-        return layout.of_parameter(tensor, self.parts) if layout and self.parts else tensor
+        return self.rows.read(tensor) if self.rows else tensor
 
     def matrices(self, part: Tensor) -> list[Tensor]:
         """The matrices of which `part` is made, as views: in a fused projection, queries, keys and values apart."""
-        layout = self.model.anatomy.layout
-        return layout.apart(part, self.parts) if layout and self.parts else [part]
+        return self.rows.split(part) if self.rows else [part]
 
     def write(self, tensor: Tensor, part: Tensor) -> None:
         """Set what is trained of the parameter, or of a tensor of its shape."""
-        layout = self.model.anatomy.layout
-        if layout and self.parts:
-            layout.write(tensor, self.parts, part)
+        if self.rows:
+            self.rows.write(tensor, part)
         else:
             tensor.copy_(part)
 
@@ -72,46 +71,66 @@ def trained_parameters(model: LanguageModel, kind: str | Sequence[str], layers: 
         raise ConfigError(
             f"finetune.layers names layer {beyond[0]}, but the model's layers are 0 to {model.layers - 1}"
         )
-    found = []
+    choices, trained = [kind] if isinstance(kind, str) else kind, []
     for layer in chosen:
-        parts = _parts(model, [kind] if isinstance(kind, str) else kind, layer)
+        rows = _rows_by_name(model, choices, layer)
         block = model.anatomy.blocks[layer]
         for name, _ in block.named_parameters():
-            if name in parts:
+            if name in rows:
                 owner, _, key = name.rpartition(".")
-                found.append(Trained(layer, name, block.get_submodule(owner), key, parts[name], model))
-    return found
+                trained.append(Trained(layer, name, block.get_submodule(owner), key, rows[name], model))
+    return trained
 
 
-def _parts(model: LanguageModel, choices: Sequence[str], layer: int) -> dict[str, str]:
-    """What is trained of each chosen parameter of a block: letters of a fused projection, or all of it (empty)."""
+def _rows_by_name(model: LanguageModel, choices: Sequence[str], layer: int) -> dict[str, Rows | None]:
+    """The chosen parameters of a block, with the rows that are trained of each; None for all."""
     names = [name for name, _ in model.anatomy.blocks[layer].named_parameters()]
-    parts: dict[str, str] = {}
+    letters = "".join(part for part in "qkvo" if part in _letters(choices))
+    made = _made_by(model, layer, letters)
+    whole: set[str] = set()
     for choice in choices:
-        matches = _matches(model, choice, layer, names)
-        if not matches:
+        own = _letters([choice])
+        matches = _made_by(model, layer, own) if own else _named(model, choice, layer, names)
+        if not matches and not _shared(model, own):
             raise ConfigError(
                 f"finetune.trainable={choice} names no parameter of block {layer}: choose one of "
                 f"{', '.join(Trainable)}, or a regular expression for one of {', '.join(names)}"
             )
-        for name, letters in matches.items():
-            before = parts.get(name, letters)
-            parts[name] = "".join(p for p in "qkv" if p in before + letters) if before and letters else ""
-    return parts
+        if not own:
+            whole.update(matches)
+    return {name: None if name in whole else made[name] for name in names if name in whole or name in made}
 
 
-def _matches(model: LanguageModel, choice: str, layer: int, names: Sequence[str]) -> dict[str, str]:
+def _letters(choices: Sequence[str]) -> str:
+    """Which of queries, keys, values and attention's output the choices name."""
+    letters = {Trainable.q: "q", Trainable.k: "k", Trainable.v: "v", Trainable.o: "o", Trainable.attn_kv: "kv"}
+    return "".join(letters.get(cast(Trainable, choice), "") for choice in choices)
+
+
+def _made_by(model: LanguageModel, layer: int, letters: str) -> dict[str, Rows | None]:
+    """Weights and biases of the projections that make some of `q`, `k`, `v` and `o`."""
+    paths = {module: path for path, module in model.anatomy.blocks[layer].named_modules()}
+    return {
+        f"{paths[module]}.{name}": rows
+        for module, rows in rows_of(model.anatomy.layers[layer].projections, letters).items()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def _shared(model: LanguageModel, letters: str) -> bool:
+    """Whether some layers make these and others take them over, as Gemma 4's upper layers do keys and values."""
+    return bool(letters) and any(_made_by(model, layer, letters) for layer in range(model.layers))
+
+
+def _named(model: LanguageModel, choice: str, layer: int, names: Sequence[str]) -> set[str]:
+    """The parameters of a block that a choice of modules or a regular expression names."""
     anatomy = model.anatomy
-    if choice in (Trainable.q, Trainable.k, Trainable.v, Trainable.o, Trainable.attn_kv):
-        paths = {module: path for path, module in anatomy.blocks[layer].named_modules()}
-        letters = "kv" if choice == Trainable.attn_kv else str(choice)
-        fused = letters if anatomy.layout and letters != "o" else ""
-        prefixes = [paths[anatomy.projection(layer, letter)] for letter in letters]
-        return {name: fused for name in names if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
-    if choice in (Trainable.attention, Trainable.mlp):
-        prefixes = [anatomy.family.attention] if choice == Trainable.attention else anatomy.family.mlp
-        return {name: "" for name in names if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
-    return {name: "" for name in names if choice == Trainable.all or re.search(choice, name)}
+    if choice == Trainable.attention:
+        attention = {parameter for parameter in anatomy.attention(layer).parameters()}
+        return {name for name in names if anatomy.blocks[layer].get_parameter(name) in attention}
+    if choice == Trainable.mlp:
+        return {name for name in names if any(name.startswith(f"{path}.") for path in anatomy.feed_forward.modules)}
+    return {name for name in names if choice == Trainable.all or re.search(choice, name)}
 
 
 @contextmanager

@@ -129,7 +129,7 @@ class _Patched:
         return self._changed(layer, name, here, output, change, here)
 
     def adds(self, layer: int, inner: Tensor, rest: Tensor, output: Tensor) -> Tensor:
-        name = str(self.patch.model.anatomy.family.mlp_out)
+        name = str(self.patch.model.anatomy.feed_forward.adds)
         change = self.target.rest[layer] - rest[self.rows]
         return self._changed(layer, name, inner[self.rows], output, change, self.target.inner[layer])
 
@@ -253,7 +253,7 @@ class _Fitted:
     def adds(self, layer: int, inner: Tensor, rest: Tensor, output: Tensor) -> Tensor:
         missing = self.target.rest[layer] + self.target.added[layer] - (rest + output)[self.rows]
         change = ridge_map(inner[self.rows], missing, self.ridge)
-        return self._taken(layer, str(self.model.anatomy.family.mlp_out), change, inner, output)
+        return self._taken(layer, str(self.model.anatomy.feed_forward.adds), change, inner, output)
 
     def _taken(self, layer: int, name: str, change: Tensor, reading: Tensor, output: Tensor) -> Tensor:
         self.changes[layer, name] = change

@@ -95,7 +95,7 @@ def _refuse_without_heads(bench: Bench) -> None:
     """Refuse what has no heads' outputs that add up, or no labels to shuffle."""
     bench.refuse_fewer_demonstrations(3)
     anatomy = bench.model.anatomy
-    if anatomy.added(0) is not anatomy.projection(0, "o"):
+    if anatomy.added(0) is not anatomy.output_projection(0):
         raise ConfigError(
             f"finetune={bench.options.name} adds up heads' outputs, and a norm stands behind those of "
             f"{type(bench.model.network).__name__}: choose another model or mechanism"
@@ -175,7 +175,7 @@ def _shuffled_context(bench: Bench, left_out: int) -> Tokens:
 
 
 def _output_projection(bench: Bench, layer: int) -> nn.Module:
-    return bench.model.anatomy.projection(layer, "o")
+    return bench.model.anatomy.output_projection(layer)
 
 
 def _by_head(bench: Bench, hidden: Tensor) -> Float[Tensor, "row token head head_dim"]:

@@ -2,12 +2,13 @@
 
 One attention function for every family that honours transformers' AttentionInterface. It attends to a prefix shared by
 the whole batch without copying it: prefix and own tokens are attended to apart and merged by their log-sum-exp, which
-is exact. It makes its own masks (causal, sliding, padding), so the mask that transformers would build is not built.
+is exact. It makes its own masks (causal, windows, chunks, padding): instead of the mask that transformers would build,
+layers are handed how far they see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
+
+from iclgd.models.anatomy import UnsupportedModelError
 
 INTERFACE_NAME = "iclgd_recorded"
 
@@ -44,6 +47,8 @@ class AttentionPass:
     query_lengths: Int[Tensor, " example"] | None = None
     questions: tuple[int, ...] = ()  # by sequence, the number of the question that it is for
     first_position: int | None = None  # of the own tokens; None: right behind the prefix
+    layer_of: Mapping[nn.Module, int] = field(default_factory=dict)  # attention modules, set by `forward.forward`
+    watch: Callable[[int, str, Tensor], object] | None = None  # is shown each layer's queries, keys and values
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
@@ -88,21 +93,28 @@ def recorded_attention(
     query: Float[Tensor, "example head token head_dim"],
     key: Float[Tensor, "example key_value_head token head_dim"],
     value: Float[Tensor, "example key_value_head token head_dim"],
-    attention_mask: Tensor | None,
+    attention_mask: Reach | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Float[Tensor, " head"] | None = None,
     **_: Any,
-) -> tuple[Float[Tensor, "example token head head_dim"], None]:
+) -> tuple[Float[Tensor, "example token head value_dim"], None]:
     """The AttentionInterface function. Outside an `attention_pass` it is ordinary causal attention."""
+    if isinstance(attention_mask, Tensor):
+        raise UnsupportedModelError(f"{type(module).__name__} makes an attention mask of its own")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    rule = _Rule(scale, sliding_window, softcap)
+    reach = Reach(window=sliding_window) if attention_mask is None else attention_mask
+    rule = _Rule(scale, reach, softcap, s_aux)
     now = _current.get()
     prefix = None
     if now is not None:
-        layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+        layer = now.layer_of.get(module, -1)
         prefix = now.prefix[layer] if now.prefix else None
+        if now.watch is not None:
+            for part, tensor in (("q", query), ("k", key), ("v", value)):
+                now.watch(layer, part, tensor)
         _record(now, layer, query, key, prefix, rule)
         if now.keep_keys:
             now.keys_and_values[layer] = (key, value)
@@ -115,10 +127,51 @@ def precise(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far back a token sees: `window` tokens with its own, or back to where its `chunk` of positions begins."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def sees(self, token: Int[Tensor, "*token"], key: Int[Tensor, "*key"]) -> Bool[Tensor, "*pair"]:
+        """Whether a token at one position sees a key at another that is not behind it."""
+        seen = token >= key
+        if self.window is not None:
+            seen = seen & (token - key < self.window)
+        if self.chunk is not None:
+            seen = seen & (token // self.chunk == key // self.chunk)
+        return seen
+
+    def hides(self, length: int) -> bool:
+        """Whether some token of a sequence does not see all before it."""
+        return any(size is not None and length > size for size in (self.window, self.chunk))
+
+
+def mask_reach(
+    *_: Any, mask_function: Callable[..., Tensor], local_size: int | None = None, device: Any = None, **__: Any
+) -> Reach | None:
+    """The AttentionMaskInterface function: how far transformers' own rule lets tokens see; None if it is only causal.
+
+    Raises:
+        UnsupportedModelError: by another rule than causality, a window or chunks.
+    """
+    size = local_size or 1
+    tokens = torch.tensor([0, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + size // 2], device=device)
+    first = torch.zeros((), dtype=torch.long, device=device)
+    tokens, keys = tokens[:, None], torch.arange(3 * size, device=device)[None]
+    allowed = mask_function(first, first, tokens, keys)
+    for reach in (Reach(window=local_size), Reach(chunk=local_size)):
+        if torch.equal(allowed.expand(len(tokens), -1), reach.sees(tokens, keys)):
+            return None if local_size is None else reach
+    raise UnsupportedModelError("the attention mask is neither causal nor a window or chunks of it")
+
+
+@dataclass(frozen=True)
 class _Rule:
     scale: float
-    window: int | None
+    reach: Reach
     softcap: float | None
+    sink: Float[Tensor, " head"] | None = None  # a score that takes its share of attention without a value
 
     def scores(self, products: Tensor) -> Tensor:
         scaled = products * self.scale
@@ -133,14 +186,13 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     groups = query.shape[1] // key.shape[1]
     grouped = last.unflatten(1, (key.shape[1], groups))
     own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, precise(key)).flatten(1, 2))
-    now.scores[layer] = blank_unseen(own, now, rule.window)
+    before = 0 if prefix is None else prefix[0].shape[2]
+    now.scores[layer] = blank_unseen(own, now, before, rule.reach)
     if (now.keep_context or now.mass_from is not None) and prefix is not None:
         seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
-        if rule.window is not None:
-            places = torch.arange(seen.shape[-1], 0, -1, device=seen.device)
-            distance = now.lengths.to(seen.device)[:, None] + places - 1
-            seen = seen.masked_fill((distance >= rule.window)[:, None], float("nan"))
-        record_context(now, layer, seen, now.scores[layer])
+        last_position = before + now.lengths.to(seen.device)[:, None] - 1
+        visible = rule.reach.sees(last_position, torch.arange(before, device=seen.device)[None])
+        record_context(now, layer, seen.masked_fill(~visible[:, None], float("nan")), now.scores[layer], rule.sink)
     if now.keep_queries == "last":
         now.queries[layer] = (last * rule.scale).flatten(1)
     elif now.keep_queries == "all":
@@ -152,38 +204,46 @@ def record_context(
     layer: int,
     context: Float[Tensor, "example head context"],
     own: Float[Tensor, "example head key"],
+    sink: Float[Tensor, " head"] | None = None,
 ) -> None:
     """Keep what is wanted of the last token's scores with the prefix; NaN where a token is not visible."""
     if now.keep_context:
         now.context_scores[layer] = context.sum(dim=1)
     if now.mass_from is not None:
-        shares = torch.cat([context, own], dim=-1).nan_to_num(nan=float("-inf")).softmax(-1)
+        shares = with_sink(torch.cat([context, own], dim=-1).nan_to_num(nan=float("-inf")), sink).softmax(-1)
         now.context_mass[layer] = shares[..., now.mass_from : context.shape[-1]].sum(-1)
 
 
+def with_sink(
+    scores: Float[Tensor, "*example head key"], sink: Float[Tensor, " head"] | None
+) -> Float[Tensor, "*example head key_and_sink"]:
+    """Scores with that of a sink behind them, where there is one."""
+    if sink is None:
+        return scores
+    return torch.cat([scores, sink.to(scores)[:, None].expand(*scores.shape[:-1], 1)], dim=-1)
+
+
 def blank_unseen(
-    own: Float[Tensor, "example head token"], now: AttentionPass, window: int | None = None
+    own: Float[Tensor, "example head token"], now: AttentionPass, before: int, reach: Reach
 ) -> Float[Tensor, "example head token"]:
-    """Own tokens first, NaN after them and where a sliding window hides them."""
+    """Own tokens first, NaN after them and where they are out of reach, behind `before` tokens of a prefix."""
     width = own.shape[-1]
     lengths = now.lengths.to(own.device)[:, None]
     place = torch.arange(width, device=own.device)[None]
     if now.left:
         order = (place + width - lengths) % width
         own = own.gather(2, order[:, None].expand_as(own))
-    visible = place < lengths
-    if window is not None:
-        visible &= lengths - 1 - place < window
+    visible = (place < lengths) & reach.sees(before + lengths - 1, before + place)
     return own.masked_fill(~visible[:, None], float("nan"))
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, now: AttentionPass | None, rule: _Rule
-) -> Float[Tensor, "example head token head_dim"]:
+) -> Float[Tensor, "example head token value_dim"]:
     before = 0 if prefix is None else prefix[0].shape[2]
-    reach = before + key.shape[2]
     padded = now is not None and now.left and int(now.lengths.min()) < key.shape[2]
-    if rule.softcap is not None or padded or (rule.window is not None and reach > rule.window):
+    plain = rule.softcap is None and rule.sink is None and not padded
+    if not plain or rule.reach.hides(before + key.shape[2]):
         return _attend_densely(query, key, value, prefix, now, rule)
     groups = query.shape[1] // key.shape[1]
     if prefix is None:
@@ -194,7 +254,7 @@ def _attend(
 
 def _attend_with_prefix(
     query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues, scale: float
-) -> Float[Tensor, "example head token head_dim"]:
+) -> Float[Tensor, "example head token value_dim"]:
     batch, heads, width, depth = query.shape
     shared = key.shape[1]
     groups = heads // shared
@@ -203,7 +263,7 @@ def _attend_with_prefix(
     # Every token of the batch asks the same prefix: one attention with batch * groups * width queries a shared head.
     pooled = query.view(batch, shared, groups, width, depth).transpose(0, 1).reshape(1, shared, -1, depth)
     far, far_mass = _with_log_mass(pooled, *prefix, scale, causal=False)
-    far = far.view(shared, batch, groups, width, depth).transpose(0, 1).reshape(batch, heads, width, depth)
+    far = far.view(shared, batch, groups, width, -1).transpose(0, 1).reshape(batch, heads, width, -1)
     far_mass = far_mass.view(shared, batch, groups, width).transpose(0, 1).reshape(batch, heads, width)
     share = torch.sigmoid(far_mass - own_mass)[..., None].to(own.dtype)
     return torch.lerp(own, far, share)
@@ -211,16 +271,17 @@ def _attend_with_prefix(
 
 def _with_log_mass(
     query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool
-) -> tuple[Float[Tensor, "batch head token head_dim"], Float[Tensor, "batch head token"]]:
+) -> tuple[Float[Tensor, "batch head token value_dim"], Float[Tensor, "batch head token"]]:
     """Attention and the log-sum-exp of its scores, by the fused kernel of the device where there is one."""
-    # The fused kernels' log-sum-exp has no gradient.
+    # The fused kernels' log-sum-exp has no gradient, and they want keys and values of one size.
     trained = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    if not trained and query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16):
+    fused = not trained and query.shape[-1] == value.shape[-1]
+    if fused and query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16):
         out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=None, scale=scale
         )
         return out, mass
-    if not trained and query.device.type == "cuda" and query.dtype is not torch.float64:
+    if fused and query.device.type == "cuda" and query.dtype is not torch.float64:
         out, mass, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, causal, scale=scale
         )
@@ -234,8 +295,8 @@ def _with_log_mass(
 
 def _attend_densely(
     query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, now: AttentionPass | None, rule: _Rule
-) -> Float[Tensor, "example head token head_dim"]:
-    """Attention with every score written out: for softcaps, sliding windows and left padding."""
+) -> Float[Tensor, "example head token value_dim"]:
+    """Attention with every score written out: for softcaps, sinks, windows, chunks and left padding."""
     batch = query.shape[0]
     before = 0
     if prefix is not None:
@@ -245,27 +306,25 @@ def _attend_densely(
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     scores = rule.scores(precise(query @ key.transpose(-1, -2)))
-    visible = visible_keys(query.shape[2], before, rule.window, now, query.device)
+    visible = visible_keys(query.shape[2], before, rule.reach, now, query.device)
     scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
-    return scores.softmax(-1).to(value.dtype) @ value
+    if rule.sink is not None:
+        scores = torch.cat([scores, rule.sink.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
+    return scores.softmax(-1)[..., : key.shape[2]].to(value.dtype) @ value
 
 
 def visible_keys(
-    width: int, before: int, window: int | None, now: AttentionPass | None, device: torch.device
+    width: int, before: int, reach: Reach, now: AttentionPass | None, device: torch.device
 ) -> Bool[Tensor, "example token key"]:
-    """Which keys each own token may see; distances are counted without padding."""
+    """Which keys each own token may see; positions are counted without padding."""
     token = torch.arange(width, device=device)
     row, column = token[:, None], torch.arange(-before, width, device=device)[None]
-    visible = (column <= row)[None]
     if now is None or not now.left:
-        return visible if window is None else visible & (row - column < window)[None]
+        return reach.sees(before + row, before + column)[None]
     gap = (width - now.lengths.to(device))[:, None, None]  # padding between prefix and own tokens
-    visible = visible & ((column >= gap) | (column < 0))
-    if window is not None:
-        distance = row - column - torch.where(column < 0, gap, 0)
-        visible = visible & (distance < window)
-    return visible
+    seen = reach.sees(before + row - gap, before + column - torch.where(column < 0, 0, gap))
+    return seen & ((column >= gap) | (column < 0))
 
 
 AttentionInterface.register(INTERFACE_NAME, recorded_attention)
-AttentionMaskInterface.register(INTERFACE_NAME, lambda *_, **__: None)
+AttentionMaskInterface.register(INTERFACE_NAME, mask_reach)

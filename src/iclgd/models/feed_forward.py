@@ -63,13 +63,13 @@ def watching(model: LanguageModel, layers: Iterable[int], watcher: Watcher) -> A
         changed = watcher.adds(layer, args[0].flatten(0, -2), rest, output.flatten(0, -2))
         return None if changed is None else changed.view(output.shape)
 
-    chosen, family = list(layers), anatomy.family
+    chosen, parts = list(layers), anatomy.feed_forward
     return hooks(
         before=[(anatomy.blocks[layer], partial(enter, layer)) for layer in chosen],
         after=[
             *((anatomy.added(layer), partial(attended, layer)) for layer in chosen),
-            *((anatomy.part(layer, n), partial(reads, layer, n)) for layer in chosen for n in family.mlp_in),
-            *((anatomy.part(layer, str(family.mlp_out)), partial(adds, layer)) for layer in chosen),
+            *((anatomy.part(layer, n), partial(reads, layer, n)) for layer in chosen for n in parts.reads),
+            *((anatomy.part(layer, str(parts.adds)), partial(adds, layer)) for layer in chosen),
         ],
     )
 
@@ -93,10 +93,12 @@ def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
         ConfigError: a norm stands behind attention or the feed-forward part, the sum does not come out, or weights
             wait outside the device.
     """
-    family, kind = model.anatomy.family, type(model.network).__name__
+    kind = type(model.network).__name__
     refusal = f"finetune={name} has no exact form for {kind}"
-    if family.mlp_out is None:
-        raise ConfigError(f"{refusal}: a norm stands behind its feed-forward part; choose another model or variant")
+    if model.anatomy.feed_forward.adds is None:
+        raise ConfigError(
+            f"{refusal}: its blocks do not put out input + attention + one projection; choose another variant"
+        )
     if any(parameter.is_meta for parameter in model.network.parameters()):
         raise ConfigError(f"finetune={name} needs all weights on one device: set runtime.placement=single")
     sums, outputs = _Sums(), {}

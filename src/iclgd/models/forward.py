@@ -28,11 +28,11 @@ def forward(
     Raises:
         UnsupportedModelError: attention was not seen exactly once a layer, so that a record would be wrong.
     """
-    token_ids = token_ids.to(model.device)
+    token_ids, now.layer_of = token_ids.to(model.device), model.anatomy.layer_of
     arguments = _arguments(model, token_ids, now)
     _refuse_two_sides(model, now)
     watch: AbstractContextManager[None] = nullcontext()
-    if not model.anatomy.family.interface:
+    if not model.anatomy.interface:
         watch = intercepted(model.anatomy, now, *token_ids.shape)
     with attention_pass(now), watch:
         output = model.network.base_model(input_ids=token_ids, **arguments)
@@ -41,7 +41,7 @@ def forward(
             f"{type(model.network).__name__}: attention was seen in layers {sorted(now.calls)} in one pass, expected "
             f"each of 0 to {model.layers - 1} once; this model cannot be recorded"
         )
-    if now.keep_keys and not model.anatomy.family.interface:
+    if now.keep_keys and not model.anatomy.interface:
         cache = output.past_key_values
         now.keys_and_values = {i: (entry.keys, entry.values) for i, entry in enumerate(cache.layers)}
     return output.last_hidden_state
@@ -94,8 +94,9 @@ def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> d
     positions = first + (place - gap).clamp(min=0)
     if not now.left:  # padding stands behind, where nothing sees it; keep its positions inside the window
         positions = positions.minimum(first + lengths[:, None] - 1)
-    if model.anatomy.family.interface:
-        return {"position_ids": positions, "use_cache": False}
+    if model.anatomy.interface:  # all tokens count, or transformers takes positions of padding for packed sequences
+        every = torch.ones_like(token_ids)
+        return {"position_ids": positions, "attention_mask": every, "use_cache": False}
     own = (place >= gap) & (place < gap + lengths[:, None])
     seen = torch.ones(batch, before, dtype=torch.bool, device=token_ids.device)
     arguments: dict[str, Any] = {"attention_mask": torch.cat([seen, own], dim=1).long(), "use_cache": now.keep_keys}

@@ -5,8 +5,8 @@ exactly the scores before softmax (with masked places at the lowest float), and 
 is the queries. A torch function mode sees both without touching the modules.
 
 ALiBi's biases (Press et al. 2022, arXiv 2108.12409) are part of the scores, as distances to the last token.
-Transformers counts them from the first token instead, which softmax cannot tell, but which would make the scores of a
-query depend on how long the context before it is.
+Transformers counts them from another token, which softmax cannot tell, but which would make the scores of a query
+depend on how long the context before it, or another query beside it, is.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
-from iclgd.models.attention import AttentionPass, blank_unseen, precise, record_context, visible_keys
+from iclgd.models.attention import AttentionPass, Reach, blank_unseen, precise, record_context, visible_keys
 from iclgd.models.interventions import hooks
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
@@ -35,19 +36,30 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.anatomy, self.now, self.batch = anatomy, now, batch
         self.layer: int | None = None
-        self.query: Tensor | None = None
-        self.bias: Tensor | None = None  # ALiBi's at the last token [example head]
+        self.factors: tuple[Tensor, Tensor] | None = None  # queries and keys, as their product took them
+        self.mixes = False  # whether the next product mixes values
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.layer is not None:
             if func in _SOFTMAX:
                 self.take(args[0])
+                self.show(self.layer)
             elif func in _PRODUCTS:
-                self.query = args[0]
+                self.factors = args[0], args[1]
+                if self.mixes and self.now.watch is not None:
+                    self.now.watch(self.layer, "v", args[1].reshape(self.batch, -1, *args[1].shape[-2:]))
+                self.mixes = False
             elif func in _BADDBMM:
-                self.query = args[1] if len(args) > 1 else kwargs["batch1"]
+                self.factors = tuple(args[1:]) or (kwargs["batch1"], kwargs["batch2"])
         return func(*args, **kwargs)
+
+    def show(self, layer: int) -> None:
+        """Show what made the scores; the next product mixes values by them."""
+        self.mixes = True
+        if self.now.watch is not None:
+            for part, tensor in zip("qk", self.products(), strict=True):
+                self.now.watch(layer, part, tensor)
 
     def take(self, scores: Tensor) -> None:
         now, layer, heads = self.now, self.layer, self.anatomy.shape.heads
@@ -60,30 +72,38 @@ class _Watch(TorchFunctionMode):
         scores = scores.masked_fill(scores < least / 4, float("nan"))
         before = now.prefix_length()
         last = now.last(scores, 2)  # example head key
-        if self.bias is not None:
-            last = last - self.bias[..., None]
-        now.scores[layer] = blank_unseen(last[..., before:], now)
+        if self.anatomy.layers[layer].biased:
+            last = last - self.own_bias(layer, last)[..., None]
+        now.scores[layer] = blank_unseen(last[..., before:], now, before, Reach())
         if before:
             record_context(now, layer, last[..., :before], now.scores[layer])
-        if now.keep_queries and self.query is not None:
-            self.take_query(layer, self.query)
+        if now.keep_queries:
+            self.take_query(layer)
 
-    def enter(self, layer: int, module: nn.Module, _args: Any, kwargs: Any) -> None:
+    def own_bias(self, layer: int, scores: Float[Tensor, "example head key"]) -> Float[Tensor, "example head"]:
+        """What is added to the last token's score with itself, whose distance is none."""
+        now, (query, key) = self.now, self.products()
+        last, own = now.last(query, 2), now.last(key[:, :, now.prefix_length() :], 2)
+        products = (last * own).sum(-1) * self.anatomy.layers[layer].scale
+        return now.last(scores[..., now.prefix_length() :], 2) - products
+
+    def products(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys, each [example, head, token, head_dim]."""
+        query, key = (precise(factor.detach()) for factor in cast("tuple[Tensor, Tensor]", self.factors))
+        query, key = (factor.reshape(self.batch, -1, *factor.shape[-2:]) for factor in (query, key))
+        return query, key.transpose(-1, -2)
+
+    def enter(self, layer: int, _module: nn.Module, _args: Any, _kwargs: Any) -> None:
         """Attention of this layer begins."""
-        self.layer, self.bias = layer, None
-        if (alibi := kwargs.get("alibi")) is not None:
-            own = alibi.reshape(self.batch, self.anatomy.shape.heads, -1)[..., self.now.prefix_length() :]
-            self.bias = precise(self.now.last(own, 2)) * float(cast(Any, module).beta)
+        self.layer = layer
 
     def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Attention of this layer is over."""
         self.layer = None
 
-    def take_query(self, layer: int, query: Tensor) -> None:
-        now, shape = self.now, self.anatomy.shape
-        query = precise(query.detach().reshape(self.batch, shape.heads, -1, shape.head_dim))
-        if self.anatomy.family.scales_scores:
-            query = query * shape.head_dim**-0.5
+    def take_query(self, layer: int) -> None:
+        now, (query, _) = self.now, self.products()
+        query = query * self.anatomy.layers[layer].scale
         if now.keep_queries == "last":
             now.queries[layer] = now.last(query, 2).flatten(1)
         else:
@@ -106,19 +126,17 @@ def _windows_without_padding(anatomy: Anatomy, now: AttentionPass, width: int) -
 
     GPT-Neo reads a local layer's mask [1, 1, row, key] from a buffer by place, so such padding would narrow its window.
     """
-    name, before = anatomy.family.local_mask, now.prefix_length()
-    if name is None or not now.left or not before:
+    local: list[Any] = [each for each in anatomy.layer_of if getattr(each, "attention_type", None) == "local"]
+    before, masks = now.prefix_length(), [module.bias for module in local]
+    if not local or not now.left or not before:
         yield
         return
-    modules = [anatomy.attention(layer) for layer in range(len(anatomy.blocks))]
-    local = [module for module in modules if cast(Any, module).attention_type == "local"]
-    masks = [getattr(module, name) for module in local]
-    window = cast(Any, anatomy.network.config).window_size
+    reach = Reach(window=cast(Any, anatomy.network.config).window_size)
     try:
         for module, mask in zip(local, masks, strict=True):
-            visible = visible_keys(width, before, window, now, mask.device)
-            setattr(module, name, functional.pad(visible, (0, 0, before, 0))[:, None])
+            visible = visible_keys(width, before, reach, now, mask.device)
+            module.bias = functional.pad(visible, (0, 0, before, 0))[:, None]
         yield
     finally:
         for module, mask in zip(local, masks, strict=True):
-            setattr(module, name, mask)
+            module.bias = mask

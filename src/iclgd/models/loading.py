@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from iclgd.common.printable import printable
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Matmul, ModelSource, Weights
-from iclgd.models.anatomy import dissect, family_of
+from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.discovery import discover
 from iclgd.models.files import (
     dtype_name,
     hub_folder,
@@ -91,7 +96,7 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
 
     Raises:
         ConfigError: it is not there, or not in a form that is safe to read.
-        UnsupportedModelError: its family is unknown, or its self-test failed.
+        UnsupportedModelError: its parts were not found, or its self-test failed.
     """
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(runtime.dtype, model)
@@ -134,17 +139,22 @@ def _load(
         "sha256": {name: digest for name, digest in digests.items() if name != "commit"},
     }
     with refusing(f"model.name={model.name} failed its self-test", _DAMAGED):
-        return assemble(network.eval(), tokenizer, identity)
+        return assemble(network.eval(), tokenizer, identity, model.anatomy)
 
 
-def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] | None = None) -> LanguageModel:
+def assemble(
+    network: PreTrainedModel,
+    tokenizer: Any,
+    identity: dict[str, Any] | None = None,
+    description: Mapping[str, Any] | None = None,
+) -> LanguageModel:
     """Make a transformers model recordable, and refuse it if its self-test fails.
 
     Raises:
-        UnsupportedModelError: its family is unknown, or its self-test failed.
+        UnsupportedModelError: its parts were not found, or its self-test failed.
     """
-    anatomy = dissect(network)
     network.requires_grad_(False)
+    anatomy, passed = discover(network, description)
     tied = anatomy.unembedding.weight is network.get_input_embeddings().weight
     notes = ("input and output embeddings are tied",) if tied else ()
     model = LanguageModel(network, anatomy, tokenizer, identity or {}, notes)
@@ -152,7 +162,7 @@ def assemble(network: PreTrainedModel, tokenizer: Any, identity: dict[str, Any] 
         note = _HALF.format(dtype=str(model.dtype).removeprefix("torch."))
         model = dataclasses.replace(model, notes=(*notes, note))
 
-    check(model)
+    check(model, passed)
     return dataclasses.replace(model, first_layer_sees_context=first_layer_sees_context(model))
 
 
@@ -204,8 +214,17 @@ def _config(model: ModelConfig, files: _Files) -> PretrainedConfig:
         _check_config(model.name, files.folder)
     with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
         config = AutoConfig.from_pretrained(**files.arguments())
-    family_of(config.model_type, f"model.name={model.name}")
+    _refuse_unknown(config.model_type, model.name)
     return config
+
+
+def _refuse_unknown(kind: object, name: str) -> None:
+    """Refuse a family without a causal language model in transformers, before its code or weights are read."""
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"model.name={name} is of the family {printable(repr(kind))}, of which transformers "
+            f"{version('transformers')} has no causal language model: name another model"
+        )
 
 
 def _check_config(name: str, folder: Path) -> None:
@@ -215,7 +234,7 @@ def _check_config(name: str, folder: Path) -> None:
             f"model.name={name} has no config.json; a model consists of config.json, a tokenizer and model.safetensors"
         )
     content = read_object(folder / "config.json", f"{name}: config.json")
-    family_of(content.get("model_type"), f"model.name={name}")
+    _refuse_unknown(content.get("model_type"), name)
     elsewhere = [key for key in _ELSEWHERE if content.get(key)]
     if elsewhere:
         raise ConfigError(

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from iclgd.common.seeding import torch_stream
-from iclgd.models.anatomy import dissect
+from iclgd.models.discovery import discover
 
 
 def untrained(
@@ -28,15 +28,15 @@ def untrained(
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
         if dtype is not torch.float32:
             fresh = _in_dtype(fresh, dtype)
-    fresh.config._name_or_path = config._name_or_path
+    fresh.eval().config._name_or_path = config._name_or_path
     if keep is not None:
-        old, new = dissect(keep), dissect(fresh)
+        (old, _), (new, _) = discover(keep), discover(fresh)
         pairs = zip((*old.embeddings(), *old.norms()), (*new.embeddings(), *new.norms()), strict=True)
         with torch.no_grad():
             for source, target in pairs:
                 for mine, its in zip(target.parameters(), source.parameters(), strict=True):
                     mine.copy_(its)
-    return fresh.eval()
+    return fresh
 
 
 def _in_dtype(network: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,7 +1,7 @@
 """The naive implementation: one query at a time, the full context, transformers' eager attention, plain autograd.
 
 It shares no code with the recorder and the mechanisms, which tests, `iclgd-verify` and the benchmark compare with it;
-only the table of families, whose rows have tests of their own.
+only where the parts of a model lie, which is found in a copy of it and proven at every load.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from iclgd.common.records import Item, PromptSet, Recording, Trace
 from iclgd.config import Config
 from iclgd.config.bounds import parse_layers
-from iclgd.models.anatomy import FAMILIES
+from iclgd.models.discovery import discover
 
 
 @dataclass
@@ -43,13 +44,14 @@ class Naive:
         self.network: Any = AutoModelForCausalLM.from_config(settings, dtype=network.dtype, attn_implementation="eager")
         self.network.load_state_dict(network.state_dict())
         self.network.to(network.device).eval().requires_grad_(False)
-        self.family, self.config, self.prompts = FAMILIES[settings.model_type], config, prompts
-        self.blocks: list[nn.Module] = list(self.network.get_submodule(self.family.blocks))
-        self.added = [block.get_submodule(self.family.added or self.family.projection) for block in self.blocks]
+        self.anatomy, _ = discover(self.network, config.model.anatomy)
+        self.config, self.prompts = config, prompts
+        self.blocks: list[nn.Module] = list(self.anatomy.blocks)
+        self.added = [layer.added for layer in self.anatomy.layers]
         inputs = [path for score in config.metric.scores.values() for path in score.inputs.values()]
         self.decodes = any(path.endswith(".option_is_greedy") for path in inputs)  # token by token, which is slow
-        self.heads = settings.num_attention_heads
-        self.head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // self.heads
+        heads = settings.num_attention_heads
+        self.head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // heads
         self.scale = getattr(settings, "query_pre_attn_scalar", self.head_dim) ** -0.5
         if settings.model_type in ("gpt_neo", "opt", "xglm"):  # which scale queries before the product, or not at all
             self.scale = 1.0
@@ -133,35 +135,32 @@ class Naive:
     def trained(self) -> list[tuple[int, nn.Parameter, Tensor | None]]:
         """The layer of each trained parameter, the parameter, and the mask of keys and values in a fused projection."""
         kind, chosen = self.config.finetune.trainable, parse_layers(self.config.finetune.layers)
-        attention, fused = self.family.attention, self.family.layout != "separate"
-        paths = {
-            "attn_kv": [f"{attention}.{name}" for name in self.family.key_value],
-            "attention": [attention],
-            "mlp": self.family.mlp,
-            "all": [""],
-        }
-        return [
-            (layer, parameter, self._key_value_mask(parameter) if fused and kind == "attn_kv" else None)
-            for layer in (range(len(self.blocks)) if chosen is None else chosen)
-            for path in paths[kind]
-            for parameter in self.blocks[layer].get_submodule(path).parameters()
-        ]
+        trained = []
+        for layer in range(len(self.blocks)) if chosen is None else chosen:
+            if kind == "attn_kv":
+                modules = {module: None for part in "kv" for module in self._makers(layer, part)}
+            elif kind == "mlp":
+                modules = {self.anatomy.part(layer, path): None for path in self.anatomy.feed_forward.modules}
+            else:
+                modules = {self.anatomy.attention(layer) if kind == "attention" else self.blocks[layer]: None}
+            for module in modules:
+                for parameter in module.parameters():
+                    mask = self._key_value_mask(layer, module, parameter) if kind == "attn_kv" else None
+                    trained.append((layer, parameter, mask))
+        return trained
 
-    def _key_value_mask(self, parameter: Tensor) -> Tensor:
-        """1 where a fused projection makes keys and values, 0 where it makes queries."""
-        layout, settings = self.family.layout, self.network.config
-        axis = -1 if layout == "columns" else 0
-        vector = torch.arange(parameter.shape[axis], device=parameter.device) // self.head_dim
-        if layout == "falcon" and settings.new_decoder_architecture:
-            group = self.heads // settings.num_kv_heads + 2
-            mask = vector % group >= group - 2
-        elif layout in ("columns", "rows") or (layout == "falcon" and settings.multi_query):
-            mask = vector >= self.heads
-        else:  # query, key and value of each head in turn
-            mask = vector % 3 > 0
-        shape = [1] * parameter.ndim
-        shape[axis] = -1
-        return mask.to(parameter.dtype).view(shape).expand(parameter.shape)
+    def _makers(self, layer: int, part: str) -> list[nn.Module]:
+        return [projection.module for projection in self.anatomy.layers[layer].projections[part]]
+
+    def _key_value_mask(self, layer: int, module: nn.Module, parameter: Tensor) -> Tensor:
+        """1 where a projection makes keys and values, 0 where it makes something else."""
+        mask = torch.zeros_like(parameter)
+        axis = 1 if isinstance(module, Conv1D) and parameter.ndim > 1 else 0
+        for part in "kv":
+            for projection in self.anatomy.layers[layer].projections[part]:
+                if projection.module is module:
+                    mask.index_fill_(axis, projection.outputs().to(mask.device), 1)
+        return mask
 
     def gradients(self, batch: Sequence[Item]) -> tuple[float, list[Tensor]]:
         """The mean loss of some demonstrations, and its gradient by each trained parameter."""
@@ -198,12 +197,10 @@ class Naive:
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits of what a block puts out."""
-        for path in self.family.final:
-            owner, _, name = path.rstrip("?").rpartition(".")
-            module = getattr(self.network.get_submodule(owner), name)
-            hidden = hidden if module is None else module(hidden)
-        logits = _float(self.network.get_output_embeddings()(hidden))
-        cap = getattr(self.network.config, "final_logit_softcapping", None)
+        for module in self.anatomy.final:
+            hidden = module(hidden)
+        logits = _float(self.network.get_output_embeddings()(hidden)) * self.anatomy.exit.scale
+        cap = self.anatomy.exit.softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:

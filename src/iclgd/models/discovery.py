@@ -1,0 +1,307 @@
+"""Finds the parts of a model from one traced pass, each by an identity between what its modules read and put out.
+
+1. Blocks are the items of the list of modules that holds all attention.
+2. Attention's queries, keys and values have gradients by the rows of the projections that make them (`models.trace`).
+3. What attention adds to the residual stream is the output with which a block's input adds up to what is read next, or,
+   beside a parallel feed-forward part, to what the block puts out.
+4. From the last block's output to what the unembedding reads, each module reads what the one before has put out.
+5. Logits are the unembedding's products, scaled or bent by numbers of the config.
+6. A block's output is its input + attention + the output of one projection, where it has such a form.
+
+What cannot be found can be described (`model.anatomy`). `models.self_test` proves what was found or described.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from iclgd.models.anatomy import Anatomy, Exit, FeedForward, Layer, Shape, UnsupportedModelError
+from iclgd.models.identities import bent, is_sum, multiples, same
+from iclgd.models.projections import Projection, Projections, is_projection
+from iclgd.models.trace import Attention, BlockTrace, Call, Trace, some_tokens, trace
+
+Description = Mapping[str, Any]
+
+
+def discover(network: PreTrainedModel, description: Description | None = None) -> tuple[Anatomy, Trace]:
+    """The anatomy of a loaded model, and the pass that it was found in.
+
+    Args:
+        network: the model, which is left as it was.
+        description: `model.anatomy`, parts that are taken as they are described.
+
+    Raises:
+        UnsupportedModelError: a part is not found, or described as one that does not exist.
+    """
+    passed = _traced(network)
+    return _Discovery(network, passed, description or {}).anatomy(), passed
+
+
+def outline(network: PreTrainedModel) -> Anatomy:
+    """The parts that a network without weights (on the meta device) shows: blocks, attention and its projections.
+
+    Raises:
+        UnsupportedModelError: it has no such parts, or cannot run without weights.
+    """
+    steps = _Discovery(network, _traced(network), {})
+    return Anatomy(
+        network=network,
+        interface=steps.trace.interface,
+        shape=shape_of(network, steps.trace.attentions),
+        blocks=tuple(block.call.module for block in steps.blocks),
+        layers=tuple(
+            Layer(block.attention.module, block.attention.module, steps.projections(block, block.attention.module))
+            for block in steps.blocks
+        ),
+        exit=Exit((), cast(nn.Module, network.get_output_embeddings())),
+        feed_forward=FeedForward(steps.feed_forward_modules()),
+    )
+
+
+def _traced(network: PreTrainedModel) -> Trace:
+    try:
+        passed = trace(network, some_tokens(network))
+    except (torch.OutOfMemoryError, UnsupportedModelError):
+        raise
+    except (RuntimeError, TypeError, AttributeError, ValueError, KeyError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        refuse(network, f"it does not run in {network.dtype} on a few tokens ({reason}); choose another runtime.dtype")
+    if not passed.attentions:
+        refuse(network, "no softmax attention was seen, through AttentionInterface or as a softmax of products")
+    return passed
+
+
+def refuse(network: nn.Module, what: str) -> NoReturn:
+    """Refuse a model, with what one may do."""
+    raise UnsupportedModelError(
+        f"{type(network).__name__}: {what}; it is not measured. Choose another model, or describe its parts in "
+        "model.anatomy (docs/guide/model.md)"
+    )
+
+
+class _Discovery:
+    def __init__(self, network: PreTrainedModel, passed: Trace, description: Description) -> None:
+        self.network, self.trace, self.description = network, passed, description
+        self.numbers = numbers_of(network.config)
+        self.list, self.blocks = self._blocks()
+
+    def anatomy(self) -> Anatomy:
+        layers = tuple(self._layer(number) for number in range(len(self.blocks)))
+        return Anatomy(
+            network=self.network,
+            interface=self.trace.interface,
+            shape=shape_of(self.network, self.trace.attentions),
+            blocks=tuple(block.call.module for block in self.blocks),
+            layers=layers,
+            exit=self._exit(),
+            feed_forward=self._feed_forward(layers),
+            positions=self._positions(),
+        )
+
+    # 1. Blocks
+
+    def _blocks(self) -> tuple[str, list[BlockTrace]]:
+        names = [f"{attention.name}." for attention in self.trace.attentions]
+        lists = [
+            path
+            for path, module in self.network.named_modules()
+            if isinstance(module, nn.ModuleList) and all(name.startswith(f"{path}.") for name in names)
+        ]
+        path = self.description.get("blocks") or (min(lists, key=len) if lists else None)
+        if path is None:
+            refuse(self.network, "its attention modules do not lie in one list of blocks")
+        calls = [call for call in self.trace.calls if call.name.rpartition(".")[0] == path]
+        blocks = [self.trace.block(call.module) for call in sorted(calls, key=lambda call: call.start)]
+        for number, block in enumerate(blocks):
+            if len(block.attentions) != 1:
+                refuse(
+                    self.network,
+                    f"block {number} computes softmax attention {len(block.attentions)} times, expected once",
+                )
+        return path, blocks
+
+    # 2. and 3. Attention
+
+    def _layer(self, number: int) -> Layer:
+        block, described = self.blocks[number], self.description
+        if "added" in described:
+            added, factor = block.call.module.get_submodule(described["added"]), float(described.get("factor", 1.0))
+        else:
+            call, factor = self._added(number)
+            added = call.module
+        return Layer(
+            attention=block.attention.module,
+            added=added,
+            projections=self.projections(block, added),
+            factor=factor,
+            scale=block.attention.scale,
+            biased=block.attention.biased,
+            window=self._window(block.attention),
+            chunk=block.attention.reach.chunk,
+        )
+
+    def _window(self, attention: Attention) -> int | None:
+        if getattr(attention.module, "attention_type", None) == "local":  # GPT-Neo's, whose mask is a buffer
+            return cast(int, self.network.config.window_size)
+        return attention.reach.window
+
+    def _added(self, number: int) -> tuple[Call, float]:
+        block = self.blocks[number]
+        behind = [call for call in block.inner if call.attends and call.output is not None]
+        for call in behind:
+            for total in block.read_after(call):
+                factors = multiples(total, block.input, [cast(Tensor, call.output)], self.numbers)
+                if factors:
+                    return call, factors[0]
+        for call, other in itertools.product(filter(block.in_attention, behind), block.beside):
+            terms = [cast(Tensor, call.output), cast(Tensor, other.output)]
+            factors = multiples(block.output, block.input, terms, self.numbers)
+            if factors:
+                return call, factors[0]
+        refuse(
+            self.network,
+            f"in layer {number} no module's output, times a number, adds up with the block's input to what is read "
+            "next, so that what attention adds to the residual stream is not known (part `added`)",
+        )
+
+    def projections(self, block: BlockTrace, added: nn.Module) -> Projections:
+        end = next((call.end for call in block.inner if call.module is added), block.call.end)
+        output = [
+            call.module
+            for call in block.inner
+            if call.attends and is_projection(call.module) and block.attention.time < call.start and call.end <= end
+        ]
+        found = {**block.attention.projections, "o": tuple(map(Projection, output))}
+        for part, name in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
+            if name in self.description:
+                found[part] = _described(block.call.module, self.description[name])
+        return found
+
+    # 4. and 5. From the last block to the logits
+
+    def _exit(self) -> Exit:
+        unembedding = cast(nn.Module, self.network.get_output_embeddings())
+        head = next((call for call in self.trace.calls if call.module is unembedding), None)
+        if head is None or head.output is None:
+            refuse(self.network, "its unembedding is not called as a module")
+        modules, hidden = self._chain(head)
+        scale, softcap = self._bend(head, hidden)
+        return Exit(
+            tuple(modules),
+            unembedding,
+            float(self.description.get("logit_scale", scale)),
+            self.description.get("softcap", softcap),
+        )
+
+    def _chain(self, head: Call) -> tuple[list[nn.Module], Tensor]:
+        hidden, modules = self.blocks[-1].output, []
+        if "final" in self.description:
+            modules = [self.network.get_submodule(path) for path in self.description["final"]]
+            return modules, head.inputs[0]
+        later = [call for call in self.trace.calls if self.blocks[-1].call.end < call.start < head.start]
+        for call in sorted(later, key=lambda call: call.start):
+            if call.output is not None and call.inputs and same(call.inputs[0], hidden):
+                if not same(call.output, hidden):  # as dropout's is
+                    modules.append(call.module)
+                hidden = call.output
+        return modules, hidden
+
+    def _bend(self, head: Call, hidden: Tensor) -> tuple[float, float | None]:
+        factors = multiples(head.inputs[0], torch.zeros_like(hidden), [hidden], self.numbers)
+        if not factors:
+            refuse(
+                self.network,
+                "what the unembedding reads is not what the last block has put out after the modules behind it (part "
+                "`final`)",
+            )
+        found = bent(cast(Tensor, head.output), self.trace.logits, self.numbers)
+        if not found:
+            refuse(self.network, "its logits are not a multiple of the unembedding's products, nor bent by one softcap")
+        return factors[0] * found[0], found[1]
+
+    def _positions(self) -> tuple[nn.Module, ...]:
+        if "positions" in self.description:
+            return tuple(self.network.get_submodule(path) for path in self.description["positions"])
+        words, blocks = self.network.get_input_embeddings(), f"{self.list}."
+        modules = [call.module for call in self.trace.calls if not call.name.startswith(blocks)]
+        return tuple(dict.fromkeys(each for each in modules if isinstance(each, nn.Embedding) and each is not words))
+
+    # 6. The feed-forward part
+
+    def _feed_forward(self, layers: Sequence[Layer]) -> FeedForward:
+        described, modules = self.description, self.feed_forward_modules()
+        if "mlp_out" in described:
+            return FeedForward(modules, tuple(described.get("mlp_in", ())), described["mlp_out"])
+        forms = {self._form(block, layer) for block, layer in zip(self.blocks, layers, strict=True)}
+        reads, adds = forms.pop() if len(forms) == 1 else ((), None)
+        return FeedForward(modules, reads, adds)
+
+    def feed_forward_modules(self) -> tuple[str, ...]:
+        if "mlp" in self.description:
+            return tuple(self.description["mlp"])
+        return tuple(dict.fromkeys(path for block in self.blocks for path in _matrices(block)))
+
+    def _form(self, block: BlockTrace, layer: Layer) -> tuple[tuple[str, ...], str | None]:
+        added = next((call.output for call in block.inner if call.module is layer.added), None)
+        outside = [call for call in block.inner if is_projection(call.module) and not block.in_attention(call)]
+        for call in outside:
+            if added is None or layer.factor != 1 or call.output is None or call.output.shape != block.output.shape:
+                continue
+            if call.module is not layer.added and is_sum(block.output, (block.input, added, call.output)):
+                before = [each for each in outside if each.end < call.start]
+                reads = [each for each in before if same(each.inputs[0], before[0].inputs[0])]
+                return tuple(map(block.path, reads)), block.path(call)
+        return (), None
+
+
+def _matrices(block: BlockTrace) -> Iterator[str]:
+    """Paths of what has matrices in a block and is not attention."""
+
+    def outside(module: nn.Module, path: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            if child is block.attention.module:
+                continue
+            if any(each is block.attention.module for each in child.modules()):
+                yield from outside(child, f"{path}{name}.")
+            elif any(parameter.ndim > 1 for parameter in child.parameters()):
+                yield f"{path}{name}"
+
+    return outside(block.call.module, "")
+
+
+def _described(block: nn.Module, paths: Mapping[str, Any]) -> tuple[Projection, ...]:
+    """Projections as `model.anatomy` describes them: a path from the block, with pairs [first row, row behind]."""
+    projections = []
+    for path, spans in paths.items():
+        rows = None if spans is None else torch.cat([torch.arange(*span) for span in spans])
+        projections.append(Projection(block.get_submodule(path), rows))
+    return tuple(projections)
+
+
+def numbers_of(config: Any) -> list[float]:
+    """The numbers that a config states, by which what is computed may be scaled."""
+    values = config.get_text_config().to_dict().values()
+    return sorted({float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0})
+
+
+def shape_of(network: PreTrainedModel, attentions: Sequence[Attention]) -> Shape:
+    """The sizes of a model."""
+    config: Any = network.config.get_text_config()
+    window = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+
+    def largest(size: Callable[[Attention], int]) -> int:
+        return max(map(size, attentions))
+
+    return Shape(
+        layers=len(attentions),
+        heads=largest(lambda each: each.query.shape[0]),
+        key_value_heads=largest(lambda each: each.key.shape[0]),
+        head_dim=largest(lambda each: each.query.shape[-1]),
+        window=None if config.model_type == "bloom" else window,
+    )
