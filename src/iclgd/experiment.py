@@ -15,10 +15,10 @@ from iclgd import __version__
 from iclgd.common.records import Evidence, Recording, axes_of
 from iclgd.config import Config, ConfigError, RuntimeConfig
 from iclgd.config.enumerations import Placement
+from iclgd.evidence.findings import Findings, findings, kept_tensors, means_so_far, model_facts
 from iclgd.evidence.gather import collect, record_mechanism, record_untouched
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.memory import Estimate, estimate, refuse_too_large
-from iclgd.evidence.outcome import Outcome, kept_tensors, means_so_far, model_facts, outcome
 from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.mechanisms.registry import check
 from iclgd.metrics import required_inputs
@@ -72,7 +72,7 @@ def _measure(
         lab, untouched, lambda step, evidence: trajectory.extend(means_so_far(config, step, evidence))
     )
     evidence = collect(lab, untouched, learned)
-    results = outcome(lab, evidence, trajectory)
+    results = findings(lab, evidence, trajectory)
     _write(folder, lab, evidence, results)
     return results.files["scores.json"]
 
@@ -123,7 +123,7 @@ def _describe(folder: RunFolder, lab: Laboratory, needs: Estimate) -> None:
         folder.write_text("source.patch", patch)
 
 
-def _write(folder: RunFolder, lab: Laboratory, evidence: Evidence, results: Outcome) -> None:
+def _write(folder: RunFolder, lab: Laboratory, evidence: Evidence, results: Findings) -> None:
     """Write the run's results."""
     for name, content in results.files.items():
         write = folder.write_table if name.endswith(".parquet") else folder.write_json

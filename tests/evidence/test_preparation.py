@@ -17,7 +17,7 @@ from configs import config
 from iclgd.common import paths
 from iclgd.config import Config, ConfigError
 from iclgd.evidence import preparation
-from iclgd.evidence.preparation import prepare
+from iclgd.evidence.preparation import Session, prepare
 from iclgd.runs import source_code
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.inputs import Inputs
@@ -102,11 +102,11 @@ def test_a_mechanism_that_cannot_be_imported_is_refused_before_a_run_has_a_folde
 
 
 def test_the_runs_of_a_command_read_a_tasks_rows_once(folder, monkeypatch):
-    pools, reads = Pools(), []
+    session, reads = Session(), []
     module = sys.modules[Pools.__module__]
     monkeypatch.setattr(module, "read_pool", lambda config: reads.append(1) or read_pool(config))
     chosen = [(), ("seed=1", "task.shots=2"), ("task.description=Label.",), ("finetune.lr=0.2",)]
-    parts = [prepare(run(*overrides), pools).inputs.parts for overrides in chosen]
+    parts = [prepare(run(*overrides), session).inputs.parts for overrides in chosen]
     assert len(reads) == 2 and parts == [prepare(run(*overrides)).inputs.parts for overrides in chosen]
 
 

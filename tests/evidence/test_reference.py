@@ -16,10 +16,10 @@ from iclgd.common.records import Evidence
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.config.variants import reference_config
 from iclgd.evidence import learned
+from iclgd.evidence.findings import unfit_reference
 from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.outcome import unfit_reference
-from iclgd.evidence.preparation import prepare
+from iclgd.evidence.preparation import Session, prepare
 from iclgd.evidence.reference import with_wrong_labels
 from iclgd.experiment import run
 from iclgd.metrics import measure, required_inputs
@@ -37,11 +37,12 @@ ALL = (
 FEW = "metric=[sim_aou,sim_am,accuracy]"
 
 
-def prepared(*overrides: str) -> tuple[Config, Laboratory]:
+def prepared(*overrides: str, session: Session | None = None) -> tuple[Config, Laboratory]:
     run = config(*TOY, FEW, *overrides)
     model = load(run.model, run.runtime)
     prompts = encode(draw(run), run, model.tokenizer, model.window)
-    return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress(), prepare(run))
+    given = prepare(run, session)
+    return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress(), given)
 
 
 @cache
@@ -159,8 +160,7 @@ def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
         return mechanism
 
     monkeypatch.setattr(learned, "resolve_mechanism", counted)
-    learned._LAST.clear()
-    shared, alone = {}, {}
+    shared, alone, session = {}, {}, Session()
     for kept, cache_mode in ((shared, "auto"), (alone, "off")):
         for candidate in ("gd", "random_direction"):
             for truth in ("lcgd", "label_shuffled", "gd"):
@@ -170,7 +170,7 @@ def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
                     "reference.permutation=1",
                     "metric=[sim_aou,sim_am_delta]",
                 )
-                run, lab = prepared(*of, f"runtime.cache={cache_mode}")
+                run, lab = prepared(*of, f"runtime.cache={cache_mode}", session=session)
                 kept[candidate, truth] = measure(run.metric.scores, gather(lab))["sim_aou"].values
         if cache_mode == "auto":
             assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
@@ -276,7 +276,6 @@ def test_icl_as_the_reference_is_a_run_without_the_key_byte_by_byte(tmp_path, mo
     monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path / "cache"))
     made = []
     for own in ("reference=icl", "~reference"):
-        learned._LAST.clear()
         folder = RunFolder(tmp_path / own / "run")
         folder.path.mkdir(parents=True)
         folder.start("run")

@@ -45,7 +45,7 @@ class Command:
     config: DictConfig | None = None  # of the single run, or of the sweep without what is swept over
     sweep: SweepRecord | None = None  # how the runs of a sweep ended
     single: list[Outcome] = dataclasses.field(default_factory=list)  # how the run of a single run ended
-    pools: Any = None  # rows that were read for a run of this process, for the next ones
+    session: Any = None  # what runs of this process leave to the next ones
 
     def outcomes(self) -> list[Outcome]:
         """How each run ended, wherever it was computed."""
@@ -162,12 +162,11 @@ def _experiment(*arguments: Any) -> Any:
 
 
 def _prepare(config: Config) -> Any:
-    from iclgd.evidence.preparation import prepare  # imports NumPy, and pandas where rows are read with it
-    from iclgd.tasks.draw import Pools
+    from iclgd.evidence import preparation  # imports NumPy, and pandas where rows are read with it
 
     command = CURRENT.get() or Command()
-    command.pools = command.pools or Pools()
-    return prepare(config, command.pools)
+    command.session = command.session or preparation.Session()
+    return preparation.prepare(config, command.session)
 
 
 def of_worker(config: Config, settings: DictConfig) -> Config:

@@ -97,19 +97,17 @@ def _bench(lab: Laboratory, settings: Settings, setting: str, prompts: PromptSet
     )
 
 
-_LAST: dict[str, Learned] = {}  # of this process: a sweep asks for the same finetuning against one truth after another
-
-
 def learned_once(lab: Laboratory, settings: Settings) -> Learned:
-    """As `learn`, but what the last call left is given again where nothing that it depends on has changed."""
+    """As `learn`, or what the command's last call left, where nothing that it depends on has changed."""
     if lab.config.runtime.cache is CacheMode.off:
         return learn(lab, settings)
     facts_wanted = sorted({"trace.update_ranks", "training_query_vectors", "trained_changes"} & lab.wanted)
     key = learning_key(lab, "ft", lab.prompts, wanted=facts_wanted)
-    if key not in _LAST:
-        _LAST.clear()
-        _LAST[key] = learn(lab, settings)
-    return _LAST[key]
+    last = lab.prepared.session.learned
+    if key not in last:
+        last.clear()
+        last[key] = learn(lab, settings)
+    return last[key]
 
 
 def learning_key(lab: Laboratory, setting: str, prompts: PromptSet, **of: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ from iclgd.tasks.examples import Example
 _LINE = re.compile(r", (?:line|row) \d+$")
 
 
+@dataclass
+class Session:
+    """What the runs of one command share within a process."""
+
+    pools: Pools = field(default_factory=Pools)
+    # what the last finetuning left, by its key: a sweep compares the same one with one truth after another
+    learned: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a run shows, as text, and all that its numbers depend on."""
@@ -32,21 +41,23 @@ class Prepared:
     drawn: Drawn
     reference: Drawn | None = None  # the planted truth's own rows; None where ICL itself is the reference
     compared: Drawn | None = None  # those of the variant that `metric.compare_with` names
+    session: Session = field(default_factory=Session)
 
 
-def prepare(config: Config, pools: Pools | None = None) -> Prepared:
+def prepare(config: Config, session: Session | None = None) -> Prepared:
     """Draw a run's rows, and digest all that its numbers depend on.
 
     Args:
         config: the run.
-        pools: reads the task's rows, or has them from an earlier run of the same command.
+        session: of the command that makes the run.
 
     Raises:
         MissingInput: data or a model that is not there.
         ConfigError: data or a model that cannot be used.
     """
     refuse_missing_layers(config)
-    pool = (pools or Pools()).read(config)
+    session = session or Session()
+    pool = session.pools.read(config)
     drawn, reference, compared = draw(config, pool=pool), None, None
     others: dict[str, Config] = {}  # by part, the run with another variant that numbers come from
     rows = dict(_rows(config, drawn))
@@ -80,7 +91,7 @@ def prepare(config: Config, pools: Pools | None = None) -> Prepared:
         OWN_CODE: "this package's measuring code",
         "model commit": f"the commit of {config.model.name}",
     }
-    return Prepared(Inputs(parts, words), drawn, reference, compared)
+    return Prepared(Inputs(parts, words), drawn, reference, compared, session)
 
 
 def refuse_missing_layers(config: Config) -> None:

@@ -38,5 +38,6 @@ tracking.log_sweep = tracking.log_run = lambda *arguments: None
 experiment.run = run
 console.table = lambda folders: f"table of {folders[0].name if len(folders) == 1 else f'{len(folders)} runs'}"
 preparation = types.ModuleType("iclgd.evidence.preparation")
+preparation.Session = object
 preparation.prepare = lambda *arguments: types.SimpleNamespace(inputs=Inputs({}))
 sys.modules |= {module.__name__: module for module in (experiment, console, tracking, preparation)}

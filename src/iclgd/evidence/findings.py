@@ -28,14 +28,14 @@ def model_facts(model: LanguageModel) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Findings:
     """What a run leaves."""
 
     files: dict[str, Any]  # by name, the content of each JSON file and the frame of each table
     facts: dict[str, Any]  # for status.json: whether finetuning diverged or is unstable, and why
 
 
-def outcome(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashable, Any]] = ()) -> Outcome:
+def findings(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashable, Any]] = ()) -> Findings:
     """What a run leaves; `so_far` are the rows of `means_so_far` of all steps at which it was measured."""
     specs, trace = lab.config.metric.scores, evidence.trace
     scores = measure(specs, evidence)
@@ -52,7 +52,7 @@ def outcome(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashab
         files["trajectory.parquet"] = pd.DataFrame(so_far)
     if spreads:
         files["jitter.json"] = spreads
-    return Outcome(files, _sanity(lab.config, evidence, spreads))
+    return Findings(files, _sanity(lab.config, evidence, spreads))
 
 
 def _weight_updates(trace: Trace) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def unfit_reference(config: Config, evidence: Evidence) -> str | None:
 
 def kept_tensors(evidence: Evidence) -> dict[str, torch.Tensor]:
     """The recordings of all settings, as SETTING.FIELD, and the finetuned model's attention queries if taken."""
-    found = {name: tensor.clone() for name, tensor in evidence.tensors().items()}
+    tensors = {name: tensor.clone() for name, tensor in evidence.tensors().items()}
     if "training_query_vectors" in evidence.facts:
-        found["training_query_vectors"] = evidence.facts["training_query_vectors"].clone()
-    return found
+        tensors["training_query_vectors"] = evidence.facts["training_query_vectors"].clone()
+    return tensors
