@@ -1,15 +1,20 @@
-"""Head means and causal effects against plain passes."""
+"""Layers of task vectors, head means and causal effects against plain passes."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from iclgd.mechanisms.bench import without_label
+from iclgd.mechanisms.bench import Row, without_label
 from iclgd.mechanisms.vectors import (
+    _best_layer,
     _by_head,
     _causal_effects,
     _mean_head_outputs,
     _output_projection,
     _shuffled_context,
 )
+from iclgd.models.interventions import hidden_of
 from mechanism_cases import bench, shown
 from tiny_models import shared_model
 
@@ -42,3 +47,35 @@ def test_head_means_and_effects_of_a_function_vector_against_plain_passes():
         expected.append(model.network(tokens).logits[0, -1].softmax(-1)[answer] - before)
         hook.remove()
     torch.testing.assert_close(effects[layer, head], torch.stack(expected).mean().detach(), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neo"])
+def test_the_layer_of_a_task_vector_is_the_one_that_answers_best_in_plain_passes(family):
+    model, case = shared_model(family), shown(calibration=((17, 29),))
+    case = replace(case, demonstrations=tuple(replace(item, label=0) for item in case.demonstrations))
+    given = bench(model, "task_vector", case=case)
+    quality = []
+    for layer in range(model.layers):
+        right, total = 0, 0.0
+        for place, item in enumerate(given.demonstrations):
+            with_dummy = Row(case.calibration[0], given.context(left_out=place))
+            vector = given.observe([with_dummy], "block_output", context=True)[0, layer]
+            query, scores = without_label(item).token_ids, []
+            end = len(query)
+
+            def put(_module, _args, output, vector=vector, end=end):
+                hidden = hidden_of(output).clone()
+                hidden[0, end] = vector  # bos stands before the query
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+            hook = model.anatomy.blocks[layer].register_forward_hook(put)
+            for option in case.options(item):
+                where = range(len(query), len(query) + len(option))
+                log_probs = model.network(torch.tensor([[*case.bos, *query, *option]])).logits[0].log_softmax(-1)
+                scores.append(
+                    sum(log_probs[at, token].item() for at, token in zip(where, option, strict=True)) / len(option)
+                )
+            hook.remove()
+            right, total = right + (max(scores) == scores[0]), total + scores[0]
+        quality.append((right, total))
+    assert _best_layer(given, case.calibration[0]) == max(range(model.layers), key=quality.__getitem__)

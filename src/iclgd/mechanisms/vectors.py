@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,21 +35,32 @@ def task_vector(bench: Bench) -> Iterator[Trace]:
     dummy = bench.calibration[0]
     layer = bench.options.layer
     layer = _best_layer(bench, dummy) if layer is None else bench.checked_layer(layer)
-    vectors = bench.observe([Row(dummy, bench.context())], "block_output", context=True)
-    with _replaced(bench, layer, vectors.expand(len(bench.prompts.queries), -1, -1)):
+    vector = bench.observe([Row(dummy, bench.context())], "block_output", context=True)[0, layer]
+    with _replaced(bench, {layer: vector}):
         yield bench.no_steps()
 
 
 @contextmanager
-def _replaced(bench: Bench, layer: int, vectors: Float[Tensor, "question layer d_model"]) -> Iterator[None]:
-    """Within the block each question has its own vector after this layer's block, at its query's last token."""
+def _replaced(bench: Bench, vectors: Mapping[int, Float[Tensor, " d_model"]], each: bool = False) -> Iterator[None]:
+    """Within the block vectors replace the outputs of these layers' blocks at the query's last token.
+
+    With `each`, every question has one of them replaced: the n-th question that of the n-th layer.
+    """
+    order = list(vectors)
 
     @contextmanager
     def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
         ends = now.query_ends()
         chosen = own_tokens(now, token_ids.shape[1], ends - 1, ends)
-        rows = vectors[list(now.questions), layer]
-        with rewriting(bench.model, Site.block_output, [layer], chosen, lambda _layer, _rows: rows):
+
+        def rewrite(layer: int, rows: Tensor) -> Tensor:
+            replaced = vectors[layer].to(rows).expand_as(rows)
+            if not each:
+                return replaced
+            own = torch.tensor(now.questions) == order.index(layer)
+            return torch.where(own[:, None].to(rows.device), replaced, rows)
+
+        with rewriting(bench.model, Site.block_output, order, chosen, rewrite):
             yield
 
     with intervening(bench.model, intervention):
@@ -56,20 +68,22 @@ def _replaced(bench: Bench, layer: int, vectors: Float[Tensor, "question layer d
 
 
 def _best_layer(bench: Bench, dummy: Item) -> int:
+    """The layer whose vector answers the demonstrations best; all layers share the pass over one demonstration."""
     bench.refuse_fewer_demonstrations(2)
-    places = range(len(bench.demonstrations))
-    held_out = [without_label(item) for item in bench.demonstrations]
-    rows = [Row(dummy, bench.context(left_out=place)) for place in places]
+    rows = [Row(dummy, bench.context(left_out=place)) for place in range(len(bench.demonstrations))]
     vectors = bench.observe(rows, "block_output", context=True)
-    questions = [bench.question(item) for item in held_out]
-    labels = torch.tensor([item.label for item in held_out])
-    quality = []
-    for layer in bench.layers:
-        with _replaced(bench, layer, vectors):
-            scores = record(bench.model, questions, bench.prompts.bos, bench.plan()).label_scores
-        right = scores.nan_to_num(nan=-torch.inf).argmax(-1) == labels
-        quality.append((right.float().mean().item(), scores[places, labels].mean().item(), layer))
-    return max(quality, key=lambda each: each[:2])[2]
+    quality = torch.zeros(2, len(bench.layers))
+    for item, own in zip(bench.demonstrations, vectors, strict=True):
+        query = bench.question(without_label(item))
+        # Nothing changes before the query's last token, so that all layers' passes share what stands there.
+        last = replace(query, token_ids=query.token_ids[-1:])
+        with _replaced(bench, {layer: own[layer] for layer in bench.layers}, each=True):
+            context = bench.prompts.bos + query.token_ids[:-1]
+            scores = record(bench.model, [last] * len(bench.layers), context, bench.plan()).label_scores
+        right = scores.nan_to_num(nan=-torch.inf).argmax(-1) == item.label
+        quality += torch.stack([right.float(), scores[:, item.label]])
+    accuracy, log_probability = quality.tolist()
+    return max(zip(accuracy, log_probability, bench.layers, strict=True), key=lambda each: each[:2])[2]
 
 
 @contextmanager

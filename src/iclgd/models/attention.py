@@ -26,7 +26,7 @@ from iclgd.models.anatomy import UnsupportedModelError
 INTERFACE_NAME = "iclgd_recorded"
 
 KeyValues = tuple[
-    Float[Tensor, "one key_value_head prefix head_dim"], Float[Tensor, "one key_value_head prefix head_dim"]
+    Float[Tensor, "batch key_value_head prefix head_dim"], Float[Tensor, "batch key_value_head prefix head_dim"]
 ]
 
 
@@ -36,7 +36,7 @@ class AttentionPass:
 
     lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
     left: bool = False  # whether padding stands on the left
-    prefix: list[KeyValues] | None = None  # keys and values of the shared prefix, by layer
+    prefix: list[KeyValues] | None = None  # keys and values of the prefix, by layer: shared, or one for each sequence
     keep_keys: bool = False  # keep this pass's own keys and values (it is the pass over the prefix itself)
     keep_context: bool = False  # also record scores with the prefix's tokens, summed over heads
     # also record the share of attention that goes to the prefix's tokens from this place on, by head
@@ -242,7 +242,7 @@ def _attend(
 ) -> Float[Tensor, "example head token value_dim"]:
     before = 0 if prefix is None else prefix[0].shape[2]
     padded = now is not None and now.left and int(now.lengths.min()) < key.shape[2]
-    plain = rule.softcap is None and rule.sink is None and not padded
+    plain = rule.softcap is None and rule.sink is None and not padded and not _one_each(prefix)
     if not plain or rule.reach.hides(before + key.shape[2]):
         return _attend_densely(query, key, value, prefix, now, rule)
     groups = query.shape[1] // key.shape[1]
@@ -293,6 +293,11 @@ def _with_log_mass(
     return (scores.softmax(-1) @ precise(value)).to(query.dtype), scores.logsumexp(-1)
 
 
+def _one_each(prefix: KeyValues | None) -> bool:
+    """Whether each sequence has a prefix of its own."""
+    return prefix is not None and len(prefix[0]) > 1
+
+
 def _attend_densely(
     query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, now: AttentionPass | None, rule: _Rule
 ) -> Float[Tensor, "example head token value_dim"]:
@@ -305,8 +310,11 @@ def _attend_densely(
         value = torch.cat([prefix[1].expand(batch, -1, -1, -1), value], dim=2)
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    scores = rule.scores(precise(query @ key.transpose(-1, -2)))
     visible = visible_keys(query.shape[2], before, rule.reach, now, query.device)
+    if rule.softcap is None and rule.sink is None and _one_each(prefix):
+        shown = visible[:, None].expand(batch, 1, -1, -1)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=shown, scale=rule.scale)
+    scores = rule.scores(precise(query @ key.transpose(-1, -2)))
     scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
     if rule.sink is not None:
         scores = torch.cat([scores, rule.sink.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
