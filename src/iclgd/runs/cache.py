@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -17,8 +16,6 @@ from iclgd.config.enumerations import CacheMode
 from iclgd.runs.files import remove_leftovers, replacing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from iclgd.common.records import Recording
 
 log = logging.getLogger(__name__)
@@ -34,7 +31,7 @@ def recordings_cache(runtime: RuntimeConfig) -> RecordingsCache:
 
 @dataclass(frozen=True)
 class RecordingsCache:
-    """Safetensors with a checksum, of which the least recently used go first.
+    """Files of safetensors, of which the least recently used go first.
 
     Many processes may use one folder: the first to ask for a recording computes it and the others wait. Nothing that
     goes wrong here ends a run: a damaged file or a full disk costs time only, and the log says so.
@@ -85,7 +82,7 @@ class RecordingsCache:
             return
         try:
             with replacing(path) as part:
-                save_file(tensors, part, metadata={"sha256": _digest(tensors)})
+                save_file(tensors, part)
             self._shrink()
         except Exception as error:  # safetensors has an exception of its own for a full disk
             log.warning("a recording could not be kept for other runs: %s", error)
@@ -93,44 +90,28 @@ class RecordingsCache:
     def _shrink(self) -> None:
         with self._locked("eviction"):
             remove_leftovers(self.folder, older_than=_ABANDONED)
-            stats = []
-            for path in self.folder.glob("*.safetensors"):
-                with suppress(FileNotFoundError):
-                    stats.append((path.stat(), path))
-            total = sum(stat.st_size for stat, _ in stats)
-            for stat, path in sorted(stats, key=lambda pair: pair[0].st_mtime_ns):
+            stats = {path: path.stat() for path in self.folder.glob("*.safetensors")}
+            total = sum(stat.st_size for stat in stats.values())
+            for path in sorted(stats, key=lambda path: stats[path].st_mtime_ns):
                 if total <= self.limit_bytes:
                     break
                 path.unlink(missing_ok=True)
-                total -= stat.st_size
+                total -= stats[path].st_size
 
 
 def _read(path: Path) -> Recording | None:
-    """The recording in a file; None if there is none, or if it is not what was written, which the log then says."""
-    from safetensors import safe_open  # imports PyTorch
+    """The recording in a file; None if there is none, or if it cannot be read, which the log then says."""
+    from safetensors.torch import load_file  # imports PyTorch
 
     from iclgd.common.records import Recording
 
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-            stated = (stored.metadata() or {}).get("sha256")
-        if stated != _digest(tensors):
-            raise ValueError("its checksum is wrong")
-        recording = Recording(**tensors)
+        recording = Recording(**load_file(path))
     except Exception as error:  # whatever a damaged file can cause
         log.warning("the shared recording %s is damaged (%s) and is computed again", path.name, error)
         return None
     with suppress(OSError):  # a read-only cache has no order of use
         os.utime(path)
     return recording
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()

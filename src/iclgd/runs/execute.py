@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.enumerations import Rerun
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.inputs import INPUTS, Inputs, run_id
+from iclgd.runs.inputs import INPUTS, run_id
 from iclgd.runs.process import Terminated, terminable
 from iclgd.runs.progress import Progress, duration
 from iclgd.runs.schema import DamagedRun, State, read
@@ -22,35 +22,19 @@ from iclgd.runs.secrets import without_secrets
 log = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class Prepared(Protocol):
-    """What is drawn and digested before a run, and handed on to its experiment."""
-
-    @property
-    def inputs(self) -> Inputs:
-        """All that its numbers depend on."""
-        ...
-
-
-Experiment = Callable[[Config, RunFolder, Progress, Any], object]
+# What is prepared before a run and handed on to its experiment; its `inputs` are all that the run's numbers depend on.
+Prepared = Any
+Experiment = Callable[[Config, RunFolder, Progress, Prepared], object]
 Prepare = Callable[[Config], Prepared]
-
-
-class Ending(StrEnum):
-    """How a run ended, for the command that asked for it."""
-
-    done = "done"
-    skipped = "skipped"
-    failed = "failed"
-    refused = "refused"
-    interrupted = "interrupted"
+# How a run ended for the command that asked for it. skipped: it was done before; refused: for settings, data or model
+Ending = StrEnum("Ending", "done skipped failed refused interrupted")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of one run."""
 
-    ending: Ending  # skipped: it was done before; refused: for its settings, data or model
+    ending: Ending
     folder: Path
     message: str = ""  # what went wrong, in one line
 
@@ -62,8 +46,6 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run to bring to its end."""
-
     config: Config
     folder: RunFolder
     experiment: Experiment
@@ -90,9 +72,6 @@ def execute(
             inputs is computed anew, and its old results go to the folder `earlier`; None: only settings count.
         name: what logs call the run; by default the folder's name.
         bar: whether progress is drawn on a terminal.
-
-    Raises:
-        KeyboardInterrupt: a signal stopped the run; its folder says so.
     """
     run = _Run(config, RunFolder(path), experiment, prepare, name or path.name, bar)
     try:

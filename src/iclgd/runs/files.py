@@ -18,11 +18,7 @@ _PART = ".part-"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`, with the same suffix, that replaces it when the block succeeds and is removed if not.
-
-    Args:
-        path: the file to write or replace; its folder is created.
-    """
+    """A path beside `path`, with the same suffix, that replaces it when the block succeeds and is removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{_PART}{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -40,23 +36,12 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def remove_leftovers(folder: Path, older_than: float = 0.0) -> list[str]:
-    """Delete what killed writers left half-written.
-
-    Args:
-        folder: searched with all below it; the caller must be its only writer, or wait long enough.
-        older_than: only what was not touched for so many seconds.
-
-    Returns:
-        The names of the deleted files.
-    """
-    deleted = []
-    for path in sorted(folder.rglob(f"{_PART}*")):
+def remove_leftovers(folder: Path, older_than: float = 0.0) -> None:
+    """Delete what killed writers left half-written in a folder and below it, if untouched for so many seconds."""
+    for path in folder.rglob(f"{_PART}*"):
         with suppress(FileNotFoundError):
             if not older_than or time.time() - path.stat().st_mtime > older_than:
                 path.unlink()
-                deleted.append(path.name)
-    return deleted
 
 
 def plain(content: Any) -> Any:

@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +42,6 @@ class RunFolder:
 
     # Writing
 
-    def writing(self, name: str) -> AbstractContextManager[Path]:
-        """A path to write to that becomes `name` when the block succeeds."""
-        return files.replacing(self.path / name)
-
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
         files.write_text(self.path / name, text)
@@ -62,14 +58,14 @@ class RunFolder:
 
     def write_table(self, name: str, frame: DataFrame) -> None:
         """Write a table as Parquet, without its index."""
-        with self.writing(name) as part:
+        with files.replacing(self.path / name) as part:
             frame.to_parquet(part, index=False)
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write tensors as safetensors, with metadata beside them."""
         from safetensors.torch import save_file
 
-        with self.writing(name) as part:
+        with files.replacing(self.path / name) as part:
             part.touch()
             mode = part.stat().st_mode  # what the user's umask gives; save_file makes files for their owner alone
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -77,11 +73,7 @@ class RunFolder:
             part.chmod(mode)
 
     def read_json(self, name: str) -> Any:
-        """Read what `write_json` wrote.
-
-        Raises:
-            DamagedRun: it is missing or cannot be read; the message names the file.
-        """
+        """Read what `write_json` wrote; raises `DamagedRun` if it is missing or cannot be read."""
         return read(self.path / name)
 
     # The life of a run
@@ -177,15 +169,12 @@ class RunFolder:
 
     def start(self, run_id: str) -> None:
         """Mark the run as running, by this process, and delete what an earlier attempt left; only inside `claim`."""
-        removed = files.remove_leftovers(self.path)
-        if removed:
-            log.info("removed what a killed process left half-written: %s", ", ".join(removed))
-        before = self.status()
-        attempt = before.attempt + 1 if before else 1
-        self._began = time.monotonic()
-        owner = {"host": socket.gethostname(), "pid": os.getpid()}
-        status = Status(state=State.running, run_id=run_id, attempt=attempt, owner=owner, started_at=_utc_now())
-        self._write_status(status)
+        files.remove_leftovers(self.path)
+        before, self._began = self.status(), time.monotonic()
+        attempt, owner = before.attempt + 1 if before else 1, {"host": socket.gethostname(), "pid": os.getpid()}
+        self._write_status(
+            Status(state=State.running, run_id=run_id, attempt=attempt, owner=owner, started_at=_utc_now())
+        )
         for path in self._data_files():
             path.unlink()
 
@@ -202,10 +191,10 @@ class RunFolder:
 
     def finish(self) -> None:
         """Mark the run as done, with the size and digest of each of its files."""
-        written = {
-            path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in self._data_files()
-        }
-        self._end(State.done, files=written)
+        self._end(
+            State.done,
+            files={p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in self._data_files()},
+        )
 
     def fail(self, error: BaseException) -> None:
         """Mark the run as failed and keep the traceback."""

@@ -23,14 +23,8 @@ class DamagedRun(ValueError):
     """A run folder that cannot be read; the message names the file."""
 
 
-class State(StrEnum):
-    """The state of a run. `stale` is never written: it is a running run whose process is gone."""
-
-    running = "running"
-    done = "done"
-    failed = "failed"
-    interrupted = "interrupted"
-    stale = "stale"
+# The state of a run. `stale` is never written: it is a running run whose process is gone.
+State = StrEnum("State", "running done failed interrupted stale")
 
 
 class Progress(TypedDict):
