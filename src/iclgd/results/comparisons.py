@@ -15,7 +15,7 @@ from iclgd.config.enumerations import Role
 from iclgd.results.catalogue import Variant
 from iclgd.results.frame import Results
 from iclgd.results.rates import Contender
-from iclgd.statistics import Comparison, compare, design_power, holm_corrected
+from iclgd.statistics import Comparison, design_power, holm_corrected
 
 _WEIGHTS = "model.weights"
 
@@ -42,19 +42,21 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
     """Every comparison that the variants ask for, over the headline scores; p corrected for all that were tested."""
     scores = [name for name in results.headline if results.scores[name].learned]
     pairs = list(_pairs(results, among))
-    comparisons = {}
-    for index, (first, second, _) in enumerate(pairs):
-        chosen = len(first.tried) > 1 or len(second.tried) > 1
-        for score in scores:
-            if score in first.values and score in second.values:
-                comparisons[index, score] = compare(first.values[score], second.values[score], chosen=chosen)
+    compared = holm_corrected(
+        {
+            (index, score): first.minus(second, score)
+            for index, (first, second, _) in enumerate(pairs)
+            for score in scores
+            if score in first.values and score in second.values
+        }
+    )
     by_pair: list[dict[str, Comparison]] = [{} for _ in pairs]
-    for (index, score), comparison in holm_corrected(comparisons).items():
+    for (index, score), comparison in compared.items():
         by_pair[index][score] = comparison
     return [
-        Difference(*pair, by_score)
-        for pair, by_score in zip(pairs, by_pair, strict=True)
-        if any(comparison.draws for comparison in by_score.values())
+        Difference(*pair, results)
+        for pair, results in zip(pairs, by_pair, strict=True)
+        if any(comparison.draws for comparison in results.values())
     ]
 
 

@@ -12,7 +12,7 @@ from iclgd.results.frame import SEES, Results
 from iclgd.results.planted_truths import ICL, TRUTH
 from iclgd.results.rates import Contender, contenders
 from iclgd.results.remarks import Setting, context_accuracies
-from iclgd.statistics import Comparison, compare, draws_interval, holm_corrected
+from iclgd.statistics import Comparison, draws_interval, holm_corrected
 
 ITSELF = "replay"  # ICL as a mechanism: what the others are compared with
 _CANDIDATES = (Role.variant, Role.rival, Role.mechanism)
@@ -57,7 +57,7 @@ def _recovered(results: Results, score: ScoreInfo, setting: Setting) -> list[str
     complete = _in_all_draws(score, among)
     means = {results.labels[one.variant]: _mean(score, one) for one in complete}
     ranked = sorted(((label, share) for label, share in means.items() if share == share), key=lambda pair: -pair[1])
-    partly = [results.labels[one.variant] for one in among if one not in complete and _values(score.name, one)]
+    partly = [results.labels[one.variant] for one in among if one not in complete and one.defined(score.name)]
     return [
         *(f"{label} makes {f'{share:.0%}' if share >= 0.005 else 'none'}" for label, share in ranked),
         *(f"{label} has no value in some draws" for label in partly),
@@ -99,9 +99,9 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
     for name, order in ranked.items():
         for place, first in enumerate(order):  # all pairs count, since the nearest is chosen by the same numbers
             for one in order[place + 1 :]:
-                comparisons[name, one.variant, first.variant] = _compare(name, first, one)
+                comparisons[name, one.variant, first.variant] = first.minus(one, name)
         if itself is not None and name in itself.values:
-            comparisons |= {(name, one.variant, ITSELF): _compare(name, itself, one) for one in order}
+            comparisons |= {(name, one.variant, ITSELF): itself.minus(one, name) for one in order}
     comparisons = holm_corrected(comparisons)
     sentences = [
         _sentence(results, score, candidates, ranked[score.name], comparisons) for score in scores if ranked[score.name]
@@ -114,7 +114,7 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
 
 def _in_all_draws(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
     """The candidates with a value in every draw that any has: a mean over the draws that went well is no fair one."""
-    counts = [len(_values(score.name, one)) for one in candidates]
+    counts = [len(one.defined(score.name)) for one in candidates]
     return [one for one, count in zip(candidates, counts, strict=True) if count == max(counts)]
 
 
@@ -125,15 +125,7 @@ def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Co
 
 
 def _mean(score: ScoreInfo, one: Contender) -> float:
-    return draws_interval(_values(score.name, one)).mean
-
-
-def _values(score: str, one: Contender) -> list[float]:
-    return [value for value in one.values.get(score, {}).values() if not math.isnan(value)]
-
-
-def _compare(score: str, first: Contender, second: Contender) -> Comparison:
-    return compare(first.values[score], second.values[score], chosen=len(first.tried) > 1 or len(second.tried) > 1)
+    return draws_interval(one.defined(score.name)).mean
 
 
 def _sentence(
@@ -145,12 +137,12 @@ def _sentence(
 ) -> str:
     """Which is nearest by this score, with its interval and what it sees, and what is told apart from it and ICL."""
     best, labels = order[0], results.labels
-    interval = draws_interval(_values(score.name, best), score.limits, chosen=len(best.tried) > 1)
+    interval = draws_interval(best.defined(score.name), score.limits, chosen=len(best.tried) > 1)
     ends = "" if math.isnan(interval.low) else f" [{interval.low:.{score.digits}f}, {interval.high:.{score.digits}f}]"
     sees = results.text(SEES, results.variants[best.variant].sees)
     text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {interval.mean:.{score.digits}f}{ends}"
     text += f" (sees {sees})."
-    missing = [labels[one.variant] for one in candidates if one not in order and _values(score.name, one)]
+    missing = [labels[one.variant] for one in candidates if one not in order and one.defined(score.name)]
     if missing:
         text += f" Left out, since not every draw of theirs has a value: {', '.join(missing)}."
     for other, name in ((best.variant, "it"), (ITSELF, "ICL itself")):

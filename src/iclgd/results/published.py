@@ -34,22 +34,19 @@ def beside(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def mean_and_std(setting: Mapping[str, Any], score: str) -> tuple[float, float] | None:
     """The published mean and standard deviation for a setting (by Hydra name) like this one, or None."""
-    if not matches(setting):
-        return None
     task, variant, weights = (setting[key] for key in ("task.name", "finetune.name", "model.weights"))
     if weights == "pretrained":
-        theirs = published()["variants"].get(score, {}).get(variant, {}).get(task)
+        theirs = _numbers(setting, "variants", score, variant, task)
     else:  # untrained models were finetuned by gd only
-        theirs = published()["untrained_gd"].get(score, {}).get(weights, {}).get(task)
-        theirs = theirs if variant == "gd" else None
-    return None if theirs is None else (theirs[0], theirs[1])
+        theirs = _numbers(setting, "untrained_gd", score, weights, task) if variant == "gd" else None
+    return (theirs[0], theirs[1]) if theirs else None
 
 
 def layers(setting: Mapping[str, Any], score: str) -> list[float] | None:
     """The published means by layer for a setting like this one, or None."""
-    if not matches(setting) or setting["model.weights"] != "pretrained":
+    if setting["model.weights"] != "pretrained":
         return None
-    return published()["layers"].get(score, {}).get(setting["task.name"], {}).get(setting["finetune.name"])
+    return _numbers(setting, "layers", score, setting["task.name"], setting["finetune.name"])
 
 
 def by_layer(rows: Any, score: str) -> list[float]:
@@ -62,11 +59,17 @@ def by_layer(rows: Any, score: str) -> list[float]:
 
 def band(setting: Mapping[str, Any], score: str) -> tuple[float, float]:
     """The two numbers between which most published values lie for a setting like this one; NaN where there are none."""
-    known = (
-        matches(setting) and setting["model.weights"] == "pretrained" and setting["task.name"] in published()["runs"]
-    )
-    low, high = published()["bands"].get(score, _NOTHING) if known else _NOTHING
+    known = setting["model.weights"] == "pretrained" and setting["task.name"] in published()["runs"]
+    low, high = (_numbers(setting, "bands", score) if known else None) or _NOTHING
     return low, high
+
+
+def _numbers(setting: Mapping[str, Any], *path: str) -> Any:
+    """What stands at this path of published.json; None where nothing does, or the setting is not the papers'."""
+    content = published() if matches(setting) else {}
+    for name in path:
+        content = content.get(name) or {}
+    return content or None
 
 
 def matches(setting: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from iclgd.config.enumerations import Better
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import ALWAYS, Results, overall
 from iclgd.runs.varying_keys import as_text
-from iclgd.statistics import draws_interval, held_out
+from iclgd.statistics import Comparison, compare, draws_interval, held_out
 
 VARIANT, RATE = "finetune.name", "finetune.lr"
 
@@ -34,6 +34,15 @@ class Contender:
     def tried(self) -> tuple[float, ...]:
         """Every rate that was run."""
         return tuple(self.settings)
+
+    def defined(self, score: str) -> list[float]:
+        """The values of a score over the draws in which it has one."""
+        return [value for value in self.values.get(score, {}).values() if not math.isnan(value)]
+
+    def minus(self, other: Contender, score: str) -> Comparison:
+        """The score's difference from another contender's, over the draws of both."""
+        chosen = len(self.tried) > 1 or len(other.tried) > 1
+        return compare(self.values[score], other.values[score], chosen=chosen)
 
 
 def contenders(results: Results) -> tuple[list[Contender], list[str]]:
@@ -80,19 +89,30 @@ def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[s
     Keys are the setting's, `rates` (the chosen ones), `score`, and `mean`, `std`, `low`, `high`, `draws`, `unit` and
     `layers` as in `Results.summary`.
     """
+    several = [one for one in among if len(one.tried) > 1]
+    draws = [
+        (at, one.settings[rate], results.draws.index(draw))
+        for at, one in enumerate(several)
+        for draw, rate in one.rates.items()
+    ]
+    at_rates = results.draw_means.reset_index().merge(pd.DataFrame(draws, columns=["at", "setting", "draw"]))
     records = []
-    for contender in among:
-        if len(contender.tried) == 1:
-            continue
-        rates = ", ".join(f"{rate:g}" for rate in sorted(set(contender.rates.values()))) + " (edge)" * contender.at_edge
-        setting = {**contender.others, VARIANT: contender.variant, "rates": rates}
-        for name in results.scores:
-            if name in contender.values:
-                rows = [
-                    (contender.settings[rate], name, results.draws.index(draw))
-                    for draw, rate in contender.rates.items()
-                ]
-                records.append(setting | {"score": name} | _over_draws(results, rows, results.scores[name]))
+    groups: Any = at_rates.groupby(["at", "score"], observed=True)
+    for (at, name), group in groups:
+        one, score, means = several[at], results.scores[name], group.dropna(subset="mean")
+        trials = (means["n"] - means["undefined"]).astype(int).tolist() if score.share else None
+        interval = draws_interval(means["mean"].to_numpy(), score.limits, trials=trials, chosen=True)
+        rates = ", ".join(f"{rate:g}" for rate in sorted(set(one.rates.values()))) + " (edge)" * one.at_edge
+        numbers = {
+            "layers": int(means["layers"].min()) if len(means) else 0,
+            "mean": interval.mean,
+            "std": means["mean"].std(),
+            "low": interval.low,
+            "high": interval.high,
+            "draws": interval.n,
+            "unit": "draws",
+        }
+        records.append({**one.others, VARIANT: one.variant, "rates": rates, "score": name, **numbers})
     return records
 
 
@@ -134,20 +154,3 @@ def _choosing_score(results: Results, measured: Mapping[str, Any]) -> ScoreInfo 
     """The first headline score of finetuning that can be better or worse."""
     scores = (results.scores[name] for name in results.headline if name in measured)
     return next((score for score in scores if score.learned and score.better != Better.neither), None)
-
-
-def _over_draws(results: Results, rows: Sequence[tuple[int, str, int]], score: ScoreInfo) -> dict[str, Any]:
-    """The mean and interval over rows of `Results.draw_means`."""
-    means: Any = results.draw_means.reindex(pd.MultiIndex.from_tuples(rows)).dropna(subset="mean")
-    values, n = means["mean"].to_numpy(), len(means)
-    trials = (means["n"] - means["undefined"]).astype(int) if score.share else None
-    interval = draws_interval(values, score.limits, trials=trials, chosen=True)
-    return {
-        "layers": int(means["layers"].min()) if n else 0,
-        "mean": interval.mean,
-        "std": float(values.std(ddof=1)) if n > 1 else math.nan,
-        "low": interval.low,
-        "high": interval.high,
-        "draws": n,
-        "unit": "draws",
-    }
