@@ -45,6 +45,7 @@ SWEEPS = {  # the commands of each
         f"-m {_TOY} finetune=gd,lcgd,random_direction seed=0,1,2 task.shots=8 finetune.lr=0.01,0.03,0.1,0.3",
         f"-m {_TOY} finetune=gd,lcgd,random_direction seed=0,1,2 task.shots=2,4 finetune.lr=0.03",
     ],
+    "plane": ["sweeps=plane"],
 }
 
 
@@ -77,6 +78,7 @@ DRAWN = {
     "gallery/layers": Picture("gallery", "layers/sim_aou", ("task.shots=8", "finetune.lr=0.03")),
     "gallery/rates": Picture("gallery", "along.finetune.lr/sim_aou", ("task.shots=8",)),
     "gallery/shots": Picture("gallery", "along.task.shots/sim_aou", ("finetune.lr=0.03",)),
+    "gallery/plane": Picture("plane", "plane", ("task.name=plane_linear", "seed=0")),
     "gallery/rate_map": Picture("gallery", "rate_map/sim_aou", ("task.shots=8",)),
 }
 

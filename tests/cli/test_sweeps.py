@@ -47,7 +47,7 @@ def test_every_point_composes(name):
 COMMANDS = [
     ("exit_layers", ["seed=0,1,2,3,4"], 150),
     ("exit_layers", ["finetune.exit_layer=range(0,24)"], 24),
-    ("first_look", ["seed=0,1,2,3,4"], 10),
+    ("first_look", ["seed=0,1,2,3,4"], 20),
     ("layers", ["finetune.layers=range(0,24)"], 48),
     ("full_grid", ["finetune.layers='0-7','8-15','16-23',all", "task.shots=4", "finetune.lr=0.1"], 8),
     ("paper_figure3", ["task=subj"], 6),

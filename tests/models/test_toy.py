@@ -1,4 +1,4 @@
-"""The toy model and its rows: what `model=toy task=toy` promises, and that the generator makes them."""
+"""The toy models and their rows: what `model=toy` and `model=toy_plane` promise, and that the generator makes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iclgd.common import paths
 from iclgd.config import RuntimeConfig
 from iclgd.config.enumerations import Weights
 from iclgd.models.loading import load
-from toy import language, training
+from toy import language, plane, training
 from toy.__main__ import ROWS, main, write_rows
 
 FILES = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -55,6 +55,35 @@ def test_it_learns_in_context_and_knows_nothing_without(shots: int):
     assert abs(training.accuracy(model.network, model.tokenizer, 0, contexts=400) - 0.5) < 0.12
 
 
+def test_points_of_a_plane_have_one_side_each_and_no_query_is_a_demonstration(tmp_path: Path):
+    write_rows(tmp_path, seed=0)
+    for task in plane.TASKS:
+        splits = {}
+        for split in ("train", "test"):
+            written = (tmp_path / task / f"{split}.jsonl").read_text()
+            assert written == (paths.bundled_data_folder() / task / f"{split}.jsonl").read_text()
+            splits[split] = [json.loads(line) for line in written.splitlines()]
+            share = sum(row["label"] for row in splits[split]) / len(splits[split])
+            assert 0.4 <= share <= 0.6
+        assert [len(rows) for rows in splits.values()] == [81, 100]
+        assert {row["x"] % 2 for row in splits["train"]} == {1} and {row["y"] % 2 for row in splits["test"]} == {0}
+
+
+def test_the_model_of_the_plane_learns_borders_in_context_and_knows_none_without():
+    model = load(config("model=toy_plane").model, RuntimeConfig(device="cpu"))
+    assert model.tokenizer.get_vocab() == plane.tokenizer().get_vocab()
+    accuracies = [plane.accuracy(model.network, shots) for shots in (0, 8, 32)]
+    assert abs(accuracies[0] - 0.5) < 0.1 and accuracies[1] > 0.75 and accuracies[2] > 0.85
+
+
+def test_training_of_the_plane_goes_down_and_the_same_way_again():
+    losses: list[float] = []
+    network, _ = plane.train(((8, 8, 30),), after_step=losses.append)
+    again, _ = plane.train(((8, 8, 30),))
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_an_untrained_model_of_its_shape_cannot():
     untrained = config("model=toy")
     untrained.model.weights = Weights.random
@@ -78,11 +107,15 @@ def test_the_script_writes_rows_and_a_model_that_loads(tmp_path: Path, monkeypat
         training, "train", lambda seed, after_step: train((training.Stage(1, 2, 100),), seed, after_step)
     )
     monkeypatch.setattr(training, "accuracy", lambda network, tokenizer, shots: shots / 100)
+    short = plane.train
+    monkeypatch.setattr(plane, "train", lambda seed: short(((4, 2, 1),), seed))
+    monkeypatch.setattr(plane, "accuracy", lambda network, shots: shots / 100)
     caplog.set_level("INFO", "toy")
     main(["--out", str(tmp_path)])
-    assert caplog.messages[0].startswith("step  100") and caplog.messages[-1].endswith("after 15 demonstrations: 0.150")
-    assert {path.name for path in (tmp_path / "models" / "toy").iterdir()} == FILES
-    assert {path.name for path in (tmp_path / "tasks" / "bundled").iterdir()} == set(language.TASKS)
+    assert caplog.messages[0].startswith("step  100") and "after 15 demonstrations: 0.150" in caplog.text
+    for name in ("toy", "toy_plane"):
+        assert {path.name for path in (tmp_path / "models" / name).iterdir()} == FILES
+    assert {path.name for path in (tmp_path / "tasks" / "bundled").iterdir()} == {*language.TASKS, *plane.TASKS}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "toy").num_parameters() == 169_024
 
 

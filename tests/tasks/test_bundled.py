@@ -11,6 +11,7 @@ from iclgd.common import paths
 from iclgd.tasks.sources import read_jsonl
 from task_cases import PAIR_TASKS
 from toy.language import TASKS
+from toy.plane import TASKS as PLANES
 
 # task: rows a split, labels, columns
 BUNDLED = {
@@ -39,7 +40,7 @@ def test_sizes_columns_and_balance(name: str):
 
 def test_every_bundled_folder_is_checked():
     there = {path.name for path in paths.bundled_data_folder().iterdir() if path.is_dir()}
-    assert there == {*BUNDLED, *TASKS, *PAIR_TASKS}
+    assert there == {*BUNDLED, *TASKS, *PLANES, *PAIR_TASKS}
 
 
 @pytest.mark.parametrize("name", BUNDLED)

@@ -208,5 +208,7 @@ def test_other_task_must_be_a_task(tmp_path: Path, name: str | None):
     config = make_config(
         write_task(tmp_path, rows_of(4)), finetune={"data": TrainingData.other_task, "other_task": name}
     )
-    with pytest.raises(ConfigError, match=r"finetune\.other_task, got .*: one of .*headlines"):
+    with pytest.raises(
+        ConfigError, match=r"finetune\.other_task=.* is not the name of a task: give one of .*headlines"
+    ):
         draw(config)

@@ -87,7 +87,7 @@ def test_tokens_that_say_something_else_are_noted_and_kept_in_prompts_json():
     lower = tiny_tokenizer()
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
     prompts = encode(drawn_of(), config_with(bos=None), lower, None)
-    assert "the tokens of 7 of 7 texts say the same with other capitals; prompts.json has both" in prompts.notes
+    assert "the tokens of 7 of 7 texts give another text back; prompts.json has both" in prompts.notes
     item = as_json(prompts)["queries"][0]
     assert item["decoded"] == item["text"].lower() != item["text"]
     assert "decoded" not in as_json(encode(drawn_of(), config_with(bos=None), TOKENIZER, None))["queries"][0]

@@ -40,9 +40,9 @@ def bundled_data_folder() -> Path:
     return _PACKAGE / "tasks" / "bundled"
 
 
-def toy_model_folder() -> Path:
-    """The folder of the small model that ships with the package."""
-    return _PACKAGE / "models" / "toy"
+def toy_model_folder(name: str = "toy") -> Path:
+    """The folder of a small model that ships with the package: toy, or toy_plane."""
+    return _PACKAGE / "models" / name
 
 
 def cache_folder() -> Path:

@@ -100,7 +100,7 @@ def dtype_name(name: str, model: ModelConfig) -> str:
 
 def local_folder(model: ModelConfig) -> Path:
     """The folder that a model's name means; where it does not exist, the name is the hub's."""
-    return toy_model_folder() if model.source is ModelSource.toy else Path(model.name).expanduser()
+    return toy_model_folder(model.name) if model.source is ModelSource.toy else Path(model.name).expanduser()
 
 
 def hub_folder(model: ModelConfig, revision: str | None, weights: bool) -> Path:

@@ -19,7 +19,7 @@ from iclgd.results.frame import Results, overall
 from iclgd.results.remarks import remarks
 from iclgd.runs import varying_keys
 
-_MOST_COLUMNS = 4  # more settings than this become rows, with means alone
+_MOST_COLUMNS = 3  # more settings than this become rows, with means alone
 _SHARED = ("task.name", "model.name", "finetune.name")
 
 
@@ -35,7 +35,7 @@ def table(folders: Sequence[Path]) -> Table:
     many = len({tuple(row[key] for key in keys) for row in records}) > _MOST_COLUMNS
     scores = _short_list(results) if many else list(results.scores)
     records = sorted((row for row in records if row["score"] in scores), key=lambda row: scores.index(row["score"]))
-    names = [(printable(results.scores[row["score"]].label, 24),) for row in records]
+    names = [(printable(results.scores[row["score"]].label, 26),) for row in records]
     settings = [_setting(results, keys, row, not many) for row in records]
     cells = [cell(results, row, row["draws"] < 2) for row in records]
     if many:

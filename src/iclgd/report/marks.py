@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from iclgd.common.printable import printable
 from iclgd.report.chart import LINES, Figure, looks
 from iclgd.report.panels import Frame, Grid
-from iclgd.results.catalogue import ScoreInfo
+from iclgd.results.catalogue import ScoreInfo, Variant
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -23,6 +23,7 @@ _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _LABEL = "datum.value === -1 ? 'all' : isNumber(datum.value) ? format(datum.value, '~g') : datum.value"
 LOGARITHMIC = ("finetune.lr", "task.shots")  # keys whose axes are logarithmic
 _MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much any other axis spans that is logarithmic
+_PUBLISHED = "Fine dots: published values (Deutch et al., 2024, figure 3)."
 _NAMED = 340  # points: the width of a map whose rows have names
 _TITLES = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.layers": "trained layers"}
 
@@ -55,15 +56,24 @@ class Measure:
         numbers = [("mean", self.info.label), ("low", "low"), ("high", "high")]
         return ["variant:N", *about, *(alt.Tooltip(f"{n}:Q", format=".4f", title=title) for n, title in numbers)]
 
-    def curves(self, split: Grid, x: Any, about: str, log: bool = False) -> tuple[Any, str]:
+    def curves(
+        self,
+        split: Grid,
+        x: Any,
+        about: str,
+        log: bool = False,
+        variants: Mapping[str, Variant] | None = None,
+        dots: str = _PUBLISHED,
+    ) -> tuple[Any, str]:
         """A line and a band for each variant with marks where there is room, and words on what they mean.
 
-        What was published is a dotted line, a draw alone among several a hollow mark, and a value where no draw gave a
-        usable result a cross on the axis.
+        What was published, or whatever else `dots` says, is a dotted line, a draw alone among several a hollow mark,
+        and a value where no draw gave a usable result a cross on the axis.
         """
         rows, base = split.rows, alt.Chart()
         words, layers = [f"{self.info.label} {about}. {interval_words(rows)}"], zero_rule(rows)
-        y, look = self.axis(rows, log=log), looks(self.results.variants, rows["variant"], LINES, split.total)
+        look = looks(variants or self.results.variants, rows["variant"], LINES, split.total)
+        y = self.axis(rows, log=log)
         several = "low" in rows and bool(rows["low"].notna().any())
         if several:
             rows["lone"] = (rows["draws"] == 1) & rows["mean"].notna()  # it has no interval, and a band shows none
@@ -80,7 +90,7 @@ class Measure:
         if "published" in rows and rows["published"].notna().any():
             theirs = base.mark_line(strokeDash=[1, 2], strokeWidth=1.1)
             layers.append(theirs.encode(x, alt.Y("published:Q"), look["color"]))
-            words.append("Fine dots: published values (Deutch et al., 2024, figure 3).")
+            words.append(dots)
         if rows["mean"].isna().any():
             cross = base.mark_text(text="\N{MULTIPLICATION SIGN}", fontSize=12, baseline="bottom")
             cross = cross.transform_filter("datum.mean === null")
@@ -143,7 +153,7 @@ def number_axis(title: str, values: Frame, log: bool = False) -> Any:
     """The axis of a number: ticks at the values themselves while they are few; logarithmic where that is possible."""
     ticks = sorted(set(values.astype(float)))
     log = log and ticks[0] > 0
-    options: dict[str, Any] = {"values": ticks} if len(ticks) <= 8 else {"tickCount": 6}
+    options: dict[str, Any] = {"values": ticks} if len(ticks) <= 9 else {"tickCount": 6}
     options |= {"tickMinStep": 1} if not log and all(value.is_integer() for value in ticks) else {}
     scale = alt.Scale(type="log", nice=False, padding=4) if log else alt.Scale(zero=False, nice=False, padding=4)
     axis = alt.Axis(labelExpr=_PLAIN, labelOverlap=True, labelFlush=True, **options)
