@@ -206,13 +206,3 @@ def test_shares_at_chosen_rates_have_intervals(tmp_path):
     expected = draws_interval([0.75, 0.8, 0.75, 0.8], trials=[20] * 4, chosen=True)
     assert (record["low"], record["high"]) == pytest.approx((expected.low, expected.high))
     assert record["low"] < 0.75 and record["high"] > 0.8
-
-
-def test_a_score_that_is_undefined_at_every_chosen_rate_is_a_dash(tmp_path):
-    for lr in (LOW, HIGH):
-        for seed in range(3):
-            folder = write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, scores=("sim_aou", "sim_am"))
-            change(folder, "scores.json", sim_am__mean=None, sim_am__ci=None)
-    table = next(table for table in tables.tables(Results.read([tmp_path])) if table.name == "held_out")
-    row = dict(zip(table.header, table.rows[0], strict=True))
-    assert row["SimAM"] == "–" and "[" in row["SimAOU"]  # noqa: RUF001

@@ -17,7 +17,6 @@ import iclgd
 from iclgd.report.tables import summary
 from iclgd.results.frame import Results, overall
 from iclgd.results.reading import ReportError, read_run
-from iclgd.runs.varying_keys import as_text, heading, varying_keys
 from report_fixtures import change, write_run
 
 
@@ -43,40 +42,14 @@ def test_the_frame_has_a_row_for_each_run_score_examples_and_layer(tmp_path):
     assert flipped["n"].tolist() == [10] * 7 and not len(frame[(frame.score == "accuracy/ft") & frame.layer.notna()])
 
 
-def test_every_key_that_was_swept_is_a_column(tmp_path):
-    for layers in ("all", [0, 1]):
-        for template in (0, 1):
-            for k in (5, 10):
-                folder = write_run(tmp_path / f"{len(layers)}{template}{k}", finetune={"layers": layers})
-                change(folder, task__template=template, metric__scores__sim_aou__params={"k": k})
+def test_every_key_that_was_swept_is_a_column_and_settings_stand_in_order(tmp_path):
+    for shots, k in ((16, 5), (4, 5), (16, 10)):
+        folder = write_run(tmp_path / f"{shots}{k}", shots=shots)
+        change(folder, metric__scores__sim_aou__params={"k": k})
     results = Results.read([tmp_path])
-    assert results.varied == ("task.template", "finetune.layers", "metric.scores.sim_aou.params.k")
-    assert len(results.settings) == 8 and set(results.settings["finetune.layers"]) == {"all", "0,1"}
+    assert results.varied == ("task.shots", "metric.scores.sim_aou.params.k")
+    assert results.settings[list(results.varied)].to_numpy().tolist() == [[4, 5], [16, 5], [16, 10]]
     assert set(results.varied) < set(results.frame) and set(results.varied) < set(results.summary)
-
-
-def test_what_follows_from_a_name_is_not_named(tmp_path):
-    for shots in (4, 16, 8):
-        for variant, lr in (("gd", 1e-3), ("lcgd", 2e-3)):
-            for seed in (0, 1):
-                write_run(tmp_path / f"{shots}{variant}{seed}", shots=shots, variant=variant, seed=seed, lr=lr)
-    results = Results.read([tmp_path])
-    assert results.varied == ("finetune.name", "task.shots")  # neither the rate nor the objective
-    assert results.settings["task.shots"].tolist() == [4, 4, 8, 8, 16, 16]
-    assert {1e-3, 2e-3} == set(results.frame["finetune.lr"])
-
-
-def test_keys_swept_along_a_diagonal_are_both_named():
-    runs = [{"task.shots": 4, "finetune.lr": 1e-3, "seed": 0}, {"task.shots": 8, "finetune.lr": 1e-2, "seed": 1}]
-    assert varying_keys(runs) == ["task.shots", "finetune.lr"]
-    assert varying_keys([{"task.name": "a", "task.shots": 4}, {"task.name": "b", "task.shots": 8}]) == ["task.name"]
-
-
-def test_a_key_that_only_some_runs_have_is_compared_among_those():
-    one = {"metric.scores.a.function": "f", "metric.scores.a.params.k": 1}
-    assert varying_keys([one, {"metric.scores.b.function": "g"}]) == []
-    assert varying_keys([one, {"metric.scores.a.function": "f"}]) == ["metric.scores.a.params.k"]
-    assert varying_keys([{"seed": 0}, {"seed": 0, "reference.name": "icl"}]) == []
 
 
 def test_checkpoints_of_one_name_stay_apart(tmp_path):
@@ -266,11 +239,3 @@ def test_shots_say_how_many_demonstrations_fitted_the_window(tmp_path):
     (tmp_path / "640" / "prompts.json").unlink()
     results = Results.read([tmp_path])
     assert [results.text("task.shots", shots) for shots in (32, 64)] == ["32", "64 (19 used)"]
-
-
-def test_texts_of_settings():
-    assert [as_text(value) for value in (1e-4, None, True, "a", 3)] == ["0.0001", "none", "True", "a", "3"]
-    assert heading("finetune.lr", ["finetune.lr", "task.shots"]) == "lr"
-    assert heading("task.name", ["reference.name"]) == "task"
-    assert heading("reference.name", ["finetune.name"]) == "reference" and heading("runtime.dtype", []) == "dtype"
-    assert heading("a.k", ["a.k", "b.k"]) == "a.k"

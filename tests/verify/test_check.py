@@ -170,10 +170,6 @@ def another_rate(folder):
 
 EDITS = {
     "a number": (edited_scores(one_number), "score sim_aou is off by 0.01"),
-    "a number undefined": (
-        edited_scores(lambda f: f.assign(value=f.value.where((f.score != "sim_am") | (f.layer > 0)))),
-        "score sim_am is off by inf",
-    ),
     "rows gone": (edited_scores(lambda f: f[(f.score != "accuracy/icl") | (f.example > 0)]), "accuracy/icl is off"),
     "a score gone": (edited_scores(lambda f: f[f.score != "sim_am_zsl"]), "score sim_am_zsl is not in both"),
     "a mean": (
@@ -181,7 +177,6 @@ EDITS = {
         "scores.json has another mean of sim_aou",
     ),
     "a prompt": (edited_json("prompts.json", lambda c: c["queries"][1].update(text="heron ->")), "other queries"),
-    "a token": (edited_json("prompts.json", lambda c: c["demonstrations"][0]["token_ids"].reverse()), "demonstrations"),
     "the rate": (another_rate, "score gradient_norm is off"),
     "the model's digest": (
         edited_json("fingerprint.json", lambda c: c.update({"model config.json": "0" * 64})),

@@ -5,29 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
 from iclgd.common import paths
 
 _SMALL = 1 << 18  # bytes that are read faster than remembered
-_UNSETTLED = 2_000_000_000  # ns: a file changed so lately may change again within one tick of its clock, unseen
 
 
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
-    stamp = _stamp(path)
-    if stamp[0] <= _SMALL:
+    stat = path.stat()
+    if stat.st_size <= _SMALL:
         return _read(path)
+    # Whatever writes a file changes its ctime, though its other times are put back.
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     note = paths.cache_folder() / "digests" / f"{digest_of_text(str(path.resolve()))[:32]}.json"
     with suppress(OSError, ValueError):
         *stamped, digest = json.loads(note.read_text("utf-8"))
         if stamped == stamp:
             return digest
     digest = _read(path)
-    if time.time_ns() - max(stamp[1:3]) > _UNSETTLED and _stamp(path) == stamp:
-        _write(note, [*stamp, digest])
+    with suppress(OSError):  # a cache that cannot be written costs time only
+        note.parent.mkdir(parents=True, exist_ok=True)
+        part = note.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps([*stamp, digest]), encoding="utf-8")
+        part.replace(note)
     return digest
 
 
@@ -39,21 +42,6 @@ def digest_of_text(*texts: str) -> str:
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> list[int]:
-    """What changes whenever a file is written, though its times are put back."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
 def _read(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write(note: Path, content: list[int | str]) -> None:
-    """Whole or not at all; a cache that cannot be written costs time only."""
-    with suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        part = note.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(note)

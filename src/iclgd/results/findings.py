@@ -21,10 +21,11 @@ _MOST_SETTINGS = 3  # of which each has a sentence in plain words
 
 def findings(results: Results) -> list[str]:
     """Paragraphs on the mechanisms, and last what was seen in one sentence for each setting."""
-    return [*_nearest(results), *in_short(results)]
+    among = [one for one in contenders(results)[0] if one.others.get(TRUTH, ICL) == ICL]
+    return [*_nearest(results, among), *_in_short(results, among)]
 
 
-def in_short(results: Results) -> list[str]:
+def _in_short(results: Results, among: Sequence[Contender]) -> list[str]:
     """For each of a few settings: how often the model is right with and without context, and who repeats that effect.
 
     Nothing where accuracies or the share that is recovered were not measured.
@@ -35,7 +36,7 @@ def in_short(results: Results) -> list[str]:
         return []
     sentences = []
     for setting, draws in accuracies.items():
-        shares = _recovered(results, score, setting)
+        shares = _recovered(results, score, setting, among)
         if shares:
             icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
             named = [results.text(key, value) for key, value in setting if key in results.varied]
@@ -46,13 +47,12 @@ def in_short(results: Results) -> list[str]:
     return sentences
 
 
-def _recovered(results: Results, score: ScoreInfo, setting: Setting) -> list[str]:
+def _recovered(results: Results, score: ScoreInfo, setting: Setting, among: Sequence[Contender]) -> list[str]:
     """How much of ICL's effect each candidate makes in a setting, most first; a negative share is none."""
     among = [
         one
-        for one in contenders(results)[0]
-        if one.others.get(TRUTH, ICL) == ICL and _is_candidate(results, one)
-        if all(one.others.get(key, value) == value for key, value in setting)
+        for one in among
+        if _is_candidate(results, one) and all(one.others.get(key, value) == value for key, value in setting)
     ]
     complete = _in_all_draws(score, among)
     means = {results.labels[one.variant]: _mean(score, one) for one in complete}
@@ -64,7 +64,7 @@ def _recovered(results: Results, score: ScoreInfo, setting: Setting) -> list[str
     ]
 
 
-def _nearest(results: Results) -> list[str]:
+def _nearest(results: Results, among: Sequence[Contender]) -> list[str]:
     """A paragraph for each model and task: what is nearest to ICL by each score, and what is told apart.
 
     Floors, anchors and whatever sees the measured queries are no candidates. Nothing where no mechanism ran.
@@ -72,13 +72,12 @@ def _nearest(results: Results) -> list[str]:
     if not any(variant.role is Role.mechanism for variant in results.variants.values()):
         return []
     places: dict[tuple[Any, ...], list[Contender]] = {}
-    for one in contenders(results)[0]:
-        if one.others.get(TRUTH, ICL) == ICL:
-            places.setdefault(tuple(one.others.items()), []).append(one)
+    for one in among:
+        places.setdefault(tuple(one.others.items()), []).append(one)
     paragraphs = []
-    for place, among in places.items():
-        itself = next((one for one in among if one.variant == ITSELF), None)
-        candidates = [one for one in among if _is_candidate(results, one)]
+    for place, here in places.items():
+        itself = next((one for one in here if one.variant == ITSELF), None)
+        candidates = [one for one in here if _is_candidate(results, one)]
         if len(candidates) > 1:
             named = [results.text(key, value) for key, value in place if key in results.varied and key != TRUTH]
             text = _paragraph(results, candidates, itself)

@@ -9,18 +9,20 @@ import functools
 import html
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from iclgd.config.enumerations import Sees, Weights
+from iclgd.config.enumerations import OnOverflow, Sees, Weights
 from iclgd.results import catalogue
 from iclgd.results.averages import COLUMNS, Layers, by_draw, over_draws, over_layers
 from iclgd.results.catalogue import ScoreInfo, Variant
 from iclgd.results.reading import FinishedRun, ReportError, read_runs, rows_of, with_missing_layers
 from iclgd.runs import varying_keys
+from iclgd.runs.schema import DamagedRun
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 SEES = "finetune.sees"  # what a mechanism may look at
@@ -49,13 +51,9 @@ class Results:
             ReportError: a folder does not exist.
         """
         results = cls(*read_runs(folders))
-
-        def rank(pair: tuple[int, FinishedRun]) -> tuple[Any, ...]:
-            setting, run = pair
-            return setting, [results.rank("seed", part) for part in run.draw]
-
-        ordered = sorted(zip(results.setting_of, results, strict=True), key=rank)
-        return cls(tuple(run for _, run in ordered), results.left_out, layers)
+        draws = [[results.rank("seed", part) for part in run.draw] for run in results]
+        order = sorted(range(len(results)), key=lambda at: (results.setting_of[at], draws[at]))
+        return cls(tuple(results[at] for at in order), results.left_out, layers)
 
     def required(self, folders: Iterable[Path]) -> Results:
         """These results, if any run in the folders is finished.
@@ -257,8 +255,10 @@ class Results:
         """By `task.shots`, how many demonstrations fitted the window, where others were dropped."""
         numbers: dict[int, set[int]] = {}
         for run in self.runs:
-            if run.demonstrations_used is not None:
-                numbers.setdefault(run.settings["task.shots"], set()).add(run.demonstrations_used)
+            if run.config["task"].get("on_overflow") == OnOverflow.drop:
+                with suppress(DamagedRun):
+                    used = len(run.prompts()["demonstrations"])
+                    numbers.setdefault(run.settings["task.shots"], set()).add(used)
         ranges = {shots: "-".join(map(str, sorted({min(used), max(used)}))) for shots, used in numbers.items()}
         return {shots: f" ({text} used)" for shots, text in ranges.items() if text != str(shots)}
 

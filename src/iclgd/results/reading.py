@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from iclgd.common.printable import printable
-from iclgd.config.enumerations import OnOverflow
 from iclgd.config.variants import ICL
 from iclgd.runs.folder import RunFolder, run_folders
 from iclgd.runs.schema import DamagedRun, State, Status, read
@@ -160,16 +159,6 @@ class FinishedRun:
             text = f"{self.folder}: single queries are not shown: scores.parquet: {error}"
             log.warning("%s", printable(text, 400))
             return {}
-
-    @functools.cached_property
-    def demonstrations_used(self) -> int | None:
-        """How many demonstrations prompts.json has where those beyond the window were dropped; else None."""
-        if self.config["task"].get("on_overflow") != OnOverflow.drop:
-            return None
-        try:
-            return len(self.prompts()["demonstrations"])
-        except DamagedRun:
-            return None
 
     def prompts(self) -> Mapping[str, Any]:
         """The content of prompts.json.
