@@ -16,7 +16,7 @@ from configs import config
 from iclgd import experiment
 from iclgd.common.records import Evidence
 from iclgd.config import ConfigError, RuntimeConfig
-from iclgd.evidence import findings
+from iclgd.evidence import output
 from iclgd.evidence.memory import Estimate
 from iclgd.evidence.reference import orders
 from iclgd.models.loading import load
@@ -213,7 +213,7 @@ def test_a_run_whose_repeats_differ_is_unstable(tmp_path: Path, monkeypatch: pyt
     def as_icl(_lab: object, evidence: Evidence) -> list[Evidence]:
         return [replace(evidence, recordings={**evidence.recordings, "ft": evidence.recordings["icl"]})]
 
-    monkeypatch.setattr(findings, "repeats", as_icl)
+    monkeypatch.setattr(output, "repeats", as_icl)
     _, folder = run(tmp_path / "wild", *arguments)
     status = json.loads((folder / "status.json").read_text())
     assert status["unstable"] is True and "becomes 1.000, which leaves its interval" in status["unstable_because"]

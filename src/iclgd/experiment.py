@@ -15,10 +15,10 @@ from iclgd import __version__
 from iclgd.common.records import Evidence, Recording, axes_of
 from iclgd.config import Config, ConfigError, RuntimeConfig
 from iclgd.config.enumerations import Placement
-from iclgd.evidence.findings import Findings, findings, kept_tensors, means_so_far, model_facts
 from iclgd.evidence.gather import collect, record_mechanism, record_untouched
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.memory import Estimate, estimate, refuse_too_large
+from iclgd.evidence.output import Output, kept_tensors, means_so_far, model_facts, output_of
 from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.mechanisms.registry import check
 from iclgd.metrics import required_inputs
@@ -54,27 +54,20 @@ def run(
     prepared = prepared or prepare(config)  # rows are drawn
     needs = _check_memory(config, prepared)
     with _threads(config.runtime, needs):
-        return _measure(config, folder, progress or Progress(), prepared, needs, wanted)
-
-
-def _measure(
-    config: Config, folder: RunFolder, progress: Progress, prepared: Prepared, needs: Estimate, wanted: set[str]
-) -> dict[str, Any]:
-    """Load the model, encode, record, and write the results."""
-    model = load(config.model, config.runtime)
-    prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
-    refuse_unknown_tokens(prompts, model)
-    lab = Laboratory(model, prompts, config, wanted, progress, prepared)
-    _describe(folder, lab, needs)
-    untouched = record_untouched(lab)  # zsl and icl
-    trajectory: list[dict[Hashable, Any]] = []
-    learned = record_mechanism(  # ft
-        lab, untouched, lambda step, evidence: trajectory.extend(means_so_far(config, step, evidence))
-    )
-    evidence = collect(lab, untouched, learned)
-    results = findings(lab, evidence, trajectory)
-    _write(folder, lab, evidence, results)
-    return results.files["scores.json"]
+        model = load(config.model, config.runtime)
+        prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
+        refuse_unknown_tokens(prompts, model)
+        lab = Laboratory(model, prompts, config, wanted, progress or Progress(), prepared)
+        _describe(folder, lab, needs)
+        untouched = record_untouched(lab)  # zsl and icl
+        trajectory: list[dict[Hashable, Any]] = []
+        learned = record_mechanism(  # ft
+            lab, untouched, lambda step, evidence: trajectory.extend(means_so_far(config, step, evidence))
+        )
+        evidence = collect(lab, untouched, learned)
+        output = output_of(lab, evidence, trajectory)
+        _write(folder, lab, evidence, output)
+    return output.files["scores.json"]
 
 
 def _refuse_early(config: Config, wanted: set[str]) -> None:
@@ -123,14 +116,14 @@ def _describe(folder: RunFolder, lab: Laboratory, needs: Estimate) -> None:
         folder.write_text("source.patch", patch)
 
 
-def _write(folder: RunFolder, lab: Laboratory, evidence: Evidence, results: Findings) -> None:
+def _write(folder: RunFolder, lab: Laboratory, evidence: Evidence, output: Output) -> None:
     """Write the run's results."""
-    for name, content in results.files.items():
+    for name, content in output.files.items():
         write = folder.write_table if name.endswith(".parquet") else folder.write_json
         write(name, content)
-    if results.facts["unstable"]:
-        log.warning("%s is unstable: %s", lab.config.finetune.name, results.facts["unstable_because"])
-    folder.note(**results.facts)
+    if output.facts["unstable"]:
+        log.warning("%s is unstable: %s", lab.config.finetune.name, output.facts["unstable_because"])
+    folder.note(**output.facts)
     if lab.config.runtime.save_recordings:
         axes = json.dumps(axes_of(Recording))
         metadata = {"iclgd": __version__, "run": folder.path.name, "model": lab.config.model.name, "axes": axes}

@@ -16,9 +16,9 @@ from iclgd.common.records import Evidence
 from iclgd.config import Config, ConfigError, as_dict
 from iclgd.config.variants import reference_config
 from iclgd.evidence import learned
-from iclgd.evidence.findings import unfit_reference
 from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.output import unfit_reference
 from iclgd.evidence.preparation import Session, prepare
 from iclgd.evidence.reference import with_wrong_labels
 from iclgd.experiment import run

@@ -63,7 +63,7 @@ def test_a_missing_key_is_a_warning_not_a_question(tmp_path: Path, caplog: pytes
     tracking.log_run(settings(**ONLINE), folder)
     [warning] = warnings_of(caplog)
     assert "API key" in warning or "API_KEY" in warning
-    assert UploadState.read(folder).needs_sending(settings(**ONLINE).tracking, folder, "2026-01-01")
+    assert UploadState.read(folder).needs_sending(settings(**ONLINE).tracking, "2026-01-01")
 
 
 def test_a_damaged_run_or_sweep_is_a_warning(tmp_path: Path, caplog, monkeypatch) -> None:
@@ -107,17 +107,15 @@ def test_only_a_whole_recording_replaces_the_older(tmp_path: Path, monkeypatch, 
     assert UploadState.read(folder).finished_at == ("2026-01-01" if whole else "2025-01-01")
 
 
-def test_what_needs_sending(tmp_path: Path) -> None:
+def test_what_needs_sending() -> None:
     offline, online = settings().tracking, settings(**ONLINE).tracking
-    assert UploadState().needs_sending(offline, tmp_path, "today")
+    assert UploadState().needs_sending(offline, "today")
     state = UploadState("one", "today", "/iclgd", "offline")
-    assert not state.needs_sending(offline, tmp_path, "today")
-    assert state.needs_sending(offline, tmp_path, "computed again")
-    assert state.needs_sending(online, tmp_path, "today")
-    assert state.needs_sending(settings(project="another").tracking, tmp_path, "today")
-    (recording(tmp_path, "20260101_000000", "one") / "run-one.wandb.synced").touch()
-    assert not state.needs_sending(online, tmp_path, "today")
-    assert not UploadState("one", "today", "/iclgd", "online").needs_sending(offline, tmp_path, "today")
+    assert not state.needs_sending(offline, "today")
+    assert state.needs_sending(offline, "computed again")
+    assert state.needs_sending(online, "today")
+    assert state.needs_sending(settings(project="another").tracking, "today")
+    assert not UploadState("one", "today", "/iclgd", "online").needs_sending(offline, "today")
 
 
 def test_a_retried_run_keeps_its_id_and_each_sweep_has_its_own(tmp_path: Path, monkeypatch) -> None:

@@ -59,15 +59,20 @@ def user_code(functions: Iterable[str]) -> dict[str, str]:
                 f"{path} is not defined in a file, so a change to it cannot be detected: put it into a module beside "
                 "the notebook or in the current folder"
             )
-        for found in _users_modules(module):
-            file = Path(str(found.__file__))
-            spec, known = _digests.get(found.__name__, (None, ""))
-            if not known or spec is not found.__spec__:
-                known = digest_of(file)
-                _digests[found.__name__] = (found.__spec__, known)
-            parts = found.__name__.count(".") + 1 + (file.stem == "__init__")
-            digests["code " + "/".join(file.parts[-parts:])] = known
+        for used in _users_modules(module):
+            file = Path(str(used.__file__))
+            parts = used.__name__.count(".") + 1 + (file.stem == "__init__")
+            digests["code " + "/".join(file.parts[-parts:])] = _digest_of(used, file)
     return digests
+
+
+def _digest_of(module: ModuleType, file: Path) -> str:
+    """The digest of a module's file as it was when the module was imported, or first asked for."""
+    spec, digest = _digests.get(module.__name__, (None, ""))
+    if not digest or spec is not module.__spec__:
+        digest = digest_of(file)
+        _digests[module.__name__] = (module.__spec__, digest)
+    return digest
 
 
 def _users_modules(root: str) -> Iterator[ModuleType]:

@@ -39,7 +39,7 @@ def log_run(config: Config, folder: Path, overrides: Sequence[str] = ()) -> None
     status = RunFolder(folder).status()
     finished_at = (status and status.finished_at) or ""
     under_agent = os.environ.get("WANDB_SWEEP_ID")  # wandb then takes id and project from the agent
-    if not under_agent and not UploadState.read(folder).needs_sending(config.tracking, folder, finished_at):
+    if not under_agent and not UploadState.read(folder).needs_sending(config.tracking, finished_at):
         return
     from iclgd.tracking.content import write_run  # imports pandas, which takes a second
 

@@ -53,22 +53,14 @@ class UploadState:
         """Write the state into the folder."""
         write_text(folder / _STATE, json.dumps(asdict(self)))
 
-    def needs_sending(self, tracking: TrackingConfig, folder: Path, finished_at: str) -> bool:
-        """Whether the results have not been recorded where `tracking` wants them; `wandb sync` counts as online."""
-        if (self.finished_at, self.destination) != (finished_at, _destination(tracking)):
-            return True
-        if self.mode in ("online", tracking.mode):
-            return False
-        return not any((_files_folder(tracking, folder) / "wandb").glob(f"*run-*-{self.id}/*.wandb.synced"))
+    def needs_sending(self, tracking: TrackingConfig, finished_at: str) -> bool:
+        """Whether the results have not been recorded where and how `tracking` wants them."""
+        is_there = (self.finished_at, self.destination) == (finished_at, _destination(tracking))
+        return not is_there or self.mode not in ("online", tracking.mode)
 
 
 def _destination(tracking: TrackingConfig) -> str:
     return f"{tracking.entity or ''}/{tracking.project}"
-
-
-def _files_folder(tracking: TrackingConfig, folder: Path) -> Path:
-    """The folder in which W&B makes its own folder `wandb`."""
-    return Path(tracking.dir).expanduser() if tracking.dir else folder
 
 
 def send(
@@ -126,7 +118,7 @@ def _init(run_id: str, tracking: TrackingConfig, folder: Path, identity: Mapping
         mode=str(tracking.mode),  # pyright: ignore[reportArgumentType]
         project=tracking.project,
         entity=tracking.entity,
-        dir=_files_folder(tracking, folder),
+        dir=Path(tracking.dir).expanduser() if tracking.dir else folder,  # W&B makes its folder `wandb` there
         resume="allow",
         reinit="create_new",  # leaves alone whatever other run this process has open
         settings=wandb.Settings(

@@ -28,14 +28,14 @@ def model_facts(model: LanguageModel) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Output:
     """What a run leaves."""
 
     files: dict[str, Any]  # by name, the content of each JSON file and the frame of each table
     facts: dict[str, Any]  # for status.json: whether finetuning diverged or is unstable, and why
 
 
-def findings(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashable, Any]] = ()) -> Findings:
+def output_of(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hashable, Any]] = ()) -> Output:
     """What a run leaves; `so_far` are the rows of `means_so_far` of all steps at which it was measured."""
     specs, trace = lab.config.metric.scores, evidence.trace
     scores = measure(specs, evidence)
@@ -52,7 +52,7 @@ def findings(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hasha
         files["trajectory.parquet"] = pd.DataFrame(so_far)
     if spreads:
         files["jitter.json"] = spreads
-    return Findings(files, _sanity(lab.config, evidence, spreads))
+    return Output(files, _sanity(lab.config, evidence, spreads))
 
 
 def _weight_updates(trace: Trace) -> pd.DataFrame:
