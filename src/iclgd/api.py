@@ -14,6 +14,7 @@ from iclgd.config import ConfigError
 from iclgd.results.averages import Layers
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun, read_run, read_runs
+from iclgd.runs.execute import Ending
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,8 @@ def run(
     chosen = (f"{key.replace('__', '.')}={_value(value)}" for key, value in settings.items())
     command = _run([*overrides, *chosen], model, tokenizer)
     outcome = command.outcomes()[0]
+    if outcome.ending is Ending.refused:
+        raise ConfigError(outcome.message)
     if command.code:
         raise RunFailed(f"{outcome.message}; see {outcome.folder}/run.log")
     return read_run(outcome.folder)

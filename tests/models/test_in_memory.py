@@ -247,6 +247,19 @@ def test_what_cannot_be_measured_is_refused(change: Callable[[PreTrainedModel], 
         load(config_of(settings), RuntimeConfig())
 
 
+def test_a_tokenizer_that_transformers_replaces_is_refused(toy: tuple[PreTrainedModel, Any]):
+    """In a folder of the family qwen2, AutoTokenizer makes a Qwen2Tokenizer of whatever was saved."""
+    with pytest.raises(
+        ConfigError, match=r"makes other tokens once it is saved beside it: of 'year 2011 a11' \d+, and"
+    ):
+        in_memory(tiny_network("qwen2"), toy[1])
+
+
+def test_a_refused_model_is_a_config_error(here: Path, toy: tuple[PreTrainedModel, Any]):
+    with pytest.raises(ConfigError, match="in layer 0 the block's input"):
+        api.run(model=toy[0], tokenizer=toy[1], model__anatomy={"added": "mlp"}, **TINY)
+
+
 def test_refusals_that_need_no_model(toy: tuple[PreTrainedModel, Any]):
     with pytest.raises(ConfigError, match="needs its tokenizer"):
         api.run(model=toy[0])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from iclgd.config import ConfigError
 from iclgd.models import attention
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.discovery import discover
@@ -45,6 +46,29 @@ def changed(anatomy, added=None, mlp_out=None, **parts):
 def test_wrong_parts_are_refused(name, changes, reason):
     with pytest.raises(UnsupportedModelError, match=reason):
         proven(tiny_network(name), **changes)
+
+
+def test_a_description_takes_the_place_of_what_is_found():
+    network, rows = tiny_network("phi3"), {"q": [0, 32], "k": [32, 48], "v": [48, 64]}
+    described = {
+        "query": {"self_attn.qkv_proj": [rows["q"]]},
+        "added": "self_attn.o_proj",
+        "mlp_in": [],
+        "mlp_out": None,
+    }
+    anatomy = assemble(network, None, description=described).anatomy
+    assert anatomy.feed_forward.adds is None and len(anatomy.layers[2].projections["q"][0].rows) == 32
+    network.config._attn_implementation = "eager"
+    wrong = {
+        "has no part addd: its parts are blocks, added": {"addd": "self_attn"},
+        "describes a part that Phi3ForCausalLM lacks": {"added": "self_attn.out"},
+        "rows that make no keys are taken for them": {"key": {"self_attn.qkv_proj": [rows["q"]]}},
+        "layer 0 has keys outside": {"key": {"self_attn.qkv_proj": [[34, 48]]}},
+    }
+    for reason, description in wrong.items():
+        with pytest.raises(ConfigError, match=reason):
+            assemble(network, None, description=description)
+        network.config._attn_implementation = "eager"
 
 
 def test_a_wrong_window_is_refused(monkeypatch):

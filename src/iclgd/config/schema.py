@@ -33,7 +33,7 @@ class ModelConfig:
     dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
     chat: enums.Chat = enums.Chat.none  # demonstrations and query as turns of a conversation
     chat_arguments: dict[str, Any] = field(default_factory=dict)  # of the chat template: {enable_thinking: false}
-    anatomy: dict[str, Any] = field(default_factory=dict)  # parts that are not found at load (docs/guide/model.md)
+    anatomy: Any = None  # parts that are not found at load (docs/guide/model.md)
 
 
 @dataclass

@@ -21,12 +21,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from iclgd.config import ConfigError
 from iclgd.models.anatomy import Anatomy, Exit, FeedForward, Layer, Shape, UnsupportedModelError
 from iclgd.models.identities import bent, is_sum, multiples, same
 from iclgd.models.projections import Projection, Projections, is_projection
 from iclgd.models.trace import Attention, BlockTrace, Call, Trace, some_tokens, trace
 
 Description = Mapping[str, Any]
+_DESCRIBED = (
+    *("blocks", "added", "factor", "query", "key", "value", "output"),
+    *("final", "logit_scale", "softcap", "positions", "mlp", "mlp_in", "mlp_out"),
+)
 
 
 def discover(network: PreTrainedModel, description: Description | None = None) -> tuple[Anatomy, Trace]:
@@ -39,8 +44,18 @@ def discover(network: PreTrainedModel, description: Description | None = None) -
     Raises:
         UnsupportedModelError: a part is not found, or described as one that does not exist.
     """
-    passed = _traced(network)
-    return _Discovery(network, passed, description or {}).anatomy(), passed
+    described, passed = description or {}, _traced(network)
+    unknown = set(described) - set(_DESCRIBED)
+    if unknown:
+        raise ConfigError(
+            f"model.anatomy has no part {', '.join(sorted(unknown))}: its parts are {', '.join(_DESCRIBED)}"
+        )
+    try:
+        return _Discovery(network, passed, described).anatomy(), passed
+    except AttributeError as error:
+        if not described:
+            raise
+        raise ConfigError(f"model.anatomy describes a part that {type(network).__name__} lacks: {error}") from error
 
 
 def outline(network: PreTrainedModel) -> Anatomy:

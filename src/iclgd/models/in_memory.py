@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from iclgd.common.digests import digest_of, digest_of_text
@@ -30,6 +30,12 @@ _OF_SESSION = {  # fields of files that say how a model was called or last used
     "tokenizer_config.json": ("auto_map", "is_local", "name_or_path", "tokenizer_file", "vocab_file", "merges_file"),
     "tokenizer.json": ("padding", "truncation"),
 }
+_TEXTS = (  # in which tokenizers of families differ: digits, spaces, case, marks, lines and letters of other scripts
+    "year 2011 a11",
+    "Review: It's 100% GREAT, isn't it?  Sentiment:\tPositive\n\nQ: naïve café № 5 → été",
+    " leading and trailing ",
+    "x=3.14;y_2 -> [a,b] {'c': \"d\"} 東京 привет 🙂",
+)
 _ON_DISK = "save it with save_pretrained and name its folder: model=hf model.name=FOLDER"
 
 
@@ -56,6 +62,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(prefix="iclgd-memory-") as temporary:
         folder = Path(temporary)
         _write(network.config, tokenizer, folder)
+        _refuse_other_tokens(tokenizer, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         inputs = {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
         inputs["weights"] = _digest(network.state_dict())
@@ -97,6 +104,24 @@ def _write(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:
                 content = json.loads(path.read_text("utf-8"))
                 lasting = {key: content[key] for key in content if key not in dropped and not key.startswith("_")}
                 path.write_text(json.dumps(lasting), encoding="utf-8")
+
+
+def _refuse_other_tokens(tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer that is another after it was saved, since what was saved is what is measured.
+
+    For some families transformers makes a tokenizer of its own from the vocabulary that it finds.
+    """
+    with refusing("the tokenizer of the model in memory could not be loaded again", _ON_DISK):
+        other, size = AutoTokenizer.from_pretrained(folder), len(tokenizer)
+        words = [tokenizer.decode([token]) for token in range(0, size, max(1, size // 1000))]
+        for text in (*_TEXTS, " ".join(words), *words):
+            tokens, others = (each(text, add_special_tokens=False)["input_ids"] for each in (tokenizer, other))
+            if list(tokens) != list(others):
+                raise ConfigError(
+                    f"the tokenizer given with the model makes other tokens once it is saved beside it: of {text!r} "
+                    f"{len(tokens)}, and {len(others)} as transformers loads it ({type(other).__name__}); load it from "
+                    "the saved folder (AutoTokenizer.from_pretrained) and see whether you want what it becomes"
+                )
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:

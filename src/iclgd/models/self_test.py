@@ -47,6 +47,7 @@ def check(model: LanguageModel, passed: Trace) -> None:
         _check_stream(model, passed)
         _check_attention(model, passed, expected)
         _check_exit(model, passed, expected)
+        _check_rows(model, passed)
         _check_projections(model, tokens)
         _check_prefix_and_padding(model, tokens, expected)
         if far is not None:
@@ -155,6 +156,18 @@ def _check_exit(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
     _agree(model, "the last block's early exit differs from the model's output", logits, expected)
 
 
+def _check_rows(model: LanguageModel, passed: Trace) -> None:
+    """Every row that is taken for queries, keys or values has a gradient of these."""
+    for number, (block, layer) in enumerate(zip(model.anatomy.blocks, model.anatomy.layers, strict=True)):
+        gradients = passed.block(block).attention.projections
+        for part in "qkv":
+            rows = {each.module: each.outputs() for each in gradients[part]}
+            for projection in layer.projections[part] if rows else ():
+                own = rows.get(projection.module, torch.empty(0, dtype=torch.long))
+                if not torch.isin(projection.outputs(), own).all():
+                    refuse(model.network, f"in layer {number} rows that make no {_PARTS[part]} are taken for them")
+
+
 def _check_projections(model: LanguageModel, tokens: Tensor) -> None:
     """Without the rows that make queries, queries are the same for all tokens, and keys and values what they were.
 
@@ -210,7 +223,7 @@ def _check_letters(model: LanguageModel, layer: int, tensors: dict[str, Float[Te
             if letter == erased:
                 error = (tensor[1 + place, 0] - tensor[1 + place, 1]).abs().max()
                 what = f"layer {layer} has {_PARTS[letter]} outside the part that would be trained as {_PARTS[erased]}"
-            elif letter == "o" or _overlap(makers[erased], makers[letter]):
+            elif letter == "o" or (erased != "o" and _overlap(makers[erased], makers[letter])):
                 continue
             else:
                 error = (tensor[1 + place] - tensor[0]).abs().max()
