@@ -76,7 +76,7 @@ def test_what_is_confused_is_named():
 def test_rates_are_chosen_by_the_other_draws():
     """Each draw has its own lucky rate, which the draw itself must not choose."""
     rows = frame(lambda truth, candidate, draw, rate: float(draw == rate), draws=3, rates=(0, 1, 2))
-    values = cells_of(rows, SCORE).loc["gd"].loc["gd"]
+    values = cells_of(rows, SCORE)["gd", "gd"]
     assert set(values) == {0.0}
 
 

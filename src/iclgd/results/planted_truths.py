@@ -22,6 +22,7 @@ from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
 
 TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
 ICL = "icl"
+Cells = dict[tuple[str, str], pd.Series]  # by truth and candidate, the values by draw
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,25 @@ def notice(setting: Mapping[str, Any], rows: Any, scores: Sequence[ScoreInfo], f
     matrix, ranking, standings = [], [], []
     for score in scores:
         cells = cells_of(rows, score)
-        if len(cells):
-            ranking.append(identification(score, cells, bool(several)))
-            matrix += _matrix(score, cells, several)
-            standings += _standings(score, cells, floors, several)
+        if not cells:
+            continue
+        ranking.append(identification(score, cells, bool(several)))
+        intervals = {
+            cell: draws_interval(values.to_numpy(), score.limits, chosen=cell[1] in several)
+            for cell, values in cells.items()
+        }
+        for (truth, candidate), interval in intervals.items():
+            cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
+            matrix.append({**cell, "mean": interval.mean, "low": interval.low, "high": interval.high})
+        standings += _standings(score, cells, intervals, floors, several)
     best_first = sorted((rank for rank in ranking if rank.share.n), key=lambda rank: -rank.share.mean)
     return Notice(setting, pd.DataFrame(matrix), tuple(best_first), tuple(standings))
 
 
-def cells_of(rows: Any, score: ScoreInfo) -> pd.Series:
-    """The values by truth, candidate and draw, each draw at a rate of the candidate's that the other draws chose."""
+def cells_of(rows: Any, score: ScoreInfo) -> Cells:
+    """Each truth's and candidate's value by draw, at a rate of the candidate's that the other draws chose."""
     defined = rows[(rows["score"] == score.name) & rows["mean"].notna()]
-    cells: dict[Any, Any] = {}
+    cells: Cells = {}
     for cell, group in defined.groupby([TRUTH, CANDIDATE], sort=False):
         means = group.groupby([DRAW, RATE])["mean"].mean().unstack(RATE)
         values = means.iloc[:, 0]
@@ -118,17 +126,17 @@ def cells_of(rows: Any, score: ScoreInfo) -> pd.Series:
             values = pd.Series(choice.values if choice else {}, dtype=float)
         if len(values):
             cells[cell] = values
-    series: Any = pd.concat(cells, names=["truth", "candidate", "draw"]) if cells else pd.Series(dtype=float)
-    return series
+    return cells
 
 
-def identification(score: ScoreInfo, cells: pd.Series, chosen: bool = False) -> Identification:
+def identification(score: ScoreInfo, cells: Cells, chosen: bool = False) -> Identification:
     """How often the true candidate comes first among all candidates, over truths that are candidates too.
 
     Truths of one draw share its demonstrations. How closely they hang together, the spread between draws says; where
     all draws agree nothing says it, and each draw counts once.
     """
-    signed: Any = -cells if score.better is Better.lower else cells
+    values: Any = pd.concat(cells).rename_axis(["truth", "candidate", "draw"])
+    signed = -values if score.better is Better.lower else values
     firsts, chances, confusions = {}, [], {}
     for truth, rows in signed.unstack("candidate", sort=False).groupby(level="truth", sort=False):
         if truth not in rows or rows[truth].isna().all():
@@ -149,35 +157,24 @@ def identification(score: ScoreInfo, cells: pd.Series, chosen: bool = False) -> 
     return Identification(score.name, share, float(np.mean(chances)) if chances else math.nan, confusions)
 
 
-def _matrix(score: ScoreInfo, cells: pd.Series, several: Set[str]) -> Iterator[dict[str, Any]]:
-    for (truth, candidate), values in _by_cell(cells).items():
-        interval = draws_interval(values.to_numpy(), score.limits, chosen=candidate in several)
-        cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
-        yield {**cell, "mean": interval.mean, "low": interval.low, "high": interval.high}
-
-
-def _standings(score: ScoreInfo, cells: pd.Series, floors: Collection[str], several: Set[str]) -> Iterator[Standing]:
-    by_cell = _by_cell(cells)
+def _standings(
+    score: ScoreInfo,
+    cells: Cells,
+    intervals: Mapping[tuple[str, str], Interval],
+    floors: Collection[str],
+    several: Set[str],
+) -> Iterator[Standing]:
     nearest = min if score.better is Better.lower else max
-    bottoms = [name for name in floors if (ICL, name) in by_cell]
+    bottoms = [name for name in floors if (ICL, name) in cells]
     if not bottoms:
         return
-    bottom = nearest(bottoms, key=lambda name: by_cell[ICL, name].mean())
-    for (truth, candidate), icl in by_cell.items():
-        if truth == ICL and candidate not in floors and (candidate, candidate) in by_cell:
-            floor, planted = by_cell[ICL, bottom], by_cell[candidate, candidate]
-            on_icl, on_floor, on_planted = (
-                draws_interval(values.to_numpy(), score.limits, chosen=name in several)
-                for name, values in ((candidate, icl), (bottom, floor), (candidate, planted))
-            )
-            part = anchored(icl, floor, planted, chosen=not several.isdisjoint({candidate, bottom}))
-            yield Standing(score.name, candidate, on_icl, on_floor, on_planted, part)
-
-
-def _by_cell(cells: pd.Series) -> dict[Any, pd.Series]:
-    """The values of each truth and candidate, by draw."""
-    groups = cells.groupby(level=["truth", "candidate"], sort=False)
-    return {cell: values.droplevel(["truth", "candidate"]) for cell, values in groups}
+    bottom = nearest(bottoms, key=lambda name: cells[ICL, name].mean())
+    for truth, candidate in cells:
+        if truth == ICL and candidate not in floors and (candidate, candidate) in cells:
+            keys = (ICL, candidate), (ICL, bottom), (candidate, candidate)
+            chosen = not several.isdisjoint({candidate, bottom})
+            part = anchored(*(cells[key] for key in keys), chosen=chosen)
+            yield Standing(score.name, candidate, *(intervals[key] for key in keys), anchored=part)
 
 
 def anchored(icl: pd.Series, floor: pd.Series, planted: pd.Series, chosen: bool = False) -> Interval:
