@@ -13,7 +13,7 @@ import pandas as pd
 
 from iclgd.config.bounds import parse_layers
 from iclgd.report.chart import Figure
-from iclgd.report.ladder import between_variants, ladder
+from iclgd.report.ladder import ladder
 from iclgd.report.marks import LOGARITHMIC, Measure, axis_title, measured, number_axis
 from iclgd.report.panels import PLACE, Frame, free_keys, grid
 from iclgd.report.plane import plane
@@ -36,7 +36,7 @@ _SUMMED_OVER_LAYERS = ("lcgd",)  # objectives whose loss is a sum over the train
 
 def figures(results: Results) -> list[Figure]:
     """Every figure that the results have the data for, in reading order."""
-    makers = (ladder, planted_truths, plane, along_shots, by_layer, along_keys, layer_maps, between_variants)
+    makers = (ladder, planted_truths, plane, along_shots, by_layer, along_keys, layer_maps)
     all_figures = [figure for make in (*makers, training, gradient_norms, by_head) for figure in make(results)]
     with_headline = {figure.kind for figure in all_figures if figure.headline}
     return [f if f.kind in with_headline else replace(f, headline=True) for f in all_figures]

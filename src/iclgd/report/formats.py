@@ -22,7 +22,7 @@ _LATEX = {
 }  # fmt: skip
 _MARKDOWN = {"\\": "\\\\", "|": "\\|", "`": "\\`", "*": "\\*", "<": "&lt;", ">": "&gt;", "&": "&amp;", "~": "\\~"}
 _LINK = re.compile(r"\]([(\[:])")  # what would make a bracketed text a link or an image
-_PAGE, _PADDING, _LETTER, _MOST_LETTERS = 1150, 18, 7.8, 24  # pixels; letters of a cell before it is broken
+_PAGE, _NAME = 146, 24  # letters: a line of the page, and a name before it is broken
 _NAN = math.nan
 UNDEFINED = "\N{EN DASH}"
 
@@ -39,16 +39,14 @@ class Table:
     notes: Row = ()  # lines below it
     records: tuple[Mapping[str, Any], ...] = ()  # the same unrounded, one mapping for each number
 
-    def blocks(self) -> list[list[int]]:
+    def blocks(self) -> list[range]:
         """The columns with values, by number, in groups that fit the page beside the columns that name a row."""
-        widths = [_pixels(texts) for texts in zip(self.header, *self.rows, strict=True)]
-        room = _PAGE - sum(widths[: self.labels])
-        blocks: list[list[int]] = [[]]
-        for column in range(self.labels, len(self.header)):
-            if blocks[-1] and sum(widths[at] for at in [*blocks[-1], column]) > room:
-                blocks.append([])
-            blocks[-1].append(column)
-        return blocks
+        letters = [max(map(len, texts)) for texts in zip(*self.rows, strict=True)]
+        # The page breaks names at spaces, and sets intervals below their means.
+        room = _PAGE - sum(3 + min(most, _NAME) for most in letters[: self.labels])
+        parts = [part for row in self.rows for text in row[self.labels :] for part in text.split(" [")]
+        count = max(1, int(room / (3 + max(map(len, parts), default=1))))
+        return [range(at, min(at + count, len(letters))) for at in range(self.labels, len(letters), count)]
 
     @classmethod
     def pivot(
@@ -83,13 +81,6 @@ def number(
     if not math.isnan(std):
         text += f" ± {scale * std:z.{digits}f}"
     return text if math.isnan(low) else f"{text} [{scale * low:z.{digits}f}, {scale * high:z.{digits}f}]"
-
-
-def _pixels(texts: Iterable[str]) -> float:
-    """The width of a column on the page, where headings are broken at spaces and intervals stand below their means."""
-    head, *cells = texts
-    parts = [*head.split(" "), *(part for cell in cells for part in cell.split(" ["))]
-    return _PADDING + _LETTER * min(_MOST_LETTERS, max(map(len, parts)))
 
 
 def to_markdown(table: Table) -> str:

@@ -37,7 +37,8 @@ def ladder(results: Results) -> Iterator[Figure]:
     """Every mechanism from floor to ceiling, once for each of its settings; the headline scores and accuracy abreast.
 
     A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
-    and each rate has a row. Where it also played ICL's part, a hollow mark is its score against itself.
+    and each rate has a row. Where it also played ICL's part, a hollow mark is its score against itself. Scores that
+    compare two variants (such as alpha) have figures of their own, with the band where the papers' values lie.
     """
     pairs = list(measured(results, False, beside_planted(results, summary_at_chosen_rates(results))))
     rows = {measure.info.name: part for measure, part in pairs}
@@ -46,26 +47,21 @@ def ladder(results: Results) -> Iterator[Figure]:
             twin = measure.info.of(setting, results.scores.values()) if measure.info.reads("ft") else None
             means = rows[twin.name].groupby(list(PLACE))["mean"].mean() if twin and twin.name in rows else None
             part[column] = math.nan if means is None else pd.MultiIndex.from_frame(part[list(PLACE)]).map(means)
-    pairs = [pair for pair in pairs if not pair[0].info.reads("other")]
-    accuracy = [pair for pair in pairs if pair[0].info.share and pair[1]["ceiling"].notna().any()][:1]
-    first = [pair for pair in pairs if pair[0].info.headline][:_MOST_SCORES]
-    first = [*first, *accuracy] if first else pairs[:1]
+    single = [pair for pair in pairs if not pair[0].info.reads("other")]
+    accuracy = [pair for pair in single if pair[0].info.share and pair[1]["ceiling"].notna().any()][:1]
+    first = [pair for pair in single if pair[0].info.headline][:_MOST_SCORES]
+    first = [*first, *accuracy] if first else single[:1]
     shown = {measure.info.name for measure, _ in first}
-    for group in filter(None, [first, *([pair] for pair in pairs if pair[0].info.name not in shown)]):
+    for group in filter(None, [first, *([pair] for pair in single if pair[0].info.name not in shown)]):
         labels = ", ".join(measure.info.label for measure, _ in group)
         yield from _figures("ladder", "Mechanisms side by side", results, group, f"{labels} of each mechanism.")
-
-
-def between_variants(results: Results) -> Iterator[Figure]:
-    """Scores that compare two finetuning variants (such as alpha), with the band where the papers' values lie."""
-    for measure, rows in measured(results, False, summary_at_chosen_rates(results)):
-        if measure.info.reads("other"):
-            runs = [run for run in results if measure.info.name in run.scores]
-            others = sorted({str((run.config["metric"] or {}).get("compare_with")) for run in runs})
-            bands = [published.band(setting, measure.info.name) for setting in rows.to_dict("records")]
-            rows["published"], rows["upper"] = zip(*bands, strict=True)
-            caption = f"{measure.info.label} between each variant and {printable(', '.join(others))}."
-            yield from _figures("pairs", "Between variants", results, [(measure, rows)], caption)
+    for measure, part in (pair for pair in pairs if pair[0].info.reads("other")):
+        runs = [run for run in results if measure.info.name in run.scores]
+        others = sorted({str((run.config["metric"] or {}).get("compare_with")) for run in runs})
+        bands = [published.band(setting, measure.info.name) for setting in part.to_dict("records")]
+        part["published"], part["upper"] = zip(*bands, strict=True)
+        caption = f"{measure.info.label} between each variant and {printable(', '.join(others))}."
+        yield from _figures("pairs", "Between variants", results, [(measure, part)], caption)
 
 
 def _figures(
@@ -83,25 +79,28 @@ def _figures(
     charts = [_sees(split, order)] if several else []
     for at, measure in enumerate(measures):
         charts.append(_score(measure, at, split, order, min(room, 230), labels=not charts))
-    caption += f" {interval_words(split.rows)}"
-    if any(not math.isfinite(sum(measure.info.limits)) for measure in measures) and _any(split.rows, "low"):
-        caption += " Some are wider than the axis."
-    if "rates" in split.rows and split.rows["rates"].notna().any():
-        caption += " Where several rates were run, each draw is at the one that the other draws choose."
-    if _any(split.rows, "planted"):
-        caption += " Hollow: what it would score if ICL were it."
-    if _any(split.rows, "floor") or _any(split.rows, "ceiling"):
-        twin = any(measure.info.share for measure in measures)
-        caption += f" Dotted: the best floor{' (of accuracy: zero-shot)' * twin}; dashed: the best ceiling"
-        caption += f"{' (of accuracy: ICL)' * twin}."
-    if _any(split.rows, "published"):
-        caption += f" Grey: {published.published()['sources']['bands']}."
     name, choice = measures[0].info.name, measures[0].info.label
+    words = [caption, interval_words(split.rows), *_marks_in_words(measures, split.rows)]
     if len(measures) > 1:
         name, choice = "mechanisms", "headline scores"
-        caption = " ".join([caption, *layer_notes(results)])
+        words += layer_notes(results)
     chart = split.with_menu(alt.hconcat(*charts, spacing=_GAP), filtered=True)
-    yield Figure(f"{kind}/{name}", title, chart, caption, choice, measures[0].info.headline)
+    yield Figure(f"{kind}/{name}", title, chart, " ".join(words), choice, measures[0].info.headline)
+
+
+def _marks_in_words(measures: Sequence[Measure], rows: Frame) -> Iterator[str]:
+    """What a ladder's marks and rules mean, of those that it has."""
+    if any(not math.isfinite(sum(measure.info.limits)) for measure in measures) and _any(rows, "low"):
+        yield "Some are wider than the axis."
+    if _any(rows, "rates"):
+        yield "Where several rates were run, each draw is at the one that the other draws choose."
+    if _any(rows, "planted"):
+        yield "Hollow: what it would score if ICL were it."
+    if _any(rows, "floor") or _any(rows, "ceiling"):
+        floor, ceiling = (" (of accuracy: zero-shot)", " (of accuracy: ICL)") if measures[-1].info.share else ("", "")
+        yield f"Dotted: the best floor{floor}; dashed: the best ceiling{ceiling}."
+    if _any(rows, "published"):
+        yield f"Grey: {published.published()['sources']['bands']}."
 
 
 def _any(rows: Frame, column: str) -> bool:

@@ -93,7 +93,7 @@ def _facts(results: Results) -> dict[str, list[str]]:
 def _runs(results: Results) -> Table:
     """The table of runs: what varied, the headline scores, the state; in the order of the settings."""
     keys = [*(results.shown or ("finetune.name",)), *(key for key in varying_keys.DRAW if _differs(results, key))]
-    scores = [score for name, score in results.scores.items() if name in results.headline or score.share][:8]
+    scores = [score for name, score in results.scores.items() if name in results.headline or score.share][:7]
     rows = []
     for at in sorted(range(len(results)), key=lambda at: (results.setting_of[at], str(results[at].draw))):
         run = results[at]
@@ -111,13 +111,10 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
     """What the models read: the demonstrations and the first queries of a few draws, with how each was answered."""
     keys = [key for key in results.keys if key.startswith(("task.", "model."))] + ["seed", "task.permutation"]
     keys = [key for key in keys if _differs(results, key)]
-    heads = ["" if key.endswith(".name") else f"{varying_keys.heading(key, keys)} " for key in keys]
     runs: dict[str, FinishedRun] = {}
     for run in results:
-        texts = [head + results.text(key, run.settings.get(key)) for head, key in zip(heads, keys, strict=True)]
-        runs.setdefault(" · ".join(texts), run)
+        runs.setdefault(results.setting_text({key: run.settings.get(key) for key in keys}) or run.name, run)
     for name, run in list(runs.items())[:_MOST_PROMPTS]:
-        name = name or run.name
         try:
             content = run.prompts()
         except DamagedRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -134,13 +135,7 @@ def _most_common(rows: Frame, options: Sequence[str]) -> str:
 
 
 def records(rows: Frame) -> list[dict[str, Any]]:
-    """Rows as plain values: floats with five digits, None where undefined, and no column that is wholly empty."""
-    columns = {name: _plain(rows[name]) for name in _FIELDS if name in rows}
-    columns = {name: values for name, values in columns.items() if any(value not in (None, "") for value in values)}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _plain(column: Frame) -> list[Any]:
-    if pd.api.types.is_float_dtype(column.dtype):
-        return [float(f"{value:.5g}") if np.isfinite(value) else None for value in column.tolist()]
-    return column.astype(object).where(column.notna(), None).tolist()
+    """Rows as plain values, None where undefined, without columns that are wholly empty."""
+    rows = rows[[name for name in _FIELDS if name in rows]]
+    rows = rows.loc[:, (rows.notna() & (rows != "")).any()]
+    return json.loads(rows.to_json(orient="records", double_precision=10))

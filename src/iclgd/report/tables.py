@@ -51,7 +51,8 @@ def tables(
 
 def conclusions(all_tables: Iterable[Table]) -> list[str]:
     """The sentences below these tables that say what can be told apart."""
-    return [table.notes[-1] for table in all_tables if table.name.startswith(("comparisons", "notice_matrix"))]
+    last = [table.notes[-1] for table in all_tables if table.name.startswith(("comparisons", "notice_matrix"))]
+    return [sentence for sentence in last if sentence]
 
 
 def summary(
@@ -130,13 +131,7 @@ def held_out(results: Results, contenders: Sequence[Contender], without_rate: Se
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
     if any(one.at_edge for one in contenders):
         notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
-    labels = (
-        *map(results.heading, _other_keys(results)),
-        "variant",
-        *["sees"] * (SEES in results.keys),
-        "chosen rates",
-        "draws",
-    )
+    labels = _headings(results, "variant", "chosen rates", "draws")
     title = "Variants at rates chosen on other draws"
     return Table.pivot("held_out", title, labels, cells, (*notes, *without_rate), records)
 
@@ -161,13 +156,7 @@ def comparisons(results: Results, compared: Sequence[Difference]) -> Table:
         marks * bool(tested) + "Intervals need 3 draws. In parentheses: about how many would make them ± 0.05.",
         power_text(compared),
     )
-    labels = (
-        *map(results.heading, _other_keys(results)),
-        "difference",
-        *["sees"] * (SEES in results.keys),
-        "tells",
-        "draws",
-    )
+    labels = _headings(results, "difference", "tells", "draws")
     title = "Differences between variants, paired by draw"
     return Table.pivot("comparisons", title, labels, cells, notes, records)
 
@@ -242,6 +231,10 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
 
 def _other_keys(results: Results) -> list[str]:
     return [key for key in results.varied if key not in (VARIANT, RATE)]
+
+
+def _headings(results: Results, first: str, *rest: str) -> Row:
+    return (*map(results.heading, _other_keys(results)), first, *["sees"] * (SEES in results.keys), *rest)
 
 
 def _others(results: Results, one: Contender) -> Row:
