@@ -89,6 +89,6 @@ def test_icl_and_mechanisms_stand_in_one_figure_along_shots_with_the_line_of_icl
     icl = shown[shown["variant"] == "ICL"].sort_values("x")
     line = np.polyval(np.polyfit(icl["x"], icl["mean"], 1), icl["x"])
     assert icl["published"].tolist() == pytest.approx(line, rel=1e-3) and len(icl) == len(shots)
-    assert "straight line fitted to ICL's means by least squares" in figures["shots/log_odds/ft"].caption
+    assert "fitted to ICL's means by least squares" in figures["shots/log_odds/ft"].caption
     assert "published" not in rows(figures["shots/accuracy/ft"]) and figures["shots/accuracy/ft"].choice == "Accuracy"
     assert not list(along_shots(results(("gd", "lcgd"), ODDS)))

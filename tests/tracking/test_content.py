@@ -53,8 +53,8 @@ def test_a_run_reads_back_whole(attempts: list[Recorded]) -> None:
     run, folder = recorded.run, recorded.path.parents[2]
     scores = json.loads((folder / "scores.json").read_text())
     assert (run.run_group, run.job_type, run.project) == ("first_look", "lcgd", "iclgd")
-    assert list(run.tags) == ["reviews", "a/model", "lcgd"]
-    assert run.display_name == f"lcgd reviews lr {config.finetune.lr:g} layers all shots 4 seed 0 epochs 2"
+    assert list(run.tags) == ["capitals", "a/model", "lcgd"]
+    assert run.display_name == f"lcgd capitals lr {config.finetune.lr:g} layers all shots 4 seed 0 epochs 2"
     assert {key: value for key, value in recorded.config.items() if key != "_wandb"} == schema.as_dict(config)
     assert recorded.summary["diverged"] is True
     for name, score in scores.items():

@@ -58,7 +58,7 @@ def test_216_runs_have_216_names() -> None:
         )
         names.add(tracking.run_name(config, [f"{key}={value}" for key, value in zip(axes, values, strict=True)]))
     assert len(names) == 216
-    assert "lcgd reviews lr 0.1 layers 2-3 shots 4 seed 1 epochs 2 dtype float64" in names
+    assert "lcgd capitals lr 0.1 layers 2-3 shots 4 seed 1 epochs 2 dtype float64" in names
 
 
 def test_a_finished_run_that_was_never_logged_is_logged_from_its_folder(tmp_path: Path, monkeypatch) -> None:

@@ -54,7 +54,7 @@ def _curves(measure: Measure, rows: Frame) -> tuple[Any, str]:
     bounded = math.isfinite(sum(measure.info.limits))
     dots = "" if bounded else _fit_lines(rows)
     title = axis_title(measure.results, _SHOTS)
-    axis = number_axis(title, rows["x"], log=bounded)
+    axis = number_axis(title, rows["x"], log=True)
     variants = {**_SETTINGS, **measure.results.variants}
     return measure.curves(grid(measure.results, rows, used=[_SHOTS]), axis, f"by {title}", variants=variants, dots=dots)
 
@@ -77,4 +77,5 @@ def _fit_lines(rows: Frame) -> str:
             explained = 1 - ((part["mean"] - line) ** 2).sum() / ((part["mean"] - part["mean"].mean()) ** 2).sum()
             words.append(f"{slope:.3g} a demonstration, R\N{SUPERSCRIPT TWO} {explained:.2f}")
     told = f": {'; '.join(words)}" if 0 < len(words) < 3 else ""
-    return f"Fine dots: a straight line fitted to ICL's means by least squares{told}." if words else ""
+    fitted = "a straight line in the number of demonstrations, fitted to ICL's means by least squares"
+    return f"Fine dots: {fitted}{told}." if words else ""
