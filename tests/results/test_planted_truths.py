@@ -36,13 +36,22 @@ def frame(value, draws=10, rates=(0.1,), truths=("icl", *NAMES)):
     )  # fmt: skip
 
 
-def test_truths_that_are_far_apart_are_always_identified():
-    rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate) + 0.01 * draw)
-    found = identification(SCORE, cells_of(rows, SCORE))
-    assert (found.share.mean, found.share.n, found.confusions) == (1, 10, {})
-    assert found.chance == pytest.approx(1 / 3)
-    upside_down = identification(LOWER, cells_of(rows, LOWER))
-    assert upside_down.share.mean == 0 and set(upside_down.confusions) == set(NAMES)
+@pytest.mark.parametrize(
+    ("value", "score", "share", "instead"),
+    [
+        (lambda truth, candidate, draw: (truth == candidate) + 0.01 * draw, SCORE, 1, {}),
+        (lambda truth, candidate, draw: (truth == candidate) + 0.01 * draw, LOWER, 0, dict.fromkeys(NAMES, 0.5)),
+        (lambda *_: 0.5, SCORE, 1 / 3, dict.fromkeys(NAMES, 1 / 3)),  # equal values share the first place
+        (lambda truth, candidate, draw: candidate == "gd", SCORE, 1 / 3, {"lcgd": 1, "random_direction": 1}),
+    ],
+)
+def test_who_is_identified_and_what_is_confused(value, score, share, instead):
+    rows = frame(lambda truth, candidate, draw, rate: float(value(truth, candidate, draw)))
+    found = identification(score, cells_of(rows, score))
+    assert (found.share.mean, found.share.n, found.chance) == (pytest.approx(share), 10, pytest.approx(1 / 3))
+    assert {truth: part for truth, (_, part) in found.confusions.items()} == pytest.approx(instead)
+    if len(instead) == 2:
+        assert {other for other, _ in found.confusions.values()} == {"gd"}
 
 
 def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare():
@@ -59,18 +68,6 @@ def test_where_all_draws_agree_each_counts_once():
     rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
     found = identification(SCORE, cells_of(rows, SCORE))
     assert found.share.low == pytest.approx(shares_interval(np.ones(4)).low)  # not 12 of 12
-
-
-def test_equal_values_share_the_first_place():
-    rows = frame(lambda *_: 0.5)
-    found = identification(SCORE, cells_of(rows, SCORE))
-    assert found.share.mean == pytest.approx(1 / 3)
-
-
-def test_what_is_confused_is_named():
-    rows = frame(lambda truth, candidate, draw, rate: 1.0 if candidate == "gd" else 0.0)
-    found = identification(SCORE, cells_of(rows, SCORE))
-    assert found.confusions == {"lcgd": ("gd", pytest.approx(1)), "random_direction": ("gd", pytest.approx(1))}
 
 
 def test_rates_are_chosen_by_the_other_draws():

@@ -119,7 +119,6 @@ def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verd
         if expected.get(name) != written.get(name):
             verdict.problems.append(f"prompts.json has other {name} than the settings and data give")
     stored = pd.read_parquet(folder.path / "scores.parquet")
-    _check_means(stored, folder.read_json("scores.json"), config.metric.scores, verdict)
     unsteady = bool(status.facts.get("unstable")) or model.network.dtype in (torch.float16, torch.bfloat16)
     exact = not differences and not unsteady and model.device.type == "cpu"  # a GPU need not sum in the same order
     own, naive = _scores_again(lab, queries, verdict)
@@ -141,22 +140,6 @@ def _on_this_machine(config: Config, dtype: str | None, verdict: Verdict) -> Con
     if paths.data_dir and not Path(paths.data_dir).expanduser().is_dir():
         paths = replace(paths, data_dir=os.environ.get("ICLGD_DATA_DIR"))
     return replace(config, runtime=runtime, paths=paths)
-
-
-def _check_means(
-    stored: pd.DataFrame, summary: Mapping[str, Any], scores: Mapping[str, ScoreConfig], verdict: Verdict
-) -> None:
-    """Compare the means of scores.json with the values of scores.parquet."""
-    layers: Any = stored.groupby(["score", "layer"])["value"].mean()
-    for name in scores:
-        if name not in summary or name not in layers:
-            verdict.problems.append(f"score {name} is not in both scores.json and scores.parquet")
-            continue
-        by_layer, written = layers[name].to_numpy(), summary[name]
-        expected = [layers[name].mean(), *(by_layer if written["layers"] else ())]
-        both = (np.array(values, dtype=float) for values in ([written["mean"], *written["layers"]], expected))
-        if _distance(*both).max() > 1e-6:
-            verdict.problems.append(f"scores.json has another mean of {name} than scores.parquet gives")
 
 
 def _scores_again(lab: Laboratory, queries: int | None, verdict: Verdict) -> tuple[pd.DataFrame, pd.DataFrame | None]:
