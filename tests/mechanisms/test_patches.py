@@ -12,7 +12,8 @@ from configs import config
 from iclgd.common.records import OPTIONAL_RECORDS, Item
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Padding
-from iclgd.mechanisms.patches import ExactPatch, ridge_map, statically_patched
+from iclgd.mechanisms.bench import Bench
+from iclgd.mechanisms.patches import ExactPatch, ridge_map, static_patch
 from iclgd.models.attention import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
@@ -188,7 +189,7 @@ def test_a_static_patch_of_few_queries_does_what_context_does_to_them(name, patc
     asked = [Question(item.token_ids, ((5,), (6,))) for item in shown.calibration]
     plan = RecordPlan(optional=frozenset({"block_output"}))
     icl, zsl = record(model, asked, shown.context(), plan), record(model, asked, shown.bos, plan)
-    with statically_patched(model, shown, run, ranks=True) as trace:
+    with static_patch(Bench(model, shown, run, icl=lambda: icl, measure_ranks=True)) as trace:
         found = record(model, asked, shown.bos, plan)
     torch.testing.assert_close(found.block_output, icl.block_output, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.label_scores, icl.label_scores, rtol=1e-4, atol=1e-4)

@@ -187,3 +187,6 @@ def test_a_notice_says_what_the_numbers_say():
     assert "what it would be if ICL were that variant: GD 0.15 (0.65), which is 21% [20%, 21%]" in text
     assert "The floor scores 0.02;" in text
     assert "puts the true variant first in 100%" in text and "guessing would in 33%" in text
+    table["lcgd", "lcgd"] = 0.02
+    text = in_words(notice({}, frame(value), [SCORE], {"random_direction"}), {"s": "SimAOU"}, {}, "s")
+    assert "gd 0.15 (0.65)" in text and "lcgd 0.10" not in text and "not above the floor: lcgd." in text

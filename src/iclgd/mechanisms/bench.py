@@ -145,18 +145,16 @@ class Bench:
         """A query as the recorder takes it."""
         return Question(query.token_ids, self.prompts.options(query))
 
-    def batch(self, rows: Sequence[Row]) -> tuple[Tensor, AttentionPass]:
-        """The rows' tokens behind bos, without context, as one padded batch and its pass."""
-        sequences = [(*self.prompts.bos, *row.query.token_ids) for row in rows]
-        return padded(sequences), AttentionPass(
-            lengths=torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)
-        )
+    def batch(self, rows: Sequence[Row], bos_as_prefix: bool = False) -> tuple[Tensor, AttentionPass]:
+        """The rows' tokens behind bos, without context, as one padded batch and its pass.
 
-    def batch_behind_bos(self, rows: Sequence[Row]) -> tuple[Tensor, AttentionPass]:
-        """The same with bos as a prefix, as rows are recorded."""
-        sequences = [row.query.token_ids for row in rows]
+        Rows are recorded with bos as a prefix; where weights are trained, bos is read with them.
+        """
+        bos = self.prompts.bos
+        sequences = [row.query.token_ids if bos_as_prefix else (*bos, *row.query.token_ids) for row in rows]
         lengths = torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)
-        return padded(sequences), AttentionPass(lengths=lengths, prefix=encode_prefix(self.model, self.prompts.bos))
+        prefix = encode_prefix(self.model, bos) if bos_as_prefix else None
+        return padded(sequences), AttentionPass(lengths=lengths, prefix=prefix)
 
     @contextmanager
     def rewriting(self, site: Site, layers: Sequence[int], rewrite: Rewrite) -> Iterator[None]:

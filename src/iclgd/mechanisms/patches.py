@@ -10,7 +10,7 @@ token without context what it puts out with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -165,37 +165,30 @@ def exact_patch(bench: Bench) -> Iterator[Trace]:
     trace.update_ranks.copy_(patch.trace().update_ranks)
 
 
-def static_patch(bench: Bench) -> AbstractContextManager[Trace]:
-    """One change of feed-forward weights for all tokens, fitted to the calibration rows (see `statically_patched`)."""
-    return statically_patched(bench.model, bench.prompts, bench.config, bench.measure_ranks)
-
-
 @contextmanager
-def statically_patched(
-    model: LanguageModel, prompts: PromptSet, config: Config, ranks: bool = False
-) -> Iterator[Trace]:
+def static_patch(bench: Bench) -> Iterator[Trace]:
     """Within the block one change of feed-forward weights, the same for all tokens, stands in for the context.
 
     Ridge least squares over calibration queries (arXiv 2510.08734), from the input side up, each layer with those
     below it changed: first dW_in maps n to W_in (n' - n), then dW_out makes up what is still missing of the block's
-    output. The ridge is a multiple of the median squared length of what is mapped: some tokens are a
-    thousand times as long as others. Calibration queries are rows of the
-    train split that are neither demonstrations nor measured; their labels are not used.
+    output. The ridge is a multiple of the median squared length of what is mapped: some tokens are a thousand times as
+    long as others. Calibration queries are rows of the train split that are neither demonstrations nor measured; their
+    labels are not used.
 
     Yields:
         A trace without steps; the weights are put back afterwards.
     """
-    layers = parse_layers(config.finetune.layers)
-    trained = trained_parameters(model, Trainable.mlp, layers)
-    changes = static_changes(model, prompts, config)
+    model = bench.model
+    trained = trained_parameters(model, Trainable.mlp, bench.layers)
+    changes = static_changes(model, bench.prompts, bench.config)
     with trainable(trained) as before:
         for (layer, name), change in changes.items():
             weight_of(model.anatomy.part(layer, name)).data.add_(change)
         moved = [item.parameter.detach() - original for item, original in zip(trained, before, strict=True)]
-        norms = layer_norms(trained, moved, model.layers)
-        nothing = torch.full((model.layers,), float("nan"))
-        known = update_ranks(trained, before, model.layers) if ranks else nothing
-        yield Trace(torch.empty(0), torch.empty(0, model.layers), norms, known)
+        norms, ranks = layer_norms(trained, moved, model.layers), torch.full((model.layers,), float("nan"))
+        if bench.measure_ranks:
+            ranks = update_ranks(trained, before, model.layers)
+        yield Trace(torch.empty(0), torch.empty(0, model.layers), norms, ranks)
 
 
 @torch.inference_mode()

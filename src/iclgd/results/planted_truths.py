@@ -206,17 +206,18 @@ def in_words(notice: Notice, score_labels: Mapping[str, str], labels: Mapping[st
         names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in most]
         sentences.append(f"{about} takes {' and '.join(names)}.")
     standings = [standing for standing in notice.standings if standing.score == standing_of]
-    if standings:
-        parts = []
-        for at in standings:
-            values = f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})"
-            part = "" if math.isnan(at.anchored.mean) else f", which is {_percent(at.anchored)}"
-            parts.append(values + part)
+    apart = [at for at in standings if not math.isnan(at.anchored.mean)]
+    if apart:
+        values = (f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})" for at in apart)
+        parts = [f"{text}, which is {_percent(at.anchored)}" for text, at in zip(values, apart, strict=True)]
         sentences.append(
             f"{about} on ICL and, in brackets, what it would be if ICL were that variant: {'; '.join(parts)}. "
             f"The floor scores {standings[0].floor.mean:.2f}; "
             "percentages say how far on the way from it to the value in brackets."
         )
+    if len(apart) < len(standings):
+        others = ", ".join(labels.get(at.candidate, at.candidate) for at in standings if at not in apart)
+        sentences.append(f"It would not show if ICL were one of these, whose scores are not above the floor: {others}.")
     return " ".join(sentences)
 
 
