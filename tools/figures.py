@@ -21,6 +21,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import vl_convert
+
 from iclgd.common.digests import digest_of_text
 from iclgd.report.chart import Figure
 from iclgd.report.figures import figures
@@ -36,7 +38,7 @@ QUOTED = re.compile(r"<!-- (\w+) (\w+) ([\w/]+)( mean)? -->(.*?)<!-- -->", re.DO
 _TOY = "model=toy task=toy"
 _PLANTED = "'reference.name=${finetune.name}' reference.permutation=1"
 LONG = {
-    "ladder": ["sweeps=mechanisms task=capitals", f"sweeps=mechanisms task=capitals {_PLANTED}"],
+    "ladder": ["sweeps=mechanisms", f"sweeps=mechanisms {_PLANTED}"],
     "would_it_notice": ["sweeps=would_it_notice"],
 }
 SWEEPS = {  # the commands of each
@@ -70,7 +72,7 @@ class Picture:
 
 
 DRAWN = {
-    "ladder.svg": Picture("ladder", "ladder/mechanisms"),
+    "ladder.png": Picture("ladder", "ladder/mechanisms"),
     "planted_truths.png": Picture("would_it_notice", "planted_truths/sim_aou"),
     "guide/wandb.svg": Picture("gallery", "wandb"),
     "gallery/ladder": Picture("gallery_ladder", "ladder/mechanisms"),
@@ -98,8 +100,11 @@ def older_than_the_code() -> list[str]:
 def write_picture(name: str, picture: Picture, outputs: Path) -> dict[str, str]:
     """Write a picture, in the gallery also as a PDF for papers, and return what is recorded of it."""
     figure = picture.draw(outputs)
-    for ending in [""] if "." in name else [".svg", ".pdf"]:
-        figure.save(DOCS / f"{name}{ending}")
+    if name.endswith(".png"):  # half of the resolution of figures for papers, a third of the bytes
+        (DOCS / name).write_bytes(vl_convert.vegalite_to_png(figure.specification, ppi=150))
+    else:
+        for ending in [""] if "." in name else [".svg", ".pdf"]:
+            figure.save(DOCS / f"{name}{ending}")
     run = next(iter(Results.read([outputs / picture.sweep])))
     revision = str((run.environment.get("iclgd") or {}).get("revision"))
     return {"sweep": picture.sweep, "figure": picture.figure, "runs_of": revision, "drawn_by": drawing_code()}

@@ -182,6 +182,15 @@ def test_the_ladder_shows_what_mechanisms_see_their_score_against_themselves_and
     assert "Hollow" in figure.caption and "(of accuracy: ICL)" in figure.caption
 
 
+def test_planted_truths_are_on_the_ladder_and_in_no_curve():
+    made = results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=["icl", "gd"])
+    by_kind = every(made)
+    alone = every(results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=["icl"]))
+    assert rows(by_kind["layers/sim_aou"]) and "setting" not in rows(by_kind["layers/sim_aou"])[0]
+    assert len(rows(by_kind["layers/sim_aou"])) == len(rows(alone["layers/sim_aou"]))
+    assert any("planted" in row for row in rows(by_kind["ladder/mechanisms"]))
+
+
 def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():
     made = results(("gd", "lcgd", "none"), finetune__lr=[1e-3, 1e-2, 1e-1], task__shots=[4, 8])
     figure = by_name(ladder.ladder(made))["ladder/mechanisms"]

@@ -35,9 +35,12 @@ _SUMMED_OVER_LAYERS = ("lcgd",)  # objectives whose loss is a sum over the train
 
 
 def figures(results: Results) -> list[Figure]:
-    """Every figure that the results have the data for, in reading order."""
-    makers = (ladder, planted_truths, plane, along_shots, by_layer, along_keys, layer_maps)
-    all_figures = [figure for make in (*makers, training, gradient_norms, by_head) for figure in make(results)]
+    """Every figure that the results have the data for, in reading order; planted truths are in the first two."""
+    of_icl = tuple(run for run in results if not run.planted)
+    against_icl = replace(results, runs=of_icl) if of_icl else results
+    makers = (plane, along_shots, by_layer, along_keys, layer_maps, training, gradient_norms, by_head)
+    all_figures = [*ladder(results), *planted_truths(results)]
+    all_figures += [figure for make in makers for figure in make(against_icl)]
     with_headline = {figure.kind for figure in all_figures if figure.headline}
     return [f if f.kind in with_headline else replace(f, headline=True) for f in all_figures]
 
