@@ -5,6 +5,7 @@
 # make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
 # make test-oldest, test-hydra-next
 # make mutants  mutation testing of what decides numbers, on a sample: an hour; MUTANTS=all takes a night
+# make families  a tiny model of every family that transformers has, against the naive code: minutes -> docs/models.md
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs pages figures coverage soak stress bench simulate mutants setup clean
+.PHONY: run test lint types unit docs pages figures coverage soak stress bench families simulate mutants setup clean
 .PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
@@ -55,6 +56,10 @@ figures: setup
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
+
+families: setup
+	$(QUIET) ICLGD_TYPE_CHECKS=0 PYTHONPATH=tests/support:tools $(BIN)/python -m families $(ARGS)
+	$(BIN)/python docs/hooks.py
 
 simulate: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/support:tools $(BIN)/python -m simulation $(ARGS)

@@ -1,4 +1,4 @@
-"""Pages that are made from the program: keys, scores and mechanisms (`make pages` writes them), and the notebooks.
+"""Pages that are made from the program: keys, scores, mechanisms and models (`make pages` writes them), and notebooks.
 
 `python docs/hooks.py` writes the committed pages; tests/test_docs.py fails where one is older than the schema or conf/.
 mkdocs calls `on_files` to add the notebooks to the site.
@@ -21,6 +21,7 @@ from iclgd.config import FinetuneConfig, ScoreConfig
 from iclgd.config.enumerations import Better
 
 DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "tools" / "families" / "results.json"  # written by make families
 TABLE_STARTS, TABLE_ENDS = "<!-- table of scores, written by make pages -->", "<!-- end of the table -->"
 BETTER = {Better.higher: "higher", Better.lower: "lower", Better.neither: "neither"}
 
@@ -43,6 +44,7 @@ def pages() -> dict[Path, str]:
         DOCS / "scores.md": f"{before}{TABLE_STARTS}\n\n{score_table()}\n\n{TABLE_ENDS}{after}",
         DOCS / "reference" / "keys.md": key_page(),
         DOCS / "reference" / "mechanisms.md": mechanism_page(),
+        DOCS / "models.md": model_page(),
     }
 
 
@@ -130,6 +132,57 @@ rows stand in the order in which reports show them. *Sees* is what it may learn 
 train split that are neither demonstrations nor measured, and their labels are not used. What sees the measured queries
 is not a method but a ceiling.
 [Your own mechanism](../guide/mechanism.md) says how they work, and when each is refused."""
+
+
+def model_page() -> str:
+    """Every causal language model of transformers: what works, and how far it is from the naive code."""
+    results = json.loads(RESULTS.read_text("utf-8"))
+    by_state: dict[str, list[dict[str, Any]]] = {}
+    for result in results["families"].values():
+        by_state.setdefault(result["state"], []).append(result)
+    works, refused, absent = (by_state.pop(state, []) for state in ("works", "refused", "not built"))
+    if by_state:
+        raise ValueError(f"{RESULTS} has results that should be mended first: {', '.join(by_state)}")
+    counts = {"count": len(works), "classes": len({result["architecture"] for result in works})}
+    versions = f"transformers {results['transformers']} and torch {results['torch']}"
+    lines = ["# Model families", "", MODELS_OPEN.format(**counts, versions=versions), ""]
+    lines += ["| family | class | attention scores | patches | context is shared | largest difference |"]
+    lines += ["|---|---|---|---|---|---|", *map(_model_row, works)]
+    lines += ["", "## Refused", "", REFUSED_OPEN, "", "| family | reason |", "|---|---|"]
+    lines += [f"| `{result['name']}` | {_cell(_reason(result['reason']))} |" for result in refused]
+    lines += ["", "## Not tried", "", ABSENT_OPEN, "", ", ".join(f"`{result['name']}`" for result in absent) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _model_row(result: dict[str, Any]) -> str:
+    layers, scored = result["layers"], result["layers_with_scores"]
+    scores = "all layers" if scored == layers else f"{scored} of {layers} layers" if scored else "none"
+    answers = ["yes" if result[key] else "no" for key in ("patches", "shared_prefix")]
+    cells = [f"`{result['name']}`", f"`{result['architecture']}`", scores, *answers, f"{result['difference']:.0e}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _reason(text: str) -> str:
+    """A refusal without its error's name, the temporary folder of the model, and what stands in all of them."""
+    return re.sub(r"^\w+: |model\.name=\S+ |; it is not measured\. Choose another model.*", "", text)
+
+
+MODELS_OPEN = """\
+{count} families of causal language models ({classes} classes) work with {versions}. `make families` builds a tiny
+random model of every family that transformers registers, with every kind of layer that its config has. It records the
+model without and with context and after two steps of `gd` and `lcgd`, and compares every recorded tensor with a naive
+implementation: one query at a time, the full context, transformers' eager attention. The last column is the largest
+difference of any tensor in float32, relative to the largest value in its layer; more than 1e-5 would be an error.
+
+- *Attention scores* are undefined (NaN) in layers without softmax attention, such as state-space layers. Scores of
+  attention outputs, predictions and weights are there in every layer.
+- *Patches* says whether `exact_patch` and `static_patch` have a form for the family.
+- *Context is shared*: keys and values of the context are computed once for all queries. Elsewhere the context is read
+  again for every query, which is slower."""
+REFUSED_OPEN = """\
+These load, but a record would be wrong or has no meaning. The model of a user is refused with the same words."""
+ABSENT_OPEN = """\
+No tiny model of these runs on tokens alone: they need other packages or other inputs, or stay large."""
 
 
 def notebook(path: Path) -> str:

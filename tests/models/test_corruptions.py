@@ -45,13 +45,16 @@ def attention(anatomy, draw):
 def added(anatomy, draw):
     number = draw.randrange(len(anatomy.layers))
     layer, block = anatomy.layers[number], anatomy.blocks[number]
-    alike = {layer.attention, layer.added}  # put out the same, but for a norm behind them
-    wrong = [each for each in others(block, layer.added) if each not in alike and "Dropout" not in type(each).__name__]
-    return with_layer(anatomy, number, added=draw.choice(wrong))
+    ((right, factor),) = layer.added
+    alike = {layer.attention, right}  # put out the same, but for a norm behind them
+    wrong = [each for each in others(block, right) if each not in alike and "Dropout" not in type(each).__name__]
+    return with_layer(anatomy, number, added=((draw.choice(wrong), factor),))
 
 
 def factor(anatomy, draw):
-    return with_layer(anatomy, draw.randrange(len(anatomy.layers)), factor=draw.choice([0.5, 0.9, 1.01, 2.0]))
+    number = draw.randrange(len(anatomy.layers))
+    ((right, _),) = anatomy.layers[number].added
+    return with_layer(anatomy, number, added=((right, draw.choice([0.5, 0.9, 1.01, 2.0])),))
 
 
 def other_projection(anatomy, draw):

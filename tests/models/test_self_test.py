@@ -25,7 +25,7 @@ def proven(network, **changes):
 def changed(anatomy, added=None, mlp_out=None, **parts):
     if added is not None:
         pairs = zip(anatomy.layers, anatomy.blocks, strict=True)
-        parts["layers"] = tuple(replace(layer, added=block.get_submodule(added)) for layer, block in pairs)
+        parts["layers"] = tuple(replace(layer, added=((block.get_submodule(added), 1.0),)) for layer, block in pairs)
     if mlp_out is not None:
         parts["feed_forward"] = replace(anatomy.feed_forward, reads=("mlp.gate_proj", "mlp.up_proj"), adds=mlp_out)
     return replace(anatomy, **parts)

@@ -198,6 +198,14 @@ class Bench:
         if parse_layers(self.options.layers) is not None:
             raise ConfigError(f"finetune={self.options.name} acts through all layers: leave finetune.layers=all")
 
+    def refuse_other_states(self) -> None:
+        """Refuse a model whose layers keep more than keys and values of the tokens before."""
+        if not self.model.shares_prefix:
+            raise ConfigError(
+                f"finetune={self.options.name} works on keys and values, and not every layer of "
+                f"{type(self.model.network).__name__} keeps those alone: choose another mechanism"
+            )
+
     def no_steps(self) -> Trace:
         """The trace of a mechanism that changes no weights."""
         return Trace.without_steps(self.model.layers)

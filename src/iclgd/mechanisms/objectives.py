@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from iclgd.config import ConfigError
-from iclgd.config.enumerations import Exit
+from iclgd.config.enumerations import Exit, Site
 from iclgd.config.functions import imported
 from iclgd.mechanisms.losses import Sequence, unembedded_loss
-from iclgd.models.interventions import hidden_of, hooks
+from iclgd.models.interventions import at_site, hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import read_again
 
@@ -77,8 +77,8 @@ def lcgd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) ->
         The summed loss over the trained blocks, in nats per predicted token and layer.
     """
     exits = _Exits(model, sequence)
-    module = model.anatomy.added if options.exit is Exit.attention_output else model.anatomy.blocks.__getitem__
-    with torch.enable_grad(), read_again(model.network), _hooks(model, options.layers, exits, module):
+    site = Site.attention_output if options.exit is Exit.attention_output else Site.block_output
+    with torch.enable_grad(), read_again(model.network), _detached(model), _leaving(model, options.layers, exits, site):
         _run(model, sequence)
         exits.flush()
     return exits.total
@@ -120,9 +120,11 @@ class _Exits:
         self.waiting = []
 
 
-def _hooks(
-    model: LanguageModel, layers: tuple[int, ...], exits: _Exits, module: Callable[[int], nn.Module]
-) -> AbstractContextManager[None]:
+def _leaving(model: LanguageModel, layers: tuple[int, ...], exits: _Exits, site: Site) -> AbstractContextManager[None]:
+    return at_site(model, site, layers, lambda _layer, hidden: exits.add(hidden))
+
+
+def _detached(model: LanguageModel) -> AbstractContextManager[None]:
     def cut(
         _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -130,10 +132,7 @@ def _hooks(
             return (args[0].detach(), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
 
-    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        exits.add(hidden_of(output))
-
-    return hooks([(block, cut) for block in model.anatomy.blocks], [(module(layer), leave) for layer in layers])
+    return hooks([(block, cut) for block in model.anatomy.blocks])
 
 
 class _ReachedError(Exception):
@@ -158,7 +157,7 @@ def _loss_at(model: LanguageModel, sequence: Sequence, layer: int) -> float:
 
 
 def _run(model: LanguageModel, sequence: Sequence) -> None:
-    model.network.base_model(input_ids=sequence.token_ids[None].to(model.device), use_cache=False)
+    model.anatomy.body(input_ids=sequence.token_ids[None].to(model.device), use_cache=False)
 
 
 _OBJECTIVES: dict[str, Objective] = {"gd": gd, "lcgd": lcgd, "short_circuit": short_circuit}

@@ -14,7 +14,7 @@ from iclgd.common.records import Trace
 from iclgd.config.enumerations import Site
 from iclgd.mechanisms.bench import Bench, Tokens
 from iclgd.models.attention import AttentionPass, KeyValues, precise
-from iclgd.models.forward import Prefix, forward, padded
+from iclgd.models.forward import forward, padded
 from iclgd.models.interventions import intervening, last_tokens, own_tokens, reading, rewriting
 from iclgd.models.language_model import LanguageModel
 
@@ -49,6 +49,7 @@ def one_shot_sum(bench: Bench) -> Iterator[Trace]:
 @contextmanager
 def _from_single_demonstrations(bench: Bench, weights: Sequence[float], alone: float) -> Iterator[None]:
     """Attention's outputs become weighted sums of those after each demonstration alone, and after none."""
+    bench.refuse_other_states()
     first = 0 if bench.options.layer is None else bench.checked_layer(bench.options.layer)
     layers = [layer for layer in bench.layers if layer >= first]
     contexts = [(bench.context(only=place), weight) for place, weight in enumerate(weights)]
@@ -91,7 +92,7 @@ class _Reader:
         self.queries: dict[Tokens, _Query] = {}
         self.held = 0
 
-    def _encoded(self, contexts: Sequence[tuple[Tokens, float]]) -> Iterator[tuple[Prefix | None, int, float]]:
+    def _encoded(self, contexts: Sequence[tuple[Tokens, float]]) -> Iterator[tuple[list[KeyValues] | None, int, float]]:
         """Keys and values of each context, all from one pass, its length and its weight."""
         tokens = [context for context, _ in contexts if context]
         now, _ = self._pass(tokens, None, [len(each) - 1 for each in tokens])
@@ -172,7 +173,7 @@ class _Reader:
 
     @torch.inference_mode()
     def _pass(
-        self, sequences: Sequence[Tokens], prefix: Prefix | None, first: Sequence[int]
+        self, sequences: Sequence[Tokens], prefix: list[KeyValues] | None, first: Sequence[int]
     ) -> tuple[AttentionPass, ByLayer]:
         """A pass, and attention's outputs from each sequence's token `first` on."""
         lengths = torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)

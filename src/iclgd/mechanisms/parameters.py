@@ -91,7 +91,7 @@ def _rows_by_name(model: LanguageModel, choices: Sequence[str], layer: int) -> d
     for choice in choices:
         own = _letters([choice])
         matches = _made_by(model, layer, own) if own else _named(model, choice, layer, names)
-        if not matches and not _shared(model, own):
+        if not matches and not _elsewhere(model, choice, own):
             raise ConfigError(
                 f"finetune.trainable={choice} names no parameter of block {layer}: choose one of "
                 f"{', '.join(Trainable)}, or a regular expression for one of {', '.join(names)}"
@@ -117,16 +117,27 @@ def _made_by(model: LanguageModel, layer: int, letters: str) -> dict[str, Rows |
     }
 
 
-def _shared(model: LanguageModel, letters: str) -> bool:
-    """Whether some layers make these and others take them over, as Gemma 4's upper layers do keys and values."""
-    return bool(letters) and any(_made_by(model, layer, letters) for layer in range(model.layers))
+def _elsewhere(model: LanguageModel, choice: str, letters: str) -> bool:
+    """Whether a choice that a layer lacks is there in others.
+
+    Gemma 4's upper layers take over keys and values, state-space layers have none, and some blocks are nothing but
+    attention or nothing but a feed-forward part.
+    """
+    if not letters and choice not in (Trainable.attention, Trainable.mlp):
+        return False
+    blocks = [[name for name, _ in block.named_parameters()] for block in model.anatomy.blocks]
+    return any(
+        _made_by(model, layer, letters) if letters else _named(model, choice, layer, blocks[layer])
+        for layer in range(model.layers)
+    )
 
 
 def _named(model: LanguageModel, choice: str, layer: int, names: Sequence[str]) -> set[str]:
     """The parameters of a block that a choice of modules or a regular expression names."""
     anatomy = model.anatomy
     if choice == Trainable.attention:
-        attention = {parameter for parameter in anatomy.attention(layer).parameters()}
+        mixers = anatomy.layers[layer].mixers
+        attention = {parameter for mixer in mixers for parameter in mixer.parameters()}
         return {name for name in names if anatomy.blocks[layer].get_parameter(name) in attention}
     if choice == Trainable.mlp:
         return {name for name in names if any(name.startswith(f"{path}.") for path in anatomy.feed_forward.modules)}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import mean
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,7 @@ def kv_prefix(bench: Bench) -> Iterator[Trace]:
         The losses; norms of gradients and of the whole change are of each layer's keys and values together.
     """
     bench.refuse_some_layers()
+    bench.refuse_other_states()
     _refuse_gaps(bench)
     trained = _start(bench)
     trace = _trained(bench, trained)
@@ -46,7 +48,7 @@ def kv_prefix(bench: Bench) -> Iterator[Trace]:
 
 
 def _start(bench: Bench) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    prefix = encode_prefix(bench.model, bench.context())
+    prefix = cast("list[KeyValues] | None", encode_prefix(bench.model, bench.context()))
     if prefix is None:
         raise ConfigError(f"finetune={bench.options.name} has no demonstrations to start from: raise task.shots")
     # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
@@ -111,7 +113,7 @@ def _refuse_gaps(bench: Bench) -> None:
     ALiBi and local windows count distances by the order of keys, not by their positions.
     """
     network, length = bench.model.network, len(bench.context())
-    config, reads = network.config, inspect.signature(network.base_model.forward).parameters
+    config, reads = network.config, inspect.signature(bench.model.anatomy.body.forward).parameters
     window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
     by_order = "position_ids" not in reads or getattr(config, "alibi", False)
     longest = max(len(item.token_ids) for item in bench.demonstrations)

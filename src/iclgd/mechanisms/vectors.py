@@ -108,11 +108,13 @@ def function_vector(bench: Bench) -> Iterator[Trace]:
 def _refuse_without_heads(bench: Bench) -> None:
     """Refuse what has no heads' outputs that add up, or no labels to shuffle."""
     bench.refuse_fewer_demonstrations(3)
-    anatomy = bench.model.anatomy
-    if anatomy.added(0) is not anatomy.output_projection(0):
+    anatomy, name = bench.model.anatomy, type(bench.model.network).__name__
+    refusal = f"finetune={bench.options.name} adds up heads' outputs"
+    if len(anatomy.layer_of) < bench.model.layers:
+        raise ConfigError(f"{refusal}, and not every layer of {name} has attention heads: choose another mechanism")
+    if any(layer.added != ((layer.projections["o"][-1].module, 1.0),) for layer in anatomy.layers):
         raise ConfigError(
-            f"finetune={bench.options.name} adds up heads' outputs, and a norm stands behind those of "
-            f"{type(bench.model.network).__name__}: choose another model or mechanism"
+            f"{refusal}, and those of {name} go through a norm or a factor: choose another model or mechanism"
         )
 
 

@@ -35,10 +35,12 @@ class Shape:
 class Layer:
     """The parts of one block."""
 
-    attention: nn.Module  # the module that computes attention
-    added: nn.Module  # its output, times `factor`, is what attention adds to the residual stream
+    attention: nn.Module | None  # the module that computes softmax attention; None in a layer without
+    # Modules and factors: the sum of their outputs, times these, is what mixing tokens (by attention, a state space, a
+    # convolution) adds to the residual stream. None in a block that mixes no tokens.
+    added: tuple[tuple[nn.Module, float], ...]
+    mixers: tuple[nn.Module, ...]  # the modules that mix tokens, with all of their weights
     projections: Projections
-    factor: float = 1.0
     scale: float = 1.0  # of the product of a query and a key
     biased: bool = False  # whether something else is added to it (ALiBi)
     window: int | None = None  # how many tokens back, itself included, a token attends to
@@ -79,22 +81,22 @@ class Anatomy:
     feed_forward: FeedForward
     positions: tuple[nn.Module, ...] = ()  # embeddings beside those of the tokens
 
+    @property
+    def body(self) -> nn.Module:
+        """What runs tokens through the blocks and the final norm."""
+        base = self.network.base_model
+        if base is not self.network:
+            return base
+        return next(child for child in base.children() if any(each is self.blocks[0] for each in child.modules()))
+
     def part(self, layer: int, path: str) -> nn.Module:
         """A module of one block, by its path."""
         return self.blocks[layer].get_submodule(path)
 
-    def attention(self, layer: int) -> nn.Module:
-        """The attention module of one block."""
-        return self.layers[layer].attention
-
     @cached_property
     def layer_of(self) -> dict[nn.Module, int]:
         """The layer of each attention module."""
-        return {layer.attention: number for number, layer in enumerate(self.layers)}
-
-    def added(self, layer: int) -> nn.Module:
-        """The module whose output attention adds to the residual stream."""
-        return self.layers[layer].added
+        return {layer.attention: number for number, layer in enumerate(self.layers) if layer.attention is not None}
 
     def makers(self, layer: int, parts: str) -> dict[nn.Module, Rows | None]:
         """The projections that make some of `q`, `k`, `v`, `o`, with the rows of each; None for all of its rows."""

@@ -30,13 +30,18 @@ KeyValues = tuple[
 ]
 
 
+Prefix = list[KeyValues] | tuple[int, ...]
+
+
 @dataclass
 class AttentionPass:
     """One forward pass as attention sees it, and what attention leaves behind, by layer."""
 
     lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
     left: bool = False  # whether padding stands on the left
-    prefix: list[KeyValues] | None = None  # keys and values of the prefix, by layer: shared, or one for each sequence
+    # what stands before every sequence: keys and values by layer, shared or one for each sequence, or, where these
+    # cannot be shared, the tokens
+    prefix: Prefix | None = None
     keep_keys: bool = False  # keep this pass's own keys and values (it is the pass over the prefix itself)
     keep_context: bool = False  # also record scores with the prefix's tokens, summed over heads
     # also record the share of attention that goes to the prefix's tokens from this place on, by head
@@ -57,18 +62,28 @@ class AttentionPass:
     queries: dict[int, Tensor] = field(default_factory=dict)
 
     def prefix_length(self) -> int:
-        """Tokens that stand before every sequence."""
-        return self.prefix[0][0].shape[2] if self.prefix else 0
+        """Tokens that stand before every sequence and are not read again."""
+        return self.prefix[0][0].shape[2] if self.prefix and isinstance(self.prefix, list) else 0
+
+    def read_again(self) -> tuple[int, ...]:
+        """Tokens that are read before each sequence's own, in the same pass."""
+        return self.prefix if isinstance(self.prefix, tuple) else ()
+
+    def key_values(self, layer: int) -> KeyValues | None:
+        """The shared prefix in one layer."""
+        return self.prefix[layer] if self.prefix and isinstance(self.prefix, list) else None
 
     def query_ends(self) -> Int[Tensor, " example"]:
         """How many own tokens of each sequence are its query's: all of them, unless a label follows."""
         return (self.lengths if self.query_lengths is None else self.query_lengths).cpu()
 
     def last(self, tokens: Float[Tensor, "example *head token rest"], axis: int) -> Tensor:
-        """The slice at each sequence's last token along `axis`."""
+        """The slice at each sequence's last token along `axis`, whether or not the tokens before its own are there."""
         if self.left:
             return tokens.select(axis, -1)
         at = (self.lengths - 1).to(tokens.device)
+        if self.read_again():
+            at = at + tokens.shape[axis] - int(self.lengths.max())
         index = at.view(-1, *[1] * (tokens.ndim - 1)).expand(
             *[1 if i == axis % tokens.ndim else n for i, n in enumerate(tokens.shape)]
         )
@@ -111,7 +126,7 @@ def recorded_attention(
     prefix = None
     if now is not None:
         layer = now.layer_of.get(module, -1)
-        prefix = now.prefix[layer] if now.prefix else None
+        prefix = now.key_values(layer)
         if now.watch is not None:
             for part, tensor in (("q", query), ("k", key), ("v", value)):
                 now.watch(layer, part, tensor)
@@ -141,6 +156,10 @@ class Reach:
         if self.chunk is not None:
             seen = seen & (token // self.chunk == key // self.chunk)
         return seen
+
+    def __getitem__(self, _: Any) -> Reach:
+        """Itself: transformers takes rows of a mask for the tokens it goes on with, which are all (Gemma 4)."""
+        return self
 
     def hides(self, length: int) -> bool:
         """Whether some token of a sequence does not see all before it."""
@@ -186,17 +205,20 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     groups = query.shape[1] // key.shape[1]
     grouped = last.unflatten(1, (key.shape[1], groups))
     own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, precise(key)).flatten(1, 2))
-    before = 0 if prefix is None else prefix[0].shape[2]
+    again = len(now.read_again())
+    before = again if prefix is None else prefix[0].shape[2]
+    seen, own = own[..., :again], own[..., again:]
     now.scores[layer] = blank_unseen(own, now, before, rule.reach)
-    if (now.keep_context or now.mass_from is not None) and prefix is not None:
-        seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
+    if (now.keep_context or now.mass_from is not None) and before:
+        if prefix is not None:
+            seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
         last_position = before + now.lengths.to(seen.device)[:, None] - 1
         visible = rule.reach.sees(last_position, torch.arange(before, device=seen.device)[None])
         record_context(now, layer, seen.masked_fill(~visible[:, None], float("nan")), now.scores[layer], rule.sink)
     if now.keep_queries == "last":
         now.queries[layer] = (last * rule.scale).flatten(1)
     elif now.keep_queries == "all":
-        now.queries[layer] = (precise(query) * rule.scale).transpose(1, 2).flatten(2)
+        now.queries[layer] = (precise(query[:, :, again:]) * rule.scale).transpose(1, 2).flatten(2)
 
 
 def record_context(

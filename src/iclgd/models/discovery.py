@@ -3,7 +3,8 @@
 1. Blocks are the items of the list of modules that holds all attention.
 2. Attention's queries, keys and values have gradients by the rows of the projections that make them (`models.trace`).
 3. What attention adds to the residual stream is the output with which a block's input adds up to what is read next, or,
-   beside a parallel feed-forward part, to what the block puts out.
+   beside a parallel feed-forward part, to what the block puts out. So it is with other modules that mix tokens
+   (`models.mixing`), where a block has no softmax attention, or has them beside it.
 4. From the last block's output to what the unembedding reads, each module reads what the one before has put out.
 5. Logits are the unembedding's products, scaled or bent by numbers of the config.
 6. A block's output is its input + attention + the output of one projection, where it has such a form.
@@ -14,7 +15,8 @@ What cannot be found can be described (`model.anatomy`). `models.self_test` prov
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn, cast
 
 import torch
@@ -24,6 +26,7 @@ from transformers import PreTrainedModel
 from iclgd.config import ConfigError
 from iclgd.models.anatomy import Anatomy, Exit, FeedForward, Layer, Shape, UnsupportedModelError
 from iclgd.models.identities import bent, is_sum, multiples, same
+from iclgd.models.mixing import mixing_modules
 from iclgd.models.projections import Projection, Projections, is_projection
 from iclgd.models.trace import Attention, BlockTrace, Call, Trace, some_tokens, trace
 
@@ -32,6 +35,8 @@ _DESCRIBED = (
     *("blocks", "added", "factor", "query", "key", "value", "output"),
     *("final", "logit_scale", "softcap", "positions", "mlp", "mlp_in", "mlp_out"),
 )
+Terms = tuple[tuple[nn.Module, float], ...]
+NO_PROJECTIONS: Projections = {part: () for part in "qkvo"}
 
 
 def discover(network: PreTrainedModel, description: Description | None = None) -> tuple[Anatomy, Trace]:
@@ -65,30 +70,28 @@ def outline(network: PreTrainedModel) -> Anatomy:
         UnsupportedModelError: it has no such parts, or cannot run without weights.
     """
     steps = _Discovery(network, _traced(network), {})
+    layers = tuple(map(steps.outlined, steps.blocks))
     return Anatomy(
         network=network,
         interface=steps.trace.interface,
         shape=shape_of(network, steps.trace.attentions),
         blocks=tuple(block.call.module for block in steps.blocks),
-        layers=tuple(
-            Layer(block.attention.module, block.attention.module, steps.projections(block, block.attention.module))
-            for block in steps.blocks
-        ),
+        layers=layers,
         exit=Exit((), cast(nn.Module, network.get_output_embeddings())),
-        feed_forward=FeedForward(steps.feed_forward_modules()),
+        feed_forward=FeedForward(steps.feed_forward_modules(layers)),
     )
 
 
 def _traced(network: PreTrainedModel) -> Trace:
     try:
         passed = trace(network, some_tokens(network))
-    except (torch.OutOfMemoryError, UnsupportedModelError):
+    except torch.OutOfMemoryError:
         raise
+    except UnsupportedModelError as error:
+        refuse(network, str(error))
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         refuse(network, f"it does not run in {network.dtype} on a few tokens ({reason}); choose another runtime.dtype")
-    if not passed.attentions:
-        refuse(network, "no softmax attention was seen, through AttentionInterface or as a softmax of products")
     return passed
 
 
@@ -98,6 +101,13 @@ def refuse(network: nn.Module, what: str) -> NoReturn:
         f"{type(network).__name__}: {what}; it is not measured. Choose another model, or describe its parts in "
         "model.anatomy (docs/guide/model.md)"
     )
+
+
+def attention_term(attention: nn.Module, added: Terms) -> nn.Module:
+    """Of the modules whose outputs are added, the one that attention's output goes through."""
+    modules = [module for module, _ in added]
+    holding = [module for module in modules if any(part is attention for part in module.modules())]
+    return holding[0] if len(modules) > 1 and holding else modules[0]
 
 
 class _Discovery:
@@ -110,7 +120,7 @@ class _Discovery:
         layers = tuple(self._layer(number) for number in range(len(self.blocks)))
         return Anatomy(
             network=self.network,
-            interface=self.trace.interface,
+            interface=self.trace.interface or not self.trace.attentions,
             shape=shape_of(self.network, self.trace.attentions),
             blocks=tuple(block.call.module for block in self.blocks),
             layers=layers,
@@ -123,42 +133,56 @@ class _Discovery:
 
     def _blocks(self) -> tuple[str, list[BlockTrace]]:
         names = [f"{attention.name}." for attention in self.trace.attentions]
+        count = self.network.config.get_text_config().num_hidden_layers
         lists = [
             path
             for path, module in self.network.named_modules()
             if isinstance(module, nn.ModuleList) and all(name.startswith(f"{path}.") for name in names)
+            if names or len(module) == count
         ]
         path = self.description.get("blocks") or (min(lists, key=len) if lists else None)
         if path is None:
-            refuse(self.network, "its attention modules do not lie in one list of blocks")
+            refuse(self.network, "the modules that mix tokens do not lie in one list of blocks")
         calls = [call for call in self.trace.calls if call.name.rpartition(".")[0] == path]
         blocks = [self.trace.block(call.module) for call in sorted(calls, key=lambda call: call.start)]
         for number, block in enumerate(blocks):
-            if len(block.attentions) != 1:
+            if len(block.attentions) > 1:
                 refuse(
                     self.network,
-                    f"block {number} computes softmax attention {len(block.attentions)} times, expected once",
+                    f"block {number} computes softmax attention {len(block.attentions)} times, expected at most once",
                 )
+        owners: dict[nn.Parameter, int] = {}
+        for number, block in enumerate(blocks):
+            for parameter in block.call.module.parameters():
+                if owners.setdefault(parameter, number) != number:
+                    refuse(
+                        self.network,
+                        f"blocks {owners[parameter]} and {number} share weights, so that no layer has its own",
+                    )
         return path, blocks
+
+    @cached_property
+    def mixing(self) -> dict[nn.Module, list[nn.Module]]:
+        """By block, the modules that mix tokens."""
+        return mixing_modules(self.network, self.trace.tokens, [block.call.module for block in self.blocks])
 
     # 2. and 3. Attention
 
     def _layer(self, number: int) -> Layer:
-        block, described = self.blocks[number], self.description
-        if "added" in described:
-            added, factor = block.call.module.get_submodule(described["added"]), float(described.get("factor", 1.0))
-        else:
-            call, factor = self._added(number)
-            added = call.module
+        block, attention = self.blocks[number], self.blocks[number].attention
+        added = self._described_terms(block) or (self._added(number) if attention else self._mixed(number))
+        mixers = self._mixers(block, added)
+        if attention is None:
+            return Layer(None, added, mixers, NO_PROJECTIONS)
         return Layer(
-            attention=block.attention.module,
+            attention=attention.module,
             added=added,
-            projections=self.projections(block, added),
-            factor=factor,
-            scale=block.attention.scale,
-            biased=block.attention.biased,
-            window=self._window(block.attention),
-            chunk=block.attention.reach.chunk,
+            mixers=(attention.module, *(module for module in mixers if module is not attention.module)),
+            projections=self.projections(block, attention, attention_term(attention.module, added)),
+            scale=attention.scale,
+            biased=attention.biased,
+            window=self._window(attention),
+            chunk=attention.reach.chunk,
         )
 
     def _window(self, attention: Attention) -> int | None:
@@ -166,33 +190,73 @@ class _Discovery:
             return cast(int, self.network.config.window_size)
         return attention.reach.window
 
-    def _added(self, number: int) -> tuple[Call, float]:
-        block = self.blocks[number]
-        behind = [call for call in block.inner if call.attends and call.output is not None]
-        for call in behind:
-            for total in block.read_after(call):
-                factors = multiples(total, block.input, [cast(Tensor, call.output)], self.numbers)
-                if factors:
-                    return call, factors[0]
-        for call, other in itertools.product(filter(block.in_attention, behind), block.beside):
-            terms = [cast(Tensor, call.output), cast(Tensor, other.output)]
-            factors = multiples(block.output, block.input, terms, self.numbers)
-            if factors:
-                return call, factors[0]
-        refuse(
-            self.network,
-            f"in layer {number} no module's output, times a number, adds up with the block's input to what is read "
-            "next, so that what attention adds to the residual stream is not known (part `added`)",
+    def outlined(self, block: BlockTrace) -> Layer:
+        """What is known of a block without weights."""
+        module = block.attention.module if block.attention else block.call.module
+        found = self.projections(block, block.attention, module) if block.attention else NO_PROJECTIONS
+        return Layer(block.attention.module if block.attention else None, ((module, 1.0),), (module,), found)
+
+    def _described_terms(self, block: BlockTrace) -> Terms:
+        if "added" not in self.description:
+            return ()
+        return (
+            (block.call.module.get_submodule(self.description["added"]), float(self.description.get("factor", 1.0))),
         )
 
-    def projections(self, block: BlockTrace, added: nn.Module) -> Projections:
+    def _mixers(self, block: BlockTrace, added: Terms) -> tuple[nn.Module, ...]:
+        """The children of a block that mix tokens, where they are not known from its attention alone."""
+        if block.attention is None or len(added) > 1:
+            return tuple(self.mixing[block.call.module])
+        return ()
+
+    def _added(self, number: int) -> Terms:
+        """What attention adds, and what is added beside it."""
+        block = self.blocks[number]
+        behind = [call for call in block.inner if call.attends and call.output is not None]
+        terms = self._terms(block, [(call,) for call in behind])
+        if not terms:
+            for call, other in itertools.product(filter(block.in_attention, behind), block.beside):
+                outputs = [cast(Tensor, call.output), cast(Tensor, other.output)]
+                factors = multiples(block.output, block.input, outputs, self.numbers)
+                if factors:
+                    return ((call.module, factors[0]),)
+        return terms or self._mixed(number)
+
+    def _mixed(self, number: int) -> Terms:
+        """What modules that mix tokens add, alone or beside each other; nothing where there are none."""
+        block = self.blocks[number]
+        mixing = [cast(Call, block.call_of(module)) for module in self.mixing[block.call.module]]
+        if not mixing:
+            return ()
+        start = min(call.start for call in mixing)
+        later = [call for call in block.inner if call.start >= start and call.output is not None]
+        terms = self._terms(block, [tuple(mixing), *((call,) for call in later)])
+        if not terms:
+            refuse(
+                self.network,
+                f"in layer {number} no module's output, times a number, adds up with the block's input to what is read "
+                "next, so that what attention adds to the residual stream is not known (part `added`)",
+            )
+        return terms
+
+    def _terms(self, block: BlockTrace, candidates: Iterable[tuple[Call, ...]]) -> Terms:
+        """The first of these calls whose outputs add up with the block's input to what is read next."""
+        for calls in candidates:
+            outputs = [cast(Tensor, call.output) for call in calls]
+            for total in block.read_after(max(calls, key=lambda call: call.end)):
+                factors = multiples(total, block.input, outputs, self.numbers)
+                if factors:
+                    return tuple((call.module, factor) for call, factor in zip(calls, factors, strict=True))
+        return ()
+
+    def projections(self, block: BlockTrace, attention: Attention, added: nn.Module) -> Projections:
         end = next((call.end for call in block.inner if call.module is added), block.call.end)
         output = [
             call.module
             for call in block.inner
-            if call.attends and is_projection(call.module) and block.attention.time < call.start and call.end <= end
+            if call.attends and is_projection(call.module) and attention.time < call.start and call.end <= end
         ]
-        found = {**block.attention.projections, "o": tuple(map(Projection, output))}
+        found = {**attention.projections, "o": tuple(map(Projection, output))}
         for part, name in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
             if name in self.description:
                 found[part] = _described(block.call.module, self.description[name])
@@ -250,39 +314,44 @@ class _Discovery:
     # 6. The feed-forward part
 
     def _feed_forward(self, layers: Sequence[Layer]) -> FeedForward:
-        described, modules = self.description, self.feed_forward_modules()
+        described, modules = self.description, self.feed_forward_modules(layers)
         if "mlp_out" in described:
             return FeedForward(modules, tuple(described.get("mlp_in", ())), described["mlp_out"])
         forms = {self._form(block, layer) for block, layer in zip(self.blocks, layers, strict=True)}
         reads, adds = forms.pop() if len(forms) == 1 else ((), None)
         return FeedForward(modules, reads, adds)
 
-    def feed_forward_modules(self) -> tuple[str, ...]:
+    def feed_forward_modules(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         if "mlp" in self.description:
             return tuple(self.description["mlp"])
-        return tuple(dict.fromkeys(path for block in self.blocks for path in _matrices(block)))
+        blocks = zip(self.blocks, layers, strict=True)
+        return tuple(dict.fromkeys(path for block, layer in blocks for path in _matrices(block, layer)))
 
     def _form(self, block: BlockTrace, layer: Layer) -> tuple[tuple[str, ...], str | None]:
-        added = next((call.output for call in block.inner if call.module is layer.added), None)
-        outside = [call for call in block.inner if is_projection(call.module) and not block.in_attention(call)]
+        if len(layer.added) != 1 or layer.added[0][1] != 1:
+            return (), None
+        (module, _), *_ = layer.added
+        added = next((call.output for call in block.inner if call.module is module), None)
+        mixing = {part for mixer in layer.mixers for part in mixer.modules()}
+        outside = [call for call in block.inner if is_projection(call.module) and call.module not in mixing]
         for call in outside:
-            if added is None or layer.factor != 1 or call.output is None or call.output.shape != block.output.shape:
+            if added is None or call.output is None or call.output.shape != block.output.shape:
                 continue
-            if call.module is not layer.added and is_sum(block.output, (block.input, added, call.output)):
+            if call.module is not module and is_sum(block.output, (block.input, added, call.output)):
                 before = [each for each in outside if each.end < call.start]
                 reads = [each for each in before if same(each.inputs[0], before[0].inputs[0])]
                 return tuple(map(block.path, reads)), block.path(call)
         return (), None
 
 
-def _matrices(block: BlockTrace) -> Iterator[str]:
+def _matrices(block: BlockTrace, layer: Layer) -> Iterator[str]:
     """Paths of what has matrices in a block and is not attention."""
 
     def outside(module: nn.Module, path: str) -> Iterator[str]:
         for name, child in module.named_children():
-            if child is block.attention.module:
+            if child in layer.mixers:
                 continue
-            if any(each is block.attention.module for each in child.modules()):
+            if any(each in layer.mixers for each in child.modules()):
                 yield from outside(child, f"{path}{name}.")
             elif any(parameter.ndim > 1 for parameter in child.parameters()):
                 yield f"{path}{name}"
@@ -311,10 +380,10 @@ def shape_of(network: PreTrainedModel, attentions: Sequence[Attention]) -> Shape
     window = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
 
     def largest(size: Callable[[Attention], int]) -> int:
-        return max(map(size, attentions))
+        return max(map(size, attentions), default=1)
 
     return Shape(
-        layers=len(attentions),
+        layers=int(config.num_hidden_layers),
         heads=largest(lambda each: each.query.shape[0]),
         key_value_heads=largest(lambda each: each.key.shape[0]),
         head_dim=largest(lambda each: each.query.shape[-1]),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from iclgd.config import ConfigError
+from iclgd.config.enumerations import Site
 from iclgd.models.attention import AttentionPass
 from iclgd.models.forward import forward
-from iclgd.models.interventions import hidden_of, hooks
+from iclgd.models.interventions import at_site, hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.products import linear
 
@@ -41,7 +42,8 @@ class Watcher(Protocol):
         ...
 
 
-def watching(model: LanguageModel, layers: Iterable[int], watcher: Watcher) -> AbstractContextManager[None]:
+@contextmanager
+def watching(model: LanguageModel, layers: Iterable[int], watcher: Watcher) -> Iterator[None]:
     """Within this block a watcher sees and changes the feed-forward part of these layers.
 
     It works on any family whose blocks put out input + attention + feed-forward part, one after another or in parallel.
@@ -51,7 +53,7 @@ def watching(model: LanguageModel, layers: Iterable[int], watcher: Watcher) -> A
     def enter(layer: int, _module: nn.Module, args: Any, kwargs: Any) -> None:
         inputs[layer] = args[0] if args else kwargs["hidden_states"]
 
-    def attended(layer: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
+    def attended(layer: int, output: Tensor) -> None:
         added[layer] = output
 
     def reads(layer: int, name: str, _module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -64,14 +66,13 @@ def watching(model: LanguageModel, layers: Iterable[int], watcher: Watcher) -> A
         return None if changed is None else changed.view(output.shape)
 
     chosen, parts = list(layers), anatomy.feed_forward
-    return hooks(
-        before=[(anatomy.blocks[layer], partial(enter, layer)) for layer in chosen],
-        after=[
-            *((anatomy.added(layer), partial(attended, layer)) for layer in chosen),
-            *((anatomy.part(layer, n), partial(reads, layer, n)) for layer in chosen for n in parts.reads),
-            *((anatomy.part(layer, str(parts.adds)), partial(adds, layer)) for layer in chosen),
-        ],
-    )
+    before = [(anatomy.blocks[layer], partial(enter, layer)) for layer in chosen]
+    after = [
+        *((anatomy.part(layer, n), partial(reads, layer, n)) for layer in chosen for n in parts.reads),
+        *((anatomy.part(layer, str(parts.adds)), partial(adds, layer)) for layer in chosen),
+    ]
+    with at_site(model, Site.attention_output, chosen, attended), hooks(before, after):
+        yield
 
 
 def weight_of(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
@@ -99,6 +100,8 @@ def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
         raise ConfigError(
             f"{refusal}: its blocks do not put out input + attention + one projection; choose another variant"
         )
+    if not model.shares_prefix:
+        raise ConfigError(f"{refusal}: not every layer has softmax attention; choose another variant")
     if any(parameter.is_meta for parameter in model.network.parameters()):
         raise ConfigError(f"finetune={name} needs all weights on one device: set runtime.placement=single")
     sums, outputs = _Sums(), {}

@@ -13,38 +13,38 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.attention import AttentionPass, KeyValues, attention_pass
+from iclgd.models.attention import AttentionPass, KeyValues, Prefix, attention_pass
 from iclgd.models.interception import intercepted
 from iclgd.models.language_model import LanguageModel
-
-Prefix = list[KeyValues]
 
 
 def forward(
     model: LanguageModel, token_ids: Int[Tensor, "example token"], now: AttentionPass
 ) -> Float[Tensor, "example token d_model"]:
-    """Hidden states after the final norm; attention leaves its record in `now`.
+    """Hidden states of the own tokens after the final norm; attention leaves its record in `now`.
 
     Raises:
         UnsupportedModelError: attention was not seen exactly once a layer, so that a record would be wrong.
     """
-    token_ids, now.layer_of = token_ids.to(model.device), model.anatomy.layer_of
+    now.layer_of, again = model.anatomy.layer_of, now.read_again()
+    before = torch.tensor(again, dtype=torch.long).expand(len(token_ids), -1)
+    token_ids = torch.cat([before.to(token_ids.device), token_ids], dim=1).to(model.device)
     arguments = _arguments(model, token_ids, now)
     _refuse_two_sides(model, now)
     watch: AbstractContextManager[None] = nullcontext()
     if not model.anatomy.interface:
         watch = intercepted(model.anatomy, now, *token_ids.shape)
     with attention_pass(now), watch:
-        output = model.network.base_model(input_ids=token_ids, **arguments)
-    if sorted(now.calls) != list(range(model.layers)):
+        output = model.anatomy.body(input_ids=token_ids, **arguments)
+    if sorted(now.calls) != sorted(model.anatomy.layer_of.values()):
         raise UnsupportedModelError(
             f"{type(model.network).__name__}: attention was seen in layers {sorted(now.calls)} in one pass, expected "
-            f"each of 0 to {model.layers - 1} once; this model cannot be recorded"
+            f"each of {sorted(model.anatomy.layer_of.values())} once; this model cannot be recorded"
         )
     if now.keep_keys and not model.anatomy.interface:
         cache = output.past_key_values
         now.keys_and_values = {i: (entry.keys, entry.values) for i, entry in enumerate(cache.layers)}
-    return output.last_hidden_state
+    return output.last_hidden_state[:, len(again) :]
 
 
 def _refuse_two_sides(model: LanguageModel, now: AttentionPass) -> None:
@@ -77,9 +77,14 @@ def padded(sequences: Sequence[tuple[int, ...]], left: bool = False) -> Int[Tens
 
 @torch.inference_mode()
 def encode_prefix(model: LanguageModel, token_ids: tuple[int, ...]) -> Prefix | None:
-    """Keys and values of the tokens that all sequences share, by layer; None if there are none."""
+    """Keys and values of the tokens that all sequences share, by layer; None if there are none.
+
+    The tokens themselves, to be read again before each sequence, where layers keep more than keys and values.
+    """
     if not token_ids:
         return None
+    if not model.shares_prefix:
+        return token_ids
     now = AttentionPass(lengths=torch.tensor([len(token_ids)]), keep_keys=True)
     forward(model, torch.tensor([token_ids]), now)
     return [now.keys_and_values[layer] for layer in range(model.layers)]
@@ -87,7 +92,7 @@ def encode_prefix(model: LanguageModel, token_ids: tuple[int, ...]) -> Prefix | 
 
 def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> dict[str, Any]:
     batch, width = token_ids.shape
-    before, lengths = now.prefix_length(), now.lengths.to(token_ids.device)
+    before, lengths = now.prefix_length(), now.lengths.to(token_ids.device) + len(now.read_again())
     place = torch.arange(width, device=token_ids.device).expand(batch, width)
     gap = width - lengths[:, None] if now.left else torch.zeros_like(lengths)[:, None]
     first = before if now.first_position is None else now.first_position
@@ -95,20 +100,27 @@ def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> d
     if not now.left:  # padding stands behind, where nothing sees it; keep its positions inside the window
         positions = positions.minimum(first + lengths[:, None] - 1)
     if model.anatomy.interface:  # all tokens count, or transformers takes positions of padding for packed sequences
-        every = torch.ones_like(token_ids)
-        return {"position_ids": positions, "attention_mask": every, "use_cache": False}
+        arguments = {"attention_mask": torch.ones_like(token_ids), "position_ids": positions, "use_cache": False}
+        return arguments if model.anatomy.layer_of else _known_to(model, arguments)
     own = (place >= gap) & (place < gap + lengths[:, None])
     seen = torch.ones(batch, before, dtype=torch.bool, device=token_ids.device)
     arguments: dict[str, Any] = {"attention_mask": torch.cat([seen, own], dim=1).long(), "use_cache": now.keep_keys}
-    if "position_ids" in inspect.signature(model.network.base_model.forward).parameters:
+    if "position_ids" in inspect.signature(model.anatomy.body.forward).parameters:
         arguments["position_ids"] = positions
-    if now.keep_keys or now.prefix:
-        arguments["past_key_values"] = _cache(model, now.prefix, batch)
+    if now.keep_keys or now.prefix_length():
+        shared = now.prefix if isinstance(now.prefix, list) else None
+        arguments["past_key_values"] = _cache(shared, batch)
         arguments["use_cache"] = True
     return arguments
 
 
-def _cache(model: LanguageModel, prefix: Prefix | None, batch: int) -> DynamicCache:
+def _known_to(model: LanguageModel, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a model without attention has; it counts no positions."""
+    names = inspect.signature(model.anatomy.body.forward).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def _cache(prefix: list[KeyValues] | None, batch: int) -> DynamicCache:
     """A fresh cache, since a forward pass changes it in place."""
     cache = DynamicCache()
     for layer, (key, value) in enumerate(prefix or []):

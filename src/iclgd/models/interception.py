@@ -70,7 +70,7 @@ class _Watch(TorchFunctionMode):
         scores = precise(scores.detach().reshape(self.batch, heads, scores.shape[-2], scores.shape[-1]))
         least = max(torch.finfo(scores.dtype).min, torch.finfo(torch.float32).min)  # GPT-Neo masks in float32 always
         scores = scores.masked_fill(scores < least / 4, float("nan"))
-        before = now.prefix_length()
+        before = now.prefix_length() + len(now.read_again())
         last = now.last(scores, 2)  # example head key
         if self.anatomy.layers[layer].biased:
             last = last - self.own_bias(layer, last)[..., None]
@@ -83,9 +83,10 @@ class _Watch(TorchFunctionMode):
     def own_bias(self, layer: int, scores: Float[Tensor, "example head key"]) -> Float[Tensor, "example head"]:
         """What is added to the last token's score with itself, whose distance is none."""
         now, (query, key) = self.now, self.products()
-        last, own = now.last(query, 2), now.last(key[:, :, now.prefix_length() :], 2)
+        before = now.prefix_length() + len(now.read_again())
+        last, own = now.last(query, 2), now.last(key[:, :, before:], 2)
         products = (last * own).sum(-1) * self.anatomy.layers[layer].scale
-        return now.last(scores[..., now.prefix_length() :], 2) - products
+        return now.last(scores[..., before:], 2) - products
 
     def products(self) -> tuple[Tensor, Tensor]:
         """Queries and keys, each [example, head, token, head_dim]."""
@@ -107,15 +108,15 @@ class _Watch(TorchFunctionMode):
         if now.keep_queries == "last":
             now.queries[layer] = now.last(query, 2).flatten(1)
         else:
-            now.queries[layer] = query.transpose(1, 2).flatten(2)
+            now.queries[layer] = query[:, :, len(now.read_again()) :].transpose(1, 2).flatten(2)
 
 
 @contextmanager
 def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int, width: int) -> Iterator[None]:
     """Within this block, every attention module's scores are recorded into `now`."""
-    watch, modules = _Watch(anatomy, now, batch), [anatomy.attention(layer) for layer in range(len(anatomy.blocks))]
-    entries = [(module, partial(watch.enter, layer)) for layer, module in enumerate(modules)]
-    with hooks(entries, [(module, watch.leave) for module in modules]):
+    watch = _Watch(anatomy, now, batch)
+    entries = [(module, partial(watch.enter, layer)) for module, layer in anatomy.layer_of.items()]
+    with hooks(entries, [(module, watch.leave) for module in anatomy.layer_of]):
         with watch, _windows_without_padding(anatomy, now, width):
             yield
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
@@ -48,6 +49,60 @@ def hooks(
 def hidden_of(output: Any) -> Tensor:
     """The hidden states in what a block or an attention module put out: a tensor or a tuple, by family."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a module put out, with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def at_site(
+    model: LanguageModel, site: Site, layers: Iterable[int], function: Callable[[int, Tensor], Tensor | None]
+) -> AbstractContextManager[None]:
+    """Within this block `function(layer, hidden)` is given what is at a site, and may return what is to be there.
+
+    At `attention_output` that is all that mixing tokens adds to the residual stream: where several modules do so side
+    by side their sum, and nothing but zeros in a block that mixes no tokens, where a return counts for nothing.
+    """
+
+    def block(layer: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+        changed = function(layer, hidden_of(output))
+        return None if changed is None else with_hidden(output, changed)
+
+    def nothing(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        function(layer, torch.zeros_like(hidden_of(output)))
+
+    after: list[tuple[nn.Module, Callable[..., Any]]] = []
+    for layer in layers:
+        terms = model.anatomy.layers[layer].added
+        if site is Site.block_output or not terms:
+            hook = block if site is Site.block_output else nothing
+            after.append((model.anatomy.blocks[layer], partial(hook, layer)))
+        else:
+            total = _Total(layer, len(terms), function)
+            after += [(module, partial(total.take, factor)) for module, factor in terms]
+    return hooks(after=after)
+
+
+class _Total:
+    """The sum of what the modules of one layer put out, complete when the last of them has run."""
+
+    def __init__(self, layer: int, count: int, function: Callable[[int, Tensor], Tensor | None]) -> None:
+        self.layer, self.count, self.function = layer, count, function
+        self.others: list[Tensor] = []
+
+    def take(self, factor: float, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """A module has put out its term, to be multiplied by `factor`."""
+        term = hidden_of(output) if factor == 1 else hidden_of(output) * factor
+        if len(self.others) < self.count - 1:
+            self.others.append(term)
+            return None
+        others, self.others = self.others, []
+        changed = self.function(self.layer, sum(others, term))
+        if changed is None:
+            return None
+        own = changed - sum(others, torch.zeros_like(changed)) if others else changed
+        return with_hidden(output, own if factor == 1 else own / factor)
 
 
 @contextmanager
@@ -94,12 +149,6 @@ def own_tokens(
     return (position >= first[:, None]) & (position < (lengths if end is None else end)[:, None])
 
 
-def _modules_at(model: LanguageModel, site: Site, layers: Sequence[int]) -> Iterator[tuple[int, nn.Module]]:
-    """The modules whose outputs are at a site."""
-    for layer in layers:
-        yield layer, model.anatomy.added(layer) if site is Site.attention_output else model.anatomy.blocks[layer]
-
-
 def rewriting(
     model: LanguageModel,
     site: Site,
@@ -112,14 +161,13 @@ def rewriting(
     Rows are in order of sequences, then tokens.
     """
 
-    def change(layer: int, _module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = hidden_of(output)
-        chosen = tokens.to(hidden.device)
+    def change(layer: int, hidden: Tensor) -> Tensor:
+        chosen = _among(hidden, tokens)
         changed = hidden.clone()
         changed[chosen] = rewrite(layer, hidden[chosen]).to(hidden)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return changed
 
-    return hooks(after=[(module, partial(change, layer)) for layer, module in _modules_at(model, site, layers)])
+    return at_site(model, site, layers, change)
 
 
 def reading(
@@ -131,11 +179,15 @@ def reading(
 ) -> AbstractContextManager[None]:
     """Within this block the activations of these layers at these tokens of a batch are put into `into`."""
 
-    def read(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
-        hidden = hidden_of(output)
-        into[layer] = hidden[tokens.to(hidden.device)]
+    def read(layer: int, hidden: Tensor) -> None:
+        into[layer] = hidden[_among(hidden, tokens)]
 
-    return hooks(after=[(module, partial(read, layer)) for layer, module in _modules_at(model, site, layers)])
+    return at_site(model, site, layers, read)
+
+
+def _among(hidden: Float[Tensor, "example token d_model"], own: Bool[Tensor, "example own"]) -> Bool[Tensor, "..."]:
+    """Own tokens among all that a pass reads: with those before them, where these are read again."""
+    return functional.pad(own, (hidden.shape[1] - own.shape[1], 0)).to(hidden.device)
 
 
 @contextmanager

@@ -53,6 +53,11 @@ class LanguageModel:
         return self.anatomy.shape.window
 
     @property
+    def shares_prefix(self) -> bool:
+        """Whether keys and values are all that layers keep of the tokens before, so that sequences can share them."""
+        return all(layer.attention is not None and len(layer.mixers) == 1 for layer in self.anatomy.layers)
+
+    @property
     def layers(self) -> int:
         """How many blocks the model has."""
         return len(self.anatomy.blocks)

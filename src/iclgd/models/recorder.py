@@ -8,18 +8,16 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from iclgd.common.records import Recording
-from iclgd.config.enumerations import Padding
-from iclgd.models.attention import AttentionPass
-from iclgd.models.forward import Prefix, encode_prefix, forward, padded
-from iclgd.models.interventions import entered, hidden_of, hooks
+from iclgd.config.enumerations import Padding, Site
+from iclgd.models.attention import AttentionPass, Prefix
+from iclgd.models.forward import encode_prefix, forward, padded
+from iclgd.models.interventions import at_site, entered
 from iclgd.models.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -73,7 +71,8 @@ def record(
 ) -> Recording:
     """Run every question after `context` and record it (Deutch et al. 2024, sec. 2).
 
-    The context's keys and values are computed once and shared by all questions.
+    The context's keys and values are computed once and shared by all questions. Where layers keep more than those (a
+    state, a convolution), the context is read again for each question, and sequences are padded on the right.
 
     Args:
         model: the model, which is left as it was.
@@ -150,7 +149,7 @@ def _run_batch(
 ) -> None:
     now = AttentionPass(
         lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
-        left=plan.padding is Padding.left,
+        left=plan.padding is Padding.left and model.shares_prefix,
         prefix=prefix,
         keep_context="context_scores" in plan.optional,
         mass_from=plan.bos if "context_mass" in plan.optional else None,
@@ -160,10 +159,11 @@ def _run_batch(
     )
     token_ids = padded([probe.token_ids for probe in batch], now.left)
     blocks: dict[int, Tensor] = {}
-    watch = _last_outputs(model.anatomy.blocks, now, blocks) if "block_output" in plan.optional else nullcontext()
+    wants_blocks = "block_output" in plan.optional
+    watch = _last_outputs(model, Site.block_output, now, blocks) if wants_blocks else nullcontext()
     with entered(model, token_ids, now), added_outputs(model, now) as added, watch:
         hidden = forward(model, token_ids, now)
-    collected.take_attention(batch, now, added, blocks)
+    collected.take_attention(batch, _complete(model, now, added, blocks))
     _score_options(model, batch, hidden, now, plan, collected)
 
 
@@ -171,17 +171,49 @@ def _run_batch(
 def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
     """By layer, what attention adds to the residual stream at each sequence's last token."""
     added: dict[int, Tensor] = {}
-    with _last_outputs([model.anatomy.added(layer) for layer in range(model.layers)], now, added):
+    with _last_outputs(model, Site.attention_output, now, added):
         yield added
 
 
 def _last_outputs(
-    modules: Sequence[nn.Module], now: AttentionPass, into: dict[int, Tensor]
+    model: LanguageModel, site: Site, now: AttentionPass, into: dict[int, Tensor]
 ) -> AbstractContextManager[None]:
-    def read(layer: int, _module: nn.Module, _args: object, output: Any) -> None:
-        into[layer] = now.last(hidden_of(output), 1)
+    def read(layer: int, hidden: Tensor) -> None:
+        into[layer] = now.last(hidden, 1)
 
-    return hooks(after=[(module, partial(read, layer)) for layer, module in enumerate(modules)])
+    return at_site(model, site, range(model.layers), read)
+
+
+def _complete(
+    model: LanguageModel, now: AttentionPass, added: dict[int, Tensor], blocks: dict[int, Tensor]
+) -> dict[str, list[Tensor]]:
+    """What a batch leaves behind, with an item for each layer."""
+    batch, width = len(now.lengths), int(now.lengths.max())
+    before = now.prefix_length() + len(now.read_again())
+    records = {"attention_output": added, "block_output": blocks}
+    complete = {name: [layers[i] for i in range(model.layers)] for name, layers in records.items() if layers}
+    complete["attention_scores"] = _filled(model, now.scores, (batch, 1, width))
+    if now.keep_context and before:
+        complete["context_scores"] = _filled(model, now.context_scores, (batch, before))
+    if now.mass_from is not None and before:
+        complete["context_mass"] = _filled(model, now.context_mass, (batch, 1))
+    if now.keep_queries:
+        complete["query_vectors"] = _filled(model, now.queries, (batch, 1), padding=0.0)
+    return complete
+
+
+def _filled(
+    model: LanguageModel, by_layer: dict[int, Tensor], least: tuple[int, ...], padding: float = float("nan")
+) -> list[Tensor]:
+    """An item for each layer, all of one shape: NaN in layers without attention, `padding` where heads are fewer."""
+    shape = torch.Size(map(max, zip(least, *(tensor.shape for tensor in by_layer.values()), strict=True)))
+    blank = torch.full(shape, float("nan"), device=model.device)
+    complete = [by_layer.get(layer, blank) for layer in range(model.layers)]
+    for layer, tensor in enumerate(complete):
+        if tensor.shape != shape:
+            complete[layer] = torch.full(shape, padding, device=tensor.device)
+            complete[layer][tuple(map(slice, tensor.shape))] = tensor
+    return complete
 
 
 def _score_options(
@@ -229,26 +261,13 @@ class _Collected:
         self.next_token: list[Tensor] = [torch.empty(0)] * examples
         self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
 
-    def take_attention(
-        self, batch: Sequence[_Probe], now: AttentionPass, added: dict[int, Tensor], blocks: dict[int, Tensor]
-    ) -> None:
+    def take_attention(self, batch: Sequence[_Probe], records: dict[str, list[Tensor]]) -> None:
         rows = [row for row, probe in enumerate(batch) if probe.recorded]
         if not rows:
             return
         longest = max(len(batch[row].token_ids) for row in rows)
-        records = {
-            "attention_output": added,
-            "attention_scores": {layer: tensor[..., :longest] for layer, tensor in now.scores.items()},
-            "block_output": blocks,
-            "context_scores": now.context_scores,
-            "context_mass": now.context_mass,
-            "query_vectors": now.queries,
-        }
-        stacked = {
-            name: _stacked([layers[i][rows] for i in range(len(layers))]).cpu()
-            for name, layers in records.items()
-            if layers
-        }
+        stacked = {name: _stacked([layer[rows] for layer in layers]).cpu() for name, layers in records.items()}
+        stacked["attention_scores"] = stacked["attention_scores"][..., :longest]
         self.batches.append(([batch[row].example for row in rows], stacked))
 
     def recording(self, plan: RecordPlan) -> Recording:
@@ -277,5 +296,6 @@ def token_queries(
     for tokens in sequences:
         now = AttentionPass(lengths=torch.tensor([len(tokens)]), prefix=prefix, keep_queries="all")
         forward(model, torch.tensor([tokens]), now)
-        queries.append(_stacked([now.queries[layer][0] for layer in range(model.layers)]).cpu())
+        vectors = _filled(model, now.queries, (1, len(tokens), 1), padding=0.0)
+        queries.append(_stacked([each[0] for each in vectors]).cpu())
     return queries

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention import INTERFACE_NAME, AttentionPass, precise, with_sink
-from iclgd.models.discovery import refuse
+from iclgd.models.discovery import attention_term, refuse
 from iclgd.models.forward import encode_prefix, forward, padded
 from iclgd.models.identities import is_sum, multiples
 from iclgd.models.interventions import hidden_of, hooks
@@ -79,6 +79,8 @@ def first_layer_sees_context(model: LanguageModel) -> bool:
         now = AttentionPass(lengths=torch.tensor([len(tokens) - _PREFIX]), first_position=context)
         with hooks(after=[(model.anatomy.blocks[0], end)]), suppress(_ReachedError):
             forward(model, tokens[None, _PREFIX:], now)
+        if 0 not in now.scores:  # it has no attention
+            return True
         scores.append(now.scores[0].nan_to_num())
     moved = (scores[0] - scores[1]).abs().max()
     return bool(moved > TOLERANCE[model.network.dtype] * scores[0].abs().max())
@@ -109,15 +111,20 @@ def _check_stream(model: LanguageModel, passed: Trace) -> None:
     anatomy = model.anatomy
     blocks = [passed.block(block) for block in anatomy.blocks]
     for number, (block, layer) in enumerate(zip(blocks, anatomy.layers, strict=True)):
-        added = block.call_of(layer.added)
-        if added is None or not added.attends or added.output is None:
+        if number and not is_sum(block.input, (blocks[number - 1].output,)):
+            refuse(model.network, f"block {number} does not read what block {number - 1} has put out")
+        if not layer.added:
+            continue
+        calls = [(block.call_of(module), factor) for module, factor in layer.added]
+        terms = [call.output * factor for call, factor in calls if call is not None and call.output is not None]
+        of_attention = [call is not None and call.attends for call, _ in calls]
+        if len(terms) < len(calls) or not (any(of_attention) or layer.attention is None):
             refuse(
                 model.network, f"in layer {number} what is taken for attention's output does not depend on attention"
             )
-        after = block.input.double() + layer.factor * added.output.double()
-        term = added.output * layer.factor
-        sums = [total for total in block.read_after(added) if is_sum(total, (block.input, term))]
-        rest = after.to(block.output.dtype)
+        added = max((call for call, _ in calls if call is not None), key=lambda call: call.end)
+        rest = sum(terms, block.input)
+        sums = [total for total in block.read_after(added) if is_sum(total, (block.input, *terms))]
         if not sums and not any(multiples(block.output, rest, [cast(Tensor, c.output)], ()) for c in block.beside):
             error = min(_error(total, rest) for total in block.read_after(added))
             refuse(
@@ -125,8 +132,6 @@ def _check_stream(model: LanguageModel, passed: Trace) -> None:
                 f"in layer {number} the block's input + what attention adds is not what the block reads next (off by "
                 f"{error:.1e} of its size)",
             )
-        if number and not is_sum(block.input, (blocks[number - 1].output,)):
-            refuse(model.network, f"block {number} does not read what block {number - 1} has put out")
 
 
 def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
@@ -136,7 +141,10 @@ def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> N
     hidden = forward(model, tokens[None], now)
     _agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
     for number, block in enumerate(model.anatomy.blocks):
-        attention, scores = passed.block(block).attention, now.scores[number]
+        attention = passed.block(block).attention
+        if attention is None:
+            continue
+        scores = now.scores[number]
         heads = len(attention.query)
         if scores.shape != (1, heads, len(tokens)):
             refuse(model.network, f"layer {number} recorded scores of shape {tuple(scores.shape)}")
@@ -159,8 +167,9 @@ def _check_exit(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
 def _check_rows(model: LanguageModel, passed: Trace) -> None:
     """Every row that is taken for queries, keys or values has a gradient of these."""
     for number, (block, layer) in enumerate(zip(model.anatomy.blocks, model.anatomy.layers, strict=True)):
-        gradients = passed.block(block).attention.projections
-        for part in "qkv":
+        attention = passed.block(block).attention
+        gradients = attention.projections if attention else {}
+        for part in "qkv" if attention else "":
             rows = {each.module: each.outputs() for each in gradients[part]}
             for projection in layer.projections[part] if rows else ():
                 own = rows.get(projection.module, torch.empty(0, dtype=torch.long))
@@ -194,10 +203,13 @@ def _check_projections(model: LanguageModel, tokens: Tensor) -> None:
         for place, letter in enumerate(letters)
         for module, rows in anatomy.makers(layer, letter).items()
     ]
-    added = [(anatomy.added(layer), partial(keep, layer)) for layer in range(model.layers)]
+    layers = sorted(anatomy.layer_of.values())
+    parts = [anatomy.layers[layer] for layer in layers]
+    terms = [attention_term(cast(nn.Module, each.attention), each.added) for each in parts]
+    added = [(module, partial(keep, layer)) for layer, module in zip(layers, terms, strict=True)]
     with hooks([(block, reset) for block in anatomy.blocks], [*erasing, *added]):
         forward(model, batch, now)
-    for layer in range(model.layers):
+    for layer in layers:
         tensors = {letter: seen[layer, letter].flatten(1).unflatten(0, (-1, 2)) for letter in letters}
         _check_letters(model, layer, tensors)
 
@@ -248,14 +260,14 @@ def _check_prefix_and_padding(model: LanguageModel, tokens: Tensor, expected: Te
     rows = [tuple(tokens[_PREFIX : _PREFIX + length].tolist()) for length in lengths.tolist()]
     alone = AttentionPass(lengths=torch.tensor([_PREFIX + 2]))
     forward(model, tokens[None, : _PREFIX + 2], alone)
-    for left, side in ((False, "right"), (True, "left")):
+    for left, side in ((False, "right"), (True, "left"))[: 2 if model.shares_prefix else 1]:
         now = AttentionPass(lengths=lengths, prefix=prefix, left=left)
         last = now.last(forward(model, padded(rows, left), now), 1)
         logits = model.anatomy.unembed(last)
         ends = expected[_PREFIX + lengths - 1]
         _agree(model, "a shared prefix changes the logits", logits[0], ends[0])
         _agree(model, f"padding on the {side} changes the logits", logits[1], ends[1])
-        for layer in range(model.layers):
+        for layer in model.anatomy.layer_of.values():
             what = f"padding on the {side} changes the scores in layer {layer}"
             _agree(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
 
@@ -292,7 +304,10 @@ def _check_feed_forward(model: LanguageModel, passed: Trace) -> None:
         return
     for number, module in enumerate(anatomy.blocks):
         block = passed.block(module)
-        terms = [block.call_of(anatomy.added(number)), block.call_of(anatomy.part(number, parts.adds))]
+        terms = [
+            *(block.call_of(part) for part, _ in anatomy.layers[number].added),
+            block.call_of(anatomy.part(number, parts.adds)),
+        ]
         outputs = [call.output for call in terms if call is not None and call.output is not None]
         if len(outputs) < 2 or not is_sum(block.output, (block.input, *outputs)):
             refuse(

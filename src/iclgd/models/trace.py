@@ -92,9 +92,9 @@ class BlockTrace:
     attentions: list[Attention]
 
     @property
-    def attention(self) -> Attention:
-        """Its attention."""
-        return self.attentions[0]
+    def attention(self) -> Attention | None:
+        """Its softmax attention; None where it has none."""
+        return self.attentions[0] if self.attentions else None
 
     @cached_property
     def output(self) -> Float[Tensor, "token d_model"]:
@@ -116,7 +116,7 @@ class BlockTrace:
 
     def in_attention(self, call: Call) -> bool:
         """Whether it is a call of the attention module or of a part of it."""
-        return f"{call.name}.".startswith(f"{self.attention.name}.")
+        return self.attention is not None and f"{call.name}.".startswith(f"{self.attention.name}.")
 
     def read_after(self, call: Call) -> Iterator[Float[Tensor, "token d_model"]]:
         """The hidden states that modules read after a call, and what the block put out."""

@@ -1,28 +1,46 @@
 """The naive implementation: one query at a time, the full context, transformers' eager attention, plain autograd.
 
 It shares no code with the recorder and the mechanisms, which tests, `iclgd-verify` and the benchmark compare with it;
-only where the parts of a model lie, which is found in a copy of it and proven at every load.
+only where a network keeps its parts is told to it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from iclgd.common.records import Item, PromptSet, Recording, Trace
 from iclgd.config import Config
 from iclgd.config.bounds import parse_layers
+from iclgd.models.anatomy import Anatomy, Layer
 from iclgd.models.discovery import discover
+from iclgd.models.projections import output_size
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where a network keeps what is recorded and trained: an item for each layer; modules by path from the network."""
+
+    blocks: tuple[str, ...]
+    attention: tuple[tuple[str, ...], ...]  # the modules that mix tokens
+    softmax: tuple[str | None, ...]  # the one that computes attention scores; None in a layer without
+    added: tuple[tuple[tuple[str, float], ...], ...]  # modules and factors, whose sum goes to the residual stream
+    mlp: tuple[tuple[str, ...], ...]
+    # the projections that make keys and values, and which of the numbers that each puts out are keys or values;
+    # None: all
+    key_value: tuple[tuple[tuple[str, Tensor | None], ...], ...]
 
 
 @dataclass
@@ -32,6 +50,7 @@ class Pass:
     logits: Tensor  # token vocabulary
     queries: list[Tensor]  # head token head_dim, scaled
     scores: list[Tensor]  # head key: of the last token, NaN where it cannot see
+    shares: list[Tensor]  # head key: of its attention
     attention: list[Tensor]  # token d_model: what attention adds to the residual stream
     blocks: list[Tensor]  # token d_model: what the block puts out
 
@@ -39,32 +58,74 @@ class Pass:
 class Naive:
     """A copy of a model, made of transformers' own modules, with the prompts and settings of a run."""
 
-    def __init__(self, network: PreTrainedModel, config: Config, prompts: PromptSet) -> None:
+    def __init__(
+        self, network: PreTrainedModel, config: Config, prompts: PromptSet, parts: Parts | None = None
+    ) -> None:
         settings = copy.deepcopy(network.config)
-        self.network: Any = AutoModelForCausalLM.from_config(settings, dtype=network.dtype, attn_implementation="eager")
+        kind: Any = type(network)
+        self.network: Any = kind._from_config(settings, dtype=network.dtype, attn_implementation="eager")
         self.network.load_state_dict(network.state_dict())
         self.network.to(network.device).eval().requires_grad_(False)
-        self.anatomy, _ = discover(self.network, config.model.anatomy)
+        self.parts = parts or discovered(discover(self.network, config.model.anatomy)[0])
         self.config, self.prompts = config, prompts
-        self.blocks: list[nn.Module] = list(self.anatomy.blocks)
-        self.added = [layer.added for layer in self.anatomy.layers]
+        self.blocks = [self._module(path) for path in self.parts.blocks]
         inputs = [path for score in config.metric.scores.values() for path in score.inputs.values()]
         self.decodes = any(path.endswith(".option_is_greedy") for path in inputs)  # token by token, which is slow
-        heads = settings.num_attention_heads
-        self.head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // heads
-        self.scale = getattr(settings, "query_pre_attn_scalar", self.head_dim) ** -0.5
-        if settings.model_type in ("gpt_neo", "opt", "xglm"):  # which scale queries before the product, or not at all
-            self.scale = 1.0
+
+    def _module(self, path: str) -> nn.Module:
+        return self.network.get_submodule(path)
 
     @torch.no_grad()
     def run(self, tokens: Sequence[int]) -> Pass:
         """Run one sequence through the network."""
-        with _outputs(self.added) as attention, _outputs(self.blocks) as blocks, _Attention() as spy:
+        with _outputs(self.blocks) as blocks, self._added(blocks) as attention, ExitStack() as stack:
+            spies = [self._spy(stack, path) for path in self.parts.softmax]
             logits = self.network(input_ids=self._ids(tokens), use_cache=False).logits[0]
-        if len(spy.scores) != len(self.blocks):
-            raise RuntimeError(f"{len(spy.scores)} softmaxes in {len(self.blocks)} attention blocks")
-        queries = [query * self.scale for query in spy.queries]
-        return Pass(logits, queries, spy.scores, [x[0] for x in attention], [x[0] for x in blocks])
+        for layer, spy in enumerate(spies):
+            if spy is not None and len(spy.scores) != 1:
+                raise RuntimeError(f"{len(spy.scores)} softmaxes in the attention of block {layer}")
+        width = len(tokens)
+        return Pass(
+            logits,
+            queries=[torch.full((1, width, 1), torch.nan) if spy is None else spy.queries[0] for spy in spies],
+            scores=[torch.full((1, width), torch.nan) if spy is None else spy.scores[0] for spy in spies],
+            shares=[
+                torch.full((1, width), torch.nan) if spy is None else self._shares(path, spy.scores[0])
+                for path, spy in zip(self.parts.softmax, spies, strict=True)
+            ],
+            attention=[x[0] for x in attention()],
+            blocks=[x[0] for x in blocks],
+        )
+
+    @contextmanager
+    def _added(self, blocks: Sequence[Tensor]) -> Iterator[Callable[[], list[Tensor]]]:
+        """Within the block, gives what the mixer of each layer adds to the residual stream of these `blocks`."""
+        paths = [path for terms in self.parts.added for path, _ in terms]
+        with ExitStack() as stack:
+            outputs = {path: stack.enter_context(_outputs([self._module(path)])) for path in paths}
+
+            def added() -> list[Tensor]:
+                nothing = torch.zeros_like(blocks[0])  # of a block that mixes no tokens
+                return [
+                    sum((factor * outputs[path][0] for path, factor in terms), nothing) for terms in self.parts.added
+                ]
+
+            yield added
+
+    def _spy(self, stack: ExitStack, path: str | None) -> _Attention | None:
+        if path is None:
+            return None
+        spy = _Attention()
+        module = self._module(path)
+        stack.callback(module.register_forward_pre_hook(lambda *_: (spy.__enter__(), None)[1]).remove)
+        stack.callback(module.register_forward_hook(lambda *_: spy.__exit__(None, None, None)).remove)
+        return spy
+
+    def _shares(self, path: str | None, scores: Tensor) -> Tensor:
+        """Attention from scores: their softmax, of which a sink takes a part where the module has one."""
+        sinks = getattr(self._module(str(path)), "sinks", None)
+        sink = torch.empty(len(scores), 0) if sinks is None else _float(sinks.detach())[:, None]
+        return torch.cat([scores.nan_to_num(nan=-torch.inf), sink.to(scores)], dim=1).softmax(1)[:, : scores.shape[1]]
 
     def record(self, context: Sequence[int]) -> Recording:
         """The recording of all queries after `context`."""
@@ -77,14 +138,14 @@ class Naive:
         log_probs = _float(seen.logits[-1]).log_softmax(-1)
         if self.config.protocol.record_at == "first_label_token":
             seen = self.run([*tokens, options[0][0]])
-        scores = torch.stack(seen.scores)
+        scores, shares = _heads_together(seen.scores), _heads_together(seen.shares)
         record = {
             "attention_output": torch.stack([output[-1] for output in seen.attention]),
             "block_output": torch.stack([output[-1] for output in seen.blocks]),
             "attention_scores": scores[..., start:],
-            "context_scores": scores[..., :start].sum(1),
-            "context_mass": scores.nan_to_num(-torch.inf).softmax(-1)[..., len(self.prompts.bos) : start].sum(-1),
-            "query_vectors": torch.stack([vectors[:, -1].flatten() for vectors in seen.queries]),
+            "context_scores": torch.stack([layer[:, :start].sum(0) for layer in seen.scores]),
+            "context_mass": _sum_where_defined(shares, len(self.prompts.bos), start),
+            "query_vectors": torch.stack(_evened([vectors[:, -1].flatten() for vectors in seen.queries])),
             "label_scores": torch.stack([self._label_score(tokens, option, log_probs) for option in options]),
             "next_token_log_probs": log_probs,
         }
@@ -135,32 +196,21 @@ class Naive:
     def trained(self) -> list[tuple[int, nn.Parameter, Tensor | None]]:
         """The layer of each trained parameter, the parameter, and the mask of keys and values in a fused projection."""
         kind, chosen = self.config.finetune.trainable, parse_layers(self.config.finetune.layers)
+        whole = {
+            "attention": self.parts.attention,
+            "mlp": self.parts.mlp,
+            "all": [(path,) for path in self.parts.blocks],
+        }
         trained = []
         for layer in range(len(self.blocks)) if chosen is None else chosen:
             if kind == "attn_kv":
-                modules = {module: None for part in "kv" for module in self._makers(layer, part)}
-            elif kind == "mlp":
-                modules = {self.anatomy.part(layer, path): None for path in self.anatomy.feed_forward.modules}
+                paths = self.parts.key_value[layer]
             else:
-                modules = {self.anatomy.attention(layer) if kind == "attention" else self.blocks[layer]: None}
-            for module in modules:
-                for parameter in module.parameters():
-                    mask = self._key_value_mask(layer, module, parameter) if kind == "attn_kv" else None
-                    trained.append((layer, parameter, mask))
+                paths = [(path, None) for path in whole[kind][layer]]
+            for path, rows in paths:
+                module = self._module(path)
+                trained += [(layer, weight, _mask(module, weight, rows)) for weight in module.parameters()]
         return trained
-
-    def _makers(self, layer: int, part: str) -> list[nn.Module]:
-        return [projection.module for projection in self.anatomy.layers[layer].projections[part]]
-
-    def _key_value_mask(self, layer: int, module: nn.Module, parameter: Tensor) -> Tensor:
-        """1 where a projection makes keys and values, 0 where it makes something else."""
-        mask = torch.zeros_like(parameter)
-        axis = 1 if isinstance(module, Conv1D) and parameter.ndim > 1 else 0
-        for part in "kv":
-            for projection in self.anatomy.layers[layer].projections[part]:
-                if projection.module is module:
-                    mask.index_fill_(axis, projection.outputs().to(mask.device), 1)
-        return mask
 
     def gradients(self, batch: Sequence[Item]) -> tuple[float, list[Tensor]]:
         """The mean loss of some demonstrations, and its gradient by each trained parameter."""
@@ -185,23 +235,26 @@ class Naive:
             logits = [self.network(input_ids=ids, use_cache=False).logits]
         else:
             at_attention = causal and self.config.protocol.exit == "attention_output"
-            with _outputs(self.added if at_attention else self.blocks) as exits, ExitStack() as stack:
+            with _outputs(self.blocks) as blocks, self._added(blocks) as added, ExitStack() as stack:
                 for block in self.blocks if causal else ():
                     stack.callback(block.register_forward_pre_hook(_detach_input, with_kwargs=True).remove)
-                self.network.base_model(input_ids=ids, use_cache=False)
+                self.network(input_ids=ids, use_cache=False)
+            exits = added() if at_attention else blocks
             last = len(self.blocks) - 1 if finetune.exit_layer is None else finetune.exit_layer
-            layers = (parse_layers(finetune.layers) or range(len(self.blocks))) if causal else [last]
+            layers = sorted({layer for layer, *_ in self.trained()}) if causal else [last]
             logits = [self.unembed(exits[layer]) for layer in layers]
         targets = ids[0, start:]
         return torch.stack([functional.cross_entropy(_float(x[0, start - 1 : -1]), targets) for x in logits]).sum()
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits of what a block puts out."""
-        for module in self.anatomy.final:
-            hidden = module(hidden)
-        logits = _float(self.network.get_output_embeddings()(hidden)) * self.anatomy.exit.scale
-        cap = self.anatomy.exit.softcap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        """Logits of what a block puts out: the network's own, where every block passes on `hidden` instead."""
+        if hidden.ndim == 2:
+            return self.unembed(hidden[None])[0]
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.callback(block.register_forward_hook(partial(_instead, hidden)).remove)
+            ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.network.device)
+            return _float(self.network(input_ids=ids, use_cache=False).logits)
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([list(tokens)], device=self.network.device)
@@ -218,22 +271,81 @@ class _Attention(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queries: list[Tensor] = []
+        self.queries: list[Tensor] = []  # head token head_dim, scaled
         self.scores: list[Tensor] = []
-        self.factor, self.alibi = torch.empty(0), torch.zeros(())
+        self.factor, self.product, self.scale = torch.empty(0), torch.empty(0), 1.0
+        self.before_softcap = 1.0
+        self.shifted, self.without_shift, self.without_sink = torch.empty(0), torch.empty(0), torch.empty(0)
+        self.alibi = torch.zeros(())
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        name, kwargs = getattr(function, "__name__", "").strip("_"), kwargs or {}
+        output = function(*args, **kwargs)
+        if name == "softmax":
+            self._keep(args[0])
         if name in ("matmul", "bmm"):
-            self.factor = args[0]
+            self.factor, self.product, self.scale = args[0], output, 1.0
         elif name == "baddbmm":  # Bloom's, which adds ALiBi's biases as counted from the first token
-            self.factor, self.alibi = kwargs["batch1"], args[0][..., -1]
-        elif name == "softmax":
-            scores = args[0].reshape(-1, *args[0].shape[-2:])[:, -1]
-            masked = scores < max(torch.finfo(scores.dtype).min / 2, -1e38)
-            self.scores.append(_float(scores - self.alibi).masked_fill(masked, torch.nan))
-            self.queries.append(self.factor.reshape(-1, *self.factor.shape[-2:]))
-        return function(*args, **kwargs)
+            self.factor, self.product, self.alibi = kwargs["batch1"], output, args[0][..., -1]
+            self.scale = kwargs["alpha"]
+        elif name in _SCALES and args[0] is self.product and torch.as_tensor(args[1]).numel() == 1:
+            self.before_softcap = self.scale
+            self.product, self.scale = output, _SCALES[name](self.scale, float(args[1]))
+        elif name == "tanh" and args[0] is self.product:  # the last factor is the softcap's
+            self.scale = self.before_softcap
+        elif name in ("add", "iadd") and args[0] is self.product:  # a mask
+            self.product = output
+        elif name == "cat" and args[0][0] is self.product:  # a sink behind it
+            self.product, self.without_sink = output, args[0][0]
+        elif name == "sub" and args[0] is self.product:  # its largest value, for half precision
+            self.shifted, self.without_shift = output, args[0]
+        return output
+
+    def _keep(self, argument: Tensor) -> None:
+        argument = self.without_shift if argument is self.shifted else argument
+        argument = argument if argument.shape[-1] == argument.shape[-2] else self.without_sink
+        scores = argument.reshape(-1, *argument.shape[-2:])[:, -1]
+        masked = scores < max(torch.finfo(scores.dtype).min / 2, -1e38)
+        self.scores.append(_float(scores - self.alibi).masked_fill(masked, torch.nan))
+        self.queries.append(self.factor.reshape(-1, *self.factor.shape[-2:]) * self.scale)
+
+
+_SCALES: dict[str, Callable[[float, float], float]] = {
+    **dict.fromkeys(("mul", "imul"), operator.mul),
+    **dict.fromkeys(("div", "truediv", "itruediv"), operator.truediv),
+}
+
+
+def discovered(anatomy: Anatomy) -> Parts:
+    """The parts of a network as they were found at load, and proven there."""
+    paths: dict[nn.Module, str] = {module: path for path, module in anatomy.network.named_modules()}
+    blocks = tuple(paths[block] for block in anatomy.blocks)
+    return Parts(
+        blocks=blocks,
+        attention=tuple(tuple(paths[module] for module in layer.mixers) for layer in anatomy.layers),
+        softmax=tuple(None if layer.attention is None else paths[layer.attention] for layer in anatomy.layers),
+        added=tuple(tuple((paths[module], factor) for module, factor in layer.added) for layer in anatomy.layers),
+        mlp=tuple(tuple(f"{block}.{path}" for path in anatomy.feed_forward.modules) for block in blocks),
+        key_value=tuple(_key_value(layer, paths) for layer in anatomy.layers),
+    )
+
+
+def _key_value(layer: Layer, paths: Mapping[nn.Module, str]) -> tuple[tuple[str, Tensor | None], ...]:
+    """The projections that make keys or values, and which of their outputs do."""
+    chosen: dict[nn.Module, Tensor] = {}
+    for projection in (*layer.projections["k"], *layer.projections["v"]):
+        rows = chosen.setdefault(projection.module, torch.zeros(output_size(projection.module), dtype=torch.bool))
+        rows[projection.outputs()] = True
+    return tuple((paths[module], None if rows.all() else rows) for module, rows in chosen.items())
+
+
+def _mask(module: nn.Module, parameter: Tensor, rows: Tensor | None) -> Tensor | None:
+    """1 where the numbers of a projection's parameter make what is trained, 0 elsewhere."""
+    if rows is None:
+        return None
+    shape = [1] * parameter.ndim
+    shape[-1 if isinstance(module, Conv1D) else 0] = -1
+    return rows.to(parameter).view(shape).expand(parameter.shape)
 
 
 @contextmanager
@@ -250,6 +362,16 @@ def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         yield outputs
 
 
+def _instead(hidden: Tensor, _module: nn.Module, _args: Any, output: Any) -> Any:
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _heads_together(by_layer: Sequence[Tensor]) -> Tensor:
+    """Layers with fewer heads than others, or without any, have NaN there."""
+    heads = max(len(tensor) for tensor in by_layer)
+    return torch.stack([functional.pad(tensor, (0, 0, 0, heads - len(tensor)), value=torch.nan) for tensor in by_layer])
+
+
 def _detach_input(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     if args:
         return (args[0].detach(), *args[1:]), kwargs
@@ -259,6 +381,20 @@ def _detach_input(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]
 def _float(tensor: Tensor) -> Tensor:
     """In float32 at least."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _sum_where_defined(shares: Tensor, first: int, end: int) -> Tensor:
+    """The sum of shares from `first` to `end`; NaN where a layer or head has no attention, also of no shares."""
+    return shares[..., first:end].sum(-1).masked_fill(shares.isnan().all(-1), torch.nan)
+
+
+def _evened(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Queries of all layers in one length, with zeros where a layer has fewer."""
+    width = max(len(vector) for vector in vectors)
+    return [
+        functional.pad(vector, (0, width - len(vector)), value=torch.nan if vector.isnan().any() else 0.0)
+        for vector in vectors
+    ]
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:
