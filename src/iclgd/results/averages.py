@@ -110,12 +110,13 @@ def over_draws(rows: Any, scores: Mapping[str, ScoreInfo]) -> pd.DataFrame:
     several = summary["draws"] > 1
     summary["unit"] = np.where(several, "draws", "queries")
     limits = np.array([scores[name].limits for name in summary.index.get_level_values("score")]).reshape(-1, 2)
-    low, high = draws_intervals(summary["mean"], summary["std"], summary["draws"], limits)
+    mean, std, count = (summary[column].to_numpy(float) for column in ("mean", "std", "draws"))
+    low, high = draws_intervals(mean, std, count, limits)
     summary["low"], summary["high"] = summary["low"].mask(several, low), summary["high"].mask(several, high)
     shares = [name for name, score in scores.items() if score.share]
     for key, part in draws[draws.index.get_level_values("score").isin(shares)].groupby(level=SETTING, observed=True):
         if len(part) > 1:
-            trials = (part["n"] - part["undefined"]).astype(int)
-            interval = draws_interval(part["mean"], trials=trials)
+            trials = (part["n"] - part["undefined"]).astype(int).tolist()
+            interval = draws_interval(part["mean"].to_numpy(), trials=trials)
             summary.loc[key, ["low", "high"]] = interval.low, interval.high
     return summary.reset_index()

@@ -53,7 +53,7 @@ def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") 
     if complete.empty:
         return HeldOut({}, {}, False)
     best = "idxmax" if better == "higher" else "idxmin"
-    chosen = {draw: getattr(complete.drop(row).mean(), best)() for row, draw in enumerate(scores)}
+    chosen = {draw: float(getattr(complete.drop(row).mean(), best)()) for row, draw in enumerate(scores)}
     at_edge = table.shape[1] > 1 and not {table.columns[0], table.columns[-1]}.isdisjoint(chosen.values())
     return HeldOut({draw: scores[draw][rate] for draw, rate in chosen.items()}, chosen, at_edge)
 
