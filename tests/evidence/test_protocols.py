@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from configs import config
-from iclgd.config.enumerations import DropFrom, Exit, RandomUpdate, RecordAt, StepPer
 from iclgd.evidence.facts import random_update
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
@@ -22,16 +20,6 @@ def laboratory(model, *overrides, wanted=("random_update",)):
 @pytest.fixture(scope="module")
 def model():
     return shared_model("llama")
-
-
-def test_presets_are_the_papers():
-    ours, theirs = config().protocol, config("protocol=dai2023").protocol
-    assert config("protocol=deutch2024").protocol == ours
-    assert (ours.record_at, theirs.record_at) == (RecordAt.last_prompt_token, RecordAt.first_label_token)
-    assert (ours.random_update, theirs.random_update) == (RandomUpdate.gaussian, RandomUpdate.uniform)
-    assert (ours.drop_from, theirs.drop_from) == (DropFrom.both, DropFrom.icl)
-    assert ours.exit == theirs.exit == Exit.block_output
-    assert ours.step == theirs.step == StepPer.demonstration
 
 
 @pytest.mark.parametrize("setting", ["zsl", "icl"])

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from command_line import environment
-from configs import config
 from iclgd.common.records import Recording
-from iclgd.runs import cache
 from iclgd.runs.cache import RecordingsCache
 
 KEY = "0a1b"
@@ -52,13 +50,6 @@ def test_a_recording_is_computed_once_and_comes_back_the_same(tmp_path):
     again, known = RecordingsCache(tmp_path, 10**9).get_or_compute(KEY, never)
     assert known and equal(again, made)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
-
-
-def test_another_key_is_another_recording(tmp_path):
-    store = RecordingsCache(tmp_path, 10**9)
-    store.get_or_compute(KEY, recording)
-    other, known = store.get_or_compute("other", lambda: recording(1))
-    assert not known and equal(other, recording(1))
 
 
 def test_off_keeps_nothing(tmp_path):
@@ -164,10 +155,3 @@ def test_a_killed_computer_does_not_keep_the_others_waiting(tmp_path):
     child.wait()
     child.stdout.close()
     assert RecordingsCache(tmp_path, 10**9).get_or_compute(KEY, recording)[1] is False
-
-
-def test_a_run_s_settings_choose_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
-    chosen = cache.recordings_cache(config("runtime.cache_gb=0.5").runtime)
-    assert (chosen.folder, chosen.limit_bytes) == (tmp_path / "recordings", 500_000_000)
-    assert cache.recordings_cache(config("runtime.cache=off").runtime).limit_bytes == 0

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.sdk.lib import config_util
 
-from command_line import ROOT, iclgd
+from command_line import ROOT
 from configs import config as composed
 from iclgd import tracking
 from iclgd.config.enumerations import TrackerName, TrackingMode
@@ -165,9 +165,3 @@ def test_settings_stand_beside_the_parameters_of_the_sweep(tmp_path: Path, monke
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(chosen))
     own = {"task": {"shots": 4}, "seed": 0}
     assert tracking.without_parameters(config) == {**own, "finetune.name": "gd", "finetune.lr": 0.1}
-
-
-def test_an_agent_asks_for_one_run_at_a_time(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("WANDB_SWEEP_ID", "swp1")
-    refused = iclgd(tmp_path, "-m", "seed=0,1")
-    assert refused.returncode == 2 and "one run at a time: leave -m and sweeps= out" in refused.stderr

@@ -42,20 +42,18 @@ def varying_keys(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         runs: the settings of each.
     """
-    columns = {key: [run.get(key) for run in runs] for key in dict.fromkeys(key for run in runs for key in run)}
+    keys = dict.fromkeys(key for run in runs for key in run)
     names = [key for key in _NAMES if len({run[key] for run in runs if key in run}) > 1]
     varying = list(names)
-    for key, values in columns.items():
-        if key in _NAMES or key in DRAW or len(set(values)) == 1:
+    for key in keys:
+        if key in _NAMES or key in DRAW:
             continue
-        comparable = [_required_key(key) in run for run in runs] if None in values else [True] * len(runs)
-        owners = zip(*(columns[name] for name in names if _brings(name, key)), strict=True)
-        groups = list(owners) or [()] * len(runs)
-        within: dict[tuple[Any, ...], set[Any]] = {}
-        for group, value, counts in zip(groups, values, comparable, strict=True):
-            if counts:
-                within.setdefault(group, set()).add(value)
-        if any(len(distinct) > 1 for distinct in within.values()):
+        values: dict[tuple[Any, ...], set[Any]] = {}  # by the names that bring the key
+        for run in runs:
+            if _required_key(key) in run:
+                owner = tuple(run.get(name) for name in names if _brings(name, key))
+                values.setdefault(owner, set()).add(run.get(key))
+        if any(len(distinct) > 1 for distinct in values.values()):
             varying.append(key)
     return varying
 
