@@ -117,7 +117,8 @@ def job(composed: DictConfig) -> float:
     if sweep is not None:
         sweep.write(number, outcome)  # a worker may be killed
     try:
-        outcome = _outcome(of_worker(typed(composed), settings), path, name, bar=command is not None)
+        with terminable():
+            outcome = _outcome(of_worker(typed(composed), settings), path, name, bar=command is not None)
     except ConfigError as error:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -162,11 +163,11 @@ def _experiment(*arguments: Any) -> Any:
 
 
 def _prepare(config: Config) -> Any:
-    from iclgd.evidence import preparation  # imports NumPy, and pandas where rows are read with it
+    from iclgd.evidence.preparation import Session, prepare  # imports NumPy, and pandas where rows are read with it
 
     command = CURRENT.get() or Command()
-    command.session = command.session or preparation.Session()
-    return preparation.prepare(config, command.session)
+    command.session = command.session or Session()
+    return prepare(config, command.session)
 
 
 def of_worker(config: Config, settings: DictConfig) -> Config:

@@ -14,7 +14,7 @@ from iclgd.config import Config, ConfigError, MissingInput, as_dict
 from iclgd.config.enumerations import Rerun
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import INPUTS, run_id
-from iclgd.runs.process import Terminated, terminable
+from iclgd.runs.process import Terminated
 from iclgd.runs.progress import Progress, duration
 from iclgd.runs.schema import DamagedRun, State, read
 from iclgd.runs.secrets import without_secrets
@@ -128,7 +128,7 @@ def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
     before = folder.status()
     changed = _changed_inputs(run, prepared) if before is not None and before.state is State.done else []
     earlier = folder.retire() if changed else None
-    with folder.log_file(), terminable(), Progress(folder, run.name, run.bar) as progress:
+    with folder.log_file(), Progress(folder, run.name, run.bar) as progress:
         if changed:
             message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
             log.warning(message, run.name, ", ".join(changed), earlier)
@@ -141,11 +141,9 @@ def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
             log.warning("run %s was interrupted%s", run.name, f": {stop}" if isinstance(stop, Terminated) else "")
             folder.interrupt()
             raise
-        except BaseException as error:
+        except Exception as error:
             log.error("run %s failed: %s", run.name, error, exc_info=error)
             folder.fail(error)
-            if not isinstance(error, Exception):
-                raise
             is_refused = isinstance(error, ConfigError)
             message = without_secrets(str(error) if is_refused else f"{type(error).__name__}: {error}")
             return Outcome(Ending.refused if is_refused else Ending.failed, folder.path, message)
