@@ -53,6 +53,8 @@ def test_the_last_words_say_in_short_what_context_does_and_who_does_it_too():
     assert said.endswith(f"in what it predicts, LCGD makes {shares['lcgd']}, GD makes {shares['gd']}.")
     two = findings(results(("gd",), scores, seeds=3, task__name=["a", "b"]))
     assert [text[:13] for text in two] == ["In short (a):", "In short (b):"]
+    off = findings(results(("gd",), scores, seeds=3, task__evaluate=[None, "b"]))
+    assert [text.partition(")")[0] for text in off] == ["In short (evaluate none", "In short (evaluate b"]
     lost = [run for run in made.runs if run.config["finetune"]["name"] == "lcgd"][:1]
     [said] = findings(replace(made, runs=tuple(run for run in made.runs if run not in lost)))
     assert said.endswith(f"in what it predicts, GD makes {shares['gd']}, LCGD has no value in some draws.")

@@ -39,8 +39,8 @@ def _in_short(results: Results, among: Sequence[Contender]) -> list[str]:
         shares = _recovered(results, score, setting, among)
         if shares:
             icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
-            named = [results.text(key, value) for key, value in setting if key in results.varied]
-            text = f"In short ({', '.join(named)})" if named else "In short"
+            named = results.setting_text({key: value for key, value in setting if key in results.varied})
+            text = f"In short ({named})" if named else "In short"
             shots = results.text("task.shots", dict(setting)["task.shots"])
             text += f": with {shots} demonstrations in its prompt the model answers {icl:.0%} of the queries right, "
             sentences.append(f"{text}without them {zsl:.0%}; of that change in what it predicts, {', '.join(shares)}.")
@@ -79,9 +79,9 @@ def _nearest(results: Results, among: Sequence[Contender]) -> list[str]:
         itself = next((one for one in here if one.variant == ITSELF), None)
         candidates = [one for one in here if _is_candidate(results, one)]
         if len(candidates) > 1:
-            named = [results.text(key, value) for key, value in place if key in results.varied and key != TRUTH]
-            text = _paragraph(results, candidates, itself)
-            paragraphs.append(f"{', '.join(named)}: {text}" if named else text)
+            varied = {key: value for key, value in place if key in results.varied and key != TRUTH}
+            named, text = results.setting_text(varied), _paragraph(results, candidates, itself)
+            paragraphs.append(f"{named}: {text}" if named else text)
     return paragraphs
 
 
