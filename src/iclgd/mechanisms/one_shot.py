@@ -184,7 +184,7 @@ class _Reader:
         return now, kept
 
 
-def _joined(rows: Sequence[KeyValues]) -> KeyValues:
+def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Keys and values of several sequences as a batch."""
     return torch.cat([key for key, _ in rows]), torch.cat([value for _, value in rows])
 
