@@ -85,8 +85,9 @@ def _trained_numbers(network: PreTrainedModel, config: Config) -> int:
         model = LanguageModel(network, outline(network), None)
     except UnsupportedModelError:
         return sum(parameter.numel() for parameter in network.parameters())
-    chosen = trained_parameters(model, config.finetune.trainable, parse_layers(config.finetune.layers))
-    return sum(item.parameter.numel() for item in chosen)
+    layers = parse_layers(config.finetune.layers) or range(network.config.get_text_config().num_hidden_layers)
+    chosen = trained_parameters(model, config.finetune.trainable, None)
+    return sum(item.parameter.numel() for item in chosen) * len(layers) // model.layers
 
 
 def _activations(network: PreTrainedModel, config: Config, device: str, used: torch.dtype) -> float:

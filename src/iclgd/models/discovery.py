@@ -64,12 +64,14 @@ def discover(network: PreTrainedModel, description: Description | None = None) -
 
 
 def outline(network: PreTrainedModel) -> Anatomy:
-    """The parts that a network without weights (on the meta device) shows: blocks, attention and its projections.
+    """The first block of a network without weights (on the meta device), or all where blocks are of several kinds.
 
     Raises:
         UnsupportedModelError: it has no such parts, or cannot run without weights.
     """
-    steps = _Discovery(network, _traced(network), {})
+    text: Any = network.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    steps = _Discovery(network, _traced(network, None if len(set(kinds)) > 1 else 1), {})
     layers = tuple(map(steps.outlined, steps.blocks))
     return Anatomy(
         network=network,
@@ -82,9 +84,9 @@ def outline(network: PreTrainedModel) -> Anatomy:
     )
 
 
-def _traced(network: PreTrainedModel) -> Trace:
+def _traced(network: PreTrainedModel, blocks: int | None = None) -> Trace:
     try:
-        passed = trace(network, some_tokens(network))
+        passed = trace(network, some_tokens(network), blocks)
     except torch.OutOfMemoryError:
         raise
     except UnsupportedModelError as error:

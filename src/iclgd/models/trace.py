@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -37,8 +37,8 @@ class Call:
     name: str
     module: nn.Module
     start: int  # by a clock that counts beginnings and ends of calls
-    inputs: list[Float[Tensor, "token size"]]
-    outputs: list[Float[Tensor, "token size"]] = field(default_factory=list)
+    inputs: list[Tensor]  # each [token, size]
+    outputs: list[Tensor] = field(default_factory=list)  # each [token, size]
     end: int = 0
     attends: bool = False  # whether what it puts out depends on its block's attention
 
@@ -74,7 +74,7 @@ class Trace:
     interface: bool  # whether attention is computed through transformers' AttentionInterface
     calls: list[Call]  # in the order of their ends
     attentions: list[Attention]
-    logits: Float[Tensor, "token vocabulary"]
+    logits: Float[Tensor, "position vocabulary"]  # of no position, where the pass ended before
 
     def block(self, module: nn.Module) -> BlockTrace:
         """What happened in one block."""
@@ -137,10 +137,11 @@ def some_tokens(network: PreTrainedModel, count: int = 9) -> Int[Tensor, " token
     return (torch.arange(1, count + 1) * 7919) % network.config.get_text_config().vocab_size
 
 
-def trace(network: PreTrainedModel, tokens: Int[Tensor, " token"]) -> Trace:
+def trace(network: PreTrainedModel, tokens: Int[Tensor, " token"], blocks: int | None = None) -> Trace:
     """Run a model once on a few tokens; it is left as it was. On the meta device, only shapes are there.
 
-    Attention that bypasses transformers' AttentionInterface is seen as the two products around a softmax.
+    Attention that bypasses transformers' AttentionInterface is seen as the two products around a softmax. With
+    `blocks`, the pass ends behind as many of them, without logits.
 
     Raises:
         RuntimeError: the model does not run on these tokens, or another error of its code.
@@ -148,29 +149,29 @@ def trace(network: PreTrainedModel, tokens: Int[Tensor, " token"]) -> Trace:
     embedding = network.get_input_embeddings().weight
     name = _WITHOUT_MASK if embedding.is_meta and not hasattr(network, "hf_device_map") else _NAME
     try:
-        through_interface = _run(network, tokens, name)
+        through_interface = _run(network, tokens, name, blocks)
     except UnsupportedModelError:
         raise
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError):  # it misses the mask that eager has
         through_interface = None
     if through_interface is not None and through_interface.attentions:
         return through_interface
-    return _run(network, tokens, "eager")
+    return _run(network, tokens, "eager", blocks)
 
 
-def _run(network: PreTrainedModel, tokens: Tensor, name: str) -> Trace:
-    tracer, interface = _Tracer(), name != "eager"
+def _run(network: PreTrainedModel, tokens: Tensor, name: str, blocks: int | None) -> Trace:
+    tracer, interface, logits = _Tracer(blocks), name != "eager", torch.empty(0, 0)
     token_ids = tokens[None].to(device_of(network.get_input_embeddings()))
     products = nullcontext() if interface else _Products(tracer)
     with torch.enable_grad(), _untrained(network), implementation(network, name), tracer.watching(network):
         reset = _tracer.set(tracer)
         try:
-            with products:
-                output = network(input_ids=token_ids, use_cache=False)
+            with products, suppress(_EnoughError):
+                logits = network(input_ids=token_ids, use_cache=False).logits[0].detach()
         finally:
             _tracer.reset(reset)
     calls = sorted(tracer.calls, key=lambda call: call.end)
-    return Trace(tokens, interface, calls, tracer.attentions, output.logits[0].detach())
+    return Trace(tokens, interface, calls, tracer.attentions, logits)
 
 
 @contextmanager
@@ -197,6 +198,10 @@ def _untrained(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+class _EnoughError(Exception):
+    """Ends a pass behind the blocks that are wanted."""
+
+
 class _Tracer:
     """Collects a trace.
 
@@ -204,7 +209,8 @@ class _Tracer:
     say what made them. Behind attention they begin at its output alone, so that they say what depends on it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int | None) -> None:
+        self.blocks = blocks  # after how many the pass ends
         self.calls: list[Call] = []
         self.attentions: list[Attention] = []
         self.time = 0
@@ -244,6 +250,9 @@ class _Tracer:
         self.calls.append(call)
         if call is self.block:
             self.block, self.attended, self.made = None, False, []
+            self.blocks = None if self.blocks is None else self.blocks - 1
+            if self.blocks == 0:
+                raise _EnoughError
         elif self.block is not None and not self.attended and is_projection(module):
             start = tensors[0] if tensors[0].requires_grad else tensors[0].detach().requires_grad_(True)
             self.made.append((module, start.clone()))  # a copy, for the model may change in place what it gets
