@@ -52,7 +52,7 @@ stress: setup
 	$(QUIET) tests/stress.sh $(BIN)/pytest $(ARGS)
 
 figures: setup
-	PYTHONPATH=tools $(BIN)/python tools/figures.py $(if $(LONG),--long) $(ARGS)
+	PYTHONPATH=tests/support $(BIN)/python tools/figures.py $(if $(LONG),--long) $(ARGS)
 
 bench: setup
 	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
 import json
 import re
 import shlex
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import vl_convert
 
+import chromium
 from iclgd.common.digests import digest_of_text
 from iclgd.report.chart import Figure
 from iclgd.report.figures import figures
@@ -74,6 +76,7 @@ class Picture:
 DRAWN = {
     "ladder.png": Picture("ladder", "ladder/mechanisms"),
     "planted_truths.png": Picture("would_it_notice", "planted_truths/sim_aou"),
+    "report.png": Picture("ladder", "page"),
     "guide/wandb.svg": Picture("gallery", "wandb"),
     "gallery/ladder": Picture("gallery_ladder", "ladder/mechanisms"),
     "gallery/layers_map": Picture("gallery_ladder", "layers/sim_aou"),
@@ -97,14 +100,32 @@ def older_than_the_code() -> list[str]:
     return [name for name in DRAWN if recorded.get(name, {}).get("drawn_by") != drawing_code()]
 
 
-def write_picture(name: str, picture: Picture, outputs: Path) -> dict[str, str]:
-    """Write a picture, in the gallery also as a PDF for papers, and return what is recorded of it."""
-    figure = picture.draw(outputs)
+def save(figure: Figure, name: str) -> None:
+    """Write a figure under docs/: as the name's ending says, or without one as SVG and PDF."""
     if name.endswith(".png"):  # half of the resolution of figures for papers, a third of the bytes
         (DOCS / name).write_bytes(vl_convert.vegalite_to_png(figure.specification, ppi=150))
     else:
         for ending in [""] if "." in name else [".svg", ".pdf"]:
             figure.save(DOCS / f"{name}{ending}")
+
+
+def photograph(sweep: Path, path: Path) -> None:
+    """The head of a sweep's report page as a browser shows it."""
+    subprocess.run([sys.executable, "-m", "iclgd.report", str(sweep), "--out", str(sweep / "report")], check=True)
+    with chromium.browser() as tab:
+        tab.send("Emulation.setDeviceMetricsOverride", width=1400, height=1000, deviceScaleFactor=1, mobile=False)
+        tab.open(sweep / "report" / "report.html", "document.documentElement?.dataset.drawn === 'true'")
+        clip = {"x": 0, "y": 0, "width": 1400, "height": 1960, "scale": 0.55}
+        shot = tab.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+    path.write_bytes(base64.b64decode(shot["data"]))
+
+
+def write_picture(name: str, picture: Picture, outputs: Path) -> dict[str, str]:
+    """Write a picture, in the gallery also as a PDF for papers, and return what is recorded of it."""
+    if picture.figure == "page":
+        photograph(outputs / picture.sweep, DOCS / name)
+    else:
+        save(picture.draw(outputs), name)
     run = next(iter(Results.read([outputs / picture.sweep])))
     revision = str((run.environment.get("iclgd") or {}).get("revision"))
     return {"sweep": picture.sweep, "figure": picture.figure, "runs_of": revision, "drawn_by": drawing_code()}

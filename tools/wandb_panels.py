@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import numpy as np
 import pandas as pd
 
 from iclgd.report.chart import DATA, Figure, themed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-from wandb_reader import read_runs  # after the path
+from wandb_reader import read_runs
 
 _WIDTH, _HEIGHT = 250, 130
 _KEYS = {"rate": ("finetune", "lr"), "shots": ("task", "shots"), "seed": ("seed",)}

@@ -116,7 +116,7 @@ def test_prompts_are_headed_by_names_and_cut_where_long(tmp_path):
         write_run(tmp_path / str(name), task=task, seed=seed, layers=1, examples=70, text="x" * 5000)
     results = Results.read([tmp_path])
     prompts = list(page._prompts(results))
-    assert [one["name"] for one in prompts] == ["my_own · seed 2", "reviews · seed 2", "reviews · seed 10"]
+    assert [one["name"] for one in prompts] == ["my_own, seed 2", "reviews, seed 2", "reviews, seed 10"]
     queries = prompts[0]["lists"]["queries"]
     assert (len(queries), prompts[0]["left"]) == (60, 10) and all(len(query["text"]) < 1600 for query in queries)
     assert [name for name, right in queries[0]["marks"] if right] and not [r for _, r in queries[59]["marks"] if r]
