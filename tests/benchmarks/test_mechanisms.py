@@ -18,7 +18,7 @@ from iclgd.tasks import encode
 
 log = logging.getLogger(__name__)
 
-REPEATS = 3
+REPEATS = 2
 MOST = 3.0  # runs of lcgd; function vectors ask every head about every demonstration
 MECHANISMS = (
     "mean_shift linear_shift task_vector function_vector one_shot_mean one_shot_sum priming context_distillation "
