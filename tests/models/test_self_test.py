@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from families.tiny import tiny_network as of_family
 from iclgd.config import ConfigError
-from iclgd.models import attention
+from iclgd.models import attention, interception
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.discovery import discover
 from iclgd.models.language_model import LanguageModel
@@ -71,11 +72,38 @@ def test_a_description_takes_the_place_of_what_is_found():
         network.config._attn_implementation = "eager"
 
 
-def test_a_wrong_window_is_refused(monkeypatch):
+def with_chunks(size):
+    network = of_family("llama4_text")
+    network.config.attention_chunk_size = size
+    return network
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong"),
+    [
+        (lambda: tiny_network("mistral", sliding_window=12), attention.Reach(window=9)),
+        (lambda: with_chunks(12), attention.Reach(chunk=16)),
+    ],
+)
+def test_a_wrong_window_or_chunk_is_refused(model, wrong, monkeypatch):
     masks = attention.AttentionMaskInterface._global_mapping
-    monkeypatch.setitem(masks, attention.INTERFACE_NAME, lambda **_: attention.Reach(window=9))
+    monkeypatch.setitem(masks, attention.INTERFACE_NAME, lambda **_: wrong)
     with pytest.raises(UnsupportedModelError, match="beyond its windows"):
-        tiny_model("mistral", sliding_window=12)
+        assemble(model(), None)
+
+
+def test_distances_that_count_padding_are_refused(monkeypatch):
+    """MPT counts ALiBi's distances from the last token of the batch, and padding before a query's own tokens too."""
+    with pytest.raises(UnsupportedModelError, match="padding on the left changes the logits"):
+        assemble(of_family("mpt"), None)
+    monkeypatch.setattr(interception._Watch, "own_bias", lambda watch, layer, scores: scores[..., 0] * 0)
+    with pytest.raises(UnsupportedModelError, match="padding on the right changes the scores in layer 0"):
+        assemble(of_family("mpt"), None)
+
+
+def test_keys_are_compared_as_keys():
+    """The norm of Phi's keys has a bias, so that without their projection they are the same, but not nothing."""
+    assert assemble(tiny_network("phi", qk_layernorm=True), None).layers == 3
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
