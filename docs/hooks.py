@@ -10,16 +10,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import yaml
 from mkdocs.structure.files import File
+from omegaconf import OmegaConf
 
 from iclgd.cli import keys
 from iclgd.common import paths
 from iclgd.config import FinetuneConfig, ScoreConfig
 from iclgd.config.enumerations import Better
 
+T = TypeVar("T")
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "tools" / "families" / "results.json"  # written by make families
 TABLE_STARTS, TABLE_ENDS = "<!-- table of scores, written by make pages -->", "<!-- end of the table -->"
@@ -74,7 +76,7 @@ def score_table() -> str:
     for path in sorted((paths.config_folder() / "metric").glob("*.yaml")):
         text = path.read_text("utf-8")
         for name, fields in yaml.safe_load(text).items():
-            score = ScoreConfig(**fields)
+            score = _typed(ScoreConfig, fields)
             limits = "any" if score.limits is None else f"{score.limits[0]:g} to {score.limits[1]:g}"
             better = BETTER[Better(score.better)]
             said = [f"`{path.stem}`", f"`{name}`", _cell(score.label), limits, better, _cell(_head(text))]
@@ -87,7 +89,7 @@ def mechanism_page() -> str:
     by_role: dict[str, list[tuple[int, str]]] = {}
     for path in (paths.config_folder() / "finetune").glob("*.yaml"):
         text = path.read_text("utf-8")
-        options = FinetuneConfig(**yaml.safe_load(text))
+        options = _typed(FinetuneConfig, yaml.safe_load(text))
         row = [
             f"`{path.stem}`",
             _cell(options.label or path.stem),
@@ -102,6 +104,11 @@ def mechanism_page() -> str:
     if by_role:
         raise ValueError(f"docs/hooks.py has no heading for the roles {', '.join(by_role)}")
     return "\n".join(lines) + "\n"
+
+
+def _typed(schema: type[T], fields: dict[str, Any]) -> T:
+    """Fields as the schema types them; what another group would fill in stays open."""
+    return cast(T, OmegaConf.merge(OmegaConf.structured(schema), fields))
 
 
 def _seen(text: str, options: FinetuneConfig) -> str:

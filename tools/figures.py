@@ -168,6 +168,9 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "iclgd", *arguments], check=True)
     record = json.loads(PICTURES.read_text("utf-8")) if PICTURES.exists() else {}
     for name, picture in DRAWN.items():
+        if not (options.outputs / picture.sweep).is_dir():
+            sys.stdout.write(f"docs/{name} stays as it is: there are no runs of {picture.sweep}\n")
+            continue
         try:
             record[name] = write_picture(name, picture, options.outputs)
             sys.stdout.write(f"docs/{name}\n")

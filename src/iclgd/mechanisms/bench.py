@@ -157,7 +157,7 @@ class Bench:
         return padded(sequences), AttentionPass(lengths=lengths, prefix=prefix)
 
     @contextmanager
-    def rewriting(self, site: Site, layers: Sequence[int], rewrite: Rewrite) -> Iterator[None]:
+    def rewriting(self, site: Site | str, layers: Sequence[int], rewrite: Rewrite) -> Iterator[None]:
         """Within this block `rewrite` replaces activations at the query's last token and the label tokens behind it.
 
         Args:
