@@ -71,7 +71,7 @@ def estimate_of(settings: PretrainedConfig, config: Config, device: str, free: f
     trained = _trained_numbers(network, config) * (2 * used.itemsize + 4 + copies + moments)
     text = network.config.get_text_config()
     # attention outputs and scores of every query and layer, in three float32 recordings
-    each = text.hidden_size + text.num_attention_heads * _LENGTH
+    each = text.hidden_size + _heads(text) * _LENGTH
     records = 3 * 4 * config.task.queries * text.num_hidden_layers * each
     activations = _activations(network, config, device, used)
     return Estimate(weights / GB, trained / GB, activations / GB, records / GB, device, free)
@@ -90,11 +90,16 @@ def _trained_numbers(network: PreTrainedModel, config: Config) -> int:
     return sum(item.parameter.numel() for item in chosen) * len(layers) // model.layers
 
 
+def _heads(text: PretrainedConfig) -> int:
+    """How many heads a layer has; 1 where no layer has attention (Mamba)."""
+    return int(getattr(text, "num_attention_heads", None) or 1)
+
+
 def _activations(network: PreTrainedModel, config: Config, device: str, used: torch.dtype) -> float:
     """Bytes of the largest pass: what one token has in a block, the context's keys and values, and the logits."""
     text, words = network.config.get_text_config(), network.get_input_embeddings().weight
     matrices = [weight for weight in network.parameters() if weight.ndim == 2 and weight.shape != words.shape]
-    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    layers, heads = text.num_hidden_layers, _heads(text)
     width = 4 * text.hidden_size + sum(max(weight.shape) for weight in matrices) // layers
     tokens = config.runtime.batch_tokens or (512 if device == "cpu" else 16384)
     key_size = (getattr(text, "num_key_value_heads", None) or heads) * text.hidden_size // heads

@@ -25,9 +25,8 @@ from iclgd.models.anatomy import UnsupportedModelError
 
 INTERFACE_NAME = "iclgd_recorded"
 
-KeyValues = tuple[
-    Float[Tensor, "batch key_value_head prefix head_dim"], Float[Tensor, "batch key_value_head prefix head_dim"]
-]
+# [batch, key_value_head, prefix, head_dim]; layers may differ in heads and sizes, and keys from values
+KeyValues = tuple[Float[Tensor, "_ _ prefix _"], Float[Tensor, "_ _ prefix _"]]
 
 
 Prefix = list[KeyValues] | tuple[int, ...]
