@@ -12,6 +12,11 @@ from placement_cases import PLAN, QUESTIONS
 from tiny_models import CONFIGS, tiny_network
 
 
+def key_weight(model):
+    (module,) = model.anatomy.makers(1, "k")
+    return module.weight
+
+
 def rounded(family, dtype=torch.bfloat16):
     """A float32 model whose weights are numbers of a half precision."""
     network = tiny_network(family)
@@ -41,17 +46,17 @@ def test_logits_are_those_of_float32(family):
 def test_recordings_and_finetuning_are_those_of_float32(family):
     whole, half = assemble(rounded(family), None), assemble(resting(family), None)
     assert half.dtype is torch.float32
-    matrix = half.anatomy.projection(1, "k").weight
+    matrix = key_weight(half)
     assert matrix.dtype is torch.bfloat16
     before, found = matrix.detach().clone(), []
     for model in (whole, half):
         with finetuned(model, prompts(), learning("finetune.lr=1e-6", objective="gd"), ranks=True) as trace:
             found.append((trace, record(model, QUESTIONS, (1,), PLAN)))
-            assert model.anatomy.projection(1, "k").weight.dtype is torch.float32
+            assert key_weight(model).dtype is torch.float32
     (one, recorded), (other, again) = found
     assert (one.update_norms > 0).all()  # a step far below bfloat16's rounding is not lost
     for name in ("losses", "gradient_norms", "update_norms", "update_ranks"):
         torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-6, atol=0)
     torch.testing.assert_close(again.attention_output, recorded.attention_output, rtol=1e-5, atol=1e-6)
-    assert half.anatomy.projection(1, "k").weight.dtype is torch.bfloat16
-    assert torch.equal(half.anatomy.projection(1, "k").weight, before)
+    assert key_weight(half).dtype is torch.bfloat16
+    assert torch.equal(key_weight(half), before)

@@ -20,6 +20,7 @@ from iclgd.models.forward import encode_prefix, forward, padded
 from iclgd.models.identities import is_sum, multiples
 from iclgd.models.interventions import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
+from iclgd.models.placement import device_of
 from iclgd.models.products import use_linear
 from iclgd.models.trace import Trace, implementation, some_tokens
 
@@ -151,7 +152,7 @@ def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> N
         if not scores[..., -1].isfinite().all():
             refuse(model.network, f"recorded scores of layer {number} are not finite where they should be")
         values = precise(attention.value).repeat_interleave(heads // len(attention.value), dim=0)
-        shares = with_sink(scores[0].nan_to_num(nan=-torch.inf), attention.sink).softmax(-1)[:, : len(tokens)]
+        shares = with_sink(scores[0].cpu().nan_to_num(nan=-torch.inf), attention.sink).softmax(-1)[:, : len(tokens)]
         rebuilt = torch.einsum("ht,htd->hd", shares, values)
         what = f"softmax(scores) V differs from attention's own output in layer {number}"
         _agree(model, what, rebuilt, attention.output[-1])
@@ -160,7 +161,8 @@ def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> N
 def _check_exit(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
     """The last block's output, finished and unembedded, gives the model's logits."""
     last = passed.block(model.anatomy.blocks[-1]).output
-    logits = model.anatomy.unembed(model.anatomy.finish(last[None]))[0]
+    last = last[None].to(device_of(model.anatomy.blocks[-1]))
+    logits = model.anatomy.unembed(model.anatomy.finish(last))[0]
     _agree(model, "the last block's early exit differs from the model's output", logits, expected)
 
 

@@ -167,7 +167,7 @@ def _run(network: PreTrainedModel, tokens: Tensor, name: str, blocks: int | None
         reset = _tracer.set(tracer)
         try:
             with products, suppress(_EnoughError):
-                logits = network(input_ids=token_ids, use_cache=False).logits[0].detach()
+                logits = network(input_ids=token_ids, use_cache=False).logits[0].detach().cpu()
         finally:
             _tracer.reset(reset)
     calls = sorted(tracer.calls, key=lambda call: call.end)
@@ -264,14 +264,14 @@ class _Tracer:
         self.time += 1
         name = next(call.name for call in reversed(self.open) if call.module is module)
         makers = {"q": self._makers(query), "k": self._makers(key)}
-        attention = Attention(module, name, self.time, query.detach(), key.detach(), scale, makers)
+        attention = Attention(module, name, self.time, _kept(query), _kept(key), scale, makers)
         self.attentions.append(attention)
         return attention
 
     def end_attention(self, attention: Attention, value: Tensor, output: Tensor) -> Tensor:
         """Values [head, token, size] have been mixed; returns the output as what gradients begin at."""
         attention.projections["v"] = self._makers(value)
-        attention.value, self.attended, self.made = value.detach(), True, []
+        attention.value, self.attended, self.made = _kept(value), True, []
         return output.detach().requires_grad_(True)
 
     def _makers(self, tensor: Tensor) -> tuple[Projection, ...]:
@@ -299,7 +299,12 @@ _tracer: ContextVar[_Tracer | None] = ContextVar("tracer", default=None)
 def _rows(values: Iterable[Any]) -> list[Tensor]:
     """Copies of the floating-point tensors among these values, as [token, size]."""
     tensors = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-    return [tensor.detach().clone().flatten(0, -2) for tensor in tensors if tensor.ndim > 1]
+    return [_kept(tensor).flatten(0, -2) for tensor in tensors if tensor.ndim > 1]
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, where what blocks on several devices put out can be compared."""
+    return tensor.detach().to("cpu", copy=True) if not tensor.is_meta else tensor.detach()
 
 
 def _cut(value: Any) -> Any:
@@ -318,7 +323,7 @@ def _traced_attention(
     attention = tracer.begin_attention(query[0], key[0], scale, module)
     with torch.no_grad():
         output, _ = recorded_attention(module, query, key, value, attention_mask, **kwargs)
-    attention.output, attention.sink = output[0], kwargs.get("s_aux")
+    attention.output, attention.sink = _kept(output[0]), kwargs.get("s_aux")
     attention.reach = attention_mask or Reach(window=kwargs.get("sliding_window"))
     return tracer.end_attention(attention, value[0], output), None
 
@@ -341,7 +346,7 @@ class _Products(TorchFunctionMode):
             self.begin(args[0])
         elif func in _PRODUCTS and self.attention is not None:
             attention, self.attention = self.attention, None
-            attention.output = _by_head(output).detach().transpose(0, 1)
+            attention.output = _kept(_by_head(output)).transpose(0, 1)
             return self.tracer.end_attention(attention, _by_head(args[1]), output)
         elif func in _PRODUCTS:
             self.product = (self.tracer.open[-1].module, args[0], args[1])
