@@ -33,6 +33,8 @@ OUT = [
     ("task.labels=[]", "task.answer_column (open answers); it has none"),
     ("task.options=[a,b]", "task.answer_column (open answers); it has 2"),
     ("task.remap=foo", "task.remap='foo' is not a mapping: write {Negative: foo, Positive: bar}"),
+    ("model.chat_arguments=foo", "model.chat_arguments='foo' is not a mapping: write {enable_thinking: false}"),
+    ("model.anatomy=foo", "model.anatomy='foo' is not a mapping: write {added: self_attn.o_proj}"),
     ("task.labels_noise=1.5", "task.labels_noise=1.5 is out of bounds: give 0 to 1"),
     ("task.labels=[x,y,x]", "task.labels names x twice"),
 ]
@@ -59,6 +61,11 @@ def test_choices_that_do_not_go_together_are_refused(overrides, said):
     with pytest.raises(ConfigError) as refused:
         config("model=toy", "task=toy", *overrides)
     assert said in str(refused.value)
+
+
+def test_a_mapping_can_be_given_on_the_command_line():
+    model = config("model=toy", "task=toy", "model.chat_arguments={enable_thinking: false}").model
+    assert model.chat_arguments == {"enable_thinking": False}
 
 
 def test_the_bounds_themselves_are_taken():

@@ -50,13 +50,13 @@ def test_the_last_words_say_in_short_what_context_does_and_who_does_it_too():
     shares = {name: f"{np.mean(values):.0%}" for name, values in means.items()}
     [said] = findings(made)  # no mechanism has run, so that none is nearest
     assert said.startswith("In short: with 8 demonstrations in its prompt the model answers ")
-    assert said.endswith(f"in what it predicts, LCGD makes {shares['lcgd']}, GD makes {shares['gd']}.")
+    assert said.endswith(f"in what it predicts, LCGD reproduces {shares['lcgd']}, GD reproduces {shares['gd']}.")
     two = findings(results(("gd",), scores, seeds=3, task__name=["a", "b"]))
     assert [text[:13] for text in two] == ["In short (a):", "In short (b):"]
     off = findings(results(("gd",), scores, seeds=3, task__evaluate=[None, "b"]))
     assert [text.partition(")")[0] for text in off] == ["In short (evaluate none", "In short (evaluate b"]
     lost = [run for run in made.runs if run.config["finetune"]["name"] == "lcgd"][:1]
     [said] = findings(replace(made, runs=tuple(run for run in made.runs if run not in lost)))
-    assert said.endswith(f"in what it predicts, GD makes {shares['gd']}, LCGD has no value in some draws.")
+    assert said.endswith(f"in what it predicts, GD reproduces {shares['gd']}, LCGD has no value in some draws.")
     assert not findings(results(("gd",), scores, seeds=2, task__shots=[1, 2, 4, 8]))  # too many to be short
     assert not findings(results(("gd",), scores[:2]))

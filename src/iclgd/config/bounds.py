@@ -36,6 +36,13 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
+_MAPPINGS = {  # keys that take any mapping, with an example
+    "model.chat_arguments": "{enable_thinking: false}",
+    "model.anatomy": "{added: self_attn.o_proj}",
+    "task.remap": "{Negative: foo, Positive: bar}",
+}
+
+
 class ConfigError(ValueError):
     """A setting that cannot be run; the message names the key, what it got, and the remedy."""
 
@@ -49,6 +56,10 @@ def refuse_impossible(config: Any) -> None:
     for key, (least, most) in _BOUNDS.items():
         group, _, name = key.rpartition(".")
         _check_range(key, getattr(getattr(config, group, config), name), least, most)
+    for key, example in _MAPPINGS.items():
+        value = getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2])
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{key}={value!r} is not a mapping: write {example}")
     _check_rates(config)
     _check_scores(config)
     finetune, in_memory = config.finetune, config.model.source is ModelSource.memory
@@ -104,8 +115,6 @@ def _check_scores(config: Any) -> None:
 
 
 def _check_wording(task: Any) -> None:
-    if task.remap is not None and not isinstance(task.remap, dict):
-        raise ConfigError(f"task.remap={task.remap!r} is not a mapping: write {{Negative: foo, Positive: bar}}")
     if task.source is TaskSource.lm_eval:
         if not task.lm_eval:
             raise ConfigError("task=lm_eval needs task.lm_eval=NAME, a task of lm-evaluation-harness, or its yaml")

@@ -32,7 +32,7 @@ class ModelConfig:
     separator: str = "\n"  # text or a token between demonstrations
     dtype: str | None = None  # the precision of its files, which runtime.dtype=model takes
     chat: enums.Chat = enums.Chat.none  # demonstrations and query as turns of a conversation
-    chat_arguments: dict[str, Any] = field(default_factory=dict)  # of the chat template: {enable_thinking: false}
+    chat_arguments: Any = None  # of the chat template, as {enable_thinking: false}
     anatomy: Any = None  # parts that are not found at load (docs/guide/model.md)
 
 

@@ -59,7 +59,7 @@ def _recovered(results: Results, score: ScoreInfo, setting: Setting, among: Sequ
     ranked = sorted(((label, share) for label, share in means.items() if share == share), key=lambda pair: -pair[1])
     partly = [results.labels[one.variant] for one in among if one not in complete and one.defined(score.name)]
     return [
-        *(f"{label} makes {f'{share:.0%}' if share >= 0.005 else 'none'}" for label, share in ranked),
+        *(f"{label} reproduces {f'{share:.0%}' if share >= 0.005 else 'none'}" for label, share in ranked),
         *(f"{label} has no value in some draws" for label in partly),
     ]
 
