@@ -75,7 +75,8 @@ def test_nothing_is_left_after_an_error_or_an_interrupt(variant, error):
 
 
 def test_a_mechanism_sees_only_what_its_yaml_says():
-    for variant, sees in (("task_vector", "demonstrations"), ("activation_match", "calibration")):
+    blind = (("one_shot_mean", "nothing"), ("mean_shift", "nothing"), ("kv_prefix", "nothing"))
+    for variant, sees in (("task_vector", "demonstrations"), ("activation_match", "calibration"), *blind):
         given = bench(shared_model("llama"), variant, f"finetune.sees={sees}")
         with pytest.raises(ConfigError, match=f"finetune.sees={sees} does not show them: set finetune.sees="):
             with resolve_mechanism(variant)(given):

@@ -30,6 +30,7 @@ def test_few_draws_test_nothing_each_task_has_its_own_and_planted_truths_do_not_
     first, second = findings(made)
     assert first.startswith("a: By SimAOU, Mean shift is nearest") and second.startswith("b: ")
     assert first.endswith("With fewer than 5 draws nothing is tested.")
+    assert not findings(results(("gd", "mean_shift"), SCORES, seeds=2, reference__name=["gd"]))
     assert not findings(results(("gd", "lcgd"))) and not findings(results(("gd", "mean_shift", "none"), ("mine",)))[1:]
 
 

@@ -62,6 +62,7 @@ class Bench:
     @property
     def demonstrations(self) -> tuple[Item, ...]:
         """The demonstrations, each with its label at the end, in order."""
+        self._refuse_blind()
         return tuple(self.prompts.demonstrations[index] for index in self.prompts.in_context)
 
     @property
@@ -75,6 +76,13 @@ class Bench:
         """The queries that are measured: what reads them is a ceiling."""
         self._refuse_unseen(Sees.queries)
         return self.prompts.queries
+
+    def _refuse_blind(self) -> None:
+        if self.options.sees is Sees.nothing:
+            raise ConfigError(
+                f"finetune={self.options.name} reads demonstrations, and finetune.sees=nothing does not show them: set "
+                "finetune.sees=demonstrations"
+            )
 
     def _refuse_unseen(self, needed: Sees) -> None:
         if self.options.sees is not needed:
@@ -90,6 +98,7 @@ class Bench:
             left_out: the place of a demonstration that is left out.
             only: the place of the one demonstration that stands there.
         """
+        self._refuse_blind()
         chosen = self.prompts.in_context
         if left_out is not None:
             chosen = (*chosen[:left_out], *chosen[left_out + 1 :])

@@ -175,7 +175,13 @@ def _score(measure: Measure, at: int, split: Grid, order: list[str], width: floa
     x, tooltip = measure.axis(rows, alt.X, ticks=5 if width > 80 else 3), measure.tooltip("about:N", "sees:N")
     if not math.isfinite(sum(measure.info.limits)):  # one wide interval would hide all differences
         means = rows[[name for name in ("mean", "planted", "floor", "ceiling") if name in rows]]
-        x["scale"]["domain"] = [min(0.0, means.min().min()), max(0.0, means.max().max())]
+        low, high = min(0.0, means.min().min()), max(0.0, means.max().max())
+        if _any(rows, "low"):  # a half interval as wide as all means lie apart is shown in full
+            low, high = (
+                max(low - (high - low), min(low, rows["low"].min())),
+                min(2 * high - low, max(high, rows["high"].max())),
+            )
+        x["scale"]["domain"] = [low, high]
     marks.append(base.mark_point(filled=True, size=30, opacity=1).encode(x, y, color, shape, tooltip=tooltip))
     return _panel(marks, split, width, labels, f"datum.value === {at}")
 

@@ -21,6 +21,8 @@ _MOST_SETTINGS = 3  # of which each has a sentence in plain words
 
 def findings(results: Results) -> list[str]:
     """Paragraphs on the mechanisms, and last what was seen in one sentence for each setting."""
+    if all(run.planted for run in results):  # what plays ICL's part is not ICL
+        return []
     among = [one for one in contenders(results)[0] if one.others.get(TRUTH, ICL) == ICL]
     return [*_nearest(results, among), *_in_short(results, among)]
 

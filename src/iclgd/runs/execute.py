@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -145,10 +146,18 @@ def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
             log.error("run %s failed: %s", run.name, error, exc_info=error)
             folder.fail(error)
             is_refused = isinstance(error, ConfigError)
-            message = without_secrets(str(error) if is_refused else f"{type(error).__name__}: {error}")
+            message = without_secrets(
+                str(error) if is_refused else f"{type(error).__name__}: {error} ({_place(error)})"
+            )
             return Outcome(Ending.refused if is_refused else Ending.failed, folder.path, message)
         log.info("run %s is done, after %s", run.name, duration(time.monotonic() - start))
         return Outcome(Ending.done, folder.path)
+
+
+def _place(error: BaseException) -> str:
+    """The file and line that raised an error; the traceback is in run.log."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
 def _measure(run: _Run, prepared: Prepared | None, progress: Progress) -> None:
