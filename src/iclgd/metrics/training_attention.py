@@ -9,7 +9,7 @@ tokens that either does not see (NaN), are left out of both. Passing noise for t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -107,5 +107,8 @@ def _kendall(
     a: Float[Tensor, "example n"], b: Float[Tensor, "example n"], seen: Bool[Tensor, "example n"]
 ) -> Float[Tensor, " example"]:
     rows = zip(a.numpy(), b.numpy(), seen.numpy(), strict=True)
-    taus: list[Any] = [stats.kendalltau(x[use], y[use]) for x, y, use in rows]
-    return torch.tensor([tau.statistic for tau in taus], dtype=torch.float64)
+    taus: list[float] = []
+    for x, y, use in rows:
+        enough = use.sum() > 1  # scipy warns of fewer
+        taus.append(cast(Any, stats.kendalltau(x[use], y[use])).statistic if enough else float("nan"))
+    return torch.tensor(taus, dtype=torch.float64)

@@ -220,7 +220,7 @@ def _config(model: ModelConfig, files: _Files) -> PretrainedConfig:
 
 def _refuse_unknown(kind: object, name: str) -> None:
     """Refuse a family without a causal language model in transformers, before its code or weights are read."""
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModelError(
             f"model.name={name} is of the family {printable(repr(kind))}, of which transformers "
             f"{version('transformers')} has no causal language model: name another model"
