@@ -92,3 +92,11 @@ def test_icl_and_mechanisms_stand_in_one_figure_along_shots_with_the_line_of_icl
     assert "fitted to ICL's means by least squares" in figures["shots/log_odds/ft"].caption
     assert "published" not in rows(figures["shots/accuracy/ft"]) and figures["shots/accuracy/ft"].choice == "Accuracy"
     assert not list(along_shots(results(("gd", "lcgd"), ODDS)))
+
+
+def test_icl_stands_in_every_panel_along_shots():
+    scores, rates = ("accuracy/icl", "accuracy/ft"), [0.01, 0.1]
+    made = results(("gd", "lcgd"), scores, task__shots=[1, 2, 4], finetune__lr=rates)
+    shown = rows(next(along_shots(made)))
+    icl = shown[shown["variant"] == "ICL"]
+    assert len(icl) == 6 and icl["panel"].nunique() == shown["panel"].nunique() == len(rates)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from iclgd.report.chart import Figure
 from iclgd.report.marks import Measure, axis_title, measured, number_axis
-from iclgd.report.panels import PLACE, Frame, grid
+from iclgd.report.panels import PLACE, Frame, free_keys, grid
 from iclgd.results.catalogue import ScoreInfo, Variant
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def along_shots(results: Results) -> Iterator[Figure]:
         beside = {setting: parts[twin.name][1] for setting, twin in twins.items() if twin and twin.name in parts}
         if measure.info.reads("ft") and "icl" in beside and rows[_SHOTS].nunique() > 1:
             about = replace(measure, info=_without_setting(measure.info, twins["icl"]))
-            rows = pd.concat([rows, *(_of_setting(part, one) for one, part in beside.items())], ignore_index=True)
+            settings = [_of_setting(measure, part, one, rows) for one, part in beside.items()]
+            rows = pd.concat([rows, *settings], ignore_index=True)
             yield about.figure("shots", "ICL and mechanisms by demonstrations", *_curves(about, rows))
 
 
@@ -59,9 +60,13 @@ def _curves(measure: Measure, rows: Frame) -> tuple[Any, str]:
     return measure.curves(grid(measure.results, rows, used=[_SHOTS]), axis, f"by {title}", variants=variants, dots=dots)
 
 
-def _of_setting(rows: Frame, setting: str) -> Frame:
-    """ICL's or zero-shot's rows, once for each place: the same for every mechanism, except in draws that it lost."""
-    rows = rows.sort_values("draws", ascending=False, kind="stable").drop_duplicates([*PLACE, _SHOTS])
+def _of_setting(measure: Measure, rows: Frame, setting: str, beside: Frame) -> Frame:
+    """ICL's or zero-shot's rows, once for each panel: the same for every mechanism, except in draws that it lost."""
+    keys = [key for key in free_keys(measure.results, beside) if key not in (*PLACE, _SHOTS, "finetune.name")]
+    learning = [key for key in keys if key.startswith("finetune.")]  # which ICL does not depend on
+    others = [*PLACE, *(key for key in keys if key not in learning)]
+    rows = rows.sort_values("draws", ascending=False, kind="stable").drop_duplicates([*others, _SHOTS])
+    rows = rows.drop(columns=learning).merge(beside[[*others, *learning]].drop_duplicates(), on=others)
     return rows.assign(**{"finetune.name": setting, "variant": _SETTINGS[setting].label})
 
 
