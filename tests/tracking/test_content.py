@@ -62,6 +62,7 @@ def test_a_run_reads_back_whole(attempts: list[Recorded]) -> None:
         if score["layers"]:
             assert recorded.curve(name) == score["layers"]
             assert recorded.summary[f"{name}/layer_2"] == score["layers"][2]
+            assert recorded.summary[f"{name}/defined_layers"] == sum(mean is not None for mean in score["layers"])
             assert recorded.metrics[name].step_metric == "layer"
     assert recorded.curve("training/loss", "training/step") == [2.0, 1.5, 1.25]
     assert recorded.curve("training/sim_aou", "training/step") == [None, 0.2, 0.7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ def write_run(run: Any, folder: Path, objective: str | None = None) -> None:
     for name, curve in curves.items():
         run.summary[name] = finished.mean(name)
         run.summary.update({f"{name}/layer_{layer}": mean for layer, mean in enumerate(curve)})
+        if curve:  # runs that trained different layers have means over different ones
+            run.summary[f"{name}/defined_layers"] = sum(not math.isnan(mean) for mean in curve)
     if objective is not None:
         run.summary["objective"] = finished.mean(objective)
     run.summary.update({name: fact for name, fact in finished.status.facts.items() if isinstance(fact, bool)})
