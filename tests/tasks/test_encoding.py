@@ -73,6 +73,7 @@ def test_labels_that_would_merge_with_the_template_are_tokenised_alone():
     one = (Example("ba", ("b", "c"), 0, "", tail="a"),)
     prompts = encode(Drawn(one, one, ("b", "c")), config_with(bos=None, separator=""), tokenizer, None)
     assert prompts.label_token_ids == ((1, 2), (1, 4))
+    assert prompts.notes[0].startswith("2 of 2 label options would merge with the text before them")
 
 
 def test_labels_with_the_same_tokens_or_none_are_refused():

@@ -49,7 +49,7 @@ def encode(drawn: Drawn, config: Config, tokenizer: Any, window: int | None) -> 
     else:
         prompts = _encoded(chat.as_turns(drawn), tokens, chat.bos(), chat.separator())
         chat.check(prompts, drawn)
-        prompts = replace(prompts, notes=chat.notes())
+        prompts = replace(prompts, notes=(*prompts.notes, *chat.notes()))
     prompts = _noted(prompts, drawn, config, tokenizer)
     return prompts if window is None else fitted(prompts, drawn, config, window)
 
@@ -69,8 +69,9 @@ def _noted(prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any) -> 
 
 def _encoded(drawn: Drawn, tokens: Tokens, bos: Ids, separator: Ids) -> PromptSet:
     training = drawn.training
-    answers = _answers((*drawn.demonstrations, *drawn.queries, *(training or ()), *drawn.calibration), tokens)
+    answers, merged = _answers((*drawn.demonstrations, *drawn.queries, *(training or ()), *drawn.calibration), tokens)
     words = drawn.label_words
+    note = f"{merged} of {len(answers)} label options would merge with the text before them; their own tokens are used"
     items = partial(_items, label_words=words, answers=answers, tokens=tokens)
     return PromptSet(
         bos=bos,
@@ -82,6 +83,7 @@ def _encoded(drawn: Drawn, tokens: Tokens, bos: Ids, separator: Ids) -> PromptSe
         in_context=tuple(range(len(drawn.demonstrations))),
         training=None if training is None else items(training, answered=True),
         calibration=items(drawn.calibration),
+        notes=(note,) if merged else (),
     )
 
 
@@ -95,19 +97,24 @@ def _tokens(texts: Sequence[str], tokenizer: Any, special: bool) -> list[Ids]:
         raise ConfigError(f"this model's tokenizer cannot encode {texts[0][:60]!r}: {error}") from error
 
 
-def _answers(examples: Sequence[Example], tokens: Tokens) -> dict[Continuation, Ids]:
-    """What the tokenizer adds for each option after its probe; the option's own tokens where the two would merge."""
+def _answers(examples: Sequence[Example], tokens: Tokens) -> tuple[dict[Continuation, Ids], int]:
+    """What the tokenizer adds for each option after its probe, and for how many the two would merge.
+
+    These have the option's own tokens.
+    """
     pairs = list(dict.fromkeys(pair for example in examples for pair in _continuations(example)))
     before = tokens([probe for probe, _ in pairs])
     longer = tokens([probe + option for probe, option in pairs])
     alone = tokens([option for _, option in pairs])
-    answers = {}
+    answers, merged = {}, 0
     for pair, start, both, own in zip(pairs, before, longer, alone, strict=True):
-        answers[pair] = both[len(start) :] if both[: len(start)] == start else own
+        apart = both[: len(start)] == start
+        merged += not apart
+        answers[pair] = both[len(start) :] if apart else own
         if not answers[pair]:
             word = pair[1].strip()
             raise ConfigError(f"the label word {word!r} has no tokens in this model's tokenizer: choose another word")
-    return answers
+    return answers, merged
 
 
 def _continuations(example: Example) -> list[Continuation]:
