@@ -30,7 +30,9 @@ def test_a_plan_lists_runs_and_counts_those_done_and_refused(tmp_path: Path, cap
     assert shown.err == "composing 8 runs\n"
     assert shown.out.count("to do  ") == 3 and shown.out.count("names layer 9, but the model's layers are 0 to 3") == 4
     assert shown.out.splitlines()[-1] == "8 runs: 1 done, 3 to do, 4 refused"
-    assert main(["--dry-run", *TOY]) == 0 and capsys.readouterr().out.endswith("1 run: 0 done, 1 to do\n")
+    assert main(["--dry-run", *TOY, f"paths.outputs={tmp_path}"]) == 0 and capsys.readouterr().out.endswith(
+        "1 run: 0 done, 1 to do\n"
+    )
     assert main(["--dry-run", "sweeps=smoke", "nonsense"]) == 2
     assert "nonsense cannot be read" in capsys.readouterr().err
 
