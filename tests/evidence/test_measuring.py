@@ -22,7 +22,7 @@ from iclgd.mechanisms.stability import instability, jittered, suspicious
 from iclgd.metrics.attention_maps import sim_am_delta
 from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress

@@ -8,7 +8,7 @@ import torch
 from iclgd.config.enumerations import Site
 from iclgd.mechanisms import one_shot
 from iclgd.models import attention
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import intervening, last_tokens, reading, rewriting
 from mechanism_cases import FAMILIES, acted, assert_alike, bench, recording, shown, without_positions

@@ -14,7 +14,7 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import Padding
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.patches import ExactPatch, ridge_map, static_patch
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import hidden_of, hooks, intervening

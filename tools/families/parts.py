@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iclgd.verify.naive import Parts
+from iclgd.verify.network import Parts
 
 # Modules of a block that mix tokens, and its feed-forward modules.
 _ATTENTION = ("self_attn", "attention", "attn", "self_attention", "self_att", "multi_head_attention", "rel_attn")

@@ -84,8 +84,11 @@ class Watch(Callback):
         command = cast(Command, CURRENT.get())
         command.config = config
         if "SlurmLauncher" in str(config.hydra.launcher._target_) and shutil.which("srun") is None:
-            why = "hydra/launcher=submitit_slurm needs Slurm's srun, which is not on this machine: start the sweep on"
-            sys.exit(command.refuse(f"{why} a login node, or try it here with hydra/launcher=submitit_local"))
+            why = (
+                "hydra/launcher=submitit_slurm needs Slurm's srun, which is not on this machine: start the sweep on a "
+                "login node, or try it here with hydra/launcher=submitit_local"
+            )
+            sys.exit(command.refuse(why))
         total = hydra_setup.count_points(config)
         if os.environ.get("WANDB_SWEEP_ID"):
             why = "an agent of W&B's sweeps makes one run at a time: leave -m and sweeps= out of its command"
@@ -128,7 +131,8 @@ def job(composed: DictConfig) -> float:
     except Terminated as stop:
         if command is not None:
             raise
-        outcome = Outcome(Ending.interrupted, path, str(stop))  # a worker ends alone, as on a cluster: the others go on
+        # A worker ends alone, as on a cluster: the others go on.
+        outcome = Outcome(Ending.interrupted, path, str(stop))
     finally:
         if sweep is not None:
             sweep.write(number, outcome)
@@ -163,7 +167,7 @@ def _experiment(*arguments: Any) -> Any:
 
 
 def _prepare(config: Config) -> Any:
-    from iclgd.evidence.preparation import Session, prepare  # imports NumPy, and pandas where rows are read with it
+    from iclgd.evidence.preparation import Session, prepare  # here, for it imports NumPy and pandas
 
     command = CURRENT.get() or Command()
     command.session = command.session or Session()

@@ -128,10 +128,14 @@ def _of_tasks(text: str) -> str:
     refusal = re.search(r"error: .*(?:array|limit|Limit).*", text)
     if refusal:
         return (
-            f"the cluster refuses so many tasks at once ({refusal[0].strip()}): hydra.sweeper.max_batch_size=N makes "
-            "job arrays of N runs, one after the other; `scontrol show config` has MaxArraySize"
+            f"the cluster refuses so many tasks at once ({refusal[0].strip()}): set "
+            "hydra.sweeper.max_batch_size=N for job arrays of N runs, one after the other; `scontrol show config` "
+            "has MaxArraySize"
         )
-    return f"{_lines(text, 1)}\nWhat tasks printed is in .submitit in the sweep's folder; the same command goes on"
+    return (
+        f"{_lines(text, 1)}\nWhat the tasks printed is in .submitit in the sweep's folder; the same command resumes "
+        "the sweep"
+    )
 
 
 def _unknown_key(key: str) -> str | None:

@@ -13,8 +13,8 @@ OnOverflow = StrEnum("OnOverflow", "error drop")
 # The mechanisms and objectives of this package; a dotted path names a function of the user's.
 Mechanism = StrEnum(
     "Mechanism",
-    "none gradient_descent exact_patch static_patch mean_shift linear_shift task_vector function_vector one_shot_mean "
-    "one_shot_sum activation_match priming context_distillation kv_prefix",
+    "none gradient_descent exact_patch static_patch mean_shift linear_shift task_vector function_vector "
+    "one_shot_mean one_shot_sum activation_match priming context_distillation kv_prefix",
 )
 Objective = StrEnum("Objective", "gd lcgd short_circuit")
 

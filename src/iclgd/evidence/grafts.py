@@ -14,7 +14,7 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import RecordAt, Site
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.metrics.distributions import total_variation
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.interventions import intervening, own_tokens, rewriting
 from iclgd.models.recorder import RecordPlan, record
 

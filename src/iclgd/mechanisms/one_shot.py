@@ -13,7 +13,8 @@ from torch import Tensor
 from iclgd.common.records import Trace
 from iclgd.config.enumerations import Site
 from iclgd.mechanisms.bench import Bench, Tokens
-from iclgd.models.attention import AttentionPass, KeyValues, precise
+from iclgd.models.attention import precise
+from iclgd.models.attention_pass import AttentionPass, KeyValues
 from iclgd.models.forward import forward, padded
 from iclgd.models.interventions import intervening, last_tokens, own_tokens, reading, rewriting
 from iclgd.models.language_model import LanguageModel

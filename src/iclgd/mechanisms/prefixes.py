@@ -21,7 +21,8 @@ from iclgd.config.enumerations import LossOn, Start
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.optimisers import optimiser
 from iclgd.mechanisms.stability import last_steps, suspicious
-from iclgd.models.attention import AttentionPass, KeyValues, precise
+from iclgd.models.attention import precise
+from iclgd.models.attention_pass import AttentionPass, KeyValues
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import own_prefix
 

@@ -17,7 +17,7 @@ from iclgd.common.seeding import numpy_stream
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
 from iclgd.mechanisms.bench import Bench, Row, Tokens, without_label
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import hooks, intervening, own_tokens, rewriting

@@ -1,10 +1,10 @@
-"""The parts of one model in memory, as `models.discovery` finds them and `models.self_test` proves them."""
+"""The parts of one model in memory, as `models.discovery` finds them and `models.proofs` proves them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from iclgd.models.projections import Projections, Rows, rows_of
 
 class UnsupportedModelError(ConfigError):
     """A model whose parts are not found, or in which recording would give wrong numbers."""
+
+
+def refuse(network: nn.Module, what: str) -> NoReturn:
+    """Refuse a model, with what one may do."""
+    raise UnsupportedModelError(
+        f"{type(network).__name__}: {what}; it is not measured. Choose another model, or describe its parts in "
+        "model.anatomy (docs/guide/model.md)"
+    )
 
 
 @dataclass(frozen=True)

@@ -8,98 +8,21 @@ layers are handed how far they see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.attention_pass import AttentionPass, KeyValues, current_pass
+from iclgd.models.reach import Reach, mask_reach, visible_keys
 
 INTERFACE_NAME = "iclgd_recorded"
-
-# [batch, key_value_head, prefix, head_dim]; layers may differ in heads and sizes, and keys from values
-KeyValues = tuple[Float[Tensor, "_ _ prefix _"], Float[Tensor, "_ _ prefix _"]]
-
-
-Prefix = list[KeyValues] | tuple[int, ...]
-
-
-@dataclass
-class AttentionPass:
-    """One forward pass as attention sees it, and what attention leaves behind, by layer."""
-
-    lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
-    left: bool = False  # whether padding stands on the left
-    # what stands before every sequence: keys and values by layer, shared or one for each sequence, or, where these
-    # cannot be shared, the tokens
-    prefix: Prefix | None = None
-    keep_keys: bool = False  # keep this pass's own keys and values (it is the pass over the prefix itself)
-    keep_context: bool = False  # also record scores with the prefix's tokens, summed over heads
-    # also record the share of attention that goes to the prefix's tokens from this place on, by head
-    mass_from: int | None = None
-    # also record the attention queries of the last token (`last`) or of every token (`all`)
-    keep_queries: str | None = None
-    # own tokens of each sequence's query; what follows is the beginning of a label
-    query_lengths: Int[Tensor, " example"] | None = None
-    questions: tuple[int, ...] = ()  # by sequence, the number of the question that it is for
-    first_position: int | None = None  # of the own tokens; None: right behind the prefix
-    layer_of: Mapping[nn.Module, int] = field(default_factory=dict)  # attention modules, set by `forward.forward`
-    watch: Callable[[int, str, Tensor], object] | None = None  # is shown each layer's queries, keys and values
-    calls: list[int] = field(default_factory=list)
-    keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
-    scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
-    context_scores: dict[int, Float[Tensor, "example context"]] = field(default_factory=dict)
-    context_mass: dict[int, Float[Tensor, "example head"]] = field(default_factory=dict)
-    queries: dict[int, Tensor] = field(default_factory=dict)
-
-    def prefix_length(self) -> int:
-        """Tokens that stand before every sequence and are not read again."""
-        return self.prefix[0][0].shape[2] if self.prefix and isinstance(self.prefix, list) else 0
-
-    def read_again(self) -> tuple[int, ...]:
-        """Tokens that are read before each sequence's own, in the same pass."""
-        return self.prefix if isinstance(self.prefix, tuple) else ()
-
-    def key_values(self, layer: int) -> KeyValues | None:
-        """The shared prefix in one layer."""
-        return self.prefix[layer] if self.prefix and isinstance(self.prefix, list) else None
-
-    def query_ends(self) -> Int[Tensor, " example"]:
-        """How many own tokens of each sequence are its query's: all of them, unless a label follows."""
-        return (self.lengths if self.query_lengths is None else self.query_lengths).cpu()
-
-    def last(self, tokens: Float[Tensor, "example *head token rest"], axis: int) -> Tensor:
-        """The slice at each sequence's last token along `axis`, whether or not the tokens before its own are there."""
-        if self.left:
-            return tokens.select(axis, -1)
-        at = (self.lengths - 1).to(tokens.device)
-        if self.read_again():
-            at = at + tokens.shape[axis] - int(self.lengths.max())
-        index = at.view(-1, *[1] * (tokens.ndim - 1)).expand(
-            *[1 if i == axis % tokens.ndim else n for i, n in enumerate(tokens.shape)]
-        )
-        return tokens.gather(axis % tokens.ndim, index).squeeze(axis)
-
-
-_current: ContextVar[AttentionPass | None] = ContextVar("attention_pass", default=None)
-
-
-@contextmanager
-def attention_pass(current: AttentionPass) -> Iterator[AttentionPass]:
-    """Let attention see `current` and record into it, within this block only."""
-    token = _current.set(current)
-    try:
-        yield current
-    finally:
-        _current.reset(token)
 
 
 def recorded_attention(
@@ -121,7 +44,7 @@ def recorded_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     reach = Reach(window=sliding_window) if attention_mask is None else attention_mask
     rule = _Rule(scale, reach, softcap, s_aux)
-    now = _current.get()
+    now = current_pass()
     prefix = None
     if now is not None:
         layer = now.layer_of.get(module, -1)
@@ -138,50 +61,6 @@ def recorded_attention(
 def precise(tensor: Tensor) -> Tensor:
     """The tensor in float32, or as it is in float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far back a token sees: `window` tokens with its own, or back to where its `chunk` of positions begins."""
-
-    window: int | None = None
-    chunk: int | None = None
-
-    def sees(self, token: Int[Tensor, "*token"], key: Int[Tensor, "*key"]) -> Bool[Tensor, "*pair"]:
-        """Whether a token at one position sees a key at another that is not behind it."""
-        seen = token >= key
-        if self.window is not None:
-            seen = seen & (token - key < self.window)
-        if self.chunk is not None:
-            seen = seen & (token // self.chunk == key // self.chunk)
-        return seen
-
-    def __getitem__(self, _: Any) -> Reach:
-        """Itself: transformers takes rows of a mask for the tokens it goes on with, which are all (Gemma 4)."""
-        return self
-
-    def hides(self, length: int) -> bool:
-        """Whether some token of a sequence does not see all before it."""
-        return any(size is not None and length > size for size in (self.window, self.chunk))
-
-
-def mask_reach(
-    *_: Any, mask_function: Callable[..., Tensor], local_size: int | None = None, device: Any = None, **__: Any
-) -> Reach | None:
-    """The AttentionMaskInterface function: how far transformers' own rule lets tokens see; None if it is only causal.
-
-    Raises:
-        UnsupportedModelError: by another rule than causality, a window or chunks.
-    """
-    size = local_size or 1
-    tokens = torch.tensor([0, size - 1, size, size + 1, 2 * size - 1, 2 * size, 2 * size + size // 2], device=device)
-    first = torch.zeros((), dtype=torch.long, device=device)
-    tokens, keys = tokens[:, None], torch.arange(3 * size, device=device)[None]
-    allowed = mask_function(first, first, tokens, keys)
-    for reach in (Reach(window=local_size), Reach(chunk=local_size)):
-        if torch.equal(allowed.expand(len(tokens), -1), reach.sees(tokens, keys)):
-            return None if local_size is None else reach
-    raise UnsupportedModelError("the attention mask is neither causal nor a window or chunks of it")
 
 
 @dataclass(frozen=True)
@@ -340,19 +219,6 @@ def _attend_densely(
     if rule.sink is not None:
         scores = torch.cat([scores, rule.sink.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
     return scores.softmax(-1)[..., : key.shape[2]].to(value.dtype) @ value
-
-
-def visible_keys(
-    width: int, before: int, reach: Reach, now: AttentionPass | None, device: torch.device
-) -> Bool[Tensor, "example token key"]:
-    """Which keys each own token may see; positions are counted without padding."""
-    token = torch.arange(width, device=device)
-    row, column = token[:, None], torch.arange(-before, width, device=device)[None]
-    if now is None or not now.left:
-        return reach.sees(before + row, before + column)[None]
-    gap = (width - now.lengths.to(device))[:, None, None]  # padding between prefix and own tokens
-    seen = reach.sees(before + row - gap, before + column - torch.where(column < 0, 0, gap))
-    return seen & ((column >= gap) | (column < 0))
 
 
 AttentionInterface.register(INTERFACE_NAME, recorded_attention)

@@ -1,7 +1,8 @@
 """Finds the parts of a model from one traced pass, each by an identity between what its modules read and put out.
 
 1. Blocks are the items of the list of modules that holds all attention.
-2. Attention's queries, keys and values have gradients by the rows of the projections that make them (`models.trace`).
+2. Attention's queries, keys and values have gradients by the rows of the projections that make them
+   (`models.tracing`, `models.layer_discovery`).
 3. What attention adds to the residual stream is the output with which a block's input adds up to what is read next, or,
    beside a parallel feed-forward part, to what the block puts out. So it is with other modules that mix tokens
    (`models.mixing`), where a block has no softmax attention, or has them beside it.
@@ -9,34 +10,30 @@
 5. Logits are the unembedding's products, scaled or bent by numbers of the config.
 6. A block's output is its input + attention + the output of one projection, where it has such a form.
 
-What cannot be found can be described (`model.anatomy`). `models.self_test` proves what was found or described.
+What cannot be found can be described (`model.anatomy`). `models.proofs` proves what was found or described.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from iclgd.config import ConfigError
-from iclgd.models.anatomy import Anatomy, Exit, FeedForward, Layer, Shape, UnsupportedModelError
+from iclgd.models.anatomy import Anatomy, Exit, FeedForward, Layer, Shape, UnsupportedModelError, refuse
 from iclgd.models.identities import bent, is_sum, multiples, same
-from iclgd.models.mixing import mixing_modules
-from iclgd.models.projections import Projection, Projections, is_projection
-from iclgd.models.trace import Attention, BlockTrace, Call, Trace, some_tokens, trace
+from iclgd.models.layer_discovery import Description, LayerDiscovery
+from iclgd.models.projections import is_projection
+from iclgd.models.trace import Attention, BlockTrace, Call, Trace
+from iclgd.models.tracing import some_tokens, trace
 
-Description = Mapping[str, Any]
 _DESCRIBED = (
     *("blocks", "added", "factor", "query", "key", "value", "output"),
     *("final", "logit_scale", "softcap", "positions", "mlp", "mlp_in", "mlp_out"),
 )
-Terms = tuple[tuple[nn.Module, float], ...]
-NO_PROJECTIONS: Projections = {part: () for part in "qkvo"}
 
 
 def discover(network: PreTrainedModel, description: Description | None = None) -> tuple[Anatomy, Trace]:
@@ -72,7 +69,7 @@ def outline(network: PreTrainedModel) -> Anatomy:
     text: Any = network.config.get_text_config()
     kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
     steps = _Discovery(network, _traced(network, None if len(set(kinds)) > 1 else 1), {})
-    layers = tuple(map(steps.outlined, steps.blocks))
+    layers = tuple(map(steps.layers.outlined, steps.blocks))
     return Anatomy(
         network=network,
         interface=steps.trace.interface,
@@ -97,29 +94,14 @@ def _traced(network: PreTrainedModel, blocks: int | None = None) -> Trace:
     return passed
 
 
-def refuse(network: nn.Module, what: str) -> NoReturn:
-    """Refuse a model, with what one may do."""
-    raise UnsupportedModelError(
-        f"{type(network).__name__}: {what}; it is not measured. Choose another model, or describe its parts in "
-        "model.anatomy (docs/guide/model.md)"
-    )
-
-
-def attention_term(attention: nn.Module, added: Terms) -> nn.Module:
-    """Of the modules whose outputs are added, the one that attention's output goes through."""
-    modules = [module for module, _ in added]
-    holding = [module for module in modules if any(part is attention for part in module.modules())]
-    return holding[0] if len(modules) > 1 and holding else modules[0]
-
-
 class _Discovery:
     def __init__(self, network: PreTrainedModel, passed: Trace, description: Description) -> None:
         self.network, self.trace, self.description = network, passed, description
-        self.numbers = numbers_of(network.config)
         self.list, self.blocks = self._blocks()
+        self.layers = LayerDiscovery(network, passed.tokens, self.blocks, description)
 
     def anatomy(self) -> Anatomy:
-        layers = tuple(self._layer(number) for number in range(len(self.blocks)))
+        layers = tuple(map(self.layers.layer, range(len(self.blocks))))
         return Anatomy(
             network=self.network,
             interface=self.trace.interface or not self.trace.attentions,
@@ -163,107 +145,6 @@ class _Discovery:
                     )
         return path, blocks
 
-    @cached_property
-    def mixing(self) -> dict[nn.Module, list[nn.Module]]:
-        """By block, the modules that mix tokens."""
-        return mixing_modules(self.network, self.trace.tokens, [block.call.module for block in self.blocks])
-
-    # 2. and 3. Attention
-
-    def _layer(self, number: int) -> Layer:
-        block, attention = self.blocks[number], self.blocks[number].attention
-        added = self._described_terms(block) or (self._added(number) if attention else self._mixed(number))
-        mixers = self._mixers(block, added)
-        if attention is None:
-            return Layer(None, added, mixers, NO_PROJECTIONS)
-        return Layer(
-            attention=attention.module,
-            added=added,
-            mixers=(attention.module, *(module for module in mixers if module is not attention.module)),
-            projections=self.projections(block, attention, attention_term(attention.module, added)),
-            scale=attention.scale,
-            biased=attention.biased,
-            window=self._window(attention),
-            chunk=attention.reach.chunk,
-        )
-
-    def _window(self, attention: Attention) -> int | None:
-        if getattr(attention.module, "attention_type", None) == "local":  # GPT-Neo's, whose mask is a buffer
-            return cast(int, self.network.config.window_size)
-        return attention.reach.window
-
-    def outlined(self, block: BlockTrace) -> Layer:
-        """What is known of a block without weights."""
-        module = block.attention.module if block.attention else block.call.module
-        found = self.projections(block, block.attention, module) if block.attention else NO_PROJECTIONS
-        return Layer(block.attention.module if block.attention else None, ((module, 1.0),), (module,), found)
-
-    def _described_terms(self, block: BlockTrace) -> Terms:
-        if "added" not in self.description:
-            return ()
-        return (
-            (block.call.module.get_submodule(self.description["added"]), float(self.description.get("factor", 1.0))),
-        )
-
-    def _mixers(self, block: BlockTrace, added: Terms) -> tuple[nn.Module, ...]:
-        """The children of a block that mix tokens, where they are not known from its attention alone."""
-        if block.attention is None or len(added) > 1:
-            return tuple(self.mixing[block.call.module])
-        return ()
-
-    def _added(self, number: int) -> Terms:
-        """What attention adds, and what is added beside it."""
-        block = self.blocks[number]
-        behind = [call for call in block.inner if call.attends and call.output is not None]
-        terms = self._terms(block, [(call,) for call in behind])
-        if not terms:
-            for call, other in itertools.product(filter(block.in_attention, behind), block.beside):
-                outputs = [cast(Tensor, call.output), cast(Tensor, other.output)]
-                factors = multiples(block.output, block.input, outputs, self.numbers)
-                if factors:
-                    return ((call.module, factors[0]),)
-        return terms or self._mixed(number)
-
-    def _mixed(self, number: int) -> Terms:
-        """What modules that mix tokens add, alone or beside each other; nothing where there are none."""
-        block = self.blocks[number]
-        mixing = [cast(Call, block.call_of(module)) for module in self.mixing[block.call.module]]
-        if not mixing:
-            return ()
-        start = min(call.start for call in mixing)
-        later = [call for call in block.inner if call.start >= start and call.output is not None]
-        terms = self._terms(block, [tuple(mixing), *((call,) for call in later)])
-        if not terms:
-            refuse(
-                self.network,
-                f"in layer {number} no module's output, times a number, adds up with the block's input to what is read "
-                "next, so that what attention adds to the residual stream is not known (part `added`)",
-            )
-        return terms
-
-    def _terms(self, block: BlockTrace, candidates: Iterable[tuple[Call, ...]]) -> Terms:
-        """The first of these calls whose outputs add up with the block's input to what is read next."""
-        for calls in candidates:
-            outputs = [cast(Tensor, call.output) for call in calls]
-            for total in block.read_after(max(calls, key=lambda call: call.end)):
-                factors = multiples(total, block.input, outputs, self.numbers)
-                if factors:
-                    return tuple((call.module, factor) for call, factor in zip(calls, factors, strict=True))
-        return ()
-
-    def projections(self, block: BlockTrace, attention: Attention, added: nn.Module) -> Projections:
-        end = next((call.end for call in block.inner if call.module is added), block.call.end)
-        output = [
-            call.module
-            for call in block.inner
-            if call.attends and is_projection(call.module) and attention.time < call.start and call.end <= end
-        ]
-        found = {**attention.projections, "o": tuple(map(Projection, output))}
-        for part, name in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
-            if name in self.description:
-                found[part] = _described(block.call.module, self.description[name])
-        return found
-
     # 4. and 5. From the last block to the logits
 
     def _exit(self) -> Exit:
@@ -294,14 +175,14 @@ class _Discovery:
         return modules, hidden
 
     def _bend(self, head: Call, hidden: Tensor) -> tuple[float, float | None]:
-        factors = multiples(head.inputs[0], torch.zeros_like(hidden), [hidden], self.numbers)
+        factors = multiples(head.inputs[0], torch.zeros_like(hidden), [hidden], self.layers.numbers)
         if not factors:
             refuse(
                 self.network,
                 "what the unembedding reads is not what the last block has put out after the modules behind it (part "
                 "`final`)",
             )
-        found = bent(cast(Tensor, head.output), self.trace.logits, self.numbers)
+        found = bent(cast(Tensor, head.output), self.trace.logits, self.layers.numbers)
         if not found:
             refuse(self.network, "its logits are not a multiple of the unembedding's products, nor bent by one softcap")
         return factors[0] * found[0], found[1]
@@ -359,21 +240,6 @@ def _matrices(block: BlockTrace, layer: Layer) -> Iterator[str]:
                 yield f"{path}{name}"
 
     return outside(block.call.module, "")
-
-
-def _described(block: nn.Module, paths: Mapping[str, Any]) -> tuple[Projection, ...]:
-    """Projections as `model.anatomy` describes them: a path from the block, with pairs [first row, row behind]."""
-    projections = []
-    for path, spans in paths.items():
-        rows = None if spans is None else torch.cat([torch.arange(*span) for span in spans])
-        projections.append(Projection(block.get_submodule(path), rows))
-    return tuple(projections)
-
-
-def numbers_of(config: Any) -> list[float]:
-    """The numbers that a config states, by which what is computed may be scaled."""
-    values = config.get_text_config().to_dict().values()
-    return sorted({float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0})
 
 
 def shape_of(network: PreTrainedModel, attentions: Sequence[Attention]) -> Shape:

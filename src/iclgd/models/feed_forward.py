@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
-from iclgd.models.attention import AttentionPass
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import forward
 from iclgd.models.interventions import at_site, hidden_of, hooks
 from iclgd.models.language_model import LanguageModel

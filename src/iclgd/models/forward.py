@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.attention import AttentionPass, KeyValues, Prefix, attention_pass
+from iclgd.models.attention_pass import AttentionPass, KeyValues, Prefix, attention_pass
 from iclgd.models.interception import intercepted
 from iclgd.models.language_model import LanguageModel
 

@@ -21,9 +21,9 @@ from iclgd.common.digests import digest_of, digest_of_text
 from iclgd.config import ConfigError
 from iclgd.models.files import InMemory, in_memory
 from iclgd.models.half_precision_storage import HALF
+from iclgd.models.proofs import TOLERANCE
 from iclgd.models.refusals import refusing
-from iclgd.models.self_test import TOLERANCE
-from iclgd.models.trace import some_tokens
+from iclgd.models.tracing import some_tokens
 
 _OF_SESSION = {  # fields of files that say how a model was called or last used
     "config.json": ("use_cache", "dtype", "name_or_path", "auto_map"),

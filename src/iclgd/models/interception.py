@@ -23,8 +23,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
-from iclgd.models.attention import AttentionPass, Reach, blank_unseen, precise, record_context, visible_keys
+from iclgd.models.attention import blank_unseen, precise, record_context
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.interventions import hooks
+from iclgd.models.reach import Reach, visible_keys
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
-from iclgd.models.attention import AttentionPass, KeyValues
+from iclgd.models.attention_pass import AttentionPass, KeyValues
 from iclgd.models.language_model import LanguageModel
 
 Intervention = Callable[[Int[Tensor, "example token"], AttentionPass], AbstractContextManager[object]]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from iclgd.models.interventions import hidden_of
 from iclgd.models.placement import device_of
-from iclgd.models.trace import implementation
+from iclgd.models.tracing import implementation
 
 _LEAST = 1e-3  # by how much of its size an output has to change; grouped experts change by rounding
 

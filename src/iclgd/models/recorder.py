@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from iclgd.common.records import Recording
 from iclgd.config.enumerations import Padding, Site
-from iclgd.models.attention import AttentionPass, Prefix
+from iclgd.models.attention_pass import AttentionPass, Prefix
 from iclgd.models.forward import encode_prefix, forward, padded
 from iclgd.models.interventions import at_site, entered
 from iclgd.models.language_model import LanguageModel

@@ -1,4 +1,4 @@
-"""The proof that a model's parts are what its anatomy says, by identities that hold in every layer for a few tokens.
+"""The check that recordings of a loaded model are right: its parts are proven, and logits and scores compared.
 
 Every refusal names the identity that failed, the layer, and by how much.
 """
@@ -6,28 +6,26 @@ Every refusal names the identity that failed, the layer, and by how much.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.attention import INTERFACE_NAME, AttentionPass, precise, with_sink
-from iclgd.models.discovery import attention_term, refuse
+from iclgd.models.anatomy import UnsupportedModelError, refuse
+from iclgd.models.attention import INTERFACE_NAME, precise, with_sink
+from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, forward, padded
-from iclgd.models.identities import is_sum, multiples
-from iclgd.models.interventions import hidden_of, hooks
+from iclgd.models.interventions import hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import device_of
 from iclgd.models.products import use_linear
-from iclgd.models.trace import Trace, implementation, some_tokens
+from iclgd.models.proofs import TOLERANCE, agree, prove_feed_forward, prove_projections, prove_rows, prove_stream
+from iclgd.models.trace import Trace
+from iclgd.models.tracing import implementation, some_tokens
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 _PREFIX = 4
 _LONGEST = 768  # tokens of a pass that reaches beyond every window, where the windows are small enough
-_PARTS = {"q": "queries", "k": "keys", "v": "values", "o": "attention's output"}
 
 
 @torch.inference_mode()
@@ -44,16 +42,16 @@ def check(model: LanguageModel, passed: Trace) -> None:
     if model.anatomy.interface:
         model.network.config._attn_implementation = INTERFACE_NAME
     try:
-        _agree(model, "logits differ from the unmodified model's", passed.logits, expected)
-        _check_stream(model, passed)
+        agree(model, "logits differ from the unmodified model's", passed.logits, expected)
+        prove_stream(model, passed)
         _check_attention(model, passed, expected)
         _check_exit(model, passed, expected)
-        _check_rows(model, passed)
-        _check_projections(model, tokens)
+        prove_rows(model, passed)
+        prove_projections(model, tokens)
         _check_prefix_and_padding(model, tokens, expected)
         if far is not None:
             _check_reach(model, *far)
-        _check_feed_forward(model, passed)
+        prove_feed_forward(model, passed)
     except (torch.OutOfMemoryError, UnsupportedModelError):
         raise
     except (RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
@@ -103,36 +101,8 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Float[Tensor, "token vo
             default = precise(network(input_ids=inputs, use_cache=False).logits[0])
     except RuntimeError as error:
         refuse(network, f"it does not run in {model.dtype} ({error}); choose another runtime.dtype")
-    _agree(model, "eager attention differs from the model's default attention", expected, default)
+    agree(model, "eager attention differs from the model's default attention", expected, default)
     return expected
-
-
-def _check_stream(model: LanguageModel, passed: Trace) -> None:
-    """A block's input + what attention adds is what the block reads next, or its output without its other part."""
-    anatomy = model.anatomy
-    blocks = [passed.block(block) for block in anatomy.blocks]
-    for number, (block, layer) in enumerate(zip(blocks, anatomy.layers, strict=True)):
-        if number and not is_sum(block.input, (blocks[number - 1].output,)):
-            refuse(model.network, f"block {number} does not read what block {number - 1} has put out")
-        if not layer.added:
-            continue
-        calls = [(block.call_of(module), factor) for module, factor in layer.added]
-        terms = [call.output * factor for call, factor in calls if call is not None and call.output is not None]
-        of_attention = [call is not None and call.attends for call, _ in calls]
-        if len(terms) < len(calls) or not (any(of_attention) or layer.attention is None):
-            refuse(
-                model.network, f"in layer {number} what is taken for attention's output does not depend on attention"
-            )
-        added = max((call for call, _ in calls if call is not None), key=lambda call: call.end)
-        rest = sum(terms, block.input)
-        sums = [total for total in block.read_after(added) if is_sum(total, (block.input, *terms))]
-        if not sums and not any(multiples(block.output, rest, [cast(Tensor, c.output)], ()) for c in block.beside):
-            error = min(_error(total, rest) for total in block.read_after(added))
-            refuse(
-                model.network,
-                f"in layer {number} the block's input + what attention adds is not what the block reads next (off by "
-                f"{error:.1e} of its size)",
-            )
 
 
 def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
@@ -140,7 +110,7 @@ def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> N
     tokens = passed.tokens
     now = AttentionPass(lengths=torch.tensor([len(tokens)]))
     hidden = forward(model, tokens[None], now)
-    _agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
+    agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
     for number, block in enumerate(model.anatomy.blocks):
         attention = passed.block(block).attention
         if attention is None:
@@ -155,7 +125,7 @@ def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> N
         shares = with_sink(scores[0].cpu().nan_to_num(nan=-torch.inf), attention.sink).softmax(-1)[:, : len(tokens)]
         rebuilt = torch.einsum("ht,htd->hd", shares, values)
         what = f"softmax(scores) V differs from attention's own output in layer {number}"
-        _agree(model, what, rebuilt, attention.output[-1])
+        agree(model, what, rebuilt, attention.output[-1])
 
 
 def _check_exit(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
@@ -163,96 +133,7 @@ def _check_exit(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
     last = passed.block(model.anatomy.blocks[-1]).output
     last = last[None].to(device_of(model.anatomy.blocks[-1]))
     logits = model.anatomy.unembed(model.anatomy.finish(last))[0]
-    _agree(model, "the last block's early exit differs from the model's output", logits, expected)
-
-
-def _check_rows(model: LanguageModel, passed: Trace) -> None:
-    """Every row that is taken for queries, keys or values has a gradient of these."""
-    for number, (block, layer) in enumerate(zip(model.anatomy.blocks, model.anatomy.layers, strict=True)):
-        attention = passed.block(block).attention
-        gradients = attention.projections if attention else {}
-        for part in "qkv" if attention else "":
-            rows = {each.module: each.outputs() for each in gradients[part]}
-            for projection in layer.projections[part] if rows else ():
-                own = rows.get(projection.module, torch.empty(0, dtype=torch.long))
-                if not torch.isin(projection.outputs(), own).all():
-                    refuse(model.network, f"in layer {number} rows that make no {_PARTS[part]} are taken for them")
-
-
-def _check_projections(model: LanguageModel, tokens: Tensor) -> None:
-    """Without the rows that make queries, queries are the same for all tokens, and keys and values what they were.
-
-    So too for keys, values and attention's output. Two sequences are run as they are, and again without each of them;
-    every block reads for the latter what it reads for the former.
-    """
-    anatomy, letters = model.anatomy, list(_PARTS)
-    pair = torch.stack([tokens[:3], (tokens[:3] * 3 + 1) % model.network.config.get_text_config().vocab_size])
-    batch = pair.repeat(1 + len(letters), 1)
-    seen: dict[tuple[int, str], Tensor] = {}
-    now = AttentionPass(lengths=torch.full((len(batch),), 3), watch=lambda i, part, x: seen.update({(i, part): x}))
-
-    def reset(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        hidden = hidden[:2].repeat(1 + len(letters), 1, 1)
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-    def keep(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
-        seen[layer, "o"] = hidden_of(output)
-
-    erasing = [
-        (module, partial(_erase, 2 + 2 * place, rows))
-        for layer in range(model.layers)
-        for place, letter in enumerate(letters)
-        for module, rows in anatomy.makers(layer, letter).items()
-    ]
-    layers = sorted(anatomy.layer_of.values())
-    parts = [anatomy.layers[layer] for layer in layers]
-    terms = [attention_term(cast(nn.Module, each.attention), each.added) for each in parts]
-    added = [(module, partial(keep, layer)) for layer, module in zip(layers, terms, strict=True)]
-    with hooks([(block, reset) for block in anatomy.blocks], [*erasing, *added]):
-        forward(model, batch, now)
-    for layer in layers:
-        tensors = {letter: seen[layer, letter].flatten(1).unflatten(0, (-1, 2)) for letter in letters}
-        _check_letters(model, layer, tensors)
-
-
-def _erase(first: int, rows: Any, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-    """In two rows of the batch, a projection puts out nothing in the rows that make a part."""
-    output = output.clone()
-    index = slice(None) if rows is None else torch.cat(rows.groups).to(output.device)
-    output[first : first + 2, ..., index] = 0
-    return output
-
-
-def _check_letters(model: LanguageModel, layer: int, tensors: dict[str, Float[Tensor, "without pair number"]]) -> None:
-    makers = {letter: model.anatomy.makers(layer, letter) for letter in tensors}
-    for place, erased in enumerate(tensors):
-        if not makers[erased]:
-            if erased in "qo":
-                refuse(model.network, f"no projection of layer {layer} makes {_PARTS[erased]}")
-            continue
-        for letter, tensor in tensors.items():
-            apart = (tensor[0, 0] - tensor[0, 1]).abs().max()
-            allowed = TOLERANCE[model.dtype] * max(apart, torch.finfo(torch.float32).tiny)
-            if letter == erased:
-                error = (tensor[1 + place, 0] - tensor[1 + place, 1]).abs().max()
-                what = f"layer {layer} has {_PARTS[letter]} outside the part that would be trained as {_PARTS[erased]}"
-            elif letter == "o" or (erased != "o" and _overlap(makers[erased], makers[letter])):
-                continue
-            else:
-                error = (tensor[1 + place] - tensor[0]).abs().max()
-                what = f"layer {layer} has {_PARTS[letter]} in the part that would be trained as {_PARTS[erased]}"
-            if not error <= allowed:
-                refuse(model.network, f"{what} (they move by {(error / apart).item():.1e} of their size)")
-
-
-def _overlap(ones: dict[nn.Module, Any], others: dict[nn.Module, Any]) -> bool:
-    """Whether rows of a projection make both: those of latent attention, or keys that are values."""
-    for module in ones.keys() & others.keys():
-        one, other = ones[module], others[module]
-        if one is None or other is None or torch.isin(torch.cat(one.groups), torch.cat(other.groups)).any():
-            return True
-    return False
+    agree(model, "the last block's early exit differs from the model's output", logits, expected)
 
 
 def _check_prefix_and_padding(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None:
@@ -267,11 +148,11 @@ def _check_prefix_and_padding(model: LanguageModel, tokens: Tensor, expected: Te
         last = now.last(forward(model, padded(rows, left), now), 1)
         logits = model.anatomy.unembed(last)
         ends = expected[_PREFIX + lengths - 1]
-        _agree(model, "a shared prefix changes the logits", logits[0], ends[0])
-        _agree(model, f"padding on the {side} changes the logits", logits[1], ends[1])
+        agree(model, "a shared prefix changes the logits", logits[0], ends[0])
+        agree(model, f"padding on the {side} changes the logits", logits[1], ends[1])
         for layer in model.anatomy.layer_of.values():
             what = f"padding on the {side} changes the scores in layer {layer}"
-            _agree(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
+            agree(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
 
 
 def _beyond_every_window(model: LanguageModel) -> tuple[Int[Tensor, " token"], Tensor] | None:
@@ -294,66 +175,4 @@ def _check_reach(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None
         prefix = encode_prefix(model, tuple(tokens[:length].tolist()))
         now = AttentionPass(lengths=torch.tensor([len(tokens) - length]), prefix=prefix)
         logits = model.anatomy.unembed(forward(model, tokens[None, length:], now))[0]
-        _agree(
-            model, f"beyond its windows ({len(tokens)} tokens) logits are not the model's", logits, expected[length:]
-        )
-
-
-def _check_feed_forward(model: LanguageModel, passed: Trace) -> None:
-    """A block puts out its input + attention + the last projection, which depends on those that read alone."""
-    anatomy, parts = model.anatomy, model.anatomy.feed_forward
-    if parts.adds is None:
-        return
-    for number, module in enumerate(anatomy.blocks):
-        block = passed.block(module)
-        terms = [
-            *(block.call_of(part) for part, _ in anatomy.layers[number].added),
-            block.call_of(anatomy.part(number, parts.adds)),
-        ]
-        outputs = [call.output for call in terms if call is not None and call.output is not None]
-        if len(outputs) < 2 or not is_sum(block.output, (block.input, *outputs)):
-            refuse(
-                model.network,
-                f"block {number} puts out something else than its input, attention and {parts.adds} (off by "
-                f"{_error(block.output, sum(outputs, block.input)):.1e} of its size)",
-            )
-        calls = [block.call_of(anatomy.part(number, path)) for path in parts.reads]
-        reads = [call.inputs[0] for call in calls if call is not None]
-        if not reads or len(reads) < len(calls) or not all(torch.equal(each, reads[0]) for each in reads):
-            refuse(model.network, f"in layer {number} {', '.join(parts.reads)} do not read the same")
-    if (worst := reads_decide(model)) is not None:
-        refuse(model.network, f"in layer {worst} {parts.adds} reads more than {', '.join(parts.reads)} put out")
-
-
-def reads_decide(model: LanguageModel) -> int | None:
-    """The first layer in which what the last projection reads depends on more than the projections before it.
-
-    They put out for a second sequence what they do for the first.
-    """
-    anatomy, parts, tokens = model.anatomy, model.anatomy.feed_forward, some_tokens(model.network)[:6]
-    last: dict[int, Tensor] = {}
-
-    def first(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return output.unflatten(0, (2, -1))[:1].expand(2, *[-1] * output.ndim).flatten(0, 1)
-
-    def keep(layer: int, _module: nn.Module, args: Any, _kwargs: Any) -> None:
-        last[layer] = args[0].unflatten(0, (2, -1))
-
-    layers = range(model.layers)
-    before = [(anatomy.part(layer, str(parts.adds)), partial(keep, layer)) for layer in layers]
-    after = [(anatomy.part(layer, path), first) for layer in layers for path in parts.reads]
-    with hooks(before, after):
-        forward(model, tokens.view(2, 3), AttentionPass(lengths=torch.tensor([3, 3])))
-    allowed = TOLERANCE[model.dtype]
-    return next((i for i in layers if not _error(last[i][1], last[i][0]) <= allowed), None)
-
-
-def _error(actual: Tensor, expected: Tensor) -> float:
-    expected = expected.to(actual.device)
-    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-
-
-def _agree(model: LanguageModel, what: str, actual: Tensor, expected: Tensor) -> None:
-    error = _error(actual.nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9))
-    if not error <= TOLERANCE[model.dtype]:
-        refuse(model.network, f"{what} (relative error {error:.1e}, allowed {TOLERANCE[model.dtype]:.0e})")
+        agree(model, f"beyond its windows ({len(tokens)} tokens) logits are not the model's", logits, expected[length:])

@@ -7,8 +7,7 @@ only where a network keeps its parts is told to it.
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,30 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from iclgd.common.records import Item, PromptSet, Recording, Trace
 from iclgd.config import Config
 from iclgd.config.bounds import parse_layers
-from iclgd.models.anatomy import Anatomy, Layer
 from iclgd.models.discovery import discover
-from iclgd.models.projections import output_size
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where a network keeps what is recorded and trained: an item for each layer; modules by path from the network."""
-
-    blocks: tuple[str, ...]
-    attention: tuple[tuple[str, ...], ...]  # the modules that mix tokens
-    softmax: tuple[str | None, ...]  # the one that computes attention scores; None in a layer without
-    added: tuple[tuple[tuple[str, float], ...], ...]  # modules and factors, whose sum goes to the residual stream
-    mlp: tuple[tuple[str, ...], ...]
-    # the projections that make keys and values, and which of the numbers that each puts out are keys or values;
-    # None: all
-    key_value: tuple[tuple[tuple[str, Tensor | None], ...], ...]
+from iclgd.verify.network import Parts, SoftmaxSpy, as_float, discovered
 
 
 @dataclass
@@ -112,10 +95,10 @@ class Naive:
 
             yield added
 
-    def _spy(self, stack: ExitStack, path: str | None) -> _Attention | None:
+    def _spy(self, stack: ExitStack, path: str | None) -> SoftmaxSpy | None:
         if path is None:
             return None
-        spy = _Attention()
+        spy = SoftmaxSpy()
         module = self._module(path)
         stack.callback(module.register_forward_pre_hook(lambda *_: (spy.__enter__(), None)[1]).remove)
         stack.callback(module.register_forward_hook(lambda *_: spy.__exit__(None, None, None)).remove)
@@ -124,7 +107,7 @@ class Naive:
     def _shares(self, path: str | None, scores: Tensor) -> Tensor:
         """Attention from scores: their softmax, of which a sink takes a part where the module has one."""
         sinks = getattr(self._module(str(path)), "sinks", None)
-        sink = torch.empty(len(scores), 0) if sinks is None else _float(sinks.detach())[:, None]
+        sink = torch.empty(len(scores), 0) if sinks is None else as_float(sinks.detach())[:, None]
         return torch.cat([scores.nan_to_num(nan=-torch.inf), sink.to(scores)], dim=1).softmax(1)[:, : scores.shape[1]]
 
     def record(self, context: Sequence[int]) -> Recording:
@@ -135,7 +118,7 @@ class Naive:
     def _record_query(self, query: Item, context: Sequence[int]) -> dict[str, Tensor]:
         tokens, options = [*context, *query.token_ids], self.prompts.options(query)
         seen, start = self.run(tokens), len(context)
-        log_probs = _float(seen.logits[-1]).log_softmax(-1)
+        log_probs = as_float(seen.logits[-1]).log_softmax(-1)
         if self.config.protocol.record_at == "first_label_token":
             seen = self.run([*tokens, options[0][0]])
         scores, shares = _heads_together(seen.scores), _heads_together(seen.shares)
@@ -156,7 +139,7 @@ class Naive:
     def _label_score(self, tokens: Sequence[int], option: Sequence[int], next_token: Tensor) -> Tensor:
         if len(option) == 1:
             return next_token[option[0]]
-        log_probs = _float(self.run([*tokens, *option]).logits).log_softmax(-1)
+        log_probs = as_float(self.run([*tokens, *option]).logits).log_softmax(-1)
         each = torch.stack([log_probs[len(tokens) - 1 + i, token] for i, token in enumerate(option)])
         return each.mean() if self.config.task.length_normalised else each.sum()
 
@@ -171,7 +154,7 @@ class Naive:
         """Within the block, the network is finetuned by SGD on the demonstrations; afterwards it is as before."""
         trained, finetune = self.trained(), self.config.finetune
         originals = [parameter.detach().clone() for _, parameter, _ in trained]
-        precise = [_float(original).clone() for original in originals]  # where small steps of half precision add up
+        precise = [as_float(original).clone() for original in originals]  # where small steps of half precision add up
         items, layers = self.prompts.training_items(), [layer for layer, *_ in trained]
         batches = [items] if finetune.batch == "full" else [[item] for item in items]
         losses, norms, diverged = [], [torch.empty(0, len(self.blocks))], None
@@ -244,7 +227,7 @@ class Naive:
             layers = sorted({layer for layer, *_ in self.trained()}) if causal else [last]
             logits = [self.unembed(exits[layer]) for layer in layers]
         targets = ids[0, start:]
-        return torch.stack([functional.cross_entropy(_float(x[0, start - 1 : -1]), targets) for x in logits]).sum()
+        return torch.stack([functional.cross_entropy(as_float(x[0, start - 1 : -1]), targets) for x in logits]).sum()
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits of what a block puts out: the network's own, where every block passes on `hidden` instead."""
@@ -254,7 +237,7 @@ class Naive:
             for block in self.blocks:
                 stack.callback(block.register_forward_hook(partial(_instead, hidden)).remove)
             ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.network.device)
-            return _float(self.network(input_ids=ids, use_cache=False).logits)
+            return as_float(self.network(input_ids=ids, use_cache=False).logits)
 
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([list(tokens)], device=self.network.device)
@@ -264,79 +247,6 @@ class Naive:
         for layer, tensor in zip(layers, tensors, strict=True):
             squares[layer] = squares[layer].nan_to_num() + tensor.double().square().sum().cpu()
         return squares.sqrt().float()
-
-
-class _Attention(TorchFunctionMode):
-    """Within the block, keeps what transformers hands to each softmax, and the queries in the product before it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queries: list[Tensor] = []  # head token head_dim, scaled
-        self.scores: list[Tensor] = []
-        self.factor, self.product, self.scale = torch.empty(0), torch.empty(0), 1.0
-        self.before_softcap = 1.0
-        self.shifted, self.without_shift, self.without_sink = torch.empty(0), torch.empty(0), torch.empty(0)
-        self.alibi = torch.zeros(())
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(function, "__name__", "").strip("_"), kwargs or {}
-        output = function(*args, **kwargs)
-        if name == "softmax":
-            self._keep(args[0])
-        if name in ("matmul", "bmm"):
-            self.factor, self.product, self.scale = args[0], output, 1.0
-        elif name == "baddbmm":  # Bloom's, which adds ALiBi's biases as counted from the first token
-            self.factor, self.product, self.alibi = kwargs["batch1"], output, args[0][..., -1]
-            self.scale = kwargs["alpha"]
-        elif name in _SCALES and args[0] is self.product and torch.as_tensor(args[1]).numel() == 1:
-            self.before_softcap = self.scale
-            self.product, self.scale = output, _SCALES[name](self.scale, float(args[1]))
-        elif name == "tanh" and args[0] is self.product:  # the last factor is the softcap's
-            self.scale = self.before_softcap
-        elif name in ("add", "iadd") and args[0] is self.product:  # a mask
-            self.product = output
-        elif name == "cat" and args[0][0] is self.product:  # a sink behind it
-            self.product, self.without_sink = output, args[0][0]
-        elif name == "sub" and args[0] is self.product:  # its largest value, for half precision
-            self.shifted, self.without_shift = output, args[0]
-        return output
-
-    def _keep(self, argument: Tensor) -> None:
-        argument = self.without_shift if argument is self.shifted else argument
-        argument = argument if argument.shape[-1] == argument.shape[-2] else self.without_sink
-        scores = argument.reshape(-1, *argument.shape[-2:])[:, -1]
-        masked = scores < max(torch.finfo(scores.dtype).min / 2, -1e38)
-        self.scores.append(_float(scores - self.alibi).masked_fill(masked, torch.nan))
-        self.queries.append(self.factor.reshape(-1, *self.factor.shape[-2:]) * self.scale)
-
-
-_SCALES: dict[str, Callable[[float, float], float]] = {
-    **dict.fromkeys(("mul", "imul"), operator.mul),
-    **dict.fromkeys(("div", "truediv", "itruediv"), operator.truediv),
-}
-
-
-def discovered(anatomy: Anatomy) -> Parts:
-    """The parts of a network as they were found at load, and proven there."""
-    paths: dict[nn.Module, str] = {module: path for path, module in anatomy.network.named_modules()}
-    blocks = tuple(paths[block] for block in anatomy.blocks)
-    return Parts(
-        blocks=blocks,
-        attention=tuple(tuple(paths[module] for module in layer.mixers) for layer in anatomy.layers),
-        softmax=tuple(None if layer.attention is None else paths[layer.attention] for layer in anatomy.layers),
-        added=tuple(tuple((paths[module], factor) for module, factor in layer.added) for layer in anatomy.layers),
-        mlp=tuple(tuple(f"{block}.{path}" for path in anatomy.feed_forward.modules) for block in blocks),
-        key_value=tuple(_key_value(layer, paths) for layer in anatomy.layers),
-    )
-
-
-def _key_value(layer: Layer, paths: Mapping[nn.Module, str]) -> tuple[tuple[str, Tensor | None], ...]:
-    """The projections that make keys or values, and which of their outputs do."""
-    chosen: dict[nn.Module, Tensor] = {}
-    for projection in (*layer.projections["k"], *layer.projections["v"]):
-        rows = chosen.setdefault(projection.module, torch.zeros(output_size(projection.module), dtype=torch.bool))
-        rows[projection.outputs()] = True
-    return tuple((paths[module], None if rows.all() else rows) for module, rows in chosen.items())
 
 
 def _mask(module: nn.Module, parameter: Tensor, rows: Tensor | None) -> Tensor | None:
@@ -378,11 +288,6 @@ def _detach_input(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]
     return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
 
 
-def _float(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _sum_where_defined(shares: Tensor, first: int, end: int) -> Tensor:
     """The sum of shares from `first` to `end`; NaN where a layer or head has no attention, also of no shares."""
     return shares[..., first:end].sum(-1).masked_fill(shares.isnan().all(-1), torch.nan)
@@ -400,4 +305,6 @@ def _evened(vectors: Sequence[Tensor]) -> list[Tensor]:
 def _stacked(rows: Sequence[Tensor]) -> Tensor:
     """Stacked, padded at the end of the last axis with NaN."""
     width = max(row.shape[-1] for row in rows)
-    return torch.stack([functional.pad(_float(row), (0, width - row.shape[-1]), value=torch.nan) for row in rows]).cpu()
+    return torch.stack(
+        [functional.pad(as_float(row), (0, width - row.shape[-1]), value=torch.nan) for row in rows]
+    ).cpu()

@@ -1,0 +1,92 @@
+"""One forward pass as attention sees it: lengths, prefix, what is kept, and what attention leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+# [batch, key_value_head, prefix, head_dim]; layers may differ in heads and sizes, and keys from values
+KeyValues = tuple[Float[Tensor, "_ _ prefix _"], Float[Tensor, "_ _ prefix _"]]
+
+
+Prefix = list[KeyValues] | tuple[int, ...]
+
+
+@dataclass
+class AttentionPass:
+    """One forward pass as attention sees it, and what attention leaves behind, by layer."""
+
+    lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
+    left: bool = False  # whether padding stands on the left
+    # what stands before every sequence: keys and values by layer, shared or one for each sequence, or, where these
+    # cannot be shared, the tokens
+    prefix: Prefix | None = None
+    keep_keys: bool = False  # keep this pass's own keys and values (it is the pass over the prefix itself)
+    keep_context: bool = False  # also record scores with the prefix's tokens, summed over heads
+    # also record the share of attention that goes to the prefix's tokens from this place on, by head
+    mass_from: int | None = None
+    # also record the attention queries of the last token (`last`) or of every token (`all`)
+    keep_queries: str | None = None
+    # own tokens of each sequence's query; what follows is the beginning of a label
+    query_lengths: Int[Tensor, " example"] | None = None
+    questions: tuple[int, ...] = ()  # by sequence, the number of the question that it is for
+    first_position: int | None = None  # of the own tokens; None: right behind the prefix
+    layer_of: Mapping[nn.Module, int] = field(default_factory=dict)  # attention modules, set by `forward.forward`
+    watch: Callable[[int, str, Tensor], object] | None = None  # is shown each layer's queries, keys and values
+    calls: list[int] = field(default_factory=list)
+    keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
+    scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
+    context_scores: dict[int, Float[Tensor, "example context"]] = field(default_factory=dict)
+    context_mass: dict[int, Float[Tensor, "example head"]] = field(default_factory=dict)
+    queries: dict[int, Tensor] = field(default_factory=dict)
+
+    def prefix_length(self) -> int:
+        """Tokens that stand before every sequence and are not read again."""
+        return self.prefix[0][0].shape[2] if self.prefix and isinstance(self.prefix, list) else 0
+
+    def read_again(self) -> tuple[int, ...]:
+        """Tokens that are read before each sequence's own, in the same pass."""
+        return self.prefix if isinstance(self.prefix, tuple) else ()
+
+    def key_values(self, layer: int) -> KeyValues | None:
+        """The shared prefix in one layer."""
+        return self.prefix[layer] if self.prefix and isinstance(self.prefix, list) else None
+
+    def query_ends(self) -> Int[Tensor, " example"]:
+        """How many own tokens of each sequence are its query's: all of them, unless a label follows."""
+        return (self.lengths if self.query_lengths is None else self.query_lengths).cpu()
+
+    def last(self, tokens: Float[Tensor, "example *head token rest"], axis: int) -> Tensor:
+        """The slice at each sequence's last token along `axis`, whether or not the tokens before its own are there."""
+        if self.left:
+            return tokens.select(axis, -1)
+        at = (self.lengths - 1).to(tokens.device)
+        if self.read_again():
+            at = at + tokens.shape[axis] - int(self.lengths.max())
+        index = at.view(-1, *[1] * (tokens.ndim - 1)).expand(
+            *[1 if i == axis % tokens.ndim else n for i, n in enumerate(tokens.shape)]
+        )
+        return tokens.gather(axis % tokens.ndim, index).squeeze(axis)
+
+
+_current: ContextVar[AttentionPass | None] = ContextVar("attention_pass", default=None)
+
+
+def current_pass() -> AttentionPass | None:
+    """The pass that goes on; None outside of recordings."""
+    return _current.get()
+
+
+@contextmanager
+def attention_pass(current: AttentionPass) -> Iterator[AttentionPass]:
+    """Let attention see `current` and record into it, within this block only."""
+    token = _current.set(current)
+    try:
+        yield current
+    finally:
+        _current.reset(token)

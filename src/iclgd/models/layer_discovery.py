@@ -1,0 +1,160 @@
+"""Finds a layer's parts in a traced pass: attention, what it adds, other modules that mix tokens, and projections."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from iclgd.models.anatomy import Layer, refuse
+from iclgd.models.identities import multiples
+from iclgd.models.mixing import mixing_modules
+from iclgd.models.projections import Projection, Projections, is_projection
+from iclgd.models.trace import Attention, BlockTrace, Call
+
+Description = Mapping[str, Any]  # `model.anatomy`
+Terms = tuple[tuple[nn.Module, float], ...]
+NO_PROJECTIONS: Projections = {part: () for part in "qkvo"}
+
+
+def attention_term(attention: nn.Module, added: Terms) -> nn.Module:
+    """Of the modules whose outputs are added, the one that attention's output goes through."""
+    modules = [module for module, _ in added]
+    holding = [module for module in modules if any(part is attention for part in module.modules())]
+    return holding[0] if len(modules) > 1 and holding else modules[0]
+
+
+class LayerDiscovery:
+    """Finds the parts of one layer after the other, by identities 2 and 3 of `models.discovery`."""
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        tokens: Int[Tensor, " token"],
+        blocks: Sequence[BlockTrace],
+        description: Description,
+    ) -> None:
+        self.network, self.tokens, self.blocks, self.description = network, tokens, blocks, description
+        self.numbers = numbers_of(network.config)
+
+    @cached_property
+    def mixing(self) -> dict[nn.Module, list[nn.Module]]:
+        """By block, the modules that mix tokens."""
+        return mixing_modules(self.network, self.tokens, [block.call.module for block in self.blocks])
+
+    def layer(self, number: int) -> Layer:
+        """The parts of one layer."""
+        block, attention = self.blocks[number], self.blocks[number].attention
+        added = self._described_terms(block) or (self._added(number) if attention else self._mixed(number))
+        mixers = self._mixers(block, added)
+        if attention is None:
+            return Layer(None, added, mixers, NO_PROJECTIONS)
+        return Layer(
+            attention=attention.module,
+            added=added,
+            mixers=(attention.module, *(module for module in mixers if module is not attention.module)),
+            projections=self.projections(block, attention, attention_term(attention.module, added)),
+            scale=attention.scale,
+            biased=attention.biased,
+            window=self._window(attention),
+            chunk=attention.reach.chunk,
+        )
+
+    def _window(self, attention: Attention) -> int | None:
+        if getattr(attention.module, "attention_type", None) == "local":  # GPT-Neo's, whose mask is a buffer
+            return cast(int, self.network.config.window_size)
+        return attention.reach.window
+
+    def outlined(self, block: BlockTrace) -> Layer:
+        """What is known of a block without weights."""
+        module = block.attention.module if block.attention else block.call.module
+        found = self.projections(block, block.attention, module) if block.attention else NO_PROJECTIONS
+        return Layer(block.attention.module if block.attention else None, ((module, 1.0),), (module,), found)
+
+    def _described_terms(self, block: BlockTrace) -> Terms:
+        if "added" not in self.description:
+            return ()
+        return (
+            (block.call.module.get_submodule(self.description["added"]), float(self.description.get("factor", 1.0))),
+        )
+
+    def _mixers(self, block: BlockTrace, added: Terms) -> tuple[nn.Module, ...]:
+        """The children of a block that mix tokens, where they are not known from its attention alone."""
+        if block.attention is None or len(added) > 1:
+            return tuple(self.mixing[block.call.module])
+        return ()
+
+    def _added(self, number: int) -> Terms:
+        """What attention adds, and what is added beside it."""
+        block = self.blocks[number]
+        behind = [call for call in block.inner if call.attends and call.output is not None]
+        terms = self._terms(block, [(call,) for call in behind])
+        if not terms:
+            for call, other in itertools.product(filter(block.in_attention, behind), block.beside):
+                outputs = [cast(Tensor, call.output), cast(Tensor, other.output)]
+                factors = multiples(block.output, block.input, outputs, self.numbers)
+                if factors:
+                    return ((call.module, factors[0]),)
+        return terms or self._mixed(number)
+
+    def _mixed(self, number: int) -> Terms:
+        """What modules that mix tokens add, alone or beside each other; nothing where there are none."""
+        block = self.blocks[number]
+        mixing = [cast(Call, block.call_of(module)) for module in self.mixing[block.call.module]]
+        if not mixing:
+            return ()
+        start = min(call.start for call in mixing)
+        later = [call for call in block.inner if call.start >= start and call.output is not None]
+        terms = self._terms(block, [tuple(mixing), *((call,) for call in later)])
+        if not terms:
+            refuse(
+                self.network,
+                f"in layer {number} no module's output, times a number, adds up with the block's input to what is read "
+                "next, so that what attention adds to the residual stream is not known (part `added`)",
+            )
+        return terms
+
+    def _terms(self, block: BlockTrace, candidates: Iterable[tuple[Call, ...]]) -> Terms:
+        """The first of these calls whose outputs add up with the block's input to what is read next."""
+        for calls in candidates:
+            outputs = [cast(Tensor, call.output) for call in calls]
+            for total in block.read_after(max(calls, key=lambda call: call.end)):
+                factors = multiples(total, block.input, outputs, self.numbers)
+                if factors:
+                    return tuple((call.module, factor) for call, factor in zip(calls, factors, strict=True))
+        return ()
+
+    def projections(self, block: BlockTrace, attention: Attention, added: nn.Module) -> Projections:
+        """What makes attention's queries, keys, values and output, which goes through the module that is added."""
+        end = next((call.end for call in block.inner if call.module is added), block.call.end)
+        output = [
+            call.module
+            for call in block.inner
+            if call.attends and is_projection(call.module) and attention.time < call.start and call.end <= end
+        ]
+        found = {**attention.projections, "o": tuple(map(Projection, output))}
+        for part, name in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
+            if name in self.description:
+                found[part] = _described(block.call.module, self.description[name])
+        return found
+
+
+def _described(block: nn.Module, paths: Mapping[str, Any]) -> tuple[Projection, ...]:
+    """Projections as `model.anatomy` describes them: a path from the block, with pairs [first row, row behind]."""
+    projections = []
+    for path, spans in paths.items():
+        rows = None if spans is None else torch.cat([torch.arange(*span) for span in spans])
+        projections.append(Projection(block.get_submodule(path), rows))
+    return tuple(projections)
+
+
+def numbers_of(config: Any) -> list[float]:
+    """The numbers that a config states, by which what is computed may be scaled."""
+    values = config.get_text_config().to_dict().values()
+    return sorted({float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0})
