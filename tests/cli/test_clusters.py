@@ -53,4 +53,4 @@ def test_the_limit_of_a_clusters_arrays_is_named_with_the_remedy():
     from submitit.core.utils import FailedJobError
 
     error = FailedJobError("sbatch: error: Batch job submission failed: Invalid job array specification")
-    assert "hydra.sweeper.max_batch_size=N makes" in str(hydra_setup.explain(error))
+    assert "hydra.sweeper.max_batch_size=N for job arrays" in str(hydra_setup.explain(error))

@@ -20,7 +20,7 @@ from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.output import unfit_reference
 from iclgd.evidence.preparation import Session, prepare
-from iclgd.evidence.reference import with_wrong_labels
+from iclgd.evidence.reference import relabelled
 from iclgd.experiment import run
 from iclgd.metrics import measure, required_inputs
 from iclgd.models.loading import load
@@ -234,7 +234,7 @@ def test_wrong_labels_are_other_options_and_those_of_a_smaller_share_stay_wrong(
         given.demonstrations[0], options=((5, 6, 7), (8,)), token_ids=(3, 5, 6, 7), label=0, label_length=3
     )
     given = replace(given, demonstrations=(longer, *given.demonstrations[1:]))
-    own, *altered = with_wrong_labels(given, 0)
+    own, *altered = relabelled(given, 0)
     assert own is given
     wrong: set[int] = set()
     for share, prompts in zip((0.25, 0.5, 0.75, 1), altered, strict=True):
@@ -246,6 +246,25 @@ def test_wrong_labels_are_other_options_and_those_of_a_smaller_share_stay_wrong(
             answer = own.options(was)[item.label]
             assert item.token_ids[-item.label_length :] == answer and (item.label == was.label) == (item == was)
             assert item.token_ids[: -item.label_length] == was.token_ids[: -was.label_length]
+
+
+def test_the_same_demonstrations_have_wrong_labels_in_any_order():
+    given = prepared("task.shots=8")[1].prompts
+    mixed = replace(given, demonstrations=given.demonstrations[::-1])
+    for one, other in zip(relabelled(given, 0), relabelled(mixed, 0), strict=True):
+        assert set(one.demonstrations) == set(other.demonstrations)
+    assert relabelled(replace(given, training=given.demonstrations), 0) == [
+        replace(given, training=given.demonstrations)
+    ]
+    assert scores("metric=label_movement", "finetune=label_shuffled")["label_movement/100"].isnan().all()
+
+
+def test_a_truth_in_another_order_has_no_movement_to_compare_with():
+    planted = "metric=order_movement", "finetune=one_shot_mean", "reference=other_task", "finetune.other_task=toy_other"
+    assert not scores(*planted)["order_movement/ft"].isnan().any()
+    assert scores(*planted)["order_movement/as_icl"].isnan().all()  # it moves by rounding alone
+    other = "metric=order_movement", "finetune=gd", "reference=gd", "reference.permutation=1"
+    assert scores(*other)["order_movement/as_icl"].isnan().all()
 
 
 def test_icl_replayed_moves_as_icl_and_what_learns_nothing_does_not_move():

@@ -62,7 +62,10 @@ def evidence() -> Evidence:
         "context_example": torch.arange(CONTEXT) // 20,
         "training_query_vectors": normal(CONTEXT, layer, 7),
         "random_attention": torch.rand(example, layer, CONTEXT, generator=generator),
-        **{name: normal(5, example, LABELS) for name in ("icl_orders", "ft_orders", "icl_labels", "ft_labels")},
+        **{
+            name: normal(5, example, LABELS)
+            for name in ("icl_orders", "icl_orders_of_run", "ft_orders", "icl_labels", "ft_labels")
+        },
         "one_shot_updates": normal(example, layer, D_MODEL),
         **{f"graft_{name}": normal(example, layer) for name in ("icl", "icl_up_to", "ft", "ft_up_to")},
         **{name: changes() for name in ("trained_changes", "static_changes", "random_changes")},

@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 
-from iclgd.runs.varying_keys import as_text, heading, varying_keys
+from configs import config
+from iclgd.config import as_dict
+from iclgd.runs.varying_keys import as_text, heading, settings_of, varying_keys
 
 
 def runs(**values):
@@ -38,6 +40,14 @@ SCORE, K = "metric.scores.a.function", "metric.scores.a.params.k"
 )
 def test_the_keys_that_tell_settings_apart(settings, keys):
     assert varying_keys(settings) == keys
+
+
+@pytest.mark.parametrize("key", ["task.remap", "model.chat_arguments", "model.anatomy"])
+def test_a_mapping_is_one_setting(key):
+    group, _, name = key.partition(".")
+    configs = [as_dict(config("model=toy", "task=toy")) for _ in range(3)]
+    configs[1][group][name], configs[2][group][name] = {"A": "B"}, {"A": "C"}
+    assert varying_keys([settings_of(one) for one in configs]) == [key]
 
 
 def test_texts_of_settings():

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from configs import config as config_of
 from iclgd.common import paths, seeding
-from iclgd.config import ConfigError
+from iclgd.config import ConfigError, as_dict
 from iclgd.config.enumerations import TaskSource, TrainingData
+from iclgd.runs.inputs import run_id
 from iclgd.tasks import draw
-from iclgd.tasks.draw import label_shuffled
+from iclgd.tasks.draw import Pools, label_shuffled
 from iclgd.tasks.examples import DataError, Example
 from task_cases import HUB_ROWS, make_config, rows_of, write_jsonl, write_task
 
@@ -212,3 +213,18 @@ def test_other_task_must_be_a_task(tmp_path: Path, name: str | None):
         ConfigError, match=r"finetune\.other_task=.* is not the name of a task: give one of .*headlines"
     ):
         draw(config)
+
+
+@pytest.mark.parametrize(
+    "override", ["task.shots=4", "task.queries=5", "task.query_seed=2", "task.permutation=1", "task.labels_noise=0.5"]
+)
+def test_examples_that_another_run_read_are_those_of_the_run(override):
+    pools = Pools()
+    pools.read(config_of("task=capitals", "metric=[accuracy]"))
+    changed = config_of("task=capitals", "metric=[accuracy]", override)
+    assert draw(changed, pool=pools.read(changed)) == draw(changed)
+
+
+def test_words_that_yaml_reads_as_no_text_can_be_remapped():
+    words = config_of("task=entailment", "metric=[accuracy]", "task.remap={True: foo, False: bar, Neither: baz}")
+    assert words.task.remap == {"True": "foo", "False": "bar", "Neither": "baz"} and run_id(as_dict(words))

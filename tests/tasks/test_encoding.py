@@ -73,7 +73,14 @@ def test_labels_that_would_merge_with_the_template_are_tokenised_alone():
     one = (Example("ba", ("b", "c"), 0, "", tail="a"),)
     prompts = encode(Drawn(one, one, ("b", "c")), config_with(bos=None, separator=""), tokenizer, None)
     assert prompts.label_token_ids == ((1, 2), (1, 4))
-    assert prompts.notes[0].startswith("2 of 2 label options would merge with the text before them")
+    assert prompts.notes[0].startswith("2 of 2 answers would merge with the text before them")
+
+
+def test_queries_with_other_tokens_for_the_same_words_have_options_of_their_own():
+    tokenizer = wrapped(Tokenizer(models.BPE(vocab={"a": 0, " ": 1, "b": 2, "c": 3}, merges=[])))
+    shown, asked = Example("ba", ("b", "c"), 0, "", tail="a"), Example("a", ("b", "c"), 1, "", tail="a", delimiter="")
+    prompts = encode(Drawn((shown,), (asked,), ("b", "c")), config_with(bos=None, separator=""), tokenizer, None)
+    assert prompts.label_token_ids == ((1, 2), (1, 3)) and prompts.options(prompts.queries[0]) == ((2,), (3,))
 
 
 def test_labels_with_the_same_tokens_or_none_are_refused():

@@ -35,3 +35,10 @@ def test_each_query_is_scored_among_options_of_its_own_task():
 def test_a_task_that_is_not_there_or_not_another_is_refused(name: str, said: str):
     with pytest.raises(ConfigError, match=said):
         drawn("task=reviews", f"task.evaluate={name}")
+
+
+def test_queries_have_the_choices_and_the_seed_of_the_run():
+    settings = "task=first_of_five", "task.choices=3", "task.query_seed=2"
+    mixed = draw(config_of("metric=[accuracy]", *settings, "task.evaluate=animal_of_five"))
+    own = draw(config_of("metric=[accuracy]", "task=animal_of_five", *settings[1:]))
+    assert mixed.queries == own.queries and {query.choices for query in mixed.queries} == {3}

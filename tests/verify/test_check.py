@@ -218,6 +218,12 @@ def test_tolerances(exact, unsteady, shift, holds):
     assert naive.naive == pytest.approx((shift, shift)) and naive.holds is (shift <= 0.01 * unsteady)
 
 
+def test_a_naive_way_that_loses_every_value_does_not_hold():
+    own = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, 0.1], "rounding": False})
+    assert not check.compare("s", own, own, own.assign(value=np.nan), True, 1).holds
+    assert check.compare("s", own, own, own.assign(score="t"), True, 1).holds  # it does not know the score
+
+
 def test_a_run_is_checked_with_the_threads_that_made_it(folder, monkeypatch):
     before, seen = torch.get_num_threads(), []
     edited_json("environment.json", lambda content: content.update(threads=before + 1))(folder)

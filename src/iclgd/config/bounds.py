@@ -36,7 +36,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
-_MAPPINGS = {  # keys that take any mapping, with an example
+MAPPINGS = {  # keys that take any mapping, with an example
     "model.chat_arguments": "{enable_thinking: false}",
     "model.anatomy": "{added: self_attn.o_proj}",
     "task.remap": "{Negative: foo, Positive: bar}",
@@ -56,8 +56,9 @@ def refuse_impossible(config: Any) -> None:
     for key, (least, most) in _BOUNDS.items():
         group, _, name = key.rpartition(".")
         _check_range(key, getattr(getattr(config, group, config), name), least, most)
-    for key, example in _MAPPINGS.items():
-        value = getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2])
+    for key, example in MAPPINGS.items():
+        group, _, name = key.partition(".")
+        value = getattr(getattr(config, group), name)
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{key}={value!r} is not a mapping: write {example}")
     _check_rates(config)
@@ -115,6 +116,11 @@ def _check_scores(config: Any) -> None:
 
 
 def _check_wording(task: Any) -> None:
+    if task.remap is not None and task.evaluate is not None:
+        raise ConfigError(
+            "task.remap is of one task's label words, and task.evaluate takes the queries from another task: leave out "
+            "one of them"
+        )
     if task.source is TaskSource.lm_eval:
         if not task.lm_eval:
             raise ConfigError("task=lm_eval needs task.lm_eval=NAME, a task of lm-evaluation-harness, or its yaml")

@@ -231,6 +231,8 @@ class Config:
             ConfigError: naming the key and the remedy.
         """
         refuse_impossible(self)
+        if self.task.remap:  # YAML reads True and 1 as they are
+            self.task.remap = {str(word): str(other) for word, other in self.task.remap.items()}
         if self.model.weights is enums.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
 

@@ -17,12 +17,14 @@ from iclgd.config.enumerations import RandomUpdate
 from iclgd.evidence.grafts import graft_distances
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Learned, Settings, learn
-from iclgd.evidence.reference import Reference, orders, with_wrong_labels
+from iclgd.evidence.reference import Reference, orders, relabelled
 from iclgd.evidence.weights import context_changes, random_changes, undefined_changes
 
 # Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
-GRAFTS = ("graft_icl", "graft_icl_up_to", "graft_ft", "graft_ft_up_to")
-LATE_FACTS = ("ft_orders", "ft_labels", "trained_changes", "static_changes", "one_shot_updates", *GRAFTS)
+LATE_FACTS = (
+    *("ft_orders", "ft_labels", "trained_changes", "static_changes", "one_shot_updates"),
+    *("graft_icl", "graft_icl_up_to", "graft_ft", "graft_ft_up_to"),
+)
 
 
 def facts(
@@ -47,9 +49,10 @@ def facts(
         "random_changes": lambda: random_changes(lab),
         "one_shot_updates": lambda: _one_shot_updates(reference, settings),
         "icl_orders": lambda: _icl_altered(reference, reference.orders()),
+        "icl_orders_of_run": lambda: _icl_altered(reference, _orders_of_run(reference, config)),
         "ft_orders": lambda: _ft_altered(lab, settings, learned, orders(lab.prompts, lab.config)),
-        "icl_labels": lambda: _icl_altered(reference, with_wrong_labels(reference.prompts, lab.config.seed)),
-        "ft_labels": lambda: _ft_altered(lab, settings, learned, with_wrong_labels(lab.prompts, lab.config.seed)),
+        "icl_labels": lambda: _icl_altered(reference, relabelled(reference.prompts, lab.config.seed)),
+        "ft_labels": lambda: _ft_altered(lab, settings, learned, relabelled(lab.prompts, lab.config.seed)),
         "graft_icl": lambda: graft_distances(lab, icl(), icl(), up_to=False),
         "graft_icl_up_to": lambda: graft_distances(lab, icl(), icl(), up_to=True),
         "graft_ft": lambda: graft_distances(lab, learned.recording, icl(), up_to=False),
@@ -86,6 +89,12 @@ def _one_shot_updates(reference: Reference, settings: Settings) -> Tensor:
     alone = [replace(prompts, in_context=(index,), training=(items[index],)) for index in prompts.in_context]
     updates = (reference.recording("icl", one).attention_output - settings.zsl.attention_output for one in alone)
     return sum(updates, torch.zeros(()))
+
+
+def _orders_of_run(reference: Reference, config: Config) -> list[PromptSet]:
+    """The reference's orders if they are the run's; a planted truth in another order is reordered otherwise."""
+    same = reference.lab.config.task.permutation == config.task.permutation
+    return reference.orders() if same else reference.orders()[:1]
 
 
 def _icl_altered(reference: Reference, altered: Sequence[PromptSet]) -> Float[Tensor, "alteration example label"]:

@@ -10,6 +10,7 @@ from iclgd.common.records import Evidence
 from iclgd.config import ScoreConfig
 from iclgd.config.bounds import parse_layers
 from iclgd.evidence.facts import LATE_FACTS, facts
+from iclgd.evidence.gather import without_rounding
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn
 from iclgd.evidence.reference import referred
@@ -35,7 +36,7 @@ def repeats(lab: Laboratory, evidence: Evidence) -> Iterator[Evidence]:
         with jittered(trained, repeat, lab.config.seed):
             learned = learn(lab, settings)
         yield Evidence(
-            {**evidence.recordings, "ft": learned.recording},
+            {**evidence.recordings, "ft": without_rounding(lab, learned.recording, settings.zsl)},
             learned.trace,
             facts(lab, reference, settings, learned, early=True),
         )

@@ -91,17 +91,24 @@ def orders(prompts: PromptSet, config: Config) -> list[PromptSet]:
     return list(by_rank.values())
 
 
-def with_wrong_labels(prompts: PromptSet, seed: int) -> list[PromptSet]:
-    """The demonstrations as they are, and with wrong labels for each of `WRONG_SHARES` of them, rounded.
+def relabelled(prompts: PromptSet, seed: int) -> list[PromptSet]:
+    """The demonstrations as they are, and with wrong labels for each of `WRONG_SHARES` of them, rounded up.
 
-    A wrong label is another of the demonstration's options; what is wrong at a smaller share is so at a larger one.
+    A wrong label is another of the demonstration's options. Which demonstrations have one depends on their tokens and
+    the seed, not on their order, so that a planted truth has the same; those of a smaller share are among those of a
+    larger one. Alone as they are where what is learned has labels of its own (the controls).
     """
-    stream = numpy_stream("wrong labels", seed)
-    order = stream.permutation(len(prompts.demonstrations)).tolist()
-    wrong = [_relabelled(item, prompts.options(item), stream) for item in prompts.demonstrations]
+    if prompts.training is not None:
+        return [prompts]
+    streams = [numpy_stream(f"wrong label of {item.token_ids}", seed) for item in prompts.demonstrations]
+    order = sorted(range(len(streams)), key=[stream.random() for stream in streams].__getitem__)
+    wrong = [
+        _relabelled(item, prompts.options(item), stream)
+        for item, stream in zip(prompts.demonstrations, streams, strict=True)
+    ]
     altered = [prompts]
     for share in WRONG_SHARES:
-        chosen = set(order[: round(share * len(order))])
+        chosen = set(order[: math.ceil(share * len(order))])
         items = tuple(wrong[i] if i in chosen else item for i, item in enumerate(prompts.demonstrations))
         altered.append(replace(prompts, demonstrations=items))
     return altered

@@ -62,7 +62,7 @@ class Bench:
     @property
     def demonstrations(self) -> tuple[Item, ...]:
         """The demonstrations, each with its label at the end, in order."""
-        self._refuse_blind()
+        self.refuse_blind()
         return tuple(self.prompts.demonstrations[index] for index in self.prompts.in_context)
 
     @property
@@ -77,7 +77,8 @@ class Bench:
         self._refuse_unseen(Sees.queries)
         return self.prompts.queries
 
-    def _refuse_blind(self) -> None:
+    def refuse_blind(self) -> None:
+        """Refuse to show demonstrations to a mechanism that says it sees nothing."""
         if self.options.sees is Sees.nothing:
             raise ConfigError(
                 f"finetune={self.options.name} reads demonstrations, and finetune.sees=nothing does not show them: set "
@@ -98,7 +99,7 @@ class Bench:
             left_out: the place of a demonstration that is left out.
             only: the place of the one demonstration that stands there.
         """
-        self._refuse_blind()
+        self.refuse_blind()
         chosen = self.prompts.in_context
         if left_out is not None:
             chosen = (*chosen[:left_out], *chosen[left_out + 1 :])
@@ -115,7 +116,7 @@ class Bench:
             return [Row(item, self.context()) for item in self.calibration]
         if self.options.sees is Sees.queries:
             return [Row(item, self.context()) for item in self.queries]
-        self.refuse_fewer_demonstrations(2)
+        self.refuse_fewer_demonstrations(2, ", or set finetune.sees=calibration")
         return [
             Row(without_label(item), self.context(left_out=place)) for place, item in enumerate(self.demonstrations)
         ]
@@ -194,12 +195,13 @@ class Bench:
             raise ConfigError(f"finetune.layer={layer} does not exist: the model's layers are 0 to {last}")
         return layer
 
-    def refuse_fewer_demonstrations(self, least: int) -> None:
-        """Refuse too few demonstrations for one of them to be left out."""
-        if len(self.demonstrations) < least:
+    def refuse_fewer_demonstrations(self, least: int, otherwise: str = "") -> None:
+        """Refuse too few demonstrations for one of them to be left out; `otherwise` is a further remedy."""
+        count = len(self.demonstrations)
+        if count < least:
             raise ConfigError(
-                f"finetune={self.options.name} leaves out one demonstration at a time and needs {least} or more: "
-                "raise task.shots, or let it see other rows (finetune.sees=calibration)"
+                f"finetune={self.options.name} leaves out one demonstration at a time and needs {least} or more, not "
+                f"{count}: raise task.shots{otherwise}"
             )
 
     def refuse_some_layers(self) -> None:

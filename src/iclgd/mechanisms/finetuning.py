@@ -54,6 +54,7 @@ def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> li
 
 def gradient_descent(bench: Bench) -> AbstractContextManager[Trace]:
     """Finetuning on the demonstrations, with the gradients of `finetune.objective` (see `finetuned`)."""
+    bench.refuse_blind()
     steps = len(bench.prompts.training_items()) * bench.options.epochs
     return finetuned(
         bench.model, bench.prompts, bench.config, bench.start_steps(steps), bench.measure_ranks, bench.noise

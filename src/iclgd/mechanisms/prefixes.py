@@ -49,21 +49,22 @@ def kv_prefix(bench: Bench) -> Iterator[Trace]:
 
 
 def _start(bench: Bench) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    prefix = cast("list[KeyValues] | None", encode_prefix(bench.model, bench.context()))
-    if prefix is None:
-        raise ConfigError(f"finetune={bench.options.name} has no demonstrations to start from: raise task.shots")
-    # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
-    own_noise = "" if bench.noise == "update noise" else f" {bench.noise}"
-    stream = torch_stream(f"prefix noise{own_noise}", bench.config.seed)
+    prefix = cast("list[KeyValues]", encode_prefix(bench.model, bench.context()))
 
-    def begin(tensor: Tensor) -> nn.Parameter:
+    def begin(tensor: Tensor, part: str) -> nn.Parameter:
         own = precise(tensor.clone())  # in float32 small steps add up; outside of inference mode it can be trained
         if bench.options.start is Start.noise:
-            noise = torch.randn(own.shape, generator=stream).to(own)
+            # A planted truth has noise of its own (`bench.noise`): noise in common with the candidate's would pass for
+            # likeness. Tokens come first, so that a longer context begins with the noise of a shorter one.
+            stream = torch_stream(f"prefix, {bench.noise}, {part}", bench.config.seed)
+            noise = torch.randn(own.transpose(1, 2).shape, generator=stream).transpose(1, 2).to(own)
             own = own.mean() + own.std() * noise
         return nn.Parameter(own)
 
-    return [(begin(key), begin(value)) for key, value in prefix]
+    return [
+        (begin(key, f"keys of layer {layer}"), begin(value, f"values of layer {layer}"))
+        for layer, (key, value) in enumerate(prefix)
+    ]
 
 
 def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> Trace:
@@ -113,15 +114,16 @@ def _refuse_gaps(bench: Bench) -> None:
 
     ALiBi and local windows count distances by the order of keys, not by their positions.
     """
-    network, length = bench.model.network, len(bench.context())
-    config, reads = network.config, inspect.signature(bench.model.anatomy.body.forward).parameters
-    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
-    by_order = "position_ids" not in reads or getattr(config, "alibi", False)
+    anatomy, length = bench.model.anatomy, len(bench.context())
+    reads = inspect.signature(anatomy.body.forward).parameters
+    reach = min((size for layer in anatomy.layers for size in (layer.window, layer.chunk) if size), default=math.inf)
+    by_order = "position_ids" not in reads or any(layer.biased for layer in anatomy.layers)
     longest = max(len(item.token_ids) for item in bench.demonstrations)
-    if bench.options.epochs and (by_order or (isinstance(window, int) and window < length + longest)):
+    if bench.options.epochs and (by_order or reach < length + longest):
+        why = f"a window or chunk of {reach}" if not by_order else "ALiBi, or no position_ids"
         raise ConfigError(
             f"finetune={bench.options.name} trains on each demonstration without its own part of the prefix, and "
-            f"{type(network).__name__} counts distances by the order of tokens (ALiBi, or a window of {window}): set "
+            f"{type(bench.model.network).__name__} counts distances by the order of tokens ({why}): set "
             "finetune.epochs=0, fewer task.shots, or another model"
         )
 

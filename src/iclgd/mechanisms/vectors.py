@@ -69,7 +69,7 @@ def _replaced(bench: Bench, vectors: Mapping[int, Float[Tensor, " d_model"]], ea
 
 def _best_layer(bench: Bench, dummy: Item) -> int:
     """The layer whose vector answers the demonstrations best; all layers share the pass over one demonstration."""
-    bench.refuse_fewer_demonstrations(2)
+    bench.refuse_fewer_demonstrations(2, ", or give the layer by finetune.layer")
     rows = [Row(dummy, bench.context(left_out=place)) for place in range(len(bench.demonstrations))]
     vectors = bench.observe(rows, "block_output", context=True)
     quality = torch.zeros(2, len(bench.layers))

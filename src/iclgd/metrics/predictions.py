@@ -14,6 +14,7 @@ from iclgd.metrics.distributions import LEAST_EFFECT
 from iclgd.metrics.numerics import by_examples, cosine
 from iclgd.metrics.registry import metric
 
+LEAST_MOVEMENT = 1e-3  # total variation; rounding moves label probabilities by 1e-5, in bfloat16 by 1e-4
 Options = Float[Tensor, "example label"]  # the score of every label option, NaN where a query has fewer
 Labels = Int[Tensor, " example"]
 ByExample = Float[Tensor, " example"]
@@ -169,9 +170,9 @@ def movement(altered: Float[Tensor, "alteration example label"], at: int | None 
         at: the alteration that counts; null: the mean over all.
 
     Returns:
-        Values in [0, 1], unaveraged; 0 means that the alteration does not matter. NaN where there is no alteration.
+        Values in [0, 1], unaveraged; 0 means that the alteration does not matter. NaN where no alteration has scores.
     """
-    return _changes(altered, at).abs().sum(-1).mean(0) / 2
+    return _changes(altered, at).abs().sum(-1).nanmean(0) / 2
 
 
 @metric
@@ -183,11 +184,15 @@ def movement_cosine(
     The changes of all alterations, or of alteration `at`, make one vector for each query.
 
     Returns:
-        Values in [-1, 1], unaveraged. NaN where ICL moves by less than `LEAST_EFFECT`, or FT does not move.
+        Values in [-1, 1], unaveraged. NaN where ICL moves by less than `LEAST_EFFECT`, FT by less than
+        `LEAST_MOVEMENT`, or the two were altered differently.
     """
+    if len(icl) != len(ft):
+        return torch.full((icl.shape[1],), torch.nan, dtype=torch.float64)
     of_icl, of_ft = _changes(icl, at), _changes(ft, at)
     likeness = cosine(*(change.transpose(0, 1).flatten(1) for change in (of_icl, of_ft)))
-    return likeness.where(of_icl.abs().sum(-1).mean(0) / 2 >= LEAST_EFFECT, torch.nan)
+    moves = (of_icl.abs().sum(-1).mean(0) / 2 >= LEAST_EFFECT) & (of_ft.abs().sum(-1).mean(0) / 2 >= LEAST_MOVEMENT)
+    return likeness.where(moves, torch.nan)
 
 
 def _changes(

@@ -39,7 +39,8 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: set outside of Python, as by faulthandler
+                signal.signal(number, handler)
 
 
 def _at_the_time_limit(requeue: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:

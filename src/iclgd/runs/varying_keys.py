@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from iclgd.config import ConfigError, ReferenceConfig
-from iclgd.config.bounds import parse_layers
+from iclgd.config.bounds import MAPPINGS, parse_layers
 from iclgd.runs.inputs import science
 
 # A run of the same settings with another of these is another draw, or another order of one draw's demonstrations.
@@ -123,7 +124,9 @@ def _required_key(key: str) -> str:
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if f"{prefix}{key}" in MAPPINGS:  # one value, since no two runs need have one key of it
+            keys[f"{prefix}{key}"] = value and json.dumps(value, sort_keys=True)
+        elif isinstance(value, Mapping):
             keys |= _flat(value, f"{prefix}{key}.")
         else:
             keys[f"{prefix}{key}"] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -6,6 +6,7 @@ put together from these parts, and the first one is compared with what the templ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -139,9 +140,9 @@ def conversation(
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(f"model.chat=template: this model's tokenizer has no chat template: {_REMEDY}")
     arguments = arguments or {}
-    _refuse_unknown(arguments, tokenizer.get_chat_template())
     turns = [*_system(description), _turn("user", _USER), _turn("assistant", _ANSWER), _turn("user", _LAST)]
-    whole = _rendered(tokenizer, turns, arguments)
+    whole = _rendered(tokenizer, turns, arguments)  # which refuses what is not a template
+    _refuse_unknown(arguments, tokenizer.get_chat_template())
     ended = _rendered(tokenizer, turns[:-1], arguments, prompt=False)
     try:
         head, rest = whole.split(_USER)
@@ -165,12 +166,10 @@ def conversation(
 
 def _refuse_unknown(arguments: Mapping[str, Any], template: str) -> None:
     """Refuse what a template does not read: it would be passed over without a word."""
-    from jinja2 import Environment, TemplateError, meta
+    from jinja2 import Environment, meta
 
-    try:
-        names = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
-    except TemplateError:  # some have tags of transformers' own
-        return
+    plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)  # a tag of transformers' own
+    names = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
     names -= {"messages", "add_generation_prompt", "strftime_now", "raise_exception"}
     unknown = sorted(arguments.keys() - names)
     if unknown:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -28,9 +28,8 @@ SOURCES: dict[TaskSource, Callable[[TaskConfig, str | None], Pool]] = {
     TaskSource.lm_eval: harness_task,
 }
 
-
-# Keys of a task that choose among its examples, and change none.
-_DRAWING = ("shots", "queries", "query_seed", "permutation", "labels_noise", "on_leak", "on_overflow", "rates")
+# Keys of a task that choose among its examples, and change none. (`query_seed` also draws the options of pairs.)
+_DRAWING = ("shots", "queries", "permutation", "labels_noise", "on_leak", "on_overflow", "rates")
 _MOST_POOLS = 4
 
 
@@ -60,7 +59,9 @@ def read_pool(config: Config) -> Pool:
     """
     pool = _pool(config.task, config.paths.data_dir)
     if config.task.evaluate is not None:
-        other = _pool(task_named(config.task.evaluate, "task.evaluate", config.task), config.paths.data_dir)
+        task = task_named(config.task.evaluate, "task.evaluate", config.task)
+        task = replace(task, choices=config.task.choices, query_seed=config.task.query_seed)
+        other = _pool(task, config.paths.data_dir)
         pool = replace(pool, evaluation=other.evaluation, same=False, notes=(*pool.notes, *other.notes))
     return pool
 
@@ -82,15 +83,14 @@ class Pools:
         task = {name: value for name, value in vars(config.task).items() if name not in _DRAWING}
         key = repr([task, config.paths.data_dir])
         if key not in self._pools:
-            for oldest in list(self._pools)[: 1 - _MOST_POOLS]:
-                del self._pools[oldest]
+            if len(self._pools) == _MOST_POOLS:
+                del self._pools[next(iter(self._pools))]
             self._pools[key] = read_pool(config)
         return self._pools[key]
 
 
-def _remapped(pool: Pool, settings: Mapping[Any, Any]) -> Pool:
+def _remapped(pool: Pool, remap: Mapping[str, str]) -> Pool:
     """The same examples with other label words."""
-    remap = {str(word): str(other) for word, other in settings.items()}  # YAML reads True and 1 as they are
     unknown = sorted(remap.keys() - set(pool.label_words))
     if unknown:
         raise ConfigError(

@@ -71,19 +71,22 @@ def _encoded(drawn: Drawn, tokens: Tokens, bos: Ids, separator: Ids) -> PromptSe
     training = drawn.training
     answers, merged = _answers((*drawn.demonstrations, *drawn.queries, *(training or ()), *drawn.calibration), tokens)
     words = drawn.label_words
-    note = f"{merged} of {len(answers)} label options would merge with the text before them; their own tokens are used"
-    items = partial(_items, label_words=words, answers=answers, tokens=tokens)
+    shown = (*drawn.demonstrations, *drawn.queries)
+    joined = sum(_continuations(example)[example.label] in merged for example in shown)
+    note = f"{joined} of {len(shown)} answers would merge with the text before them; their own tokens are used"
+    labels = _label_token_ids(drawn, answers)
+    items = partial(_items, labels=labels, answers=answers, tokens=tokens)
     return PromptSet(
         bos=bos,
         separator=separator,
         demonstrations=items(drawn.demonstrations, answered=True),
         queries=items(drawn.queries),
         label_words=words,
-        label_token_ids=_label_token_ids(drawn, answers),
+        label_token_ids=labels,
         in_context=tuple(range(len(drawn.demonstrations))),
         training=None if training is None else items(training, answered=True),
         calibration=items(drawn.calibration),
-        notes=(note,) if merged else (),
+        notes=(note,) if joined else (),
     )
 
 
@@ -97,20 +100,21 @@ def _tokens(texts: Sequence[str], tokenizer: Any, special: bool) -> list[Ids]:
         raise ConfigError(f"this model's tokenizer cannot encode {texts[0][:60]!r}: {error}") from error
 
 
-def _answers(examples: Sequence[Example], tokens: Tokens) -> tuple[dict[Continuation, Ids], int]:
-    """What the tokenizer adds for each option after its probe, and for how many the two would merge.
+def _answers(examples: Sequence[Example], tokens: Tokens) -> tuple[dict[Continuation, Ids], set[Continuation]]:
+    """What the tokenizer adds for each option after its probe, and where the two would merge.
 
-    These have the option's own tokens.
+    There it is the option's own tokens.
     """
     pairs = list(dict.fromkeys(pair for example in examples for pair in _continuations(example)))
     before = tokens([probe for probe, _ in pairs])
     longer = tokens([probe + option for probe, option in pairs])
     alone = tokens([option for _, option in pairs])
-    answers, merged = {}, 0
+    answers, merged = {}, set()
     for pair, start, both, own in zip(pairs, before, longer, alone, strict=True):
-        apart = both[: len(start)] == start
-        merged += not apart
-        answers[pair] = both[len(start) :] if apart else own
+        answers[pair] = both[len(start) :]
+        if both[: len(start)] != start:
+            answers[pair] = own
+            merged.add(pair)
         if not answers[pair]:
             word = pair[1].strip()
             raise ConfigError(f"the label word {word!r} has no tokens in this model's tokenizer: choose another word")
@@ -126,9 +130,6 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
     if not drawn.label_words:
         return ()
     labels = tuple(answers[pair] for pair in _continuations(drawn.demonstrations[0]))
-    same = drawn.queries[0].options == drawn.demonstrations[0].options  # unlike under task.evaluate
-    if same and labels != tuple(answers[pair] for pair in _continuations(drawn.queries[0])):
-        raise ConfigError("the label words have other tokens after the last turn than after turns before it")
     for index, ids in enumerate(labels):
         if ids in labels[:index]:
             words = [drawn.label_words[i] for i in (labels.index(ids), index)]
@@ -143,8 +144,10 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
 def _around(drawn: Drawn, config: Config, tokenizer: Any) -> tuple[Ids, Ids]:
     """What stands before the first demonstration, and between two."""
     described = _between(drawn.description, tokenizer) if drawn.description else ()
-    separator = config.model.separator if drawn.separator is None else drawn.separator
-    return _bos(config.model.bos, tokenizer) + described, _separator(separator, tokenizer)
+    bos = _bos(config.model.bos, tokenizer) + described
+    if drawn.separator is None:
+        return bos, _separator("model.separator", config.model.separator, tokenizer)
+    return bos, _separator("task.separator", drawn.separator, tokenizer)
 
 
 def _bos(token: str | None, tokenizer: Any) -> Ids:
@@ -158,15 +161,15 @@ def _bos(token: str | None, tokenizer: Any) -> Ids:
     return (vocabulary[token],)
 
 
-def _separator(separator: str, tokenizer: Any) -> Ids:
+def _separator(key: str, separator: str, tokenizer: Any) -> Ids:
     if not separator:
         return ()
     vocabulary = tokenizer.get_vocab()
     ids = (vocabulary[separator],) if separator in vocabulary else _between(separator, tokenizer)
     if not ids:
         raise ConfigError(
-            f"model.separator={separator!r} has no tokens in this model's tokenizer: name a token such as </s>, "
-            "or model.separator='' for none"
+            f"{key}={separator!r} has no tokens in this model's tokenizer: name a token such as </s>, or {key}='' for "
+            "none"
         )
     return ids
 
@@ -186,7 +189,7 @@ def _between(text: str, tokenizer: Any) -> Ids:
 
 def _items(
     examples: Sequence[Example],
-    label_words: tuple[str, ...],
+    labels: tuple[Ids, ...],
     answers: Mapping[Continuation, Ids],
     tokens: Tokens,
     answered: bool = False,
@@ -200,7 +203,7 @@ def _items(
             firsts = [answers[pair][0] for pair in _continuations(example)]
             example = with_distinct_options(example, firsts)
         continuations = tuple(answers[pair] for pair in _continuations(example))
-        options = None if example.options == label_words else continuations
+        options = None if continuations == labels else continuations
         item = Item(example.text, ids, example.label, options=options)
         if answered:
             answer = continuations[example.label]

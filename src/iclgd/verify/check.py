@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -242,7 +243,10 @@ def compare(
     sound = own[~own["rounding"]]
     by_own, by_naive = distances(sound), None
     if naive is not None:
-        by_naive = distances(naive[(naive["score"] == name) & naive["value"].notna()])
+        again: Any = naive[naive["score"] == name]
+        by_naive = distances(again[again["value"].notna()])
+        if by_naive is None and len(again) and sound["value"].notna().any():  # it has lost every value
+            by_naive = (math.inf, math.inf)
     holds = by_own is None or (by_own[0] <= TOLERANCE if exact else by_own[1] <= MEAN_TOLERANCE * factor)
     holds = holds and (by_naive is None or by_naive[1] <= MEAN_TOLERANCE * factor)
     rounding = int(own["rounding"].sum())
