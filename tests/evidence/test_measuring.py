@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs import config as config_of
+from families.tiny import tiny_network as of_family
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Layer0
 from iclgd.evidence.gather import blind_first_layer, without_rounding
@@ -24,6 +25,7 @@ from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
+from iclgd.models.loading import assemble
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
 from iclgd.tasks.encoding import _bos
@@ -217,9 +219,18 @@ def test_scores_that_leave_their_interval_under_jitter_are_unstable():
     assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))
 
 
-@pytest.mark.parametrize(("family", "local"), [("gemma3_text", "0,2"), ("gpt_neo", "1,3"), ("mistral", "0-2")])
-def test_a_run_says_how_many_demonstrations_local_layers_see(family, local):
-    model, items, config = shared_model(family), prompts(), config_of("model=toy", "task=toy")
+@pytest.mark.parametrize(
+    ("family", "local", "reach"),
+    [
+        ("gemma3_text", "0,2", "to 6 tokens"),
+        ("gpt_neo", "1,3", "to 6 tokens"),
+        ("mistral", "0-2", "to 6 tokens"),
+        ("llama4_text", "0,2", "within stretches of 6 tokens"),
+    ],
+)
+def test_a_run_says_how_many_demonstrations_local_layers_see(family, local, reach):
+    model = assemble(of_family(family), None) if family == "llama4_text" else shared_model(family)
+    items, config = prompts(), config_of("model=toy", "task=toy")
     lab = Laboratory(model, items, config, set(), Progress(), prepare(config))
     plan = RecordPlan(bos=len(items.bos), optional=frozenset({"context_scores"}))
     scores = record(model, lab.questions(), items.context(), plan).context_scores
@@ -231,7 +242,7 @@ def test_a_run_says_how_many_demonstrations_local_layers_see(family, local):
     hidden = [layer for layer, seen in counts.items() if min(seen) < shots]
     [note] = lab.window_notes()
     seen = set.union(*(counts[layer] for layer in hidden))
-    assert f"layers {local} attend to" in note and hidden == list(parse_layers(local))
+    assert f"layers {local} attend {reach}:" in note and hidden == list(parse_layers(local))
     span = f"{min(seen)} to {max(seen)}" if len(seen) > 1 else f"{min(seen)}"
     assert f"see {span} of {shots} demonstrations in whole" in note
     full = Laboratory(shared_model("llama"), items, config, set(), Progress(), lab.prepared)
