@@ -21,7 +21,7 @@ from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.progress import Progress
 from iclgd.runs.varying_keys import layer_ranges
-from iclgd.tasks import encode
+from iclgd.tasks.encoding import encode
 
 log = logging.getLogger(__name__)
 

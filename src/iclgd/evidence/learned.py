@@ -19,7 +19,7 @@ from iclgd.mechanisms.bench import AfterStep, Bench
 from iclgd.mechanisms.registry import resolve_mechanism
 from iclgd.models.interventions import unchanged_afterwards
 from iclgd.models.recorder import token_queries
-from iclgd.tasks import encode
+from iclgd.tasks.encoding import encode
 
 log = logging.getLogger(__name__)
 
