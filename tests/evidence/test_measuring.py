@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -10,9 +11,10 @@ import torch
 
 from configs import config as config_of
 from families.tiny import tiny_network as of_family
+from iclgd.config import ConfigError
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Layer0
-from iclgd.evidence.gather import blind_first_layer, without_rounding
+from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
 from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
@@ -266,3 +268,16 @@ def test_a_change_within_rounding_is_no_update():
     assert values[:, :2].isnan().all() and values[:, 2:].isfinite().all()
     lost = replace(icl, attention_output=torch.full_like(icl.attention_output, torch.nan))
     assert without_rounding(lab, lost, zsl).attention_output.isnan().all(), "what is undefined stays so"
+
+
+@contextmanager
+def yielding_nothing(_bench):
+    """A mechanism of one's own that forgets its trace."""
+    yield
+
+
+def test_a_mechanism_without_a_trace_is_told_what_to_yield():
+    run = learning(f"finetune.mechanism={__name__}.yielding_nothing")
+    lab = Laboratory(shared_model("llama"), prompts(), run, set(), Progress(), prepare(run))
+    with pytest.raises(ConfigError, match=r"finetune=\w+ yields None and not a trace: yield bench\.no_steps"):
+        gather(lab)
