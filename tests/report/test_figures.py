@@ -182,6 +182,19 @@ def test_the_ladder_shows_what_mechanisms_see_their_score_against_themselves_and
     assert "Hollow" in figure.caption and "(of accuracy: ICL)" in figure.caption
 
 
+def test_bounds_of_the_ladder_are_those_of_the_same_setting():
+    scores = ("sim_aou", "accuracy/zsl", "accuracy/icl", "accuracy/ft")
+    made = results(("gd", "none"), scores, task__shots=[4, 8])
+    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
+    means = overall(made.summary).set_index(["score", "task.shots"])["mean"]
+    for row in rows(figure):
+        score, shots = scores[row["value"] * 3], int(row["about"][-1])
+        of = means.loc["accuracy/icl", shots].mean() if row["value"] else None
+        assert row.get("ceiling") == (of and pytest.approx(of, rel=1e-4)), score
+        if not row["value"]:
+            assert row["floor"] in [one["mean"] for one in rows(figure) if one["about"] == f"No update · shots {shots}"]
+
+
 def test_planted_truths_are_on_the_ladder_and_in_no_curve():
     made = results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=["icl", "gd"])
     by_kind = every(made)
@@ -280,6 +293,7 @@ def test_losses_of_all_variants_are_per_predicted_token_and_layer(tmp_path):
         losses = pd.DataFrame({"step": range(4), "loss": [factor * 2.0 / (1 + step) for step in range(4)]})
         losses.to_parquet(folder / "losses.parquet")
     [figure] = figures.training(Results.read([tmp_path]))
+    assert figure.title == "During finetuning (seed 0)"
     assert {(row["x"], round(row["mean"], 5)) for row in rows(figure)} == {(0, 2), (1, 1), (2, 0.66667), (3, 0.5)}
     losses.assign(loss=[400.0, 300, 200, 100]).to_parquet(tmp_path / "gd" / "losses.parquet")
     [apart] = figures.training(Results.read([tmp_path]))

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from figure_cases import described, results
+from figure_cases import changed, described, results
 from iclgd.report.chart import DATA, Figure
 from iclgd.report.plane import plane
 from iclgd.report.shots import along_shots
 from iclgd.results.frame import Results
+from iclgd.results.run_tables import first_draws
 from report_fixtures import write_run
 
 ODDS = [f"log_odds/{setting}" for setting in ("zsl", "icl", "ft")]
@@ -100,3 +101,23 @@ def test_icl_stands_in_every_panel_along_shots():
     shown = rows(next(along_shots(made)))
     icl = shown[shown["variant"] == "ICL"]
     assert len(icl) == 6 and icl["panel"].nunique() == shown["panel"].nunique() == len(rates)
+
+
+def test_icl_has_a_line_for_each_setting_and_none_of_its_spread_where_it_has_none():
+    def linear(run, scores):
+        slope = {"a": 1.0, "b": 0.0}[run.settings["task.separator"]]
+        scores["log_odds/icl"] |= {"mean": slope * run.settings["task.shots"], "layers": []}
+
+    made = results(("gd", "lcgd"), ODDS, task__shots=[1, 2, 4], task__separator=["a", "b"])
+    figure = next(along_shots(changed(made, linear)))
+    icl = rows(figure)[rows(figure)["variant"] == "ICL"]
+    assert icl["published"].tolist() == pytest.approx(icl["mean"].tolist(), abs=1e-9)
+    assert ": 1 a demonstration, R\N{SUPERSCRIPT TWO} 1.00; 0 a demonstration" in figure.caption
+    assert figure.caption.endswith("R\N{SUPERSCRIPT TWO} undefined.")
+
+
+def test_every_mechanism_of_many_runs_is_read_in_its_first_draws():
+    made = results(tuple("abcdefghijklm"), ("sim_aou",), seeds=5)
+    read = first_draws(made, [run.settings["seed"] != 0 for run in made], most=30)
+    assert [made[at].settings["seed"] for at in read] == [1, 2] * 13
+    assert len(first_draws(made, [True] * len(made), most=5)) == 13

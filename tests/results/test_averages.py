@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from figure_cases import changed, results
 from iclgd.report import page
 from iclgd.report.tables import tables
 from iclgd.results import rates, remarks
@@ -82,10 +83,13 @@ def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
     means = {one.others["finetune.layers"]: one.values.get("sim_aou", {}).get((0, None)) for one in among}
     assert means["0,1"] == pytest.approx(np.nanmean(values["low"][:, [2, 3]], axis=0).mean(), abs=1e-12)
     (note,) = remarks.layer_notes(results)
-    assert note == "Means of SimAOU are over 2 of 4 layers: those in which every setting of a model has a value."
+    rule = "those in which every setting of a model has a value."
+    assert note == f"Means of SimAOU are over layers 2-3 (2 of 4): {rule}"
     shown = page.render(results, [], tables(results), "title")
     assert note in shown and "SimAOU: 40 undefined values, left out of the mean" in shown
-    assert "over 2 of 4, 4 of 4 layers" in remarks.layer_notes(Results.read([folder], Layers.all))[0]
+    assert (
+        "over layers 2-3 (2 of 4), layers 0-3 (4 of 4): " in remarks.layer_notes(Results.read([folder], Layers.all))[0]
+    )
     curve = results.frame.query("run == 'low' and score == 'sim_aou' and examples == 'all' and layer == 0")
     assert curve["mean"].item() == pytest.approx(values["low"][:, 0].mean())  # curves show every layer
 
@@ -96,7 +100,42 @@ def test_where_all_layers_are_shared_numbers_are_those_of_the_run(tmp_path):
     write_run(tmp_path / "deeper", model="other", layers=9)  # another model shares no layers
     for rule in Layers:
         results = Results.read([tmp_path], rule)
-        assert all(results.mean(run, name) == run.mean(name) for run in results for name in run.scores)
+        for run, means in zip(results, results.run_means.to_dict("records"), strict=True):
+            assert means == {name: run.mean(name) for name in results.scores}
         assert remarks.layer_notes(results) == []
     rows = overall(results.frame)
     assert set(rows["layers"][(rows["run"] == "deeper") & (rows["score"] == "sim_aou")]) == {9}
+
+
+def test_where_no_layer_is_common_each_setting_has_its_own_and_they_are_named():
+    def one_layer(run, scores):
+        trained = int(run.settings["finetune.layers"])
+        layers = [0.4 if layer == trained else None for layer in range(LAYERS)]
+        scores["sim_aou"] |= {"mean": 0.4, "layers": layers}
+
+    made = changed(results(("gd",), ("sim_aou",), seeds=2, layers=LAYERS, finetune__layers=["0", "1"]), one_layer)
+    assert overall(made.summary)["mean"].tolist() == pytest.approx([0.4, 0.4])
+    own = "each run's own, since no layer has a value in every setting."
+    assert remarks.layer_notes(made) == [f"Means of SimAOU are over layer 0 (1 of 4), layer 1 (1 of 4): {own}"]
+
+
+def test_planted_truths_do_not_narrow_the_layers_of_icl():
+    def narrow(run, scores):
+        if run.planted:
+            scores["sim_aou"]["layers"][:2] = [None, None]
+
+    made = changed(results(scores=("sim_aou",), layers=LAYERS, reference__name=["icl", "gd"]), narrow)
+    assert overall(made.summary).groupby("reference.name")["layers"].unique().to_dict() == {"icl": [4], "gd": [2]}
+
+
+def test_draws_without_a_value_take_neither_the_interval_of_a_share_nor_the_number_of_layers():
+    def undefined(run, scores):
+        if run.settings["seed"]:
+            scores["rec2ftp"] |= {"mean": None, "ci": None, "undefined": 100}
+            scores["sim_aou"] |= {"mean": None, "layers": [None] * LAYERS}
+
+    made = changed(results(("gd",), ("sim_aou", "rec2ftp"), seeds=2, layers=LAYERS), undefined)
+    rows = overall(made.summary).set_index("score")
+    interval = made[0].scores["rec2ftp"]["ci"]
+    assert rows.loc["rec2ftp", ["low", "high", "unit"]].tolist() == [*interval, "queries"]
+    assert rows.loc["sim_aou", ["draws", "layers"]].tolist() == [1, LAYERS]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import figure_cases as cases
 from iclgd.report import tables
 from iclgd.results import comparisons, rates
 from iclgd.results.frame import Results
@@ -206,3 +207,43 @@ def test_shares_at_chosen_rates_have_intervals(tmp_path):
     expected = draws_interval([0.75, 0.8, 0.75, 0.8], trials=[20] * 4, chosen=True)
     assert (record["low"], record["high"]) == pytest.approx((expected.low, expected.high))
     assert record["low"] < 0.75 and record["high"] > 0.8
+
+
+def test_the_edge_is_that_of_the_rates_tried_and_a_draw_that_is_never_sane_counts():
+    lrs = [0.001, 0.01, 0.1, 1.0, 10.0]
+    made = cases.results(("gd",), FEW, diverges=lambda s: s["finetune.lr"] in (lrs[0], lrs[-1]), finetune__lr=lrs)
+    [one] = rates.contenders(made)[0]
+    assert not {lrs[0], lrs[-1]} & set(one.rates.values()) and not one.at_edge
+    made = cases.results(("gd", "lcgd"), FEW, diverges=lambda s: s["seed"] == 1 and s["finetune.name"] == "gd",
+                         finetune__lr=lrs)  # fmt: skip
+    among, notes = rates.contenders(made)
+    assert [one.variant for one in among] == ["lcgd"]
+    assert notes == ["GD: no rate at which every draw is sane and has a value, so that none can be chosen"]
+    neither = {"own": {"norm": {"function": "x", "better": "neither", "headline": True}}}
+    _, notes = rates.contenders(cases.results(("gd",), ("norm",), **neither, finetune__lr=[0.1, 1.0]))
+    assert notes == ["GD: 2 rates and no headline score of which more or less is better"]
+
+
+def test_a_mechanism_that_does_not_depend_on_the_rate_has_none_to_choose():
+    def the_same(run, scores):
+        if run.settings["finetune.name"] == "mean_shift":
+            scores["sim_aou"] |= {"mean": 0.1 * run.settings["seed"], "layers": []}
+
+    made = cases.changed(cases.results(("gd", "mean_shift"), ("sim_aou",), finetune__lr=[0.1, 1.0]), the_same)
+    among = {one.variant: one for one in rates.contenders(made)[0]}
+    assert (among["mean_shift"].tried, among["gd"].tried) == ((0.1,), (0.1, 1.0))
+    rows = rates.summary_at_chosen_rates(made).set_index("finetune.name")
+    assert rows.index.tolist() == ["mean_shift", "gd"] and rows["rates"].isna().tolist() == [True, False]
+    assert rows.loc["mean_shift", "finetune.lr"] == 0.1
+
+
+def test_untrained_weights_without_a_value_are_left_out_of_their_seed(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / f"trained{seed}", seed=seed, scores=FEW)
+        for drawn in (0, 1):
+            folder = write_run(tmp_path / f"{seed}{drawn}", seed=seed, weights="random", scores=FEW)
+            change(folder, model__weights_seed=drawn)
+            if drawn:
+                change(folder, "scores.json", sim_aou__mean=None, sim_aou__layers=[])
+    [one] = found(Results.read([tmp_path]))[2]
+    assert one.results["sim_aou"].draws == 2 and one.names({}) == ("gd, pretrained", "gd, random")

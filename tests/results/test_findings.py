@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from figure_cases import results
+from figure_cases import changed, results
 from iclgd.results import rates
 from iclgd.results.findings import findings
 from iclgd.statistics import compare
@@ -61,3 +61,16 @@ def test_the_last_words_say_in_short_what_context_does_and_who_does_it_too():
     assert said.endswith(f"in what it predicts, GD reproduces {shares['gd']}, LCGD has no value in some draws.")
     assert not findings(results(("gd",), scores, seeds=2, task__shots=[1, 2, 4, 8]))  # too many to be short
     assert not findings(results(("gd",), scores[:2]))
+
+
+def test_settings_of_finetuning_are_named_and_draws_must_be_the_same_ones():
+    scores = ("accuracy/zsl", "accuracy/icl", "recovered")
+    [said] = findings(results(("gd",), scores, seeds=2, finetune__layers=["all", "0"]))
+    assert "GD (layers all) reproduces" in said and "GD (layers 0) reproduces" in said
+
+    def lose(run, scores):
+        if run.settings["seed"] == {"gd": 0, "mean_shift": 1}[run.settings["finetune.name"]]:
+            scores["sim_aou"]["mean"] = None
+
+    [paragraph] = findings(changed(results(("gd", "mean_shift"), ("sim_aou",), seeds=3), lose))
+    assert paragraph.startswith("By SimAOU, none is named nearest, since none has a value in every draw.")

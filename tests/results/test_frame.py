@@ -191,7 +191,6 @@ def test_a_score_that_a_run_does_not_have_is_refused_with_close_names(tmp_path):
             ask("sim_aouu")
         with pytest.raises(ReportError, match="choose from accuracy/ft, accuracy/icl"):
             ask("?")
-    assert math.isnan(Results((run,)).mean(run, "sim_aouu"))  # of a score that only other runs have
 
 
 def test_the_recordings_of_a_run_are_tensors_by_setting(tmp_path):

@@ -190,3 +190,9 @@ def test_a_notice_says_what_the_numbers_say():
     table["lcgd", "lcgd"] = 0.02
     text = in_words(notice({}, frame(value), [SCORE], {"random_direction"}), {"s": "SimAOU"}, {}, "s")
     assert "gd 0.15 (0.65)" in text and "lcgd 0.10" not in text and "not above the floor: lcgd." in text
+
+
+def test_draws_of_weights_are_draws():
+    rows = frame(lambda truth, candidate, draw, rate: float(draw), draws=4)
+    rows["model.weights_seed"], rows["seed"] = rows["seed"] % 2, rows["seed"] // 2
+    assert sorted(cells_of(rows, SCORE)["gd", "gd"]) == [0, 1, 2, 3]

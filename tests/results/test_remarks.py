@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from figure_cases import results
 from iclgd.report import console, page, tables
 from iclgd.results import remarks
-from iclgd.results.frame import Results
+from iclgd.results.frame import Results, overall
 from report_fixtures import change, write_run
 
 
@@ -97,3 +99,11 @@ def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
         write_run(tmp_path / str(seed), seed=seed, accuracy=(0.5, 0.5 + gain, 0.5))
     assert remarks.zero_shot_notes(Results.read([tmp_path])) == []
     assert json.loads((tmp_path / "0" / "scores.json").read_text())["accuracy/icl"]["mean"] == 0.8
+
+
+def test_accuracies_in_context_are_means_over_the_orders_of_a_draw():
+    made = results(("gd", "lcgd"), ("accuracy/icl", "accuracy/zsl"), seeds=2, task__permutation=[0, 1, 2])
+    made = replace(made, runs=tuple(run for run in made if run.settings["finetune.name"] == "gd"))
+    [draws] = remarks.context_accuracies(made).values()
+    means = overall(made.summary).set_index("score")["mean"]
+    assert len(draws) == 2 and draws["mean"].mean() == pytest.approx(means["accuracy/icl"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,13 @@ def results(
         folder = Path(f"run{len(runs)}")
         runs.append(reading.FinishedRun(folder, config, {}, raw, status, settings))
     return Results(tuple(runs))
+
+
+def changed(made: Results, change: Callable[[reading.FinishedRun, dict[str, Any]], object]) -> Results:
+    """The results after `change` of each run's scores."""
+    runs = []
+    for run in made:
+        scores = copy.deepcopy(dict(run.scores))
+        change(run, scores)
+        runs.append(replace(run, scores=scores))
+    return replace(made, runs=tuple(runs))

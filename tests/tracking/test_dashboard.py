@@ -12,7 +12,7 @@ import pytest
 
 from iclgd.tracking import dashboard
 from iclgd.tracking.upload import UploadState
-from report_fixtures import write_run
+from report_fixtures import change, write_run
 
 COLORS = {"gd": "#0072B2", "lcgd": "#D55E00"}
 
@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root / f"{variant}{number}", variant=variant, shots=shots, lr=lr, finetune=finetune, examples=3, layers=2
         )
         UploadState(f"id-{number}").write(run)
+    change(root / "gd1", "scores.json", sim_aou__layers=[0.1, None])
     return root
 
 
@@ -98,6 +99,8 @@ def grids(spec: dict[str, Any]) -> list[dict[str, Any]]:
 def test_the_report_has_variants_grouped_in_their_colors_and_what_iclgd_draws(spec: dict[str, Any]) -> None:
     headings = [b["children"][0]["text"] for b in spec["report"]["blocks"] if b["type"] == "heading"]
     assert headings == ["Findings", "Settings and scores", "Variants", "Drawn by iclgd"]
+    notes = json.dumps([block for block in spec["report"]["blocks"] if block["type"] == "list"])
+    assert "In these panels: Means of SimAOU are over layer 0 (1 of 2), layers 0-1 (2 of 2): " in notes
     runs, variants, sweep = grids(spec)
     [grouping] = variants["runSets"][0]["grouping"]
     assert (grouping["section"], grouping["name"]) == ("config", "finetune.value.name")

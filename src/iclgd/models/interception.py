@@ -27,7 +27,10 @@ from iclgd.models.attention import blank_unseen, precise, record_context
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.interventions import hooks
 from iclgd.models.reach import Reach, visible_keys
-from iclgd.models.tracing import BADDBMM, PRODUCTS, SOFTMAX
+
+_SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
+_PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
+_BADDBMM = {torch.baddbmm, Tensor.baddbmm}
 
 
 class _Watch(TorchFunctionMode):
@@ -41,15 +44,15 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.layer is not None:
-            if func in SOFTMAX:
+            if func in _SOFTMAX:
                 self.take(args[0])
                 self.show(self.layer)
-            elif func in PRODUCTS:
+            elif func in _PRODUCTS:
                 self.factors = args[0], args[1]
                 if self.mixes and self.now.watch is not None:
                     self.now.watch(self.layer, "v", args[1].reshape(self.batch, -1, *args[1].shape[-2:]))
                 self.mixes = False
-            elif func in BADDBMM:
+            elif func in _BADDBMM:
                 self.factors = tuple(args[1:]) or (kwargs["batch1"], kwargs["batch2"])
         return func(*args, **kwargs)
 

@@ -14,7 +14,7 @@ import pandas as pd
 from iclgd.config.bounds import parse_layers
 from iclgd.report.chart import Figure
 from iclgd.report.ladder import ladder
-from iclgd.report.marks import LOGARITHMIC, Measure, axis_title, measured, number_axis
+from iclgd.report.marks import LOG_RATIO, LOGARITHMIC, Measure, axis_title, measured, number_axis
 from iclgd.report.panels import PLACE, Frame, free_keys, grid
 from iclgd.report.plane import plane
 from iclgd.report.planted_truths import planted_truths
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _MAPS = (*PLACE, "variant")  # what has a map of its own
 _RATE, _LAYERS = "finetune.lr", "finetune.layers"
 _MOST_LINES = 8  # of one figure; more variants are the rows of a map
-_LOG_RATIO = 30  # how much a key spans whose axis is logarithmic, whichever key it is
 _SUMMED_OVER_LAYERS = ("lcgd",)  # objectives whose loss is a sum over the trained layers
 
 
@@ -74,7 +73,7 @@ def _axis(results: Results, key: str, rows: Frame) -> Any:
     """Set `x` to the key's values; their axis, or None where they have no order."""
     rows["x"] = pd.to_numeric(rows[key].astype(str), errors="coerce")  # as text, for True is not a number here
     if rows["x"].notna().all():
-        log = key in LOGARITHMIC or rows["x"].max() >= _LOG_RATIO * rows["x"].min()
+        log = key in LOGARITHMIC or bool(rows["x"].max() >= LOG_RATIO * rows["x"].min())
         return number_axis(axis_title(results, key), rows["x"], log)
     if key != _LAYERS:
         return None
@@ -110,7 +109,7 @@ def gradient_norms(results: Results) -> Iterator[Figure]:
         measure = Measure(results, ScoreInfo("gradient_norms", "Gradient norm", (0, np.inf)))
         about, split = "of each demonstration in each trained layer", grid(results, rows, _MAPS)
         drawn = measure.heat_map(split, "demonstration", "layer", about, log=True)
-        yield Figure("gradient_norms", "Gradient norms", *drawn)
+        yield Figure("gradient_norms", f"Gradient norms{_of_draw(rows)}", *drawn)
 
 
 def by_head(results: Results) -> Iterator[Figure]:
@@ -141,8 +140,14 @@ def training(results: Results) -> Iterator[Figure]:
             about = "after each step of finetuning" + " (a loss that sums over layers: per layer)" * (name == "loss")
             split, x = grid(results, part), number_axis("step", part["x"])
             drawn = Measure(results, info).curves(split, x, about, log=name == "loss")
-            figure = Measure(results, info).figure("training", "During finetuning", *drawn)
+            figure = Measure(results, info).figure("training", f"During finetuning{_of_draw(part)}", *drawn)
             yield replace(figure, headline=name == "loss")
+
+
+def _of_draw(rows: Frame) -> str:
+    """The seed of the one draw that is shown, for a title."""
+    seeds = rows["seed"].unique()
+    return f" (seed {seeds[0]})" if len(seeds) == 1 and rows["draws"].max() == 1 else ""
 
 
 def _losses(run: FinishedRun) -> Frame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -42,13 +42,9 @@ def ladder(results: Results) -> Iterator[Figure]:
     """
     pairs = list(measured(results, False, beside_planted(results, summary_at_chosen_rates(results))))
     rows = {measure.info.name: part for measure, part in pairs}
-    for measure, part in pairs:  # accuracy has zero-shot's for a floor and ICL's for a ceiling
-        for column, setting in (("floor", "zsl"), ("ceiling", "icl")):
-            twin = measure.info.of(setting, results.scores.values()) if measure.info.reads("ft") else None
-            means = rows[twin.name].groupby(list(PLACE))["mean"].mean() if twin and twin.name in rows else None
-            part[column] = math.nan if means is None else pd.MultiIndex.from_frame(part[list(PLACE)]).map(means)
+    pairs = [(measure, _beside_icl(measure, part, rows)) for measure, part in pairs]
     single = [pair for pair in pairs if not pair[0].info.reads("other")]
-    accuracy = [pair for pair in single if pair[0].info.share and pair[1]["ceiling"].notna().any()][:1]
+    accuracy = [pair for pair in single if pair[0].info.share and _any(pair[1], "ceiling")][:1]
     first = [pair for pair in single if pair[0].info.headline][:_MOST_SCORES]
     first = [*first, *accuracy] if first else single[:1]
     shown = {measure.info.name for measure, _ in first}
@@ -64,16 +60,33 @@ def ladder(results: Results) -> Iterator[Figure]:
         yield from _figures("pairs", "Between variants", results, [(measure, part)], caption)
 
 
+def _beside_icl(measure: Measure, part: Frame, rows: Mapping[str, Frame]) -> Frame:
+    """The rows of a score; those of accuracy with zero-shot's for a floor and ICL's for a ceiling."""
+    keys = _keys_of_icl(measure.results, part)
+    for column, setting in (("floor", "zsl"), ("ceiling", "icl")):
+        twin = measure.info.of(setting, measure.results.scores.values()) if measure.info.reads("ft") else None
+        if twin and twin.name in rows:
+            means = rows[twin.name].groupby(keys, dropna=False)["mean"].mean()
+            part = part.merge(means.rename(column).reset_index(), on=keys, how="left")
+    return part
+
+
+def _keys_of_icl(results: Results, rows: Frame) -> list[str]:
+    """The keys of settings in which ICL itself differs: not those of finetuning."""
+    keys = [key for key in free_keys(results, rows) if not key.startswith(("finetune.", "reference."))]
+    return list(dict.fromkeys([*PLACE, *keys]))
+
+
 def _figures(
     kind: str, title: str, results: Results, pairs: Sequence[tuple[Measure, Frame]], caption: str
 ) -> Iterator[Figure]:
     """The figure of these scores, if it has more than one row."""
     measures = [measure for measure, _ in pairs]
     split, order = _split(results, pairs)
-    if kind == "pairs":  # floors and ceilings are of the likeness to ICL
-        split.rows[["floor", "ceiling"]] = math.nan
     if len(order) < 2:
         return
+    if kind == "ladder":
+        _set_bounds(results, measures, split.rows)
     several = split.rows["sees"].nunique() > 1
     room = (TEXT_WIDTH - _LABELS - several * (_SEES + _GAP)) / len(measures) - _GAP
     charts = [_sees(split, order)] if several else []
@@ -124,20 +137,26 @@ def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Gr
     seen = rows[SEES] if SEES in rows else pd.Series(None, rows.index, dtype=object)
     seen = seen.where(seen.notna(), pd.Series([variant.sees for variant in variants], rows.index))
     rows["sees"] = [results.text(SEES, sees) for sees in seen]
-    lower = rows["value"].map([measure.info.better is Better.lower for measure, _ in pairs].__getitem__)
-    for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
-        means = rows.assign(mean=rows["mean"].where(rows["role"] == role)).groupby(["panel", "value"])["mean"]
-        best = means.transform("min").where(lower, means.transform("max"))
-        rows[column] = rows[column].fillna(best) if column in rows else best
     labels, in_order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(labels, rows["about"], strict=True))
     return Grid(rows, panels, choices), list(dict.fromkeys(about[label] for label in in_order))
 
 
-def _rows(order: list[str], labels: bool, grid: bool = True) -> Any:
+def _set_bounds(results: Results, measures: Sequence[Measure], rows: Frame) -> None:
+    """Set `floor` and `ceiling`, where nothing is there, to the best floor's and ceiling's mean in the same setting."""
+    lower = rows["value"].map([measure.info.better is Better.lower for measure in measures].__getitem__)
+    within = ["value", *_keys_of_icl(results, rows)]
+    for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
+        means = rows.assign(mean=rows["mean"].where(rows["role"] == role)).groupby(within, dropna=False)["mean"]
+        best = means.transform("min").where(lower, means.transform("max"))
+        rows[column] = rows[column].fillna(best) if column in rows else best
+
+
+def _rows(order: list[str], labels: bool, grid: bool = True, **position: Any) -> Any:
     """The axis of the rows, the same in every panel; the first one has their names."""
     axis = alt.Axis(labels=labels, grid=grid, labelLimit=230)
-    return alt.Y("about:N", sort=order, scale=alt.Scale(domain=order), title=None, axis=axis)
+    scale = alt.Scale(domain=order, type="band", padding=0)
+    return alt.Y("about:N", sort=order, scale=scale, title=None, axis=axis, **position)
 
 
 def _sees(split: Grid, order: list[str]) -> Any:
@@ -164,9 +183,11 @@ def _score(measure: Measure, at: int, split: Grid, order: list[str], width: floa
         marks.append(band.encode(alt.X("published:Q"), alt.X2("upper:Q"), y))
     # An invisible rule where there is none at zero, so that all panels have one height.
     marks += zero_rule(rows, "x") or [base.mark_rule(color="transparent").encode(x=alt.value(0))]
-    for name, dash in (("floor", [1, 2]), ("ceiling", [5, 2])):
+    for name, dash in (("floor", [1, 2.25]), ("ceiling", [4.5, 2])):  # whole dashes in a row
         if _any(rows, name):
-            marks.append(base.mark_rule(strokeDash=dash, strokeWidth=1).encode(alt.X(f"max({name}):Q")))
+            top, bottom = _rows(order, labels, bandPosition=0), alt.Y2("about", bandPosition=1)
+            bound = base.mark_rule(strokeDash=dash, strokeWidth=1)
+            marks.append(bound.encode(alt.X(f"max({name}):Q"), top, bottom))
     if _any(rows, "low"):
         marks.append(base.mark_rule(strokeWidth=1.4, clip=True).encode(alt.X("low:Q"), alt.X2("high:Q"), y, color))
     if _any(rows, "planted"):

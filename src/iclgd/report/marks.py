@@ -22,7 +22,8 @@ _VALUES = ("mean", "low", "high", "planted", "published", "upper")
 _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _LABEL = "datum.value === -1 ? 'all' : isNumber(datum.value) ? format(datum.value, '~g') : datum.value"
 LOGARITHMIC = ("finetune.lr", "task.shots")  # keys whose axes are logarithmic
-_MOST_MARKED, _LOG_RATIO = 16, 30  # marks on a line; how much any other axis spans that is logarithmic
+LOG_RATIO = 30  # how much any other axis spans that is logarithmic
+_MOST_MARKED = 16  # marks on a line
 _PUBLISHED = "Fine dots: published values (Deutch et al., 2024, figure 3)."
 _NAMED = 340  # points: the width of a map whose rows have names
 _TITLES = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.layers": "trained layers"}
@@ -45,7 +46,7 @@ class Measure:
         low, high = values.min().min(), values.max().max()
         scale = alt.Scale(zero=bool(self.info.limits[0] < 0 or low < 0.35 * high), nice=True)
         options: dict[str, Any] = {"format": "~%"} if self.info.share else {"labelExpr": _PLAIN}
-        if log and 0 < low <= high / _LOG_RATIO:
+        if log and 0 < low <= high / LOG_RATIO:
             scale = alt.Scale(type="log", nice=True)
             powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             options["values"] = [10.0**power for power in powers]

@@ -13,6 +13,7 @@ import pandas as pd
 from iclgd.common.printable import printable
 from iclgd.report.chart import TEXT_WIDTH, Figure
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
+from iclgd.results.run_tables import first_draws
 from iclgd.runs.schema import DamagedRun
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from iclgd.results.reading import FinishedRun
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_ACROSS, _MOST_RUNS = 4, 60  # maps in a row; runs that are read
+_ACROSS, _MOST_RUNS = 4, 60  # maps in a row; runs that are read, unless there are more settings
 _FIXED = {"zsl": "Zero-shot", "icl": "ICL"}  # settings that are the same for every mechanism
 _TRUTH = "The task"
 
@@ -38,9 +39,9 @@ def plane(results: Results) -> Iterator[Figure]:
         if info.function == "log_odds" and info.reads(setting) and (info.inputs or {}).get("right") == "labels"
     }
     parts, label = [], ""
-    for at, run in enumerate(results.runs[:_MOST_RUNS] if scores else ()):
-        points = _points(run)
-        if points is not None and not run.planted:
+    for at in first_draws(results, [not run.planted for run in results], _MOST_RUNS) if scores else ():
+        run, points = results[at], _points(results[at])
+        if points is not None:
             setting = results.settings.iloc[results.setting_of[at]]
             maps, label = _maps(results, run, points, scores), points.attrs["label"]
             parts.append(maps.assign(seed=run.settings["seed"], **{key: setting[key] for key in results.settings}))

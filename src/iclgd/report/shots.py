@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def _without_setting(ft: ScoreInfo, icl: ScoreInfo | None) -> ScoreInfo:
 def _curves(measure: Measure, rows: Frame) -> tuple[Any, str]:
     rows["x"] = rows[_SHOTS].astype(float)
     bounded = math.isfinite(sum(measure.info.limits))
-    dots = "" if bounded else _fit_lines(rows)
+    dots = "" if bounded else _fit_lines(rows, free_keys(measure.results, rows))
     title = axis_title(measure.results, _SHOTS)
     axis = number_axis(title, rows["x"], log=True)
     variants = {**_SETTINGS, **measure.results.variants}
@@ -70,17 +70,20 @@ def _of_setting(measure: Measure, rows: Frame, setting: str, beside: Frame) -> F
     return rows.assign(**{"finetune.name": setting, "variant": _SETTINGS[setting].label})
 
 
-def _fit_lines(rows: Frame) -> str:
-    """Set `published` to the straight line through ICL's means in each place; words on how it was fitted."""
+def _fit_lines(rows: Frame, keys: Sequence[str]) -> str:
+    """Set `published` to the straight line through ICL's means in each setting; words on how it was fitted."""
     rows["published"], words = math.nan, []
     icl = rows[(rows["finetune.name"] == "icl") & rows["mean"].notna()]
-    for _, part in icl.groupby(list(PLACE), dropna=False):
+    for _, part in icl.groupby([*PLACE, *(key for key in keys if key not in (*PLACE, _SHOTS))], dropna=False):
         if len(part) > 2:
             slope, start = np.polyfit(part["x"], part["mean"], 1)
             line = start + slope * part["x"]
             rows.loc[part.index, "published"] = line
-            explained = 1 - ((part["mean"] - line) ** 2).sum() / ((part["mean"] - part["mean"].mean()) ** 2).sum()
-            words.append(f"{slope:.3g} a demonstration, R\N{SUPERSCRIPT TWO} {explained:.2f}")
+            explained = "undefined"
+            if part["mean"].nunique() > 1:
+                explained = f"{1 - ((part['mean'] - line) ** 2).mean() / part['mean'].var(ddof=0):.2f}"
+            words.append(f"{slope:.3g} a demonstration, R\N{SUPERSCRIPT TWO} {explained}")
+    words = list(dict.fromkeys(words))  # a rate is another setting, but not for ICL
     told = f": {'; '.join(words)}" if 0 < len(words) < 3 else ""
     fitted = "a straight line in the number of demonstrations, fitted to ICL's means by least squares"
     return f"Fine dots: {fitted}{told}." if words else ""

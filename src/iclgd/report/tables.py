@@ -140,11 +140,11 @@ def comparisons(results: Results, compared: Sequence[Difference]) -> Table:
     """The differences that the variants ask for, draw by draw."""
     cells, records = [], []
     for difference in compared:
-        first, second = difference.names(results.variants)
+        first, second = difference.names(results.labels)
         draws = str(max(result.draws for result in difference.results.values()))
         sees = _sees(results, difference.first, difference.second)
         label = (*_others(results, difference.first), f"{first} minus {second}", *sees, difference.asks, draws)
-        setting = {**difference.first.others, "first": difference.first.variant, "second": second}
+        setting = {**difference.first.others, **dict(zip(("first", "second"), difference.names({}), strict=True))}
         for name, result in difference.results.items():
             score = results.scores[name]
             cells.append((label, (score.label,), _difference(result, score.digits)))

@@ -33,29 +33,30 @@ def over_layers(rows: Any, runs: Sequence[FinishedRun], rule: Layers, scores: Ma
     """The rows with means over the layers of the rule, where those are not all in which the run has a value.
 
     A score that is undefined below the first trained layer would otherwise be averaged over other layers in each
-    setting. Runs that are not sane, and runs without any value, do not narrow the layers of the others.
+    setting. Runs that are not sane, and runs without any value, do not narrow the layers of the others, and planted
+    truths not those of ICL. Where no layer is common, each run's mean is over its own.
 
-    Args:
-        rows: `rows_of` the runs, with the column `state`.
-        runs: the runs.
-        rule: which layers count.
-        scores: what the scores are, by name.
+    The rows are `rows_of` the runs with the column `state`; `counted` is set for the layers that a mean is over.
     """
-    values = rows[(rows["layer"] >= 0) & rows["mean"].notna()]
+    rows = rows.assign(counted=(rows["layer"] >= 0) & rows["mean"].notna())
+    values = rows[rows["counted"]]
     if rule is Layers.common:
         model = values["run"].map([run.settings["model.name"] for run in runs].__getitem__)
-        by_score = [model, values["score"], values["examples"]]
+        planted = values["run"].map([run.planted for run in runs].__getitem__)
+        by_score = [model, planted, values["score"], values["examples"]]
         sane = values["run"].where(values["state"] == "sane")
         with_layer, with_any = (
             sane.groupby(by, observed=True).transform("nunique") for by in ([*by_score, values["layer"]], by_score)
         )
         counts = with_layer == with_any
+        counts |= ~counts.groupby(by_score, observed=True).transform("any")
     elif rule is Layers.trained:
         trained = [parse_layers(run.settings["finetune.layers"]) for run in runs]
         pairs = zip(values["run"], values["layer"], strict=True)
         counts = pd.Series([trained[run] is None or layer in trained[run] for run, layer in pairs], values.index)
     else:
         return rows
+    rows.loc[values.index, "counted"] = counts
     narrowed = ~counts.groupby([values[key] for key in _SCORE_OF_RUN], observed=True).transform("all")
     means = {}
     for key, part in values.assign(counts=counts)[narrowed].groupby(_SCORE_OF_RUN, observed=True):
@@ -91,16 +92,12 @@ def by_draw(rows: Any) -> pd.DataFrame:
 
 
 def over_draws(rows: Any, scores: Mapping[str, ScoreInfo]) -> pd.DataFrame:
-    """One row for each setting, score, examples and layer, as `Results.summary` describes it.
-
-    Args:
-        rows: one for each run, score, examples and layer, with the columns `setting`, `draw`, `state` and `learned`.
-        scores: what the scores are, by name.
-    """
+    """One row for each setting, score, examples and layer, as `Results.summary` describes it."""
     state = rows["state"].where(rows["learned"], "sane")
     rows = rows.assign(unstable=state == "unstable", diverged=state == "diverged")
     counts = rows.groupby(SETTING, observed=True)[["unstable", "diverged"]].sum()
     rows = rows[state == "sane"]
+    rows["layers"] = rows["layers"].where(rows["mean"].notna())  # a draw without a value is over no layers
     sums = rows.groupby(SETTING, observed=True).agg({"n": "sum", "undefined": "sum", "layers": "min"})
     draws: Any = by_draw(rows)
     over = draws.groupby(level=SETTING, observed=True)
@@ -115,7 +112,7 @@ def over_draws(rows: Any, scores: Mapping[str, ScoreInfo]) -> pd.DataFrame:
     summary["low"], summary["high"] = summary["low"].mask(several, low), summary["high"].mask(several, high)
     shares = [name for name, score in scores.items() if score.share]
     for key, part in draws[draws.index.get_level_values("score").isin(shares)].groupby(level=SETTING, observed=True):
-        if len(part) > 1:
+        if part["mean"].count() > 1:
             trials = (part["n"] - part["undefined"]).astype(int).tolist()
             interval = draws_interval(part["mean"].to_numpy(), trials=trials)
             summary.loc[key, ["low", "high"]] = interval.low, interval.high

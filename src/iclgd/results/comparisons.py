@@ -6,8 +6,10 @@ they are equal in everything else, and draw by draw, so that what a draw adds to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +31,11 @@ class Difference:
     asks: str  # what the difference tells
     results: Mapping[str, Comparison]  # by score, first minus second over the draws of both
 
-    def names(self, variants: Mapping[str, Variant]) -> tuple[str, str]:
-        """What the two are called: by their variants, and by their weights where these are compared."""
+    def names(self, labels: Mapping[str, str]) -> tuple[str, str]:
+        """What the two are called: by label, else name, of the variants, and by weights where these are compared."""
+        same = self.first.variant == self.second.variant
         first, second = (
-            variants[one.variant].label + f", {one.others[_WEIGHTS]}" * (self.first.variant == self.second.variant)
+            labels.get(one.variant, one.variant) + f", {one.others[_WEIGHTS]}" * same
             for one in (self.first, self.second)
         )
         return first, second
@@ -118,6 +121,9 @@ def _by_seed(contender: Contender) -> Contender:
     rates = {seed: rate for (seed, _), rate in contender.rates.items()}
     values = {}
     for score, by_draw in contender.values.items():
-        by_seed = {seed: [by_draw[draw] for draw in by_draw if draw[0] == seed] for seed in rates}
-        values[score] = {seed: float(np.mean(means)) for seed, means in by_seed.items() if means}
+        by_seed: dict[Any, list[float]] = {}
+        for (seed, _), mean in by_draw.items():
+            if not math.isnan(mean):
+                by_seed.setdefault(seed, []).append(mean)
+        values[score] = {seed: float(np.mean(means)) for seed, means in by_seed.items()}
     return replace(contender, rates=rates, values=values)

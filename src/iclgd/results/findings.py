@@ -57,13 +57,24 @@ def _recovered(results: Results, score: ScoreInfo, setting: Setting, among: Sequ
         if _is_candidate(results, one) and all(one.others.get(key, value) == value for key, value in setting)
     ]
     complete = _in_all_draws(score, among)
-    means = {results.labels[one.variant]: _mean(score, one) for one in complete}
-    ranked = sorted(((label, share) for label, share in means.items() if share == share), key=lambda pair: -pair[1])
-    partly = [results.labels[one.variant] for one in among if one not in complete and one.defined(score.name)]
+    ranked = sorted(((_mean(score, one), _named(results, one, among)) for one in complete), key=lambda pair: -pair[0])
+    partly = [_named(results, one, among) for one in among if one not in complete and one.defined(score.name)]
     return [
-        *(f"{label} reproduces {f'{share:.0%}' if share >= 0.005 else 'none'}" for label, share in ranked),
-        *(f"{label} has no value in some draws" for label in partly),
+        *(f"{name} reproduces {f'{share:.0%}' if share >= 0.005 else 'none'}" for share, name in ranked),
+        *(f"{name} has no value in some draws" for name in partly),
     ]
+
+
+def _named(results: Results, one: Contender, among: Sequence[Contender]) -> str:
+    """The variant's label, with the finetuning settings in which it has others beside it."""
+    same = [other.others for other in among if other.variant == one.variant]
+    differing = {
+        key: value
+        for key, value in one.others.items()
+        if key.startswith("finetune.") and len({others[key] for others in same}) > 1
+    }
+    label = results.labels[one.variant]
+    return f"{label} ({results.setting_text(differing)})" if differing else label
 
 
 def _nearest(results: Results, among: Sequence[Contender]) -> list[str]:
@@ -104,9 +115,12 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
         if itself is not None and name in itself.values:
             comparisons |= {(name, one.variant, ITSELF): itself.minus(one, name) for one in order}
     comparisons = holm_corrected(comparisons)
-    sentences = [
-        _sentence(results, score, candidates, ranked[score.name], comparisons) for score in scores if ranked[score.name]
-    ]
+    sentences = []
+    for score in scores:
+        if ranked[score.name]:
+            sentences.append(_sentence(results, score, candidates, ranked[score.name], comparisons))
+        elif any(one.defined(score.name) for one in candidates):
+            sentences.append(f"By {score.label}, none is named nearest, since none has a value in every draw.")
     tested = sum(not math.isnan(comparison.p) for comparison in comparisons.values())
     rule = f"Told apart: p < 0.05 after Holm's correction for {tested} comparisons, paired by draw."
     rule += " What is not told apart may still differ."
@@ -115,14 +129,13 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
 
 def _in_all_draws(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
     """The candidates with a value in every draw that any has: a mean over the draws that went well is no fair one."""
-    counts = [len(one.defined(score.name)) for one in candidates]
-    return [one for one, count in zip(candidates, counts, strict=True) if count == max(counts)]
+    draws = [{draw for draw, mean in one.values.get(score.name, {}).items() if mean == mean} for one in candidates]
+    every = set().union(*draws)
+    return [one for one, its in zip(candidates, draws, strict=True) if its and its == every]
 
 
 def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
-    sign = 1 if score.better is Better.lower else -1
-    defined = [one for one in candidates if not math.isnan(_mean(score, one))]
-    return sorted(defined, key=lambda one: sign * _mean(score, one))
+    return sorted(candidates, key=lambda one: _mean(score, one), reverse=score.better is not Better.lower)
 
 
 def _mean(score: ScoreInfo, one: Contender) -> float:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import html
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -142,10 +141,6 @@ class Results:
         """The scores that short tables show: those that say so, or the first two."""
         return [name for name, score in self.scores.items() if score.headline] or list(self.scores)[:2]
 
-    def mean(self, run: FinishedRun, score: str) -> float:
-        """The mean of a score of one of these runs over `layers`; NaN where it was not measured."""
-        return self._means.get((run.folder, score), math.nan)
-
     @functools.cached_property
     def settings(self) -> pd.DataFrame:
         """One row for each setting, with a column for each of `keys`, in the order in which tables name them."""
@@ -178,7 +173,7 @@ class Results:
                 runs[key] = values
         rows = self.rows
         of_runs = runs.take(rows["run"]).reset_index(drop=True)
-        scores = _plain(rows.drop(columns=["run", "setting", "draw", "state", "learned"]))
+        scores = _plain(rows.drop(columns=["run", "setting", "draw", "state", "learned", "counted"]))
         return pd.concat([of_runs, scores, rows["state"]], axis=1)
 
     @functools.cached_property
@@ -272,7 +267,10 @@ class Results:
 
     @functools.cached_property
     def rows(self) -> pd.DataFrame:
-        """`rows_of` the runs in order, each with its setting, draw, state and whether its score is learned."""
+        """`rows_of` the runs in order, each with its setting, draw, state and whether its score is learned.
+
+        `counted` says of a layer whether the mean over layers is over it.
+        """
         rows = rows_of(self.runs)
         rows["score"] = pd.Categorical(rows["score"], list(self.scores))
         rows["examples"] = pd.Categorical(rows["examples"], ["all", "flipped"])
@@ -296,11 +294,11 @@ class Results:
         """The `rows` that are over all examples and layers."""
         return self.rows[(self.rows["examples"] == "all") & (self.rows["layer"] < 0)]
 
-    @functools.cached_property
-    def _means(self) -> dict[tuple[Path, str], float]:
-        rows = self.over_all
-        folders = [self.runs[run].folder for run in rows["run"]]
-        return dict(zip(zip(folders, rows["score"], strict=True), rows["mean"], strict=True))
+    @property
+    def run_means(self) -> Any:
+        """The means over `layers`: a row for each run, a column for each score; NaN where it was not measured."""
+        means = self.over_all.pivot(index="run", columns="score", values="mean")
+        return means.reindex(index=range(len(self)), columns=list(self.scores))
 
 
 def _plain(rows: Any) -> pd.DataFrame:

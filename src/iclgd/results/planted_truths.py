@@ -20,7 +20,8 @@ from iclgd.results.frame import Results, overall
 from iclgd.results.rates import other_keys
 from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
 
-TRUTH, CANDIDATE, RATE, DRAW = "reference.name", "finetune.name", "finetune.lr", "seed"
+TRUTH, CANDIDATE, RATE = "reference.name", "finetune.name", "finetune.lr"
+_DRAW = ("seed", "model.weights_seed")
 ICL = "icl"
 Cells = dict[tuple[str, str], pd.Series]  # by truth and candidate, the values by draw
 
@@ -117,9 +118,10 @@ def notice(setting: Mapping[str, Any], rows: Any, scores: Sequence[ScoreInfo], f
 def cells_of(rows: Any, score: ScoreInfo) -> Cells:
     """Each truth's and candidate's value by draw, at a rate of the candidate's that the other draws chose."""
     defined = rows[(rows["score"] == score.name) & rows["mean"].notna()]
+    draws = defined.groupby([key for key in _DRAW if key in defined], dropna=False).ngroup()
     cells: Cells = {}
-    for cell, group in defined.groupby([TRUTH, CANDIDATE], sort=False):
-        means = group.groupby([DRAW, RATE])["mean"].mean().unstack(RATE)
+    for cell, group in defined.assign(draw=draws).groupby([TRUTH, CANDIDATE], sort=False):
+        means = group.groupby(["draw", RATE])["mean"].mean().unstack(RATE)
         values = means.iloc[:, 0]
         if means.shape[1] > 1:
             choice = held_out(means.to_dict("index"), str(score.better))

@@ -25,15 +25,19 @@ class Contender:
     others: Mapping[str, Any]  # the setting without variant and rate, by Hydra name
     variant: str
     rates: Mapping[Any, float]  # the rate of each draw
-    settings: Mapping[float, int]  # every rate that was run, lowest first, with its row of `Results.settings`
+    # every rate that was run, lowest first, with its row of `Results.settings`; the lowest alone where none matters
+    settings: Mapping[float, int]
     values: Mapping[str, Mapping[Any, float]]  # by score and draw, the mean over queries
-    # whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond
-    at_edge: bool = False
 
     @property
     def tried(self) -> tuple[float, ...]:
-        """Every rate that was run."""
+        """The rates that could be chosen, whether or not their runs are sane."""
         return tuple(self.settings)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond."""
+        return len(self.tried) > 1 and not {self.tried[0], self.tried[-1]}.isdisjoint(self.rates.values())
 
     def defined(self, score: str) -> list[float]:
         """The values of a score over the draws in which it has one."""
@@ -50,32 +54,45 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
 
     Returns:
         The contenders, and a sentence for each variant that has none: a single draw has no best rate, and neither has
-        a variant without a rate at which every draw is sane.
+        a variant without a rate at which every draw that ran is sane. A variant that has the same values at every rate
+        has none to choose, and stands at the lowest.
     """
     ready, notes = [], []
     for (others, variant), settings in _settings_by_rate(results).items():
         means = _means(results, settings)
         draws = list(dict.fromkeys(draw for by_draw in means.values() for draw in by_draw))
-        rates, at_edge = dict.fromkeys(draws, next(iter(settings))), False
+        if _is_constant(means, settings):
+            settings = dict(list(settings.items())[:1])
+        rates: Mapping[Any, float] = dict.fromkeys(draws, next(iter(settings)))
         if len(settings) > 1:
-            score = _choosing_score(results, means)
-            choice = None
-            if score:  # a draw in which other scores were measured counts
-                choice = held_out({draw: means[score.name].get(draw, {}) for draw in draws}, str(score.better))
-            if choice is None or not choice.values:
-                why = f"{len(settings)} rates and one draw, so that no rate is best"
-                if choice:
-                    why = "no rate at which every draw is sane, so that none can be chosen"
-                notes.append(f"{results.variants[variant].label}: {why}")
+            rates, why_none = _held_out_rates(results, settings, means)
+            if why_none:
+                notes.append(f"{results.variants[variant].label}: {why_none}")
                 continue
-            rates, at_edge = choice.chosen, choice.at_edge
         values = {
             score: {draw: by_draw[draw].get(rate, math.nan) for draw, rate in rates.items() if draw in by_draw}
             for score, by_draw in means.items()
         }
         setting = dict(zip(other_keys(results), others, strict=True))
-        ready.append(Contender(setting, variant, rates, settings, values, at_edge))
+        ready.append(Contender(setting, variant, rates, settings, values))
     return ready, list(dict.fromkeys(notes))
+
+
+def _held_out_rates(
+    results: Results, settings: Mapping[float, int], means: Mapping[str, Mapping[Any, Mapping[float, float]]]
+) -> tuple[Mapping[Any, float], str]:
+    """The rate of every draw that ran, whatever came of it; or why there is none."""
+    rows = set(settings.values())
+    ran = dict.fromkeys(run.draw for run, row in zip(results, results.setting_of, strict=True) if row in rows)
+    if len(ran) < 2:
+        return {}, f"{len(settings)} rates and one draw, so that no rate is best"
+    score = _choosing_score(results, means)
+    if means and score is None:
+        return {}, f"{len(settings)} rates and no headline score of which more or less is better"
+    choice = score and held_out({draw: means[score.name].get(draw, {}) for draw in ran}, str(score.better))
+    if choice and choice.values:
+        return choice.chosen, ""
+    return {}, "no rate at which every draw is sane and has a value, so that none can be chosen"
 
 
 def other_keys(results: Results) -> list[str]:
@@ -118,15 +135,27 @@ def at_chosen_rates(results: Results, among: Sequence[Contender]) -> list[dict[s
 
 def summary_at_chosen_rates(results: Results) -> Any:
     """`Results.summary` over all layers, with one row, at its chosen rates, for a variant that ran at several."""
-    rows = overall(results.summary)
-    chosen: Any = pd.DataFrame(at_chosen_rates(results, contenders(results)[0]))
+    among = contenders(results)[0]
+    rows, groups = overall(results.summary), _settings_by_rate(results)
+    left_out = [  # other rates of mechanisms that do not depend on it
+        row
+        for one in among
+        for rate, row in groups[tuple(one.others.values()), one.variant].items()
+        if rate not in one.settings
+    ]
+    rows = rows[~_among(rows, results.settings.iloc[left_out], list(results.keys))]
+    chosen: Any = pd.DataFrame(at_chosen_rates(results, among))
     if chosen.empty:
         return rows
     chosen = chosen.assign(unstable=0, diverged=0, examples="all", layer=pd.array([pd.NA] * len(chosen), dtype="Int64"))
-    keys = [*other_keys(results), VARIANT, "score"]
-    own, replaced = ([tuple(map(as_text, row)) for row in part[keys].to_numpy()] for part in (rows, chosen))
-    rest = rows[~pd.Series(own, index=rows.index).isin(replaced)]
+    rest = rows[~_among(rows, chosen, [*other_keys(results), VARIANT, "score"])]
     return pd.concat([part for part in (rest, chosen) if len(part)], ignore_index=True)
+
+
+def _among(rows: Any, others: Any, keys: Sequence[str]) -> Any:
+    """Which rows have the same values of the keys as one of the others."""
+    own, theirs = ([tuple(map(as_text, row)) for row in part[keys].to_numpy()] for part in (rows, others))
+    return pd.Series(own, index=rows.index, dtype=object).isin(theirs)
 
 
 def _settings_by_rate(results: Results) -> dict[tuple[tuple[Any, ...], str], dict[float, int]]:
@@ -148,6 +177,12 @@ def _means(results: Results, settings: Mapping[float, int]) -> dict[str, dict[An
             for (score, draw), mean in results.draw_means.loc[setting, "mean"].items():
                 means.setdefault(score, {}).setdefault(results.draws[draw], {})[rate] = mean
     return means
+
+
+def _is_constant(means: Mapping[str, Mapping[Any, Mapping[float, float]]], rates: Mapping[float, int]) -> bool:
+    """Whether every draw has the same values at every rate: a mechanism that does not depend on it."""
+    by_draw = [by_rate for draws in means.values() for by_rate in draws.values()]
+    return bool(by_draw) and all(len(one) == len(rates) and pd.Series(one).nunique() <= 1 for one in by_draw)
 
 
 def _choosing_score(results: Results, measured: Mapping[str, Any]) -> ScoreInfo | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,9 +13,10 @@ from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.runs.inputs import INPUTS, SETTINGS_OF_KIND, kind_of
 from iclgd.runs.schema import DamagedRun, read
+from iclgd.runs.varying_keys import layer_ranges
 from iclgd.statistics import compare
 
-_MOST_NAMES = 3  # of inputs in which runs differ
+_MOST_NAMES = 3  # of inputs in which runs differ, and of groups of layers
 _RULES = {
     Layers.common: "those in which every setting of a model has a value",
     Layers.trained: "those that finetuning trained and that have a value",
@@ -34,16 +35,33 @@ def remarks(results: Results) -> list[str]:
 def layer_notes(results: Results) -> list[str]:
     """Sentences on headline scores whose means are not over all layers of the model, or not over the same ones."""
     rows: Any = results.rows
-    rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane")]
-    by_run = rows["layer"].ge(0).groupby([rows["score"], rows["run"]], observed=True).sum()
-    over = rows[rows["layer"] < 0].set_index(["score", "run"])["layers"]
+    rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane") & (rows["layer"] >= 0)]
     notes = []
     for name in results.headline:
-        counts = sorted({(some, by_run[key]) for key, some in over[over > 0].items() if key[0] == name})
-        if any(some < layers for some, layers in counts):
-            shown = ", ".join(f"{some} of {layers}" for some, layers in counts)
-            notes.append(f"Means of {results.scores[name].label} are over {shown} layers: {_RULES[results.layers]}.")
+        over: dict[tuple[Any, bool], set[tuple[tuple[int, ...], int]]] = {}  # layers of a mean, and how many there are
+        for at, part in rows[rows["score"] == name].groupby("run"):
+            if part["counted"].any():
+                compared = results[at].settings["model.name"], results[at].planted
+                layers = tuple(part["layer"][part["counted"]].tolist())
+                over.setdefault(compared, set()).add((layers, len(part)))
+        groups = sorted(set().union(*over.values()), key=lambda group: (len(group[0]), group))
+        if all(len(layers) == total for layers, total in groups):
+            continue
+        rule = _RULES[results.layers]
+        if results.layers is Layers.common and any(len(own) > 1 for own in over.values()):
+            rule = "each run's own, since no layer has a value in every setting"
+        notes.append(f"Means of {results.scores[name].label} are over {_layers_in_words(groups)}: {rule}.")
     return notes
+
+
+def _layers_in_words(groups: Sequence[tuple[tuple[int, ...], int]]) -> str:
+    """How many layers means are over, and which they are where that is short."""
+    texts = [f"{len(layers)} of {total}" for layers, total in groups]
+    names = [layer_ranges(list(layers)) for layers, _ in groups]
+    if len(groups) <= _MOST_NAMES and all(name.count(",") < _MOST_NAMES for name in names):
+        plurals = ["s" * (len(layers) > 1) for layers, _ in groups]
+        return ", ".join(f"layer{s} {name} ({text})" for s, name, text in zip(plurals, names, texts, strict=True))
+    return f"{', '.join(dict.fromkeys(texts))} layers"
 
 
 def zero_shot_notes(results: Results) -> list[str]:
@@ -62,12 +80,13 @@ Setting = tuple[tuple[str, Any], ...]  # keys of a setting with their values
 def context_accuracies(results: Results) -> dict[Setting, pd.DataFrame]:
     """ICL's and zero-shot's accuracy of every draw, by setting: columns mean, low, high and the same with _zsl.
 
-    Neither depends on the variant or its rate, so that every draw is counted once. For open answers the accuracy is
-    over the vocabulary where that was measured, since the options beside the right answer are drawn.
+    Neither depends on the variant or its rate, so that every draw is counted once, as the mean over its orders. For
+    open answers the accuracy is over the vocabulary where that was measured, since the options beside the right answer
+    are drawn.
     """
     keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
     cells = results.over_all.set_index(["run", "score"])[["mean", "low", "high"]].to_dict("index")
-    draws: dict[Setting, dict[Any, dict[str, float]]] = {}
+    orders: dict[Setting, dict[tuple[int, Any], dict[str, float]]] = {}
     for position, run in enumerate(results):
         names = _accuracy_names(results, is_open=bool(run.config["task"].get("answer_column")))
         icl, zsl = (cells.get((position, name)) for name in names)
@@ -75,8 +94,10 @@ def context_accuracies(results: Results) -> dict[Setting, pd.DataFrame]:
             continue  # what plays ICL's part in a planted run is not ICL
         pair = icl | {f"{column}_zsl": value for column, value in zsl.items()}
         setting = tuple((key, run.settings.get(key)) for key in keys)
-        draws.setdefault(setting, {}).setdefault(run.draw, pair)
-    return {setting: pd.DataFrame(list(pairs.values())) for setting, pairs in draws.items()}
+        order = results.draws.index(run.draw), run.settings.get("task.permutation")
+        orders.setdefault(setting, {}).setdefault(order, pair)
+    frames: dict[Setting, Any] = {setting: pd.DataFrame(list(pairs.values())) for setting, pairs in orders.items()}
+    return {setting: frames[setting].groupby([draw for draw, _ in pairs]).mean() for setting, pairs in orders.items()}
 
 
 def _accuracy_names(results: Results, is_open: bool) -> tuple[str, str]:

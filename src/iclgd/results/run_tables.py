@@ -11,7 +11,7 @@ from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 
 _SETTING = ("model.name", "task.name", "task.shots")
-_MOST_RUNS = 24  # that are read, first draws first, for each costs a file
+_MOST_RUNS = 24  # that are read, for each costs a file, or one of each setting where these are more
 
 
 def mean_table(
@@ -20,21 +20,29 @@ def mean_table(
     """The mean of a table of sane runs over everything but `by`, and then over draws.
 
     Returns:
-        Columns `mean`, `draws`, `variant`, those of `by` and every setting; no rows where no run has such a table.
+        Columns `mean`, `draws`, `seed` (of the first of them), `variant`, those of `by` and every setting; no rows
+        where no run has such a table.
     """
     parts = []
-    runs = sorted(zip(results.setting_of, results, strict=True), key=lambda pair: (str(pair[1].draw), pair[0]))
-    for row, run in runs[:_MOST_RUNS]:
-        table = read(run) if run.state == "sane" else None
+    for at in first_draws(results, [run.state == "sane" for run in results], _MOST_RUNS):
+        run, table = results[at], read(results[at])
         if table is not None and len(table):
             mean = table.groupby(by, as_index=False, sort=False)[value].mean().rename(columns={value: "mean"})
-            settings = results.settings.iloc[row].to_dict()
-            parts.append(mean.assign(draw=str(run.draw), variant=results.labels[settings["finetune.name"]], **settings))
+            settings = results.settings.iloc[results.setting_of[at]].to_dict()
+            about = {"variant": results.labels[settings["finetune.name"]], "seed": run.settings["seed"]}
+            parts.append(mean.assign(draw=str(run.draw), **about, **settings))
     if not parts:
-        return pd.DataFrame(columns=[*by, "mean", "draws", "variant"])
+        return pd.DataFrame(columns=[*by, "mean", "draws", "seed", "variant"])
     rows: Any = pd.concat(parts, ignore_index=True)
-    groups = rows.groupby([key for key in rows if key not in ("mean", "draw")], sort=False, dropna=False)
-    return groups.agg(mean=("mean", "mean"), draws=("draw", "nunique")).reset_index()
+    groups = rows.groupby([key for key in rows if key not in ("mean", "draw", "seed")], sort=False, dropna=False)
+    return groups.agg(mean=("mean", "mean"), draws=("draw", "nunique"), seed=("seed", "first")).reset_index()
+
+
+def first_draws(results: Results, wanted: Sequence[bool], most: int) -> list[int]:
+    """The positions of the wanted runs of the first draws of every setting: about as many as `most`, one at least."""
+    settings: Any = pd.Series(results.setting_of)[list(wanted)]
+    draws = settings.groupby(settings).cumcount()
+    return draws.index[draws < max(1, most // max(1, settings.nunique()))].tolist()
 
 
 def prompt_statistics(results: Results) -> tuple[list[str], list[dict[str, Any]]]:

@@ -23,8 +23,6 @@ class HeldOut(Generic[D]):
 
     values: Mapping[D, float]  # each draw's score at its rate; empty where no rate can be chosen
     chosen: Mapping[D, float]  # each draw's rate
-    # whether a chosen rate is the lowest or the highest tried, so that a better one may lie beyond
-    at_edge: bool
 
 
 def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") -> HeldOut[D] | None:
@@ -51,11 +49,10 @@ def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") 
     table = pd.DataFrame(list(scores.values()), dtype=float).sort_index(axis=1)
     complete = table.loc[:, np.isfinite(table).all()]
     if complete.empty:
-        return HeldOut({}, {}, False)
+        return HeldOut({}, {})
     best = "idxmax" if better == "higher" else "idxmin"
     chosen = {draw: float(getattr(complete.drop(row).mean(), best)()) for row, draw in enumerate(scores)}
-    at_edge = table.shape[1] > 1 and not {table.columns[0], table.columns[-1]}.isdisjoint(chosen.values())
-    return HeldOut({draw: scores[draw][rate] for draw, rate in chosen.items()}, chosen, at_edge)
+    return HeldOut({draw: scores[draw][rate] for draw, rate in chosen.items()}, chosen)
 
 
 def choice_factor(draws: int) -> float:

@@ -95,9 +95,8 @@ def write_sweep(run: Any, folders: Sequence[Path], figures: Sequence[Figure]) ->
 def sweep_rows(results: Results) -> list[dict[str, Any]]:
     """A row for each run: its state, its settings and its scores' means; of one that is not finished, its state."""
     rows = []
-    for run in results.runs:
+    for run, means in zip(results, results.run_means.to_dict("records"), strict=True):
         settings = {key: run.settings.get(key) for key in (*results.keys, *DRAW)}
-        means = {name: results.mean(run, name) for name in results.scores}
         rows.append({"run": run.name, "state": run.state, **settings, **means})
     return rows + [{"run": folder.name, "state": reason} for folder, reason in results.left_out]
 

@@ -6,14 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from iclgd.common import paths
 from iclgd.config import TrackingConfig
+from iclgd.results.averages import Layers
 from iclgd.results.findings import findings
 from iclgd.results.frame import Results
 from iclgd.results.reading import ReportError
+from iclgd.results.remarks import layer_notes
 from iclgd.tracking.upload import UploadState, describe
 
 _MAX_RUNS = 1000  # W&B draws ten unless told otherwise
@@ -65,7 +68,7 @@ def report(results: Results, sweep: str, entity: str, project: str) -> Any:
     ]
     run_colors: dict[Any, Any] = {**_run_colors(results)}
     grids = {
-        "Findings": wr.UnorderedList([*findings(results)] or ["none from these runs"]),
+        "Findings": wr.UnorderedList([*_sentences(results)]),
         "Settings and scores": wr.PanelGrid(
             runsets=[runs], panels=_settings_and_scores(results), custom_run_colors=run_colors
         ),
@@ -78,6 +81,12 @@ def report(results: Results, sweep: str, entity: str, project: str) -> Any:
     }
     blocks = [block for title, content in grids.items() for block in (wr.H2(title), content)]
     return Report(project=project, entity=entity, title=f"iclgd: {sweep}"[:128], blocks=blocks, width="fluid")
+
+
+def _sentences(results: Results) -> list[str]:
+    """The findings, and the layers that means in W&B are over: each run's own, so that another sweep changes none."""
+    notes = layer_notes(replace(results, layers=Layers.all))
+    return [*(findings(results) or ["none from these runs"]), *(f"In these panels: {note}" for note in notes)]
 
 
 def _of_group(sweep: str) -> Any:
