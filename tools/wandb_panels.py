@@ -13,7 +13,7 @@ from iclgd.report.chart import DATA, Figure, themed
 from wandb_reader import read_runs
 
 _WIDTH, _HEIGHT = 250, 130
-_KEYS = {"rate": ("finetune", "lr"), "shots": ("task", "shots"), "seed": ("seed",)}
+_KEYS = ("rate", "shots", "seed")
 _LOGARITHMIC = ("rate", "shots")
 
 
@@ -37,18 +37,15 @@ def panels(folder: Path, score: str, label: str) -> Figure:
         color,
         alt.Detail("run:N"),
     )
-    curves = (
-        _part("layers")
-        .mark_line(point=True)
-        .encode(alt.X("layer:O", axis=_FLAT), alt.Y("mean(score):Q", title=label), color)
-    )
+    layer = alt.X("layer:O", axis=alt.Axis(labelAngle=0))
+    curves = _part("layers").mark_line(point=True).encode(layer, alt.Y("mean(score):Q", title=label), color)
     across = alt.X("shots:Q", scale=alt.Scale(type="log", padding=8), axis=alt.Axis(values=sorted(set(runs["shots"]))))
     shots = _part("runs").mark_point(filled=True, size=22).encode(across, value, color)
     up = alt.Y("rate:O", title="learning rate", sort="descending")
     shade = alt.Color(
         "mean(score):Q", title=label, scale=alt.Scale(scheme="viridis"), legend=alt.Legend(orient="right")
     )
-    cells = _part("layers").mark_rect().encode(alt.X("layer:O", axis=_FLAT), up, shade)
+    cells = _part("layers").mark_rect().encode(layer, up, shade)
     bars = (
         _part("runs")
         .mark_bar(height=9)
@@ -71,9 +68,6 @@ def panels(folder: Path, score: str, label: str) -> Figure:
     return Figure("wandb", "W&B", themed(chart, plain), "")
 
 
-_FLAT = alt.Axis(labelAngle=0)
-
-
 def _part(panel: str) -> Any:
     return alt.Chart().transform_filter(f"datum.panel === '{panel}'")
 
@@ -84,18 +78,12 @@ def _recorded(folder: Path, score: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     for at, recorded in enumerate(read_runs(folder)):
         if recorded.run.job_type == "sweep" or score not in recorded.summary:
             continue
-        settings = {name: _at(recorded.config, path) for name, path in _KEYS.items()}
         variant = recorded.config["finetune"]
-        about = {"run": at, "variant": variant["label"], "color": variant["color"], **settings}
+        about = {"run": at, "variant": variant["label"], "color": variant["color"], "rate": variant["lr"]}
+        about |= {"shots": recorded.config["task"]["shots"], "seed": recorded.config["seed"]}
         runs.append({**about, "score": recorded.summary[score]})
         layers += [{**about, "layer": layer, "score": value} for layer, value in enumerate(recorded.curve(score))]
     return pd.DataFrame(runs), pd.DataFrame(layers)
-
-
-def _at(config: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        config = config[key]
-    return config
 
 
 def _coordinates(runs: pd.DataFrame, label: str) -> pd.DataFrame:

@@ -45,25 +45,22 @@ def test_quoted_numbers_are_those_of_the_runs_and_others_stay(tmp_path, monkeypa
     monkeypatch.setattr(script.Results, "read", lambda folders: made)
     (tmp_path / "mine").mkdir()
     text = "a <!-- mine gd sim_aou -->.1<!-- -->, <!-- mine gd sim_aou mean -->x<!-- -->, "
-    text += "<!-- other gd sim_aou -->.5<!-- -->"
+    text += "<!-- other gd sim_aou -->.5<!-- -->, <!-- mine late sim_aou -->.6<!-- -->"
     row = made.summary.query("`finetune.name` == 'gd' and score == 'sim_aou' and layer.isna()").iloc[0]
     mean, low, high = (f"{row[name]:.3f}".lstrip("0") for name in ("mean", "low", "high"))
     written = script.with_numbers(text, tmp_path)
-    assert re.sub(r"<!--.*?-->", "", written) == f"a {mean} [{low}, {high}], {mean}, .5"
+    assert re.sub(r"<!--.*?-->", "", written) == f"a {mean} [{low}, {high}], {mean}, .5, .6"
     assert script.with_numbers(written, tmp_path) == written
 
 
-def test_quoted_tables_and_conclusions_are_those_of_the_runs_and_others_stay(tmp_path, monkeypatch):
-    made = results(("gd", "lcgd"), ("sim_aou", "sim_am_delta"))
-    monkeypatch.setattr(script.Results, "read", lambda folders: made)
-    monkeypatch.setattr(script, "findings", lambda _: ["GD is nearest.", "In short."])
-    (tmp_path / "mine").mkdir()
-    text = "<!-- table mine sim_aou+sim_am_delta -->\nold\n<!-- -->\n<!-- table mine,other sim_aou -->\nx\n<!-- -->"
-    text = f"<!-- conclusion mine -->\n<!-- -->\n{text}"
-    written = script.with_numbers(text, tmp_path)
-    rows = made.summary[made.summary["layer"].isna()].set_index(["finetune.name", "score"])["mean"]
-    cell = ", ".join(script.short(rows["lcgd", score], 2) for score in ("sim_aou", "sim_am_delta"))
-    assert f"| LCGD | demonstrations | {cell} |\n<!-- -->" in written and "old" not in written
-    assert "<!-- conclusion mine -->\n*In short.*\n<!-- -->" in written
-    assert written.endswith("<!-- table mine,other sim_aou -->\nx\n<!-- -->")
-    assert script.with_numbers(written, tmp_path) == written
+@pytest.mark.parametrize(
+    "name", ["src/iclgd/statistics/rates.py", "src/iclgd/report/page.css", "tools/wandb_panels.py"]
+)
+def test_all_that_pictures_depend_on_is_in_their_digest(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    for path in ("tools/wandb_panels.py", name):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    before = script.drawing_code()
+    (tmp_path / name).write_text("p {}" if name.endswith("css") else "a = 1")
+    assert script.drawing_code() != before
