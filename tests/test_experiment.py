@@ -21,7 +21,8 @@ from iclgd.evidence.memory import Estimate
 from iclgd.evidence.reference import orders
 from iclgd.models.loading import load
 from iclgd.runs.folder import RunFolder
-from iclgd.tasks import draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 
 SMALL = ("model=toy", "task=toy", "tracking=none", "task.queries=10", "runtime.cache=off")
 

@@ -6,7 +6,11 @@ docs/pictures.json says which code each picture comes from, and tests/report/tes
 code.
 
 A quoted number stands between two comments, the first of which names sweep, mechanism and score:
-`<!-- ladder gd recovered -->.15 [.13, .17]<!-- -->`; with `mean` behind the score, without its interval.
+`<!-- ladder gd recovered -->.15 [.13, .17]<!-- -->`; with `mean` behind the score, without its interval; a setting such
+as `task.shots=4` behind it takes some of the runs. A quoted table has a row for each mechanism and a column for each of
+the scores, whose means stand in one cell where `+` joins them:
+`<!-- table ladder sim_aou recovered+accuracy/ft -->`. Of several sweeps, joined by commas, each has these columns.
+`<!-- conclusion ladder -->` has the last of the report's findings.
 """
 
 from __future__ import annotations
@@ -14,20 +18,26 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import functools
 import json
+import math
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import vl_convert
 
 import chromium
 from iclgd.common.digests import digest_of_text
 from iclgd.report.chart import Figure
 from iclgd.report.figures import figures
+from iclgd.results.findings import findings
 from iclgd.results.frame import Results, overall
 from iclgd.results.planted_truths import ICL, TRUTH
 from iclgd.results.rates import summary_at_chosen_rates
@@ -36,11 +46,19 @@ from wandb_panels import panels
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, PICTURES = ROOT / "docs", ROOT / "docs" / "pictures.json"
-QUOTED = re.compile(r"<!-- (\w+) (\w+) ([\w/]+)( mean)? -->(.*?)<!-- -->", re.DOTALL)
+QUOTED = re.compile(r"<!-- (\w+) (\w+) ([\w/]+)( mean)?( [\w.]+=\S+)? -->.*?<!-- -->", re.DOTALL)
+TABLE = re.compile(r"<!-- table ([\w,]+) ([\w/+ ]+) -->\n.*?<!-- -->", re.DOTALL)
+CONCLUSION = re.compile(r"<!-- conclusion (\w+) -->\n.*?<!-- -->", re.DOTALL)
 _TOY = "model=toy task=toy"
 _PLANTED = "'reference.name=${finetune.name}' reference.permutation=1"
 LONG = {
     "ladder": ["sweeps=mechanisms", f"sweeps=mechanisms {_PLANTED}"],
+    "ladder_first_of_five": ["sweeps=mechanisms task=first_of_five"],
+    "properties": ["sweeps=properties"],
+    "properties_toy": [f"sweeps=properties {_TOY} seed=0,1,2,3,4"],
+    "shots": ["sweeps=shots task=first_of_five"],
+    "shots_animals": ["sweeps=shots task=animal_of_five"],
+    "twins": ["sweeps=twins"],
     "would_it_notice": ["sweeps=would_it_notice"],
 }
 SWEEPS = {  # the commands of each
@@ -50,6 +68,7 @@ SWEEPS = {  # the commands of each
         f"-m {_TOY} finetune=gd,lcgd,random_direction seed=0,1,2 task.shots=2,4 finetune.lr=0.03",
     ],
     "plane": ["sweeps=plane"],
+    "first_look": ["sweeps=first_look"],
 }
 
 
@@ -135,30 +154,81 @@ def write_picture(name: str, picture: Picture, outputs: Path) -> dict[str, str]:
     return {"sweep": picture.sweep, "figure": picture.figure, "runs_of": about, "drawn_by": drawing_code()}
 
 
+def means(results: Results) -> pd.DataFrame:
+    """Means over draws and layers, without runs in which another mechanism plays ICL's part."""
+    rows = overall(summary_at_chosen_rates(results))
+    return rows[rows[TRUTH] == ICL] if TRUTH in rows else rows
+
+
+def short(value: float, digits: int = 3) -> str:
+    """A number without the zero before its point; a dash where it is undefined."""
+    return "\N{EN DASH}" if math.isnan(value) else re.sub(r"^(-?)0\.", r"\1.", f"{value:z.{digits}f}")
+
+
 def quoted(results: Results, mechanism: str, score: str, mean_only: bool) -> str | None:
     """A mean over draws as texts quote it, `.15 [.13, .17]`; None where the sweep is not so far."""
-    rows = overall(summary_at_chosen_rates(results))
-    if TRUTH in rows:
-        rows = rows[rows[TRUTH] == ICL]
+    rows = means(results)
     rows = rows[(rows["finetune.name"] == mechanism) & (rows["score"] == score)].to_dict("records")
     if not rows:
         return None
     [row] = rows
-    mean, low, high = (re.sub(r"\b0\.", ".", f"{row[name]:z.3f}") for name in ("mean", "low", "high"))
+    mean, low, high = (short(row[name]) for name in ("mean", "low", "high"))
     return mean if mean_only or row["unit"] != "draws" else f"{mean} [{low}, {high}]"
 
 
+def table(sweeps: Sequence[Results], columns: Sequence[str]) -> str:
+    """A Markdown table of means over draws: a row for each mechanism, each of the columns for each sweep.
+
+    Where draws of a mechanism are left out as unstable or diverged, their number stands behind its mean.
+    """
+    heads = ["mechanism", "sees"]
+    cells = {name: [variant.sees.replace("_", " ")] for name, variant in sweeps[0].variants.items()}
+    for results in sweeps:
+        task = f"{results[0].settings['task.name']}: " if len(sweeps) > 1 else ""
+        rows = means(results).set_index(["finetune.name", "score"])
+        for column in columns:
+            scores = column.split("+")
+            heads.append(task + ", ".join(results.scores[score].label for score in scores))
+            for name in cells:
+                of_name = [rows.loc[(name, score)] for score in scores]
+                left_out = max(int(row["unstable"] + row["diverged"]) for row in of_name)
+                note = f" ({left_out} left out)" if left_out else ""
+                cells[name].append(", ".join(short(row["mean"], 2) for row in of_name) + note)
+    lines = [heads, ["---"] * len(heads), *([sweeps[0].labels[name], *row] for name, row in cells.items())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def with_numbers(text: str, outputs: Path) -> str:
-    """A text with the quoted numbers of those sweeps that are there."""
+    """A text with the quoted numbers and tables of those sweeps that are there."""
+
+    @functools.cache
+    def read(sweep: str) -> Results | None:
+        return Results.read([outputs / sweep]) if (outputs / sweep).is_dir() else None
 
     def number(match: re.Match[str]) -> str:
-        sweep, mechanism, score, mean, _ = match.groups()
-        if not (outputs / sweep).is_dir():
+        sweep, mechanism, score, mean, setting = match.groups("")
+        results = read(sweep)
+        if results is None:
             return match[0]
-        value = quoted(Results.read([outputs / sweep]), mechanism, score, bool(mean))
-        return f"<!-- {sweep} {mechanism} {score}{mean or ''} -->{value}<!-- -->" if value else match[0]
+        if setting:
+            results = results.where(dict([setting.strip().split("=")]))
+        value = quoted(results, mechanism, score, bool(mean))
+        return f"<!-- {sweep} {mechanism} {score}{mean}{setting} -->{value}<!-- -->" if value else match[0]
 
-    return QUOTED.sub(number, text)
+    def whole_table(match: re.Match[str]) -> str:
+        names, columns = match.groups()
+        sweeps = [results for name in names.split(",") if (results := read(name)) is not None]
+        if len(sweeps) < len(names.split(",")):
+            return match[0]
+        return f"<!-- table {names} {columns} -->\n{table(sweeps, columns.split())}<!-- -->"
+
+    def conclusion(match: re.Match[str]) -> str:
+        results = read(match[1])
+        if results is None:
+            return match[0]
+        return f"<!-- conclusion {match[1]} -->\n{textwrap.fill(f'*{findings(results)[-1]}*', 120)}\n<!-- -->"
+
+    return CONCLUSION.sub(conclusion, TABLE.sub(whole_table, QUOTED.sub(number, text)))
 
 
 def main() -> None:

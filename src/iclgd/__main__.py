@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from iclgd.common.paths import import_from_current_folder
+from iclgd.common.printable import pipe_may_close
 
 
 def cli() -> None:
     """Run the command line and exit: 0 all done, 1 a run failed, 2 settings refused, 130 or 143 stopped by a signal."""
     import_from_current_folder()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except BrokenPipeError:  # the reader, such as head, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    code = 0
+    with pipe_may_close():
+        code = main(sys.argv[1:])
+    sys.exit(code)
 
 
 def main(arguments: list[str]) -> int:

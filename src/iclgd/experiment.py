@@ -29,7 +29,8 @@ from iclgd.models.refusals import refuse_unknown_tokens
 from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.progress import Progress
-from iclgd.tasks import as_json, encode
+from iclgd.tasks.encoding import encode
+from iclgd.tasks.prompts_json import as_json
 
 log = logging.getLogger(__name__)
 

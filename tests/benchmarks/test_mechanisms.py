@@ -14,7 +14,7 @@ from iclgd.evidence.preparation import prepare
 from iclgd.metrics import required_inputs
 from iclgd.models.loading import load
 from iclgd.runs.progress import Progress
-from iclgd.tasks import encode
+from iclgd.tasks.encoding import encode
 
 log = logging.getLogger(__name__)
 

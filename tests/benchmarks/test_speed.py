@@ -36,7 +36,8 @@ from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
-from iclgd.tasks import draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 from iclgd.verify.naive import Naive
 
 SAMPLE = int(os.environ.get("ICLGD_BENCH_SAMPLE", "12"))  # queries and demonstrations that the naive protocol runs

@@ -22,7 +22,8 @@ from iclgd.metrics import measure, required_inputs
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load
 from iclgd.runs.progress import Progress
-from iclgd.tasks import draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 from linear_attention import LinearAttention, Regression
 
 TOY = (

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from configs import config as config_of
+from families.tiny import tiny_network as of_family
+from iclgd.config import ConfigError
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Layer0
-from iclgd.evidence.gather import blind_first_layer, without_rounding
+from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
 from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
@@ -24,6 +27,7 @@ from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, forward
+from iclgd.models.loading import assemble
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
 from iclgd.tasks.encoding import _bos
@@ -217,9 +221,18 @@ def test_scores_that_leave_their_interval_under_jitter_are_unstable():
     assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))
 
 
-@pytest.mark.parametrize(("family", "local"), [("gemma3_text", "0,2"), ("gpt_neo", "1,3"), ("mistral", "0-2")])
-def test_a_run_says_how_many_demonstrations_local_layers_see(family, local):
-    model, items, config = shared_model(family), prompts(), config_of("model=toy", "task=toy")
+@pytest.mark.parametrize(
+    ("family", "local", "reach"),
+    [
+        ("gemma3_text", "0,2", "to 6 tokens"),
+        ("gpt_neo", "1,3", "to 6 tokens"),
+        ("mistral", "0-2", "to 6 tokens"),
+        ("llama4_text", "0,2", "within stretches of 6 tokens"),
+    ],
+)
+def test_a_run_says_how_many_demonstrations_local_layers_see(family, local, reach):
+    model = assemble(of_family(family), None) if family == "llama4_text" else shared_model(family)
+    items, config = prompts(), config_of("model=toy", "task=toy")
     lab = Laboratory(model, items, config, set(), Progress(), prepare(config))
     plan = RecordPlan(bos=len(items.bos), optional=frozenset({"context_scores"}))
     scores = record(model, lab.questions(), items.context(), plan).context_scores
@@ -231,7 +244,7 @@ def test_a_run_says_how_many_demonstrations_local_layers_see(family, local):
     hidden = [layer for layer, seen in counts.items() if min(seen) < shots]
     [note] = lab.window_notes()
     seen = set.union(*(counts[layer] for layer in hidden))
-    assert f"layers {local} attend to" in note and hidden == list(parse_layers(local))
+    assert f"layers {local} attend {reach}:" in note and hidden == list(parse_layers(local))
     span = f"{min(seen)} to {max(seen)}" if len(seen) > 1 else f"{min(seen)}"
     assert f"see {span} of {shots} demonstrations in whole" in note
     full = Laboratory(shared_model("llama"), items, config, set(), Progress(), lab.prepared)
@@ -255,3 +268,16 @@ def test_a_change_within_rounding_is_no_update():
     assert values[:, :2].isnan().all() and values[:, 2:].isfinite().all()
     lost = replace(icl, attention_output=torch.full_like(icl.attention_output, torch.nan))
     assert without_rounding(lab, lost, zsl).attention_output.isnan().all(), "what is undefined stays so"
+
+
+@contextmanager
+def yielding_nothing(_bench):
+    """A mechanism of one's own that forgets its trace."""
+    yield
+
+
+def test_a_mechanism_without_a_trace_is_told_what_to_yield():
+    run = learning(f"finetune.mechanism={__name__}.yielding_nothing")
+    lab = Laboratory(shared_model("llama"), prompts(), run, set(), Progress(), prepare(run))
+    with pytest.raises(ConfigError, match=r"finetune=\w+ yields None and not a trace: yield bench\.no_steps"):
+        gather(lab)

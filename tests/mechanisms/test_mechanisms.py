@@ -45,6 +45,18 @@ def test_the_config_names_every_mechanism_and_objective():
     assert list(MECHANISMS) == list(Mechanism) and list(objectives._OBJECTIVES) == list(Objective)
 
 
+def test_mistakes_in_a_mechanism_of_ones_own_name_what_there_is():
+    given = bench(shared_model("llama"), "mean_shift", case=shown(calibration=((17, 29), (18, 30, 42))))
+    with pytest.raises(ConfigError, match=r"'attention' is not recorded, choose one of .*attention_output"):
+        given.observe(given.rows(), "attention", context=False)
+    for site, layer, message in (
+        ("attention", 0, "'attention' is not a site, choose one of attention_output"),
+        ("block_output", 99, "layer 99 does not exist: the model's layers are 0 to"),
+    ):
+        with pytest.raises(ConfigError, match=message), given.rewriting(site, [layer], lambda _layer, rows: rows):
+            pass
+
+
 LEAVING = {
     "hooks of": lambda model: model.anatomy.blocks[0].register_forward_hook(lambda *_: None),
     "training mode of": lambda model: model.network.train(),

@@ -20,7 +20,8 @@ from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.interventions import hidden_of, hooks, intervening
 from iclgd.models.loading import load
 from iclgd.models.recorder import Question, RecordPlan, record
-from iclgd.tasks import draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 from learning_cases import learning, prompts
 from tiny_models import RECORDABLE, shared_model, tiny_model
 

@@ -80,7 +80,7 @@ def other_rows(anatomy, draw):
 
 
 def exit_modules(anatomy, draw):
-    wrong = draw.choice([(), anatomy.final * 2, (*anatomy.final, nn.Tanh())])
+    wrong = draw.choice([(), anatomy.exit.modules * 2, (*anatomy.exit.modules, nn.Tanh())])
     return replace(anatomy, exit=replace(anatomy.exit, modules=wrong))
 
 

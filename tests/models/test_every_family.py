@@ -20,6 +20,7 @@ from iclgd.models.interventions import intervening, last_tokens, rewriting
 from iclgd.models.loading import assemble
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.models.untrained import untrained
+from iclgd.verify.network import discovered
 from mechanism_cases import acted, bench, recording, shown
 
 SAMPLE = {  # and how many of their 4 layers have attention scores
@@ -122,7 +123,7 @@ def test_weights_that_blocks_share_are_refused():
 
 
 def test_trained_parameters_of_layers_without_keys_and_values():
-    hybrid, mamba = (assemble(tiny_network(name), None) for name in ("lfm2", "mamba"))
+    hybrid, mamba, by_turns = (assemble(tiny_network(name), None) for name in ("lfm2", "mamba", "nemotron_h"))
     assert {item.layer for item in trained_parameters(hybrid, "attn_kv", None)} == {1, 3}
     assert {item.name for item in trained_parameters(hybrid, "attention", (0,))} == {
         f"conv.{name}.weight" for name in ("conv", "in_proj", "out_proj")
@@ -130,6 +131,9 @@ def test_trained_parameters_of_layers_without_keys_and_values():
     with pytest.raises(ConfigError, match=r"finetune\.trainable=attn_kv names no parameter of block 0"):
         trained_parameters(mamba, "attn_kv", None)
     assert trained_parameters(mamba, "attention", None)
+    mixing, others = ({i.layer for i in trained_parameters(by_turns, part, None)} for part in ("attention", "mlp"))
+    assert (mixing, others) == ({0, 2}, {1, 3}), "what mixes tokens has the same path as the feed-forward part"
+    assert [bool(paths) for paths in discovered(by_turns.anatomy).mlp] == [False, True, False, True]
 
 
 ON_KEYS_AND_VALUES = ("exact_patch", "static_patch", "one_shot_sum", "kv_prefix", "function_vector")

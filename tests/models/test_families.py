@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from configs import config
+from families.tiny import tiny_network as of_family
 from iclgd.common import paths
 from iclgd.models.discovery import discover
 from iclgd.models.recorder import Question, RecordPlan, record
@@ -63,7 +64,9 @@ def test_parts_are_those_of_the_modules(name):
             part: sum(len(projection.outputs()) for projection in anatomy.layers[layer].projections[part])
             for part in "qkvo"
         }
-        heads = {"falcon": 2, "falcon_multi_query": 1}.get(name, shape.key_value_heads)
+        heads = {"falcon": 2, "falcon_multi_query": 1}.get(
+            name, getattr(network.config, "num_key_value_heads", None) or 4
+        )
         assert sizes == {"q": 32, "k": 8 * heads, "v": 8 * heads, "o": 32}
 
 
@@ -82,5 +85,9 @@ def test_rows_of_fused_projections_are_those_of_the_familys_layout():
         anatomy, _ = discover(tiny_network(name))
         for part, mask in zip("qkv", masks, strict=True):
             (projection,) = anatomy.layers[1].projections[part]
-            size = len(anatomy.makers(1, "o")) and projection.outputs().max() < 96
-            assert size and torch.equal(projection.outputs(), mask.nonzero().squeeze(1)[: len(projection.outputs())])
+            assert projection.outputs().max() < 96
+            assert torch.equal(projection.outputs(), mask.nonzero().squeeze(1)[: len(projection.outputs())])
+
+
+def test_positions_of_a_decoder_of_speech_are_bounded():
+    assert discover(of_family("whisper"))[0].shape.window == 448

@@ -13,8 +13,8 @@ from tiny_models import CONFIGS, tiny_network
 
 
 def key_weight(model):
-    (module,) = model.anatomy.makers(1, "k")
-    return module.weight
+    (projection,) = model.anatomy.layers[1].projections["k"]
+    return projection.module.weight
 
 
 def rounded(family, dtype=torch.bfloat16):

@@ -1,9 +1,11 @@
 """A model in which a record would be wrong is refused, with the name of what failed."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from families.tiny import tiny_network as of_family
 from iclgd.config import ConfigError
@@ -12,8 +14,9 @@ from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.discovery import discover
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble
+from iclgd.models.proofs import agree
 from iclgd.models.self_test import check
-from tiny_models import RECORDABLE, tiny_model, tiny_network
+from tiny_models import RECORDABLE, shared_model, tiny_model, tiny_network
 
 
 def proven(network, **changes):
@@ -70,6 +73,48 @@ def test_a_description_takes_the_place_of_what_is_found():
         with pytest.raises(ConfigError, match=reason):
             assemble(network, None, description=description)
         network.config._attn_implementation = "eager"
+
+
+def wide_network(family, dtype):
+    """A model so wide that of its sums of three terms some nearly cancel, which shows their rounding."""
+    config = AutoConfig.for_model(
+        family, vocab_size=97, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval().to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("phi", torch.float32), ("gptj", torch.float32), ("gpt_neox", torch.bfloat16), ("falcon", torch.bfloat16)],
+)
+def test_wide_models_with_parallel_blocks_are_taken(family, dtype):
+    assert assemble(wide_network(family, dtype), None).layers == 4
+
+
+@pytest.mark.parametrize("described", [{"factor": 0.5}, {"mlp_in": ["mlp.fc1"]}])
+def test_half_of_a_description_is_refused(described):
+    with pytest.raises(ConfigError, match=r"model\.anatomy describes \w+ without \w+"):
+        discover(tiny_network("phi"), described)
+
+
+def test_logits_that_overflow_are_refused():
+    network = tiny_network("llama").to(torch.float16)
+    network.lm_head.weight.data.fill_(6e4)
+    with pytest.raises(UnsupportedModelError, match=r"not finite in torch\.float16.*runtime\.dtype=float32"):
+        assemble(network, None)
+
+
+@pytest.mark.parametrize("actual", [[1.0, math.nan], [1.0, 2.0]])
+def test_undefined_numbers_agree_with_nothing(actual):
+    expected = torch.tensor([1.0, math.nan])
+    with pytest.raises(UnsupportedModelError, match="logits differ"):
+        agree(shared_model("llama"), "logits differ", torch.tensor(actual), expected)
 
 
 def with_chunks(size):

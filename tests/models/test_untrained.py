@@ -5,6 +5,8 @@ import re
 import pytest
 import torch
 
+from families.tiny import tiny_network as of_family
+from iclgd.config import ConfigError
 from iclgd.models.loading import assemble
 from iclgd.models.untrained import untrained
 from tiny_models import RECORDABLE, tiny_network
@@ -47,6 +49,14 @@ def test_tied_embeddings_stay_tied_and_are_said(family, tied):
         same = network.get_input_embeddings().weight is network.get_output_embeddings().weight
         assert same == tied
         assert model.notes == (("input and output embeddings are tied",) if tied else ())
+
+
+def test_norms_of_any_name_and_described_parts_are_kept():
+    pretrained = of_family("nemotron")  # has NemotronLayerNorm1P
+    network = untrained(pretrained.config, torch.float32, 0, pretrained)
+    assert all(torch.equal(named(network)[name], old) for name, old in named(pretrained).items() if "norm" in name)
+    with pytest.raises(ConfigError, match=r"model\.anatomy has no part nonsense"):
+        untrained(pretrained.config, torch.float32, 0, pretrained, {"nonsense": ""})
 
 
 def test_global_randomness_is_left_alone():

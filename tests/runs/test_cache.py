@@ -28,20 +28,12 @@ def recording(seed=0, examples=3):
 
 
 def equal(one, other):
-    fields = Recording.__dataclass_fields__
-    pairs = [(getattr(one, name), getattr(other, name)) for name in fields]
-    return all(
-        (a is None) == (b is None) and (a is None or torch.equal(a.nan_to_num(9), b.nan_to_num(9))) for a, b in pairs
-    )
+    first, second = ({k: v.nan_to_num(9).tolist() for k, v in each.tensors().items()} for each in (one, other))
+    return first == second
 
 
 def never():
     raise AssertionError("must not be computed again")
-
-
-def entry(folder):
-    (path,) = folder.glob("*.safetensors")
-    return path
 
 
 def test_a_recording_is_computed_once_and_comes_back_the_same(tmp_path):
@@ -59,26 +51,18 @@ def test_off_keeps_nothing(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def damages():
-    def truncated(content):
-        return content[: len(content) // 2]
-
-    def empty(content):
-        return b""
-
-    def huge_header(content):
-        return b"\xff" * 8 + content[8:]
-
-    def other_file(content):
-        return b"\x02\0\0\0\0\0\0\0{}"
-
-    return [truncated, empty, huge_header, other_file]
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda _: b"",
+    "huge header": lambda content: b"\xff" * 8 + content[8:],
+    "other file": lambda _: b"\x02\0\0\0\0\0\0\0{}",
+}
 
 
-@pytest.mark.parametrize("damage", damages(), ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_entry_is_computed_again_and_the_log_says_so(tmp_path, damage, caplog):
     RecordingsCache(tmp_path, 10**9).get_or_compute(KEY, recording)
-    path = entry(tmp_path)
+    [path] = tmp_path.glob("*.safetensors")
     path.write_bytes(damage(path.read_bytes()))
     again, known = RecordingsCache(tmp_path, 10**9).get_or_compute(KEY, recording)
     assert not known and equal(again, recording())

@@ -68,16 +68,11 @@ def test_rerun_says_what_is_run_again(tmp_path, rerun, done, failed, cut_off, se
     assert endings == [done, failed, cut_off]
 
 
-def test_a_failure_is_kept_and_not_raised(tmp_path, settings):
-    outcome = execute(settings, tmp_path / "a", failing)
-    assert outcome.ending is Ending.failed
-    assert "RuntimeError: no luck" in (tmp_path / "a" / "run.log").read_text()
-    assert "in failing" in RunFolder(tmp_path / "a").status().traceback
-
+def test_an_experiment_may_refuse(tmp_path, settings):
     def refusing(config, folder, progress, prepared):
         raise ConfigError("task.shots=9 is too many")
 
-    refused = execute(settings, tmp_path / "b", refusing)
+    refused = execute(settings, tmp_path / "a", refusing)
     assert (refused.ending, refused.message) == (Ending.refused, "task.shots=9 is too many")
 
 

@@ -8,19 +8,11 @@ from omegaconf import OmegaConf
 
 from configs import composed, config
 from iclgd.config import ReferenceConfig, as_dict
-from iclgd.runs.inputs import SETTINGS_OF_KIND, Inputs, canonical, run_id, science
+from iclgd.runs.inputs import Inputs, canonical, run_id, science
 
 INPUTS = Inputs(
-    {
-        **{
-            "settings": "0c8d",
-            "dtype": "float32",
-            "device": "cpu",
-            "version of torch": "2.13.0",
-            "code of iclgd": "ab",
-        },
-        **{"model config.json": "12", "queries of toy/test": "34", "code my_metrics.py": "56"},
-    },
+    {"settings": "0c8d", "dtype": "float32", "device": "cpu", "version of torch": "2.13.0", "code of iclgd": "ab"}
+    | {"model config.json": "12", "queries of toy/test": "34", "code my_metrics.py": "56"},
     {"code of iclgd": "this package's measuring code", "model config.json": "the model's config.json"},
 )
 
@@ -112,14 +104,16 @@ def test_what_changed_is_named(part, before, words):
     assert INPUTS.changes(INPUTS.parts) == []
 
 
-def test_every_kind_of_input_is_compared_among_runs_shown_together():
-    assert {name.partition(" ")[0] for name in INPUTS.parts} - {"settings"} <= SETTINGS_OF_KIND.keys()
-
-
-@pytest.mark.parametrize("part", ["dtype", "device", "version of torch", "code of iclgd", "model config.json"])
-def test_recordings_belong_to_model_precision_machine_versions_and_code(base, part):
+@pytest.mark.parametrize(
+    ("part", "learned"),
+    [
+        *((part, False) for part in ("dtype", "device", "version of torch", "code of iclgd", "model config.json")),
+        ("code my_metrics.py", True),
+    ],
+)
+def test_recordings_belong_to_model_precision_machine_versions_and_code(base, part, learned):
     changed = Inputs({**INPUTS.parts, part: "x"})
-    assert changed.recording_key(base, "cpu", context=[1]) != INPUTS.recording_key(base, "cpu", context=[1])
+    assert changed.recording_key(base, "cpu", learned) != INPUTS.recording_key(base, "cpu", learned)
 
 
 def test_runs_share_a_recording_of_the_same_prompts():
@@ -136,8 +130,3 @@ def test_runs_share_a_recording_of_the_same_prompts():
 def test_a_learned_recording_belongs_to_its_variant_too(override):
     one, other = config("finetune=gd"), config("finetune=gd", override)
     assert INPUTS.recording_key(one, "cpu", learned=True) != INPUTS.recording_key(other, "cpu", learned=True)
-
-
-def test_a_learned_recording_belongs_to_the_users_functions_too(base):
-    changed = Inputs({**INPUTS.parts, "code my_metrics.py": "x"})
-    assert changed.recording_key(base, "cpu", learned=True) != INPUTS.recording_key(base, "cpu", learned=True)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from iclgd.config import Config
 from iclgd.config.enumerations import DropFrom, OnOverflow
-from iclgd.tasks import Drawn
+from iclgd.tasks.draw import Drawn
 from iclgd.tasks.examples import Example
 from task_cases import make_config
 from tiny import tiny_tokenizer

@@ -14,7 +14,8 @@ from configs import config
 from iclgd.mechanisms.patches import static_changes
 from iclgd.metrics import geometry
 from iclgd.models.loading import load
-from iclgd.tasks import draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 
 
 def changes(model, prompts, run):

@@ -101,7 +101,7 @@ def dealt_out(network, devices):
     blocks = [names[block] for block in anatomy.blocks]
     device_map = {name: devices[i * len(devices) // len(blocks)] for i, name in enumerate(blocks)}
     tied = bool(network.config.tie_word_embeddings)
-    last = {*anatomy.final, *(() if tied else (anatomy.unembedding,))}
+    last = {*anatomy.exit.modules, *(() if tied else (anatomy.unembedding,))}
     for name, module in network.named_modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if own and not any(f"{name}.".startswith(f"{block}.") for block in blocks):

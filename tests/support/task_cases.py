@@ -18,7 +18,7 @@ from iclgd.config.schema import (
     ScoreConfig,
     TaskConfig,
 )
-from iclgd.tasks import draw
+from iclgd.tasks.draw import draw
 
 
 def _choices(*texts: str, names: str = "ABCDE") -> dict[str, list[str]]:

@@ -6,8 +6,9 @@ import pytest
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Chat
-from iclgd.tasks import Drawn, encode
 from iclgd.tasks.chat import conversation
+from iclgd.tasks.draw import Drawn
+from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError, Example
 from task_cases import make_config
 from tiny import tiny_tokenizer

@@ -18,8 +18,7 @@ from iclgd.common import paths, seeding
 from iclgd.config import ConfigError, as_dict
 from iclgd.config.enumerations import TaskSource, TrainingData
 from iclgd.runs.inputs import run_id
-from iclgd.tasks import draw
-from iclgd.tasks.draw import Pools, label_shuffled
+from iclgd.tasks.draw import Pools, draw, label_shuffled
 from iclgd.tasks.examples import DataError, Example
 from task_cases import HUB_ROWS, make_config, rows_of, write_jsonl, write_task
 

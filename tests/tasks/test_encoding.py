@@ -12,8 +12,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from encoding_cases import LABELS, TAIL, TOKENIZER, choices, config_with, drawn_of, examples, ids_of, wrapped
 from iclgd.config import ConfigError
-from iclgd.tasks import Drawn, as_json, encode
+from iclgd.tasks.draw import Drawn
+from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError, Example
+from iclgd.tasks.prompts_json import as_json
 from task_cases import from_json
 from tiny import SENTENCES, tiny_tokenizer
 

@@ -17,7 +17,8 @@ from iclgd.config import Config, ConfigError
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble, load
 from iclgd.models.recorder import Question, RecordPlan, record
-from iclgd.tasks import Drawn, draw, encode
+from iclgd.tasks.draw import Drawn, draw
+from iclgd.tasks.encoding import encode
 from iclgd.tasks.harness import _loaded, _shipped_yaml
 from tiny import tiny_tokenizer
 

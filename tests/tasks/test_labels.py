@@ -5,7 +5,8 @@ import pytest
 from configs import config as config_of
 from encoding_cases import TOKENIZER
 from iclgd.config import ConfigError
-from iclgd.tasks import draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 
 
 def drawn(*overrides: str):

@@ -12,8 +12,10 @@ from configs import config as config_of
 from encoding_cases import TOKENIZER, config_with, drawn_of, examples, wrapped
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import OnLeak
-from iclgd.tasks import as_json, draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError
+from iclgd.tasks.prompts_json import as_json
 from task_cases import make_config, rows_of, write_task
 from tiny import tiny_tokenizer
 

@@ -14,7 +14,8 @@ from configs import config as config_of
 from encoding_cases import TOKENIZER, ids_of
 from iclgd.common import paths
 from iclgd.config import ConfigError
-from iclgd.tasks import draw, encode
+from iclgd.tasks.draw import draw
+from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError
 from task_cases import PAIR_TASKS, write_jsonl
 

@@ -11,8 +11,10 @@ from encoding_cases import TAIL, TOKENIZER, choices, config_with, drawn_of, exam
 from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import DropFrom, OnOverflow, RecordAt
-from iclgd.tasks import Drawn, as_json, encode
+from iclgd.tasks.draw import Drawn
+from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError
+from iclgd.tasks.prompts_json import as_json
 from task_cases import from_json
 
 

@@ -16,9 +16,9 @@ import yaml
 import iclgd
 from configs import config
 from iclgd import experiment
+from iclgd.common.digests import sha256
 from iclgd.config import ScoreConfig
 from iclgd.evidence.preparation import prepare
-from iclgd.runs import files
 from iclgd.runs.execute import Ending, execute
 from iclgd.verify import check
 from iclgd.verify.__main__ import cli
@@ -56,7 +56,7 @@ def folder(original, tmp_path):
 def sign(folder, name):
     """Write an edited file's digest where the true one was."""
     status = json.loads((folder / "status.json").read_text())
-    status["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": files.sha256(folder / name)}
+    status["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
     (folder / "status.json").write_text(json.dumps(status))
 
 
@@ -288,11 +288,9 @@ def test_the_command_and_its_exit_code(tmp_path, original, capsys):
     assert "a: holds" in output and "sim_am_delta" in output and "of 2 queries" in output
     shutil.copytree(original, sweep / "b")
     edited_json("status.json", lambda status: status.update(state="failed"))(sweep / "b")
-    assert cli([str(sweep), "--queries", "1", "--json"]) == 1
-    content = json.loads(capsys.readouterr().out)
-    assert [run["holds"] for run in content["runs"]] == [True, False] and content["holds"] is False
-    assert cli([str(sweep / "b")]) == 1
-    assert "b: DOES NOT HOLD\ndoes not hold: it is failed, not done\n" in capsys.readouterr().out
+    assert cli([str(sweep), "--queries", "1"]) == 1
+    output = capsys.readouterr().out
+    assert "a: holds" in output and "b: DOES NOT HOLD\ndoes not hold: it is failed, not done\n" in output
     assert verify(tmp_path / "nothing").problems == ["it is not a run"]
     for arguments, message in (
         ([str(original), "--queries", "0"], "--queries needs 1"),

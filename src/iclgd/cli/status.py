@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,30 +134,19 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="iclgd-status", description="The state of sweeps and runs.")
     parser.add_argument("folder", type=Path, nargs="+", help="a run's folder, a sweep's, or a folder of sweeps")
     parser.add_argument("--sort", metavar="KEY", default="started", help="a setting, run, state, started or took")
-    parser.add_argument("--watch", action="store_true", help="again every five seconds, until nothing runs")
     options = parser.parse_args(arguments)
     for folder in options.folder:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder: name a sweep's folder, such as outputs/first_look")
     with pipe_may_close():
-        while _print_status(options.folder, options.sort, parser) and options.watch:
-            time.sleep(5)
-
-
-def _print_status(folders: Sequence[Path], sort: str, parser: argparse.ArgumentParser) -> bool:
-    """Print the tables and summaries; returns whether a run is running."""
-    is_running = False
-    for folder, lines in sweeps(folders):
-        is_running |= any(line.state is State.running for line in lines)
-        try:
-            lines = in_order(lines, sort)
-        except ValueError as error:
-            parser.error(str(error))
-        if lines:
-            _print_table(lines)
-        sys.stdout.write(summary(folder, lines) + "\n")
-    sys.stdout.flush()
-    return is_running
+        for folder, lines in sweeps(options.folder):
+            try:
+                lines = in_order(lines, options.sort)
+            except ValueError as error:
+                parser.error(str(error))
+            if lines:
+                _print_table(lines)
+            sys.stdout.write(summary(folder, lines) + "\n")
 
 
 if __name__ == "__main__":

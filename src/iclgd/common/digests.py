@@ -17,7 +17,7 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     stat = path.stat()
     if stat.st_size <= _SMALL:
-        return _read(path)
+        return sha256(path)
     # Whatever writes a file changes its ctime, though its other times are put back.
     stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     note = paths.cache_folder() / "digests" / f"{digest_of_text(str(path.resolve()))[:32]}.json"
@@ -25,7 +25,7 @@ def digest_of(path: Path) -> str:
         *stamped, digest = json.loads(note.read_text("utf-8"))
         if stamped == stamp:
             return digest
-    digest = _read(path)
+    digest = sha256(path)
     with suppress(OSError):  # a cache that cannot be written costs time only
         note.parent.mkdir(parents=True, exist_ok=True)
         part = note.with_suffix(f".{os.getpid()}")
@@ -42,6 +42,7 @@ def digest_of_text(*texts: str) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The same, read anew."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

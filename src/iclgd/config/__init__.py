@@ -15,20 +15,3 @@ from iclgd.config.schema import (
     register_schema,
     typed,
 )
-
-__all__ = [
-    "Config",
-    "ConfigError",
-    "FinetuneConfig",
-    "MetricConfig",
-    "MissingInput",
-    "ModelConfig",
-    "ReferenceConfig",
-    "RuntimeConfig",
-    "ScoreConfig",
-    "TaskConfig",
-    "TrackingConfig",
-    "as_dict",
-    "register_schema",
-    "typed",
-]

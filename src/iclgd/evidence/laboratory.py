@@ -21,7 +21,7 @@ from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.progress import Progress
 from iclgd.runs.varying_keys import layer_ranges
-from iclgd.tasks import encode
+from iclgd.tasks.encoding import encode
 
 log = logging.getLogger(__name__)
 
@@ -104,20 +104,25 @@ class Laboratory:
         )
 
     def window_notes(self) -> Iterator[str]:
-        """How many demonstrations the queries see in layers whose attention is local, a sentence for each window."""
-        windows: dict[int, list[int]] = {}
-        for layer in range(self.model.layers):
-            window = self.model.anatomy.layers[layer].window
-            if window is not None:
-                windows.setdefault(window, []).append(layer)
+        """How many demonstrations the queries see in layers whose attention is local, a sentence for each reach."""
+        local: dict[tuple[int | None, int | None], list[int]] = {}
+        for number, layer in enumerate(self.model.anatomy.layers):
+            local.setdefault((layer.window, layer.chunk), []).append(number)
         starts, context = [start for start, _ in self.prompts.context_spans()], len(self.prompts.context())
-        for window, layers in windows.items():
-            first_keys = [context + len(query.token_ids) - window for query in self.prompts.queries]
+        last_keys = [context + len(query.token_ids) - 1 for query in self.prompts.queries]
+        for (window, chunk), layers in local.items():
+            if window is not None:
+                reach, first_keys = f"to {window:,} tokens", [last + 1 - window for last in last_keys]
+            elif chunk is not None:
+                reach = f"within stretches of {chunk:,} tokens"
+                first_keys = [last // chunk * chunk for last in last_keys]
+            else:
+                continue
             counts = sorted(sum(start >= first for start in starts) for first in first_keys)
             if counts[0] < len(starts):
                 seen = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
                 yield (
-                    f"layers {layer_ranges(layers)} attend to {window:,} tokens: from the last token of a query they "
+                    f"layers {layer_ranges(layers)} attend {reach}: from the last token of a query they "
                     f"see {seen} of {len(starts)} demonstrations in whole"
                 )
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.common.records import PromptSet, Recording, Trace
+from iclgd.config import ConfigError
 from iclgd.config.enumerations import CacheMode
 from iclgd.config.variants import variant
 from iclgd.evidence.laboratory import Laboratory
@@ -19,7 +20,7 @@ from iclgd.mechanisms.bench import AfterStep, Bench
 from iclgd.mechanisms.registry import resolve_mechanism
 from iclgd.models.interventions import unchanged_afterwards
 from iclgd.models.recorder import token_queries
-from iclgd.tasks import encode
+from iclgd.tasks.encoding import encode
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def learn(
     mechanism, before = resolve_mechanism(lab.config.finetune.mechanism), weights_now(lab)
     learned = None
     with unchanged_afterwards(lab.model, name), mechanism(_bench(lab, settings, setting, prompts, after)) as trace:
+        if not isinstance(trace, Trace):
+            raise ConfigError(f"finetune={name} yields {trace!r} and not a trace: yield bench.no_steps()")
         diverged_at = trace.diverged_at
         if diverged_at is None:
             recording = lab.record(setting, prompts.bos, lab.plan(setting))

@@ -17,8 +17,7 @@ from iclgd.models.files import dtype_name, layers_of, model_inputs
 from iclgd.runs.environment import computing_versions
 from iclgd.runs.inputs import LOOKS, OWN_CODE, Inputs, digest, run_id
 from iclgd.runs.source_code import measuring_code, user_code
-from iclgd.tasks import Drawn, draw
-from iclgd.tasks.draw import Pools, inputs_of
+from iclgd.tasks.draw import Drawn, Pools, draw, inputs_of
 from iclgd.tasks.examples import Example
 
 _LINE = re.compile(r", (?:line|row) \d+$")

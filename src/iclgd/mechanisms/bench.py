@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -128,7 +128,13 @@ class Bench:
             rows: from `rows`.
             field: such as `attention_output`, `block_output`, `next_token_log_probs` or `label_scores`.
             context: whether each row's context stands before it.
+
+        Raises:
+            ConfigError: recordings have no such field.
         """
+        names = [each.name for each in fields(Recording)]
+        if field not in names:
+            raise ConfigError(f"bench.observe: {field!r} is not recorded, choose one of {', '.join(names)}")
         plan = self.plan(*{field} - {"attention_output", "label_scores"})
         by_context: dict[Tokens, list[int]] = {}
         for number, row in enumerate(rows):
@@ -174,7 +180,14 @@ class Bench:
             site: `attention_output` (what attention adds to the residual stream) or `block_output`.
             layers: the layers whose activations are replaced.
             rewrite: a function of the layer and its activations there [row, d_model], which returns the new ones.
+
+        Raises:
+            ConfigError: the model has no such site or layer.
         """
+        if site not in list(Site):
+            raise ConfigError(f"bench.rewriting: {site!r} is not a site, choose one of {', '.join(Site)}")
+        for layer in layers:
+            self.checked_layer(layer)
 
         @contextmanager
         def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
@@ -192,7 +205,7 @@ class Bench:
         """
         if not 0 <= layer < self.model.layers:
             last = self.model.layers - 1
-            raise ConfigError(f"finetune.layer={layer} does not exist: the model's layers are 0 to {last}")
+            raise ConfigError(f"layer {layer} does not exist: the model's layers are 0 to {last} (finetune.layer)")
         return layer
 
     def refuse_fewer_demonstrations(self, least: int, otherwise: str = "") -> None:

@@ -140,7 +140,8 @@ def _named(model: LanguageModel, choice: str, layer: int, names: Sequence[str]) 
         attention = {parameter for mixer in mixers for parameter in mixer.parameters()}
         return {name for name in names if anatomy.blocks[layer].get_parameter(name) in attention}
     if choice == Trainable.mlp:
-        return {name for name in names if any(name.startswith(f"{path}.") for path in anatomy.feed_forward.modules)}
+        starts = tuple(f"{path}." for path in anatomy.feed_forward_paths(layer))
+        return {name for name in names if name.startswith(starts)}
     return {name for name in names if choice == Trainable.all or re.search(choice, name)}
 
 

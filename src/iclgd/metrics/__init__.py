@@ -7,8 +7,3 @@ from iclgd.metrics import attention_maps, distributions, geometry, predictions, 
 from iclgd.metrics.predictions import flipped
 from iclgd.metrics.registry import find, measure, metric, needs_all_examples, required_inputs
 from iclgd.metrics.summary import summarise, to_frame
-
-__all__ = [
-    "attention_maps", "distributions", "find", "flipped", "geometry", "measure", "metric", "needs_all_examples",
-    "predictions", "required_inputs", "summarise", "to_frame", "training_attention", "updates",
-]  # fmt: skip

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from iclgd.config import ConfigError
 from iclgd.models.placement import resident
 from iclgd.models.products import linear
-from iclgd.models.projections import Projections, Rows, rows_of
+from iclgd.models.projections import Projections
 
 
 class UnsupportedModelError(ConfigError):
@@ -22,9 +22,11 @@ class UnsupportedModelError(ConfigError):
 
 def refuse(network: nn.Module, what: str) -> NoReturn:
     """Refuse a model, with what one may do."""
+    is_half = getattr(network, "dtype", None) in (torch.float16, torch.bfloat16)
+    precision = "runtime.dtype=float32 (rounding alone may be what failed), " if is_half else ""
     raise UnsupportedModelError(
-        f"{type(network).__name__}: {what}; it is not measured. Choose another model, or describe its parts in "
-        "model.anatomy (docs/guide/model.md)"
+        f"{type(network).__name__}: {what}; it is not measured. Choose {precision}another model, or describe its parts "
+        "in model.anatomy (docs/guide/model.md)"
     )
 
 
@@ -34,7 +36,6 @@ class Shape:
 
     layers: int
     heads: int
-    key_value_heads: int
     head_dim: int  # of queries and keys
     window: int | None  # how many positions there are; None where positions are not bounded
 
@@ -45,7 +46,7 @@ class Layer:
 
     attention: nn.Module | None  # the module that computes softmax attention; None in a layer without
     # Modules and factors: the sum of their outputs, times these, is what mixing tokens (by attention, a state space, a
-    # convolution) adds to the residual stream. None in a block that mixes no tokens.
+    # convolution) adds to the residual stream. Empty in a block that mixes no tokens.
     added: tuple[tuple[nn.Module, float], ...]
     mixers: tuple[nn.Module, ...]  # the modules that mix tokens, with all of their weights
     projections: Projections
@@ -106,18 +107,18 @@ class Anatomy:
         """The layer of each attention module."""
         return {layer.attention: number for number, layer in enumerate(self.layers) if layer.attention is not None}
 
-    def makers(self, layer: int, parts: str) -> dict[nn.Module, Rows | None]:
-        """The projections that make some of `q`, `k`, `v`, `o`, with the rows of each; None for all of its rows."""
-        return rows_of(self.layers[layer].projections, parts)
+    def feed_forward_paths(self, layer: int) -> tuple[str, ...]:
+        """Paths of what one block has of the feed-forward part; other blocks' paths may be its mixers (Nemotron-H)."""
+        block = self.blocks[layer]
+        mixers = [mixer for mixer in self.layers[layer].mixers if mixer is not block]  # an outline's, if unknown
+        mixing = {part for mixer in mixers for part in mixer.modules()}
+        modules = dict(block.named_modules())
+        paths = [path for path in self.feed_forward.modules if path in modules]
+        return tuple(path for path in paths if mixing.isdisjoint(modules[path].modules()))
 
     def output_projection(self, layer: int) -> nn.Module:
         """The last projection of attention."""
         return self.layers[layer].projections["o"][-1].module
-
-    @property
-    def final(self) -> tuple[nn.Module, ...]:
-        """What stands between the last block and the unembedding."""
-        return self.exit.modules
 
     @property
     def unembedding(self) -> nn.Module:
@@ -126,7 +127,7 @@ class Anatomy:
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What the unembedding reads, from what a block puts out: the model's own final norm."""
-        for module in self.final:
+        for module in self.exit.modules:
             hidden = module(hidden)
         return hidden
 
@@ -147,7 +148,7 @@ class Anatomy:
 
     def norms(self) -> tuple[nn.Module, ...]:
         """Every normalisation layer of the model."""
-        return tuple(module for module in self.network.modules() if type(module).__name__.lower().endswith("norm"))
+        return tuple(module for module in self.network.modules() if "norm" in type(module).__name__.lower())
 
     def embeddings(self) -> tuple[nn.Module, ...]:
         """Input, position and output embeddings."""

@@ -44,20 +44,32 @@ def discover(network: PreTrainedModel, description: Description | None = None) -
         description: `model.anatomy`, parts that are taken as they are described.
 
     Raises:
-        UnsupportedModelError: a part is not found, or described as one that does not exist.
+        UnsupportedModelError: a part is not found.
+        ConfigError: a part is described that does not exist, or half of a description is missing.
     """
-    described, passed = description or {}, _traced(network)
-    unknown = set(described) - set(_DESCRIBED)
-    if unknown:
-        raise ConfigError(
-            f"model.anatomy has no part {', '.join(sorted(unknown))}: its parts are {', '.join(_DESCRIBED)}"
-        )
+    described = description or {}
+    _check_description(described)
+    passed = _traced(network)
+    if not passed.logits.isfinite().all():
+        what = f"its logits for a few tokens are not finite in {network.dtype}: choose another runtime.dtype"
+        refuse(network, what)
     try:
         return _Discovery(network, passed, described).anatomy(), passed
     except AttributeError as error:
         if not described:
             raise
         raise ConfigError(f"model.anatomy describes a part that {type(network).__name__} lacks: {error}") from error
+
+
+def _check_description(described: Description) -> None:
+    unknown = set(described) - set(_DESCRIBED)
+    if unknown:
+        raise ConfigError(
+            f"model.anatomy has no part {', '.join(sorted(unknown))}: its parts are {', '.join(_DESCRIBED)}"
+        )
+    for part, other in (("factor", "added"), ("mlp_in", "mlp_out")):
+        if part in described and other not in described:
+            raise ConfigError(f"model.anatomy describes {part} without {other}: describe both")
 
 
 def outline(network: PreTrainedModel) -> Anatomy:
@@ -245,7 +257,8 @@ def _matrices(block: BlockTrace, layer: Layer) -> Iterator[str]:
 def shape_of(network: PreTrainedModel, attentions: Sequence[Attention]) -> Shape:
     """The sizes of a model."""
     config: Any = network.config.get_text_config()
-    window = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    names = ("max_position_embeddings", "max_seq_len", "max_target_positions")  # the last is Whisper's
+    window = next((size for size in (getattr(config, name, None) for name in names) if size), None)
 
     def largest(size: Callable[[Attention], int]) -> int:
         return max(map(size, attentions), default=1)
@@ -253,7 +266,6 @@ def shape_of(network: PreTrainedModel, attentions: Sequence[Attention]) -> Shape
     return Shape(
         layers=int(config.num_hidden_layers),
         heads=largest(lambda each: each.query.shape[0]),
-        key_value_heads=largest(lambda each: each.key.shape[0]),
         head_dim=largest(lambda each: each.query.shape[-1]),
         window=None if config.model_type == "bloom" else window,
     )

@@ -13,15 +13,10 @@ _ROUNDINGS = 4  # how many roundings of each term a sum may be off by
 
 def is_sum(total: Tensor, terms: Sequence[Tensor]) -> bool:
     """Whether `total` is the sum of `terms` in every element, but for rounding."""
-    return excess(total, terms) <= 1
-
-
-def excess(total: Tensor, terms: Sequence[Tensor]) -> float:
-    """How far `total` is from the sum of `terms`, in units of what rounding explains; largest over elements."""
     rounding = _ROUNDINGS * torch.finfo(total.dtype).eps
     size = sum((term.double().abs() for term in terms), total.double().abs())
     difference = (total.double() - sum(term.double() for term in terms)).abs()
-    return (difference / (rounding * size).clamp(min=torch.finfo(torch.float32).tiny)).max().item()
+    return bool((difference <= (rounding * size).clamp(min=torch.finfo(torch.float32).tiny)).all())
 
 
 def multiples(

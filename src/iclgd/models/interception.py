@@ -27,10 +27,7 @@ from iclgd.models.attention import blank_unseen, precise, record_context
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.interventions import hooks
 from iclgd.models.reach import Reach, visible_keys
-
-_SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
-_PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
-_BADDBMM = {torch.baddbmm, Tensor.baddbmm}
+from iclgd.models.tracing import BADDBMM, PRODUCTS, SOFTMAX
 
 
 class _Watch(TorchFunctionMode):
@@ -44,15 +41,15 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.layer is not None:
-            if func in _SOFTMAX:
+            if func in SOFTMAX:
                 self.take(args[0])
                 self.show(self.layer)
-            elif func in _PRODUCTS:
+            elif func in PRODUCTS:
                 self.factors = args[0], args[1]
                 if self.mixes and self.now.watch is not None:
                     self.now.watch(self.layer, "v", args[1].reshape(self.batch, -1, *args[1].shape[-2:]))
                 self.mixes = False
-            elif func in _BADDBMM:
+            elif func in BADDBMM:
                 self.factors = tuple(args[1:]) or (kwargs["batch1"], kwargs["batch2"])
         return func(*args, **kwargs)
 

@@ -269,5 +269,5 @@ def _weights(
         refuse_incomplete(network, info, model.name)
         network.config._name_or_path = model.name
         if model.weights is Weights.keep_embeddings:
-            return untrained(network.config, dtype, model.weights_seed, keep=network)
+            return untrained(network.config, dtype, model.weights_seed, network, model.anatomy)
         return network

@@ -19,7 +19,8 @@ from iclgd.models.identities import is_sum, multiples
 from iclgd.models.interventions import hidden_of, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.layer_discovery import attention_term
-from iclgd.models.trace import Trace
+from iclgd.models.projections import rows_of
+from iclgd.models.trace import BlockTrace, Trace
 from iclgd.models.tracing import some_tokens
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -45,15 +46,28 @@ def prove_stream(model: LanguageModel, passed: Trace) -> None:
                 model.network, f"in layer {number} what is taken for attention's output does not depend on attention"
             )
         added = max((call for call, _ in calls if call is not None), key=lambda call: call.end)
-        rest = sum(terms, block.input)
-        sums = [total for total in block.read_after(added) if is_sum(total, (block.input, *terms))]
-        if not sums and not any(multiples(block.output, rest, [cast(Tensor, c.output)], ()) for c in block.beside):
-            error = min(relative_error(total, rest) for total in block.read_after(added))
+        if any(is_sum(total, (block.input, *terms)) for total in block.read_after(added)):
+            continue
+        others = [cast(Tensor, call.output) for call in block.beside]
+        if not any(_is_parallel(block, terms, other) for other in others):
+            rest = sum(terms, block.input)
+            totals = [(total, rest) for total in block.read_after(added)]
+            totals += [(block.output, rest + other) for other in others]
+            error = min(relative_error(total, expected) for total, expected in totals)
             refuse(
                 model.network,
                 f"in layer {number} the block's input + what attention adds is not what the block reads next (off by "
                 f"{error:.1e} of its size)",
             )
+
+
+def _is_parallel(block: BlockTrace, terms: list[Tensor], other: Tensor) -> bool:
+    """Whether a block puts out its input + what attention adds + what a module beside it puts out, times a factor.
+
+    Each term is judged by itself: a sum of them is rounded, which shows where they nearly cancel.
+    """
+    factors = multiples(block.output, block.input, [*terms, other], (1.0,))
+    return factors is not None and set(factors[:-1]) == {1.0}
 
 
 def prove_rows(model: LanguageModel, passed: Trace) -> None:
@@ -93,7 +107,7 @@ def prove_projections(model: LanguageModel, tokens: Tensor) -> None:
         (module, partial(_erase, 2 + 2 * place, rows))
         for layer in range(model.layers)
         for place, letter in enumerate(letters)
-        for module, rows in anatomy.makers(layer, letter).items()
+        for module, rows in rows_of(anatomy.layers[layer].projections, letter).items()
     ]
     layers = sorted(anatomy.layer_of.values())
     parts = [anatomy.layers[layer] for layer in layers]
@@ -115,7 +129,8 @@ def _erase(first: int, rows: Any, _module: nn.Module, _args: Any, output: Tensor
 
 
 def _check_letters(model: LanguageModel, layer: int, tensors: dict[str, Float[Tensor, "without pair number"]]) -> None:
-    makers = {letter: model.anatomy.makers(layer, letter) for letter in tensors}
+    projections = model.anatomy.layers[layer].projections
+    makers = {letter: rows_of(projections, letter) for letter in tensors}
     for place, erased in enumerate(tensors):
         if not makers[erased]:
             if erased in "qo":
@@ -201,7 +216,15 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def agree(model: LanguageModel, what: str, actual: Tensor, expected: Tensor) -> None:
-    """Refuse a model whose numbers differ from what is expected by more than rounding."""
-    error = relative_error(actual.nan_to_num(nan=1e9), expected.nan_to_num(nan=1e9))
+    """Refuse a model whose numbers differ from what is expected by more than rounding, or are not finite."""
+    error = relative_error(actual, expected)
     if not error <= TOLERANCE[model.dtype]:
         refuse(model.network, f"{what} (relative error {error:.1e}, allowed {TOLERANCE[model.dtype]:.0e})")
+
+
+def agree_scores(model: LanguageModel, what: str, actual: Tensor, expected: Tensor) -> None:
+    """The same for attention scores, which must be undefined (NaN) in the same places."""
+    hidden = expected.isnan()
+    if not torch.equal(actual.isnan(), hidden):
+        refuse(model.network, f"{what} (others of them are undefined)")
+    agree(model, what, actual.masked_fill(hidden, 0), expected.masked_fill(hidden, 0))

@@ -20,7 +20,15 @@ from iclgd.models.interventions import hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import device_of
 from iclgd.models.products import use_linear
-from iclgd.models.proofs import TOLERANCE, agree, prove_feed_forward, prove_projections, prove_rows, prove_stream
+from iclgd.models.proofs import (
+    TOLERANCE,
+    agree,
+    agree_scores,
+    prove_feed_forward,
+    prove_projections,
+    prove_rows,
+    prove_stream,
+)
 from iclgd.models.trace import Trace
 from iclgd.models.tracing import implementation, some_tokens
 
@@ -152,7 +160,7 @@ def _check_prefix_and_padding(model: LanguageModel, tokens: Tensor, expected: Te
         agree(model, f"padding on the {side} changes the logits", logits[1], ends[1])
         for layer in model.anatomy.layer_of.values():
             what = f"padding on the {side} changes the scores in layer {layer}"
-            agree(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
+            agree_scores(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
 
 
 def _beyond_every_window(model: LanguageModel) -> tuple[Int[Tensor, " token"], Tensor] | None:

@@ -24,19 +24,13 @@ from iclgd.models.projections import Projection, is_projection
 from iclgd.models.reach import Reach, mask_reach
 from iclgd.models.trace import Attention, Call, Trace
 
+# The functions by which attention that bypasses AttentionInterface is seen.
+SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
+PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
+BADDBMM = {torch.baddbmm, Tensor.baddbmm}
+
 _NAME = "iclgd_traced"
-
-
 _WITHOUT_MASK = "iclgd_traced_on_meta"  # transformers looks at numbers to make a mask, and here there are none
-
-
-_SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
-
-
-_PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
-
-
-_BADDBMM = {torch.baddbmm, Tensor.baddbmm}
 
 
 def some_tokens(network: PreTrainedModel, count: int = 9) -> Int[Tensor, " token"]:
@@ -249,15 +243,15 @@ class _Products(TorchFunctionMode):
         output = func(*args, **kwargs)
         if self.tracer.block is None or self.tracer.attended:
             return output
-        if func in _SOFTMAX and self.product is not None:
+        if func in SOFTMAX and self.product is not None:
             self.begin(args[0])
-        elif func in _PRODUCTS and self.attention is not None:
+        elif func in PRODUCTS and self.attention is not None:
             attention, self.attention = self.attention, None
             attention.output = _kept(_by_head(output)).transpose(0, 1)
             return self.tracer.end_attention(attention, _by_head(args[1]), output)
-        elif func in _PRODUCTS:
+        elif func in PRODUCTS:
             self.product = (self.tracer.open[-1].module, args[0], args[1])
-        elif func in _BADDBMM:
+        elif func in BADDBMM:
             factors = [*args[1:], *(kwargs[name] for name in ("batch1", "batch2") if name in kwargs)]
             self.product = (self.tracer.open[-1].module, factors[0], factors[1])
         return output

@@ -7,10 +7,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from iclgd.common.seeding import torch_stream
 from iclgd.models.discovery import discover
+from iclgd.models.layer_discovery import Description
 
 
 def untrained(
-    config: PretrainedConfig, dtype: torch.dtype, seed: int, keep: PreTrainedModel | None = None
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    seed: int,
+    keep: PreTrainedModel | None = None,
+    description: Description | None = None,
 ) -> PreTrainedModel:
     """A freshly initialised model ("No Training"), or one that keeps its embeddings ("Trained Embeddings").
 
@@ -22,6 +27,7 @@ def untrained(
         dtype: of the weights; they are drawn in float32, so that every dtype sees the same numbers.
         seed: the same seed gives the same weights.
         keep: the pretrained model.
+        description: `model.anatomy`, of both models.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_stream("untrained weights", seed).initial_seed())
@@ -30,7 +36,7 @@ def untrained(
             fresh = _in_dtype(fresh, dtype)
     fresh.eval().config._name_or_path = config._name_or_path
     if keep is not None:
-        (old, _), (new, _) = discover(keep), discover(fresh)
+        (old, _), (new, _) = discover(keep, description), discover(fresh, description)
         pairs = zip((*old.embeddings(), *old.norms()), (*new.embeddings(), *new.norms()), strict=True)
         with torch.no_grad():
             for source, target in pairs:

@@ -74,34 +74,21 @@ def execute(
         name: what logs call the run; by default the folder's name.
         bar: whether progress is drawn on a terminal.
     """
-    run = _Run(config, RunFolder(path), experiment, prepare, name or path.name, bar)
+    run, prepared = _Run(config, RunFolder(path), experiment, prepare, name or path.name, bar), None
     try:
-        prepared = _prepared(run)
-    except ConfigError as error:
-        why = f"run {path.name} is done, but its inputs have changed: " if run.folder.is_done() else ""
-        return Outcome(Ending.refused, path, f"{why}{error}")
+        prepared = prepare(config) if prepare else None
+    except Exception as error:
+        is_done = run.folder.is_done()
+        if isinstance(error, ConfigError) and not (is_done and isinstance(error, MissingInput)):
+            why = f"run {path.name} is done, but its inputs have changed: " if is_done else ""
+            return Outcome(Ending.refused, path, f"{why}{error}")
+        if is_done:
+            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", run.name, error)
     outcome = _earlier_outcome(run, prepared)
     if outcome is not None:
         return outcome
     with run.folder.claim():  # another process may have computed it while this one waited
         return _earlier_outcome(run, prepared) or _compute(run, prepared)
-
-
-def _prepared(run: _Run) -> Prepared | None:
-    """What the experiment is handed; None where nobody prepares, or where that fails for a reason that may pass.
-
-    Raises:
-        ConfigError: data or a model that cannot be used; of a finished run only if they are there.
-    """
-    try:
-        return None if run.prepare is None else run.prepare(run.config)
-    except Exception as error:
-        is_done = run.folder.is_done()
-        if isinstance(error, ConfigError) and not (is_done and isinstance(error, MissingInput)):
-            raise
-        if is_done:
-            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", run.name, error)
-        return None
 
 
 def _earlier_outcome(run: _Run, prepared: Prepared | None) -> Outcome | None:

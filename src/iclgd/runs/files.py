@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -62,9 +61,3 @@ def plain(content: Any) -> Any:
 def to_json(content: Any) -> str:
     """Strict JSON in the order given, the same bytes for the same content."""
     return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclgd.common.digests import sha256
 from iclgd.common.printable import printable
 from iclgd.runs import files
 from iclgd.runs.schema import DamagedRun, State, Status, read
@@ -127,7 +128,7 @@ class RunFolder:
         for name, recorded in status.files.items():
             path = self.path / name
             size = path.stat().st_size if path.is_file() else -1
-            if size != recorded["bytes"] or (size <= _SMALL and files.sha256(path) != recorded["sha256"]):
+            if size != recorded["bytes"] or (size <= _SMALL and sha256(path) != recorded["sha256"]):
                 return name
         return None
 
@@ -193,7 +194,7 @@ class RunFolder:
         """Mark the run as done, with the size and digest of each of its files."""
         self._end(
             State.done,
-            files={p.name: {"bytes": p.stat().st_size, "sha256": files.sha256(p)} for p in self._data_files()},
+            files={p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in self._data_files()},
         )
 
     def fail(self, error: BaseException) -> None:

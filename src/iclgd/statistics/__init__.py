@@ -19,10 +19,3 @@ from iclgd.statistics.intervals import (
 )
 from iclgd.statistics.power import Power, design_power, draws_to_detect, draws_within, smallest_difference
 from iclgd.statistics.rates import HeldOut, held_out
-
-__all__ = [
-    "Comparison", "HeldOut", "Interval", "Power", "compare", "design_power", "draws_interval", "draws_intervals",
-    "draws_to_detect",
-    "draws_within", "held_out", "holm", "holm_corrected", "mean_interval", "mean_of_means", "nanmean", "ratio_interval",
-    "shares_interval", "smallest_difference",
-]  # fmt: skip

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from iclgd.common.paths import import_from_current_folder
 from iclgd.common.printable import printable
-from iclgd.runs import files
 from iclgd.runs.folder import run_folders
 from iclgd.verify.check import Verdict, verify
 
@@ -26,7 +25,6 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="+", help="a run's folder, or a sweep's")
     parser.add_argument("--queries", type=int, default=8, help="how many queries to compute again (8)")
     parser.add_argument("--all", action="store_true", help="compute all queries again")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if options.queries < 1:
         parser.error("--queries needs 1 or more")
@@ -38,12 +36,8 @@ def cli(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{folder} holds no run: name a run's folder or a sweep's, such as outputs/first_look")
         for run in runs:
             verdicts.append(verify(run, None if options.all else options.queries))
-            if not options.json:
-                sys.stdout.write(_as_text(verdicts[-1]))
-    holds = all(verdict.holds for verdict in verdicts)
-    if options.json:
-        sys.stdout.write(files.to_json({"holds": holds, "runs": [verdict.as_dict() for verdict in verdicts]}))
-    return 0 if holds else 1
+            sys.stdout.write(_as_text(verdicts[-1]))
+    return 0 if all(verdict.holds for verdict in verdicts) else 1
 
 
 def _as_text(verdict: Verdict) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from iclgd.common.digests import sha256
 from iclgd.common.records import Evidence
 from iclgd.config import Config, ScoreConfig, typed
 from iclgd.config.enumerations import CacheMode, Layer0
@@ -29,7 +30,8 @@ from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, Inputs, kind_of
 from iclgd.runs.progress import Progress
 from iclgd.runs.schema import State, Status, recorded_config
-from iclgd.tasks import as_json, encode
+from iclgd.tasks.encoding import encode
+from iclgd.tasks.prompts_json import as_json
 from iclgd.verify.naive import Naive
 
 TOLERANCE = 1e-3  # of each value, by the program's own way, in float32 on the processor that made the run
@@ -73,10 +75,6 @@ class Verdict:
         """Whether the run can be reproduced."""
         return not self.problems
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"holds": self.holds, **asdict(self)}
-
 
 def verify(path: Path, queries: int | None = 8) -> Verdict:
     """Check a run; its scores are computed again for `queries` random queries, or for all if that is None."""
@@ -97,7 +95,7 @@ def verify(path: Path, queries: int | None = 8) -> Verdict:
 def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verdict) -> None:
     for name, recorded in status.files.items():
         path = folder.path / name
-        if not path.is_file() or files.sha256(path) != recorded["sha256"]:
+        if not path.is_file() or sha256(path) != recorded["sha256"]:
             verdict.problems.append(f"{name} is not what the run wrote")
     before, environment = folder.read_json(INPUTS), folder.read_json("environment.json")
     config = _on_this_machine(typed(recorded_config(folder.path)), before.get("dtype"), verdict)

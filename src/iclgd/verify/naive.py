@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -121,7 +122,8 @@ class Naive:
         log_probs = as_float(seen.logits[-1]).log_softmax(-1)
         if self.config.protocol.record_at == "first_label_token":
             seen = self.run([*tokens, options[0][0]])
-        scores, shares = _heads_together(seen.scores), _heads_together(seen.shares)
+        # layers with fewer heads than others, or without any, have NaN there
+        scores, shares = (pad_sequence(x, True, padding_value=torch.nan) for x in (seen.scores, seen.shares))
         record = {
             "attention_output": torch.stack([output[-1] for output in seen.attention]),
             "block_output": torch.stack([output[-1] for output in seen.blocks]),
@@ -274,12 +276,6 @@ def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 def _instead(hidden: Tensor, _module: nn.Module, _args: Any, output: Any) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
-def _heads_together(by_layer: Sequence[Tensor]) -> Tensor:
-    """Layers with fewer heads than others, or without any, have NaN there."""
-    heads = max(len(tensor) for tensor in by_layer)
-    return torch.stack([functional.pad(tensor, (0, 0, 0, heads - len(tensor)), value=torch.nan) for tensor in by_layer])
 
 
 def _detach_input(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:

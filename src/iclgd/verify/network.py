@@ -88,7 +88,9 @@ def discovered(anatomy: Anatomy) -> Parts:
         attention=tuple(tuple(paths[module] for module in layer.mixers) for layer in anatomy.layers),
         softmax=tuple(None if layer.attention is None else paths[layer.attention] for layer in anatomy.layers),
         added=tuple(tuple((paths[module], factor) for module, factor in layer.added) for layer in anatomy.layers),
-        mlp=tuple(tuple(f"{block}.{path}" for path in anatomy.feed_forward.modules) for block in blocks),
+        mlp=tuple(
+            tuple(f"{block}.{path}" for path in anatomy.feed_forward_paths(layer)) for layer, block in enumerate(blocks)
+        ),
         key_value=tuple(_key_value(layer, paths) for layer in anatomy.layers),
     )
 
