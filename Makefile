@@ -70,7 +70,7 @@ mutants: setup
 	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python tests/support/mutants.py $(MUTANTS)
 
 test-data: setup
-	$(BIN)/pytest -m real_data tests/tasks/test_real_data.py $(ARGS)
+	$(BIN)/pytest -m real_data tests/tasks/test_draw.py $(ARGS)
 
 test-placement: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/placement -q --timeout=0 $(ARGS)

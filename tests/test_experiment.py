@@ -124,17 +124,6 @@ def test_batching_changes_rounding_only(tmp_path: Path, change: str) -> None:
         assert other[name]["mean"] == pytest.approx(one[name]["mean"], abs=1e-4)
 
 
-def test_seed_and_permutation(tmp_path: Path) -> None:
-    def demonstrations(name: str, *overrides: str) -> list[str]:
-        _, folder = run(tmp_path / name, "finetune=none", *overrides)
-        return [item["text"] for item in json.loads((folder / "prompts.json").read_text())["demonstrations"]]
-
-    drawn, other = demonstrations("a", "seed=0"), demonstrations("b", "seed=1")
-    mixed = demonstrations("c", "seed=0", "task.permutation=1")
-    assert sorted(drawn) != sorted(other)
-    assert mixed != drawn and sorted(mixed) == sorted(drawn)
-
-
 def test_every_score_there_is(tmp_path: Path) -> None:
     from iclgd.common.paths import config_folder
 

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import special
 from scipy.spatial import distance
 
-from iclgd.metrics.distributions import jensen_shannon, next_token_overlap, total_variation
+from iclgd.metrics.distributions import jensen_shannon, next_token_overlap, recovered, total_variation
 from iclgd.metrics.predictions import (
     accuracy,
     answer_accuracy,
@@ -157,6 +157,20 @@ def test_distances_over_labels_normalise_and_leave_out_missing_options():
     assert jensen_shannon(a, b).item() == pytest.approx(distance.jensenshannon(p, [0.5, 0.5], base=2), abs=1e-7)
     nothing = torch.full((1, 3), NAN)
     assert total_variation(nothing, b).isnan() and jensen_shannon(nothing, b).isnan()
+
+
+def test_recovered_by_hand():
+    def logs(*rows):
+        return torch.tensor(rows, dtype=torch.float64).log()
+
+    zsl, icl = (
+        logs([0.5, 0.5], [0.5, 0.5], [0.9, 0.1], [0.5, 0.5]),
+        logs([0.9, 0.1], [0.9, 0.1], [0.905, 0.095], [0.6, 0.4]),
+    )
+    ft = logs([0.9, 0.1], [0.7, 0.3], [0.5, 0.5], [0.4, 0.6])
+    torch.testing.assert_close(
+        recovered(icl, ft, zsl), torch.tensor([1, 0.5, torch.nan, -1], dtype=torch.float64), equal_nan=True
+    )
 
 
 logits = arrays("float32", (2, 3, 7), elements=st.floats(-30, 30, width=32))

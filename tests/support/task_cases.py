@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs import config as config_of
 from iclgd.common.records import Item, PromptSet
 from iclgd.config.schema import (
     Config,
@@ -18,7 +17,6 @@ from iclgd.config.schema import (
     ScoreConfig,
     TaskConfig,
 )
-from iclgd.tasks.draw import draw
 
 
 def _choices(*texts: str, names: str = "ABCDE") -> dict[str, list[str]]:
@@ -118,16 +116,6 @@ def make_config(data_dir: Path | None = None, finetune: dict[str, Any] | None = 
     )
     config.paths.data_dir = None if data_dir is None else str(data_dir)
     return config
-
-
-def assert_drawn_as_published(name: str, folder: Path) -> None:
-    """A task of the papers has 32 demonstrations, at most 2,000 queries, and every label."""
-    config = config_of(f"task={name}", f"paths.data_dir={folder}")
-    drawn = draw(config)
-    rows = sum(1 for _ in (folder / name / f"{config.task.eval_split}.jsonl").open())
-    assert (len(drawn.demonstrations), len(drawn.queries)) == (32, min(rows, 2000))
-    assert {example.label for example in drawn.queries} == set(range(len(drawn.label_words)))
-    json.dumps([example.text for example in drawn.queries])
 
 
 def from_json(content: Mapping[str, Any]) -> PromptSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def test_the_papers_tasks_are_as_published(name: str):
     assert config.task.rates == {"gd": rate, "lcgd": rate}
     assert (config.task.shots, config.task.queries, config.task.query_seed) == (32, 2000, 1)
     assert config.task.eval_split == ("test" if name in ("subj", "agnews") else "validation")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", PAPER)
+def test_local_copies_of_the_papers_data_sets_are_drawn(name: str):
+    folder = Path(os.environ["ICLGD_DATA_DIR"])
+    config = config_of(f"task={name}", f"paths.data_dir={folder}")
+    drawn = draw(config)
+    rows = sum(1 for _ in (folder / name / f"{config.task.eval_split}.jsonl").open())
+    assert (len(drawn.demonstrations), len(drawn.queries)) == (32, min(rows, 2000))
+    assert {example.label for example in drawn.queries} == set(range(len(drawn.label_words)))
 
 
 def test_multiple_choice_reads_answers_by_letter_number_and_name(tmp_path: Path):

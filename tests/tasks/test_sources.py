@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from iclgd.config import ConfigError, TaskConfig
 from iclgd.tasks.examples import DataError
-from iclgd.tasks.sources import read_csv, read_jsonl, read_parquet, read_split
+from iclgd.tasks.sources import read_csv, read_jsonl, read_parquet, read_split, read_splits
 from task_cases import rows_of, write_jsonl, write_task
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -35,24 +35,6 @@ def test_lines_end_at_newline_alone_and_marks_are_passed_over(tmp_path: Path):
     read = read_jsonl(file)
     assert [row["text"] for row in read.rows] == [strange.replace("\ud83d\ude00", "😀"), "raw \x01\t\r control"]
     assert [read.where(index) for index in range(2)] == [f"{file}, line 1", f"{file}, line 4"]
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        (b'{"text": "a"', "not JSON"),
-        (b"[1, 2]", "a JSON list, not an object"),
-        (b'"text"', "a JSON str, not an object"),
-        (b'{"text": "\xff\xfe"}', "not UTF-8"),
-        (b"[" * 100_000, "not JSON"),
-        (b'{"n": ' + b"9" * 5000 + b"}", "not JSON"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, line: bytes, said: str):
-    file = tmp_path / "bad.jsonl"
-    file.write_bytes(b'{"text": "good"}\n\n' + line + b"\n")
-    with pytest.raises(DataError, match=rf"bad\.jsonl, line 3: {said}"):
-        read_jsonl(file)
 
 
 @FUZZ
@@ -94,25 +76,6 @@ def test_parquet_and_jsonl_give_the_same_rows(tmp_path: Path):
     assert read.where(2).endswith("rows.parquet, row 2")
 
 
-WHOLE = parquet(text=["one", "two"], label=[0, 1])
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"PAR1 not really PAR1", "cannot be read as parquet"),
-        (b"", "cannot be read as parquet"),
-        (WHOLE[: len(WHOLE) // 2], "cannot be read as parquet"),
-        (parquet(text=["a"], text_=["b"]), "several columns named 'text'"),
-        (parquet(when=pyarrow.array([2**60], pyarrow.timestamp("ms"))), "cannot be read as parquet"),
-    ],
-)
-def test_a_broken_parquet_file_is_refused(tmp_path: Path, content: bytes, said: str):
-    (tmp_path / "rows.parquet").write_bytes(content)
-    with pytest.raises(DataError, match=rf"rows\.parquet.*{said}"):
-        read_parquet(tmp_path / "rows.parquet")
-
-
 def test_csv_rows_are_text_by_column(tmp_path: Path):
     file = tmp_path / "train.csv"
     file.write_bytes('\ufefftext,label\r\n"a, ""b""\nc",1\r\n\r\nNA,\r\n'.encode())
@@ -124,20 +87,38 @@ def test_csv_rows_are_text_by_column(tmp_path: Path):
     assert read_split(task(), "train", str(tmp_path)).rows == read.rows
 
 
+WHOLE = parquet(text=["one", "two"], label=[0, 1])
+
+
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("name", "content", "said"),
     [
-        (b"a,b\n1,2\n1\n", r"line 3: not 2 values"),
-        (b"a,b\n1,2,3\n", r"line 2: not 2 values"),
-        (b"a,a\n1,2\n", r"several columns named 'a'"),
-        (b"a,b\n\xff,2\n", r"cannot be read as CSV"),
-        (b'a,b\n"1,2\n', r"cannot be read as CSV"),
+        ("x.jsonl", b'{"a": 1}\n\n{"a"', r"x\.jsonl, line 3: not JSON"),
+        ("x.jsonl", b"\n[1, 2]", r"x\.jsonl, line 2: a JSON list, not an object"),
+        ("x.jsonl", b'"text"', "line 1: a JSON str, not an object"),
+        ("x.jsonl", b'{"a": "\xff\xfe"}', "line 1: not UTF-8"),
+        ("x.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("x.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "line 1: not JSON"),
+        ("x.json", b"{}", "a JSON dict, not a list of objects"),
+        ("x.json", b"[{]", r"x\.json cannot be read as JSON"),
+        ("x.json", b'[{}, ["x"]]', r"x\.json, row 1: a JSON list, not an object"),
+        ("x.parquet", b"PAR1 not really PAR1", r"x\.parquet cannot be read as parquet"),
+        ("x.parquet", b"", "cannot be read as parquet"),
+        ("x.parquet", WHOLE[: len(WHOLE) // 2], "cannot be read as parquet"),
+        ("x.parquet", parquet(text=["a"], text_=["b"]), "several columns named 'text'"),
+        ("x.parquet", parquet(when=pyarrow.array([2**60], pyarrow.timestamp("ms"))), "cannot be read as parquet"),
+        ("x.csv", b"a,b\n1,2\n1\n", r"x\.csv, line 3: not 2 values"),
+        ("x.csv", b"a,b\n1,2,3\n", "line 2: not 2 values"),
+        ("x.csv", b"a,a\n1,2\n", "several columns named 'a'"),
+        ("x.csv", b"a,b\n\xff,2\n", "cannot be read as CSV"),
+        ("x.csv", b'a,b\n"1,2\n', "cannot be read as CSV"),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_broken_csv_is_refused(tmp_path: Path, content: bytes, said: str):
-    (tmp_path / "rows.csv").write_bytes(content)
+def test_a_broken_file_is_refused_by_name_and_line(tmp_path: Path, name: str, content: bytes, said: str):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
-        read_csv(tmp_path / "rows.csv")
+        read_splits(task(file=str(tmp_path / name)), None)
 
 
 def test_missing_and_empty_splits_are_refused(tmp_path: Path):
