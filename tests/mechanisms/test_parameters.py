@@ -64,7 +64,7 @@ def test_a_choice_names_parameters_of_every_block(family: str, trainable: str, n
 
 
 def test_choices_that_name_nothing_are_refused():
-    with pytest.raises(ConfigError, match=r"finetune\.trainable=lora names no parameter of block 0: choose one of q,"):
+    with pytest.raises(ConfigError, match=r"trainable=lora names no parameter of the chosen layers: choose one of q,"):
         change("llama", "lora")
     for wrong in ("'('", "[[k]]", "[]", "3"):
         with pytest.raises(ConfigError, match=r"finetune\.trainable="):

@@ -11,7 +11,6 @@ from iclgd.mechanisms.vectors import (
     _by_head,
     _causal_effects,
     _mean_head_outputs,
-    _output_projection,
     _shuffled_context,
 )
 from iclgd.models.interventions import hidden_of
@@ -24,7 +23,7 @@ def test_head_means_and_effects_of_a_function_vector_against_plain_passes():
     given = bench(model, "function_vector", case=case)
     means, effects = _mean_head_outputs(given), _causal_effects(given, _mean_head_outputs(given))
     seen = {}
-    hook = _output_projection(given, 1).register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
+    hook = model.anatomy.output_projection(1).register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
     total = torch.zeros_like(means[1])
     for item in case.calibration:
         model.network(torch.tensor([[*case.context(), *item.token_ids]]))
@@ -43,7 +42,7 @@ def test_head_means_and_effects_of_a_function_vector_against_plain_passes():
         tokens = torch.tensor([[*_shuffled_context(given, place), *query]])
         answer = item.token_ids[len(query)]
         before = model.network(tokens).logits[0, -1].softmax(-1)[answer]
-        hook = _output_projection(given, layer).register_forward_pre_hook(put)
+        hook = model.anatomy.output_projection(layer).register_forward_pre_hook(put)
         expected.append(model.network(tokens).logits[0, -1].softmax(-1)[answer] - before)
         hook.remove()
     torch.testing.assert_close(effects[layer, head], torch.stack(expected).mean().detach(), rtol=1e-3, atol=1e-7)

@@ -128,7 +128,7 @@ def test_trained_parameters_of_layers_without_keys_and_values():
     assert {item.name for item in trained_parameters(hybrid, "attention", (0,))} == {
         f"conv.{name}.weight" for name in ("conv", "in_proj", "out_proj")
     }
-    with pytest.raises(ConfigError, match=r"finetune\.trainable=attn_kv names no parameter of block 0"):
+    with pytest.raises(ConfigError, match=r"finetune\.trainable=attn_kv names no parameter of the chosen layers"):
         trained_parameters(mamba, "attn_kv", None)
     assert trained_parameters(mamba, "attention", None)
     mixing, others = ({i.layer for i in trained_parameters(by_turns, part, None)} for part in ("attention", "mlp"))

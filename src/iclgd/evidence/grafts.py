@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
@@ -42,16 +41,14 @@ def graft_distances(lab: Laboratory, donor: Recording, icl: Recording, up_to: bo
     return torch.stack(distances, dim=1)
 
 
-@contextmanager
-def _grafted(lab: Laboratory, outputs: Float[Tensor, "example layer d_model"], layers: list[int]) -> Iterator[None]:
-    @contextmanager
-    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
+def _grafted(
+    lab: Laboratory, outputs: Float[Tensor, "example layer d_model"], layers: list[int]
+) -> AbstractContextManager[None]:
+    def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
         ends = now.query_ends()
         chosen, questions = own_tokens(now, token_ids.shape[1], ends - 1, ends), list(now.questions)
-        with rewriting(
+        return rewriting(
             lab.model, Site.attention_output, layers, chosen, lambda layer, _rows: outputs[questions, layer]
-        ):
-            yield
+        )
 
-    with intervening(lab.model, intervention):
-        yield
+    return intervening(lab.model, intervention)

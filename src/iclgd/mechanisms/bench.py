@@ -7,8 +7,8 @@ prefix that stands before the query. The manager yields a trace, and undoes the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -172,8 +172,7 @@ class Bench:
         prefix = encode_prefix(self.model, bos) if bos_as_prefix else None
         return padded(sequences), AttentionPass(lengths=lengths, prefix=prefix)
 
-    @contextmanager
-    def rewriting(self, site: Site | str, layers: Sequence[int], rewrite: Rewrite) -> Iterator[None]:
+    def rewriting(self, site: Site | str, layers: Sequence[int], rewrite: Rewrite) -> AbstractContextManager[None]:
         """Within this block `rewrite` replaces activations at the query's last token and the label tokens behind it.
 
         Args:
@@ -189,13 +188,10 @@ class Bench:
         for layer in layers:
             self.checked_layer(layer)
 
-        @contextmanager
-        def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
-            with rewriting(self.model, Site(site), layers, last_tokens(now, token_ids.shape[1]), rewrite):
-                yield
+        def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
+            return rewriting(self.model, Site(site), layers, last_tokens(now, token_ids.shape[1]), rewrite)
 
-        with intervening(self.model, intervention):
-            yield
+        return intervening(self.model, intervention)
 
     def checked_layer(self, layer: int) -> int:
         """The layer, if the model has it.

@@ -6,7 +6,7 @@ A user's own objective is a function of the same form, named in its yaml by a do
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -17,7 +17,7 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import Exit, Site
 from iclgd.config.functions import imported
 from iclgd.mechanisms.losses import Sequence, unembedded_loss
-from iclgd.models.interventions import at_site, hidden_of, hooks
+from iclgd.models.interventions import at_site, ending_at, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import read_again
 
@@ -78,7 +78,8 @@ def lcgd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) ->
     """
     exits = _Exits(model, sequence)
     site = Site.attention_output if options.exit is Exit.attention_output else Site.block_output
-    with torch.enable_grad(), read_again(model.network), _detached(model), _leaving(model, options.layers, exits, site):
+    leaving = at_site(model, site, options.layers, lambda _layer, hidden: exits.add(hidden))
+    with torch.enable_grad(), read_again(model.network), _detached(model), leaving:
         _run(model, sequence)
         exits.flush()
     return exits.total
@@ -120,14 +121,8 @@ class _Exits:
         self.waiting = []
 
 
-def _leaving(model: LanguageModel, layers: tuple[int, ...], exits: _Exits, site: Site) -> AbstractContextManager[None]:
-    return at_site(model, site, layers, lambda _layer, hidden: exits.add(hidden))
-
-
 def _detached(model: LanguageModel) -> AbstractContextManager[None]:
-    def cut(
-        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def cut(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
             return (args[0].detach(), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"].detach()}
@@ -135,19 +130,9 @@ def _detached(model: LanguageModel) -> AbstractContextManager[None]:
     return hooks([(block, cut) for block in model.anatomy.blocks])
 
 
-class _ReachedError(Exception):
-    """Ends a forward pass at the block whose output is wanted."""
-
-
 def _loss_at(model: LanguageModel, sequence: Sequence, layer: int) -> float:
-    kept: list[Tensor] = []
-
-    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        kept.append(hidden_of(output))
-        raise _ReachedError
-
     with torch.enable_grad(), read_again(model.network):
-        with hooks(after=[(model.anatomy.blocks[layer], leave)]), suppress(_ReachedError):
+        with ending_at(model.anatomy.blocks[layer]) as kept:
             _run(model, sequence)
         rows = kept[0][0, sequence.sources().to(kept[0].device)]
         loss = unembedded_loss(model, rows, sequence.targets()) / len(rows)

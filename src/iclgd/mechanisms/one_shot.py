@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +47,7 @@ def one_shot_sum(bench: Bench) -> Iterator[Trace]:
         yield bench.no_steps()
 
 
-@contextmanager
-def _from_single_demonstrations(bench: Bench, weights: Sequence[float], alone: float) -> Iterator[None]:
+def _from_single_demonstrations(bench: Bench, weights: Sequence[float], alone: float) -> AbstractContextManager[None]:
     """Attention's outputs become weighted sums of those after each demonstration alone, and after none."""
     bench.refuse_other_states()
     first = 0 if bench.options.layer is None else bench.checked_layer(bench.options.layer)
@@ -58,15 +57,12 @@ def _from_single_demonstrations(bench: Bench, weights: Sequence[float], alone: f
         contexts.append((bench.prompts.bos, alone))
     reader = _Reader(bench.model, contexts, layers)
 
-    @contextmanager
-    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
+    def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
         sums = reader.outputs(_own(token_ids, now), now.query_ends().tolist())
         chosen = last_tokens(now, token_ids.shape[1])
-        with rewriting(bench.model, Site.attention_output, layers, chosen, lambda layer, _rows: sums[layer]):
-            yield
+        return rewriting(bench.model, Site.attention_output, layers, chosen, lambda layer, _rows: sums[layer])
 
-    with intervening(bench.model, intervention):
-        yield
+    return intervening(bench.model, intervention)
 
 
 def _own(token_ids: Tensor, now: AttentionPass) -> list[Tokens]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -18,6 +17,15 @@ from iclgd.models.half_precision_storage import in_float32
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import resident
 from iclgd.models.projections import Rows, rows_of
+
+# What attention's parts are called in `finetune.trainable`, and the projections that make them.
+_LETTERS: dict[str, str] = {
+    Trainable.q: "q",
+    Trainable.k: "k",
+    Trainable.v: "v",
+    Trainable.o: "o",
+    Trainable.attn_kv: "kv",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def trained_parameters(model: LanguageModel, kind: str | Sequence[str], layers: 
         layers: which blocks; None for all.
 
     Raises:
-        ConfigError: a layer that the model does not have, or a choice that names no parameter.
+        ConfigError: a layer that the model does not have, or a choice that names no parameter of any chosen layer.
     """
     chosen = range(model.layers) if layers is None else layers
     beyond = [layer for layer in chosen if layer >= model.layers]
@@ -71,40 +79,32 @@ def trained_parameters(model: LanguageModel, kind: str | Sequence[str], layers: 
         raise ConfigError(
             f"finetune.layers names layer {beyond[0]}, but the model's layers are 0 to {model.layers - 1}"
         )
-    choices, trained = [kind] if isinstance(kind, str) else kind, []
+    choices, blocks = [kind] if isinstance(kind, str) else kind, model.anatomy.blocks
+    for choice in choices:  # layers may differ: blocks of a hybrid, or keys and values taken over from below (Gemma 4)
+        if not any(_rows_by_name(model, [choice], layer) for layer in chosen):
+            names = ", ".join(name for name, _ in blocks[chosen[0]].named_parameters())
+            raise ConfigError(
+                f"finetune.trainable={choice} names no parameter of the chosen layers: choose one of "
+                f"{', '.join(Trainable)}, or a regular expression for one of {names}"
+            )
+    trained = []
     for layer in chosen:
         rows = _rows_by_name(model, choices, layer)
-        block = model.anatomy.blocks[layer]
-        for name, _ in block.named_parameters():
+        for name, _ in blocks[layer].named_parameters():
             if name in rows:
                 owner, _, key = name.rpartition(".")
-                trained.append(Trained(layer, name, block.get_submodule(owner), key, rows[name], model))
+                trained.append(Trained(layer, name, blocks[layer].get_submodule(owner), key, rows[name], model))
     return trained
 
 
 def _rows_by_name(model: LanguageModel, choices: Sequence[str], layer: int) -> dict[str, Rows | None]:
     """The chosen parameters of a block, with the rows that are trained of each; None for all."""
-    names = [name for name, _ in model.anatomy.blocks[layer].named_parameters()]
-    letters = "".join(part for part in "qkvo" if part in _letters(choices))
-    made = _made_by(model, layer, letters)
-    whole: set[str] = set()
+    letters = {letter for choice in choices for letter in _LETTERS.get(choice, "")}
+    rows = _made_by(model, layer, "".join(letter for letter in "qkvo" if letter in letters))
     for choice in choices:
-        own = _letters([choice])
-        matches = _made_by(model, layer, own) if own else _named(model, choice, layer, names)
-        if not matches and not _elsewhere(model, choice, own):
-            raise ConfigError(
-                f"finetune.trainable={choice} names no parameter of block {layer}: choose one of "
-                f"{', '.join(Trainable)}, or a regular expression for one of {', '.join(names)}"
-            )
-        if not own:
-            whole.update(matches)
-    return {name: None if name in whole else made[name] for name in names if name in whole or name in made}
-
-
-def _letters(choices: Sequence[str]) -> str:
-    """Which of queries, keys, values and attention's output the choices name."""
-    letters = {Trainable.q: "q", Trainable.k: "k", Trainable.v: "v", Trainable.o: "o", Trainable.attn_kv: "kv"}
-    return "".join(letters.get(cast(Trainable, choice), "") for choice in choices)
+        if choice not in _LETTERS:
+            rows |= dict.fromkeys(_named(model, choice, layer))
+    return rows
 
 
 def _made_by(model: LanguageModel, layer: int, letters: str) -> dict[str, Rows | None]:
@@ -117,24 +117,10 @@ def _made_by(model: LanguageModel, layer: int, letters: str) -> dict[str, Rows |
     }
 
 
-def _elsewhere(model: LanguageModel, choice: str, letters: str) -> bool:
-    """Whether a choice that a layer lacks is there in others.
-
-    Gemma 4's upper layers take over keys and values, state-space layers have none, and some blocks are nothing but
-    attention or nothing but a feed-forward part.
-    """
-    if not letters and choice not in (Trainable.attention, Trainable.mlp):
-        return False
-    blocks = [[name for name, _ in block.named_parameters()] for block in model.anatomy.blocks]
-    return any(
-        _made_by(model, layer, letters) if letters else _named(model, choice, layer, blocks[layer])
-        for layer in range(model.layers)
-    )
-
-
-def _named(model: LanguageModel, choice: str, layer: int, names: Sequence[str]) -> set[str]:
+def _named(model: LanguageModel, choice: str, layer: int) -> set[str]:
     """The parameters of a block that a choice of modules or a regular expression names."""
     anatomy = model.anatomy
+    names = [name for name, _ in anatomy.blocks[layer].named_parameters()]
     if choice == Trainable.attention:
         mixers = anatomy.layers[layer].mixers
         attention = {parameter for mixer in mixers for parameter in mixer.parameters()}

@@ -10,7 +10,7 @@ token without context what it puts out with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -48,15 +48,13 @@ class ExactPatch:
         self.squares, self.tokens = torch.zeros(model.layers, dtype=torch.float64), 0
         self.factors: dict[tuple[int, str], Factors] | None = {} if keep else None
 
-    @contextmanager
-    def __call__(self, token_ids: Int[Tensor, "example token"], now: AttentionPass) -> Iterator[None]:
+    def __call__(self, token_ids: Int[Tensor, "example token"], now: AttentionPass) -> AbstractContextManager[None]:
         """Within the block a pass over these tokens without context is patched."""
         chosen = patched_tokens(self.which, now, token_ids.shape[1])
         rows = chosen.flatten().nonzero().squeeze(1).to(self.model.device)
         target = observed(self.model, token_ids, now, self.prefix, rows, self.layers)
         self.tokens += len(rows)
-        with watching(self.model, self.layers, _Patched(self, target, rows)):
-            yield
+        return watching(self.model, self.layers, _Patched(self, target, rows))
 
     def trace(self) -> Trace:
         """No steps; norms are the root mean square over patched tokens of each layer's whole change."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -40,16 +40,16 @@ def task_vector(bench: Bench) -> Iterator[Trace]:
         yield bench.no_steps()
 
 
-@contextmanager
-def _replaced(bench: Bench, vectors: Mapping[int, Float[Tensor, " d_model"]], each: bool = False) -> Iterator[None]:
+def _replaced(
+    bench: Bench, vectors: Mapping[int, Float[Tensor, " d_model"]], each: bool = False
+) -> AbstractContextManager[None]:
     """Within the block vectors replace the outputs of these layers' blocks at the query's last token.
 
     With `each`, every question has one of them replaced: the n-th question that of the n-th layer.
     """
     order = list(vectors)
 
-    @contextmanager
-    def intervention(token_ids: Tensor, now: AttentionPass) -> Iterator[None]:
+    def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
         ends = now.query_ends()
         chosen = own_tokens(now, token_ids.shape[1], ends - 1, ends)
 
@@ -60,11 +60,9 @@ def _replaced(bench: Bench, vectors: Mapping[int, Float[Tensor, " d_model"]], ea
             own = torch.tensor(now.questions) == order.index(layer)
             return torch.where(own[:, None].to(rows.device), replaced, rows)
 
-        with rewriting(bench.model, Site.block_output, order, chosen, rewrite):
-            yield
+        return rewriting(bench.model, Site.block_output, order, chosen, rewrite)
 
-    with intervening(bench.model, intervention):
-        yield
+    return intervening(bench.model, intervention)
 
 
 def _best_layer(bench: Bench, dummy: Item) -> int:
@@ -131,6 +129,7 @@ def function_vector_of(bench: Bench) -> Float[Tensor, " d_model"]:
 def _mean_head_outputs(bench: Bench) -> Float[Tensor, "layer head head_dim"]:
     rows = [query.token_ids for query in bench.calibration]
     prefix, model = encode_prefix(bench.model, bench.context()), bench.model
+    projections = [model.anatomy.output_projection(layer) for layer in range(model.layers)]
     outputs: list[Tensor] = []
     for tokens in rows:
         seen: dict[int, Tensor] = {}
@@ -139,7 +138,7 @@ def _mean_head_outputs(bench: Bench) -> Float[Tensor, "layer head head_dim"]:
             seen[layer] = _by_head(bench, args[0])[0, -1]
 
         now = AttentionPass(lengths=torch.tensor([len(tokens)], device=model.device), prefix=prefix)
-        with hooks(before=[(_output_projection(bench, layer), partial(keep, layer)) for layer in range(model.layers)]):
+        with hooks(before=[(module, partial(keep, layer)) for layer, module in enumerate(projections)]):
             forward(model, torch.tensor([tokens]), now)
         outputs.append(torch.stack([seen[layer].float().cpu() for layer in range(model.layers)]))
     return torch.stack(outputs).mean(0)
@@ -158,7 +157,7 @@ def _causal_effects(bench: Bench, means: Float[Tensor, "layer head head_dim"]) -
         before = _answers(bench, torch.tensor([query]), prefix, lengths[:1], answer)
         for layer in range(bench.model.layers):
             put = partial(_put_heads, bench, means[layer])
-            with hooks(before=[(_output_projection(bench, layer), put)]):
+            with hooks(before=[(bench.model.anatomy.output_projection(layer), put)]):
                 effects[layer] += _answers(bench, tokens, prefix, lengths, answer) - before
     return effects / len(bench.demonstrations)
 
@@ -190,17 +189,13 @@ def _shuffled_context(bench: Bench, left_out: int) -> Tokens:
     return tuple(tokens)
 
 
-def _output_projection(bench: Bench, layer: int) -> nn.Module:
-    return bench.model.anatomy.output_projection(layer)
-
-
 def _by_head(bench: Bench, hidden: Tensor) -> Float[Tensor, "row token head head_dim"]:
     heads = bench.model.anatomy.shape.heads
     return hidden.view(*hidden.shape[:-1], heads, hidden.shape[-1] // heads)
 
 
 def _through_projection(bench: Bench, layer: int, head: int, output: Float[Tensor, " head_dim"]) -> Tensor:
-    weight = weight_of(_output_projection(bench, layer))
+    weight = weight_of(bench.model.anatomy.output_projection(layer))
     width = len(output)
     return (weight[:, head * width : (head + 1) * width].float().cpu() @ output).detach()
 

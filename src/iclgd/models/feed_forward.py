@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
-from iclgd.models.attention_pass import AttentionPass
-from iclgd.models.forward import forward
-from iclgd.models.interventions import at_site, hidden_of, hooks
+from iclgd.models.interventions import at_site, hooks
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.products import linear
 
@@ -86,13 +83,11 @@ def without_bias(module: nn.Module, rows: Float[Tensor, "token d_in"]) -> Float[
     return linear(rows, weight_of(module).to(rows.dtype))
 
 
-@torch.inference_mode()
 def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
-    """Refuse a model whose blocks do not put out input + attention + feed-forward part, as a few tokens show.
+    """Refuse a model whose blocks do not put out input + attention + feed-forward part (`proofs.prove_feed_forward`).
 
     Raises:
-        ConfigError: a norm stands behind attention or the feed-forward part, the sum does not come out, or weights
-            wait outside the device.
+        ConfigError: a norm stands behind attention or the feed-forward part, or not every layer has attention.
     """
     kind = type(model.network).__name__
     refusal = f"finetune={name} has no exact form for {kind}"
@@ -102,31 +97,3 @@ def refuse_without_exact_form(model: LanguageModel, name: str) -> None:
         )
     if not model.shares_prefix:
         raise ConfigError(f"{refusal}: not every layer has softmax attention; choose another variant")
-    if any(parameter.is_meta for parameter in model.network.parameters()):
-        raise ConfigError(f"finetune={name} needs all weights on one device: set runtime.placement=single")
-    sums, outputs = _Sums(), {}
-
-    def leave(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
-        outputs[layer] = hidden_of(output).flatten(0, -2)
-
-    blocks = enumerate(model.anatomy.blocks)
-    tokens = torch.arange(1, 5)[None] % model.network.config.vocab_size
-    with watching(model, range(model.layers), sums), hooks(after=[(b, partial(leave, i)) for i, b in blocks]):
-        forward(model, tokens, AttentionPass(lengths=torch.tensor([4])))
-    for layer, output in outputs.items():
-        allowed = 100 * torch.finfo(output.dtype).eps * output.abs().max()
-        if not (output - sums.of[layer]).abs().max() <= allowed:
-            raise ConfigError(
-                f"{refusal}: block {layer} puts out something else than its input, attention and feed-forward part"
-            )
-
-
-class _Sums:
-    def __init__(self) -> None:
-        self.of: dict[int, Tensor] = {}
-
-    def reads(self, layer: int, name: str, entering: Tensor, output: Tensor) -> None:
-        pass
-
-    def adds(self, layer: int, inner: Tensor, rest: Tensor, output: Tensor) -> None:
-        self.of[layer] = rest + output

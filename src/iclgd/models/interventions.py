@@ -7,7 +7,7 @@ acts in every pass that `recorder.record` makes, and nowhere else. All of them a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,23 @@ def hooks(
         for module, function in after:
             stack.callback(module.register_forward_hook(function).remove)
         yield
+
+
+class _ReachedError(Exception):
+    """Ends a pass."""
+
+
+@contextmanager
+def ending_at(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Within this block a pass ends behind a module, whose hidden states are yielded."""
+    kept: list[Tensor] = []
+
+    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+        kept.append(hidden_of(output))
+        raise _ReachedError
+
+    with hooks(after=[(module, leave)]), suppress(_ReachedError):
+        yield kept
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -50,16 +51,12 @@ def mixing_modules(
         other[:, :-1] = value[:, :-1].flip(-1) + value.abs().mean()
         return other
 
-    handles = []
-    for block in blocks:
-        for child in block.children():
-            handles.append(child.register_forward_hook(partial(watch, block), with_kwargs=True))
-    try:
+    with ExitStack() as stack:
+        for block in blocks:
+            for child in block.children():
+                stack.callback(child.register_forward_hook(partial(watch, block), with_kwargs=True).remove)
         with implementation(network, "eager"):
             network(input_ids=tokens[None].to(device_of(network.get_input_embeddings())), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return mixing
 
 

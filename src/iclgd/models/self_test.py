@@ -5,18 +5,15 @@ Every refusal names the identity that failed, the layer, and by how much.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclgd.models.anatomy import UnsupportedModelError, refuse
 from iclgd.models.attention import INTERFACE_NAME, precise, with_sink
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, forward, padded
-from iclgd.models.interventions import hooks
+from iclgd.models.interventions import ending_at
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import device_of
 from iclgd.models.products import use_linear
@@ -66,10 +63,6 @@ def check(model: LanguageModel, passed: Trace) -> None:
         refuse(model.network, f"a part of it is not what it was taken for ({' '.join(str(error).split())[:200]})")
 
 
-class _ReachedError(Exception):
-    """Ends a forward pass at the first block."""
-
-
 @torch.inference_mode()
 def first_layer_sees_context(model: LanguageModel) -> bool:
     """Whether the first layer's attention scores with own tokens depend on what stands before them.
@@ -78,13 +71,9 @@ def first_layer_sees_context(model: LanguageModel) -> bool:
     differ between contexts by rounding alone. Learned or sinusoidal positions are added to the embeddings, and depend.
     """
     tokens, scores = some_tokens(model.network), []
-
-    def end(_module: nn.Module, _args: Any, _output: Any) -> None:
-        raise _ReachedError
-
     for context in (_PREFIX, 1):
         now = AttentionPass(lengths=torch.tensor([len(tokens) - _PREFIX]), first_position=context)
-        with hooks(after=[(model.anatomy.blocks[0], end)]), suppress(_ReachedError):
+        with ending_at(model.anatomy.blocks[0]):
             forward(model, tokens[None, _PREFIX:], now)
         if 0 not in now.scores:  # it has no attention
             return True
