@@ -11,11 +11,11 @@ from hypothesis.extra.numpy import arrays
 from scipy import special
 from scipy.spatial import distance
 
+from iclgd.metrics import flipped
 from iclgd.metrics.distributions import jensen_shannon, next_token_overlap, recovered, total_variation
 from iclgd.metrics.predictions import (
     accuracy,
     answer_accuracy,
-    flipped,
     label_agreement,
     log_odds,
     movement,

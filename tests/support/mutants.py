@@ -18,7 +18,7 @@ PER_ROOM = 40
 KILLED = {"killed", "timeout", "segfault"}
 # mutmut leaves out every decorated function, and so all metrics and whatever changes a model for a while. These
 # decorators go well with its own, if the copies that it makes of a function are not decorated.
-HARMLESS = {"metric", "over_examples", "contextmanager", "torch.no_grad()", "torch.inference_mode()"}
+HARMLESS = {"contextmanager", "torch.no_grad()", "torch.inference_mode()"}
 collected, skipped = mutmut.collect_source_file_mutation_data, file_mutation.MutationVisitor._skip_node_and_children
 arranged = file_mutation.function_trampoline_arrangement
 

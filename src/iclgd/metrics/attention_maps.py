@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.metrics.numerics import by_examples, cosine
-from iclgd.metrics.registry import metric
 
 Maps = Float[Tensor, "example layer head key"]  # attention scores of the query's last token, before softmax
 
@@ -24,7 +23,6 @@ def _visible(*maps: Maps) -> list[Maps]:
     return [attention.double().masked_fill(hidden, 0) for attention in maps]
 
 
-@metric
 def sim_am_by_head(a: Maps, b: Maps) -> Float[Tensor, "example layer head"]:
     """SimAM of every head: cosine over keys between two settings' attention scores, cos(m_a, m_b).
 
@@ -36,7 +34,6 @@ def sim_am_by_head(a: Maps, b: Maps) -> Float[Tensor, "example layer head"]:
     return by_examples(lambda *maps: cosine(*_visible(*maps)), a, b)
 
 
-@metric
 def sim_am(a: Maps, b: Maps) -> Float[Tensor, "example layer"]:
     """SimAM: mean over heads of the cosine between two settings' attention scores, mean_heads cos(m_a, m_b).
 
@@ -49,7 +46,6 @@ def sim_am(a: Maps, b: Maps) -> Float[Tensor, "example layer"]:
     return sim_am_by_head(a, b).nanmean(-1)
 
 
-@metric
 def sim_am_delta_by_head(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer head"]:
     """SimAM_delta of every head: cosine over keys between two changes of the attention scores.
 
@@ -66,7 +62,6 @@ def sim_am_delta_by_head(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example 
     return by_examples(similarity, a, b, zsl)
 
 
-@metric
 def sim_am_delta(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer"]:
     """SimAM_delta: mean over heads of the cosine between two changes of the attention scores.
 
@@ -79,7 +74,6 @@ def sim_am_delta(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer"]:
     return sim_am_delta_by_head(a, b, zsl).nanmean(-1)
 
 
-@metric
 def context_mass(mass: Float[Tensor, "example layer head"]) -> Float[Tensor, "example layer head"]:
     """The share l of the query's attention that goes to the context, bos left out.
 

@@ -12,13 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.metrics.numerics import by_examples, highest
-from iclgd.metrics.registry import metric
 
 Options = Float[Tensor, "example option"]  # log-probabilities of all tokens, or scores of the label options
 ByExample = Float[Tensor, " example"]
 
 
-@metric
 def next_token_overlap(a: Options, b: Options, k: int = 10) -> ByExample:
     """Overlap of the k likeliest next tokens of two settings.
 
@@ -43,7 +41,6 @@ def next_token_overlap(a: Options, b: Options, k: int = 10) -> ByExample:
     return by_examples(overlap, a, b)
 
 
-@metric
 def total_variation(a: Options, b: Options) -> ByExample:
     """Total variation distance between two predicted distributions, sum |p - q| / 2.
 
@@ -62,7 +59,6 @@ def total_variation(a: Options, b: Options) -> ByExample:
 LEAST_EFFECT = 0.01  # total variation between ICL and zero-shot below which there is nothing to recover
 
 
-@metric
 def recovered(
     icl: Float[Tensor, "example option"], ft: Float[Tensor, "example option"], zsl: Float[Tensor, "example option"]
 ) -> Float[Tensor, " example"]:
@@ -72,10 +68,9 @@ def recovered(
         Values up to 1, unaveraged: 1 where FT predicts what ICL does, 0 where it is no nearer to ICL than zero-shot
         is, below 0 where it is further. NaN where TV(zsl, icl) is below `LEAST_EFFECT`, and where it is NaN.
     """
-    return recovered_share(total_variation(ft, icl), total_variation(zsl, icl))
+    return _recovered_share(total_variation(ft, icl), total_variation(zsl, icl))
 
 
-@metric
 def graft(
     distance: Float[Tensor, "example layer"],
     icl: Float[Tensor, "example option"],
@@ -91,15 +86,14 @@ def graft(
     Returns:
         As `recovered`, for each layer.
     """
-    return recovered_share(distance, total_variation(zsl, icl)[:, None])
+    return _recovered_share(distance, total_variation(zsl, icl)[:, None])
 
 
-def recovered_share(distance: Tensor, effect: Tensor) -> Tensor:
+def _recovered_share(distance: Tensor, effect: Tensor) -> Tensor:
     """1 - distance / effect; NaN where the effect is below `LEAST_EFFECT`."""
     return 1 - distance.double() / effect.where(effect >= LEAST_EFFECT, torch.nan)
 
 
-@metric
 def jensen_shannon(a: Options, b: Options) -> ByExample:
     """Jensen-Shannon distance between two predicted distributions.
 

@@ -15,13 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.metrics.numerics import bases, cosine, difference, over_largest
-from iclgd.metrics.registry import metric
 from iclgd.metrics.updates import Outputs
 
 Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]  # by layer, then by matrix [d_out, d_in]
 
 
-@metric
 def update_cka(icl: Outputs, ft: Outputs, zsl: Outputs) -> Float[Tensor, " layer"]:
     """Linear CKA between the update matrices of ICL and FT: do they treat the same queries alike?
 
@@ -47,7 +45,6 @@ def update_cka(icl: Outputs, ft: Outputs, zsl: Outputs) -> Float[Tensor, " layer
     return _by_layer(similarity, icl, ft, zsl)
 
 
-@metric
 def subspace_overlap(icl: Outputs, ft: Outputs, zsl: Outputs, r: int = 8) -> Float[Tensor, " layer"]:
     """Overlap of the r main directions of ICL's updates with those of finetuning's.
 
@@ -70,7 +67,6 @@ def subspace_overlap(icl: Outputs, ft: Outputs, zsl: Outputs, r: int = 8) -> Flo
     return _by_layer(similarity, icl, ft, zsl)
 
 
-@metric
 def weight_cosine(trained: Changes, context: Changes) -> Float[Tensor, "layer matrix"]:
     """Cosine between the two changes of a matrix, all of its numbers as one vector.
 
@@ -80,7 +76,6 @@ def weight_cosine(trained: Changes, context: Changes) -> Float[Tensor, "layer ma
     return _by_matrix(lambda a, b: cosine(a.flatten(), b.flatten()), trained, context)
 
 
-@metric
 def weight_principal_angles(trained: Changes, context: Changes, r: int = 8) -> Float[Tensor, "layer matrix"]:
     """Mean cos^2 of the principal angles between the r main directions of the two changes, of inputs and outputs alike.
 
@@ -98,7 +93,6 @@ def weight_principal_angles(trained: Changes, context: Changes, r: int = 8) -> F
     return _by_matrix(angles, trained, context)
 
 
-@metric
 def weight_norm_explained(trained: Changes, context: Changes, r: int = 8) -> Float[Tensor, "layer matrix"]:
     """Share of finetuning's change, in squared norm, that lies in the r main directions of the context's change.
 
@@ -115,7 +109,6 @@ def weight_norm_explained(trained: Changes, context: Changes, r: int = 8) -> Flo
     return _by_matrix(explained, trained, context)
 
 
-@metric
 def gradient_norm(norms: Float[Tensor, "demonstration layer"]) -> Float[Tensor, "demonstration layer"]:
     """Length of the trained parameters' gradient, |dL/dW|_2, by demonstration and layer, as finetuning saw it.
 
@@ -127,7 +120,6 @@ def gradient_norm(norms: Float[Tensor, "demonstration layer"]) -> Float[Tensor, 
     return norms
 
 
-@metric
 def weight_update_norm(norms: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
     """Length of the whole change of a layer's trained weights, |W_after - W_before|_F.
 
@@ -137,7 +129,6 @@ def weight_update_norm(norms: Float[Tensor, " layer"]) -> Float[Tensor, " layer"
     return norms
 
 
-@metric
 def weight_update_rank(ranks: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
     """Numerical rank of the change of a layer's trained weights, the largest over its matrices.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 ELEMENTS_AT_ONCE = 2**21  # of the largest argument: 16 MiB for each temporary
@@ -79,3 +79,10 @@ def highest(scores: Float[Tensor, "*axes n"], k: int) -> Bool[Tensor, "*axes n"]
     above, level = scores > threshold, scores == threshold
     room = k - above.sum(-1, keepdim=True)
     return above | (level & (level.cumsum(-1) <= room))
+
+
+def predicted(label_scores: Float[Tensor, "*axes label"]) -> Int[Tensor, "*axes"]:
+    """The index of the best option, -1 where no option has a score."""
+    missing = label_scores.isnan()
+    best = label_scores.masked_fill(missing, -torch.inf).argmax(-1)
+    return best.masked_fill(missing.all(-1), -1)

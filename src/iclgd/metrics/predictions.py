@@ -7,12 +7,11 @@ equal scores the first option is. Where all options are NaN there is no predicti
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from iclgd.metrics.distributions import LEAST_EFFECT
-from iclgd.metrics.numerics import by_examples, cosine
-from iclgd.metrics.registry import metric
+from iclgd.metrics.numerics import by_examples, cosine, predicted
 
 LEAST_MOVEMENT = 1e-3  # total variation; rounding moves label probabilities by 1e-5, in bfloat16 by 1e-4
 Options = Float[Tensor, "example label"]  # the score of every label option, NaN where a query has fewer
@@ -20,20 +19,6 @@ Labels = Int[Tensor, " example"]
 ByExample = Float[Tensor, " example"]
 
 
-def predicted(label_scores: Float[Tensor, "*axes label"]) -> Int[Tensor, "*axes"]:
-    """The index of the best option, -1 where no option has a score."""
-    missing = label_scores.isnan()
-    best = label_scores.masked_fill(missing, -torch.inf).argmax(-1)
-    return best.masked_fill(missing.all(-1), -1)
-
-
-def flipped(zsl: Options, icl: Options, ft: Options, labels: Labels) -> Bool[Tensor, " example"]:
-    """Which examples go from wrong under ZSL to right under both ICL and FT (F->T; Dai et al. 2023)."""
-    wrong = (predicted(zsl) != labels) & (predicted(zsl) >= 0)
-    return wrong & (predicted(icl) == labels) & (predicted(ft) == labels)
-
-
-@metric
 def accuracy(label_scores: Options, labels: Labels) -> ByExample:
     """Accuracy: 1 where the best-scored option is the right one, 0 where not.
 
@@ -43,7 +28,6 @@ def accuracy(label_scores: Options, labels: Labels) -> ByExample:
     return _right(predicted(label_scores), labels)
 
 
-@metric
 def log_odds(scores: Options, right: Labels) -> ByExample:
     """Log-odds of the right option, log p - log(1 - p), with p from the softmax of the scores.
 
@@ -67,7 +51,6 @@ def log_odds(scores: Options, right: Labels) -> ByExample:
     return by_examples(odds, scores, right)
 
 
-@metric
 def rec2ftp(zsl: Options, icl: Options, ft: Options, labels: Labels) -> ByExample:
     """Rec2FTP: of what finetuning corrects, the share that ICL gets right too.
 
@@ -81,7 +64,6 @@ def rec2ftp(zsl: Options, icl: Options, ft: Options, labels: Labels) -> ByExampl
     return accuracy(icl, labels).masked_fill(~corrected, torch.nan)
 
 
-@metric
 def label_agreement(a: Options, b: Options) -> ByExample:
     """Agreement: 1 where two settings choose the same label option or the same next token, right or wrong, 0 where not.
 
@@ -93,7 +75,6 @@ def label_agreement(a: Options, b: Options) -> ByExample:
     return by_examples(lambda a, b: _right(predicted(a), predicted(b)), a, b)
 
 
-@metric
 def vocabulary_accuracy(
     next_token_log_probs: Float[Tensor, "example vocabulary"], first_label_token: Labels
 ) -> ByExample:
@@ -111,7 +92,6 @@ def vocabulary_accuracy(
     return by_examples(right, next_token_log_probs, first_label_token)
 
 
-@metric
 def answer_accuracy(option_is_greedy: Options, labels: Labels) -> ByExample:
     """Accuracy of open answers: 1 where greedy decoding over the whole vocabulary writes the right answer, 0 where not.
 
@@ -123,7 +103,6 @@ def answer_accuracy(option_is_greedy: Options, labels: Labels) -> ByExample:
     return option_is_greedy.gather(-1, labels[:, None])[:, 0].double()
 
 
-@metric
 def order_sensitivity(orders: Float[Tensor, "order example label"]) -> ByExample:
     """How often a query's prediction leaves the most common one as the demonstrations are permuted.
 
@@ -140,7 +119,6 @@ def order_sensitivity(orders: Float[Tensor, "order example label"]) -> ByExample
     return (1 - votes.amax(-1).double() / count).masked_fill(count < 2, torch.nan)
 
 
-@metric
 def order_spread(orders: Float[Tensor, "order example label"]) -> ByExample:
     """How far a query's label probabilities move as the demonstrations are permuted.
 
@@ -161,7 +139,6 @@ def order_spread(orders: Float[Tensor, "order example label"]) -> ByExample:
     return mean.masked_fill(count[..., 0] < 2, torch.nan)
 
 
-@metric
 def movement(altered: Float[Tensor, "alteration example label"], at: int | None = None) -> ByExample:
     """How far a query's label probabilities move when the demonstrations are altered, as a total variation.
 
@@ -175,7 +152,6 @@ def movement(altered: Float[Tensor, "alteration example label"], at: int | None 
     return _changes(altered, at).abs().sum(-1).nanmean(0) / 2
 
 
-@metric
 def movement_cosine(
     icl: Float[Tensor, "alteration example label"], ft: Float[Tensor, "alteration example label"], at: int | None = None
 ) -> ByExample:

@@ -1,7 +1,7 @@
 """From a score's yaml to its values: finds the function, checks and looks up its arguments, calls it.
 
-The yaml names a pure function of tensors by its bare name, or a user's own by a dotted path, and its arguments by path
-in the evidence.
+The yaml names a public function of the modules below by its bare name, or a user's own by a dotted path, and its
+arguments by path in the evidence.
 """
 
 from __future__ import annotations
@@ -10,40 +10,34 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from iclgd.common.records import Evidence, Recording, Score, Trace
 from iclgd.config import ConfigError, ScoreConfig
 from iclgd.config.functions import imported
+from iclgd.metrics import attention_maps, distributions, geometry, predictions, training_attention, updates
 
 Metric = Callable[..., Tensor]
-F = TypeVar("F", bound=Metric)
 
-_METRICS: dict[str, Metric] = {}
-_OVER_EXAMPLES: set[Metric] = set()
-
-
-def metric(function: F) -> F:
-    """Register a function of this package under its bare name."""
-    _METRICS[function.__name__] = function
-    return function
-
-
-def over_examples(function: F) -> F:
-    """Mark a function whose value for one example depends on all examples."""
-    _OVER_EXAMPLES.add(function)
-    return function
+_MODULES = (attention_maps, distributions, geometry, predictions, training_attention, updates)
+_OVER_EXAMPLES = ("sim_centred",)  # functions whose value for one example depends on all examples
+_METRICS: dict[str, Metric] = {
+    name: function
+    for module in _MODULES
+    for name, function in inspect.getmembers(module, inspect.isfunction)
+    if function.__module__ == module.__name__ and not name.startswith("_")
+}
 
 
 def needs_all_examples(spec: ScoreConfig) -> bool:
     """Whether a score reads more than finetuning's trace, and its values for some examples depend on the others."""
     reads = not all(path.startswith("trace.") for path in spec.inputs.values())
-    return reads and ("example" not in spec.axes or find(spec.function) in _OVER_EXAMPLES)
+    return reads and ("example" not in spec.axes or spec.function in _OVER_EXAMPLES)
 
 
-def find(name: str) -> Metric:
+def _find(name: str) -> Metric:
     """The function of a bare name or a dotted path; a ConfigError where there is none."""
     if name in _METRICS:
         return _METRICS[name]
@@ -101,7 +95,7 @@ def _where(name: str) -> str:
 
 def _checked(name: str, spec: ScoreConfig) -> Metric:
     try:
-        function = find(spec.function)
+        function = _find(spec.function)
     except ConfigError as error:
         raise ConfigError(f"{_where(name)}: {error}") from error
     signature = inspect.signature(function)

@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from iclgd.common.records import Score
 from iclgd.config import ScoreConfig
+from iclgd.metrics.numerics import predicted
 from iclgd.statistics import mean_interval, mean_of_means, nanmean, shares_interval
 
 Array = np.ndarray
+Options = Float[Tensor, "example label"]  # the score of every label option
+
+
+def flipped(zsl: Options, icl: Options, ft: Options, labels: Int[Tensor, " example"]) -> Bool[Tensor, " example"]:
+    """Which examples go from wrong under ZSL to right under both ICL and FT (F->T; Dai et al. 2023)."""
+    wrong = (predicted(zsl) != labels) & (predicted(zsl) >= 0)
+    return wrong & (predicted(icl) == labels) & (predicted(ft) == labels)
 
 
 def summarise(

@@ -17,7 +17,6 @@ from scipy import stats
 from torch import Tensor
 
 from iclgd.metrics.numerics import by_examples, highest
-from iclgd.metrics.registry import metric
 
 Scores = Float[Tensor, "example layer context"]  # ICL's, summed over heads
 Queries = Float[Tensor, "example layer heads_x_head_dim"]  # of each query's last token
@@ -26,7 +25,6 @@ Of = Int[Tensor, " context"]  # the demonstration that a token belongs to; -1 fo
 ByLayer = Float[Tensor, "example layer"]
 
 
-@metric
 def attention_kendall(icl: Scores, query: Queries, training: Keys, context_example: Of) -> ByLayer:
     """Kendall's tau between ICL's and finetuning's attention to the training tokens.
 
@@ -39,7 +37,6 @@ def attention_kendall(icl: Scores, query: Queries, training: Keys, context_examp
     return _compared(_kendall, icl, query, training, context_example)
 
 
-@metric
 def recall_top_tokens(icl: Scores, query: Queries, training: Keys, context_example: Of, k: int = 100) -> ByLayer:
     """Share of ICL's k most attended training tokens that are among finetuning's k.
 
@@ -52,7 +49,6 @@ def recall_top_tokens(icl: Scores, query: Queries, training: Keys, context_examp
     return _compared(lambda a, b, seen: _recall(a, b, seen, k), icl, query, training, context_example)
 
 
-@metric
 def recall_top_examples(icl: Scores, query: Queries, training: Keys, context_example: Of, k: int = 5) -> ByLayer:
     """Share of ICL's k most attended demonstrations that are among finetuning's k.
 

@@ -7,13 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iclgd.metrics.numerics import by_examples, cosine, difference, norm, unit
-from iclgd.metrics.registry import metric, over_examples
 
 Outputs = Float[Tensor, "example layer d_model"]  # of the attention block, at the query's last token
 ByLayer = Float[Tensor, "example layer"]
 
 
-@metric
 def sim_aou(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """SimAOU: cosine between the update that context makes and the one that finetuning makes.
 
@@ -26,7 +24,6 @@ def sim_aou(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     return by_examples(lambda i, f, z: cosine(difference(i, z), difference(f, z)), icl, ft, zsl)
 
 
-@metric
 def sim_aou_norm(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """SimAOU as Dai et al. (2023) took it: the same cosine with every h scaled to length 1 first.
 
@@ -47,7 +44,6 @@ def sim_aou_norm(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     return by_examples(similarity, icl, ft, zsl)
 
 
-@metric
 def sim_aou_random(icl: Outputs, zsl: Outputs, random: Outputs) -> ByLayer:
     """Random SimAOU: cosine between the update that context makes and a random one.
 
@@ -60,7 +56,6 @@ def sim_aou_random(icl: Outputs, zsl: Outputs, random: Outputs) -> ByLayer:
     return by_examples(lambda i, z, r: cosine(difference(i, z), r), icl, zsl, random)
 
 
-@metric
 def update_norm_ratio(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """How hard finetuning pushes, as a multiple of how hard the context does.
 
@@ -78,8 +73,6 @@ def update_norm_ratio(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     return by_examples(ratio, icl, ft, zsl)
 
 
-@metric
-@over_examples
 def sim_centred(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     """Cosine of the two updates with each one's mean over examples taken away: do they treat queries alike?
 
@@ -96,7 +89,6 @@ def sim_centred(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     return torch.stack([of_layer(icl[:, i], ft[:, i], zsl[:, i]) for i in range(zsl.shape[1])], dim=1)
 
 
-@metric
 def additivity(icl: Outputs, zsl: Outputs, one_shot: Outputs) -> ByLayer:
     """Cosine between the update that all demonstrations make and the sum of those that each makes alone.
 

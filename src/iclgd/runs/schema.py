@@ -27,17 +27,13 @@ class DamagedRun(ValueError):
 State = StrEnum("State", "running done failed interrupted stale")
 
 
-class Progress(TypedDict):
-    """How far a running run is."""
-
+class _Progress(TypedDict):
     stage: str
     done: int
     total: int
 
 
-class FileDigest(TypedDict):
-    """What a file was when the run finished."""
-
+class _FileDigest(TypedDict):
     bytes: int
     sha256: str
 
@@ -55,10 +51,10 @@ class Status(BaseModel):
     started_at: str | None = None  # wall-clock time, UTC, ISO 8601; so is `finished_at`
     finished_at: str | None = None
     seconds: float | None = None  # by a clock that cannot jump, up to the last update
-    progress: Progress | None = None
+    progress: _Progress | None = None
     error: str | None = None  # the last line of the traceback
     traceback: str | None = None
-    files: dict[str, FileDigest] = {}  # by name, of a done run
+    files: dict[str, _FileDigest] = {}  # by name, of a done run
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -71,21 +67,17 @@ class Status(BaseModel):
 
 
 @with_config(_STRICT)
-class Summary(TypedDict):
-    """One score in scores.json: its mean over examples and layers, null where undefined."""
-
+class _Summary(TypedDict):  # of one score
     mean: float | None
     layers: NotRequired[list[float | None] | None]
     ci: NotRequired[Annotated[list[float | None], Field(min_length=2, max_length=2)] | None]
     n: NotRequired[NonNegativeInt | None]
     undefined: NotRequired[NonNegativeInt | None]
-    flipped: NotRequired[Summary | None]
+    flipped: NotRequired[_Summary | None]
 
 
 @with_config(_STRICT)
-class Environment(TypedDict):
-    """environment.json."""
-
+class _Environment(TypedDict):
     dtype: NotRequired[str | None]
     notes: NotRequired[list[str]]
 
@@ -97,9 +89,7 @@ class _Item(TypedDict):
 
 
 @with_config(_STRICT)
-class Prompts(TypedDict):
-    """prompts.json."""
-
+class _Prompts(TypedDict):
     demonstrations: list[_Item]
     queries: list[_Item]
     bos: NotRequired[list[int]]
@@ -133,9 +123,7 @@ class _Metric(TypedDict):
 
 
 @with_config(_STRICT)
-class RunConfig(TypedDict):
-    """config.yaml, as far as reports read it."""
-
+class _RunConfig(TypedDict):  # as far as reports read it
     model: _Named
     task: _Task
     finetune: _Finetune
@@ -145,10 +133,10 @@ class RunConfig(TypedDict):
 
 _SCHEMAS: dict[str, Any] = {
     "status.json": Status,
-    "config.yaml": RunConfig,
-    "scores.json": dict[str, Summary],
-    "environment.json": Environment,
-    "prompts.json": Prompts,
+    "config.yaml": _RunConfig,
+    "scores.json": dict[str, _Summary],
+    "environment.json": _Environment,
+    "prompts.json": _Prompts,
 }
 
 
