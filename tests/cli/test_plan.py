@@ -47,10 +47,6 @@ def test_a_planned_run_is_the_one_that_hydra_composes():
         assert run.folder.parent.name == "learning_rates"
 
 
-def test_a_sweep_s_file_takes_several_values_beside_it():
-    assert len(plan.plan(["sweeps=smoke", "seed=0,1,2"])) == 6
-
-
 def test_a_folder_of_ones_own_is_known_and_a_search_cannot_be_listed(tmp_path: Path):
     new.new("task", "mine", tmp_path)
     runs = plan.plan(["--config-dir", str(tmp_path / "conf"), "-m", "task=mine,toy", "model=toy"])

@@ -3,8 +3,7 @@ import socket
 import pytest
 
 from iclgd.cli import status
-from iclgd.cli.sweep_record import VARIABLE, SweepRecord
-from iclgd.runs.execute import Ending, Outcome
+from iclgd.cli.sweep_record import SweepRecord
 from iclgd.runs.folder import RunFolder, State, Status
 from report_fixtures import write_run
 
@@ -76,18 +75,3 @@ def test_a_list_shows_what_varied_and_is_sorted_by_it(tmp_path, capsys):
     with pytest.raises(SystemExit):
         status.cli([str(tmp_path / "b"), "--sort", "colour"])
     assert "choose from run, state, started, took, task.shots, finetune.lr, seed" in capsys.readouterr().err
-
-
-def test_a_record_gathers_how_runs_ended(tmp_path, monkeypatch):
-    record = SweepRecord.begin(tmp_path, total=3)
-    assert SweepRecord.latest(tmp_path) == record and record.total() == 3
-    monkeypatch.setenv(VARIABLE, str(record.folder))
-    assert SweepRecord.current() == record
-    outcomes = [
-        Outcome(Ending.done, tmp_path / "a"),
-        Outcome(Ending.failed, tmp_path / "b", "why"),
-        Outcome(Ending.interrupted, tmp_path / "c"),
-    ]
-    for number, outcome in reversed([*zip((0, 1, 10), outcomes, strict=True)]):
-        record.write(number, outcome)
-    assert record.outcomes() == outcomes

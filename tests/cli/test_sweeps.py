@@ -5,7 +5,6 @@ import re
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from command_line import ROOT
@@ -91,14 +90,6 @@ def test_published_runs_have_the_published_seeds_and_rates():
     assert points["sst2", 0].task.shots == 32 and "1.3" in points["sst2", 0].model.name
     with pytest.raises(ConfigError, match="task=reviews has no published run"):
         typed(composed(["sweeps=paper_table2", "task=reviews"]))
-
-
-def test_a_sweep_s_name_is_its_folder():
-    config = composed(["sweeps=shots"], with_hydra=True)
-    OmegaConf.set_readonly(config.hydra, None)
-    HydraConfig.instance().set_config(config)
-    assert str(config.hydra.sweep.dir) == "outputs/shots"
-    assert str(composed(with_hydra=True).hydra.sweep.dir) == "outputs/multirun"
 
 
 @pytest.mark.filterwarnings("ignore")  # optuna's own, at import and of its samplers

@@ -124,13 +124,10 @@ class Recording:
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
-OPTIONAL_RECORDS = (
-    "context_scores",
-    "query_vectors",
-    "next_token_log_probs",
-    "option_is_greedy",
-    "block_output",
-    "context_mass",
+_OF_MECHANISMS = ("losses", "untouched_loss")
+# What is taken only where a score names it.
+OPTIONAL_RECORDS = tuple(
+    field.name for field in fields(Recording) if field.default is None and field.name not in _OF_MECHANISMS
 )
 
 

@@ -135,9 +135,6 @@ def _check_wording(task: Any) -> None:
             f"task {task.name} needs one of task.labels (words by label id), task.options or task.options_column "
             f"(multiple choice) and task.answer_column (open answers); it has {len(kinds) or 'none'}"
         )
-    repeated = sorted({word for word in task.labels if task.labels.count(word) > 1})
-    if repeated:
-        raise ConfigError(f"task.labels names {', '.join(repeated)} twice: every label needs a word of its own")
 
 
 def _check_trainable(trainable: Any) -> None:

@@ -16,7 +16,7 @@ from iclgd.runs.inputs import Inputs
 def run(config, folder, progress, prepared):
     advance = progress.stage("finetune", 5)
     for _ in range(5):
-        time.sleep(0.02 * config.finetune.epochs)
+        time.sleep(0.02 * (config.finetune.epochs - 1))
         advance()
     while os.path.exists(f"hold{config.seed}"):
         open(f"held{config.seed}", "w").close()
