@@ -10,13 +10,6 @@ import yaml
 from iclgd.common import paths
 from task_cases import write_jsonl
 
-CAPITALS = {
-    "France": "Paris", "Japan": "Tokyo", "Egypt": "Cairo", "Kenya": "Nairobi", "Norway": "Oslo", "Peru": "Lima",
-    "Spain": "Madrid", "Cuba": "Havana", "Greece": "Athens", "Canada": "Ottawa", "Chile": "Santiago", "Iran": "Tehran",
-    "Austria": "Vienna", "Poland": "Warsaw", "Ghana": "Accra", "Portugal": "Lisbon", "Ireland": "Dublin",
-    "Brazil": "Brasília", "Australia": "Canberra", "Hungary": "Budapest", "Finland": "Helsinki", "Nepal": "Kathmandu",
-    "Denmark": "Copenhagen", "Turkey": "Ankara",
-}  # fmt: skip
 ENDINGS = [
     ("She put the kettle on the stove and waited until the water", "boiled.", "sang a song about the sea and left."),
     ("He dropped the glass, and on the stone floor it", "broke into a hundred pieces.", "grew."),
@@ -34,25 +27,20 @@ ENDINGS = [
     ("She read the last page and closed the", "book.", "ocean with both of her hands."),
     ("In winter the lake freezes, and people go there to", "skate.", "swim in the warm water under palm trees."),
     ("The tailor measured the cloth and cut it with his", "scissors.", "neighbour."),
-    ("The wind blew the door shut, and it closed with a", "bang.", "recipe for soup."),
-    ("He planted the seeds in spring and in autumn he had", "pumpkins.", "forgotten how old Tuesday was."),
-    ("They built the fire too close to the tent, and the tent", "caught fire.", "learned to read."),
-    ("The road was covered with ice, and the lorry", "slid into the ditch.", "tasted of lemon."),
 ]
 
 
-def _claims(split: str) -> list[dict]:
-    lines = (paths.bundled_data_folder() / "entailment" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines[:8]]
+def _bundled(task: str, split: str, count: int) -> list[dict]:
+    lines = (paths.bundled_data_folder() / task / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[:count]]
 
 
 def _capitals() -> list[dict]:
-    names, countries = list(CAPITALS.values()), list(CAPITALS)
-    rows = []
-    for i, country in enumerate(countries):
-        options = [names[(i + step) % len(names)] for step in (5, 11, 17)]
-        options.insert(i % 4, CAPITALS[country])
-        rows.append({"country": country, "options": options, "answer": "ABCD"[i % 4]})
+    pairs, rows = _bundled("capitals", "train", 18), []
+    for i, pair in enumerate(pairs):
+        options = [pairs[(i + step) % len(pairs)]["output"] for step in (5, 11, 17)]
+        options.insert(i % 4, pair["output"])
+        rows.append({"country": pair["input"], "options": options, "answer": "ABCD"[i % 4]})
     return rows
 
 
@@ -86,8 +74,8 @@ TASKS = {
 def write_harness_tasks(folder: Path) -> dict[str, Path]:
     """The yaml of each task by name, with its rows beside it."""
     rows = {
-        "claims": (_claims("train"), _claims("test")),
-        "capitals": (_capitals()[:10], _capitals()[10:18]),
+        "claims": (_bundled("entailment", "train", 8), _bundled("entailment", "test", 8)),
+        "capitals": (_capitals()[:10], _capitals()[10:]),
         "endings": (_endings()[:8], _endings()[8:16]),
     }
     written = {}

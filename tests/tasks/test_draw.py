@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from configs import config as config_of
 from iclgd.common import paths, seeding
-from iclgd.config import ConfigError, as_dict
+from iclgd.config import as_dict
 from iclgd.config.enumerations import TaskSource, TrainingData
 from iclgd.runs.inputs import run_id
 from iclgd.tasks.draw import Pools, draw, label_shuffled
@@ -148,25 +147,12 @@ def test_published_seeds_draw_the_rows_that_they_always_drew(
     assert [int(example.text.split()[3]) for example in found.queries] == [859, 619, 662, 605, 153, 488]
 
 
-def test_permutations_are_those_of_the_published_code():
-    legacy = np.random.RandomState(3)
-    drawn = [legacy.permutation(32).tolist() for _ in range(5)]
-    assert [seeding.permuted(32, 3, p) for p in range(1, 5)] == drawn[1:]
-    assert seeding.permuted(4, 3, 0) == [0, 1, 2, 3]
-
-
 def test_one_split_for_both_never_asks_about_a_demonstration(tmp_path: Path):
     config = make_config(write_task(tmp_path, rows_of(20)), shots=8, eval_split="train")
     drawn = draw(config)
     assert len(drawn.queries) == 12 and not set(drawn.queries) & set(drawn.demonstrations)
     config.task.shots = 20
     with pytest.raises(DataError, match=r"train\.jsonl has no row left for a query: lower task\.shots"):
-        draw(config)
-
-
-def test_more_shots_than_rows_are_refused(tmp_path: Path):
-    config = make_config(write_task(tmp_path, rows_of(6)), shots=7)
-    with pytest.raises(ConfigError, match=r"task\.shots=7 is more than the 6 rows of .*train\.jsonl: lower it"):
         draw(config)
 
 
@@ -213,17 +199,6 @@ def test_other_task_trains_on_as_many_of_its_demonstrations(tmp_path: Path):
     file.write_text((paths.config_folder() / "task" / "headlines.yaml").read_text())
     own = {"data": TrainingData.other_task, "other_task": str(file)}
     assert draw(make_config(tmp_path, finetune=own, shots=6)).training == drawn.training
-
-
-@pytest.mark.parametrize("name", [None, "no_such_task", "../task/headlines"])
-def test_other_task_must_be_a_task(tmp_path: Path, name: str | None):
-    config = make_config(
-        write_task(tmp_path, rows_of(4)), finetune={"data": TrainingData.other_task, "other_task": name}
-    )
-    with pytest.raises(
-        ConfigError, match=r"finetune\.other_task=.* is not the name of a task: give one of .*headlines"
-    ):
-        draw(config)
 
 
 @pytest.mark.parametrize(
