@@ -168,7 +168,7 @@ def test_all_figures_are_drawn_at_once_and_follow_every_choice(tab):
     """Also those out of sight: a printed page lacked them."""
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
     expected = ["Mechanisms side by side", "Scores by layer", "Scores by learning rate"]
-    expected += ["Scores by layer and learning rate", "Gradient norms"]
+    expected += ["Scores by layer and learning rate", "Gradient norms (seed 0)"]
     assert titles == expected
     drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
     assert tab.evaluate(drawn) == [True] * 5
