@@ -14,7 +14,6 @@ from iclgd.common.printable import printable
 from iclgd.report.chart import TEXT_WIDTH, Figure
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
 from iclgd.results.run_tables import first_draws
-from iclgd.runs.schema import DamagedRun
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -65,10 +64,7 @@ def _others(results: Results, rows: Frame) -> list[str]:
 
 def _points(run: FinishedRun) -> Frame | None:
     """The run's queries and demonstrations as points with labels; None where they are not points with two labels."""
-    try:
-        prompts = run.prompts()
-    except DamagedRun:
-        return None
+    prompts = run.prompts()
     words = prompts.get("label_words") or []
     queries = [item["text"] for item in prompts["queries"]]
     if len(words) != 2 or len({_NUMBER.sub("#", text) for text in queries}) != 1 or len(set(queries)) < 9:

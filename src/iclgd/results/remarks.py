@@ -12,7 +12,7 @@ from iclgd.results.averages import Layers
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.runs.inputs import INPUTS, SETTINGS_OF_KIND, kind_of
-from iclgd.runs.schema import DamagedRun, read
+from iclgd.runs.schema import read
 from iclgd.runs.varying_keys import layer_ranges
 from iclgd.statistics import compare
 
@@ -133,7 +133,9 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
     names: dict[str, None] = {}
     for run in runs:
         settings = {**run.settings, "runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
-        for part, value in _inputs(run).items():
+        recorded = run.folder / INPUTS
+        inputs = read(recorded, dict[str, Any]) if recorded.exists() else {}
+        for part, value in inputs.items():
             prefixes = SETTINGS_OF_KIND.get(kind_of(part))
             if prefixes is None:
                 continue
@@ -147,11 +149,3 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
         f"not all of these runs were made from the same inputs: they differ in {', '.join([*names][:_MOST_NAMES])}"
         f"{more}; start the whole sweep again, which computes anew only what was made from other inputs"
     )
-
-
-def _inputs(run: FinishedRun) -> dict[str, Any]:
-    """The recorded inputs of a run; empty where it cannot be read."""
-    try:
-        return read(run.folder / INPUTS, dict[str, Any])
-    except DamagedRun:
-        return {}
