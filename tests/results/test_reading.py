@@ -99,7 +99,7 @@ def settings():
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_sweep_that_comes_upon_a_damaged_run_makes_it_again(name, settings, tmp_path):
     def experiment(_config, folder, *_):
-        folder.write_json("scores.json", {"sim_aou": {"mean": 0.125}})
+        folder.write("scores.json", {"sim_aou": {"mean": 0.125}})
         return {"sim_aou": {"mean": 0.125}}
 
     folder = write_run(tmp_path / "run", examples=4, layers=2)
