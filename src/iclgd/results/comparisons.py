@@ -6,12 +6,12 @@ they are equal in everything else, and draw by draw, so that what a draw adds to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from iclgd.config.enumerations import Role
 from iclgd.results.catalogue import Variant
@@ -123,9 +123,6 @@ def _by_seed(contender: Contender) -> Contender:
     rates = {seed: rate for (seed, _), rate in contender.rates.items()}
     values = {}
     for score, by_draw in contender.values.items():
-        by_seed: dict[Any, list[float]] = {}
-        for (seed, _), mean in by_draw.items():
-            if not math.isnan(mean):
-                by_seed.setdefault(seed, []).append(mean)
-        values[score] = {seed: float(np.mean(means)) for seed, means in by_seed.items()}
+        means: Any = pd.Series(by_draw, dtype=float).groupby(level=0).mean()
+        values[score] = means.dropna().to_dict()
     return replace(contender, rates=rates, values=values)

@@ -33,11 +33,11 @@ def remarks(results: Results) -> list[str]:
 
 
 def layer_notes(results: Results) -> list[str]:
-    """Sentences on headline scores whose means are not over all layers of the model, or not over the same ones."""
+    """Sentences on headline scores whose means are not over all layers, and on scores whose means share no layer."""
     rows: Any = results.rows
     rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane") & (rows["layer"] >= 0)]
     notes = []
-    for name in results.headline:
+    for name in results.scores:
         over: dict[tuple[Any, bool], set[tuple[tuple[int, ...], int]]] = {}  # layers of a mean, and how many there are
         for at, part in rows[rows["score"] == name].groupby("run"):
             if part["counted"].any():
@@ -45,11 +45,10 @@ def layer_notes(results: Results) -> list[str]:
                 layers = tuple(part["layer"][part["counted"]].tolist())
                 over.setdefault(compared, set()).add((layers, len(part)))
         groups = sorted(set().union(*over.values()), key=lambda group: (len(group[0]), group))
-        if all(len(layers) == total for layers, total in groups):
+        is_own = results.layers is Layers.common and any(len(own) > 1 for own in over.values())
+        if all(len(layers) == total for layers, total in groups) or not (is_own or name in results.headline):
             continue
-        rule = _RULES[results.layers]
-        if results.layers is Layers.common and any(len(own) > 1 for own in over.values()):
-            rule = "each run's own, since no layer has a value in every setting"
+        rule = "each run's own, since no layer has a value in every setting" if is_own else _RULES[results.layers]
         notes.append(f"Means of {results.scores[name].label} are over {_layers_in_words(groups)}: {rule}.")
     return notes
 
