@@ -10,7 +10,6 @@ A quoted number stands between two comments, the first of which names sweep, mec
 as `task.shots=4` behind it takes some of the runs. A quoted table has a row for each mechanism and a column for each of
 the scores, whose means stand in one cell where `+` joins them:
 `<!-- table ladder sim_aou recovered+accuracy/ft -->`. Of several sweeps, joined by commas, each has these columns.
-`<!-- conclusion ladder -->` has the last of the report's findings.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +35,6 @@ import chromium
 from iclgd.common.digests import digest_of_text
 from iclgd.report.chart import Figure
 from iclgd.report.figures import figures
-from iclgd.results.findings import findings
 from iclgd.results.frame import Results, overall
 from iclgd.results.planted_truths import ICL, TRUTH
 from iclgd.results.rates import summary_at_chosen_rates
@@ -48,7 +45,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS, PICTURES = ROOT / "docs", ROOT / "docs" / "pictures.json"
 QUOTED = re.compile(r"<!-- (\w+) (\w+) ([\w/]+)( mean)?( [\w.]+=\S+)? -->.*?<!-- -->", re.DOTALL)
 TABLE = re.compile(r"<!-- table ([\w,]+) ([\w/+ ]+) -->\n.*?<!-- -->", re.DOTALL)
-CONCLUSION = re.compile(r"<!-- conclusion (\w+) -->\n.*?<!-- -->", re.DOTALL)
 _TOY = "model=toy task=toy"
 _PLANTED = "'reference.name=${finetune.name}' reference.permutation=1"
 LONG = {
@@ -220,15 +216,9 @@ def with_numbers(text: str, outputs: Path) -> str:
         sweeps = [results for name in names.split(",") if (results := read(name)) is not None]
         if len(sweeps) < len(names.split(",")):
             return match[0]
-        return f"<!-- table {names} {columns} -->\n{table(sweeps, columns.split())}<!-- -->"
+        return f"<!-- table {names} {columns} -->\n\n{table(sweeps, columns.split())}\n<!-- -->"
 
-    def conclusion(match: re.Match[str]) -> str:
-        results = read(match[1])
-        if results is None:
-            return match[0]
-        return f"<!-- conclusion {match[1]} -->\n{textwrap.fill(f'*{findings(results)[-1]}*', 120)}\n<!-- -->"
-
-    return CONCLUSION.sub(conclusion, TABLE.sub(whole_table, QUOTED.sub(number, text)))
+    return TABLE.sub(whole_table, QUOTED.sub(number, text))
 
 
 def main() -> None:

@@ -66,17 +66,14 @@ def test_all_that_pictures_depend_on_is_in_their_digest(tmp_path, monkeypatch, n
     assert script.drawing_code() != before
 
 
-def test_quoted_tables_and_conclusions_are_those_of_the_runs_and_others_stay(tmp_path, monkeypatch):
+def test_quoted_tables_are_those_of_the_runs_and_others_stay(tmp_path, monkeypatch):
     made = results(("gd", "lcgd"), ("sim_aou", "sim_am_delta"))
     monkeypatch.setattr(script.Results, "read", lambda folders: made)
-    monkeypatch.setattr(script, "findings", lambda _: ["GD is nearest.", "In short."])
     (tmp_path / "mine").mkdir()
     text = "<!-- table mine sim_aou+sim_am_delta -->\nold\n<!-- -->\n<!-- table mine,other sim_aou -->\nx\n<!-- -->"
-    text = f"<!-- conclusion mine -->\n<!-- -->\n{text}"
     written = script.with_numbers(text, tmp_path)
     rows = made.summary[made.summary["layer"].isna()].set_index(["finetune.name", "score"])["mean"]
     cell = ", ".join(script.short(rows["lcgd", score], 2) for score in ("sim_aou", "sim_am_delta"))
-    assert f"| LCGD | demonstrations | {cell} |\n<!-- -->" in written and "old" not in written
-    assert "<!-- conclusion mine -->\n*In short.*\n<!-- -->" in written
+    assert f"| LCGD | demonstrations | {cell} |\n\n<!-- -->" in written and "old" not in written
     assert written.endswith("<!-- table mine,other sim_aou -->\nx\n<!-- -->")
     assert script.with_numbers(written, tmp_path) == written

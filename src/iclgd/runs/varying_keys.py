@@ -125,7 +125,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in config.items():
         if f"{prefix}{key}" in MAPPINGS:  # one value, since no two runs need have one key of it
-            keys[f"{prefix}{key}"] = value and json.dumps(value, sort_keys=True)
+            keys[f"{prefix}{key}"] = json.dumps(value, sort_keys=True) if value else None
         elif isinstance(value, Mapping):
             keys |= _flat(value, f"{prefix}{key}.")
         else:
