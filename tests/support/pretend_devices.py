@@ -50,6 +50,8 @@ class Placed(torch.Tensor):
 def _run(func, args, kwargs):
     tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
     places = {t.place if isinstance(t, Placed) else "cpu" for t in tensors if t.ndim or isinstance(t, Placed)}
+    if func is aten.cat.default and not any(t.any() for t in tensors if not isinstance(t, Placed)):
+        places -= {"cpu"}  # zeros that autograd fills in for parts of a chunk without a gradient
     if func in _INDEXED:  # PyTorch takes indices from the CPU
         places = {p for p in places if p != "cpu"} | ({"cpu"} if not isinstance(tensors[0], Placed) else set())
     if len(places) > 1 and func not in _COPIES:
