@@ -15,7 +15,7 @@ from mechanism_cases import FAMILIES, acted, assert_alike, bench, recording, sho
 from tiny_models import shared_model
 
 
-def attend_linearly(query, key, value, prefix, _now, rule):
+def attend_linearly(query, key, value, prefix, rule):
     """Attention without softmax: every visible key adds its score times its value."""
     own = torch.tril(query @ key.transpose(-1, -2) * rule.scale) @ value
     return own if prefix is None else own + (query @ prefix[0].transpose(-1, -2) * rule.scale) @ prefix[1]
@@ -45,7 +45,7 @@ def read_plainly(given):
         for place in range(count):
             outputs, prefix = {}, encode_prefix(given.model, given.context(only=place))
             with reading(given.model, Site.attention_output, layers, chosen, outputs):
-                forward(given.model, token_ids, AttentionPass(lengths=now.lengths, left=now.left, prefix=prefix))
+                forward(given.model, token_ids, AttentionPass(lengths=now.lengths, prefix=prefix))
             total = {layer: total[layer] + rows / count for layer, rows in outputs.items()}
         with rewriting(given.model, Site.attention_output, layers, chosen, lambda layer, _rows: total[layer]):
             yield

@@ -11,7 +11,6 @@ import torch
 from configs import config
 from iclgd.common.records import OPTIONAL_RECORDS, Item
 from iclgd.config import ConfigError
-from iclgd.config.enumerations import Padding
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.patches import ExactPatch, ridge_map, static_patch
 from iclgd.models.attention_pass import AttentionPass
@@ -139,14 +138,13 @@ def assert_alike(found, expected, tolerance):
         torch.testing.assert_close(found[key], value, rtol=0, atol=tolerance * value.abs().max().item())
 
 
-@pytest.mark.parametrize("padding", list(Padding))
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
-def test_a_recording_of_the_patched_model_scores_labels_as_icl_does(name, padding):
-    """Labels of several tokens too, in batches of any kind; only attention's own record differs."""
+def test_a_recording_of_the_patched_model_scores_labels_as_icl_does(name):
+    """Labels of several tokens too; only attention's own record differs."""
     model = shared_model(name)
     labels = ((5,), (6, 7), (6, 8, 9))
     asked = [Question(tuple(TOKENS[0].tolist()), labels), Question((36, 48, 60), labels), Question((13, 25), labels)]
-    plan = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=20, padding=padding)
+    plan = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=20)
     icl, zsl = record(model, asked, CONTEXT, plan), record(model, asked, (1,), plan)
     with intervening(model, ExactPatch(model, CONTEXT, exact())):
         found = record(model, asked, (1,), plan)

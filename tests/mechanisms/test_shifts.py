@@ -14,7 +14,7 @@ def test_a_constant_effect_of_context_is_recovered_by_its_mean(monkeypatch, site
     """Every visible key adds its value: what context adds to a query of one token is the same for all queries."""
     model = without_positions(3)
 
-    def attend(query, _key, value, prefix, _now, _rule):
+    def attend(query, _key, value, prefix, _rule):
         own = value.cumsum(2)
         return own if prefix is None else own + prefix[1].sum(2, keepdim=True)
 
@@ -35,7 +35,7 @@ def test_a_linear_effect_of_context_is_recovered_by_a_linear_shift(monkeypatch):
     model = without_positions(2)
     turn = torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def attend(_query, _key, value, prefix, _now, _rule):
+    def attend(_query, _key, value, prefix, _rule):
         return value if prefix is None or prefix[0].shape[2] == 1 else value + value @ turn
 
     monkeypatch.setattr(attention, "_attend", attend)

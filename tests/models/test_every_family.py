@@ -12,7 +12,7 @@ from families.__main__ import RESULTS
 from families.tiny import MODEL_TYPES, tiny_network
 from iclgd.common import paths
 from iclgd.config import ConfigError
-from iclgd.config.enumerations import Padding, Site
+from iclgd.config.enumerations import Site
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.models import interventions
 from iclgd.models.anatomy import UnsupportedModelError
@@ -86,7 +86,7 @@ CONTEXT, QUESTIONS = (1, *range(30, 43)), [Question((11, 23, 35, 47), ((5,), (6,
 def test_a_context_that_is_read_again_gives_what_one_query_at_a_time_gives(name):
     model = assemble(tiny_network(name), None)
     assert not model.shares_prefix
-    together = record(model, QUESTIONS, CONTEXT, RecordPlan(padding=Padding.left))
+    together = record(model, QUESTIONS, CONTEXT, RecordPlan())
     for place, question in enumerate(QUESTIONS):
         alone = record(model, [question], CONTEXT, RecordPlan()).attention_output[0]
         torch.testing.assert_close(together.attention_output[place], alone, rtol=1e-4, atol=1e-5)
@@ -134,6 +134,10 @@ def test_trained_parameters_of_layers_without_keys_and_values():
     mixing, others = ({i.layer for i in trained_parameters(by_turns, part, None)} for part in ("attention", "mlp"))
     assert (mixing, others) == ({0, 2}, {1, 3}), "what mixes tokens has the same path as the feed-forward part"
     assert [bool(paths) for paths in discovered(by_turns.anatomy).mlp] == [False, True, False, True]
+    as_bert = assemble(tiny_network("git"), None)  # attention's output projection lies beside it
+    names = {part: {item.name for item in trained_parameters(as_bert, part, (0,))} for part in ("attention", "mlp")}
+    assert "attention.output.dense.weight" in names["attention"] and "output.dense.weight" in names["mlp"]
+    assert not any(name.startswith("attention.") for name in names["mlp"])
 
 
 ON_KEYS_AND_VALUES = ("exact_patch", "static_patch", "one_shot_sum", "kv_prefix", "function_vector")

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from iclgd.config.enumerations import Padding
 from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.losses import _UnembeddedLoss
 from iclgd.metrics.updates import sim_aou
@@ -28,7 +27,7 @@ def assert_near(found, expected, tolerance):
 )
 def test_records_of_half_precision(family, dtype):
     exact = recorded(shared_model(family), "demonstrations")
-    found = recorded(shared_model(family, dtype), "demonstrations", padding=Padding.left)
+    found = recorded(shared_model(family, dtype), "demonstrations")
     for name in ("attention_output", "attention_scores", "label_scores", "query_vectors", "next_token_log_probs"):
         assert_near(getattr(found, name), getattr(exact, name), HALVES[dtype])
 

@@ -60,7 +60,8 @@ def _blocks(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         (name, module)
         for name, module in network.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) >= text.num_hidden_layers
-        if not any(part in name for part in ("vision", "audio", "encoder.layer", "experts"))
+        if name == "git.encoder.layer"
+        or not any(part in name for part in ("vision", "audio", "encoder.layer", "experts"))
     ]
     if not lists:
         raise LookupError("no list of blocks")
@@ -68,6 +69,16 @@ def _blocks(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _layer(network: PreTrainedModel, path: str, block: nn.Module) -> tuple[Any, ...]:
+    if network.config.model_type == "git":  # as BERT's
+        attention = f"{path}.attention.self"
+        return (
+            path,
+            (f"{path}.attention",),
+            attention,
+            ((f"{path}.attention.output.dense", 1.0),),
+            (f"{path}.intermediate", f"{path}.output"),
+            ((f"{attention}.key", None), (f"{attention}.value", None)),
+        )
     names = [name for name, _ in block.named_children()]
     mixers = [name for name in (*_OTHER_MIXERS, *_ATTENTION) if name in names]
     if not mixers:

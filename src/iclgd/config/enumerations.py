@@ -50,6 +50,5 @@ TrackingMode = StrEnum("TrackingMode", "offline online disabled")
 
 Placement = StrEnum("Placement", "single auto")
 Matmul = StrEnum("Matmul", "highest tf32")
-Padding = StrEnum("Padding", "none right left")
 CacheMode = StrEnum("CacheMode", "auto off")
 Rerun = StrEnum("Rerun", "never failed all")

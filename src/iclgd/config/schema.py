@@ -193,7 +193,6 @@ class RuntimeConfig:
     save_recordings: bool = False  # whether recordings.safetensors is kept
     figures: bool = False  # whether figures are drawn when the command ends
     batch_tokens: int | None = None  # tokens that share one forward pass; null: 512 on the CPU, 16384 on a GPU
-    padding: enums.Padding = enums.Padding.right  # sequences that share a batch; none: equal lengths only
     cache: enums.CacheMode = enums.CacheMode.auto  # whether runs share recordings
     cache_gb: float = 4.0  # the largest size of the shared recordings, in GB
     rerun: enums.Rerun = enums.Rerun.failed  # which runs of a repeated sweep run again; interrupted ones always do

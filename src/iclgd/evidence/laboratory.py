@@ -57,7 +57,6 @@ class Laboratory:
             optional=frozenset(name for name in OPTIONAL_RECORDS if f"{setting}.{name}" in self.wanted),
             at_first_label_token=protocol.record_at is RecordAt.first_label_token,
             batch_tokens=runtime.batch_tokens,
-            padding=runtime.padding,
             bos=len(self.prompts.bos),
             mean_label=self.config.task.length_normalised,
         )

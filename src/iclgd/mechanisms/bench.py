@@ -152,7 +152,6 @@ class Bench:
         return RecordPlan(
             optional=frozenset(optional),
             batch_tokens=runtime.batch_tokens,
-            padding=runtime.padding,
             bos=len(self.prompts.bos),
             mean_label=self.config.task.length_normalised,
         )

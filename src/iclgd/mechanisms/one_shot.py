@@ -68,7 +68,7 @@ def _from_single_demonstrations(bench: Bench, weights: Sequence[float], alone: f
 def _own(token_ids: Tensor, now: AttentionPass) -> list[Tokens]:
     """Each sequence's own tokens."""
     rows = zip(token_ids.tolist(), now.lengths.tolist(), strict=True)
-    return [tuple(row[-length:] if now.left else row[:length]) for row, length in rows]
+    return [tuple(row[:length]) for row, length in rows]
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def observed(
     """What happens at these rows of a batch when it is read after another prefix."""
     seen = Observed(rows)
     with watching(model, layers, seen):
-        forward(model, token_ids, AttentionPass(lengths=now.lengths, left=now.left, prefix=prefix))
+        forward(model, token_ids, AttentionPass(lengths=now.lengths, prefix=prefix))
     return seen
 
 

@@ -55,7 +55,7 @@ def recorded_attention(
         _record(now, layer, query, key, prefix, rule)
         if now.keep_keys:
             now.keys_and_values[layer] = (key, value)
-    return _attend(query, key, value, prefix, now, rule).transpose(1, 2).contiguous(), None
+    return _attend(query, key, value, prefix, rule).transpose(1, 2).contiguous(), None
 
 
 def precise(tensor: Tensor) -> Tensor:
@@ -130,21 +130,17 @@ def blank_unseen(
     width = own.shape[-1]
     lengths = now.lengths.to(own.device)[:, None]
     place = torch.arange(width, device=own.device)[None]
-    if now.left:
-        order = (place + width - lengths) % width
-        own = own.gather(2, order[:, None].expand_as(own))
     visible = (place < lengths) & reach.sees(before + lengths - 1, before + place)
     return own.masked_fill(~visible[:, None], float("nan"))
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, now: AttentionPass | None, rule: _Rule
+    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, rule: _Rule
 ) -> Float[Tensor, "example head token value_dim"]:
     before = 0 if prefix is None else prefix[0].shape[2]
-    padded = now is not None and now.left and int(now.lengths.min()) < key.shape[2]
-    plain = rule.softcap is None and rule.sink is None and not padded and not _one_each(prefix)
+    plain = rule.softcap is None and rule.sink is None and not _one_each(prefix)
     if not plain or rule.reach.hides(before + key.shape[2]):
-        return _attend_densely(query, key, value, prefix, now, rule)
+        return _attend_densely(query, key, value, prefix, rule)
     groups = query.shape[1] // key.shape[1]
     if prefix is None:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
@@ -199,9 +195,9 @@ def _one_each(prefix: KeyValues | None) -> bool:
 
 
 def _attend_densely(
-    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, now: AttentionPass | None, rule: _Rule
+    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, rule: _Rule
 ) -> Float[Tensor, "example head token value_dim"]:
-    """Attention with every score written out: for softcaps, sinks, windows, chunks and left padding."""
+    """Attention with every score written out: for softcaps, sinks, windows and chunks."""
     batch = query.shape[0]
     before = 0
     if prefix is not None:
@@ -210,12 +206,11 @@ def _attend_densely(
         value = torch.cat([prefix[1].expand(batch, -1, -1, -1), value], dim=2)
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    visible = visible_keys(query.shape[2], before, rule.reach, now, query.device)
+    visible = visible_keys(query.shape[2], before, rule.reach, query.device)
     if rule.softcap is None and rule.sink is None and _one_each(prefix):
-        shown = visible[:, None].expand(batch, 1, -1, -1)
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=shown, scale=rule.scale)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=rule.scale)
     scores = rule.scores(precise(query @ key.transpose(-1, -2)))
-    scores = scores.masked_fill(~visible[:, None], torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if rule.sink is not None:
         scores = torch.cat([scores, rule.sink.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], dim=-1)
     return scores.softmax(-1)[..., : key.shape[2]].to(value.dtype) @ value

@@ -19,10 +19,12 @@ Prefix = list[KeyValues] | tuple[int, ...]
 
 @dataclass
 class AttentionPass:
-    """One forward pass as attention sees it, and what attention leaves behind, by layer."""
+    """One forward pass as attention sees it, and what attention leaves behind, by layer.
+
+    Sequences are padded behind their own tokens, where nothing sees it.
+    """
 
     lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
-    left: bool = False  # whether padding stands on the left
     # what stands before every sequence: keys and values by layer, shared or one for each sequence, or, where these
     # cannot be shared, the tokens
     prefix: Prefix | None = None
@@ -63,8 +65,6 @@ class AttentionPass:
 
     def last(self, tokens: Float[Tensor, "example *head token rest"], axis: int) -> Tensor:
         """The slice at each sequence's last token along `axis`, whether or not the tokens before its own are there."""
-        if self.left:
-            return tokens.select(axis, -1)
         at = (self.lengths - 1).to(tokens.device)
         if self.read_again():
             at = at + tokens.shape[axis] - int(self.lengths.max())

@@ -33,7 +33,7 @@ def forward(
     _refuse_two_sides(model, now)
     watch: AbstractContextManager[None] = nullcontext()
     if not model.anatomy.interface:
-        watch = intercepted(model.anatomy, now, *token_ids.shape)
+        watch = intercepted(model.anatomy, now, len(token_ids))
     with attention_pass(now), watch:
         output = model.anatomy.body(input_ids=token_ids, **arguments)
     if sorted(now.calls) != sorted(model.anatomy.layer_of.values()):
@@ -68,11 +68,10 @@ def _refuse_two_sides(model: LanguageModel, now: AttentionPass) -> None:
         )
 
 
-def padded(sequences: Sequence[tuple[int, ...]], left: bool = False) -> Int[Tensor, "example token"]:
-    """Sequences as one batch, filled up to the longest with their own last token: behind them, or before."""
+def padded(sequences: Sequence[tuple[int, ...]]) -> Int[Tensor, "example token"]:
+    """Sequences as one batch, filled up to the longest with their own last token."""
     width = max(map(len, sequences))
-    filled = [(tokens[-1],) * (width - len(tokens)) for tokens in sequences]
-    return torch.tensor([fill + row if left else row + fill for row, fill in zip(sequences, filled, strict=True)])
+    return torch.tensor([tokens + (tokens[-1],) * (width - len(tokens)) for tokens in sequences])
 
 
 @torch.inference_mode()
@@ -94,15 +93,12 @@ def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> d
     batch, width = token_ids.shape
     before, lengths = now.prefix_length(), now.lengths.to(token_ids.device) + len(now.read_again())
     place = torch.arange(width, device=token_ids.device).expand(batch, width)
-    gap = width - lengths[:, None] if now.left else torch.zeros_like(lengths)[:, None]
     first = before if now.first_position is None else now.first_position
-    positions = first + (place - gap).clamp(min=0)
-    if not now.left:  # padding stands behind, where nothing sees it; keep its positions inside the window
-        positions = positions.minimum(first + lengths[:, None] - 1)
+    positions = (first + place).minimum(first + lengths[:, None] - 1)  # padding's stay inside the window
     if model.anatomy.interface:  # all tokens count, or transformers takes positions of padding for packed sequences
         arguments = {"attention_mask": torch.ones_like(token_ids), "position_ids": positions, "use_cache": False}
         return arguments if model.anatomy.layer_of else _known_to(model, arguments)
-    own = (place >= gap) & (place < gap + lengths[:, None])
+    own = place < lengths[:, None]
     seen = torch.ones(batch, before, dtype=torch.bool, device=token_ids.device)
     arguments: dict[str, Any] = {"attention_mask": torch.cat([seen, own], dim=1).long(), "use_cache": now.keep_keys}
     if "position_ids" in inspect.signature(model.anatomy.body.forward).parameters:

@@ -19,14 +19,13 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
 from iclgd.models.attention import blank_unseen, precise, record_context
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.interventions import hooks
-from iclgd.models.reach import Reach, visible_keys
+from iclgd.models.reach import Reach
 from iclgd.models.tracing import BADDBMM, PRODUCTS, SOFTMAX
 
 
@@ -111,32 +110,10 @@ class _Watch(TorchFunctionMode):
 
 
 @contextmanager
-def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int, width: int) -> Iterator[None]:
+def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int) -> Iterator[None]:
     """Within this block, every attention module's scores are recorded into `now`."""
     watch = _Watch(anatomy, now, batch)
     entries = [(module, partial(watch.enter, layer)) for module, layer in anatomy.layer_of.items()]
     with hooks(entries, [(module, watch.leave) for module in anatomy.layer_of]):
-        with watch, _windows_without_padding(anatomy, now, width):
+        with watch:
             yield
-
-
-@contextmanager
-def _windows_without_padding(anatomy: Anatomy, now: AttentionPass, width: int) -> Iterator[None]:
-    """Within this block, local layers do not count padding between prefix and own tokens as distance.
-
-    GPT-Neo reads a local layer's mask [1, 1, row, key] from a buffer by place, so such padding would narrow its window.
-    """
-    local: list[Any] = [each for each in anatomy.layer_of if getattr(each, "attention_type", None) == "local"]
-    before, masks = now.prefix_length(), [module.bias for module in local]
-    if not local or not now.left or not before:
-        yield
-        return
-    reach = Reach(window=cast(Any, anatomy.network.config).window_size)
-    try:
-        for module, mask in zip(local, masks, strict=True):
-            visible = visible_keys(width, before, reach, now, mask.device)
-            module.bias = functional.pad(visible, (0, 0, before, 0))[:, None]
-        yield
-    finally:
-        for module, mask in zip(local, masks, strict=True):
-            module.bias = mask

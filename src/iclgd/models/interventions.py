@@ -159,11 +159,9 @@ def last_tokens(now: AttentionPass, width: int) -> Bool[Tensor, "example token"]
 def own_tokens(
     now: AttentionPass, width: int, first: Int[Tensor, " example"], end: Int[Tensor, " example"] | None = None
 ) -> Bool[Tensor, "example token"]:
-    """Each sequence's own tokens from `first` on, up to `end` if given; both are counted without padding."""
-    lengths = now.lengths.cpu()
-    start = width - lengths if now.left else torch.zeros_like(lengths)
-    position = torch.arange(width)[None] - start[:, None]
-    return (position >= first[:, None]) & (position < (lengths if end is None else end)[:, None])
+    """Each sequence's own tokens from `first` on, up to `end` if given."""
+    position = torch.arange(width)[None]
+    return (position >= first[:, None]) & (position < (now.lengths.cpu() if end is None else end)[:, None])
 
 
 def rewriting(

@@ -1,4 +1,4 @@
-"""How far back tokens see: windows, chunks and padding, read from the mask rule that transformers hands to layers."""
+"""How far back tokens see: windows and chunks, read from the mask rule that transformers hands to layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.attention_pass import AttentionPass
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,7 @@ def mask_reach(
     raise UnsupportedModelError("the attention mask is neither causal nor a window or chunks of it")
 
 
-def visible_keys(
-    width: int, before: int, reach: Reach, now: AttentionPass | None, device: torch.device
-) -> Bool[Tensor, "example token key"]:
-    """Which keys each own token may see; positions are counted without padding."""
-    token = torch.arange(width, device=device)
-    row, column = token[:, None], torch.arange(-before, width, device=device)[None]
-    if now is None or not now.left:
-        return reach.sees(before + row, before + column)[None]
-    gap = (width - now.lengths.to(device))[:, None, None]  # padding between prefix and own tokens
-    seen = reach.sees(before + row - gap, before + column - torch.where(column < 0, 0, gap))
-    return seen & ((column >= gap) | (column < 0))
+def visible_keys(width: int, before: int, reach: Reach, device: torch.device) -> Bool[Tensor, "token key"]:
+    """Which keys each own token may see, behind `before` tokens of a prefix."""
+    token = torch.arange(before, before + width, device=device)
+    return reach.sees(token[:, None], torch.arange(before + width, device=device)[None])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iclgd.common.records import Recording
-from iclgd.config.enumerations import Padding, Site
+from iclgd.config.enumerations import Site
 from iclgd.models.attention_pass import AttentionPass, Prefix
 from iclgd.models.forward import encode_prefix, forward, padded
 from iclgd.models.interventions import at_site, entered
@@ -44,7 +44,6 @@ class RecordPlan:
     at_first_label_token: bool = False
     # how many own tokens share a pass, halved when memory runs out; None: what suits the device
     batch_tokens: int | None = None
-    padding: Padding = Padding.right  # how sequences of unequal length share a batch
     bos: int = 0  # how many tokens stand first in every context and are none of it
     # score options of several tokens by the mean log-probability of their tokens, else by the sum
     mean_label: bool = True
@@ -72,7 +71,7 @@ def record(
     """Run every question after `context` and record it (Deutch et al. 2024, sec. 2).
 
     The context's keys and values are computed once and shared by all questions. Where layers keep more than those (a
-    state, a convolution), the context is read again for each question, and sequences are padded on the right.
+    state, a convolution), the context is read again for each question.
 
     Args:
         model: the model, which is left as it was.
@@ -90,7 +89,7 @@ def record(
     budget = plan.batch_tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ON_GPU)
     waiting = sorted(probes, key=lambda probe: -len(probe.token_ids))  # memory runs out early if at all
     while waiting:
-        batch = _batch(waiting, plan.padding, budget)
+        batch = waiting[: max(1, budget // len(waiting[0].token_ids))]
         try:
             _run_batch(model, batch, prefix, plan, collected)
         except RuntimeError as error:
@@ -133,13 +132,6 @@ def _probes(questions: Sequence[Question], plan: RecordPlan) -> list[_Probe]:
     return probes
 
 
-def _batch(waiting: Sequence[_Probe], padding: Padding, budget: int) -> list[_Probe]:
-    """The first of those that wait, longest first, as many as the token budget takes; one at least."""
-    width = len(waiting[0].token_ids)
-    batch = list(waiting[: max(1, budget // width)])
-    return [probe for probe in batch if len(probe.token_ids) == width] if padding is Padding.none else batch
-
-
 def _run_batch(
     model: LanguageModel,
     batch: Sequence[_Probe],
@@ -149,7 +141,6 @@ def _run_batch(
 ) -> None:
     now = AttentionPass(
         lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
-        left=plan.padding is Padding.left and model.shares_prefix,
         prefix=prefix,
         keep_context="context_scores" in plan.optional,
         mass_from=plan.bos if "context_mass" in plan.optional else None,
@@ -157,7 +148,7 @@ def _run_batch(
         query_lengths=torch.tensor([probe.query_length for probe in batch]),
         questions=tuple(probe.example for probe in batch),
     )
-    token_ids = padded([probe.token_ids for probe in batch], now.left)
+    token_ids = padded([probe.token_ids for probe in batch])
     blocks: dict[int, Tensor] = {}
     wants_blocks = "block_output" in plan.optional
     watch = _last_outputs(model, Site.block_output, now, blocks) if wants_blocks else nullcontext()
@@ -227,7 +218,7 @@ def _score_options(
     """Log-probabilities are needed at the query's last token, and behind it for labels of several tokens."""
     rows, places, first = [], [], []
     for row, probe in enumerate(batch):
-        start = probe.query_length - 1 + (hidden.shape[1] - len(probe.token_ids) if now.left else 0)
+        start = probe.query_length - 1
         reach = max((len(option) for _, option in probe.options), default=1)
         first.append(len(rows))
         rows += [row] * reach

@@ -140,16 +140,14 @@ def _check_prefix_and_padding(model: LanguageModel, tokens: Tensor, expected: Te
     rows = [tuple(tokens[_PREFIX : _PREFIX + length].tolist()) for length in lengths.tolist()]
     alone = AttentionPass(lengths=torch.tensor([_PREFIX + 2]))
     forward(model, tokens[None, : _PREFIX + 2], alone)
-    for left, side in ((False, "right"), (True, "left"))[: 2 if model.shares_prefix else 1]:
-        now = AttentionPass(lengths=lengths, prefix=prefix, left=left)
-        last = now.last(forward(model, padded(rows, left), now), 1)
-        logits = model.anatomy.unembed(last)
-        ends = expected[_PREFIX + lengths - 1]
-        agree(model, "a shared prefix changes the logits", logits[0], ends[0])
-        agree(model, f"padding on the {side} changes the logits", logits[1], ends[1])
-        for layer in model.anatomy.layer_of.values():
-            what = f"padding on the {side} changes the scores in layer {layer}"
-            agree_scores(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
+    now = AttentionPass(lengths=lengths, prefix=prefix)
+    logits = model.anatomy.unembed(now.last(forward(model, padded(rows), now), 1))
+    ends = expected[_PREFIX + lengths - 1]
+    agree(model, "a shared prefix changes the logits", logits[0], ends[0])
+    agree(model, "padding changes the logits", logits[1], ends[1])
+    for layer in model.anatomy.layer_of.values():
+        what = f"padding changes the scores in layer {layer}"
+        agree_scores(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
 
 
 def _beyond_every_window(model: LanguageModel) -> tuple[Int[Tensor, " token"], Tensor] | None:

@@ -26,7 +26,7 @@ LOOKS = {
 _ICL = dataclasses.asdict(ReferenceConfig())
 _MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
 OWN_CODE = "code of iclgd"
-_ROUNDING = ("placement", "device_map", "max_memory", "matmul", "batch_tokens", "padding")  # of runtime
+_ROUNDING = ("placement", "device_map", "max_memory", "matmul", "batch_tokens")  # of runtime
 # What tells apart whether a run was repeated elsewhere from whether it is another run.
 CIRCUMSTANCES = ("version", "device", "dtype", "code")
 # The kind of an input is the first word of its name. Each kind may differ between runs whose settings of these differ.
