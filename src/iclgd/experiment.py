@@ -30,7 +30,7 @@ from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.progress import Progress
 from iclgd.tasks.encoding import encode
-from iclgd.tasks.prompts_json import as_json
+from iclgd.tasks.notes import as_json
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from iclgd.evidence.preparation import Session, prepare
 from iclgd.runs import source_code
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.inputs import Inputs
-from iclgd.tasks.draw import Pools, read_pool
+from iclgd.tasks.draw import read_pool
 
 SHOTS, ROWS = 4, 16
 METRIC = "def far(icl, ft, zsl):\n    return (icl - ft).norm(dim=-1)\n"
@@ -103,7 +103,7 @@ def test_a_mechanism_that_cannot_be_imported_is_refused_before_a_run_has_a_folde
 
 def test_the_runs_of_a_command_read_a_tasks_rows_once(folder, monkeypatch):
     session, reads = Session(), []
-    module = sys.modules[Pools.__module__]
+    module = sys.modules[read_pool.__module__]
     monkeypatch.setattr(module, "read_pool", lambda config: reads.append(1) or read_pool(config))
     chosen = [(), ("seed=1", "task.shots=2"), ("task.description=Label.",), ("finetune.lr=0.2",)]
     parts = [prepare(run(*overrides), session).inputs.parts for overrides in chosen]

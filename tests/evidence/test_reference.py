@@ -29,7 +29,7 @@ from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import Progress
 from iclgd.tasks.draw import draw
 from iclgd.tasks.encoding import encode
-from iclgd.tasks.prompts_json import as_json
+from iclgd.tasks.notes import as_json
 
 TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=4", "finetune.other_task=toy_other")
 ALL = (

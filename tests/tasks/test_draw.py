@@ -18,7 +18,7 @@ from iclgd.common import paths, seeding
 from iclgd.config import as_dict
 from iclgd.config.enumerations import TaskSource, TrainingData
 from iclgd.runs.inputs import run_id
-from iclgd.tasks.draw import Pools, draw, label_shuffled
+from iclgd.tasks.draw import draw, label_shuffled, shared_pool
 from iclgd.tasks.examples import DataError, Example
 from task_cases import HUB_ROWS, make_config, rows_of, write_jsonl, write_task
 
@@ -205,10 +205,10 @@ def test_other_task_trains_on_as_many_of_its_demonstrations(tmp_path: Path):
     "override", ["task.shots=4", "task.queries=5", "task.query_seed=2", "task.permutation=1", "task.labels_noise=0.5"]
 )
 def test_examples_that_another_run_read_are_those_of_the_run(override):
-    pools = Pools()
-    pools.read(config_of("task=capitals", "metric=[accuracy]"))
+    pools = {}
+    shared_pool(config_of("task=capitals", "metric=[accuracy]"), pools)
     changed = config_of("task=capitals", "metric=[accuracy]", override)
-    assert draw(changed, pool=pools.read(changed)) == draw(changed)
+    assert draw(changed, pool=shared_pool(changed, pools)) == draw(changed)
 
 
 def test_words_that_yaml_reads_as_no_text_can_be_remapped():

@@ -15,7 +15,7 @@ from iclgd.config import ConfigError
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError, Example
-from iclgd.tasks.prompts_json import as_json
+from iclgd.tasks.notes import as_json
 from task_cases import from_json
 from tiny import SENTENCES, tiny_tokenizer
 

@@ -15,7 +15,7 @@ from iclgd.config.enumerations import OnLeak
 from iclgd.tasks.draw import draw
 from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError
-from iclgd.tasks.prompts_json import as_json
+from iclgd.tasks.notes import as_json
 from task_cases import make_config, rows_of, write_task
 from tiny import tiny_tokenizer
 

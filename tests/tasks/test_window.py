@@ -14,7 +14,7 @@ from iclgd.config.enumerations import DropFrom, OnOverflow, RecordAt
 from iclgd.tasks.draw import Drawn
 from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError
-from iclgd.tasks.prompts_json import as_json
+from iclgd.tasks.notes import as_json
 from task_cases import from_json
 
 

@@ -17,8 +17,8 @@ from iclgd.models.files import dtype_name, layers_of, model_inputs
 from iclgd.runs.environment import computing_versions
 from iclgd.runs.inputs import LOOKS, OWN_CODE, Inputs, digest, run_id
 from iclgd.runs.source_code import measuring_code, user_code
-from iclgd.tasks.draw import Drawn, Pools, draw, inputs_of
-from iclgd.tasks.examples import Example
+from iclgd.tasks.draw import Drawn, draw, inputs_of, shared_pool
+from iclgd.tasks.examples import Example, Pool
 
 _LINE = re.compile(r", (?:line|row) \d+$")
 
@@ -27,7 +27,7 @@ _LINE = re.compile(r", (?:line|row) \d+$")
 class Session:
     """What the runs of one command share within a process."""
 
-    pools: Pools = field(default_factory=Pools)
+    pools: dict[str, Pool] = field(default_factory=dict)
     # what the last finetuning left, by its key: a sweep compares the same one with one truth after another
     learned: dict[str, Any] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ def prepare(config: Config, session: Session | None = None) -> Prepared:
     """
     refuse_missing_layers(config)
     session = session or Session()
-    pool = session.pools.read(config)
+    pool = shared_pool(config, session.pools)
     drawn, reference, compared = draw(config, pool=pool), None, None
     others: dict[str, Config] = {}  # by part, the run with another variant that numbers come from
     rows = dict(_rows(config, drawn))

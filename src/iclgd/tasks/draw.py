@@ -72,21 +72,15 @@ def _pool(task: TaskConfig, data_dir: str | None) -> Pool:
     return _remapped(pool, task.remap) if task.remap else pool
 
 
-class Pools:
-    """Reads the examples of each task once for all runs of a command; the last few tasks are kept."""
-
-    def __init__(self) -> None:
-        self._pools: dict[str, Pool] = {}
-
-    def read(self, config: Config) -> Pool:
-        """As `read_pool`."""
-        task = {name: value for name, value in vars(config.task).items() if name not in _DRAWING}
-        key = repr([task, config.paths.data_dir])
-        if key not in self._pools:
-            if len(self._pools) == _MOST_POOLS:
-                del self._pools[next(iter(self._pools))]
-            self._pools[key] = read_pool(config)
-        return self._pools[key]
+def shared_pool(config: Config, pools: dict[str, Pool]) -> Pool:
+    """As `read_pool`, once for all runs of a command: `pools` keeps those of the last few tasks."""
+    task = {name: value for name, value in vars(config.task).items() if name not in _DRAWING}
+    key = repr([task, config.paths.data_dir])
+    if key not in pools:
+        if len(pools) == _MOST_POOLS:
+            del pools[next(iter(pools))]
+        pools[key] = read_pool(config)
+    return pools[key]
 
 
 def _remapped(pool: Pool, remap: Mapping[str, str]) -> Pool:

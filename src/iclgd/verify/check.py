@@ -31,7 +31,7 @@ from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, Inputs, kind_of
 from iclgd.runs.progress import Progress
 from iclgd.runs.schema import State, Status, recorded_config
 from iclgd.tasks.encoding import encode
-from iclgd.tasks.prompts_json import as_json
+from iclgd.tasks.notes import as_json
 from iclgd.verify.naive import Naive
 
 TOLERANCE = 1e-3  # of each value, by the program's own way, in float32 on the processor that made the run
