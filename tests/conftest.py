@@ -1,5 +1,6 @@
 """Shapes and types of every annotated function are checked while tests run; nothing is fetched from a hub."""
 
+import functools
 import logging
 import os
 import runpy
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import vl_convert
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,6 +21,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if os.environ.get("ICLGD_TYPE_CHECKS") != "0":
     install_import_hook("iclgd", "type_checking.checked")
 
+
+# The scripts of a report's page are the same for every page, and take seconds to put together.
+vl_convert.javascript_bundle = functools.cache(vl_convert.javascript_bundle)
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
