@@ -126,10 +126,9 @@ def held_out_coverage(repeats: int) -> Iterator[tuple[str, float]]:
         generator, covered = numpy_stream(label, 0), 0
         for _ in range(repeats):
             values = (truth + noise * generator.standard_normal((draws, rates))).tolist()
-            found = held_out({draw: dict(enumerate(row)) for draw, row in enumerate(values)})
-            assert found is not None
-            expected = np.mean([truth[int(found.chosen[draw])] for draw in found.values])
-            interval = draws_interval(list(found.values.values()), chosen=True)
+            chosen = held_out({draw: dict(enumerate(row)) for draw, row in enumerate(values)})
+            expected = np.mean([truth[int(rate)] for rate in chosen.values()])
+            interval = draws_interval([values[draw][int(rate)] for draw, rate in chosen.items()], chosen=True)
             covered += interval.low <= expected <= interval.high
         yield label, covered / repeats
 
@@ -166,10 +165,9 @@ def chosen_rate_bias(draws: int, repeats: int, noise: float, rates: int = 7) -> 
         scores: Mapping[int, Mapping[float, float]] = {
             i: dict(zip(grid, row, strict=True)) for i, row in enumerate(values.tolist())
         }
-        found = held_out(scores)
-        assert found is not None
-        expected = [truth[grid.index(found.chosen[draw])] for draw in found.values]
-        bias["held out"].append(float(np.mean(list(found.values.values())) - np.mean(expected)))
+        chosen = held_out(scores)
+        expected = [truth[grid.index(rate)] for rate in chosen.values()]
+        bias["held out"].append(float(np.mean([scores[draw][chosen[draw]] for draw in chosen]) - np.mean(expected)))
         best = int(values.mean(0).argmax())
         bias["best of those shown"].append(float(values.mean(0)[best] - truth[best]))
     return {name: float(np.mean(values)) for name, values in bias.items()}

@@ -106,22 +106,21 @@ def _threads(runtime: RuntimeConfig, needs: Estimate) -> Iterator[None]:
 
 def _describe(folder: RunFolder, lab: Laboratory, needs: Estimate) -> None:
     """Write what the run shows to the model, and on what it is made."""
-    folder.write_json("prompts.json", as_json(lab.prompts, lab.planted_prompts))
+    folder.write("prompts.json", as_json(lab.prompts, lab.planted_prompts))
     facts = _environment(lab.model, lab.config.runtime)
     notes = [*lab.prompts.notes, *lab.window_notes()]
     for note in notes:
         log.info("%s", note)
     notes = [*facts["notes"], *notes]
-    folder.write_json("environment.json", {**facts, "estimate": asdict(needs), "notes": notes})
+    folder.write("environment.json", {**facts, "estimate": asdict(needs), "notes": notes})
     if patch := source_patch():
-        folder.write_text("source.patch", patch)
+        folder.write("source.patch", patch)
 
 
 def _write(folder: RunFolder, lab: Laboratory, evidence: Evidence, output: Output) -> None:
     """Write the run's results."""
     for name, content in output.files.items():
-        write = folder.write_table if name.endswith(".parquet") else folder.write_json
-        write(name, content)
+        folder.write(name, content)
     if output.facts["unstable"]:
         log.warning("%s is unstable: %s", lab.config.finetune.name, output.facts["unstable_because"])
     folder.note(**output.facts)

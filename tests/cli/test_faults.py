@@ -76,7 +76,7 @@ def test_a_disk_that_fills_up_in_a_sweep_fails_its_runs_and_the_same_command_men
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "write_json", full)
+        patched.setattr(RunFolder, "write", full)
         assert command.run(["-m", "seed=0,1"]).code == 1
     told = capsys.readouterr()
     assert "2 failed" in told.out and told.err.count("No space left on device") >= 2

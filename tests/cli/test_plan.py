@@ -22,7 +22,7 @@ def test_a_plan_lists_runs_and_counts_those_done_and_refused(tmp_path: Path, cap
     finished = RunFolder(runs[0].folder)
     with finished.claim():
         finished.start(finished.path.name)
-        finished.write_yaml("config.yaml", as_dict(config(*TOY)))
+        finished.write("config.yaml", as_dict(config(*TOY)))
         finished.finish()
     capsys.readouterr()
     assert main(["--dry-run", *arguments]) == 2

@@ -16,8 +16,6 @@ from iclgd.config import Config, ConfigError
 from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
-from iclgd.mechanisms.finetuning import Loop, training_sequences
-from iclgd.mechanisms.parameters import layer_norms, trainable, trained_parameters
 from iclgd.metrics import measure, required_inputs
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load
@@ -124,31 +122,6 @@ def test_without_finetuning_no_update_has_a_direction():
     assert torch.equal(found.evidence.recordings["ft"].label_scores, found.evidence.recordings["zsl"].label_scores)
 
 
-def test_matched_norms_match_on_every_demonstration_and_directions_stay():
-    run, model, prompts = prepared("finetune=lcgd")
-    sequences = training_sequences(prompts, run.finetune.loss_on, run.protocol.step)
-    trained = trained_parameters(model, run.finetune.trainable, None)
-    names = ("gd", "lcgd", "gd_norm_matched", "lcgd_norm_matched", "random_direction")
-    with trainable(trained) as before:
-        loops = {name: Loop(model, config(*TOY, f"finetune={name}"), trained, before) for name in names}
-        loops["random_direction"].noise = torch.Generator().manual_seed(0)
-        for sequence in sequences[:6]:
-            gradients = {name: loop.gradient([sequence])[1] for name, loop in loops.items()}
-            norms = {name: layer_norms(trained, found, model.layers) for name, found in gradients.items()}
-            torch.testing.assert_close(norms["lcgd_norm_matched"], norms["gd"], rtol=1e-5, atol=0)
-            torch.testing.assert_close(norms["gd_norm_matched"], norms["lcgd"], rtol=1e-5, atol=0)
-            torch.testing.assert_close(norms["random_direction"], norms["lcgd"], rtol=1e-5, atol=0)
-            assert ((norms["lcgd"] / norms["gd"] - 1).abs() > 0.01).any()
-            for name in ("gd", "lcgd"):
-                for own, matched in zip(gradients[name], gradients[f"{name}_norm_matched"], strict=True):
-                    assert torch.cosine_similarity(own.flatten(), matched.flatten(), dim=0) > 1 - 1e-5
-            for own, drawn in zip(gradients["lcgd"], gradients["random_direction"], strict=True):
-                assert torch.cosine_similarity(own.flatten(), drawn.flatten(), dim=0).abs() < 0.1
-            with torch.no_grad():  # another place in weight space for the next one
-                for item in trained:
-                    item.parameter.mul_(1.02)
-
-
 def test_random_directions_score_nothing_on_average():
     """One draw of directions may lie anywhere, the same way for all queries: only draws average out."""
     for name in ("sim_aou", "sim_am_delta"):
@@ -195,26 +168,6 @@ def test_controls_train_on_what_they_say():
 def test_another_task_has_to_be_another():
     with pytest.raises(ConfigError, match="other_task"):
         toy("finetune=other_task", "finetune.other_task=toy")
-
-
-def test_a_full_batch_is_one_step_on_the_mean_gradient():
-    run, model, prompts = prepared("finetune=full_batch")
-    trained = trained_parameters(model, run.finetune.trainable, None)
-    sequences = training_sequences(prompts, run.finetune.loss_on, run.protocol.step)
-    with trainable(trained) as before:
-        loop = Loop(model, run, trained, before)
-        singles = [loop.gradient([sequence])[1] for sequence in sequences]
-    mean = [torch.stack(parts).mean(0) for parts in zip(*singles, strict=True)]
-    trace = toy("finetune=full_batch").evidence.trace
-    assert trace.demonstrations == (-1,) and len(trace.losses) == 1
-    torch.testing.assert_close(trace.gradient_norms[0], layer_norms(trained, mean, model.layers), rtol=1e-4, atol=0)
-    rate = torch.tensor(run.finetune.lr)
-    torch.testing.assert_close(trace.update_norms, rate * trace.gradient_norms[0], rtol=1e-3, atol=0)
-
-
-def test_low_rank_changes_have_that_rank():
-    assert toy("finetune=low_rank").evidence.trace.update_ranks.tolist() == [4] * 4
-    assert (toy("finetune=gd").evidence.trace.update_ranks > 12).all()
 
 
 @pytest.mark.parametrize("variant", ["gd", "lcgd", "full_batch", "adam", "low_rank", "lcgd_norm_matched"])

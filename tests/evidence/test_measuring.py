@@ -14,6 +14,7 @@ from families.tiny import tiny_network as of_family
 from iclgd.config import ConfigError
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Layer0
+from iclgd.evidence.facts import random_update
 from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
 from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
@@ -32,6 +33,7 @@ from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
 from iclgd.tasks.encoding import _bos
 from learning_cases import learning, prompts
+from tiny import tiny_tokenizer
 from tiny_models import RECORDABLE, shared_model, tiny_model
 
 BLIND = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "olmo2", "phi", "phi3"}
@@ -64,18 +66,6 @@ def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(famil
     assert torch.equal(seen.attention_output, icl.attention_output), "only scores are blind"
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2"])
-def test_float64_is_recorded_and_learned_in_float64(family):
-    exact, single = tiny_model(family, dtype=torch.float64), shared_model(family)
-    traces = []
-    for model in (exact, single):
-        with finetuned(model, prompts(), learning(objective="lcgd", lr=0.05)) as trace:
-            traces.append(trace)
-    torch.testing.assert_close(traces[0].losses, traces[1].losses, rtol=1e-4, atol=1e-4)
-    hidden = torch.randn(3, exact.network.config.hidden_size, dtype=torch.float64)
-    assert exact.anatomy.unembed(hidden).dtype is torch.float64
-
-
 def test_a_context_on_one_side_of_longropes_window_and_a_prompt_on_the_other_are_refused():
     config = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     model = tiny_model("phi3", rope_scaling=config, original_max_position_embeddings=16)
@@ -87,24 +77,22 @@ def test_a_context_on_one_side_of_longropes_window_and_a_prompt_on_the_other_are
         forward(model, torch.arange(3, 10)[None], beyond)
 
 
-class FakeTokenizer:
-    """A tokenizer whose bos is the token <s>."""
-
-    bos_token: str | None = "<s>"
-
-    def __call__(self, text, **options):
-        raise NotImplementedError
-
-    def get_vocab(self):
-        return {"<s>": 7}
-
-
 def test_bos_is_the_tokenizers_unless_something_else_is_said():
-    tokenizer = FakeTokenizer()
-    assert _bos("auto", tokenizer) == (7,) and _bos(None, tokenizer) == ()
+    tokenizer = tiny_tokenizer()
+    assert _bos("auto", tokenizer) == (tokenizer.bos_token_id,) and _bos(None, tokenizer) == ()
     tokenizer.bos_token = None
     assert _bos("auto", tokenizer) == ()
     assert config_of("model=hf", "model.name=x").model.bos == "auto"
+
+
+def test_random_update_is_gaussian_or_uniform():
+    shape = torch.Size((50, 3, 32))
+    gaussian = random_update(shape, learning())
+    uniform = random_update(shape, learning("protocol.random_update=uniform"))
+    assert abs(gaussian.mean()) < 0.05 and abs(gaussian.std() - 1) < 0.05
+    assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.02
+    assert torch.equal(uniform, random_update(shape, learning("protocol.random_update=uniform")))
+    assert not torch.equal(gaussian, random_update(shape, learning("seed=1")))
 
 
 def test_seeds_of_pretrained_weights_are_no_draws():

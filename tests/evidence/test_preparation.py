@@ -178,7 +178,7 @@ def test_rows_layers_and_models_are_refused_by_name(folder):
 
 def outcome(*overrides: str) -> Outcome:
     def experiment(config, folder, progress, prepared):
-        folder.write_json("scores.json", {"sim_aou": {"mean": time.time()}})
+        folder.write("scores.json", {"sim_aou": {"mean": time.time()}})
         return folder.read_json("scores.json")
 
     return execute(run(*overrides), Path("run"), experiment, prepare)
@@ -285,7 +285,7 @@ def test_the_rows_that_were_digested_are_those_that_the_experiment_gets(folder):
     def experiment(config, folder, progress, prepared):
         reword("data/mine/train.jsonl", "train", "practice")()
         shown.extend(prepared.drawn.demonstrations)
-        folder.write_json("scores.json", {})
+        folder.write("scores.json", {})
         return {}
 
     shown = []

@@ -285,11 +285,7 @@ def test_the_noise_of_a_truth_is_not_the_candidates():
 
 
 def test_a_static_patch_of_some_layers_has_no_change_in_the_others():
-    run = config(*TOY, "finetune=static_patch", "finetune.layers=1", "metric=weight_cosine", "runtime.cache=off")
-    model = load(run.model, run.runtime)
-    prompts = encode(draw(run), run, model.tokenizer, model.window)
-    lab = Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress(), prepare(run))
-    values = measure(run.metric.scores, gather(lab))["weight_cosine"].values
+    values = scores("finetune=static_patch", "finetune.layers=1", "metric=weight_cosine")["weight_cosine"]
     assert values[0].isnan().all() and (values[1] - 1).abs().max() < 1e-4  # its own change, up to rounding
 
 

@@ -190,11 +190,6 @@ def hooked(network: PreTrainedModel) -> object:
     return network
 
 
-def patched(network: PreTrainedModel) -> object:
-    network.model.layers[1].mlp.forward = torch.zeros_like
-    return network
-
-
 def switched_off(network: PreTrainedModel) -> object:
     model = adapted(network)
     model.base_model.disable_adapter_layers()
@@ -215,24 +210,11 @@ def rescaled(network: PreTrainedModel) -> object:
     return network
 
 
-def replaced(network: PreTrainedModel) -> object:
-    network.model.layers[0].mlp.act_fn = torch.nn.Tanh()
-    return network
-
-
-def test_a_run_is_not_found_for_a_model_that_computes_something_else_since(here: Path, toy: Any):
-    api.run(model=toy[0], tokenizer=toy[1], **TINY)
-    with pytest.raises(ConfigError, match="computes something else than its config and weights say"):
-        api.run(model=hooked(toy[0]), tokenizer=toy[1], **TINY)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (hooked, "computes something else than its config and weights say"),
-        (patched, "computes something else than its config and weights say"),
         (rescaled, "computes something else than its config and weights say"),
-        (replaced, "computes something else than its config and weights say"),
         (switched_off, "computes something else than its config and weights say"),
         (prompted, r"the adapters \(PROMPT_TUNING\) cannot be merged"),
         (injected, "belong to no part of the model"),

@@ -4,7 +4,7 @@ import pytest
 from accelerate import dispatch_model
 
 from iclgd.models import placement
-from iclgd.models.anatomy import dissect
+from iclgd.models.discovery import discover
 from iclgd.models.loading import assemble
 from placement_cases import FAMILIES, dealt_out, everything, furthest, placed_model, plain
 from pretend_devices import pretending
@@ -36,12 +36,12 @@ def test_weights_that_wait_on_disk_give_the_same_numbers(family, tmp_path):
     alone = everything(assemble(tiny_network(family), None))
     network = tiny_network(family)
     names = {module: name for name, module in network.named_modules()}
-    blocks = {names[block]: "disk" for block in dissect(network).blocks[1:]}
+    blocks = {names[block]: "disk" for block in discover(network)[0].blocks[1:]}
     others = {name: "cpu" for name in dealt_out(network, ["cpu"]) if name not in blocks}
     model = assemble(dispatch_model(network, {**others, **blocks}, offload_dir=str(tmp_path)), None)
-    assert model.anatomy.part(1, model.anatomy.family.projection).weight.is_meta
+    assert model.anatomy.output_projection(1).weight.is_meta
     assert furthest(alone, everything(model))[0] < 1e-5
-    assert model.anatomy.part(1, model.anatomy.family.projection).weight.is_meta
+    assert model.anatomy.output_projection(1).weight.is_meta
 
 
 def test_an_unembedding_that_waits_on_disk_is_read_for_each_use(tmp_path):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import itertools
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from iclgd.report import __main__ as command
-from iclgd.report import console, formats, tables
+from iclgd.report import console
 from iclgd.results.frame import Results
-from iclgd.results.reading import ReportError
 from report_fixtures import write_run
 
 
@@ -75,27 +73,11 @@ def test_numbers_are_whole_where_many_settings_leave_little_room(tmp_path):
     assert ["another-long-name", "gd", "0.105", "0.155", "80.0%", "70.0%"] in rows
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "said"),
-    [((0.8, 0.8, 0.7), "does not beat zero-shot"), ((0.7, 0.8, 0.7), "is within chance"), ((0.5, 0.8, 0.7), None)],
-)
-def test_words_where_icl_does_not_beat_zero_shot(tmp_path, accuracy, said):
-    text = " ".join(_printed(console.table([write_run(tmp_path / "run", accuracy=accuracy)])).split())
-    assert (said in text) if said else ("zero-shot" not in text)
-
-
 def test_markup_in_names_stays_text(tmp_path):
     run = write_run(tmp_path / "run", task="[red]x[/red]\x1b[31m\u202e", variant="[bold]")
     text = _printed(console.table([run]))
     assert "[red]x[/red]" in text and "[bold]" in text
     assert "\x1b" not in text and "\u202e" not in text
-
-
-def test_nothing_finished_is_said(tmp_path):
-    write_run(tmp_path / "failed", state="failed")
-    with pytest.raises(ReportError, match=r"no finished run in .*failed.*iclgd-status"):
-        console.table([tmp_path / "failed"])
-    assert command.cli([str(tmp_path)]) == 2 and command.cli([str(tmp_path / "nowhere")]) == 2
 
 
 def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
@@ -135,18 +117,3 @@ def test_layers_are_shown_and_asked_for_as_one_types_them(tmp_path):
 def test_nowhere_to_write_is_said(first_look, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert command.cli([str(first_look), "--out", str(tmp_path / "file" / "out")]) == 2
-
-
-def test_a_sweep_over_layers_shots_and_rates_is_seen_everywhere(tmp_path):
-    for seed, (layers, shots, lr) in itertools.product(
-        range(2), itertools.product(("all", "0-1"), (2, 4), (0.01, 0.1))
-    ):
-        folder = tmp_path / "sweep" / f"{layers}{shots}{lr}{seed}"
-        write_run(folder, shots=shots, lr=lr, seed=seed, layers=2, examples=3, finetune={"layers": layers})
-    heads, keys = ["shots", "layers", "lr"], {"task.shots", "finetune.layers", "finetune.lr"}
-    assert any(set(heads) < set(line.split()) for line in _printed(console.table([tmp_path])).splitlines())
-    results = Results.read([tmp_path])
-    assert set(results.varied) == keys and len(results.settings) == 8
-    assert {*keys, "seed"} < set(results.frame) and set(results.frame["seed"]) == {0, 1}
-    summary = formats.to_markdown(tables.summary(results)).splitlines()
-    assert all(head in summary[2] for head in heads) and len([line for line in summary if line.startswith("|")]) == 10

@@ -122,8 +122,6 @@ def test_prompts_are_headed_by_names_and_cut_where_long(tmp_path):
     assert [name for name, right in queries[0]["marks"] if right] and not [r for _, r in queries[59]["marks"] if r]
     facts = page._facts(results)
     assert facts["tasks"] == ["my_own", "reviews"] and "unknown" not in facts.get("git revisions", [])
-    (tmp_path / "1" / "prompts.json").write_text("{")
-    assert "prompts.json cannot be read" in page.render(results, [], [], "t")
 
 
 def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, hostile):
@@ -168,7 +166,7 @@ def test_all_figures_are_drawn_at_once_and_follow_every_choice(tab):
     """Also those out of sight: a printed page lacked them."""
     titles = tab.evaluate("[...document.querySelectorAll('.figure h3')].map((h) => h.textContent)")
     expected = ["Mechanisms side by side", "Scores by layer", "Scores by learning rate"]
-    expected += ["Scores by layer and learning rate", "Gradient norms"]
+    expected += ["Scores by layer and learning rate", "Gradient norms (seed 0)"]
     assert titles == expected
     drawn = "[...document.querySelectorAll('.figure')].map((f) => f.querySelectorAll('svg.marks path').length > 3)"
     assert tab.evaluate(drawn) == [True] * 5

@@ -47,14 +47,6 @@ def test_each_draw_stands_at_the_rate_that_the_others_choose(tmp_path):
     assert held == {(seed, None): runs["gd", GOOD, seed].mean("sim_am_delta") for seed in range(3)}
 
 
-def test_a_draw_does_not_choose_its_own_rate(tmp_path):
-    for seed, lucky in enumerate((0.0, 0.0, 1.0)):
-        write_run(tmp_path / f"a{seed}", lr=LOW, seed=seed, shift=0.1, scores=FEW)
-        write_run(tmp_path / f"b{seed}", lr=HIGH, seed=seed, shift=lucky, scores=FEW)
-    among, _, _ = found(Results.read([tmp_path]))
-    assert among["gd"].rates == {(0, None): HIGH, (1, None): HIGH, (2, None): LOW} and among["gd"].at_edge
-
-
 def test_numbers_at_chosen_rates_by_hand(tmp_path, monkeypatch):
     undefined = {0: (), 1: ("sim_am_delta", "random"), 2: ("sim_am_delta",), 3: ("sim_am_delta", "random")}
     for seed, lucky in enumerate((0.0, 0.0, 1.0, 0.0)):
@@ -84,14 +76,6 @@ def test_numbers_at_chosen_rates_by_hand(tmp_path, monkeypatch):
     assert rows.loc[("gd", "sim_aou"), ["mean", "rates"]].tolist() == [told["mean"], told["rates"]]
     assert rows.loc[("gd", "sim_aou"), ["unstable", "diverged", "examples"]].tolist() == [0, 0, "all"]
     assert rows["layer"].isna().all() and rows.loc[("lcgd", "sim_aou"), "mean"] == pytest.approx(0.2)
-
-
-def test_a_rate_with_a_draw_that_diverged_cannot_be_chosen(tmp_path):
-    for seed in range(3):
-        write_run(tmp_path / f"a{seed}", lr=GOOD, seed=seed, diverged=seed == 2, shift=1.0, scores=FEW)
-        write_run(tmp_path / f"b{seed}", lr=LOW, seed=seed, scores=FEW)
-    among, _, _ = found(Results.read([tmp_path]))
-    assert set(among["gd"].rates.values()) == {LOW} and among["gd"].tried == (LOW, GOOD)
 
 
 def test_an_unstable_run_has_scores_but_neither_chooses_nor_compares(tmp_path):

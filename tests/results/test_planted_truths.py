@@ -88,15 +88,6 @@ def test_anchored_is_a_share_of_the_anchors_and_moves_with_them():
     assert math.isnan(anchored(near(0.15, 0.01), near(0.02, 0.01), near(0.02, 0.01)).mean)
 
 
-def test_the_interval_of_anchored_covers_what_it_should():
-    noise, covered = np.random.default_rng(1), 0
-    for _ in range(300):
-        icl, floor, planted = (pd.Series(level + 0.05 * noise.normal(size=8)) for level in (0.3, 0.1, 0.7))
-        found = anchored(icl, floor, planted)
-        covered += found.low <= 0.2 / 0.6 <= found.high
-    assert covered >= 0.92 * 300
-
-
 def test_intervals_at_chosen_rates_are_wider():
     noise = np.random.default_rng(0)
     value = {(t, c, d): (0.5 if t == c else 0.1) + 0.01 * noise.normal() for t in ("icl", *NAMES) for c in NAMES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
 import report_fixtures
@@ -10,7 +9,7 @@ from configs import config
 from iclgd.cli import status
 from iclgd.report.__main__ import cli as report
 from iclgd.results.frame import Results
-from iclgd.results.reading import ReportError, read_run
+from iclgd.results.reading import ReportError
 from iclgd.runs.execute import Ending, execute
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.schema import State
@@ -100,7 +99,7 @@ def settings():
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_sweep_that_comes_upon_a_damaged_run_makes_it_again(name, settings, tmp_path):
     def experiment(_config, folder, *_):
-        folder.write_json("scores.json", {"sim_aou": {"mean": 0.125}})
+        folder.write("scores.json", {"sim_aou": {"mean": 0.125}})
         return {"sim_aou": {"mean": 0.125}}
 
     folder = write_run(tmp_path / "run", examples=4, layers=2)
@@ -120,14 +119,3 @@ def test_a_run_in_two_sweeps_counts_once(tmp_path):
     assert len(results) == 1 and folder.name == "0123456789ab" and reason.startswith("is the same run as")
     with pytest.raises(ReportError, match="is not a folder"):
         Results.read([tmp_path / "nowhere"])
-
-
-def test_single_queries_that_cannot_be_read_are_said_and_cost_no_run(tmp_path, caplog):
-    run = write_run(tmp_path / "run", examples=4, layers=2)
-    assert read_run(run).values["sim_aou"].shape == (4, 2)
-    table = pd.read_parquet(run / "scores.parquet")
-    for damaged in (table.rename(columns={"layer": "depth"}), pd.concat([table, table])):
-        damaged.to_parquet(run / "scores.parquet")
-        assert read_run(run).values == {}
-    (run / "scores.parquet").write_bytes(b"PAR1")
-    assert read_run(run).values == {} and caplog.text.count("single queries are not shown") == 3

@@ -29,7 +29,7 @@ def settings():
 def score(value):
     def experiment(config, folder, progress, prepared):
         experiment.calls += 1
-        folder.write_json("scores.json", {"sim_aou": {"mean": value}})
+        folder.write("scores.json", {"sim_aou": {"mean": value}})
         return {"sim_aou": {"mean": value}}
 
     experiment.calls = 0
@@ -130,7 +130,7 @@ def test_two_at_once_compute_once(tmp_path, settings, caplog):
     def slow(config, folder, progress, prepared):
         calls.append(threading.get_ident())
         wait_until(lambda: caplog.text.count("waiting for it") == 2)
-        folder.write_json("scores.json", {})
+        folder.write("scores.json", {})
         return {}
 
     def start():
@@ -154,8 +154,8 @@ def test_killed_at_every_write_a_run_is_never_taken_for_done_and_the_next_start_
 ):
     def experiment(config, folder, progress, prepared):
         progress.stage("stage", 1)()
-        folder.write_json("scores.json", {"sim_aou": {"mean": 0.5}})
-        folder.write_text("figures/a.txt", "x" * 1000)
+        folder.write("scores.json", {"sim_aou": {"mean": 0.5}})
+        folder.write("figures/a.txt", "x" * 1000)
 
     def killed_at(moment, path):
         writes = itertools.count(1)
@@ -194,7 +194,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_fails_the_run_and_the_next_start_mends_it(small_disk, settings):
     def big(config, folder, progress, prepared):
-        folder.write_text("scores.json", " " * 100_000 + "{}")
+        folder.write("scores.json", ["x" * 100_000])
         return {}
 
     outcome = execute(settings, small_disk / "a", big)

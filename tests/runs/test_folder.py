@@ -33,9 +33,9 @@ def run(tmp_path):
 
 def finish(run):
     run.start("abc")
-    run.write_json("scores.json", {"sim_aou": {"mean": 0.5}})
-    run.write_yaml("config.yaml", {"seed": 0})
-    run.write_table("scores.parquet", pd.DataFrame({"layer": [0, 1], "value": [0.5, np.nan]}))
+    run.write("scores.json", {"sim_aou": {"mean": 0.5}})
+    run.write("config.yaml", {"seed": 0})
+    run.write("scores.parquet", pd.DataFrame({"layer": [0, 1], "value": [0.5, np.nan]}))
     run.finish()
 
 
@@ -64,14 +64,14 @@ def test_leftovers_are_deleted_when_they_are_old_enough(tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(run, monkeypatch):
-    run.write_json("scores.json", {"a": {"mean": 1}})
+    run.write("scores.json", {"a": {"mean": 1}})
 
     def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
-        run.write_json("scores.json", {"a": {"mean": 2}})
+        run.write("scores.json", {"a": {"mean": 2}})
     assert run.read_json("scores.json") == {"a": {"mean": 1}}
     assert os.listdir(run.path) == ["scores.json"]
 
@@ -160,7 +160,7 @@ def test_a_clock_that_jumps_changes_neither_state_nor_duration(run, monkeypatch)
     monkeypatch.setattr(folder, "_utc_now", lambda: "1970-01-01T00:00:00+00:00")
     with run.claim():
         assert run.state() is State.running
-    run.write_json("scores.json", {})
+    run.write("scores.json", {})
     run.finish()
     assert 0 <= run.status().seconds < 60 and run.is_done()
 

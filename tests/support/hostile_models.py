@@ -193,6 +193,7 @@ CASES: dict[str, Case] = {
     ),
     "quantised by its word": Case(config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by gptq"),
     "code of its own": Case(both(code, config(auto_map=AUTO_MAP), tokens(auto_map=AUTO_MAP)), None),
+    "code of an unknown family": Case(both(code, config(model_type="mine", auto_map=AUTO_MAP)), "of the family 'mine'"),
     "weights named by the config": Case(
         config(transformers_weights="../outside/model.safetensors"), "from elsewhere .transformers_weights"
     ),

@@ -42,9 +42,9 @@ def arrange(function, mutants, class_name):
 
 
 def room(data):
-    """metrics, learning or statistics; a file of another folder is a room of its own."""
+    """metrics, mechanisms or statistics; a file of another folder is a room of its own."""
     folder, name = data.path.parts[-2:]
-    return folder if folder in ("metrics", "learning", "statistics") else f"{folder}/{name}"
+    return folder if folder in ("metrics", "mechanisms", "statistics") else f"{folder}/{name}"
 
 
 def sample(per_room):

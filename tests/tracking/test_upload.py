@@ -107,17 +107,6 @@ def test_only_a_whole_recording_replaces_the_older(tmp_path: Path, monkeypatch, 
     assert UploadState.read(folder).finished_at == ("2026-01-01" if whole else "2025-01-01")
 
 
-def test_what_needs_sending() -> None:
-    offline, online = settings().tracking, settings(**ONLINE).tracking
-    assert UploadState().needs_sending(offline, "today")
-    state = UploadState("one", "today", "/iclgd", "offline")
-    assert not state.needs_sending(offline, "today")
-    assert state.needs_sending(offline, "computed again")
-    assert state.needs_sending(online, "today")
-    assert state.needs_sending(settings(project="another").tracking, "today")
-    assert not UploadState("one", "today", "/iclgd", "online").needs_sending(offline, "today")
-
-
 def test_a_retried_run_keeps_its_id_and_each_sweep_has_its_own(tmp_path: Path, monkeypatch) -> None:
     folders, ids = [finished_run(tmp_path / name / "run") for name in ("a", "b")], []
     use_run(monkeypatch, FakeRun(tmp_path, RuntimeError()))

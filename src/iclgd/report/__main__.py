@@ -21,13 +21,14 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("iclgd").setLevel(logging.INFO)
     from iclgd.results.reading import ReportError  # here, as in `write`, so that --help is quick
+    from iclgd.runs.schema import DamagedRun
 
     try:
         lines = write(options)
         with pipe_may_close():
             sys.stdout.write("".join(f"{line}\n" for line in lines))
         return 0
-    except ReportError as error:
+    except (ReportError, DamagedRun) as error:
         log.error("iclgd-report: %s", error)
     except OSError as error:
         log.error("iclgd-report: cannot be written: %s; name another folder with --out or --export-records", error)

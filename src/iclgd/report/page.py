@@ -22,7 +22,6 @@ from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.results.remarks import remarks
 from iclgd.runs import varying_keys
-from iclgd.runs.schema import DamagedRun
 
 _HERE = Path(__file__).parent
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
@@ -115,11 +114,7 @@ def _prompts(results: Results) -> Iterator[dict[str, Any]]:
     for run in results:
         runs.setdefault(results.setting_text({key: run.settings.get(key) for key in keys}) or run.name, run)
     for name, run in list(runs.items())[:_MOST_PROMPTS]:
-        try:
-            content = run.prompts()
-        except DamagedRun:
-            yield {"name": name, "lists": {}, "left": 0}
-            continue
+        content = run.prompts()
         words = content.get("label_words") or []
         lists = {
             kind: [_item(item, words) for item in content[kind][:_MOST_ITEMS]] for kind in ("demonstrations", "queries")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -14,13 +14,12 @@ from iclgd.common.printable import printable
 from iclgd.report.chart import TEXT_WIDTH, Figure
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
 from iclgd.results.run_tables import first_draws
-from iclgd.runs.schema import DamagedRun
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
     from iclgd.results.reading import FinishedRun
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = r"-?\d+(?:\.\d+)?"
 _ACROSS, _MOST_RUNS = 4, 60  # maps in a row; runs that are read, unless there are more settings
 _FIXED = {"zsl": "Zero-shot", "icl": "ICL"}  # settings that are the same for every mechanism
 _TRUTH = "The task"
@@ -65,28 +64,18 @@ def _others(results: Results, rows: Frame) -> list[str]:
 
 def _points(run: FinishedRun) -> Frame | None:
     """The run's queries and demonstrations as points with labels; None where they are not points with two labels."""
-    try:
-        prompts = run.prompts()
-    except DamagedRun:
-        return None
+    prompts = run.prompts()
     words = prompts.get("label_words") or []
-    queries = [item["text"] for item in prompts["queries"]]
-    if len(words) != 2 or len({_NUMBER.sub("#", text) for text in queries}) != 1 or len(set(queries)) < 9:
+    items = [(kind, item["text"], item["label"]) for kind in ("queries", "demonstrations") for item in prompts[kind]]
+    texts: Frame = pd.DataFrame(items, columns=["about", "text", "label"])
+    points: Frame = texts["text"].str.extract(rf"(?P<x>{_NUMBER}).*?(?P<y>{_NUMBER})", flags=re.DOTALL).astype(float)
+    queries = texts["text"][texts["about"] == "queries"]
+    is_form_shared = queries.str.replace(_NUMBER, "#", regex=True).nunique() == 1
+    if len(words) != 2 or not is_form_shared or queries.nunique() < 9 or points.isna().any(axis=None):
         return None
-    kinds = [_with_position(prompts[kind], kind) for kind in ("queries", "demonstrations")]
-    if any(len(one["x"].dropna()) < len(one) for one in kinds):
-        return None
-    points = pd.concat(kinds, ignore_index=True)
+    points = points.assign(label=texts["label"].astype(float), about=texts["about"])
     points.attrs["label"] = words[1]
     return points
-
-
-def _with_position(items: Sequence[Mapping[str, Any]], kind: str) -> Frame:
-    """The first two numbers of each text, NaN where there are not two."""
-    numbers = [list(map(float, _NUMBER.findall(item["text"])[:2])) for item in items]
-    pairs = np.array([pair if len(pair) == 2 else [np.nan, np.nan] for pair in numbers]).reshape(-1, 2)
-    labels = [float(item["label"]) for item in items]
-    return pd.DataFrame({"x": pairs[:, 0], "y": pairs[:, 1], "label": labels, "about": kind})
 
 
 def _maps(results: Results, run: FinishedRun, points: Frame, scores: Mapping[str, str]) -> Frame:

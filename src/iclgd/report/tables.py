@@ -67,7 +67,8 @@ def summary(
     records.sort(key=lambda r: [order[r[k]] if k == SCORE else results.rank(k, r[k]) for k in (*down, *across)])
     heads, cells = pivot((_texts(results, down, r), _texts(results, across, r), r) for r in records)
     draws = any(record["draws"] > 1 or excluded(record) for record in records)
-    uneven = _over_different_layers(records)
+    layers: Any = frame[frame["layers"] > 0].groupby(SCORE)["layers"].nunique()
+    uneven = set(layers.index[layers > 1])
     lines: list[Row] = []
     for label, row in cells.items():
         counts = (_draws(results, row.values()),) * draws
@@ -99,13 +100,6 @@ def undefined_notes(results: Results, records: Sequence[Mapping[str, Any]]) -> l
     counts = {name: sum(r["undefined"] for r in records if r[SCORE] == name) for name in results.scores}
     labels = {name: printable(results.scores[name].label) for name in counts}
     return [f"{labels[name]}: {n:,} undefined values, left out of the mean" for name, n in counts.items() if n]
-
-
-def _over_different_layers(records: Sequence[Mapping[str, Any]]) -> set[str]:
-    layers: dict[str, set[int]] = {}
-    for record in records:
-        layers.setdefault(record[SCORE], set()).add(record["layers"])
-    return {name for name, counts in layers.items() if len(counts - {0}) > 1}
 
 
 def _number(score: ScoreInfo, record: Mapping[str, Any], interval: bool = True) -> str:

@@ -70,10 +70,10 @@ def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
             by_name[name] = Variant(
                 name=name,
                 label=_label(name, config, by_name),
-                role=_member(Role, config.get("role"), Role.variant),
+                role=Role(config.get("role") or Role.variant),
                 order=config.get("order", 50),
                 color=config.get("color"),
-                sees=_member(Sees, config.get("sees"), Sees.demonstrations),
+                sees=Sees(config.get("sees") or Sees.demonstrations),
                 against=config.get("against"),
             )
     return {one.name: one for one in sorted(by_name.values(), key=lambda one: (one.order, one.name))}
@@ -98,9 +98,9 @@ def _score(name: str, config: Mapping[str, Any], others: Mapping[str, ScoreInfo]
         label=_label(name, config, others),
         limits=(float(low), float(high)),
         headline=bool(config.get("headline")),
-        better=_member(Better, config.get("better"), Better.higher),
+        better=Better(config.get("better") or Better.higher),
         share=bool(config.get("share")),
-        digits=max(2, min(config.get("digits") or 3, 9)),
+        digits=config.get("digits") or 3,
         learned=not inputs or any(path.partition(".")[0] in _LEARNED for path in inputs.values()),
         inputs=inputs,
         function=str(config.get("function") or ""),
@@ -112,7 +112,3 @@ def _label(name: str, config: Mapping[str, Any], others: Mapping[str, Variant | 
     label = printable(str(config.get("label") or name), 40)
     taken = any(other.label == label for other in others.values())
     return f"{label} ({printable(name, 40)})" if taken else label
-
-
-def _member(kind: Any, value: Any, otherwise: Any) -> Any:
-    return kind(value) if value in list(kind) else otherwise

@@ -6,20 +6,21 @@ they are equal in everything else, and draw by draw, so that what a draw adds to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from iclgd.config.enumerations import Role
 from iclgd.results.catalogue import Variant
 from iclgd.results.frame import Results
 from iclgd.results.rates import Contender
-from iclgd.statistics import Comparison, design_power, holm_corrected
+from iclgd.statistics import Comparison, draws_to_detect, holm_corrected, smallest_difference
 
 _WEIGHTS = "model.weights"
+_TARGET = 0.05  # a difference worth finding
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,24 @@ def power_text(differences: Sequence[Difference]) -> str:
     if not differences:
         return ""
     results = [result for difference in differences for result in difference.results.values()]
-    spreads = [result.spread for result in results]
-    if not any(spread > 0 for spread in spreads):
+    spreads = [result.spread for result in results if result.spread > 0]
+    if not spreads:
         if max(result.draws for result in results) > 1:
             return "The draws do not differ at all, so that nothing follows for draws not made."
         return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
-    power = design_power(spreads, min(result.draws for result in results if result.draws), tests=len(results))
-    count = f"{power.tests} comparison{'s' if power.tests > 1 else ''}"
-    text = f"With {power.draws} draws and {count}, differences between draws spread by {power.spread:.3f} (median)."
+    draws, spread = min(result.draws for result in results if result.draws), float(np.median(spreads))
+    alpha = 0.05 / len(results)  # Holm's first step
+    count = f"{len(results)} comparison{'s' if len(results) > 1 else ''}"
+    text = f"With {draws} draws and {count}, differences between draws spread by {spread:.3f} (median)."
     if any(len(one.tried) > 1 for difference in differences for one in (difference.first, difference.second)):
         text += " That includes the error which choosing rates on these draws adds."
-    if power.draws < 5:
+    if draws < 5:
         text += " With fewer than 5 draws no comparison is marked."
     else:
-        text += (
-            f" A true difference of {power.smallest:.3f} would be marked four times in five; smaller ones may not be."
-        )
-    return text + (f" To mark ± {power.target:g} takes about {max(power.needed, 5)} draws." if power.needed else "")
+        smallest = smallest_difference(spread, draws, alpha)
+        text += f" A true difference of {smallest:.3f} would be marked four times in five; smaller ones may not be."
+    needed = max(draws_to_detect(_TARGET, spread, alpha), 5)
+    return f"{text} To mark ± {_TARGET:g} takes about {needed} draws."
 
 
 def _pairs(results: Results, among: Sequence[Contender]) -> Iterator[tuple[Contender, Contender, str]]:
@@ -121,9 +123,6 @@ def _by_seed(contender: Contender) -> Contender:
     rates = {seed: rate for (seed, _), rate in contender.rates.items()}
     values = {}
     for score, by_draw in contender.values.items():
-        by_seed: dict[Any, list[float]] = {}
-        for (seed, _), mean in by_draw.items():
-            if not math.isnan(mean):
-                by_seed.setdefault(seed, []).append(mean)
-        values[score] = {seed: float(np.mean(means)) for seed, means in by_seed.items()}
+        means: Any = pd.Series(by_draw, dtype=float).groupby(level=0).mean()
+        values[score] = means.dropna().to_dict()
     return replace(contender, rates=rates, values=values)

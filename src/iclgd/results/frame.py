@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import html
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from iclgd.results.averages import COLUMNS, Layers, by_draw, over_draws, over_la
 from iclgd.results.catalogue import ScoreInfo, Variant
 from iclgd.results.reading import FinishedRun, ReportError, read_runs, rows_of, with_missing_layers
 from iclgd.runs import varying_keys
-from iclgd.runs.schema import DamagedRun
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 SEES = "finetune.sees"  # what a mechanism may look at
@@ -251,9 +249,8 @@ class Results:
         numbers: dict[int, set[int]] = {}
         for run in self.runs:
             if run.config["task"].get("on_overflow") == OnOverflow.drop:
-                with suppress(DamagedRun):
-                    used = len(run.prompts()["demonstrations"])
-                    numbers.setdefault(run.settings["task.shots"], set()).add(used)
+                used = len(run.prompts()["demonstrations"])
+                numbers.setdefault(run.settings["task.shots"], set()).add(used)
         ranges = {shots: "-".join(map(str, sorted({min(used), max(used)}))) for shots, used in numbers.items()}
         return {shots: f" ({text} used)" for shots, text in ranges.items() if text != str(shots)}
 

@@ -124,8 +124,8 @@ def cells_of(rows: Any, score: ScoreInfo) -> Cells:
         means = group.groupby(["draw", RATE])["mean"].mean().unstack(RATE)
         values = means.iloc[:, 0]
         if means.shape[1] > 1:
-            choice = held_out(means.to_dict("index"), str(score.better))
-            values = pd.Series(choice.values if choice else {}, dtype=float)
+            rates = held_out(means.to_dict("index"), str(score.better))
+            values = pd.Series({draw: means.at[draw, rate] for draw, rate in rates.items()}, dtype=float)
         if len(values):
             cells[cell] = values
     return cells

@@ -89,10 +89,9 @@ def _held_out_rates(
     score = _choosing_score(results, means)
     if means and score is None:
         return {}, f"{len(settings)} rates and no headline score of which more or less is better"
-    choice = score and held_out({draw: means[score.name].get(draw, {}) for draw in ran}, str(score.better))
-    if choice and choice.values:
-        return choice.chosen, ""
-    return {}, "no rate at which every draw is sane and has a value, so that none can be chosen"
+    by_draw = {draw: means[score.name].get(draw, {}) if score else {} for draw in ran}
+    rates = held_out(by_draw, str(score.better) if score else "")
+    return rates, "" if rates else "no rate at which every draw is sane and has a value, so that none can be chosen"
 
 
 def other_keys(results: Results) -> list[str]:

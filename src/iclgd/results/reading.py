@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import html
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from iclgd.common.records import Recording
-
-log = logging.getLogger(__name__)
 
 
 class ReportError(ValueError):
@@ -147,18 +144,13 @@ class FinishedRun:
     @functools.cached_property
     def values(self) -> dict[str, np.ndarray]:
         """Unaveraged values by score, [example, layer], one layer where it has none; empty without scores.parquet."""
-        try:
-            table: Any = self.table("scores")
-            if table is None:
-                return {}
-            parts = table.groupby("score", sort=False)
-            return {
-                str(name): part.pivot(index="example", columns="layer")["value"].to_numpy(float) for name, part in parts
-            }
-        except (DamagedRun, KeyError, TypeError, ValueError) as error:
-            text = f"{self.folder}: single queries are not shown: scores.parquet: {error}"
-            log.warning("%s", printable(text, 400))
+        table: Any = self.table("scores")
+        if table is None:
             return {}
+        values = {}
+        for name, part in table.groupby("score", sort=False):
+            values[str(name)] = part.pivot(index="example", columns="layer", values="value").to_numpy(float)
+        return values
 
     def prompts(self) -> Mapping[str, Any]:
         """The content of prompts.json.

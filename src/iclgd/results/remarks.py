@@ -12,7 +12,7 @@ from iclgd.results.averages import Layers
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 from iclgd.runs.inputs import INPUTS, SETTINGS_OF_KIND, kind_of
-from iclgd.runs.schema import DamagedRun, read
+from iclgd.runs.schema import read
 from iclgd.runs.varying_keys import layer_ranges
 from iclgd.statistics import compare
 
@@ -33,11 +33,11 @@ def remarks(results: Results) -> list[str]:
 
 
 def layer_notes(results: Results) -> list[str]:
-    """Sentences on headline scores whose means are not over all layers of the model, or not over the same ones."""
+    """Sentences on headline scores whose means are not over all layers, and on scores whose means share no layer."""
     rows: Any = results.rows
     rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane") & (rows["layer"] >= 0)]
     notes = []
-    for name in results.headline:
+    for name in results.scores:
         over: dict[tuple[Any, bool], set[tuple[tuple[int, ...], int]]] = {}  # layers of a mean, and how many there are
         for at, part in rows[rows["score"] == name].groupby("run"):
             if part["counted"].any():
@@ -45,11 +45,10 @@ def layer_notes(results: Results) -> list[str]:
                 layers = tuple(part["layer"][part["counted"]].tolist())
                 over.setdefault(compared, set()).add((layers, len(part)))
         groups = sorted(set().union(*over.values()), key=lambda group: (len(group[0]), group))
-        if all(len(layers) == total for layers, total in groups):
+        is_own = results.layers is Layers.common and any(len(own) > 1 for own in over.values())
+        if all(len(layers) == total for layers, total in groups) or not (is_own or name in results.headline):
             continue
-        rule = _RULES[results.layers]
-        if results.layers is Layers.common and any(len(own) > 1 for own in over.values()):
-            rule = "each run's own, since no layer has a value in every setting"
+        rule = "each run's own, since no layer has a value in every setting" if is_own else _RULES[results.layers]
         notes.append(f"Means of {results.scores[name].label} are over {_layers_in_words(groups)}: {rule}.")
     return notes
 
@@ -133,7 +132,9 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
     names: dict[str, None] = {}
     for run in runs:
         settings = {**run.settings, "runtime.dtype": run.config["runtime"]["dtype"]}  # not what auto came to
-        for part, value in _inputs(run).items():
+        recorded = run.folder / INPUTS
+        inputs = read(recorded, dict[str, Any]) if recorded.exists() else {}
+        for part, value in inputs.items():
             prefixes = SETTINGS_OF_KIND.get(kind_of(part))
             if prefixes is None:
                 continue
@@ -147,11 +148,3 @@ def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
         f"not all of these runs were made from the same inputs: they differ in {', '.join([*names][:_MOST_NAMES])}"
         f"{more}; start the whole sweep again, which computes anew only what was made from other inputs"
     )
-
-
-def _inputs(run: FinishedRun) -> dict[str, Any]:
-    """The recorded inputs of a run; empty where it cannot be read."""
-    try:
-        return read(run.folder / INPUTS, dict[str, Any])
-    except DamagedRun:
-        return {}

@@ -153,9 +153,9 @@ def _measure(run: _Run, prepared: Prepared | None, progress: Progress) -> None:
     folder.start(run_id(settings))
     if prepared is None and run.prepare is not None:
         prepared = run.prepare(config)  # what failed before fails here, and leaves its traceback
-    folder.write_yaml("config.yaml", settings)
+    folder.write("config.yaml", settings)
     if prepared is not None:
-        folder.write_json(INPUTS, prepared.inputs.parts)
+        folder.write(INPUTS, prepared.inputs.parts)
     log.info(
         f"run {run.name} starts: {config.finetune.name} lr={config.finetune.lr:g} on {config.task.name}, "
         f"{config.task.shots} shots, {config.model.name} ({config.model.weights}), seed {config.seed}"

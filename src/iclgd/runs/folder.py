@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from iclgd.common.digests import sha256
 from iclgd.common.printable import printable
 from iclgd.runs import files
@@ -21,7 +23,6 @@ from iclgd.runs.schema import DamagedRun, State, Status, read
 from iclgd.runs.secrets import Formatter, without_secrets
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -43,24 +44,18 @@ class RunFolder:
 
     # Writing
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file."""
-        files.write_text(self.path / name, text)
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Write strict JSON: the same bytes for the same content, NaN as null."""
-        self.write_text(name, files.to_json(content))
-
-    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write YAML of plain values, keys in the order given."""
-        import yaml
-
-        self.write_text(name, yaml.safe_dump(files.plain(content), sort_keys=False, allow_unicode=True))
-
-    def write_table(self, name: str, frame: DataFrame) -> None:
-        """Write a table as Parquet, without its index."""
-        with files.replacing(self.path / name) as part:
-            frame.to_parquet(part, index=False)
+    def write(self, name: str, content: Any) -> None:
+        """Write a file as its suffix says: strict JSON (NaN as null), YAML, a frame as Parquet, or else text."""
+        path = self.path / name
+        if path.suffix == ".parquet":
+            with files.replacing(path) as part:
+                content.to_parquet(part, index=False)
+        elif path.suffix == ".json":
+            files.write_text(path, files.to_json(content))
+        elif path.suffix == ".yaml":
+            files.write_text(path, yaml.safe_dump(files.plain(content), sort_keys=False, allow_unicode=True))
+        else:
+            files.write_text(path, content)
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write tensors as safetensors, with metadata beside them."""
@@ -74,7 +69,7 @@ class RunFolder:
             part.chmod(mode)
 
     def read_json(self, name: str) -> Any:
-        """Read what `write_json` wrote; raises `DamagedRun` if it is missing or cannot be read."""
+        """Read what `write` wrote; raises `DamagedRun` if it is missing or cannot be read."""
         return read(self.path / name)
 
     # The life of a run
@@ -244,7 +239,7 @@ class RunFolder:
             self._write_status(self._status.model_copy(update=fields))
 
     def _write_status(self, status: Status) -> None:
-        self.write_json(_STATUS, status.as_dict())
+        self.write(_STATUS, status.as_dict())
         self._status = status
 
 

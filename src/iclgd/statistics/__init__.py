@@ -17,5 +17,5 @@ from iclgd.statistics.intervals import (
     ratio_interval,
     shares_interval,
 )
-from iclgd.statistics.power import Power, design_power, draws_to_detect, draws_within, smallest_difference
-from iclgd.statistics.rates import HeldOut, held_out
+from iclgd.statistics.power import draws_to_detect, draws_within, smallest_difference
+from iclgd.statistics.rates import held_out

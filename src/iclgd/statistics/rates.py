@@ -7,52 +7,34 @@ variant is. Therefore a draw's value is shown at the rate that the other draws c
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 D = TypeVar("D", bound=Hashable)
-FEWEST_DRAWS = 2
 
 
-@dataclass(frozen=True)
-class HeldOut(Generic[D]):
-    """Scores at rates that were chosen without them."""
+def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") -> dict[D, float]:
+    """Every draw's rate: the best by the mean over the other draws (leave-one-out), the lowest of equally good ones.
 
-    values: Mapping[D, float]  # each draw's score at its rate; empty where no rate can be chosen
-    chosen: Mapping[D, float]  # each draw's rate
-
-
-def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") -> HeldOut[D] | None:
-    """Chooses every draw's rate by the mean over the other draws (leave-one-out).
-
-    If the draws are independent, the values are unbiased for the chosen rates. A rate may be chosen if every draw has a
+    If the draws are independent, their values at these rates are unbiased. A rate may be chosen if every draw has a
     defined score there.
 
     Args:
         scores: by draw and rate the mean over queries. A draw that diverged or is unstable at a rate is absent, or NaN,
             there.
-        better: "higher" or "lower" scores. Of equally good rates the lowest is taken.
+        better: "higher" or "lower" scores.
 
     Returns:
-        None for a single draw, which has no best rate. Where no rate can be chosen, `values` is empty.
-
-    Raises:
-        ValueError: `better` is neither of the two.
+        The rates by draw; none for a single draw, and none where no rate can be chosen.
     """
-    if better not in ("higher", "lower"):
-        raise ValueError(f'a rate is chosen where better is "higher" or "lower", got "{better}"')
-    if len(scores) < FEWEST_DRAWS:
-        return None
     table = pd.DataFrame(list(scores.values()), dtype=float).sort_index(axis=1)
     complete = table.loc[:, np.isfinite(table).all()]
-    if complete.empty:
-        return HeldOut({}, {})
-    best = "idxmax" if better == "higher" else "idxmin"
-    chosen = {draw: float(getattr(complete.drop(row).mean(), best)()) for row, draw in enumerate(scores)}
-    return HeldOut({draw: scores[draw][rate] for draw, rate in chosen.items()}, chosen)
+    if len(scores) < 2 or complete.empty:
+        return {}
+    best = "idxmin" if better == "lower" else "idxmax"
+    return {draw: float(getattr(complete.drop(row).mean(), best)()) for row, draw in enumerate(scores)}
 
 
 def choice_factor(draws: int) -> float:

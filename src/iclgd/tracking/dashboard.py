@@ -27,9 +27,10 @@ def workspace(results: Results, sweep: str, entity: str, project: str) -> Any:
     """The W&B workspace of a sweep's runs, which are the group `sweep`; nothing is sent."""
     from wandb_workspaces import workspaces as ws
 
-    columns = ["run:displayName", "run:state", *(f"config:{_config_path(key)}" for key in _keys(results))]
+    keys = [*results.varied, "seed"]
+    columns = ["run:displayName", "run:state", *(f"config:{_config_path(key)}" for key in keys)]
     runs = ws.RunsetSettings(
-        filters=_sane_runs(sweep),
+        filters=_runs_of(sweep),
         pinned_columns=[*columns, *(f"summary:{name}" for name in results.scores)],
         run_settings={run: ws.RunSettings(color=color) for run, color in _run_colors(results).items()},
     )
@@ -56,8 +57,8 @@ def report(results: Results, sweep: str, entity: str, project: str) -> Any:
     from wandb_workspaces.reports.v2.interface import Report, Runset, RunsetGroup, RunsetGroupKey
 
     # Runsets name no project: with one, W&B is asked for its number before anything is sent.
-    runs = Runset(name="runs", filters=_sane_runs(sweep, of_sweep=False))
-    grouped = Runset(name=_VARIANTS, filters=_sane_runs(sweep, of_sweep=False), groupby=["config.finetune.name"])
+    runs = Runset(name="runs", filters=_runs_of(sweep, with_own=False))
+    grouped = Runset(name=_VARIANTS, filters=_runs_of(sweep, with_own=False), groupby=["config.finetune.name"])
     variant = wr.Config("finetune.name")
     group_colors: dict[Any, Any] = {
         RunsetGroup(_VARIANTS, (RunsetGroupKey(variant, name),)): color for name, color in _colors(results).items()
@@ -76,7 +77,8 @@ def report(results: Results, sweep: str, entity: str, project: str) -> Any:
             runsets=[grouped], panels=[*bars, *_by_layer(results)], custom_run_colors=group_colors
         ),
         "Drawn by iclgd": wr.PanelGrid(
-            runsets=[Runset(name="the sweep", filters=_of_group(sweep))], panels=[*_drawings(results), *_tables()]
+            runsets=[Runset(name="the sweep", filters=_runs_of(sweep, sane=False))],
+            panels=[*_drawings(results), *_tables()],
         ),
     }
     blocks = [block for title, content in grids.items() for block in (wr.H2(title), content)]
@@ -89,23 +91,13 @@ def _sentences(results: Results) -> list[str]:
     return [*(findings(results) or ["none from these runs"]), *(f"In these panels: {note}" for note in notes)]
 
 
-def _of_group(sweep: str) -> Any:
-    from wandb_workspaces import expr
-
-    return expr.And(expr.Metric("Group") == sweep)
-
-
-def _sane_runs(sweep: str, of_sweep: bool = True) -> Any:
-    """Runs of the group that are not marked as unstable or diverged, and whether the sweep's own run is one of them."""
+def _runs_of(sweep: str, sane: bool = True, with_own: bool = True) -> Any:
+    """Runs of the group, if `sane` those not marked as unstable or diverged, and the sweep's own run if `with_own`."""
     from wandb_workspaces import expr
 
     rules = [expr.Metric("Group") == sweep]
-    rules += [expr.Summary(name) != True for name in ("unstable", "diverged")]  # noqa: E712  builds a rule
-    return expr.And(*rules, *([] if of_sweep else [expr.Metric("JobType") != "sweep"]))
-
-
-def _keys(results: Results) -> list[str]:
-    return [*results.varied, "seed"]
+    rules += [expr.Summary(name) != True for name in ("unstable", "diverged") if sane]  # noqa: E712  builds a rule
+    return expr.And(*rules, *([] if with_own else [expr.Metric("JobType") != "sweep"]))
 
 
 def _settings_and_scores(results: Results) -> list[Any]:
@@ -116,7 +108,8 @@ def _settings_and_scores(results: Results) -> list[Any]:
     from iclgd.report.marks import LOGARITHMIC, axis_title  # here, for Altair takes a second
 
     labels = {name: results.scores[name].label for name in results.headline}
-    axes = [Column(metric=wr.Config(key), display_name=key, log=key in LOGARITHMIC) for key in _keys(results)]
+    keys = [*results.varied, "seed"]
+    axes = [Column(metric=wr.Config(key), display_name=key, log=key in LOGARITHMIC) for key in keys]
     axes += [Column(metric=wr.SummaryMetric(name), display_name=label) for name, label in labels.items()]
     panels: list[Any] = [wr.ParallelCoordinatesPlot(title="settings and scores", columns=axes)]
     for key in (key for key in LOGARITHMIC if key in results.varied):
@@ -172,8 +165,8 @@ def _run_colors(results: Results) -> dict[str, str]:
 
 
 def _config_path(key: str) -> str:
-    group, _, name = key.partition(".")
-    return f"{group}.value.{name}" if name else f"{group}.value"
+    group, dot, name = key.partition(".")
+    return f"{group}.value{dot}{name}"
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -27,8 +27,8 @@ def run(config, folder, progress, prepared):
     score = {"mean": mean, "layers": [mean / 2, float("nan"), mean], "n": 3, "undefined": 1, "ci": [0.0, 1.0]}
     shares = {"zsl": 0.5, "icl": 0.75, "ft": 0.625}
     accuracy = {f"accuracy/{name}": {"mean": share, "n": 8} for name, share in shares.items()}
-    folder.write_json("environment.json", {"iclgd": {"revision": None}})
-    folder.write_json("scores.json", {"sim_aou": score, **accuracy})
+    folder.write("environment.json", {"iclgd": {"revision": None}})
+    folder.write("scores.json", {"sim_aou": score, **accuracy})
     return folder.read_json("scores.json")
 
 
