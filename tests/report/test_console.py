@@ -85,7 +85,18 @@ def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
     for shots in (4, 8):
         for variant in ("gd", "lcgd"):
             write_run(tmp_path / f"{shots}{variant}", shots=shots, variant=variant)
-    asked = ["--rows", "shots", "--columns", "variant", "--scores", "sim_aou", "--where", "task.shots=8"]
+    asked = [
+        "--rows",
+        "shots",
+        "--columns",
+        "variant",
+        "--scores",
+        "sim_aou",
+        "--where",
+        "task.shots=8",
+        "--layers",
+        "all",
+    ]
     assert command.cli([str(tmp_path), "--out", str(tmp_path / "out"), *asked]) == 0
     rows = [line for line in (tmp_path / "out" / "summary.md").read_text().splitlines() if line.startswith("|")]
     assert rows[0] == "| shots | gd · SimAOU | lcgd · SimAOU |"

@@ -11,7 +11,7 @@ import pytest
 
 from figure_cases import changed, results
 from iclgd.report import page
-from iclgd.report.tables import tables
+from iclgd.report.tables import summary, tables
 from iclgd.results import rates, remarks
 from iclgd.results.averages import Layers
 from iclgd.results.frame import Results, overall
@@ -87,9 +87,10 @@ def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
     assert note == f"Means of SimAOU are over layers 2-3 (2 of 4): {rule}"
     shown = page.render(results, [], tables(results), "title")
     assert note in shown and "SimAOU: 40 undefined values, left out of the mean" in shown
-    assert (
-        "over layers 2-3 (2 of 4), layers 0-3 (4 of 4): " in remarks.layer_notes(Results.read([folder], Layers.all))[0]
-    )
+    every = Results.read([folder], Layers.all)
+    assert "over layers 2-3 (2 of 4), layers 0-3 (4 of 4): " in remarks.layer_notes(every)[0]
+    cells = " ".join(text for row in summary(every).rows for text in row)
+    assert "(4 layers)" in cells and "(2 layers)" in cells
     curve = results.frame.query("run == 'low' and score == 'sim_aou' and examples == 'all' and layer == 0")
     assert curve["mean"].item() == pytest.approx(values["low"][:, 0].mean())  # curves show every layer
 

@@ -42,22 +42,14 @@ class Results:
 
     @classmethod
     def read(cls, folders: Iterable[Path], layers: Layers = Layers.common) -> Results:
-        """The runs in or below the folders.
-
-        Raises:
-            ReportError: a folder does not exist.
-        """
+        """The runs in or below the folders; a ReportError if one does not exist."""
         results = cls(*read_runs(folders))
         draws = [[results.rank("seed", part) for part in run.draw] for run in results]
         order = sorted(range(len(results)), key=lambda at: (results.setting_of[at], draws[at]))
         return cls(tuple(results[at] for at in order), results.left_out, layers)
 
     def required(self, folders: Iterable[Path]) -> Results:
-        """These results, if any run in the folders is finished.
-
-        Raises:
-            ReportError: none is.
-        """
+        """These results; a ReportError if no run in the folders is finished."""
         if not self.runs:
             names = ", ".join(map(str, folders))
             raise ReportError(f"no finished run in {names}: {len(self.left_out)} others there (see iclgd-status)")
@@ -142,13 +134,12 @@ class Results:
     @functools.cached_property
     def settings(self) -> pd.DataFrame:
         """One row for each setting, with a column for each of `keys`, in the order in which tables name them."""
-        return pd.DataFrame(self._settings, columns=list(self.keys), dtype=object).infer_objects()
+        return pd.DataFrame(list(self._settings), columns=list(self.keys), dtype=object).infer_objects()
 
     @functools.cached_property
     def setting_of(self) -> tuple[int, ...]:
         """For each run, its row of `settings`."""
-        rows = {setting: row for row, setting in enumerate(self._settings)}
-        return tuple(rows[self._setting(run)] for run in self.runs)
+        return tuple(self._settings[self._setting(run)] for run in self.runs)
 
     @functools.cached_property
     def draws(self) -> list[tuple[Any, ...]]:
@@ -255,19 +246,17 @@ class Results:
         return {shots: f" ({text} used)" for shots, text in ranges.items() if text != str(shots)}
 
     @functools.cached_property
-    def _settings(self) -> list[tuple[Any, ...]]:
+    def _settings(self) -> dict[tuple[Any, ...], int]:
         rows = dict.fromkeys(map(self._setting, self.runs))
-        return sorted(rows, key=lambda row: [self.rank(*pair) for pair in zip(self.keys, row, strict=True)])
+        order = sorted(rows, key=lambda row: [self.rank(*pair) for pair in zip(self.keys, row, strict=True)])
+        return {row: at for at, row in enumerate(order)}
 
     def _setting(self, run: FinishedRun) -> tuple[Any, ...]:
         return tuple(run.settings.get(key) for key in self.keys)
 
     @functools.cached_property
     def rows(self) -> pd.DataFrame:
-        """`rows_of` the runs in order, each with its setting, draw, state and whether its score is learned.
-
-        `counted` says of a layer whether the mean over layers is over it.
-        """
+        """`rows_of` the runs with setting, draw, state, and whether the score is learned and the layer counted."""
         rows = rows_of(self.runs)
         rows["score"] = pd.Categorical(rows["score"], list(self.scores))
         rows["examples"] = pd.Categorical(rows["examples"], ["all", "flipped"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import html
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +86,7 @@ class FinishedRun:
 
     @property
     def recordings(self) -> dict[str, Recording]:
-        """What was recorded, by setting (zsl, icl, ft, ...): tensors named by their axes.
-
-        Raises:
-            ReportError: the run kept no recordings, or they cannot be read.
-        """
+        """What was recorded, by setting (zsl, icl, ft, ...), with the errors of `tensors`."""
         from iclgd.common.records import Recording  # here, because it imports torch
 
         settings: dict[str, dict[str, Any]] = {}
@@ -120,20 +115,12 @@ class FinishedRun:
             raise ReportError(f"{path} cannot be read ({error}): run it again with runtime.rerun=all") from error
 
     def mean(self, score: str) -> float:
-        """A score's mean over examples and over every layer in which it is defined.
-
-        Raises:
-            ReportError: the run has no such score.
-        """
-        return _number(self._score(score)["mean"])
+        """A score's mean over examples and its defined layers; a ReportError for an unknown one."""
+        return float(np.array(self._score(score)["mean"], dtype=float))  # of null NaN
 
     def layers(self, score: str) -> list[float]:
-        """A score's mean over examples in every layer; empty where it has no layers.
-
-        Raises:
-            ReportError: the run has no such score.
-        """
-        return [_number(mean) for mean in self._score(score).get("layers") or ()]
+        """A score's mean over examples in every layer, if it has any; a ReportError for an unknown one."""
+        return np.array(self._score(score).get("layers") or (), dtype=float).tolist()
 
     def _score(self, score: str) -> Mapping[str, Any]:
         if score not in self.scores:
@@ -153,19 +140,11 @@ class FinishedRun:
         return values
 
     def prompts(self) -> Mapping[str, Any]:
-        """The content of prompts.json.
-
-        Raises:
-            DamagedRun: it is missing or cannot be read.
-        """
+        """The content of prompts.json; a DamagedRun if it is missing or cannot be read."""
         return read(self.folder / "prompts.json")
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """The content of NAME.parquet, or None where the run has none.
-
-        Raises:
-            DamagedRun: it cannot be read.
-        """
+        """The content of NAME.parquet, or None where the run has none; a DamagedRun if it cannot be read."""
         path = self.folder / f"{name}.parquet"
         return read(path) if path.exists() else None
 
@@ -239,10 +218,6 @@ def rows_of(runs: Iterable[FinishedRun]) -> pd.DataFrame:
     kinds = dict.fromkeys(columns, int) | dict.fromkeys(["score", "examples"], str)
     kinds |= dict.fromkeys(["mean", "low", "high"], float)
     return pd.DataFrame(rows, columns=columns).astype(kinds)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def with_missing_layers(rows: pd.DataFrame) -> pd.DataFrame:

@@ -56,15 +56,9 @@ def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float]
     (Hall 1992, sec. 3.5), for many values, and with `limits` Wilson's interval of a share with the same variance, for
     few values near a limit. The quantile is widened by 1 + 1/2n, for the skewness that few values do not show.
 
-    The values of one query (its layers, say) are not independent and are taken together. Where some are undefined, the
-    mean of means is a ratio, and its linearisation is what varies by query.
-
-    Args:
-        values: [query, ...], NaN where undefined.
-        limits: what the score can be at all; the interval is cut there.
-
-    Returns:
-        No interval with fewer than three queries that have any defined value, or where all are equal.
+    The values of one query (its layers, say) are not independent and are taken together. Where some are undefined
+    (NaN), the mean of means is a ratio, and its linearisation is what varies by query. The interval is cut at the
+    score's limits. There is none with fewer than three queries that have a defined value, or where all are equal.
     """
     mean, parts = _by_query(values)
     n = len(parts)
@@ -92,10 +86,8 @@ def shares_interval(values: Float[Array, "query ..."]) -> Interval:
 
     Its ends are `share_bounds`, with the values as trials. With several columns (layers), a query's values are
     correlated, and the number of trials is the effective one (Korn and Graubard 1998): p(1 - p) / variance of the mean,
-    at least the queries and at most all values, corrected by Student's t for the estimate of that variance.
-
-    Args:
-        values: [query, ...], in [0, 1], NaN where undefined.
+    at least the queries and at most all values, corrected by Student's t for the estimate of that variance. Undefined
+    values are NaN.
     """
     mean, parts = _by_query(values)
     n, trials = len(parts), int((~np.isnan(values)).sum())
@@ -156,13 +148,9 @@ def draws_intervals(
     draws: Float[Array, " score"],
     limits: Float[Array, "score 2"],
 ) -> tuple[Float[Array, " score"], Float[Array, " score"]]:
-    """The ends of `draws_interval` of many scores that are not shares; one by one they would take minutes.
+    """The ends of `draws_interval` of many scores that are not shares, from means and standard deviations over draws.
 
-    Args:
-        means: of each score, over its draws.
-        stds: their standard deviations (with n - 1).
-        draws: how many draws each mean is over.
-        limits: what each score can be at all.
+    One by one they would take minutes.
     """
     count = np.maximum(draws, FEWEST_DRAWS)
     half = stats.t.ppf(UPPER, count - 1) * stds / np.sqrt(count)
@@ -174,15 +162,8 @@ def ratio_interval(above: Float[Array, " draw"], below: Float[Array, " draw"], *
     """Interval of a ratio of two means over the same draws, by Fieller's theorem (1954).
 
     It holds every r for which Student's t does not tell the mean of above - r below from zero, so that it covers as
-    often as t does however uncertain the denominator is.
-
-    Args:
-        above: the numerator, by draw.
-        below: the denominator.
-        chosen: as for `draws_interval`.
-
-    Returns:
-        No value where the denominator's mean is not told apart from zero; no interval where neither has a spread.
+    often as t does however uncertain the denominator is. There is no value where the denominator's mean is not told
+    apart from zero, and no interval where neither has a spread. `chosen` is as for `draws_interval`.
     """
     n, denominator = len(below), draws_interval(below, chosen=chosen)
     if n < FEWEST_DRAWS or denominator.mean == 0 or denominator.low <= 0 <= denominator.high:

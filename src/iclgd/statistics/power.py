@@ -11,25 +11,21 @@ from scipy import optimize, stats
 
 from iclgd.statistics.intervals import UPPER
 
+POWER = 0.8  # the chance to find a difference
 MOST = 100_000  # draws; more are as good as never
 
 
-def smallest_difference(spread: float, draws: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided paired t test finds with the given power.
+def smallest_difference(spread: float, draws: int, alpha: float = 0.05) -> float:
+    """The smallest true difference that a two-sided paired t test at level alpha finds four times in five.
 
-    Solves P(|T| > t(1 - alpha/2)) = power for the noncentrality of Student's t, √draws · difference / spread.
-
-    Args:
-        spread: standard deviation over draws of the difference, in the score's unit.
-        draws: at least two.
-        alpha: the test's level.
-        power: the chance to find it.
+    Solves P(|T| > t(1 - alpha/2)) = .8 for the noncentrality of Student's t, √draws · difference / spread, where the
+    spread is the standard deviation of the difference over two or more draws.
     """
     degrees = draws - 1
     critical = float(stats.t.ppf(1 - alpha / 2, degrees))
 
     def missing(noncentrality: float) -> float:
-        return _power(noncentrality, critical, degrees) - power
+        return _power(noncentrality, critical, degrees) - POWER
 
     upper = 1.0
     while missing(upper) < 0:
@@ -38,9 +34,9 @@ def smallest_difference(spread: float, draws: int, alpha: float = 0.05, power: f
     return cast(float, root) * spread / math.sqrt(draws)
 
 
-def draws_to_detect(difference: float, spread: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """The fewest draws with which a difference is found with the given power."""
-    return _fewest(lambda draws: smallest_difference(spread, draws, alpha, power) <= difference)
+def draws_to_detect(difference: float, spread: float, alpha: float = 0.05) -> int:
+    """The fewest draws with which a difference is found four times in five."""
+    return _fewest(lambda draws: smallest_difference(spread, draws, alpha) <= difference)
 
 
 def draws_within(spread: float, half: float) -> int:
