@@ -101,20 +101,6 @@ def test_the_estimate_counts_the_queries_that_there_are(tmp_path: Path) -> None:
     assert 0 < most == exactly
 
 
-def test_a_run_repeated_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        run(tmp_path / name, "finetune=lcgd")
-    assert (tmp_path / "first/scores.json").read_bytes() == (tmp_path / "second/scores.json").read_bytes()
-    assert (tmp_path / "first/prompts.json").read_bytes() == (tmp_path / "second/prompts.json").read_bytes()
-
-
-def test_the_cache_changes_nothing(tmp_path: Path) -> None:
-    for name, cache in (("off", "off"), ("fills", "auto"), ("reuses", "auto")):
-        run(tmp_path / name, "finetune=gd", f"runtime.cache={cache}")
-    written = {name: (tmp_path / name / "scores.json").read_bytes() for name in ("off", "fills", "reuses")}
-    assert len(set(written.values())) == 1
-
-
 @pytest.mark.parametrize("change", ["runtime.batch_tokens=16"])
 def test_batching_changes_rounding_only(tmp_path: Path, change: str) -> None:
     one, _ = run(tmp_path / "one", "finetune=lcgd", "runtime.save_recordings=true")

@@ -40,17 +40,6 @@ def failing(config, folder, progress, prepared):
     raise RuntimeError("no luck")
 
 
-def test_a_run_is_computed_once(tmp_path, settings, caplog):
-    caplog.set_level(logging.INFO)
-    experiment = score(0.5)
-    assert execute(settings, tmp_path / "a", experiment).ending is Ending.done
-    again = execute(config("runtime.objective=sim_aou"), tmp_path / "a", experiment)
-    assert (again.ending, experiment.calls) == (Ending.skipped, 1)
-    log = (tmp_path / "a" / "run.log").read_text()
-    assert "starts: lcgd lr=" in log and "is done, after" in log
-    assert (tmp_path / "a" / "config.yaml").exists()
-
-
 @pytest.mark.parametrize(
     ("rerun", "done", "failed", "cut_off"),
     [
