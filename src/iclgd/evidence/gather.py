@@ -13,7 +13,7 @@ from iclgd.common.records import Evidence, PromptSet, Recording, Trace
 from iclgd.config.enumerations import Layer0
 from iclgd.config.variants import ICL
 from iclgd.evidence.facts import facts
-from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.laboratory import Laboratory, undefined
 from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, training_queries
 from iclgd.evidence.reference import Reference, referred
 
@@ -49,7 +49,7 @@ def record_untouched(lab: Laboratory) -> Untouched:
     recordings = {"zsl": zsl, "icl": icl("icl")}
     if "reordered" in owners:
         others = reference.orders()[1:]  # one demonstration has one order
-        recordings["reordered"] = icl("reordered", others[0]) if others else lab.undefined(settings.icl, "reordered")
+        recordings["reordered"] = icl("reordered", others[0]) if others else undefined(icl("reordered"))
     if "other" in owners:
         recordings["other"] = without_rounding(lab, compared(lab, settings), zsl)
     return Untouched(settings, reference, recordings)

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from iclgd.common.records import OPTIONAL_RECORDS, PromptSet, Recording
 from iclgd.config import Config
@@ -125,24 +124,7 @@ class Laboratory:
                     f"see {seen} of {len(starts)} demonstrations in whole"
                 )
 
-    def undefined(self, like: Recording, setting: str) -> Recording:
-        """A recording of the right shapes in which nothing is defined."""
-        shape, optional = self.model.anatomy.shape, self.plan(setting).optional
-        n, layers, d_model = like.attention_output.shape
-        vocabulary = cast(Tensor, self.model.anatomy.unembedding.weight).shape[0]
-        sizes = {
-            "attention_output": like.attention_output.shape,
-            "attention_scores": like.attention_scores.shape,
-            "label_scores": like.label_scores.shape,
-            "option_is_greedy": like.label_scores.shape,
-            "query_vectors": (n, layers, shape.heads * shape.head_dim),
-            "next_token_log_probs": (n, vocabulary),
-            "block_output": (n, layers, d_model),
-        }
-        return Recording(
-            **{
-                name: torch.full(size, float("nan"))
-                for name, size in sizes.items()
-                if name in optional or name not in OPTIONAL_RECORDS
-            }
-        )
+
+def undefined(recording: Recording) -> Recording:
+    """A recording of the same shapes in which nothing is defined."""
+    return replace(recording, **{name: torch.full_like(each, torch.nan) for name, each in recording.tensors().items()})

@@ -14,7 +14,7 @@ from iclgd.common.records import PromptSet, Recording, Trace
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import CacheMode
 from iclgd.config.variants import variant
-from iclgd.evidence.laboratory import Laboratory
+from iclgd.evidence.laboratory import Laboratory, undefined
 from iclgd.evidence.weights import Changes, changes_since, weights_now
 from iclgd.mechanisms.bench import AfterStep, Bench
 from iclgd.mechanisms.registry import resolve_mechanism
@@ -72,8 +72,12 @@ def learn(
     if learned is not None:
         return learned
     log.warning("%s diverged at step %d: its scores are undefined", name, diverged_at)
-    undefined = lab.undefined(settings.zsl, setting)
-    return Learned(replace(trace, diverged_at=diverged_at), undefined, _undefined_queries(lab))
+    queries = training_queries(lab)
+    return Learned(
+        replace(trace, diverged_at=diverged_at),
+        undefined(lab.record(setting, prompts.bos, lab.plan(setting))),
+        None if queries is None else torch.full_like(queries, torch.nan),
+    )
 
 
 def _bench(lab: Laboratory, settings: Settings, setting: str, prompts: PromptSet, after: AfterStep) -> Bench:
@@ -132,17 +136,12 @@ def compared(lab: Laboratory, settings: Settings) -> Recording:
 
 def training_queries(lab: Laboratory) -> Float[Tensor, "context layer heads_x_head_dim"] | None:
     """The model's attention queries at every demonstration token, as it reads each demonstration alone."""
-    aligned, prompts = _undefined_queries(lab), lab.prompts
-    if aligned is not None:
-        sequences = [prompts.demonstrations[index].token_ids for index in prompts.in_context]
-        queries = token_queries(lab.model, sequences, prompts.bos)
-        for (start, end), vectors in zip(prompts.context_spans(), queries, strict=True):
-            aligned[start:end] = vectors
-    return aligned
-
-
-def _undefined_queries(lab: Laboratory) -> Tensor | None:
     if "training_query_vectors" not in lab.wanted:
         return None
-    shape = lab.model.anatomy.shape
-    return torch.full((len(lab.prompts.context()), shape.layers, shape.heads * shape.head_dim), float("nan"))
+    prompts, shape = lab.prompts, lab.model.anatomy.shape
+    aligned = torch.full((len(prompts.context()), shape.layers, shape.heads * shape.head_dim), torch.nan)
+    sequences = [prompts.demonstrations[index].token_ids for index in prompts.in_context]
+    queries = token_queries(lab.model, sequences, prompts.bos)
+    for (start, end), vectors in zip(prompts.context_spans(), queries, strict=True):
+        aligned[start:end] = vectors
+    return aligned

@@ -122,8 +122,7 @@ def _named(model: LanguageModel, choice: str, layer: int) -> set[str]:
     anatomy = model.anatomy
     names = [name for name, _ in anatomy.blocks[layer].named_parameters()]
     if choice == Trainable.attention:
-        parts = [*anatomy.layers[layer].mixers, *(each.module for each in anatomy.layers[layer].projections["o"])]
-        attention = {parameter for part in parts for parameter in part.parameters()}
+        attention = {parameter for part in anatomy.layers[layer].mixing for parameter in part.parameters()}
         return {name for name in names if anatomy.blocks[layer].get_parameter(name) in attention}
     if choice == Trainable.mlp:
         starts = tuple(f"{path}." for path in anatomy.feed_forward_paths(layer))

@@ -55,6 +55,12 @@ class Layer:
     window: int | None = None  # how many tokens back, itself included, a token attends to
     chunk: int | None = None  # the length of stretches of positions beyond which it does not attend
 
+    @property
+    def mixing(self) -> tuple[nn.Module, ...]:
+        """The modules that mix tokens, and the projection of attention's output where it lies beside them (GIT)."""
+        inside = {part for mixer in self.mixers for part in mixer.modules()}
+        return (*self.mixers, *(each.module for each in self.projections["o"] if each.module not in inside))
+
 
 @dataclass(frozen=True)
 class Exit:

@@ -241,13 +241,12 @@ class _Discovery:
 
 def _matrices(block: BlockTrace, layer: Layer) -> Iterator[str]:
     """Paths of what has matrices in a block and is not attention, nor the projection of its output."""
-    mixing = {*layer.mixers, *(projection.module for projection in layer.projections["o"])}
 
     def outside(module: nn.Module, path: str) -> Iterator[str]:
         for name, child in module.named_children():
-            if child in mixing:
+            if child in layer.mixing:
                 continue
-            if any(each in mixing for each in child.modules()):
+            if any(each in layer.mixing for each in child.modules()):
                 yield from outside(child, f"{path}{name}.")
             elif any(parameter.ndim > 1 for parameter in child.parameters()):
                 yield f"{path}{name}"

@@ -85,7 +85,7 @@ def discovered(anatomy: Anatomy) -> Parts:
     blocks = tuple(paths[block] for block in anatomy.blocks)
     return Parts(
         blocks=blocks,
-        attention=tuple(tuple(paths[module] for module in layer.mixers) for layer in anatomy.layers),
+        attention=tuple(tuple(paths[module] for module in layer.mixing) for layer in anatomy.layers),
         softmax=tuple(None if layer.attention is None else paths[layer.attention] for layer in anatomy.layers),
         added=tuple(tuple((paths[module], factor) for module, factor in layer.added) for layer in anatomy.layers),
         mlp=tuple(
