@@ -24,34 +24,26 @@ def test_every_key_of_the_schema_is_listed_once_with_its_meaning():
     assert all(key.comment for key in listed)
 
 
-def test_skeletons_are_refused_where_files_would_be_lost(tmp_path: Path):
-    assert Path("conf/task/mine.yaml") in new.new("task", "mine", tmp_path)
-    with pytest.raises(FileExistsError, match=r"test_mine\.py: there already"):
-        new.new("task", "mine", tmp_path)
-    refused = (
-        ("metric", "My Metric", "not a plain name"),
-        ("metric", "../up", "not a plain name"),
-        ("nothing", "mine", "none of"),
-        ("variant", "gd", "finetune=gd is built in: choose another name"),
-    )
-    for kind, name, message in refused:
-        with pytest.raises(ValueError, match=message):
-            new.new(kind, name, tmp_path)
-    assert [path.name for path in (tmp_path / "conf").iterdir()] == ["task"]
-
-
-def test_the_command_for_skeletons_says_what_it_wrote_and_what_it_takes(tmp_path: Path, monkeypatch, capsys):
+def test_the_command_for_skeletons_says_what_it_wrote_and_loses_no_file(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert new.cli(["task"]) == 2
-    assert capsys.readouterr().err == f"usage: iclgd new {'|'.join(new.KINDS)} NAME\n"
-    assert new.cli(["task", "My Task"]) == 2
-    assert capsys.readouterr().err.startswith("iclgd new: 'My Task' is not a plain name")
     for kind in new.KINDS:
         assert new.cli([kind, f"my_{kind}"]) == 0
         lines = capsys.readouterr().out.splitlines()
         written = [Path(line.removeprefix("wrote ")) for line in lines if line.startswith("wrote ")]
         assert written and all(path.is_file() and "NAME" not in path.read_text() for path in written)
         assert f"try it: python -m pytest test_my_{kind}.py" in lines
+    files = sorted(tmp_path.rglob("*"))
+    refused = {
+        "task": f"usage: iclgd new {'|'.join(new.KINDS)} NAME",
+        "task my_task": "test_my_task.py: there already",
+        "metric My-Metric": "'My-Metric' is not a plain name",
+        "metric ../up": "is not a plain name",
+        "nothing mine": "none of",
+        "variant gd": "finetune=gd is built in: choose another name",
+    }
+    for arguments, message in refused.items():
+        assert new.cli(arguments.split()) == 2 and message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.soak

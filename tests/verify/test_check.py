@@ -23,8 +23,6 @@ from iclgd.runs.execute import Ending, execute
 from iclgd.verify import check
 from iclgd.verify.__main__ import cli
 from iclgd.verify.check import TOLERANCE, verify
-from tiny import tiny_tokenizer
-from tiny_models import tiny_network
 
 SCORES = (
     "sim_am_delta_by_head,sim_aou,sim_aou_norm,sim_aou_random,sim_am,sim_am_zsl,sim_am_delta,accuracy,gradient_norm,"
@@ -100,14 +98,6 @@ def test_a_run_as_it_was_made_holds(tmp_path, overrides):
         # the smallest changes of scores are of few steps of float32
         assert score.naive is None or score.naive[0] <= TOLERANCE * (10 if "delta" in score.score else 1), score
     assert {"sim_am", "accuracy/icl"} & {score.score for score in verdict.scores if score.naive}
-
-
-def test_a_fused_projection_is_known_to_the_naive_way(tmp_path):
-    tiny_network("gpt2", vocab_size=384).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    model = ("model=hf", f"model.name={tmp_path / 'model'}", "model.bos='<|endoftext|>'", "model.separator='</s>'")
-    verdict = verify(finished_run(tmp_path / "run", *model, "finetune=gd"), None)
-    assert verdict.problems == [] and {"sim_aou", "gradient_norm"} <= {s.score for s in verdict.scores if s.naive}
 
 
 def test_a_score_of_rounding_errors_does_not_hold_though_it_comes_out_again(tmp_path):
