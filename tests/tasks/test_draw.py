@@ -54,7 +54,7 @@ def test_every_task_file_words_rows_like_the_hubs(name: str, tmp_path: Path):
             write_jsonl(tmp_path / "lines" / name / f"{split}.jsonl", HUB_ROWS[name])
             (tmp_path / "table" / name).mkdir(parents=True, exist_ok=True)
             table = pyarrow.Table.from_pylist(HUB_ROWS[name])
-            pyarrow.parquet.write(table, tmp_path / "table" / name / f"{split}.parquet")
+            pyarrow.parquet.write_table(table, tmp_path / "table" / name / f"{split}.parquet")
     for template in range(len(task.templates)):
         task.template = template
         config.paths.data_dir = str(tmp_path / "lines") if task.source is TaskSource.hub else None

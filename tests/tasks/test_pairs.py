@@ -32,7 +32,7 @@ def write(file: Path, rows: list[dict]) -> Path:
     elif file.suffix == ".jsonl":
         write_jsonl(file, rows)
     elif file.suffix == ".parquet":
-        pyarrow.parquet.write(pyarrow.Table.from_pylist(rows), file)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     else:
         with file.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, list(rows[0]))

@@ -62,7 +62,7 @@ def test_json_lines_survive_any_text_and_line_end(tmp_path: Path, rows: list[dic
 def parquet(**columns: Any) -> bytes:
     names = [name.rstrip("_") for name in columns]
     stream = io.BytesIO()
-    pyarrow.parquet.write(pyarrow.table(list(columns.values()), names=names), stream)
+    pyarrow.parquet.write_table(pyarrow.table(list(columns.values()), names=names), stream)
     return stream.getvalue()
 
 
@@ -70,7 +70,7 @@ def test_parquet_and_jsonl_give_the_same_rows(tmp_path: Path):
     rows = [{"text": "a", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "label": 1}] * 3
     folder = tmp_path / "size=big"  # a folder's name is not a column
     written = write_jsonl(folder / "rows.jsonl", rows)
-    pyarrow.parquet.write(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
     read = read_parquet(folder / "rows.parquet")
     assert read.rows == rows == read_jsonl(written).rows
     assert read.where(2).endswith("rows.parquet, row 2")
