@@ -36,16 +36,15 @@ def layer_notes(results: Results) -> list[str]:
     """Sentences on headline scores whose means are not over all layers, and on scores whose means share no layer."""
     rows: Any = results.rows
     rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane") & (rows["layer"] >= 0)]
-    notes = []
+    notes, compared = [], [f"{run.planted} {run.settings['model.name']}" for run in results]
     for name in results.scores:
-        over: dict[tuple[Any, bool], set[tuple[tuple[int, ...], int]]] = {}  # layers of a mean, and how many there are
-        for at, part in rows[rows["score"] == name].groupby("run"):
-            if part["counted"].any():
-                compared = results[at].settings["model.name"], results[at].planted
-                layers = tuple(part["layer"][part["counted"]].tolist())
-                over.setdefault(compared, set()).add((layers, len(part)))
-        groups = sorted(set().union(*over.values()), key=lambda group: (len(group[0]), group))
-        is_own = results.layers is Layers.common and any(len(own) > 1 for own in over.values())
+        counted = rows[rows["score"] == name].pivot(index="run", columns="layer", values="counted").astype(float)
+        counted = counted[counted.gt(0).any(axis=1)]  # NaN beyond a model's last layer
+        patterns = counted.assign(compared=[compared[run] for run in counted.index]).drop_duplicates()
+        is_own = results.layers is Layers.common and patterns["compared"].duplicated().any()
+        layers = patterns.drop(columns="compared").to_dict("records")
+        groups = {(tuple(at for at in one if one[at] > 0), sum(one[at] >= 0 for at in one)) for one in layers}
+        groups = sorted(groups, key=lambda group: (len(group[0]), group))
         if all(len(layers) == total for layers, total in groups) or not (is_own or name in results.headline):
             continue
         rule = "each run's own, since no layer has a value in every setting" if is_own else _RULES[results.layers]
