@@ -110,19 +110,16 @@ def test_the_runs_of_a_command_read_a_tasks_rows_once(folder, monkeypatch):
     assert len(reads) == 2 and parts == [prepare(run(*overrides)).inputs.parts for overrides in chosen]
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
-def test_each_file_that_a_model_is_read_from(folder, name):
-    assert changed(flip(f"model/{name}")) == [f"the model's {name}"]
+READ = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+NEW = ("merges.txt", "special_tokens_map.json", "chat_template.jinja")
+OTHERS = ("generation_config.json", "README.md", "optimizer.safetensors")
 
 
-@pytest.mark.parametrize("name", ["merges.txt", "special_tokens_map.json", "chat_template.jinja"])
-def test_a_tokenizer_file_that_was_not_there(folder, name):
-    assert changed(lambda: Path("model", name).write_text("{}")) == [f"the model's {name} (new)"]
-
-
-@pytest.mark.parametrize("name", ["generation_config.json", "README.md", "optimizer.safetensors"])
-def test_a_file_that_no_model_is_read_from_does_not_count(folder, name):
-    assert changed(lambda: Path("model", name).write_text("{}")) == []
+@pytest.mark.parametrize("name", [*READ, *NEW, *OTHERS])
+def test_files_count_that_a_model_is_read_from(folder, name):
+    path, new = Path("model", name), " (new)" if name in NEW else ""
+    edit = flip(str(path)) if name in READ else lambda: path.write_text("{}")
+    assert changed(edit) == ([] if name in OTHERS else [f"the model's {name}{new}"])
 
 
 @pytest.mark.parametrize("setting", ["limits=[0,1]", "share=true"])

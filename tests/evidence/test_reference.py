@@ -7,7 +7,6 @@ from functools import cache
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import iclgd
 from configs import config
@@ -21,10 +20,8 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.output import unfit_reference
 from iclgd.evidence.preparation import Session, prepare
 from iclgd.evidence.reference import relabelled
-from iclgd.experiment import run
 from iclgd.metrics import measure, required_inputs
 from iclgd.models.loading import load
-from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import run_id
 from iclgd.runs.progress import Progress
 from iclgd.tasks.draw import draw
@@ -287,22 +284,6 @@ def test_the_noise_of_a_truth_is_not_the_candidates():
 def test_a_static_patch_of_some_layers_has_no_change_in_the_others():
     values = scores("finetune=static_patch", "finetune.layers=1", "metric=weight_cosine")["weight_cosine"]
     assert values[0].isnan().all() and (values[1] - 1).abs().max() < 1e-4  # its own change, up to rounding
-
-
-def test_icl_as_the_reference_is_a_run_without_the_key_byte_by_byte(tmp_path, monkeypatch):
-    monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path / "cache"))
-    made = []
-    for own in ("reference=icl", "~reference"):
-        folder = RunFolder(tmp_path / own / "run")
-        folder.path.mkdir(parents=True)
-        folder.start("run")
-        settings = ("tracking=none", "runtime.cache=off", "runtime.save_recordings=true", "task.queries=4")
-        run(config(*TOY, *settings, "metric=[sim_aou,sim_am_delta,attention_kendall,accuracy]", own), folder)
-        names = ("scores.json", "scores.parquet", "prompts.json", "losses.parquet")
-        recordings = load_file(folder.path / "recordings.safetensors")  # its header has no fixed order
-        content = {name: (folder.path / name).read_bytes() for name in names}
-        made.append(content | {name: tensor.numpy().tobytes() for name, tensor in recordings.items()})
-    assert made[0] == made[1] and made[0]["scores.json"]
 
 
 def test_prompts_json_lists_what_a_truth_has_seen():

@@ -1,6 +1,6 @@
 """Every recorded tensor of every family agrees with a naive reference that shares no code with the recorder."""
 
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ import torch
 from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet
 from iclgd.models import recorder
 from iclgd.models.attention import _with_log_mass
-from iclgd.models.interventions import hooks
 from iclgd.models.reach import Reach, visible_keys
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from iclgd.verify.naive import Naive
@@ -168,43 +167,6 @@ def test_labels_that_all_have_several_tokens_may_come_in_any_batches():
     assert whole.label_scores.isfinite().all()
     torch.testing.assert_close(single.label_scores, whole.label_scores, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(single.attention_output, whole.attention_output, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["llama", "opt"])
-def test_attention_with_context_is_the_mean_of_two_attentions_by_the_contexts_mass(name):
-    """A(C, x) = l A_C + (1 - l) A_x, by head: each side by its own softmax of naive scores, with l as recorded."""
-    model, context = tiny_model(name, dtype=torch.float64), CONTEXTS["demonstrations"]
-    (tokens, options), plan = QUESTIONS[0], RecordPlan(optional=frozenset({"context_mass"}), bos=1)
-    share = record(model, [Question(tokens, options)], context, plan).context_mass[0].double()  # layer head
-    network, heads = tiny_network(name).to(torch.float64), model.anatomy.shape.heads
-    scores, kept = naive(name, torch.float64).run((*context, *tokens)).scores, {}
-    blocks = (network.model if name == "llama" else network.model.decoder).layers
-    watched = [(block.self_attn.v_proj, partial(kept_output, kept, i)) for i, block in enumerate(blocks)]
-    watched += [(block.self_attn.o_proj if name == "llama" else block.self_attn.out_proj, partial(kept_input, kept, i))
-                for i, block in enumerate(blocks)]  # fmt: skip
-    with hooks(after=watched):
-        network(torch.tensor([(*context, *tokens)]))
-    inside = torch.zeros(len(context) + len(tokens), dtype=torch.bool)
-    inside[1 : len(context)] = True  # bos is none of the context
-    for layer, last in enumerate(scores):
-        whole = kept["into o", layer][0, -1].view(heads, -1)
-        values = kept["v", layer][0].unflatten(-1, (-1, whole.shape[1])).transpose(0, 1)  # head token head_dim
-        values = values.repeat_interleave(heads // len(values), 0)
-        of_context, of_rest = (
-            torch.einsum("ht,htd->hd", last.double().masked_fill(~part, -torch.inf).softmax(-1), values)
-            for part in (inside, ~inside)
-        )
-        mass = share[layer][:, None]
-        torch.testing.assert_close(mass * of_context + (1 - mass) * of_rest, whole, rtol=0, atol=1e-6)
-        assert (of_context - of_rest).abs().max() > 1e-2 and 0.01 < mass.min() and mass.max() < 0.99
-
-
-def kept_output(kept, layer, _module, _args, output):
-    kept["v", layer] = output
-
-
-def kept_input(kept, layer, _module, args, _output):
-    kept["into o", layer] = args[0]
 
 
 def test_masks_are_made_on_the_device_of_what_they_hide():

@@ -12,14 +12,14 @@ from torch import Tensor
 from iclgd.common.records import Trace
 from iclgd.common.seeding import numpy_stream
 from iclgd.config import ConfigError
-from iclgd.config.enumerations import RecordAt
+from iclgd.config.enumerations import RecordAt, Site
 from iclgd.mechanisms.bench import Bench, Row
 from iclgd.mechanisms.finetuning import Loop
 from iclgd.mechanisms.parameters import trainable, trained_parameters
 from iclgd.models.attention import precise
 from iclgd.models.forward import forward
 from iclgd.models.placement import read_again
-from iclgd.models.recorder import added_outputs
+from iclgd.models.recorder import last_outputs
 
 _BATCH = 8  # rows a step
 
@@ -71,7 +71,7 @@ def _activation_loss(bench: Bench, rows: list[Row], target: Float[Tensor, "row l
 
     def loss(chosen: list[int]) -> Tensor:
         token_ids, now = bench.batch([rows[number] for number in chosen])
-        with added_outputs(bench.model, now) as added:
+        with last_outputs(bench.model, Site.attention_output, now) as added:
             forward(bench.model, token_ids, now)
         last = added[bench.model.layers - 1].device  # blocks may lie on several devices
         outputs = torch.stack([added[layer].to(last) for layer in range(bench.model.layers)], dim=1).float()

@@ -6,7 +6,7 @@ import gc
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -149,40 +149,36 @@ def _run_batch(
         questions=tuple(probe.example for probe in batch),
     )
     token_ids = padded([probe.token_ids for probe in batch])
-    blocks: dict[int, Tensor] = {}
-    wants_blocks = "block_output" in plan.optional
-    watch = _last_outputs(model, Site.block_output, now, blocks) if wants_blocks else nullcontext()
-    with entered(model, token_ids, now), added_outputs(model, now) as added, watch:
+    sites = [site for site in Site if site in ("attention_output", *plan.optional)]
+    with ExitStack() as stack:
+        stack.enter_context(entered(model, token_ids, now))
+        outputs = {str(site): stack.enter_context(last_outputs(model, site, now)) for site in sites}
         hidden = forward(model, token_ids, now)
-    collected.take_attention(batch, _complete(model, now, added, blocks))
+    collected.take_attention(batch, _complete(model, now, outputs))
     _score_options(model, batch, hidden, now, plan, collected)
 
 
 @contextmanager
-def added_outputs(model: LanguageModel, now: AttentionPass) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
-    """By layer, what attention adds to the residual stream at each sequence's last token."""
-    added: dict[int, Tensor] = {}
-    with _last_outputs(model, Site.attention_output, now, added):
-        yield added
+def last_outputs(
+    model: LanguageModel, site: Site, now: AttentionPass
+) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
+    """By layer, what is at a site at each sequence's last token."""
+    outputs: dict[int, Tensor] = {}
 
-
-def _last_outputs(
-    model: LanguageModel, site: Site, now: AttentionPass, into: dict[int, Tensor]
-) -> AbstractContextManager[None]:
     def read(layer: int, hidden: Tensor) -> None:
-        into[layer] = now.last(hidden, 1)
+        outputs[layer] = now.last(hidden, 1)
 
-    return at_site(model, site, range(model.layers), read)
+    with at_site(model, site, range(model.layers), read):
+        yield outputs
 
 
 def _complete(
-    model: LanguageModel, now: AttentionPass, added: dict[int, Tensor], blocks: dict[int, Tensor]
+    model: LanguageModel, now: AttentionPass, outputs: dict[str, dict[int, Tensor]]
 ) -> dict[str, list[Tensor]]:
     """What a batch leaves behind, with an item for each layer."""
     batch, width = len(now.lengths), int(now.lengths.max())
     before = now.prefix_length() + len(now.read_again())
-    records = {"attention_output": added, "block_output": blocks}
-    complete = {name: [layers[i] for i in range(model.layers)] for name, layers in records.items() if layers}
+    complete = {name: [layers[i] for i in range(model.layers)] for name, layers in outputs.items()}
     complete["attention_scores"] = _filled(model, now.scores, (batch, 1, width))
     if now.keep_context and before:
         complete["context_scores"] = _filled(model, now.context_scores, (batch, before))
