@@ -40,15 +40,6 @@ DAMAGED = {
     "no config": (lambda folder: (folder / "config.yaml").unlink(), "config.yaml is not what"),
     "code in the config": (put("config.yaml", "a: !!python/object/apply:os._exit [3]"), "config.yaml is not what"),
 }
-UNSEALED = {  # without digests in status.json, so that the content itself is read
-    "a mistyped score": (change("scores.json", sim_aou__mean="high"), "scores.json.sim_aou.mean"),
-    "a nested score": (change("scores.json", accuracy={"zsl": 0.5}), "scores.json.accuracy.mean: Field required"),
-    "a mistyped rate": (change("config.yaml", finetune__lr="fast"), "config.yaml.finetune.lr"),
-    "layers without end": (change("config.yaml", finetune__layers="0-x"), "config.yaml: "),
-    "no task": (change("config.yaml", task={"name": "a"}), "config.yaml.task.shots: Field required"),
-    "code": (put("config.yaml", "a: !!python/object/apply:os._exit [3]"), "config.yaml cannot be read"),
-    "no environment": (lambda folder: (folder / "environment.json").unlink(), "environment.json is missing"),
-}
 
 
 def seal(folder):
@@ -63,25 +54,24 @@ def sweep(tmp_path_factory):
     """A good run, and one folder for each kind of damage."""
     root = tmp_path_factory.mktemp("sweep")
     write_run(root / "good", examples=4, layers=2)
-    for number, (damage, _) in enumerate({**DAMAGED, **UNSEALED}.values()):
+    for number, (damage, _) in enumerate(DAMAGED.values()):
         folder = write_run(root / f"a{number:02d}", examples=4, layers=2, seed=1, variant="lcgd")
-        if number < len(DAMAGED):
-            seal(folder)
+        seal(folder)
         damage(folder)
     return root
 
 
 def test_each_damaged_run_is_left_out_with_a_reason(sweep):
     results = Results.read([sweep])
-    assert [run.name for run in results] == ["good"] and len(results.left_out) == len(DAMAGED) + len(UNSEALED)
-    for (_, reason), (_, expected) in zip(results.left_out, {**DAMAGED, **UNSEALED}.values(), strict=True):
+    assert [run.name for run in results] == ["good"] and len(results.left_out) == len(DAMAGED)
+    for (_, reason), (_, expected) in zip(results.left_out, DAMAGED.values(), strict=True):
         assert reason.startswith(expected) and "\n" not in reason, reason
 
 
 def test_a_report_and_the_status_take_one_line_for_each(sweep, tmp_path, caplog, capsys):
     assert report([str(sweep), "--out", str(tmp_path / "out")]) == 0
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
-    assert len(lines) == len(DAMAGED) + len(UNSEALED)
+    assert len(lines) == len(DAMAGED)
     capsys.readouterr()
     caplog.clear()
     status.cli([str(sweep)])

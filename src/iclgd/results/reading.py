@@ -193,9 +193,9 @@ def read_run(folder: Path) -> FinishedRun:
     config, environment, scores = (read(folder / name) for name in ("config.yaml", "environment.json", "scores.json"))
     try:
         settings = settings_of(config, environment.get("dtype"))
+        settings["finetune.lr"] = float(settings["finetune.lr"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedRun(f"config.yaml: {printable(repr(error), 200)}") from error
-    settings["finetune.lr"] = float(settings["finetune.lr"])
     return FinishedRun(folder, config, environment, scores, status, settings)
 
 

@@ -1,21 +1,20 @@
-"""What the files of a run folder hold: a schema for each, and the functions that read them."""
+"""Reads the files of a run folder. status.json has a schema, and digests of all others once the run is done."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError, with_config
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from iclgd.common.printable import printable
 from iclgd.config import ConfigError
 
 _MOST_BYTES = 256 << 20  # of a file; prompts.json with thousands of long queries has a fifth of this
-_STRICT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # of a TypedDict, and of all inside it
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
@@ -41,7 +40,7 @@ class _FileDigest(TypedDict):
 class Status(BaseModel):
     """status.json; facts that the experiment noted, such as `diverged`, stand beside these fields."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     # as last written; `RunFolder.state` also knows about processes that are gone
     state: Annotated[State, Field(strict=False)]
@@ -66,86 +65,12 @@ class Status(BaseModel):
         return {key: value for key, value in self.model_dump(mode="json").items() if value not in (None, "", {})}
 
 
-@with_config(_STRICT)
-class _Summary(TypedDict):  # of one score
-    mean: float | None
-    layers: NotRequired[list[float | None] | None]
-    ci: NotRequired[Annotated[list[float | None], Field(min_length=2, max_length=2)] | None]
-    n: NotRequired[NonNegativeInt | None]
-    undefined: NotRequired[NonNegativeInt | None]
-    flipped: NotRequired[_Summary | None]
-
-
-@with_config(_STRICT)
-class _Environment(TypedDict):
-    dtype: NotRequired[str | None]
-    notes: NotRequired[list[str]]
-
-
-class _Item(TypedDict):
-    text: str
-    token_ids: list[int]
-    label: int
-
-
-@with_config(_STRICT)
-class _Prompts(TypedDict):
-    demonstrations: list[_Item]
-    queries: list[_Item]
-    bos: NotRequired[list[int]]
-    separator: NotRequired[list[int]]
-    label_words: NotRequired[list[str]]
-
-
-class _Named(TypedDict):
-    name: str
-
-
-class _Task(_Named):
-    shots: NonNegativeInt
-
-
-class _Finetune(_Named):
-    lr: float
-    order: NotRequired[int]
-    color: NotRequired[str | None]
-    against: NotRequired[dict[str, str] | None]
-
-
-class _Score(TypedDict):
-    limits: NotRequired[Annotated[list[float], Field(min_length=2, max_length=2)] | None]
-    digits: NotRequired[int | None]
-    inputs: NotRequired[dict[str, str] | None]
-
-
-class _Metric(TypedDict):
-    scores: NotRequired[dict[str, _Score]]
-
-
-@with_config(_STRICT)
-class _RunConfig(TypedDict):  # as far as reports read it
-    model: _Named
-    task: _Task
-    finetune: _Finetune
-    metric: NotRequired[_Metric]
-    seed: NonNegativeInt
-
-
-_SCHEMAS: dict[str, Any] = {
-    "status.json": Status,
-    "config.yaml": _RunConfig,
-    "scores.json": dict[str, _Summary],
-    "environment.json": _Environment,
-    "prompts.json": _Prompts,
-}
-
-
 def read(path: Path, schema: Any = None) -> Any:
     """The content of a JSON or YAML file of a run folder, checked by its schema, or the frame of a Parquet file.
 
     Args:
         path: the file.
-        schema: a type that the content must have; by default the one that belongs to the file's name, if any.
+        schema: a type that the content must have; by default anything, and in status.json a `Status`.
 
     Raises:
         DamagedRun: the file is missing, too large, cannot be parsed, or holds other types.
@@ -157,7 +82,7 @@ def read(path: Path, schema: Any = None) -> Any:
             import pandas as pd  # here, because iclgd-status starts without it
 
             return pd.read_parquet(path)
-        adapter = TypeAdapter(schema or _SCHEMAS.get(path.name, Any))
+        adapter = TypeAdapter(schema or (Status if path.name == "status.json" else Any))
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _YAML_LOADER) if path.suffix == ".yaml" else json.loads(text)
         validated = adapter.validate_python(content)
