@@ -27,15 +27,13 @@ _TRAINING = "training_query_vectors"
 
 
 def export_records(run: FinishedRun, out: Path) -> list[Path]:
-    """Write a run's recordings under OUT/RUN_ID/SETTING/record_info.jsonl.
+    """Write a run's recordings under OUT/RUN_ID/SETTING/record_info.jsonl; returns the files.
 
-    Returns:
-        The files written. `ft` is among them only where the attention queries of the training tokens were recorded,
-        which the scores of attention to training tokens ask for.
+    `ft` is among them only where the attention queries of the training tokens were recorded, which the scores of
+    attention to training tokens ask for.
 
     Raises:
         ReportError: the run kept no recordings, or they cannot be read, or are not those of its prompts.
-        OSError: they cannot be written.
     """
     tensors = {name: tensor.numpy() for name, tensor in run.tensors().items()}
     path = run.folder / "recordings.safetensors"

@@ -27,19 +27,12 @@ _OLD_KEY = re.compile(r"\b[0-9a-fA-F]{40}\b")  # W&B's older keys, which elsewhe
 
 @dataclass
 class UploadState:
-    """What a folder says about W&B.
+    """What a folder says about W&B."""
 
-    Attributes:
-        id: of the W&B run. No two folders share one, so a run that two sweeps make is two runs there.
-        finished_at: when the results that were recorded last were finished.
-        destination: entity and project for which they were recorded.
-        mode: how they were recorded: online or offline.
-    """
-
-    id: str = ""
-    finished_at: str = ""
-    destination: str = ""
-    mode: str = ""
+    id: str = ""  # of the W&B run; no two folders share one, so a run that two sweeps make is two runs there
+    finished_at: str = ""  # when the results that were recorded last were finished
+    destination: str = ""  # entity and project for which they were recorded
+    mode: str = ""  # how they were recorded: online or offline
 
     @classmethod
     def read(cls, folder: Path) -> UploadState:
