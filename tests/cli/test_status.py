@@ -14,7 +14,7 @@ def sweep(tmp_path):
     states = {
         "a": Status(state=State.done, seconds=10.0, started_at="2026-01-01T00:00:00+00:00"),
         "b": Status(state=State.running, seconds=4.0, progress={"stage": "finetune", "done": 3, "total": 8}),
-        "c": Status(state=State.failed, error="RuntimeError: [bold]no[/bold] luck", traceback="..."),
+        "c": Status(state=State.failed, error="RuntimeError: [bold]no[/bold] luck"),
         "d": Status(state=State.running, owner={"host": socket.gethostname(), "pid": 1}),
         "e": Status(state=State.interrupted),
         "f": Status(state=State.done, seconds=20.0, **{"diverged": True, "diverged_at": 7}),

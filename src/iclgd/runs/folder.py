@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -193,10 +192,8 @@ class RunFolder:
         )
 
     def fail(self, error: BaseException) -> None:
-        """Mark the run as failed and keep the traceback."""
-        lines = "".join(traceback.format_exception(error))
-        message = without_secrets(f"{type(error).__name__}: {error}")
-        self._end_if_possible(State.failed, error=message, traceback=without_secrets(lines))
+        """Mark the run as failed; the traceback is in run.log."""
+        self._end_if_possible(State.failed, error=without_secrets(f"{type(error).__name__}: {error}"))
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal; the next start runs it again."""

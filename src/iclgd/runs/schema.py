@@ -52,7 +52,6 @@ class Status(BaseModel):
     seconds: float | None = None  # by a clock that cannot jump, up to the last update
     progress: _Progress | None = None
     error: str | None = None  # the last line of the traceback
-    traceback: str | None = None
     files: dict[str, _FileDigest] = {}  # by name, of a done run
 
     @property
