@@ -177,7 +177,7 @@ def test_power_counts_the_error_of_a_chosen_rate(tmp_path):
         for first, second in (("gd", "random_direction"), ("lcgd", "gd"), ("lcgd", "random_direction"))
     ]
     text = comparisons.power_text([replace(one, results={"sim_aou": one.results["sim_aou"]}) for one in made])
-    assert f"spread by {math.sqrt(2.5) * np.median(spreads):.3f} (median)" in text
+    assert f"spread by {math.sqrt(2.5) * np.median(spreads):.3f} from draw to draw" in text
     assert "includes the error which choosing rates on these draws adds" in text
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+from scipy import stats
 
 from figure_cases import changed, results
 from iclgd.results import rates
@@ -19,10 +20,20 @@ def test_the_nearest_has_its_interval_what_it_sees_and_what_is_not_told_apart():
     by_name = {one.variant: one.values["sim_aou"] for one in rates.contenders(made)[0]}
     mean = np.mean(list(by_name["task_vector"].values()))
     assert f"By SimAOU, Task vector is nearest to ICL: {mean:.3f} [" in paragraph  # anchors and floors are none
-    assert "(sees calibration). Not told apart from it: Mean shift, GD (of 2)." in paragraph
-    assert not compare(by_name["task_vector"], by_name["mean_shift"]).p < 0.005  # of 10 by Holm
+    p = {name: compare(by_name["task_vector"], by_name[name]).p for name in ("mean_shift", "gd")}
+    possible = [made.labels[name] for name in p if p[name] * 2 >= 0.05]
+    assert f"(sees calibration). May be nearest as well: {', '.join(possible) or 'none'} (of 2)." in paragraph
     assert paragraph.count("Not told apart from ICL itself: none (of 3).") == 2
-    assert "for 12 comparisons" in paragraph
+
+
+def test_what_may_be_nearest_is_compared_with_the_nearest_alone():
+    def spread_out(run, scores):  # differences of one mechanism from the nearest have p = .02, of the other p = .03
+        seed, name = run.settings["seed"], run.settings["finetune.name"]
+        shift = {"gd": 0.0, "mean_shift": -0.1 - 0.0377 * (seed - 2), "task_vector": -0.1 - 0.0429 * (seed - 2)}
+        scores["sim_aou"]["mean"] = 0.8 + shift[name]
+
+    [paragraph] = findings(changed(results(("gd", "mean_shift", "task_vector"), ("sim_aou",), seeds=5), spread_out))
+    assert "By SimAOU, GD is nearest" in paragraph and "May be nearest as well: Task vector (of 2)." in paragraph
 
 
 def test_few_draws_test_nothing_each_task_has_its_own_and_planted_truths_do_not_count():
@@ -48,17 +59,21 @@ def test_the_last_words_say_in_short_what_context_does_and_who_does_it_too():
     means = {run.config["finetune"]["name"]: [] for run in made}
     for run in made:
         means[run.config["finetune"]["name"]].append(run.mean("recovered"))
-    shares = {name: f"{np.mean(values):.0%}" for name, values in means.items()}
+    shares = {}
+    for name, values in means.items():
+        mean, half = np.mean(values), stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
+        shares[name] = f"{mean:.0%} [{100 * (mean - half):z.0f}, {100 * (mean + half):z.0f}]"
     [said] = findings(made)  # no mechanism has run, so that none is nearest
     assert said.startswith("In short: with 8 demonstrations in its prompt the model answers ")
-    assert said.endswith(f"in what it predicts, LCGD reproduces {shares['lcgd']}, GD reproduces {shares['gd']}.")
+    assert "(accuracy). Of the change" in said
+    assert said.endswith(f"these reproduce: LCGD {shares['lcgd']}, GD {shares['gd']}.")
     two = findings(results(("gd",), scores, seeds=3, task__name=["a", "b"]))
     assert [text[:13] for text in two] == ["In short (a):", "In short (b):"]
     off = findings(results(("gd",), scores, seeds=3, task__evaluate=[None, "b"]))
     assert [text.partition(")")[0] for text in off] == ["In short (evaluate none", "In short (evaluate b"]
     lost = [run for run in made.runs if run.config["finetune"]["name"] == "lcgd"][:1]
     [said] = findings(replace(made, runs=tuple(run for run in made.runs if run not in lost)))
-    assert said.endswith(f"in what it predicts, GD reproduces {shares['gd']}, LCGD has no value in some draws.")
+    assert said.endswith(f"these reproduce: GD {shares['gd']}, LCGD has no value in some draws.")
     assert not findings(results(("gd",), scores, seeds=2, task__shots=[1, 2, 4, 8]))  # too many to be short
     assert not findings(results(("gd",), scores[:2]))
 
@@ -66,7 +81,7 @@ def test_the_last_words_say_in_short_what_context_does_and_who_does_it_too():
 def test_settings_of_finetuning_are_named_and_draws_must_be_the_same_ones():
     scores = ("accuracy/zsl", "accuracy/icl", "recovered")
     [said] = findings(results(("gd",), scores, seeds=2, finetune__layers=["all", "0"]))
-    assert "GD (layers all) reproduces" in said and "GD (layers 0) reproduces" in said
+    assert "GD (layers all) " in said and "GD (layers 0) " in said
 
     def lose(run, scores):
         if run.settings["seed"] == {"gd": 0, "mean_shift": 1}[run.settings["finetune.name"]]:

@@ -101,6 +101,6 @@ def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
 def test_accuracies_in_context_are_means_over_the_orders_of_a_draw():
     made = results(("gd", "lcgd"), ("accuracy/icl", "accuracy/zsl"), seeds=2, task__permutation=[0, 1, 2])
     made = replace(made, runs=tuple(run for run in made if run.settings["finetune.name"] == "gd"))
-    [draws] = remarks.context_accuracies(made).values()
+    [(_, draws)] = remarks.context_accuracies(made).values()
     means = overall(made.summary).set_index("score")["mean"]
     assert len(draws) == 2 and draws["mean"].mean() == pytest.approx(means["accuracy/icl"])

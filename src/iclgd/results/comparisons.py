@@ -77,7 +77,7 @@ def power_text(differences: Sequence[Difference]) -> str:
     draws, spread = min(result.draws for result in results if result.draws), float(np.median(spreads))
     alpha = 0.05 / len(results)  # Holm's first step
     count = f"{len(results)} comparison{'s' if len(results) > 1 else ''}"
-    text = f"With {draws} draws and {count}, differences between draws spread by {spread:.3f} (median)."
+    text = f"In the table of {count} over {draws} draws, differences spread by {spread:.3f} from draw to draw (median)."
     if any(len(one.tried) > 1 for difference in differences for one in (difference.first, difference.second)):
         text += " That includes the error which choosing rates on these draws adds."
     if draws < 5:

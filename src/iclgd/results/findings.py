@@ -12,11 +12,16 @@ from iclgd.results.frame import SEES, Results
 from iclgd.results.planted_truths import ICL, TRUTH
 from iclgd.results.rates import Contender, contenders
 from iclgd.results.remarks import Setting, context_accuracies
-from iclgd.statistics import Comparison, draws_interval, holm_corrected
+from iclgd.statistics import Comparison, Interval, draws_interval, holm_corrected
 
 ITSELF = "replay"  # ICL as a mechanism: what the others are compared with
 _CANDIDATES = (Role.variant, Role.rival, Role.mechanism)
 _MOST_SETTINGS = 3  # of which each has a sentence in plain words
+_LEVEL = 0.05
+_RULE = (
+    "Each score is judged by itself, paired by draw; what is not listed is ruled out with p < 0.05, corrected for the "
+    "number of comparisons. More draws rule out more."
+)
 
 
 def findings(results: Results) -> list[str]:
@@ -37,7 +42,7 @@ def _in_short(results: Results, among: Sequence[Contender]) -> list[str]:
     if score is None or len(accuracies) > _MOST_SETTINGS:
         return []
     sentences = []
-    for setting, draws in accuracies.items():
+    for setting, (label, draws) in accuracies.items():
         shares = _recovered(results, score, setting, among)
         if shares:
             icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
@@ -45,24 +50,30 @@ def _in_short(results: Results, among: Sequence[Contender]) -> list[str]:
             text = f"In short ({named})" if named else "In short"
             shots = results.text("task.shots", dict(setting)["task.shots"])
             text += f": with {shots} demonstrations in its prompt the model answers {icl:.0%} of the queries right, "
-            sentences.append(f"{text}without them {zsl:.0%}; of that change in what it predicts, {', '.join(shares)}.")
+            text += f"without them {zsl:.0%} ({label}). Of the change that they make to its next-token distribution, "
+            sentences.append(f"{text}these reproduce: {', '.join(shares)}.")
     return sentences
 
 
 def _recovered(results: Results, score: ScoreInfo, setting: Setting, among: Sequence[Contender]) -> list[str]:
-    """How much of ICL's effect each candidate makes in a setting, most first; a negative share is none."""
+    """The share of ICL's effect that each candidate makes in a setting, most first; negative where it leads away."""
     among = [
         one
         for one in among
         if _is_candidate(results, one) and all(one.others.get(key, value) == value for key, value in setting)
     ]
     complete = _in_all_draws(score, among)
-    ranked = sorted(((_mean(score, one), _named(results, one, among)) for one in complete), key=lambda pair: -pair[0])
-    partly = [_named(results, one, among) for one in among if one not in complete and one.defined(score.name)]
-    return [
-        *(f"{name} reproduces {f'{share:.0%}' if share >= 0.005 else 'none'}" for share, name in ranked),
-        *(f"{name} has no value in some draws" for name in partly),
+    ranked = [
+        f"{_named(results, one, among)} {_percent(draws_interval(one.defined(score.name)))}"
+        for one in _nearest_first(score, complete)
     ]
+    partly = [_named(results, one, among) for one in among if one not in complete and one.defined(score.name)]
+    return [*ranked, *(f"{name} has no value in some draws" for name in partly)]
+
+
+def _percent(interval: Interval) -> str:
+    ends = "" if math.isnan(interval.low) else f" [{100 * interval.low:z.0f}, {100 * interval.high:z.0f}]"
+    return f"{100 * interval.mean:z.0f}%{ends}"
 
 
 def _named(results: Results, one: Contender, among: Sequence[Contender]) -> str:
@@ -106,25 +117,20 @@ def _is_candidate(results: Results, one: Contender) -> bool:
 def _paragraph(results: Results, candidates: Sequence[Contender], itself: Contender | None) -> str:
     scores = [results.scores[name] for name in results.headline]
     scores = [score for score in scores if score.learned and score.better is not Better.neither]
-    ranked = {score.name: _nearest_first(score, _in_all_draws(score, candidates)) for score in scores}
-    comparisons: dict[tuple[str, str, str], Comparison] = {}
-    for name, order in ranked.items():
-        for place, first in enumerate(order):  # all pairs count, since the nearest is chosen by the same numbers
-            for one in order[place + 1 :]:
-                comparisons[name, one.variant, first.variant] = first.minus(one, name)
-        if itself is not None and name in itself.values:
-            comparisons |= {(name, one.variant, ITSELF): itself.minus(one, name) for one in order}
-    comparisons = holm_corrected(comparisons)
-    sentences = []
+    sentences, tested = [], False
     for score in scores:
-        if ranked[score.name]:
-            sentences.append(_sentence(results, score, candidates, ranked[score.name], comparisons))
+        order = _nearest_first(score, _in_all_draws(score, candidates))
+        if order:
+            best, *others = order
+            rivals = {one.variant: best.minus(one, score.name) for one in others}
+            icl: dict[str, Comparison] = {}
+            if itself is not None and score.name in itself.values:
+                icl = holm_corrected({one.variant: itself.minus(one, score.name) for one in order})
+            sentences.append(_sentence(results, score, candidates, order, rivals, icl))
+            tested = tested or any(not math.isnan(comparison.p) for comparison in [*rivals.values(), *icl.values()])
         elif any(one.defined(score.name) for one in candidates):
             sentences.append(f"By {score.label}, none is named nearest, since none has a value in every draw.")
-    tested = sum(not math.isnan(comparison.p) for comparison in comparisons.values())
-    rule = f"Told apart: p < 0.05 after Holm's correction for {tested} comparisons, paired by draw."
-    rule += " What is not told apart may still differ."
-    return " ".join([*sentences, rule if tested else "With fewer than 5 draws nothing is tested."])
+    return " ".join([*sentences, _RULE if tested else "With fewer than 5 draws nothing is tested."])
 
 
 def _in_all_draws(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
@@ -147,21 +153,37 @@ def _sentence(
     score: ScoreInfo,
     candidates: Sequence[Contender],
     order: Sequence[Contender],
-    comparisons: Mapping[tuple[str, str, str], Comparison],
+    rivals: Mapping[str, Comparison],
+    icl: Mapping[str, Comparison],
 ) -> str:
-    """Which is nearest by this score, with its interval and what it sees, and what is told apart from it and ICL."""
+    """Which is nearest by this score, with its interval and what it sees; what else may be; what differs from ICL.
+
+    Args:
+        results: the runs.
+        score: the score.
+        candidates: all of the mechanisms.
+        order: those with a value in every draw, nearest first.
+        rivals: the nearest minus each of the others.
+        icl: ICL minus each of them, with corrected p.
+    """
     best, labels = order[0], results.labels
     interval = draws_interval(best.defined(score.name), score.limits, chosen=len(best.tried) > 1)
-    ends = "" if math.isnan(interval.low) else f" [{interval.low:.{score.digits}f}, {interval.high:.{score.digits}f}]"
     sees = results.text(SEES, results.variants[best.variant].sees)
-    text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {interval.mean:.{score.digits}f}{ends}"
+    text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {interval.mean:.{score.digits}f}"
+    if not math.isnan(interval.low):
+        text += f" [{interval.low:.{score.digits}f}, {interval.high:.{score.digits}f}]"
     text += f" (sees {sees})."
     missing = [labels[one.variant] for one in candidates if one not in order and one.defined(score.name)]
     if missing:
         text += f" Left out, since not every draw of theirs has a value: {', '.join(missing)}."
-    for other, name in ((best.variant, "it"), (ITSELF, "ICL itself")):
-        tested = {v: c for (s, v, o), c in comparisons.items() if (s, o) == (score.name, other) and not math.isnan(c.p)}
-        same = [labels[variant] for variant, comparison in tested.items() if not comparison.marked]
-        if tested:
-            text += f" Not told apart from {name}: {', '.join(same) or 'none'} (of {len(tested)})."
+    tested = {variant: comparison.p for variant, comparison in rivals.items() if not math.isnan(comparison.p)}
+    # Multiple comparisons with the best (Hsu 1984): the one that is truly nearest is ruled out only if one of its
+    # comparisons with the others errs. Their number is corrected for, not that of all pairs, though the nearest is
+    # chosen by the same draws.
+    possible = [labels[variant] for variant, p in tested.items() if p * len(tested) >= _LEVEL]
+    if tested:
+        text += f" May be nearest as well: {', '.join(possible) or 'none'} (of {len(tested)})."
+    same = [labels[variant] for variant, comparison in icl.items() if comparison.p >= 0 and not comparison.marked]
+    if any(comparison.p >= 0 for comparison in icl.values()):
+        text += f" Not told apart from ICL itself: {', '.join(same) or 'none'} (of {len(icl)})."
     return text

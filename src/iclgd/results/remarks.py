@@ -36,7 +36,8 @@ def layer_notes(results: Results) -> list[str]:
     """Sentences on headline scores whose means are not over all layers, and on scores whose means share no layer."""
     rows: Any = results.rows
     rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane") & (rows["layer"] >= 0)]
-    notes, compared = [], [f"{run.planted} {run.settings['model.name']}" for run in results]
+    compared = [f"{run.planted} {run.settings['model.name']}" for run in results]
+    labels: dict[str, list[str]] = {}  # of the scores whose means a text is true of
     for name in results.scores:
         counted = rows[rows["score"] == name].pivot(index="run", columns="layer", values="counted").astype(float)
         counted = counted[counted.gt(0).any(axis=1)]  # NaN beyond a model's last layer
@@ -48,8 +49,12 @@ def layer_notes(results: Results) -> list[str]:
         if all(len(layers) == total for layers, total in groups) or not (is_own or name in results.headline):
             continue
         rule = "each run's own, since no layer has a value in every setting" if is_own else _RULES[results.layers]
-        notes.append(f"Means of {results.scores[name].label} are over {_layers_in_words(groups)}: {rule}.")
-    return notes
+        labels.setdefault(f"{_layers_in_words(groups)}: {rule}", []).append(results.scores[name].label)
+    return [f"Means of {_listed(names)} are over {text}." for text, names in labels.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _layers_in_words(groups: Sequence[tuple[tuple[int, ...], int]]) -> str:
@@ -65,7 +70,7 @@ def _layers_in_words(groups: Sequence[tuple[tuple[int, ...], int]]) -> str:
 def zero_shot_notes(results: Results) -> list[str]:
     """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little."""
     notes = {}
-    for setting, draws in context_accuracies(results).items():
+    for setting, (_, draws) in context_accuracies(results).items():
         note = _zero_shot_note(draws)
         if note:
             notes[f"{results.setting_text(dict(setting))}: {note}"] = None
@@ -75,8 +80,10 @@ def zero_shot_notes(results: Results) -> list[str]:
 Setting = tuple[tuple[str, Any], ...]  # keys of a setting with their values
 
 
-def context_accuracies(results: Results) -> dict[Setting, pd.DataFrame]:
-    """ICL's and zero-shot's accuracy of every draw, by setting: columns mean, low, high and the same with _zsl.
+def context_accuracies(results: Results) -> dict[Setting, tuple[str, pd.DataFrame]]:
+    """What the accuracy is called and ICL's and zero-shot's of every draw, by setting.
+
+    Columns are mean, low, high and the same with _zsl.
 
     Neither depends on the variant or its rate, so that every draw is counted once, as the mean over its orders. For
     open answers the accuracy is over the vocabulary where that was measured, since the options beside the right answer
@@ -84,6 +91,7 @@ def context_accuracies(results: Results) -> dict[Setting, pd.DataFrame]:
     """
     keys = [key for key in results.keys if not key.startswith(("finetune.", "reference.name"))]
     cells = results.over_all.set_index(["run", "score"])[["mean", "low", "high"]].to_dict("index")
+    labels: dict[Setting, str] = {}
     orders: dict[Setting, dict[tuple[int, Any], dict[str, float]]] = {}
     for position, run in enumerate(results):
         names = _accuracy_names(results, is_open=bool(run.config["task"].get("answer_column")))
@@ -92,10 +100,14 @@ def context_accuracies(results: Results) -> dict[Setting, pd.DataFrame]:
             continue  # what plays ICL's part in a planted run is not ICL
         pair = icl | {f"{column}_zsl": value for column, value in zsl.items()}
         setting = tuple((key, run.settings.get(key)) for key in keys)
+        labels[setting] = results.scores[names[0]].label.removesuffix(" (ICL)").lower()
         order = results.draws.index(run.draw), run.settings.get("task.permutation")
         orders.setdefault(setting, {}).setdefault(order, pair)
     frames: dict[Setting, Any] = {setting: pd.DataFrame(list(pairs.values())) for setting, pairs in orders.items()}
-    return {setting: frames[setting].groupby([draw for draw, _ in pairs]).mean() for setting, pairs in orders.items()}
+    return {
+        setting: (labels[setting], frames[setting].groupby([draw for draw, _ in pairs]).mean())
+        for setting, pairs in orders.items()
+    }
 
 
 def _accuracy_names(results: Results, is_open: bool) -> tuple[str, str]:
