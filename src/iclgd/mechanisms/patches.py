@@ -29,24 +29,20 @@ from iclgd.models.forward import Prefix, encode_prefix, forward, padded
 from iclgd.models.interventions import intervening, last_tokens, own_tokens
 from iclgd.models.language_model import LanguageModel
 
-Factors = tuple[Float[Tensor, "row d_out"], Float[Tensor, "row d_in"]]
-
 
 class ExactPatch:
     """Rank-1 changes of each token's own feed-forward weights, after which ICL's block outputs come without context.
 
     It is an intervention, made for one batch at a time. The label tokens that are scored after a query are patched too,
-    each by its own change, so that scores of labels of several tokens are ICL's. With `keep`, `factors` has those of
-    the last batch's changes.
+    each by its own change, so that scores of labels of several tokens are ICL's.
     """
 
-    def __init__(self, model: LanguageModel, context: tuple[int, ...], config: Config, keep: bool = False) -> None:
+    def __init__(self, model: LanguageModel, context: tuple[int, ...], config: Config) -> None:
         refuse_without_exact_form(model, config.finetune.name)
         self.model, self.which = model, config.finetune.patch
         self.layers = parse_layers(config.finetune.layers) or tuple(range(model.layers))
         self.prefix = encode_prefix(model, context)
         self.squares, self.tokens = torch.zeros(model.layers, dtype=torch.float64), 0
-        self.factors: dict[tuple[int, str], Factors] | None = {} if keep else None
 
     def __call__(self, token_ids: Int[Tensor, "example token"], now: AttentionPass) -> AbstractContextManager[None]:
         """Within the block a pass over these tokens without context is patched."""
@@ -124,16 +120,13 @@ class _Patched:
     def reads(self, layer: int, name: str, entering: Tensor, output: Tensor) -> Tensor:
         here, module = entering[self.rows], self.patch.model.anatomy.part(layer, name)
         change = without_bias(module, self.target.entering[layer] - here)
-        return self._changed(layer, name, here, output, change, here)
+        return self._changed(layer, here, output, change, here)
 
     def adds(self, layer: int, inner: Tensor, rest: Tensor, output: Tensor) -> Tensor:
-        name = str(self.patch.model.anatomy.feed_forward.adds)
         change = self.target.rest[layer] - rest[self.rows]
-        return self._changed(layer, name, inner[self.rows], output, change, self.target.inner[layer])
+        return self._changed(layer, inner[self.rows], output, change, self.target.inner[layer])
 
-    def _changed(
-        self, layer: int, name: str, reading: Tensor, output: Tensor, change: Tensor, direction: Tensor
-    ) -> Tensor:
+    def _changed(self, layer: int, reading: Tensor, output: Tensor, change: Tensor, direction: Tensor) -> Tensor:
         """`output` with (change direction^T / |direction|^2) reading added, for each patched token."""
         squares = direction.square().sum(-1, keepdim=True)
         weights = direction / squares.where(squares > 0, 1)
@@ -141,8 +134,6 @@ class _Patched:
         output[self.rows] += change * (weights * reading).sum(-1, keepdim=True)
         norms = change.double().square().sum(-1) * weights.double().square().sum(-1)
         self.patch.squares[layer] += norms.sum().cpu()
-        if self.patch.factors is not None:
-            self.patch.factors[layer, name] = (change, weights)
         return output
 
 

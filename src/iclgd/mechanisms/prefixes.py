@@ -80,7 +80,7 @@ def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) 
         loss = _loss(bench, prefix, place)
         loss.backward()
         losses.append(loss.item())
-        norms.append(_norms([(_gradient(key), _gradient(value)) for key, value in prefix]))
+        norms.append(_norms([(cast(Tensor, key.grad), cast(Tensor, value.grad)) for key, value in prefix]))
         if not math.isfinite(losses[-1]) or not norms[-1].isfinite().all():
             diverged_at = step
             break
@@ -152,10 +152,6 @@ def _as_read(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]]) -> list[KeyV
     """The prefix in the model's precision."""
     dtype = bench.model.dtype
     return [(key.detach().to(dtype), value.detach().to(dtype)) for key, value in prefix]
-
-
-def _gradient(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
 def _norms(pairs: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, " layer"]:

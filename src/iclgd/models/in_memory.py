@@ -21,7 +21,7 @@ from iclgd.common.digests import digest_of, digest_of_text
 from iclgd.config import ConfigError
 from iclgd.models.files import InMemory, in_memory
 from iclgd.models.half_precision_storage import HALF
-from iclgd.models.proofs import TOLERANCE
+from iclgd.models.proofs import TOLERANCE, relative_error
 from iclgd.models.refusals import refusing
 from iclgd.models.tracing import some_tokens
 
@@ -158,7 +158,7 @@ def _refuse_other_arithmetic(model: Any, network: PreTrainedModel, folder: Path)
     with _evaluated(model), torch.no_grad():  # no inference mode: what the model may cache is used in training
         expected = model(input_ids=tokens.to(network.device), **plain).logits.float().cpu()
         logits = other.eval()(input_ids=tokens, **plain).logits.float()
-    error = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+    error = relative_error(logits, expected)
     if not error <= max(TOLERANCE[model.dtype], TOLERANCE[network.dtype]):
         raise ConfigError(
             "the model in memory computes something else than its config and weights say (logits differ by "
