@@ -2,8 +2,8 @@
 # make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
 # make docs   the documentation -> site/     make pages  keys, scores and mechanisms in docs/, from the program
 # make figures  the pictures of README and docs, and the numbers they quote, from runs: minutes; LONG=1 hours
-# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-placement,
-# make test-oldest, test-hydra-next
+# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-oldest,
+# make test-hydra-next
 # make mutants  mutation testing of what decides numbers, on a sample: an hour; MUTANTS=all takes a night
 # make families  a tiny model of every family that transformers has, against the naive code: minutes -> docs/models.md
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
@@ -14,7 +14,7 @@ READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
 .PHONY: run test lint types unit docs pages figures coverage soak stress bench families simulate mutants setup clean
-.PHONY: test-data test-placement test-cluster test-outside test-oldest test-hydra-next
+.PHONY: test-data test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
 	$(BIN)/iclgd sweeps=first_look
@@ -71,9 +71,6 @@ mutants: setup
 
 test-data: setup
 	$(BIN)/pytest -m real_data tests/tasks/test_draw.py $(ARGS)
-
-test-placement: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/placement -q --timeout=0 $(ARGS)
 
 test-outside: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest -o addopts= tests/outside -q -s --timeout=0 $(ARGS)

@@ -13,19 +13,27 @@ from iclgd.models import placement
 from iclgd.models.loading import assemble
 from iclgd.models.placement import check_placement, devices_of, dispatch, loading_arguments, place, refuse_quantised
 from learning_cases import prompts
-from placement_cases import VARIANTS, everything, furthest, placed_model, plain
+from placement_cases import FAMILIES, VARIANTS, everything, furthest, placed_model, plain
 from pretend_devices import MixedDevicesError, pretending
 from tiny_models import CONFIGS, tiny_network
 
 
-@pytest.mark.parametrize("devices", [("cpu:0", "cpu:1"), ("cpu:0", "cpu"), ("cpu", "disk")])
-def test_the_numbers_are_those_of_one_device(devices, tmp_path):
-    """Blocks dealt out over devices, or waiting in CPU memory or on disk; every family is in tests/placement."""
-    alone = everything(assemble(tiny_network("llama"), None), ("lcgd",))
+@pytest.mark.parametrize(
+    ("family", "devices"),
+    [
+        *((family, ("cpu:0", "cpu:1")) for family in FAMILIES),
+        *((family, ("cpu", "disk")) for family in ("llama", "bloom", "phi3")),
+        ("llama", ("cpu:0", "cpu")),
+    ],
+)
+def test_the_numbers_are_those_of_one_device(family, devices, tmp_path):
+    """Blocks dealt out over devices, or waiting in CPU memory or on disk."""
+    variants = tuple(VARIANTS) if (family, *devices) == ("llama", "cpu", "disk") else ("lcgd",)
+    alone = everything(assemble(tiny_network(family), None), variants)
     with pretending() if "cpu:0" in devices else nullcontext():
-        model = placed_model("llama", tmp_path, *devices)
+        model = placed_model(family, tmp_path, *devices)
         assert any(map(placement._hook, model.network.modules())) == (devices[1] != "cpu:1")
-        shared = plain(everything(model, ("lcgd",)))
+        shared = plain(everything(model, variants))
     assert furthest(alone, shared)[0] < 1e-5
 
 

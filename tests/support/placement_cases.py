@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from accelerate import dispatch_model
 from torch import Tensor
 
-from iclgd.common.records import OPTIONAL_RECORDS
+from iclgd.common.records import OPTIONAL_RECORDS, Item
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.distillation import activation_match
 from iclgd.mechanisms.finetuning import finetuned
@@ -32,9 +34,10 @@ QUESTIONS = [Question((14, 26, 38), ((5,), (6, 7))), Question((9, 8, 7, 6, 5), (
 PLAN = RecordPlan(optional=frozenset(OPTIONAL_RECORDS))
 
 
-def everything(model: LanguageModel, variants: tuple[str, ...] = tuple(VARIANTS)) -> dict[str, Tensor]:
+def everything(model: LanguageModel, variants: tuple[str, ...]) -> dict[str, Tensor]:
     """Recordings and scores of every kind, by name."""
     cases, before = prompts(), weights(model)
+    asked = replace(cases, queries=tuple(Item("", question.token_ids, 0) for question in QUESTIONS))
     plans = {
         name: record(model, QUESTIONS, cases.bos if name == "zsl" else cases.context(), PLAN) for name in ("zsl", "icl")
     }
@@ -49,7 +52,7 @@ def everything(model: LanguageModel, variants: tuple[str, ...] = tuple(VARIANTS)
         }
     # Plain SGD: Adam would turn the rounding of a key bias's gradient, which is zero, into steps.
     ceiling = learning("finetune.optimizer=sgd", "finetune.epochs=4", objective="activation_match", lr=0.1)
-    with activation_match(Bench(model, _queries_of(cases), ceiling, icl=lambda: plans["icl"])) as trace:
+    with activation_match(Bench(model, asked, ceiling, icl=lambda: plans["icl"])) as trace:
         plans["activation_match"] = record(model, QUESTIONS, cases.bos, PLAN)
     facts["activation_match.loss"] = trace.losses
     facts["token_queries"] = token_queries(model, [(3, 4, 5)], cases.bos)[0]
@@ -63,14 +66,6 @@ def everything(model: LanguageModel, variants: tuple[str, ...] = tuple(VARIANTS)
     after = weights(model)
     assert all(torch.equal(before[key], after[key]) for key in before), "the weights are not what they were"
     return facts
-
-
-def _queries_of(cases):
-    from dataclasses import replace
-
-    from iclgd.common.records import Item
-
-    return replace(cases, queries=tuple(Item("", question.token_ids, 0) for question in QUESTIONS))
 
 
 def weights(model: LanguageModel) -> dict[str, Tensor]:

@@ -25,7 +25,10 @@ _LLAMA = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
+_WITHOUT_HEAD_DIM = {key: value for key, value in _LLAMA.items() if key != "head_dim"}
 _GPT = dict(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2)
+_SIZES = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4)
+_OPT = _GPT | _SIZES | dict(ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=32, pad_token_id=0)
 
 CONFIGS: dict[str, dict] = {
     "llama": _LLAMA,
@@ -41,70 +44,22 @@ CONFIGS: dict[str, dict] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
     "olmo2": _LLAMA,
-    "phi": {k: v for k, v in _LLAMA.items() if k != "head_dim"}
-    | {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
-    "phi3": {k: v for k, v in _LLAMA.items() if k != "head_dim"}
-    | {"rope_scaling": None, "original_max_position_embeddings": 128},
-    "opt": _GPT
-    | dict(
-        hidden_size=32,
-        ffn_dim=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        word_embed_proj_dim=32,
-        pad_token_id=0,
-    ),
-    "opt_norm_after": _GPT  # as OPT-350M
-    | dict(
-        hidden_size=32,
-        ffn_dim=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        word_embed_proj_dim=16,
-        do_layer_norm_before=False,
-        pad_token_id=0,
-    ),
+    "phi": {**_WITHOUT_HEAD_DIM, "num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "phi3": {**_WITHOUT_HEAD_DIM, "rope_scaling": None, "original_max_position_embeddings": 128},
+    "opt": _OPT,
+    "opt_norm_after": {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},  # as OPT-350M
     "gpt2": _GPT | dict(n_embd=32, n_layer=3, n_head=4, n_positions=128),
-    "gpt_neox": _GPT
-    | dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=128
-    ),
+    "gpt_neox": _GPT | _SIZES | dict(intermediate_size=48, max_position_embeddings=128),
     "xglm": _GPT
     | dict(d_model=32, ffn_dim=48, num_layers=3, attention_heads=4, max_position_embeddings=128, pad_token_id=0),
     "gpt_neo": _GPT
-    | dict(
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=4,
-        num_heads=4,
-        max_position_embeddings=128,
-        attention_types=[[["global", "local"], 2]],
-        window_size=6,
-    ),
+    | dict(hidden_size=32, intermediate_size=48, num_layers=4, num_heads=4, max_position_embeddings=128)
+    | dict(attention_types=[[["global", "local"], 2]], window_size=6),
     "gptj": _GPT | dict(n_embd=32, n_layer=3, n_head=4, n_positions=128, rotary_dim=4),
     "bloom": _GPT | dict(hidden_size=32, n_layer=3, n_head=4),
-    "falcon": _GPT
-    | dict(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        new_decoder_architecture=True,
-        num_kv_heads=2,
-        bias=False,
-    ),
-    "falcon_multi_query": _GPT | dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, multi_query=True),
-    "falcon_alibi": _GPT
-    | dict(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        multi_query=False,
-        alibi=True,
-        bias=True,
-        parallel_attn=False,
-    ),
+    "falcon": _GPT | _SIZES | dict(new_decoder_architecture=True, num_kv_heads=2, bias=False),
+    "falcon_multi_query": _GPT | _SIZES | dict(multi_query=True),
+    "falcon_alibi": _GPT | _SIZES | dict(multi_query=False, alibi=True, bias=True, parallel_attn=False),
 }
 
 
