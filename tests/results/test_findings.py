@@ -22,8 +22,10 @@ def test_the_nearest_has_its_interval_what_it_sees_and_what_is_not_told_apart():
     assert f"By SimAOU, Task vector is nearest to ICL: {mean:.3f} [" in paragraph  # anchors and floors are none
     p = {name: compare(by_name["task_vector"], by_name[name]).p for name in ("mean_shift", "gd")}
     possible = [made.labels[name] for name in p if p[name] * 2 >= 0.05]
-    assert f"(sees calibration). May be nearest as well: {', '.join(possible) or 'none'} (of 2)." in paragraph
-    assert paragraph.count("Not told apart from ICL itself: none (of 3).") == 2
+    others = f"Of the 2 others, these may be nearer: {', '.join(possible)}."
+    others = others if possible else "None of the 2 others may be nearer."
+    assert f"(sees calibration). {others}" in paragraph
+    assert paragraph.count("All 3 differ from ICL itself.") == 2
 
 
 def test_what_may_be_nearest_is_compared_with_the_nearest_alone():
@@ -33,7 +35,7 @@ def test_what_may_be_nearest_is_compared_with_the_nearest_alone():
         scores["sim_aou"]["mean"] = 0.8 + shift[name]
 
     [paragraph] = findings(changed(results(("gd", "mean_shift", "task_vector"), ("sim_aou",), seeds=5), spread_out))
-    assert "By SimAOU, GD is nearest" in paragraph and "May be nearest as well: Task vector (of 2)." in paragraph
+    assert "By SimAOU, GD is nearest" in paragraph and "Of the 2 others, these may be nearer: Task vector." in paragraph
 
 
 def test_few_draws_test_nothing_each_task_has_its_own_and_planted_truths_do_not_count():

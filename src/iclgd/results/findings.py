@@ -19,8 +19,8 @@ _CANDIDATES = (Role.variant, Role.rival, Role.mechanism)
 _MOST_SETTINGS = 3  # of which each has a sentence in plain words
 _LEVEL = 0.05
 _RULE = (
-    "Each score is judged by itself, paired by draw; what is not listed is ruled out with p < 0.05, corrected for the "
-    "number of comparisons. More draws rule out more."
+    "Floors, anchors and what sees the queries are left out. Each score is judged by itself, at p < 0.05 corrected for "
+    "the number of comparisons. These are paired by draw: a lower mean may be nearer if its differences vary much."
 )
 
 
@@ -182,8 +182,11 @@ def _sentence(
     # chosen by the same draws.
     possible = [labels[variant] for variant, p in tested.items() if p * len(tested) >= _LEVEL]
     if tested:
-        text += f" May be nearest as well: {', '.join(possible) or 'none'} (of {len(tested)})."
+        begin = f" Of the {len(tested)} others, these" if possible else f" None of the {len(tested)} others"
+        text += f"{begin} may be nearer{': ' * bool(possible)}{', '.join(possible)}."
     same = [labels[variant] for variant, comparison in icl.items() if comparison.p >= 0 and not comparison.marked]
-    if any(comparison.p >= 0 for comparison in icl.values()):
-        text += f" Not told apart from ICL itself: {', '.join(same) or 'none'} (of {len(icl)})."
+    if same:
+        text += f" Not told apart from ICL itself: {', '.join(same)}."
+    elif any(comparison.p >= 0 for comparison in icl.values()):
+        text += f" All {len(icl)} differ from ICL itself."
     return text
