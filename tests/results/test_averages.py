@@ -112,12 +112,14 @@ def test_where_no_layer_is_common_each_setting_has_its_own_and_they_are_named():
     def one_layer(run, scores):
         trained = int(run.settings["finetune.layers"])
         layers = [0.4 if layer == trained else None for layer in range(LAYERS)]
-        scores["sim_aou"] |= {"mean": 0.4, "layers": layers}
+        for name in scores:
+            scores[name] |= {"mean": 0.4, "layers": layers}
 
-    made = changed(results(("gd",), ("sim_aou",), seeds=2, layers=LAYERS, finetune__layers=["0", "1"]), one_layer)
-    assert overall(made.summary)["mean"].tolist() == pytest.approx([0.4, 0.4])
-    own = "each run's own, since no layer has a value in every setting."
-    assert remarks.layer_notes(made) == [f"Means of SimAOU are over layer 0 (1 of 4), layer 1 (1 of 4): {own}"]
+    both = ("sim_aou", "sim_am_delta")
+    made = changed(results(("gd",), both, seeds=2, layers=LAYERS, finetune__layers=["0", "1"]), one_layer)
+    assert overall(made.summary)["mean"].tolist() == pytest.approx([0.4] * 4)
+    own = "layer 0 (1 of 4), layer 1 (1 of 4): each run's own, since no layer has a value in every setting."
+    assert remarks.layer_notes(made) == [f"Means of SimAOU and SimAM_Δ are over {own}"]
 
 
 def test_planted_truths_do_not_narrow_the_layers_of_icl():

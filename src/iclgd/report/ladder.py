@@ -73,8 +73,7 @@ def _beside_icl(measure: Measure, part: Frame, rows: Mapping[str, Frame]) -> Fra
 
 def _keys_of_icl(results: Results, rows: Frame) -> list[str]:
     """The keys of settings in which ICL itself differs: not those of finetuning."""
-    keys = [key for key in free_keys(results, rows) if not key.startswith(("finetune.", "reference."))]
-    return list(dict.fromkeys([*PLACE, *keys]))
+    return [*PLACE, *(key for key in free_keys(results, rows) if not key.startswith(("finetune.", "reference.")))]
 
 
 def _figures(
@@ -94,9 +93,9 @@ def _figures(
         charts.append(_score(measure, at, split, order, min(room, 230), labels=not charts))
     name, choice = measures[0].info.name, measures[0].info.label
     words = [caption, interval_words(split.rows), *_marks_in_words(measures, split.rows)]
+    words += layer_notes(results, [measure.info.name for measure in measures])
     if len(measures) > 1:
         name, choice = "mechanisms", "headline scores"
-        words += layer_notes(results)
     chart = split.with_menu(alt.hconcat(*charts, spacing=_GAP), filtered=True)
     yield Figure(f"{kind}/{name}", title, chart, " ".join(words), choice, measures[0].info.headline)
 

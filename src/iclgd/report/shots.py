@@ -74,7 +74,7 @@ def _fit_lines(rows: Frame, keys: Sequence[str]) -> str:
     """Set `published` to the straight line through ICL's means in each setting; words on how it was fitted."""
     rows["published"], words = math.nan, []
     icl = rows[(rows["finetune.name"] == "icl") & rows["mean"].notna()]
-    for _, part in icl.groupby([*PLACE, *(key for key in keys if key not in (*PLACE, _SHOTS))], dropna=False):
+    for _, part in icl.groupby([*PLACE, *(key for key in keys if key != _SHOTS)], dropna=False):
         if len(part) > 2:
             slope, start = np.polyfit(part["x"], part["mean"], 1)
             line = start + slope * part["x"]

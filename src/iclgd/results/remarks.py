@@ -32,13 +32,13 @@ def remarks(results: Results) -> list[str]:
     return [*mixed, *layer_notes(results), *half_precision, *zero_shot_notes(results)]
 
 
-def layer_notes(results: Results) -> list[str]:
-    """Sentences on headline scores whose means are not over all layers, and on scores whose means share no layer."""
+def layer_notes(results: Results, scores: Sequence[str] = ()) -> list[str]:
+    """Sentences on the scores whose means are not over all layers: by default headlines, and whose means share none."""
     rows: Any = results.rows
     rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane") & (rows["layer"] >= 0)]
     compared = [f"{run.planted} {run.settings['model.name']}" for run in results]
     labels: dict[str, list[str]] = {}  # of the scores whose means a text is true of
-    for name in results.scores:
+    for name in scores or results.scores:
         counted = rows[rows["score"] == name].pivot(index="run", columns="layer", values="counted").astype(float)
         counted = counted[counted.gt(0).any(axis=1)]  # NaN beyond a model's last layer
         patterns = counted.assign(compared=[compared[run] for run in counted.index]).drop_duplicates()
@@ -46,7 +46,8 @@ def layer_notes(results: Results) -> list[str]:
         layers = patterns.drop(columns="compared").to_dict("records")
         groups = {(tuple(at for at in one if one[at] > 0), sum(one[at] >= 0 for at in one)) for one in layers}
         groups = sorted(groups, key=lambda group: (len(group[0]), group))
-        if all(len(layers) == total for layers, total in groups) or not (is_own or name in results.headline):
+        is_asked = is_own or name in (scores or results.headline)
+        if not is_asked or all(len(layers) == total for layers, total in groups):
             continue
         rule = "each run's own, since no layer has a value in every setting" if is_own else _RULES[results.layers]
         labels.setdefault(f"{_layers_in_words(groups)}: {rule}", []).append(results.scores[name].label)
