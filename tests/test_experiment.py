@@ -215,7 +215,6 @@ def test_the_demonstrations_serve_icl_and_finetuning_alike(tmp_path: Path) -> No
         ("finetune.layers=[0,99]", "finetune.layers"),
         ("task.shots=100000", "task.shots"),
         ("runtime.device=cuda:7", "runtime.device"),
-        ("runtime.dtype=int8", "runtime.dtype"),
         ("metric.compare_with=nothing", "metric.compare_with"),
     ],
 )

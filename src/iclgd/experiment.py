@@ -23,7 +23,7 @@ from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.mechanisms.registry import check
 from iclgd.metrics import required_inputs
 from iclgd.models.language_model import LanguageModel
-from iclgd.models.loading import load, resolve_device, resolve_dtype
+from iclgd.models.loading import load, resolve_device
 from iclgd.models.placement import check_placement, devices_of
 from iclgd.models.refusals import refuse_unknown_tokens
 from iclgd.runs.environment import environment, source_patch
@@ -74,7 +74,6 @@ def run(
 def _refuse_early(config: Config, wanted: set[str]) -> None:
     """Refuse what can be refused before anything is read."""
     resolve_device(config.runtime.device)
-    resolve_dtype(config.runtime.dtype, config.model)
     check(config.finetune, config.protocol.exit)
     check_placement(config.runtime)
     _refuse_patches_apart(config, wanted)

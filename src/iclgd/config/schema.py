@@ -186,7 +186,7 @@ class RuntimeConfig:
     device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
-    dtype: str = "auto"  # auto (float32), float64, bfloat16, float16, model, or float32_from_bfloat16 or ..._float16
+    dtype: enums.Dtype = enums.Dtype.auto  # auto: float32; model: that of its files; ..._from_...: half weights at rest
     matmul: enums.Matmul = enums.Matmul.highest  # float32 products on a GPU; tf32: inputs of 10 bits' precision
     jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None  # CPU threads; null: PyTorch's choice, one for small models and joblib's jobs

@@ -19,17 +19,12 @@ from transformers.pytorch_utils import Conv1D
 from iclgd.models.products import COUNTERPARTS, change_class
 
 HALF = (torch.bfloat16, torch.float16)
-_APART = {"float32_from_bfloat16": torch.bfloat16, "float32_from_float16": torch.float16}
-
-
-def stored_apart(name: str) -> bool:
-    """Whether a `runtime.dtype` lets weights rest in another dtype than the one they are used in."""
-    return name in _APART
 
 
 def stored_dtype(name: str, used: torch.dtype) -> torch.dtype:
     """The dtype in which weights rest, for a `runtime.dtype` that computes in `used`."""
-    return _APART.get(name, used)
+    _, is_apart, stored = name.partition("_from_")
+    return getattr(torch, stored) if is_apart else used
 
 
 class _Embedding(nn.Embedding):
