@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.metrics.distributions import total_variation
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.interventions import intervening, own_tokens, rewriting
-from iclgd.models.recorder import RecordPlan, record
+from iclgd.models.recorder import record
 
 
 def graft_distances(lab: Laboratory, donor: Recording, icl: Recording, up_to: bool) -> Float[Tensor, "example layer"]:
@@ -26,17 +28,15 @@ def graft_distances(lab: Laboratory, donor: Recording, icl: Recording, up_to: bo
     """
     if lab.config.protocol.record_at is not RecordAt.last_prompt_token:
         raise ConfigError("metric=[graft] needs protocol.record_at=last_prompt_token, where the outputs are put in")
-    if icl.next_token_log_probs is None:
-        raise ValueError("grafts are compared with ICL's next-token distribution, which was not recorded")
-    plan = RecordPlan(optional=frozenset({"next_token_log_probs"}), bos=len(lab.prompts.bos))
+    plan = replace(lab.plan("graft"), optional=frozenset({"next_token_log_probs"}))
     advance = lab.progress.stage("graft", lab.model.layers)
     distances = []
     for layer in range(lab.model.layers):
         layers = range(layer + 1) if up_to else [layer]
         with _grafted(lab, donor.attention_output, list(layers)):
-            log_probs = record(lab.model, lab.questions(), lab.prompts.bos, plan).next_token_log_probs
-        assert log_probs is not None
-        distances.append(total_variation(log_probs, icl.next_token_log_probs))
+            found = record(lab.model, lab.questions(), lab.prompts.bos, plan)
+        pair = (cast(Tensor, each.next_token_log_probs) for each in (found, icl))
+        distances.append(total_variation(*pair))
         advance(1)
     return torch.stack(distances, dim=1)
 

@@ -46,10 +46,6 @@ class Prepared:
 def prepare(config: Config, session: Session | None = None) -> Prepared:
     """Draw a run's rows, and digest all that its numbers depend on.
 
-    Args:
-        config: the run.
-        session: of the command that makes the run.
-
     Raises:
         MissingInput: data or a model that is not there.
         ConfigError: data or a model that cannot be used.

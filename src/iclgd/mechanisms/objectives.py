@@ -26,36 +26,23 @@ _ROWS = 512  # layer-causal exits are gathered until they fill one product with 
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """What an objective may depend on beside the model and the demonstration.
+    """What an objective may depend on beside the model and the demonstration."""
 
-    Attributes:
-        layers: the blocks that are trained.
-        exit: where layer-causal losses leave a block.
-        exit_layer: the block whose output `short_circuit` reads.
-    """
-
-    layers: tuple[int, ...]
-    exit: Exit = Exit.block_output
-    exit_layer: int | None = None
+    layers: tuple[int, ...]  # the blocks that are trained
+    exit: Exit = Exit.block_output  # where layer-causal losses leave a block
+    exit_layer: int | None = None  # the block whose output `short_circuit` reads
 
 
 Objective = Callable[[LanguageModel, Sequence, ObjectiveOptions], float]
 
 
 def gd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) -> float:
-    """Mean cross-entropy at the output of the whole model (Dai et al. 2023, sec. 3).
-
-    Returns:
-        The loss, in nats per predicted token.
-    """
+    """Mean cross-entropy at the output of the whole model, in nats per predicted token (Dai et al. 2023, sec. 3)."""
     return _loss_at(model, sequence, model.layers - 1)
 
 
 def short_circuit(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) -> float:
-    """Mean cross-entropy at the output of block `exit_layer`; blocks above it are cut off.
-
-    Returns:
-        The loss, in nats per predicted token.
+    """Mean cross-entropy at the output of block `exit_layer`, in nats per predicted token; those above are cut off.
 
     Raises:
         ConfigError: no such block.
@@ -70,11 +57,9 @@ def lcgd(model: LanguageModel, sequence: Sequence, options: ObjectiveOptions) ->
     """Layer-causal gradient descent (Deutch et al. 2024, sec. 4): no gradient flows from a block to one below it.
 
     Every block's input is detached, and its output goes through the model's own final norm and unembedding. The loss is
-    the sum over blocks of the mean cross-entropies. Exits of consecutive blocks share one product with the
-    unembedding, after which those blocks' activations are freed: memory does not grow with depth.
-
-    Returns:
-        The summed loss over the trained blocks, in nats per predicted token and layer.
+    the sum over trained blocks of the mean cross-entropies, in nats per predicted token. Exits of consecutive blocks
+    share one product with the unembedding, after which those blocks' activations are freed: memory does not grow with
+    depth.
     """
     exits = _Exits(model, sequence)
     site = Site.attention_output if options.exit is Exit.attention_output else Site.block_output

@@ -100,14 +100,9 @@ class _Reader:
             yield [(key[own], value[own]) for key, value in layers] if context else None, end, weight
 
     def outputs(self, sequences: Sequence[Tokens], ends: Sequence[int]) -> ByLayer:
-        """The weighted sums of attention's outputs from each query's last token on.
+        """The weighted sums of attention's outputs from each query's last token on, in order of sequences.
 
-        Args:
-            sequences: queries, and perhaps the beginning of a label behind each.
-            ends: how many tokens of each sequence are its query's.
-
-        Returns:
-            Rows in order of sequences, then tokens.
+        The first `ends` tokens of each sequence are its query's, and what follows is the beginning of a label.
         """
         queries = [tokens[:end] for tokens, end in zip(sequences, ends, strict=True)]
         labels = [tokens[end:] for tokens, end in zip(sequences, ends, strict=True)]

@@ -61,14 +61,11 @@ class Trained:
 
 
 def trained_parameters(model: LanguageModel, kind: str | Sequence[str], layers: Sequence[int] | None) -> list[Trained]:
-    """The parameters that a variant trains, from the input side up.
+    """The parameters that a variant trains in these layers (None: all), from the input side up.
 
-    Args:
-        model: the model.
-        kind: one choice or several: `q`, `k`, `v`, `o` (weights and biases of these projections), `attn_kv` (keys and
-            values), `attention`, `mlp`, `all` (the whole block), or a regular expression that is searched for in the
-            names of a block's parameters. Embeddings, the final norm and the unembedding are never trained.
-        layers: which blocks; None for all.
+    `kind` is one choice or several: `q`, `k`, `v`, `o` (weights and biases of these projections), `attn_kv` (keys and
+    values), `attention`, `mlp`, `all` (the whole block), or a regular expression that is searched for in the names of a
+    block's parameters. Embeddings, the final norm and the unembedding are never trained.
 
     Raises:
         ConfigError: a layer that the model does not have, or a choice that names no parameter of any chosen layer.

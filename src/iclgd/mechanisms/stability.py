@@ -35,11 +35,8 @@ def instability(losses: Float[Tensor, " step"], untouched: float) -> str | None:
     """Why finetuning counts as unstable by its losses, in words; None if it does not.
 
     It does where the mean loss of the last quarter of the steps (two at least) is more than `FAR_ABOVE` times what the
-    model lost on the same demonstrations before it was finetuned. Nothing is said of fewer than `FEWEST_STEPS` steps.
-
-    Args:
-        losses: of all steps.
-        untouched: that loss before; NaN where the losses were not `suspicious`.
+    model lost on the same demonstrations before it was finetuned (`untouched`; NaN where the losses were not
+    `suspicious`). Nothing is said of fewer than `FEWEST_STEPS` steps.
     """
     if not suspicious(losses.tolist()):
         return None

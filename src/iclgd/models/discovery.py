@@ -37,11 +37,9 @@ _DESCRIBED = (
 
 
 def discover(network: PreTrainedModel, description: Description | None = None) -> tuple[Anatomy, Trace]:
-    """The anatomy of a loaded model, and the pass that it was found in.
+    """The anatomy of a model, which is left as it was, and the pass that it was found in.
 
-    Args:
-        network: the model, which is left as it was.
-        description: `model.anatomy`, parts that are taken as they are described.
+    Parts of `description` (`model.anatomy`) are taken as they are described.
 
     Raises:
         UnsupportedModelError: a part is not found.

@@ -47,7 +47,7 @@ def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
         model: a causal language model of transformers, or a PeftModel, which counts with its active adapters merged.
             Nothing of it is changed, but its weights are held a second time while it is measured (a PeftModel's a third
             time).
-        tokenizer: a tokenizer of transformers.
+        tokenizer: its tokenizer, of transformers.
 
     Yields:
         The settings of `model` that mean it; its revision is a digest of weights, config and tokenizer.

@@ -207,11 +207,7 @@ def _among(hidden: Float[Tensor, "example token d_model"], own: Bool[Tensor, "ex
 
 @contextmanager
 def unchanged_afterwards(model: LanguageModel, name: str) -> Iterator[None]:
-    """Refuse a mechanism that leaves the model changed: later recordings would be of another model.
-
-    Args:
-        model: the model.
-        name: the variant whose mechanism works on it.
+    """Refuse a variant of this name that leaves the model changed: later recordings would be of another model.
 
     Raises:
         ConfigError: hooks, weights, buffers or training modes differ when the block ends; the message names the first.

@@ -74,7 +74,7 @@ def record(
     state, a convolution), the context is read again for each question.
 
     Args:
-        model: the model, which is left as it was.
+        model: is left as it was.
         questions: the queries.
         context: tokens before each query: bos for zsl and ft, bos and demonstrations for icl.
         plan: what to record, and how.

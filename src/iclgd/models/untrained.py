@@ -25,7 +25,7 @@ def untrained(
     Args:
         config: the architecture; its own initialisation is used.
         dtype: of the weights; they are drawn in float32, so that every dtype sees the same numbers.
-        seed: the same seed gives the same weights.
+        seed: of these numbers.
         keep: the pretrained model.
         description: `model.anatomy`, of both models.
     """
