@@ -9,6 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 from configs import composed
 from iclgd.config import Config, ConfigError, typed
+from iclgd.config.schema import with_finetune
 
 CHOICES = [
     (f"{group.name}.{key}", kind)
@@ -56,3 +57,20 @@ def test_unknown_keys_are_refused_with_those_that_are_near(group, key, said):
 def test_a_value_that_must_be_given_is_named():
     with pytest.raises(ConfigError, match=r"model\.name is not set: give model\.name="):
         typed(composed(["model=hf"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"lr": 1.0, "epoch": 2}, "unknown key finetune.epoch: did you mean finetune.epochs?"),
+        ({"lr": 1.0, "epochs": "many"}, "Value 'many' of type 'str' could not be converted to Integer"),
+        ({"lr": "${task.rate.gd}"}, "Interpolation key 'task.rate.gd' not found"),
+        ({"epochs": 2}, "lr is not set: give"),
+        ({"lr": -1.0}, "finetune.lr=-1.0 cannot train"),
+    ],
+)
+def test_mistakes_in_another_variants_settings_are_named(values, said):
+    config = typed(composed(["model=toy", "task=toy"]))
+    with pytest.raises(ConfigError) as refused:
+        with_finetune(config, OmegaConf.create({"name": "mine", **values}))
+    assert said in str(refused.value)

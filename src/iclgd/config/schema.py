@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -252,13 +253,32 @@ def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(raw))
     keys = [key for key in plain if key not in ("hydra", "sweeps")]
     _refuse_unknown_keys({key: plain[key] for key in keys}, Config)
-    try:
+    with _naming_keys():
         if OmegaConf.get_type(raw) is not Config:  # else Hydra has merged it into the schema
             own = OmegaConf.masked_copy(raw, keys)
             raw = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), own))
         values = {each.name: raw[each.name] for each in dataclasses.fields(Config)}
         groups = {key: OmegaConf.to_object(value) for key, value in values.items() if OmegaConf.is_config(value)}
         return Config(**{**values, **groups})
+
+
+def with_finetune(config: Config, values: DictConfig) -> Config:
+    """The config with other settings of `finetune`, which may refer to its other keys. Typing all takes far longer.
+
+    Raises:
+        ConfigError: as `typed`.
+    """
+    _refuse_unknown_keys(typing.cast(dict[str, Any], OmegaConf.to_container(values)), FinetuneConfig, "finetune.")
+    root = OmegaConf.create(as_dict(config))
+    with _naming_keys():
+        root.finetune = OmegaConf.merge(OmegaConf.structured(FinetuneConfig), values)
+        return dataclasses.replace(config, finetune=OmegaConf.to_object(root.finetune))
+
+
+@contextmanager
+def _naming_keys() -> Iterator[None]:
+    try:
+        yield
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is not set: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:

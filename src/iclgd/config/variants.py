@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from iclgd.common.paths import config_files
 from iclgd.config.bounds import ConfigError
-from iclgd.config.schema import Config, as_dict, typed
+from iclgd.config.schema import Config, with_finetune
 
 ICL = "icl"
 STATIC = "static_patch"  # its changes are what the context amounts to in weights
@@ -23,7 +24,7 @@ def variant(config: Config, name: str | None, key: str = "metric.compare_with") 
     files = config_files("finetune")
     if name not in files:
         raise ConfigError(f"{key}={name} is no variant of conf/finetune: name one of {', '.join(files)}")
-    return typed(OmegaConf.create({**as_dict(config), "finetune": OmegaConf.load(files[name])}))
+    return with_finetune(config, cast(DictConfig, OmegaConf.load(files[name])))
 
 
 def reference_config(config: Config) -> Config:
