@@ -181,16 +181,6 @@ def test_scores_of_another_scale_are_refused(monkeypatch):
         tiny_model("qwen3")
 
 
-@pytest.mark.parametrize("name", ["llama", "bloom", "gpt_neox"])
-def test_a_wrong_exit_is_refused(name):
-    network = tiny_network(name)
-    out = discover(network)[0].exit
-    for wrong in (replace(out, modules=()), replace(out, scale=2.0), replace(out, softcap=20.0)):
-        with pytest.raises(UnsupportedModelError, match=r"logits differ|early exit differs"):
-            proven(network, exit=wrong)
-        network.config._attn_implementation = "eager"
-
-
 def test_eager_attention_that_is_not_the_default_is_refused():
     with pytest.raises(UnsupportedModelError, match="eager attention differs from the model's default attention"):
         tiny_model("falcon_alibi")

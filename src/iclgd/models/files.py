@@ -77,7 +77,8 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
         ConfigError: the model is not there, or `model.file` lies outside of it.
         OSError: a file cannot be read, or the hub cannot be reached and has not been before.
     """
-    refuse_file_outside(model)
+    if model.file is not None and _is_outside(model.file):
+        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
     if model.source is ModelSource.memory:
         return model_in_memory(model).inputs
     if model.source is ModelSource.package:
@@ -115,12 +116,8 @@ def hub_folder(model: ModelConfig, revision: str | None, weights: bool) -> Path:
     return Path(snapshot_download(model.name, revision=revision, allow_patterns=patterns))
 
 
-def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files of a model's folder: one, or those that its index names.
-
-    Raises:
-        ConfigError: there are none, one that the index names is missing, or it names a file elsewhere.
-    """
+def refuse_missing_weights(folder: Path, name: str) -> None:
+    """Refuse a folder without the safetensors file or files that its index names; others would be read instead."""
     shards = _shards(folder, name)
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing and not (folder / INDEX).is_file():
@@ -130,7 +127,6 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         )
     if missing:
         raise ConfigError(f"model.name={name} has no {printable(missing[0])}, which its {INDEX} names: get it again")
-    return [folder / shard for shard in shards]
 
 
 def _shards(folder: Path, name: str) -> list[str]:
@@ -152,12 +148,6 @@ def _shards(folder: Path, name: str) -> list[str]:
 
 def _is_outside(path: str) -> bool:
     return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
-
-
-def refuse_file_outside(model: ModelConfig) -> None:
-    """Refuse a `model.file` that is not a path inside the package or folder."""
-    if model.file is not None and _is_outside(model.file):
-        raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
 
 
 def read_object(path: Path, name: str) -> dict[str, Any]:

@@ -27,14 +27,13 @@ from iclgd.models.files import (
     model_in_memory,
     model_inputs,
     read_object,
-    refuse_file_outside,
-    weight_files,
+    refuse_missing_weights,
 )
 from iclgd.models.half_precision_storage import compute_in_float32, stored_dtype
 from iclgd.models.in_memory import copy_network
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.packaged import conversion_folder, convert, packaged_file
-from iclgd.models.placement import check_placement, loading_arguments, place, refuse_quantised
+from iclgd.models.placement import loading_arguments, place, refuse_quantised
 from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
 from iclgd.models.untrained import untrained
@@ -112,14 +111,13 @@ def _load(
     transformers_logging.disable_progress_bar()  # the run has a bar of its own
     files = _locate(model, digests.get("commit") or model.revision)
     config = _config(model, files)
-    check_placement(runtime)
     refuse_quantised(model, config)
     stored = stored_dtype(runtime.dtype, dtype)
     network = place(_weights(model, files, stored, runtime, config), runtime, device)
     if stored is not dtype:
         compute_in_float32(network)
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
-        tokenizer = AutoTokenizer.from_pretrained(**files.arguments())
+        tokenizer = AutoTokenizer.from_pretrained(**files)
     identity = {
         "name": model.name,
         "revision": digests.get("commit") or model.revision,
@@ -157,26 +155,18 @@ def assemble(
     return dataclasses.replace(model, first_layer_sees_context=first_layer_sees_context(model))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    """Where a model's files lie."""
-
-    folder: Path
-    gguf: str | None = None  # the GGUF file in `folder`, if the weights are read from there
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments for transformers' loaders."""
-        arguments = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
-        return arguments if self.gguf is None else {**arguments, "gguf_file": self.gguf}
+def _arguments(folder: Path, gguf: str | None = None) -> dict[str, Any]:
+    """Arguments for transformers' loaders: a model's folder, and the GGUF file there that has its weights, if any."""
+    arguments = {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False}
+    return arguments if gguf is None else {**arguments, "gguf_file": gguf}
 
 
-def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> _Files:
-    """The folder of a model; files of the hub are downloaded."""
-    refuse_file_outside(model)
+def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> dict[str, Any]:
+    """Where a model's files lie, as arguments for transformers' loaders; files of the hub are downloaded."""
     if model.source is ModelSource.memory:
-        return _Files(model_in_memory(model).folder)
+        return _arguments(model_in_memory(model).folder)
     if model.source is ModelSource.package:
-        return _Files(convert(model))
+        return _arguments(convert(model))
     folder = local_folder(model)
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(model.name) or ".." in model.name:
@@ -185,7 +175,7 @@ def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> _
             )
         with refusing(f"model.name={model.name} could not be loaded", ELSEWHERE):
             folder = hub_folder(model, revision, weights and model.weights is not Weights.random)
-    return _Files(folder, model.file)
+    return _arguments(folder, model.file)
 
 
 def read_config(model: ModelConfig) -> PretrainedConfig:
@@ -196,15 +186,15 @@ def read_config(model: ModelConfig) -> PretrainedConfig:
     """
     if model.source is ModelSource.package and not (conversion_folder(model) / "config.json").is_file():
         file = packaged_file(model)
-        return _config(model, _Files(file.parent, file.name))
+        return _config(model, _arguments(file.parent, file.name))
     return _config(model, _locate(model, model.revision, weights=False))
 
 
-def _config(model: ModelConfig, files: _Files) -> PretrainedConfig:
-    if files.gguf is None:
-        _check_config(model.name, files.folder)
+def _config(model: ModelConfig, files: dict[str, Any]) -> PretrainedConfig:
+    if "gguf_file" not in files:
+        _check_config(model.name, Path(files["pretrained_model_name_or_path"]))
     with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
-        config = AutoConfig.from_pretrained(**files.arguments())
+        config = AutoConfig.from_pretrained(**files)
     _refuse_unknown(config.model_type, model.name)
     return config
 
@@ -240,7 +230,7 @@ def _check_config(name: str, folder: Path) -> None:
 
 
 def _weights(
-    model: ModelConfig, files: _Files, dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
+    model: ModelConfig, files: dict[str, Any], dtype: torch.dtype, runtime: RuntimeConfig, config: PretrainedConfig
 ) -> PreTrainedModel:
     with refusing(f"model.name={model.name} could not be loaded", _DAMAGED):
         if model.weights is Weights.random:
@@ -248,15 +238,15 @@ def _weights(
         settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
         if model.weights is Weights.pretrained:
             settings |= loading_arguments(runtime)
-        if files.gguf is None:
+        if "gguf_file" not in files:
             settings |= {"use_safetensors": True, "config": config}
         settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named
         if model.source is ModelSource.memory:
             network, info = copy_network(model_in_memory(model).network, settings)
         else:
-            if files.gguf is None:
-                weight_files(files.folder, model.name)  # refuses what transformers would read from elsewhere
-            network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**files.arguments(), **settings)
+            if "gguf_file" not in files:
+                refuse_missing_weights(Path(files["pretrained_model_name_or_path"]), model.name)
+            network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**files, **settings)
         refuse_incomplete(network, info, model.name)
         network.config._name_or_path = model.name
         if model.weights is Weights.keep_embeddings:
