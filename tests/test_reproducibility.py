@@ -15,10 +15,10 @@ from iclgd.runs.folder import RunFolder
 
 SWEEP = (
     *("-m", "model=toy", "task=toy", "tracking=none", "task.queries=12", "task.shots=4"),
-    *("finetune=gd,lcgd", "seed=0,1", "runtime.threads=1"),
+    *("finetune=gd,lcgd", "seed=0", "runtime.threads=1"),
 )
 SAME = ("scores.json", "prompts.json", "scores.parquet", "gradient_norms.parquet", "losses.parquet")
-RUNS = 4
+RUNS = 2
 REPRESENTATIVE = ("basic", "auto", True)  # of all ways, which `make soak` tries
 
 
