@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iclgd.runs import files
 from iclgd.runs.execute import Ending, Outcome
-from iclgd.runs.schema import DamagedRun, read
+from iclgd.runs.schema import read
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,7 @@ class SweepRecord:
 
     def total(self) -> int | None:
         """How many runs were planned, if that was known."""
-        try:
-            return read(self.folder / "total.json", int | None)
-        except DamagedRun:
-            return None
+        return read(self.folder / "total.json", int | None)
 
     def write(self, number: int, outcome: Outcome) -> None:
         """Record how a run ended, or that it counts as interrupted until it has."""
