@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Trainable
-from iclgd.models.half_precision_storage import in_float32
+from iclgd.models.half_precision_storage import HALF
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import resident
 from iclgd.models.projections import Rows, rows_of
@@ -131,23 +131,33 @@ def _named(model: LanguageModel, choice: str, layer: int) -> set[str]:
 def trainable(trained: Sequence[Trained]) -> Iterator[list[Tensor]]:
     """Let these parameters be trained within the block; afterwards they are, bit for bit, what they were.
 
+    Those that rest in half precision are float32 meanwhile: steps far smaller than a half number's rounding add up.
+
     Yields:
         What each parameter was.
     """
     with resident(item.module for item in trained):
         parameters = [item.parameter for item in trained]
-        with in_float32(parameters, trained[0].model.dtype if trained else torch.float32):
-            before = [parameter.detach().clone() for parameter in parameters]
-            try:
-                for parameter in parameters:
-                    parameter.requires_grad_(True)
-                yield before
-            finally:
-                with torch.no_grad():
-                    for parameter, original in zip(parameters, before, strict=True):
-                        parameter.requires_grad_(False)
-                        parameter.grad = None
-                        parameter.copy_(original)
+        at_rest = [parameter.data for parameter in parameters]
+        computed = trained[0].model.dtype if trained else torch.float32
+        before = [
+            each.float() if each.dtype in HALF and computed is torch.float32 else each.clone() for each in at_rest
+        ]
+        try:
+            for parameter, was in zip(parameters, before, strict=True):
+                if was.dtype is not parameter.dtype:
+                    parameter.data = was.clone()
+                parameter.requires_grad_(True)
+            yield before
+        finally:
+            with torch.no_grad():
+                for parameter, was, rests in zip(parameters, before, at_rest, strict=True):
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+                    if was.dtype is rests.dtype:
+                        parameter.copy_(was)
+                    else:
+                        parameter.data = rests
 
 
 def layer_norms(trained: Sequence[Trained], tensors: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:

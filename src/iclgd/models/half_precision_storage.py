@@ -6,8 +6,6 @@ its half weights, and its numbers are those of a float32 model with the same, ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,21 +51,3 @@ def compute_in_float32(network: PreTrainedModel) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in matrices and parameter.dtype in HALF:
                 module.register_parameter(name, nn.Parameter(parameter.detach().float(), requires_grad=False))
-
-
-@contextmanager
-def in_float32(parameters: Sequence[nn.Parameter], used: torch.dtype) -> Iterator[None]:
-    """Within the block, parameters that rest in half precision are float32; afterwards what they were, bit for bit.
-
-    This copies only what is trained: steps far smaller than a half number's rounding add up in the copy. Parameters
-    of a model that computes in half precision (`used`) stay.
-    """
-    resting = [parameter for parameter in parameters if parameter.dtype in HALF and used is torch.float32]
-    before = [parameter.data for parameter in resting]
-    try:
-        for parameter in resting:
-            parameter.data = parameter.data.float()
-        yield
-    finally:
-        for parameter, original in zip(resting, before, strict=True):
-            parameter.data = original
