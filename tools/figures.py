@@ -50,12 +50,15 @@ _PLANTED = "'reference.name=${finetune.name}' reference.permutation=1"
 LONG = {
     "ladder": ["sweeps=mechanisms", f"sweeps=mechanisms {_PLANTED}"],
     "ladder_first_of_five": ["sweeps=mechanisms task=first_of_five"],
+    "rates": [
+        "-m task=capitals task.queries=40 metric=[sim_aou,recovered,accuracy] finetune=gd,lcgd "
+        "finetune.lr=1e-3,2e-3,5e-3,1e-2,2e-2 seed=0,1,2,3,4"
+    ],
     "properties": ["sweeps=properties"],
     "properties_toy": [f"sweeps=properties {_TOY} seed=0,1,2,3,4"],
     "shots": ["sweeps=shots task=first_of_five"],
     "shots_animals": ["sweeps=shots task=animal_of_five"],
     "twins": ["sweeps=twins"],
-    "would_it_notice": ["sweeps=would_it_notice"],
 }
 SWEEPS = {  # the commands of each
     "gallery_ladder": [f"sweeps=mechanisms {_TOY}", f"sweeps=mechanisms {_TOY} {_PLANTED}"],
@@ -65,6 +68,9 @@ SWEEPS = {  # the commands of each
     ],
     "plane": ["sweeps=plane"],
     "first_look": ["sweeps=first_look"],
+    "would_it_notice": [
+        f"sweeps=would_it_notice {_TOY} finetune.other_task=toy_other task.rates={{gd:0.3,lcgd:0.3}}",
+    ],
 }
 
 
@@ -216,7 +222,7 @@ def with_numbers(text: str, outputs: Path) -> str:
         sweeps = [results for name in names.split(",") if (results := read(name)) is not None]
         if len(sweeps) < len(names.split(",")):
             return match[0]
-        return f"<!-- table {names} {columns} -->\n\n{table(sweeps, columns.split())}\n<!-- -->"
+        return f"<!-- table {names} {columns} -->\n{table(sweeps, columns.split())}<!-- -->"
 
     return TABLE.sub(whole_table, QUOTED.sub(number, text))
 

@@ -74,6 +74,6 @@ def test_quoted_tables_are_those_of_the_runs_and_others_stay(tmp_path, monkeypat
     written = script.with_numbers(text, tmp_path)
     rows = made.summary[made.summary["layer"].isna()].set_index(["finetune.name", "score"])["mean"]
     cell = ", ".join(script.short(rows["lcgd", score], 2) for score in ("sim_aou", "sim_am_delta"))
-    assert f"| LCGD | demonstrations | {cell} |\n\n<!-- -->" in written and "old" not in written
+    assert f"| LCGD | demonstrations | {cell} |\n<!-- -->" in written and "old" not in written
     assert written.endswith("<!-- table mine,other sim_aou -->\nx\n<!-- -->")
     assert script.with_numbers(written, tmp_path) == written
