@@ -27,11 +27,10 @@ LATE_FACTS = (
 )
 
 
-def facts(
-    lab: Laboratory, reference: Reference, settings: Settings, learned: Learned, early: bool = False
-) -> dict[str, Any]:
+def facts(lab: Laboratory, reference: Reference, learned: Learned, early: bool = False) -> dict[str, Any]:
     """Every fact that the scores name; `early`, those that can be had while finetuning goes on."""
-    prompts, config, shape = lab.prompts, lab.config, settings.icl.attention_output.shape
+    prompts, config, settings = lab.prompts, lab.config, reference.settings
+    shape = settings.icl.attention_output.shape
 
     def icl() -> Recording:
         """What plays ICL's part."""
@@ -47,7 +46,7 @@ def facts(
         "trained_changes": lambda: learned.changes or undefined_changes(lab),
         "static_changes": lambda: context_changes(lab),
         "random_changes": lambda: random_changes(lab),
-        "one_shot_updates": lambda: _one_shot_updates(reference, settings),
+        "one_shot_updates": lambda: _one_shot_updates(reference),
         "icl_orders": lambda: _icl_altered(reference, reference.orders()),
         "icl_orders_of_run": lambda: _icl_altered(reference, _orders_of_run(reference, config)),
         "ft_orders": lambda: _ft_altered(lab, settings, learned, orders(lab.prompts, lab.config)),
@@ -83,8 +82,9 @@ def _context_example(prompts: PromptSet) -> Tensor:
     return owners
 
 
-def _one_shot_updates(reference: Reference, settings: Settings) -> Tensor:
+def _one_shot_updates(reference: Reference) -> Tensor:
     """The sum of the updates that the reference's demonstrations make one by one."""
+    settings = reference.settings
     prompts, items = reference.prompts, reference.prompts.training_items()
     alone = [replace(prompts, in_context=(index,), training=(items[index],)) for index in prompts.in_context]
     updates = (reference.recording("icl", one).attention_output - settings.zsl.attention_output for one in alone)

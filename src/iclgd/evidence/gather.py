@@ -28,7 +28,6 @@ AfterStep = Callable[[int, Evidence], None]
 class Untouched:
     """What is recorded before the mechanism acts."""
 
-    settings: Settings  # the model as it was loaded, without and with context
     reference: Reference  # who plays ICL's part
     recordings: Mapping[str, Recording]  # by setting, as scores name them; all but ft
 
@@ -52,7 +51,7 @@ def record_untouched(lab: Laboratory) -> Untouched:
         recordings["reordered"] = icl("reordered", others[0]) if others else undefined(icl("reordered"))
     if "other" in owners:
         recordings["other"] = without_rounding(lab, compared(lab, settings), zsl)
-    return Untouched(settings, reference, recordings)
+    return Untouched(reference, recordings)
 
 
 def record_mechanism(lab: Laboratory, untouched: Untouched, after_step: AfterStep | None = None) -> Learned:
@@ -62,7 +61,7 @@ def record_mechanism(lab: Laboratory, untouched: Untouched, after_step: AfterSte
     """
     every = lab.config.metric.every
     if after_step is None or not every:
-        return learned_once(lab, untouched.settings)
+        return learned_once(lab, untouched.reference.settings)
 
     def after(done: int) -> None:
         if done % every == 0:
@@ -70,13 +69,13 @@ def record_mechanism(lab: Laboratory, untouched: Untouched, after_step: AfterSte
             learned = Learned(Trace.without_steps(lab.model.layers), so_far, training_queries(lab))
             after_step(done, collect(lab, untouched, learned, early=True))
 
-    return learn(lab, untouched.settings, after=after)
+    return learn(lab, untouched.reference.settings, after=after)
 
 
 def collect(lab: Laboratory, untouched: Untouched, learned: Learned, early: bool = False) -> Evidence:
     """All that the scores may look at; `early`, what there is of it while training goes on."""
-    further = facts(lab, untouched.reference, untouched.settings, learned, early)
-    ft = without_rounding(lab, learned.recording, untouched.settings.zsl)
+    further = facts(lab, untouched.reference, learned, early)
+    ft = without_rounding(lab, learned.recording, untouched.recordings["zsl"])
     return Evidence({**untouched.recordings, "ft": ft}, learned.trace, further)
 
 

@@ -38,7 +38,7 @@ def repeats(lab: Laboratory, evidence: Evidence) -> Iterator[Evidence]:
         yield Evidence(
             {**evidence.recordings, "ft": without_rounding(lab, learned.recording, settings.zsl)},
             learned.trace,
-            facts(lab, reference, settings, learned, early=True),
+            facts(lab, reference, learned, early=True),
         )
 
 
