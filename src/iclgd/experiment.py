@@ -17,7 +17,7 @@ from iclgd.config import Config, ConfigError, RuntimeConfig
 from iclgd.config.enumerations import Placement
 from iclgd.evidence.gather import collect, record_mechanism, record_untouched
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.memory import Estimate, estimate, refuse_too_large
+from iclgd.evidence.memory import Estimate, estimate, refuse_too_large, training
 from iclgd.evidence.output import Output, kept_tensors, means_so_far, model_facts, output_of
 from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.mechanisms.registry import check
@@ -58,6 +58,7 @@ def run(
         model = load(config.model, config.runtime)
         prompts = encode(prepared.drawn, config, model.tokenizer, model.window)
         refuse_unknown_tokens(prompts, model)
+        needs = training(needs, model, config)
         lab = Laboratory(model, prompts, config, wanted, progress or Progress(), prepared)
         _describe(folder, lab, needs)
         untouched = record_untouched(lab)  # zsl and icl
@@ -108,6 +109,8 @@ def _describe(folder: RunFolder, lab: Laboratory, needs: Estimate) -> None:
     folder.write("prompts.json", as_json(lab.prompts, lab.planted_prompts))
     facts = _environment(lab.model, lab.config.runtime)
     notes = [*lab.prompts.notes, *lab.window_notes()]
+    if needs.trained:
+        log.info("training takes %.3f GB beside that", needs.trained)
     for note in notes:
         log.info("%s", note)
     notes = [*facts["notes"], *notes]

@@ -19,7 +19,7 @@ from families.parts import parts_of
 from families.tiny import VOCABULARY, tiny_network
 from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet, Recording
 from iclgd.config import Config, ConfigError, ModelConfig, RuntimeConfig
-from iclgd.evidence.memory import estimate_of
+from iclgd.evidence.memory import estimate_of, training
 from iclgd.mechanisms.finetuning import finetuned
 from iclgd.models.feed_forward import refuse_without_exact_form
 from iclgd.models.language_model import LanguageModel
@@ -100,7 +100,7 @@ def _compare(model: LanguageModel, network: PreTrainedModel, result: Result) -> 
         objective = setting if setting in ("gd", "lcgd") else "gd"
         trainable = "attn_kv" if any(parts.key_value) else "attention"
         config = learning(f"finetune.trainable={trainable}", objective=objective, lr=_RATE)
-        estimate_of(network.config, config, "cpu", free=1.0)  # which every run makes first
+        training(estimate_of(network.config, config, "cpu", free=1.0), model, config)  # as every run does first
         naive = Naive(network, config, prompts, parts)
         ours, truth = _both(model, naive, setting, config)
         scores = truth["attention_scores"]

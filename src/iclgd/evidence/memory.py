@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -12,13 +12,12 @@ from iclgd.config import Config, ConfigError
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Placement
 from iclgd.mechanisms.parameters import trained_parameters
-from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.discovery import outline
 from iclgd.models.half_precision_storage import stored_dtype
 from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import read_config, resolve_device, resolve_dtype
 
 GB = 1e9
+_TRAINING = ("gradient_descent", "activation_match", "priming", "context_distillation")
 _LENGTH = 40  # tokens of a query or demonstration: before a tokenizer is read, a sentence or two
 
 
@@ -27,18 +26,18 @@ class Estimate:
     """What a run needs; sizes in GB."""
 
     weights: float  # of the model as it is stored
-    trained: float  # copies, gradients and optimiser state of what is trained
     activations: float  # of the largest pass, with the logits
     records: float  # recordings in CPU memory
     device: str  # where the model is to lie
     free: float  # on that device
+    trained: float = 0.0  # copies, gradients and optimiser state of what is trained; known once the model is loaded
 
     def __str__(self) -> str:
         """One line."""
         return (
-            f"estimate: {self.weights + self.trained + self.activations:.3f} GB on {self.device} (weights "
-            f"{self.weights:.3f}, training {self.trained:.3f}, activations {self.activations:.3f}), recordings "
-            f"{self.records:.3f} GB; {self.free:.1f} GB are free"
+            f"estimate: {self.weights + self.activations:.3f} GB on {self.device} without training (weights "
+            f"{self.weights:.3f}, activations {self.activations:.3f}), recordings {self.records:.3f} GB; "
+            f"{self.free:.1f} GB are free"
         )
 
 
@@ -65,29 +64,25 @@ def estimate_of(settings: PretrainedConfig, config: Config, device: str, free: f
     used = resolve_dtype(config.runtime.dtype, config.model)
     stored = stored_dtype(config.runtime.dtype, used)
     weights = sum(parameter.numel() for parameter in network.parameters()) * stored.itemsize
-    # what it was, its gradient, its change; a float32 copy of half weights; Adam's moments
-    copies = 4 if stored.itemsize == 2 else 0
-    moments = 0 if config.finetune.optimizer == "sgd" else 8
-    trained = _trained_numbers(network, config) * (2 * used.itemsize + 4 + copies + moments)
     text = network.config.get_text_config()
     # attention outputs and scores of every query and layer, in three float32 recordings
     each = text.hidden_size + _heads(text) * _LENGTH
     records = 3 * 4 * config.task.queries * text.num_hidden_layers * each
     activations = _activations(network, config, device, used)
-    return Estimate(weights / GB, trained / GB, activations / GB, records / GB, device, free)
+    return Estimate(weights / GB, activations / GB, records / GB, device, free)
 
 
-def _trained_numbers(network: PreTrainedModel, config: Config) -> int:
-    """How many numbers are trained; of a network that does not run without weights, at most: all."""
-    if config.finetune.mechanism not in ("gradient_descent", "activation_match"):
-        return 0
-    try:
-        model = LanguageModel(network, outline(network), None)
-    except UnsupportedModelError:
-        return sum(parameter.numel() for parameter in network.parameters())
-    layers = parse_layers(config.finetune.layers) or range(network.config.get_text_config().num_hidden_layers)
-    chosen = trained_parameters(model, config.finetune.trainable, None)
-    return sum(item.parameter.numel() for item in chosen) * len(layers) // model.layers
+def training(needs: Estimate, model: LanguageModel, config: Config) -> Estimate:
+    """The same with what training needs of the model, now that it is there."""
+    if config.finetune.mechanism not in _TRAINING:
+        return needs
+    moments = 0 if config.finetune.optimizer == "sgd" else 8  # Adam's
+    size = 0
+    for item in trained_parameters(model, config.finetune.trainable, parse_layers(config.finetune.layers)):
+        copies = 4 if item.parameter.itemsize == 2 else 0  # of half weights in float32
+        each = 2 * model.dtype.itemsize + 4 + copies + moments  # what it was, its gradient, its change
+        size += item.parameter.numel() * each
+    return replace(needs, trained=size / GB)
 
 
 def _heads(text: PretrainedConfig) -> int:

@@ -116,8 +116,7 @@ class Anatomy:
     def feed_forward_paths(self, layer: int) -> tuple[str, ...]:
         """Paths of what one block has of the feed-forward part; other blocks' paths may be its mixers (Nemotron-H)."""
         block = self.blocks[layer]
-        mixers = [mixer for mixer in self.layers[layer].mixers if mixer is not block]  # an outline's, if unknown
-        mixing = {part for mixer in mixers for part in mixer.modules()}
+        mixing = {part for mixer in self.layers[layer].mixers for part in mixer.modules()}
         modules = dict(block.named_modules())
         paths = [path for path in self.feed_forward.modules if path in modules]
         return tuple(path for path in paths if mixing.isdisjoint(modules[path].modules()))

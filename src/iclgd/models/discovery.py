@@ -70,30 +70,9 @@ def _check_description(described: Description) -> None:
             raise ConfigError(f"model.anatomy describes {part} without {other}: describe both")
 
 
-def outline(network: PreTrainedModel) -> Anatomy:
-    """The first block of a network without weights (on the meta device), or all where blocks are of several kinds.
-
-    Raises:
-        UnsupportedModelError: it has no such parts, or cannot run without weights.
-    """
-    text: Any = network.config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
-    steps = _Discovery(network, _traced(network, None if len(set(kinds)) > 1 else 1), {})
-    layers = tuple(map(steps.layers.outlined, steps.blocks))
-    return Anatomy(
-        network=network,
-        interface=steps.trace.interface,
-        shape=shape_of(network, steps.trace.attentions),
-        blocks=tuple(block.call.module for block in steps.blocks),
-        layers=layers,
-        exit=Exit((), cast(nn.Module, network.get_output_embeddings())),
-        feed_forward=FeedForward(steps.feed_forward_modules(layers)),
-    )
-
-
-def _traced(network: PreTrainedModel, blocks: int | None = None) -> Trace:
+def _traced(network: PreTrainedModel) -> Trace:
     try:
-        passed = trace(network, some_tokens(network), blocks)
+        passed = trace(network, some_tokens(network))
     except torch.OutOfMemoryError:
         raise
     except UnsupportedModelError as error:

@@ -71,12 +71,6 @@ class LayerDiscovery:
             return cast(int, self.network.config.window_size)
         return attention.reach.window
 
-    def outlined(self, block: BlockTrace) -> Layer:
-        """What is known of a block without weights."""
-        module = block.attention.module if block.attention else block.call.module
-        found = self.projections(block, block.attention, module) if block.attention else NO_PROJECTIONS
-        return Layer(block.attention.module if block.attention else None, ((module, 1.0),), (module,), found)
-
     def _described_terms(self, block: BlockTrace) -> Terms:
         if "added" not in self.description:
             return ()

@@ -58,7 +58,7 @@ class Trace:
     interface: bool  # whether attention is computed through transformers' AttentionInterface
     calls: list[Call]  # in the order of their ends
     attentions: list[Attention]
-    logits: Float[Tensor, "position vocabulary"]  # of no position, where the pass ended before
+    logits: Float[Tensor, "position vocabulary"]
 
     def block(self, module: nn.Module) -> BlockTrace:
         """What happened in one block."""

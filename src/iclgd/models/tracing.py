@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -30,7 +30,6 @@ PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
 BADDBMM = {torch.baddbmm, Tensor.baddbmm}
 
 _NAME = "iclgd_traced"
-_WITHOUT_MASK = "iclgd_traced_on_meta"  # transformers looks at numbers to make a mask, and here there are none
 
 
 def some_tokens(network: PreTrainedModel, count: int = 9) -> Int[Tensor, " token"]:
@@ -38,36 +37,33 @@ def some_tokens(network: PreTrainedModel, count: int = 9) -> Int[Tensor, " token
     return (torch.arange(1, count + 1) * 7919) % network.config.get_text_config().vocab_size
 
 
-def trace(network: PreTrainedModel, tokens: Int[Tensor, " token"], blocks: int | None = None) -> Trace:
-    """Run a model once on a few tokens; it is left as it was. On the meta device, only shapes are there.
+def trace(network: PreTrainedModel, tokens: Int[Tensor, " token"]) -> Trace:
+    """Run a model once on a few tokens; it is left as it was.
 
-    Attention that bypasses transformers' AttentionInterface is seen as the two products around a softmax. With
-    `blocks`, the pass ends behind as many of them, without logits.
+    Attention that bypasses transformers' AttentionInterface is seen as the two products around a softmax.
 
     Raises:
         RuntimeError: the model does not run on these tokens, or another error of its code.
     """
-    embedding = network.get_input_embeddings().weight
-    name = _WITHOUT_MASK if embedding.is_meta and not hasattr(network, "hf_device_map") else _NAME
     try:
-        through_interface = _run(network, tokens, name, blocks)
+        through_interface = _run(network, tokens, _NAME)
     except UnsupportedModelError:
         raise
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError):  # it misses the mask that eager has
         through_interface = None
     if through_interface is not None and through_interface.attentions:
         return through_interface
-    return _run(network, tokens, "eager", blocks)
+    return _run(network, tokens, "eager")
 
 
-def _run(network: PreTrainedModel, tokens: Tensor, name: str, blocks: int | None) -> Trace:
-    tracer, interface, logits = _Tracer(blocks), name != "eager", torch.empty(0, 0)
+def _run(network: PreTrainedModel, tokens: Tensor, name: str) -> Trace:
+    tracer, interface = _Tracer(), name != "eager"
     token_ids = tokens[None].to(device_of(network.get_input_embeddings()))
     products = nullcontext() if interface else _Products(tracer)
     with torch.enable_grad(), _untrained(network), implementation(network, name), tracer.watching(network):
         reset = _tracer.set(tracer)
         try:
-            with products, suppress(_EnoughError):
+            with products:
                 logits = network(input_ids=token_ids, use_cache=False).logits[0].detach().cpu()
         finally:
             _tracer.reset(reset)
@@ -99,10 +95,6 @@ def _untrained(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class _EnoughError(Exception):
-    """Ends a pass behind the blocks that are wanted."""
-
-
 class _Tracer:
     """Collects a trace.
 
@@ -110,8 +102,7 @@ class _Tracer:
     say what made them. Behind attention they begin at its output alone, so that they say what depends on it.
     """
 
-    def __init__(self, blocks: int | None) -> None:
-        self.blocks = blocks  # after how many the pass ends
+    def __init__(self) -> None:
         self.calls: list[Call] = []
         self.attentions: list[Attention] = []
         self.time = 0
@@ -151,9 +142,6 @@ class _Tracer:
         self.calls.append(call)
         if call is self.block:
             self.block, self.attended, self.made = None, False, []
-            self.blocks = None if self.blocks is None else self.blocks - 1
-            if self.blocks == 0:
-                raise _EnoughError
         elif self.block is not None and not self.attended and is_projection(module):
             start = tensors[0] if tensors[0].requires_grad else tensors[0].detach().requires_grad_(True)
             self.made.append((module, start.clone()))  # a copy, for the model may change in place what it gets
@@ -185,8 +173,7 @@ class _Tracer:
         gradients = torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
         makers = []
         for (module, _), gradient in zip(self.made, gradients, strict=True):
-            if gradient is None or gradient.is_meta:
-                makers += [] if gradient is None else [Projection(module)]
+            if gradient is None:
                 continue
             rows = (gradient.flatten(0, -2) != 0).any(0).nonzero().squeeze(1).cpu()
             if len(rows):
@@ -205,7 +192,7 @@ def _rows(values: Iterable[Any]) -> list[Tensor]:
 
 def _kept(tensor: Tensor) -> Tensor:
     """A copy on the CPU, where what blocks on several devices put out can be compared."""
-    return tensor.detach().to("cpu", copy=True) if not tensor.is_meta else tensor.detach()
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _cut(value: Any) -> Any:
@@ -264,19 +251,17 @@ class _Products(TorchFunctionMode):
         self.product = None
         slope = torch.autograd.grad(_by_head(scores)[0, -1, -1], query, retain_graph=True)[0]
         slope, own = _by_head(slope)[0, -1].detach(), _by_head(key)[0, :, -1].detach()  # of the last token with itself
-        scale = 1.0 if own.is_meta else (slope @ own / own.square().sum()).item()
+        scale = (slope @ own / own.square().sum()).item()
         query, key, scores = _by_head(query), _by_head(key).transpose(1, 2), _by_head(scores)
         self.attention = self.tracer.begin_attention(query, key, scale, module)
-        if not own.is_meta:
-            products = (query * key).sum(-1).detach() * scale
-            own_scores = scores.diagonal(dim1=1, dim2=2).detach().to(products)
-            self.attention.biased = not torch.allclose(own_scores, products, rtol=1e-2, atol=1e-4)
+        products = (query * key).sum(-1).detach() * scale
+        own_scores = scores.diagonal(dim1=1, dim2=2).detach().to(products)
+        self.attention.biased = not torch.allclose(own_scores, products, rtol=1e-2, atol=1e-4)
 
 
 def _by_head(tensor: Tensor) -> Float[Tensor, "head rows columns"]:
     return tensor.reshape(-1, *tensor.shape[-2:])
 
 
-for name in (_NAME, _WITHOUT_MASK):
-    AttentionInterface.register(name, _traced_attention)
+AttentionInterface.register(_NAME, _traced_attention)
 AttentionMaskInterface.register(_NAME, mask_reach)
