@@ -13,6 +13,7 @@ from iclgd.results.planted_truths import ICL, TRUTH
 from iclgd.results.rates import Contender, contenders
 from iclgd.results.remarks import Setting, context_accuracies
 from iclgd.statistics import Comparison, Interval, draws_interval, holm_corrected
+from iclgd.statistics.comparisons import DRAWS_FOR_P
 
 ITSELF = "replay"  # ICL as a mechanism: what the others are compared with
 _CANDIDATES = (Role.variant, Role.rival, Role.mechanism)
@@ -20,7 +21,7 @@ _MOST_SETTINGS = 3  # of which each has a sentence in plain words
 _LEVEL = 0.05
 _RULE = (
     "Floors, anchors and what sees the queries are left out. Each score is judged by itself, at p < 0.05 corrected for "
-    "the number of comparisons. These are paired by draw: a lower mean may be nearer if its differences vary much."
+    "the number of comparisons. These are paired by draw: a worse mean may be nearer if its differences vary much."
 )
 
 
@@ -64,8 +65,7 @@ def _recovered(results: Results, score: ScoreInfo, setting: Setting, among: Sequ
     ]
     complete = _in_all_draws(score, among)
     ranked = [
-        f"{_named(results, one, among)} {_percent(draws_interval(one.defined(score.name)))}"
-        for one in _nearest_first(score, complete)
+        f"{_named(results, one, among)} {_percent(_interval(score, one))}" for one in _nearest_first(score, complete)
     ]
     partly = [_named(results, one, among) for one in among if one not in complete and one.defined(score.name)]
     return [*ranked, *(f"{name} has no value in some draws" for name in partly)]
@@ -105,7 +105,7 @@ def _nearest(results: Results, among: Sequence[Contender]) -> list[str]:
         if len(candidates) > 1:
             varied = {key: value for key, value in place if key in results.varied and key != TRUTH}
             named, text = results.setting_text(varied), _paragraph(results, candidates, itself)
-            paragraphs.append(f"{named}: {text}" if named else text)
+            paragraphs += [f"{named}: {text}" if named else text] * bool(text)
     return paragraphs
 
 
@@ -117,7 +117,7 @@ def _is_candidate(results: Results, one: Contender) -> bool:
 def _paragraph(results: Results, candidates: Sequence[Contender], itself: Contender | None) -> str:
     scores = [results.scores[name] for name in results.headline]
     scores = [score for score in scores if score.learned and score.better is not Better.neither]
-    sentences, tested = [], False
+    sentences, comparisons = [], []
     for score in scores:
         order = _nearest_first(score, _in_all_draws(score, candidates))
         if order:
@@ -127,10 +127,14 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
             if itself is not None and score.name in itself.values:
                 icl = holm_corrected({one.variant: itself.minus(one, score.name) for one in order})
             sentences.append(_sentence(results, score, candidates, order, rivals, icl))
-            tested = tested or any(not math.isnan(comparison.p) for comparison in [*rivals.values(), *icl.values()])
+            comparisons += [*rivals.values(), *icl.values()]
         elif any(one.defined(score.name) for one in candidates):
             sentences.append(f"By {score.label}, none is named nearest, since none has a value in every draw.")
-    return " ".join([*sentences, _RULE if tested else "With fewer than 5 draws nothing is tested."])
+    if any(comparison.p >= 0 for comparison in comparisons):
+        sentences.append(_RULE)
+    elif any(comparison.draws < DRAWS_FOR_P for comparison in comparisons):
+        sentences.append(f"With fewer than {DRAWS_FOR_P} draws nothing is tested.")
+    return " ".join(sentences)
 
 
 def _in_all_draws(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
@@ -145,7 +149,11 @@ def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Co
 
 
 def _mean(score: ScoreInfo, one: Contender) -> float:
-    return draws_interval(one.defined(score.name)).mean
+    return _interval(score, one).mean
+
+
+def _interval(score: ScoreInfo, one: Contender) -> Interval:
+    return draws_interval(one.defined(score.name), score.limits, chosen=len(one.tried) > 1)
 
 
 def _sentence(
@@ -167,7 +175,7 @@ def _sentence(
         icl: ICL minus each of them, with corrected p.
     """
     best, labels = order[0], results.labels
-    interval = draws_interval(best.defined(score.name), score.limits, chosen=len(best.tried) > 1)
+    interval = _interval(score, best)
     sees = results.text(SEES, results.variants[best.variant].sees)
     text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {interval.mean:.{score.digits}f}"
     if not math.isnan(interval.low):
@@ -176,17 +184,22 @@ def _sentence(
     missing = [labels[one.variant] for one in candidates if one not in order and one.defined(score.name)]
     if missing:
         text += f" Left out, since not every draw of theirs has a value: {', '.join(missing)}."
-    tested = {variant: comparison.p for variant, comparison in rivals.items() if not math.isnan(comparison.p)}
+    tested = {variant: comparison.p for variant, comparison in rivals.items() if comparison.p >= 0}
     # Multiple comparisons with the best (Hsu 1984): the one that is truly nearest is ruled out only if one of its
     # comparisons with the others errs. Their number is corrected for, not that of all pairs, though the nearest is
     # chosen by the same draws.
     possible = [labels[variant] for variant, p in tested.items() if p * len(tested) >= _LEVEL]
     if tested:
-        begin = f" Of the {len(tested)} others, these" if possible else f" None of the {len(tested)} others"
-        text += f"{begin} may be nearer{': ' * bool(possible)}{', '.join(possible)}."
+        text += f" May be nearer: {', '.join(possible) or 'none of the others'}."
+        untested = [labels[variant] for variant in rivals if variant not in tested]
+        if untested:
+            text += f" Not tested, as the difference is the same in every draw: {', '.join(untested)}."
     same = [labels[variant] for variant, comparison in icl.items() if comparison.p >= 0 and not comparison.marked]
+    differ = sum(comparison.marked for comparison in icl.values())
     if same:
         text += f" Not told apart from ICL itself: {', '.join(same)}."
-    elif any(comparison.p >= 0 for comparison in icl.values()):
-        text += f" All {len(icl)} differ from ICL itself."
+    elif differ:
+        text += (
+            f" {differ} of {len(icl)} differ from ICL itself." if differ < len(icl) else " All differ from ICL itself."
+        )
     return text
