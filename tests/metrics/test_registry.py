@@ -158,3 +158,11 @@ def test_mistakes_are_named_before_anything_is_computed(specs, message):
 def test_mistakes_are_named_while_measuring(specs, message, evidence):
     with pytest.raises(ConfigError, match=f"{WHERE}: {message}"):
         metrics.measure(specs, evidence)
+
+
+@pytest.mark.parametrize(("function", "whether"), [("sim_centred", True), ("sim_aou", False)])
+def test_what_depends_on_the_other_examples_is_known_by_bare_name_and_dotted_path(function, whether):
+    inputs = {name: f"{name}.attention_output" for name in ("icl", "ft", "zsl")}
+    for path in (function, f"iclgd.metrics.updates.{function}"):
+        one = spec(path, inputs, axes=["example", "layer"])["mine"]
+        assert metrics.needs_all_examples(one) is whether

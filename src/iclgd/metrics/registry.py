@@ -22,7 +22,7 @@ from iclgd.metrics import attention_maps, distributions, geometry, predictions, 
 Metric = Callable[..., Tensor]
 
 _MODULES = (attention_maps, distributions, geometry, predictions, training_attention, updates)
-_OVER_EXAMPLES = ("sim_centred",)  # functions whose value for one example depends on all examples
+_OVER_EXAMPLES = (updates.sim_centred,)  # functions whose value for one example depends on all examples
 _METRICS: dict[str, Metric] = {
     name: function
     for module in _MODULES
@@ -34,7 +34,7 @@ _METRICS: dict[str, Metric] = {
 def needs_all_examples(spec: ScoreConfig) -> bool:
     """Whether a score reads more than finetuning's trace, and its values for some examples depend on the others."""
     reads = not all(path.startswith("trace.") for path in spec.inputs.values())
-    return reads and ("example" not in spec.axes or spec.function in _OVER_EXAMPLES)
+    return reads and ("example" not in spec.axes or _find(spec.function) in _OVER_EXAMPLES)
 
 
 def _find(name: str) -> Metric:
