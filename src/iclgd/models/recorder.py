@@ -155,7 +155,7 @@ def _run_batch(
         outputs = {str(site): stack.enter_context(last_outputs(model, site, now)) for site in sites}
         hidden = forward(model, token_ids, now)
     collected.take_attention(batch, _complete(model, now, outputs))
-    _score_options(model, batch, hidden, now, plan, collected)
+    _score_options(model, batch, hidden, plan, collected)
 
 
 @contextmanager
@@ -207,7 +207,6 @@ def _score_options(
     model: LanguageModel,
     batch: Sequence[_Probe],
     hidden: Float[Tensor, "example token d_model"],
-    now: AttentionPass,
     plan: RecordPlan,
     collected: _Collected,
 ) -> None:
