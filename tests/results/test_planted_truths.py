@@ -102,6 +102,15 @@ def test_intervals_at_chosen_rates_are_wider():
         assert other.anchored.high - other.anchored.low > 1.5 * (one.anchored.high - one.anchored.low)
 
 
+def test_the_share_identified_has_a_wider_interval_at_chosen_rates():
+    value = lambda truth, candidate, draw, _: float((truth == candidate) == (draw < 4))  # noqa: E731
+    [plain], [chosen] = (
+        notice({}, frame(value, draws=5, rates=rates), [SCORE], ()).ranking for rates in ((0.1,), (0.1, 1))
+    )
+    assert plain.share.mean == chosen.share.mean == pytest.approx(0.8)
+    assert chosen.share.low < plain.share.low and chosen.share.high > plain.share.high
+
+
 def test_unlike_settings_are_never_averaged(tmp_path):
     """What varied beside truth and candidate makes notices of its own; ICL has no rate of a planted truth."""
     for truth, factor in (("icl", None), ("gd", 1.0), ("gd", 3.0)):
