@@ -40,6 +40,13 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize("name", ["../../escape", "..", "/tmp/escape", ".hidden"])
+def test_the_name_of_a_sweep_names_no_other_folder(in_process, tmp_path, capsys, name):
+    assert command.run(["-m", "seed=0,1", f"sweep_name={name}"]).code == 2
+    assert f"sweep_name={name} is not a plain name" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == [] and not (tmp_path.parent.parent / "escape").exists()
+
+
 @pytest.mark.parametrize(("argument", "message"), REFUSED, ids=[argument for argument, _ in REFUSED])
 def test_what_cannot_be_run_is_refused_with_the_key_and_the_remedy(in_process, tmp_path, capsys, argument, message):
     assert command.run([argument]).code == 2

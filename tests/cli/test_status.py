@@ -36,6 +36,13 @@ def test_every_state_is_shown_with_its_progress(sweep, capsys):
     assert "3 waiting" in told and "\x1b" not in told
 
 
+def test_a_record_that_cannot_be_read_costs_the_number_of_waiting_runs_only(sweep, capsys):
+    (SweepRecord.latest(sweep).folder / "total.json").write_text("")
+    status.cli([str(sweep)])
+    told = capsys.readouterr().out
+    assert "2 done" in told and "waiting" not in told
+
+
 def test_a_single_run_and_an_empty_folder(sweep, tmp_path, capsys):
     status.cli([str(sweep / "a")])
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["a", "done"]

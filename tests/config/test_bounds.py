@@ -57,6 +57,11 @@ def test_a_mapping_can_be_given_on_the_command_line():
     assert model.chat_arguments == {"enable_thinking": False}
 
 
+def test_keys_of_a_mapping_are_text():
+    both = config("model=toy", "task=toy", "model.chat_arguments={1: x, a: y}", "model.anatomy={2: z}")
+    assert both.model.chat_arguments == {"1": "x", "a": "y"} and both.model.anatomy == {"2": "z"}
+
+
 def test_the_bounds_themselves_are_taken():
     largest = config("model=toy", "task=toy", "metric=[sim_aou]", "seed=4294967295", "runtime.cache_gb=0")
     assert largest.seed == 2**32 - 1

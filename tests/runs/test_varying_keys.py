@@ -48,6 +48,8 @@ def test_a_mapping_is_one_setting(key):
     configs = [as_dict(config("model=toy", "task=toy")) for _ in range(3)]
     configs[1][group][name], configs[2][group][name] = {"A": "B"}, {"A": "C"}
     assert varying_keys([settings_of(one) for one in configs]) == [key]
+    configs[1][group][name], configs[2][group][name] = {1: "x", "a": "y"}, {"a": "y", 1: "x"}
+    assert varying_keys([settings_of(one) for one in configs[1:]]) == []
     configs[1][group][name], configs[2][group][name] = {}, None
     assert varying_keys([settings_of(one) for one in configs]) == []
 

@@ -19,6 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from iclgd.cli import arguments as command_line
 from iclgd.cli import hydra_setup, summary
@@ -97,6 +98,8 @@ class Watch(Callback):
             command.sweep = SweepRecord.begin(Path(config.hydra.sweep.dir), total)
         except OSError as error:
             sys.exit(command.refuse(_unwritable(error)))
+        except OmegaConfBaseException as error:  # of sweep_name or paths.outputs; Hydra would warn of it and go on
+            sys.exit(command.refuse(str(hydra_setup.explain(error))))
         with open_dict(config.hydra):
             record = command_line.quoted(str(command.sweep.folder))
             config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{VARIABLE}={record}")

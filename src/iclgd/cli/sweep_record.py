@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iclgd.runs import files
 from iclgd.runs.execute import Ending, Outcome
-from iclgd.runs.schema import read
+from iclgd.runs.schema import DamagedRun, read
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,11 @@ class SweepRecord:
         return cls(records[-1].parent) if records else None
 
     def total(self) -> int | None:
-        """How many runs were planned, if that was known."""
-        return read(self.folder / "total.json", int | None)
+        """How many runs were planned; None if that was not known or cannot be read, as after a full disk."""
+        try:
+            return read(self.folder / "total.json", int | None)
+        except DamagedRun:
+            return None
 
     def write(self, number: int, outcome: Outcome) -> None:
         """Record how a run ended, or that it counts as interrupted until it has."""

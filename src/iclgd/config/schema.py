@@ -233,6 +233,10 @@ class Config:
         refuse_impossible(self)
         if self.task.remap:  # YAML reads True and 1 as they are
             self.task.remap = {str(word): str(other) for word, other in self.task.remap.items()}
+        if self.model.chat_arguments:
+            self.model.chat_arguments = {str(name): value for name, value in self.model.chat_arguments.items()}
+        if self.model.anatomy:
+            self.model.anatomy = {str(name): value for name, value in self.model.anatomy.items()}
         if self.model.weights is enums.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
 

@@ -44,6 +44,7 @@ _HALF = (
     "measured in {dtype}: gradients in bfloat16 were measured to differ by 26 to 30 % from float32's, and scores of "
     "small steps by a factor of two (SmolLM2, 4 shots); runtime.dtype=float32 measures without that"
 )
+_DTYPES = (Dtype.float32, Dtype.float64, Dtype.bfloat16, Dtype.float16)  # of a model's files
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LAST: dict[str, LanguageModel] = {}  # the model that this process loaded last, by all that it depends on
 _ELSEWHERE = ("use_kernels", "kernel_config", "transformers_weights")  # fields of config.json
@@ -72,10 +73,11 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_dtype(name: str, model: ModelConfig) -> torch.dtype:
     """The dtype in which `runtime.dtype` computes; `auto` is float32 everywhere, `model` the precision of its files."""
-    name = dtype_name(name, model)
-    if name not in list(Dtype):
-        raise ConfigError(f"model.dtype={name} is not known: write float32, float64, bfloat16 or float16")
-    return getattr(torch, name.partition("_from_")[0])
+    own = dtype_name(name, model)
+    computed = own if name == Dtype.model else own.partition("_from_")[0]
+    if computed not in _DTYPES:
+        raise ConfigError(f"model.dtype={own} is not known: write {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}")
+    return getattr(torch, computed)
 
 
 def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
