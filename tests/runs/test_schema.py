@@ -22,6 +22,8 @@ def test_content_is_returned_as_written(tmp_path):
     config = read(tmp_path / "config.yaml")
     assert config["finetune"] == {"name": "gd", "extra": "${x}", "lr": 1} and list(config["finetune"])[1] == "extra"
     assert recorded_config(tmp_path)["finetune"]["extra"] == "\\${x}"  # text, not an interpolation
+    (tmp_path / "config.yaml").write_text(f"{CONFIG}runtime: {{padding: right, cache: auto}}\n")
+    assert recorded_config(tmp_path)["runtime"] == {"cache": "auto"}, "a key of earlier versions"
     with pytest.raises(ConfigError, match=r"no run's config\.yaml can be read there \(config\.yaml is missing\)"):
         recorded_config(tmp_path / "nowhere")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iclgd.common.printable import printable
 from iclgd.config.enumerations import Better, Role, Sees
-from iclgd.results.reading import FinishedRun
+
+if TYPE_CHECKING:
+    from iclgd.results.reading import FinishedRun  # which imports this module
 
 # evidence that finetuning has a part in
 _LEARNED = ("ft", "trace", "other", "ft_orders", "ft_labels", "training_query_vectors", "trained_changes")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from iclgd.common.printable import printable
 from iclgd.config.variants import ICL
+from iclgd.results import catalogue
 from iclgd.runs.folder import RunFolder, run_folders
 from iclgd.runs.schema import DamagedRun, State, Status, read
 from iclgd.runs.varying_keys import as_text, settings_of
@@ -132,12 +133,18 @@ class FinishedRun:
 
     def prompts(self) -> Mapping[str, Any]:
         """The content of prompts.json; a DamagedRun if it is missing or cannot be read."""
-        return read(self.folder / "prompts.json")
+        return self._read("prompts.json")
 
     def table(self, name: str) -> pd.DataFrame | None:
         """The content of NAME.parquet, or None where the run has none; a DamagedRun if it cannot be read."""
-        path = self.folder / f"{name}.parquet"
-        return read(path) if path.exists() else None
+        name = f"{name}.parquet"
+        return self._read(name) if (self.folder / name).exists() else None
+
+    def _read(self, name: str) -> Any:
+        try:
+            return read(self.folder / name)
+        except DamagedRun as error:
+            raise DamagedRun(f"{printable(str(self.folder), 400)}: {error}") from error
 
 
 def read_runs(folders: Iterable[Path]) -> tuple[tuple[FinishedRun, ...], tuple[tuple[Path, str], ...]]:
@@ -172,7 +179,8 @@ def read_run(folder: Path) -> FinishedRun:
     """One finished run.
 
     Raises:
-        DamagedRun: it is not finished, or a file of it is missing or cannot be read.
+        DamagedRun: it is not finished, or a file of it is missing, cannot be read, or has other content than this
+            version's runs.
     """
     status: Status = read(folder / "status.json")
     if status.state is not State.done:
@@ -182,33 +190,41 @@ def read_run(folder: Path) -> FinishedRun:
     if damaged is not None:
         raise DamagedRun(f"{printable(damaged)} is not what the finished run wrote")
     config, environment, scores = (read(folder / name) for name in ("config.yaml", "environment.json", "scores.json"))
+    name = "config.yaml"
     try:
         settings = settings_of(config, environment.get("dtype"))
         settings["finetune.lr"] = float(settings["finetune.lr"])
+        run = FinishedRun(folder, config, environment, scores, status, settings)
+        catalogue.variants([run])
+        catalogue.scores([run])
+        name = "scores.json"
+        _rows_of(0, run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedRun(f"config.yaml: {printable(repr(error), 200)}") from error
-    return FinishedRun(folder, config, environment, scores, status, settings)
+        raise DamagedRun(f"{name}: {printable(repr(error), 200)}") from error
+    return run
 
 
 def rows_of(runs: Iterable[FinishedRun]) -> pd.DataFrame:
     """A row for each run (its position), score, examples and layer; layer -1 is the mean over layers."""
-    rows = []
-    for run, finished in enumerate(runs):
-        flipped = {score: content["flipped"] for score, content in finished.scores.items() if content.get("flipped")}
-        for examples, scores in (("all", finished.scores), ("flipped", flipped)):
-            for score, content in scores.items():
-                low, high = content.get("ci") or (None, None)
-                layers = content.get("layers") or ()
-                defined = sum(mean is not None for mean in layers)
-                counts = content.get("n") or 0, content.get("undefined") or 0
-                rows.append((run, score, examples, -1, content["mean"], low, high, *counts, defined))
-                rows += [
-                    (run, score, examples, layer, mean, None, None, *counts, 1) for layer, mean in enumerate(layers)
-                ]
+    rows = [row for run, finished in enumerate(runs) for row in _rows_of(run, finished)]
     columns = ["run", "score", "examples", "layer", "mean", "low", "high", "n", "undefined", "layers"]
     kinds = dict.fromkeys(columns, int) | dict.fromkeys(["score", "examples"], str)
     kinds |= dict.fromkeys(["mean", "low", "high"], float)
     return pd.DataFrame(rows, columns=columns).astype(kinds)
+
+
+def _rows_of(run: int, finished: FinishedRun) -> list[tuple[Any, ...]]:
+    rows = []
+    flipped = {score: content["flipped"] for score, content in finished.scores.items() if content.get("flipped")}
+    for examples, scores in (("all", finished.scores), ("flipped", flipped)):
+        for score, content in scores.items():
+            low, high = content.get("ci") or (None, None)
+            layers = content.get("layers") or ()
+            defined = sum(mean is not None for mean in layers)
+            counts = content.get("n") or 0, content.get("undefined") or 0
+            rows.append((run, score, examples, -1, content["mean"], low, high, *counts, defined))
+            rows += [(run, score, examples, layer, mean, None, None, *counts, 1) for layer, mean in enumerate(layers)]
+    return rows
 
 
 def with_missing_layers(rows: pd.DataFrame) -> pd.DataFrame:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 EARLIER = "earlier"  # results that were made from other inputs, one folder each, numbered
 _STATUS, _LOG, _LOCK = "status.json", "run.log", ".claim"
 _DATA = (".json", ".yaml", ".parquet", ".safetensors", ".patch")  # what a run leaves
-_SMALL = 1 << 20  # bytes; of larger files only the size is compared
+_TENSORS = ".safetensors"  # gigabytes; of these only the size is compared
 _SILENCE = 3600.0  # seconds after which a run of another host, whose locks are perhaps not seen here, is stale
 
 
@@ -118,11 +118,12 @@ class RunFolder:
         return damaged is None
 
     def damaged_file(self, status: Status) -> str | None:
-        """The first file that is not what the finished run wrote, by size and, if small, digest; None if all are."""
+        """The first file that is not what the finished run wrote, by size and digest (of tensors, size); else None."""
         for name, recorded in status.files.items():
             path = self.path / name
-            size = path.stat().st_size if path.is_file() else -1
-            if size != recorded["bytes"] or (size <= _SMALL and sha256(path) != recorded["sha256"]):
+            if not path.is_file() or path.stat().st_size != recorded["bytes"]:
+                return name
+            if path.suffix != _TENSORS and sha256(path) != recorded["sha256"]:
                 return name
         return None
 

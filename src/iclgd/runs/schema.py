@@ -15,6 +15,7 @@ from iclgd.common.printable import printable
 from iclgd.config import ConfigError
 
 _MOST_BYTES = 256 << 20  # of a file; prompts.json with thousands of long queries has a fifth of this
+RETIRED = (("runtime", "padding"),)  # keys of earlier versions, by group, that decided nothing about the numbers
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
@@ -98,15 +99,18 @@ def read(path: Path, schema: Any = None) -> Any:
 
 
 def recorded_config(folder: Path) -> dict[str, Any]:
-    """A run's config.yaml, ready to be composed again: `${` in it is text, since all interpolations are resolved.
+    """A run's config.yaml, ready to be composed again: without keys that are no longer there, and `${` in it is text.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
     try:
-        return _literal(read(folder / "config.yaml"))
+        config = _literal(read(folder / "config.yaml", dict[str, Any]))
     except DamagedRun as error:
         raise ConfigError(f"{folder}: no run's config.yaml can be read there ({error})") from error
+    for group, key in RETIRED:
+        config.get(group, {}).pop(key, None)
+    return config
 
 
 def _literal(value: Any) -> Any:
