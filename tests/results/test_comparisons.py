@@ -214,11 +214,26 @@ def test_a_mechanism_that_does_not_depend_on_the_rate_has_none_to_choose():
             scores["sim_aou"] |= {"mean": 0.1 * run.settings["seed"], "layers": []}
 
     made = cases.changed(cases.results(("gd", "mean_shift"), ("sim_aou",), finetune__lr=[0.1, 1.0]), the_same)
-    among = {one.variant: one for one in rates.contenders(made)[0]}
+    ready, notes = rates.contenders(made)
+    among = {one.variant: one for one in ready}
+    assert notes == ["Mean shift: the same values at each of 2 rates, shown at the lowest (0.1)"]
     assert (among["mean_shift"].tried, among["gd"].tried) == ((0.1,), (0.1, 1.0))
     rows = rates.summary_at_chosen_rates(made).set_index("finetune.name")
     assert rows.index.tolist() == ["mean_shift", "gd"] and rows["rates"].isna().tolist() == [True, False]
     assert rows.loc["mean_shift", "finetune.lr"] == 0.1
+
+
+@pytest.mark.parametrize(("constant", "undefined"), [(False, {1e-6}), (True, set()), (False, {1e-6, 0.2})])
+def test_a_rate_without_values_is_not_like_one_that_has_them(constant, undefined):
+    def accuracies(run, scores):
+        scores["accuracy/icl"] |= {"mean": 0.5, "layers": []}
+        gone = run.settings["finetune.lr"] in undefined or (undefined and run.settings["seed"] > 0)
+        scores["sim_aou"] |= {"mean": None if gone else 1.0, "layers": []}
+
+    made = cases.results(("gd",), ("sim_aou", "accuracy/icl"), finetune__lr=[1e-6, 0.2])
+    ready, notes = rates.contenders(cases.changed(made, accuracies))
+    assert bool(ready) is constant and len(notes) == 1
+    assert notes[0].startswith("GD: the same values at each of 2" if constant else "GD: no rate at which every draw is")
 
 
 def test_untrained_weights_without_a_value_are_left_out_of_their_seed(tmp_path):

@@ -37,12 +37,12 @@ def tables(
     Raises:
         ReportError: these runs do not have one of the keys or scores.
     """
-    among, without_rate = contenders(results)
+    among, rate_notes = contenders(results)
     compared = differences(results, among)
-    several_rates = bool(without_rate) or any(len(one.tried) > 1 for one in among)
+    several_rates = bool(rate_notes) or any(len(one.tried) > 1 for one in among)
     return [
         summary(results, rows, columns, scores),
-        *([held_out(results, among, without_rate)] if several_rates else []),
+        *([held_out(results, among, rate_notes)] if several_rates else []),
         *([comparisons(results, compared)] if compared else []),
         *notice_tables(results),
         data(results),
@@ -111,7 +111,7 @@ def _published(record: Mapping[str, Any]) -> str:
     return f"{record['published_mean']:.2f} ± {record['published_std']:.2f}" if "published_mean" in record else ""
 
 
-def held_out(results: Results, contenders: Sequence[Contender], without_rate: Sequence[str]) -> Table:
+def held_out(results: Results, contenders: Sequence[Contender], rate_notes: Sequence[str]) -> Table:
     """Each variant that ran at several rates, every draw at the rate that the other draws chose."""
     cells, records = [], []
     for one in contenders:
@@ -127,7 +127,7 @@ def held_out(results: Results, contenders: Sequence[Contender], without_rate: Se
         notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
     labels = _headings(results, "variant", "chosen rates", "draws")
     title = "Variants at rates chosen on other draws"
-    return Table.pivot("held_out", title, labels, cells, (*notes, *without_rate), records)
+    return Table.pivot("held_out", title, labels, cells, (*notes, *rate_notes), records)
 
 
 def comparisons(results: Results, compared: Sequence[Difference]) -> Table:

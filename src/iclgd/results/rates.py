@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,16 +53,19 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     """Every variant at its rate, where it has one: the only one tried, or for each draw the one that the others choose.
 
     Returns:
-        The contenders, and a sentence for each variant that has none: a single draw has no best rate, and neither has
-        a variant without a rate at which every draw that ran is sane. A variant that has the same values at every rate
-        has none to choose, and stands at the lowest.
+        The contenders, and notes. A note is a sentence for each variant that is no contender, or that stands at the
+        lowest rate since its values are the same at every one. A single draw has no best rate, and neither has a
+        variant without a rate at which every draw that ran is sane.
     """
     ready, notes = [], []
     for (others, variant), settings in _settings_by_rate(results).items():
         means = _means(results, settings)
         draws = list(dict.fromkeys(draw for by_draw in means.values() for draw in by_draw))
-        if _is_constant(means, settings):
-            settings = dict(list(settings.items())[:1])
+        if len(settings) > 1 and _is_constant(results, means, settings):
+            lowest = min(settings)
+            label = results.variants[variant].label
+            notes.append(f"{label}: the same values at each of {len(settings)} rates, shown at the lowest ({lowest:g})")
+            settings = {lowest: settings[lowest]}
         rates: Mapping[Any, float] = dict.fromkeys(draws, next(iter(settings)))
         if len(settings) > 1:
             rates, why_none = _held_out_rates(results, settings, means)
@@ -178,10 +181,15 @@ def _means(results: Results, settings: Mapping[float, int]) -> dict[str, dict[An
     return means
 
 
-def _is_constant(means: Mapping[str, Mapping[Any, Mapping[float, float]]], rates: Mapping[float, int]) -> bool:
-    """Whether every draw has the same values at every rate: a mechanism that does not depend on it."""
-    by_draw = [by_rate for draws in means.values() for by_rate in draws.values()]
-    return bool(by_draw) and all(len(one) == len(rates) and pd.Series(one).nunique() <= 1 for one in by_draw)
+def _is_constant(results: Results, means: Mapping[str, Mapping[Any, Mapping[float, float]]], rates: Sized) -> bool:
+    """Whether every draw has the same scores of finetuning at every rate, some of them defined.
+
+    A score may be NaN at every rate, as that of a floor, but not at some only.
+    """
+    learned = [draws.values() for score, draws in means.items() if results.scores[score].learned]
+    values = [pd.Series(by_rate) for draws in learned for by_rate in draws]
+    same = all(len(one) == len(rates) and one.nunique(dropna=False) == 1 for one in values)
+    return same and any(one.notna().all() for one in values)
 
 
 def _choosing_score(results: Results, measured: Mapping[str, Any]) -> ScoreInfo | None:
