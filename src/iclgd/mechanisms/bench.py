@@ -31,7 +31,12 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """A query that a mechanism may learn from, and the tokens that stand before it under ICL."""
+    """What a mechanism may learn from.
+
+    Attributes:
+        query: a query, without its label.
+        context: the tokens that stand before it under ICL.
+    """
 
     query: Item
     context: Tokens
@@ -39,15 +44,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """What a mechanism works with."""
+    """What a mechanism works with.
+
+    Attributes:
+        model: the language model.
+        prompts: the demonstrations, calibration rows and measured queries.
+        config: the run's.
+        icl: makes ICL's recording of the measured queries.
+        start_steps: announces how many steps there are; returns what is called after each with the number done.
+        measure_ranks: whether a score reads the ranks of changes of weights.
+        noise: the name of the random stream of `finetune.noise`.
+    """
 
     model: LanguageModel
-    prompts: PromptSet  # the demonstrations, calibration rows and measured queries
-    config: Config  # the run
-    icl: Callable[[], Recording]  # makes ICL's recording of the measured queries
-    start_steps: Callable[[int], AfterStep] = lambda _total: lambda _done: None  # announces how many steps there are
-    measure_ranks: bool = False  # whether a score reads the ranks of changes of weights
-    noise: str = "update noise"  # the random stream of finetune.noise
+    prompts: PromptSet
+    config: Config
+    icl: Callable[[], Recording]
+    start_steps: Callable[[int], AfterStep] = lambda _total: lambda _done: None
+    measure_ranks: bool = False
+    noise: str = "update noise"
 
     @property
     def options(self) -> FinetuneConfig:

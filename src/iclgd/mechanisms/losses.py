@@ -22,11 +22,17 @@ _HEADROOM = 40.0  # how far a block's logits may exceed the first's before all i
 
 @dataclass(frozen=True)
 class Sequence:
-    """One training sequence."""
+    """One training sequence.
 
-    token_ids: Int[Tensor, " token"]  # bos and a demonstration
-    predicted: Bool[Tensor, " token"]  # which tokens have a loss; the first never has, since nothing precedes it
-    demonstration: int = -1  # which it is, or is a part of
+    Attributes:
+        token_ids: bos and a demonstration.
+        predicted: which tokens have a loss; the first never has, since nothing precedes it.
+        demonstration: which demonstration it is, or is a part of.
+    """
+
+    token_ids: Int[Tensor, " token"]
+    predicted: Bool[Tensor, " token"]
+    demonstration: int = -1
 
     def sources(self) -> Int[Tensor, " predicted"]:
         """The positions that predict."""

@@ -26,11 +26,17 @@ _ROWS = 512  # layer-causal exits are gathered until they fill one product with 
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """What an objective may depend on beside the model and the demonstration."""
+    """What an objective may depend on beside the model and the demonstration.
 
-    layers: tuple[int, ...]  # the blocks that are trained
-    exit: Exit = Exit.block_output  # where layer-causal losses leave a block
-    exit_layer: int | None = None  # the block whose output `short_circuit` reads
+    Attributes:
+        layers: the blocks that are trained.
+        exit: where layer-causal losses leave a block.
+        exit_layer: the block whose output `short_circuit` reads.
+    """
+
+    layers: tuple[int, ...]
+    exit: Exit = Exit.block_output
+    exit_layer: int | None = None
 
 
 Objective = Callable[[LanguageModel, Sequence, ObjectiveOptions], float]

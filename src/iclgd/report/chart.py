@@ -68,14 +68,23 @@ def themed(chart: Any, rows: list[dict[str, Any]]) -> Any:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, for the page, for files and for W&B alike."""
+    """One figure, for the page, for files and for W&B alike.
 
-    name: str  # unique among figures, `KIND/SCORE`; the page offers the figures of one kind as choices
-    title: str  # a heading
-    chart: alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart  # with its data and its theme
-    caption: str  # what marks and intervals mean
-    choice: str = ""  # what tells it from others of its kind, such as the score's label; empty where it is alone
-    headline: bool = True  # whether it is also written to a file and sent to W&B
+    Attributes:
+        name: unique among figures, `KIND/SCORE`; the page offers the figures of one kind as choices.
+        title: a heading.
+        chart: the chart with its data and its theme.
+        caption: what marks and intervals mean.
+        choice: what tells it from others of its kind, such as the score's label; empty where it is alone.
+        headline: whether it is also written to a file and sent to W&B.
+    """
+
+    name: str
+    title: str
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart
+    caption: str
+    choice: str = ""
+    headline: bool = True
 
     @property
     def kind(self) -> str:

@@ -28,11 +28,17 @@ _WEIGHTS = [Weights.pretrained, Weights.keep_embeddings, Weights.random]
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """Finished runs, in the order of their settings and then their draws."""
+    """Finished runs, in the order of their settings and then their draws.
+
+    Attributes:
+        runs: the finished ones.
+        left_out: the folders of the others, each with the reason.
+        layers: the layers that every mean over layers is taken over.
+    """
 
     runs: tuple[FinishedRun, ...]
-    left_out: tuple[tuple[Path, str], ...] = ()  # the folders of the others, each with the reason
-    layers: Layers = Layers.common  # those that every mean over layers is taken over
+    left_out: tuple[tuple[Path, str], ...] = ()
+    layers: Layers = Layers.common
 
     @classmethod
     def read(cls, folders: Iterable[Path], layers: Layers = Layers.common) -> Results:

@@ -32,14 +32,23 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True, repr=False)
 class FinishedRun:
-    """One run folder whose status is `done`, with the content of its files."""
+    """One run folder whose status is `done`.
 
-    folder: Path  # its path, whose last part is the run's id
+    Attributes:
+        folder: its path, whose last part is the run's id.
+        config: the content of config.yaml.
+        environment: the content of environment.json.
+        scores: the content of scores.json: by score {"mean", "layers", "n", "undefined", "ci", ...}.
+        status: the content of status.json.
+        settings: what decided what was measured, by Hydra name.
+    """
+
+    folder: Path
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
-    scores: Mapping[str, Any]  # by score {"mean", "layers", "n", "undefined", "ci", ...}
+    scores: Mapping[str, Any]
     status: Status
-    settings: Mapping[str, Any]  # what decided what was measured, by Hydra name
+    settings: Mapping[str, Any]
 
     def __repr__(self) -> str:
         names = ("model.name", "task.name", "finetune.name", "finetune.lr", "task.shots", "seed")
