@@ -102,7 +102,9 @@ def test_where_all_layers_are_shared_numbers_are_those_of_the_run(tmp_path):
     for rule in Layers:
         results = Results.read([tmp_path], rule)
         for run, means in zip(results, results.run_means.to_dict("records"), strict=True):
+            assert means == {name: results.mean(run, name) for name in results.scores}
             assert means == {name: run.mean(name) for name in results.scores}
+            assert np.isnan(results.mean(run, "of_no_run"))
         assert remarks.layer_notes(results) == []
     rows = overall(results.frame)
     assert set(rows["layers"][(rows["run"] == "deeper") & (rows["score"] == "sim_aou")]) == {9}

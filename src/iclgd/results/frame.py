@@ -280,11 +280,15 @@ class Results:
         """The `rows` that are over all examples and layers."""
         return self.rows[(self.rows["examples"] == "all") & (self.rows["layer"] < 0)]
 
-    @property
+    @functools.cached_property
     def run_means(self) -> Any:
         """The means over `layers`: a row for each run, a column for each score; NaN where it was not measured."""
         means = self.over_all.pivot(index="run", columns="score", values="mean")
         return means.reindex(index=range(len(self)), columns=list(self.scores))
+
+    def mean(self, run: FinishedRun, score: str) -> float:
+        """The mean of a score of one of these runs over `layers`; NaN where it was not measured."""
+        return self.run_means.get(score, {}).get(self.runs.index(run), float("nan"))
 
 
 def _plain(rows: Any) -> pd.DataFrame:
