@@ -4,11 +4,13 @@ import errno
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
 
-from command_line import PATIENCE, results, runs, start, started, states
+from command_line import PATIENCE, environment, results, runs, start, started, states
 from iclgd.cli import command
 from iclgd.runs.folder import RunFolder, State
 
@@ -82,3 +84,15 @@ def test_a_disk_that_fills_up_in_a_sweep_fails_its_runs_and_the_same_command_men
     assert "2 failed" in told.out and told.err.count("No space left on device") >= 2
     assert command.run(["-m", "seed=0,1"]).code == 0
     assert "2 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [("iclgd", "--keys"), ("iclgd", "--help"), ("iclgd.cli.status", ".")])
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path, arguments):
+    (tmp_path / "sweep" / "run").mkdir(parents=True)
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=tmp_path, env=environment(), stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")

@@ -223,6 +223,8 @@ def _run(command: Command, arguments: Sequence[str], folder: Path) -> None:
     except KeyboardInterrupt as stop:
         command.code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
         end_children()
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if show_errors:
             raise

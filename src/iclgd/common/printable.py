@@ -17,9 +17,10 @@ def printable(text: str, most: int = 60) -> str:
 
 @contextmanager
 def pipe_may_close() -> Iterator[None]:
-    """Within, a reader of the standard output that goes away, such as `| head`, ends the block without an error."""
+    """Within, a reader of the standard output that goes away, such as `| head`, ends the command quietly with 141."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
+        sys.exit(141)  # as a shell says it of a program that the closed pipe's signal ends

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.common import paths
+from iclgd.common.printable import pipe_may_close
 from iclgd.config import TrackingConfig
 from iclgd.results.averages import Layers
 from iclgd.results.findings import findings
@@ -194,7 +195,8 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         first = views[0]
         content = {"entity": first.entity, "project": first.project, "name": first.name}
         content |= {"workspace": specs[0], "report": specs[1]}
-        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        with pipe_may_close():
+            sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return
     try:
         import wandb

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iclgd.common.paths import import_from_current_folder
-from iclgd.common.printable import printable
+from iclgd.common.printable import pipe_may_close, printable
 from iclgd.runs.folder import run_folders
 from iclgd.verify.check import Verdict, verify
 
@@ -36,7 +36,8 @@ def cli(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"{folder} holds no run: name a run's folder or a sweep's, such as outputs/first_look")
         for run in runs:
             verdicts.append(verify(run, None if options.all else options.queries))
-            sys.stdout.write(_as_text(verdicts[-1]))
+            with pipe_may_close():
+                sys.stdout.write(_as_text(verdicts[-1]))
     return 0 if all(verdict.holds for verdict in verdicts) else 1
 
 
