@@ -119,9 +119,15 @@ def drawing_code() -> str:
 
 
 def older_than_the_code() -> list[str]:
-    """The pictures that other code than this one drew, or that were never recorded."""
-    recorded = json.loads(PICTURES.read_text("utf-8"))
-    return [name for name in DRAWN if recorded.get(name, {}).get("drawn_by") != drawing_code()]
+    """The pictures that other code than this one drew, that were never recorded, or whose runs are of no revision."""
+    recorded, code, older = json.loads(PICTURES.read_text("utf-8")), drawing_code(), []
+    for name in DRAWN:
+        picture = recorded.get(name, {})
+        if "None" in picture.get("runs_of", ""):
+            older.append(f"{name} (its runs are of no known revision)")
+        elif picture.get("drawn_by") != code:
+            older.append(name)
+    return older
 
 
 def save(figure: Figure, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -19,6 +20,15 @@ def test_pictures_older_than_the_code_are_named():
     older = script.older_than_the_code()
     if older:
         pytest.skip(f"older than the code that draws them (make figures): {', '.join(older)}")
+
+
+def test_pictures_whose_runs_are_of_no_known_revision_are_named_as_such(tmp_path, monkeypatch):
+    current = {"drawn_by": script.drawing_code(), "runs_of": "6 runs of abc"}
+    record = dict.fromkeys(script.DRAWN, current)
+    record |= {"ladder.png": current | {"runs_of": "6 runs of None"}, "report.png": current | {"drawn_by": "x"}}
+    monkeypatch.setattr(script, "PICTURES", tmp_path / "pictures.json")
+    script.PICTURES.write_text(json.dumps(record))
+    assert script.older_than_the_code() == ["ladder.png (its runs are of no known revision)", "report.png"]
 
 
 def test_the_gallery_has_a_command_and_a_picture_for_each_figure():
