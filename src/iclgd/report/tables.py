@@ -122,7 +122,7 @@ def held_out(results: Results, contenders: Sequence[Contender], rate_notes: Sequ
                 row = (*label, record["rates"], str(len(one.rates)))
                 cells.append((row, (score.label,), _number(score, record)))
                 records.append(record)
-    notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."]
+    notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."] * bool(cells)
     if any(one.at_edge for one in contenders):
         notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
     labels = _headings(results, "variant", "chosen rates", "draws")
