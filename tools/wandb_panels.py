@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from iclgd.report.chart import DATA, Figure, themed
+from iclgd.results.reading import ReportError
 from wandb_reader import read_runs
 
 _WIDTH, _HEIGHT = 250, 130
@@ -20,6 +21,8 @@ _LOGARITHMIC = ("rate", "shots")
 def panels(folder: Path, score: str, label: str) -> Figure:
     """Parallel coordinates, curves and a map over layers, the score by shots, and the score of each variant."""
     runs, layers = _recorded(folder, score)
+    if runs.empty:
+        raise ReportError(f"the runs of {folder.name} left no files for W&B: run them without tracking=none")
     colors = runs.drop_duplicates("variant").set_index("variant")["color"]
     color = alt.Color("variant:N", scale=alt.Scale(domain=list(colors.index), range=list(colors)), title=None)
     rows = pd.concat(
