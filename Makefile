@@ -55,7 +55,7 @@ figures: setup
 	PYTHONPATH=tests/support $(BIN)/python tools/figures.py $(if $(LONG),--long) $(ARGS)
 
 bench: setup
-	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks -q --timeout=0 $(ARGS)
+	ICLGD_TYPE_CHECKS=0 $(BIN)/pytest -o addopts= tests/benchmarks/test_speed.py tests/benchmarks/test_mechanisms.py -q --timeout=0 $(ARGS)
 
 families: setup
 	$(QUIET) ICLGD_TYPE_CHECKS=0 PYTHONPATH=tests/support:tools $(BIN)/python -m families $(ARGS)
