@@ -9,7 +9,7 @@ from iclgd.common.printable import pipe_may_close
 
 
 def cli() -> None:
-    """Run the command line and exit: 0 all done, 1 a run failed, 2 settings refused, 130, 141 or 143 stopped."""
+    """Run the command line and exit: 0 done, 1 a run failed, 2 settings refused, 130, 141 or 143 stopped."""
     import_from_current_folder()
     code = 0
     with pipe_may_close():

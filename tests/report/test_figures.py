@@ -4,47 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
-from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
 
-from figure_cases import described, results
-from iclgd.report import chart, figures, ladder, planted_truths
+from figure_cases import by_name, described, encoded, every, parts, results, rows
+from iclgd.report import chart, figures, planted_truths
 from iclgd.report.chart import DATA, Figure
-from iclgd.results import published, rates
-from iclgd.results.frame import Results, overall
+from iclgd.results import published
+from iclgd.results.frame import Results
 from report_fixtures import write_run
-
-
-def by_name(made: Iterable[Figure]) -> dict[str, Figure]:
-    made = list(made)
-    assert len({figure.name for figure in made}) == len(made)
-    return {figure.name: figure for figure in made}
-
-
-def every(made: Results) -> dict[str, Figure]:
-    return by_name(figures.figures(made))
-
-
-def rows(figure: Figure) -> list[dict[str, Any]]:
-    return figure.specification["datasets"][DATA]
-
-
-def parts(specification: Any) -> list[dict[str, Any]]:
-    """Every mapping inside a specification."""
-    if isinstance(specification, list):
-        return [part for item in specification for part in parts(item)]
-    if not isinstance(specification, dict):
-        return []
-    return [specification, *(part for key, item in specification.items() if key != "datasets" for part in parts(item))]
-
-
-def encoded(figure: Figure, channel: str) -> list[dict[str, Any]]:
-    return [part[channel] for part in parts(figure.specification) if isinstance(part.get(channel), dict)]
 
 
 def test_by_layer_is_the_mean_over_draws_with_its_interval():
@@ -149,79 +120,6 @@ def test_a_rate_that_variants_bring_is_no_axis():
     assert not [name for name in every(made) if name.startswith("along")]
 
 
-def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
-    made = results(("lcgd", "replay", "gd", "random_direction", "none"))
-    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
-    shown = [row for row in rows(figure) if row["value"] == 0]
-    means = {row["variant"]: row["mean"] for row in shown}
-    assert {row["floor"] for row in shown} == {max(means["No update"], means["Random direction"])}
-    assert {row["ceiling"] for row in shown} == {means["ICL replayed"]}
-    order = next(y["sort"] for y in encoded(figure, "y") if y.get("field") == "about")
-    assert order == ["No update", "Random direction", "GD", "LCGD", "ICL replayed"]
-
-
-def test_the_ladder_shows_what_mechanisms_see_their_score_against_themselves_and_accuracy_between_zero_shot_and_icl():
-    scores = ("sim_aou", "recovered", "accuracy/zsl", "accuracy/icl", "accuracy/ft")
-    truths = ["icl", "mean_shift", "gd"]
-    made = results(("gd", "mean_shift", "exact_patch"), scores, reference__name=truths)
-    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
-    shown = {(row["variant"], row["value"]): row for row in rows(figure)}
-    assert {row["variant"]: (row["sees"], row["role"]) for row in shown.values()} == {
-        "GD": ("demonstrations", "variant"),
-        "Mean shift": ("calibration", "mechanism"),
-        "Exact patch": ("queries", "anchor"),
-    }
-    means = overall(made.summary).set_index(["score", "finetune.name", "reference.name"])["mean"]
-    for at, score in enumerate(("sim_aou", "recovered", "accuracy/ft")):
-        assert shown["GD", at]["mean"] == pytest.approx(means[score, "gd", "icl"], rel=1e-4)
-        assert shown["GD", at]["planted"] == pytest.approx(means[score, "gd", "gd"], rel=1e-4)
-        assert shown["Exact patch", at]["planted"] is None
-    for column, setting in (("floor", "zsl"), ("ceiling", "icl")):
-        mean = means[f"accuracy/{setting}"].xs("icl", level="reference.name").mean()
-        assert shown["GD", 2][column] == pytest.approx(mean, rel=1e-4)
-    assert "Hollow" in figure.caption and "(of accuracy: ICL)" in figure.caption
-
-
-def test_bounds_of_the_ladder_are_those_of_the_same_setting():
-    scores = ("sim_aou", "accuracy/zsl", "accuracy/icl", "accuracy/ft")
-    made = results(("gd", "none"), scores, task__shots=[4, 8])
-    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
-    means = overall(made.summary).set_index(["score", "task.shots"])["mean"]
-    for row in rows(figure):
-        score, shots = scores[row["value"] * 3], int(row["about"][-1])
-        of = means.loc["accuracy/icl", shots].mean() if row["value"] else None
-        assert row.get("ceiling") == (of and pytest.approx(of, rel=1e-4)), score
-        if not row["value"]:
-            assert row["floor"] in [one["mean"] for one in rows(figure) if one["about"] == f"No update · shots {shots}"]
-
-
-def test_planted_truths_are_on_the_ladder_and_in_no_curve():
-    made = results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=["icl", "gd"])
-    by_kind = every(made)
-    alone = every(results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=["icl"]))
-    assert rows(by_kind["layers/sim_aou"]) and "setting" not in rows(by_kind["layers/sim_aou"])[0]
-    assert len(rows(by_kind["layers/sim_aou"])) == len(rows(alone["layers/sim_aou"]))
-    assert any("planted" in row for row in rows(by_kind["ladder/mechanisms"]))
-
-
-def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():
-    made = results(("gd", "lcgd", "none"), finetune__lr=[1e-3, 1e-2, 1e-1], task__shots=[4, 8])
-    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
-    among, _ = rates.contenders(made)
-    expected = {(one.variant, one.others["task.shots"]): np.mean(list(one.values["sim_aou"].values())) for one in among}
-    shown = {row["about"]: row["mean"] for row in rows(figure) if row["value"] == 0}
-    assert len(shown) == len(expected) == 6 and "the other draws choose" in figure.caption
-    assert shown["GD · shots 4"] == pytest.approx(expected["gd", 4], rel=1e-4)
-    assert shown["LCGD · shots 8"] == pytest.approx(expected["lcgd", 8], rel=1e-4)
-
-
-def test_a_long_ladder_becomes_a_choice():
-    made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16], seeds=1)
-    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
-    assert {row["about"] for row in rows(figure)} == {"GD", "LCGD"}
-    assert len(figure.specification["params"][0]["bind"]["options"]) == 35
-
-
 @pytest.mark.parametrize(
     ("name", "key", "values", "up"),
     [
@@ -257,22 +155,6 @@ def test_many_variants_by_layer_are_rows_of_a_map_in_their_order():
 @pytest.mark.parametrize(("layers", "one"), [("3", 3), ([3], 3), ("0-2", None), ("all", None)])
 def test_the_one_layer_that_was_trained(layers, one):
     assert figures.trained_layer(layers) == one or (one is None and np.isnan(figures.trained_layer(layers)))
-
-
-def test_alpha_names_the_other_variant_and_the_published_band_stands_behind_the_papers_own_setting_alone():
-    made = results(
-        scores=("alpha",), task__name=["subj", "mine"], task__shots=[32], model__name=["x/fairseq-dense-1.3B", "y"]
-    )
-    for run in made.runs:
-        run.config["metric"]["compare_with"] = "gd"
-    [figure] = ladder.ladder(made)
-    low, high = published.published()["bands"]["alpha"]
-    bands = {row["panel"]: (row["published"], row["upper"]) for row in rows(figure)}
-    assert bands.pop("subj · fairseq-dense-1.3B") == (low, high)
-    assert len(bands) == 3 and set(bands.values()) == {(None, None)}
-    assert "each variant and gd." in figure.caption and "Grey" in figure.caption
-    [plain] = ladder.ladder(results(scores=("alpha",)))
-    assert "Grey" not in plain.caption and plain.name == figure.name == "pairs/alpha"
 
 
 def test_published_curves_stand_beside_what_they_match():

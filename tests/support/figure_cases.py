@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from iclgd.report import figures
+from iclgd.report.chart import DATA, Figure
 from iclgd.results import reading
 from iclgd.results.frame import Results
 from iclgd.runs import varying_keys
@@ -94,3 +96,30 @@ def changed(made: Results, change: Callable[[reading.FinishedRun, dict[str, Any]
         change(run, scores)
         runs.append(replace(run, scores=scores))
     return replace(made, runs=tuple(runs))
+
+
+def by_name(made: Iterable[Figure]) -> dict[str, Figure]:
+    made = list(made)
+    assert len({figure.name for figure in made}) == len(made)
+    return {figure.name: figure for figure in made}
+
+
+def every(made: Results) -> dict[str, Figure]:
+    return by_name(figures.figures(made))
+
+
+def rows(figure: Figure) -> list[dict[str, Any]]:
+    return figure.specification["datasets"][DATA]
+
+
+def parts(specification: Any) -> list[dict[str, Any]]:
+    """Every mapping inside a specification."""
+    if isinstance(specification, list):
+        return [part for item in specification for part in parts(item)]
+    if not isinstance(specification, dict):
+        return []
+    return [specification, *(part for key, item in specification.items() if key != "datasets" for part in parts(item))]
+
+
+def encoded(figure: Figure, channel: str) -> list[dict[str, Any]]:
+    return [part[channel] for part in parts(figure.specification) if isinstance(part.get(channel), dict)]

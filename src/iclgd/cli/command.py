@@ -86,8 +86,8 @@ class Watch(Callback):
         command.config = config
         if "SlurmLauncher" in str(config.hydra.launcher._target_) and shutil.which("srun") is None:
             why = (
-                "hydra/launcher=submitit_slurm needs Slurm's srun, which is not on this machine: start the sweep on a "
-                "login node, or try it here with hydra/launcher=submitit_local"
+                "hydra/launcher=submitit_slurm needs Slurm's srun, which is not on this machine: start the sweep "
+                "on a login node, or try it here with hydra/launcher=submitit_local"
             )
             sys.exit(command.refuse(why))
         total = hydra_setup.count_points(config)
@@ -98,7 +98,7 @@ class Watch(Callback):
             command.sweep = SweepRecord.begin(Path(config.hydra.sweep.dir), total)
         except OSError as error:
             sys.exit(command.refuse(_unwritable(error)))
-        except OmegaConfBaseException as error:  # of sweep_name or paths.outputs; Hydra would warn of it and go on
+        except OmegaConfBaseException as error:  # of sweep_name; Hydra would warn of it and go on
             sys.exit(command.refuse(str(hydra_setup.explain(error))))
         with open_dict(config.hydra):
             record = command_line.quoted(str(command.sweep.folder))

@@ -129,12 +129,12 @@ def _of_tasks(text: str) -> str:
     if refusal:
         return (
             f"the cluster refuses so many tasks at once ({refusal[0].strip()}): set "
-            "hydra.sweeper.max_batch_size=N for job arrays of N runs, one after the other; `scontrol show config` "
-            "has MaxArraySize"
+            "hydra.sweeper.max_batch_size=N for job arrays of N runs, one after the other; "
+            "`scontrol show config` has MaxArraySize"
         )
     return (
-        f"{_lines(text, 1)}\nWhat the tasks printed is in .submitit in the sweep's folder; the same command resumes "
-        "the sweep"
+        f"{_lines(text, 1)}\nWhat the tasks printed is in .submitit in the sweep's folder; "
+        "the same command resumes the sweep"
     )
 
 

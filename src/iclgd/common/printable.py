@@ -17,7 +17,7 @@ def printable(text: str, most: int = 60) -> str:
 
 @contextmanager
 def pipe_may_close() -> Iterator[None]:
-    """Within, a reader of the standard output that goes away, such as `| head`, ends the command quietly with 141."""
+    """Within this block, a closed standard output (as of `| head`) ends the command quietly with exit code 141."""
     try:
         yield
         sys.stdout.flush()
