@@ -22,13 +22,13 @@ from iclgd.evidence.output import Output, kept_tensors, means_so_far, model_fact
 from iclgd.evidence.preparation import Prepared, prepare
 from iclgd.mechanisms.registry import check
 from iclgd.metrics import required_inputs
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.loading import load, resolve_device
 from iclgd.models.placement import check_placement, devices_of
 from iclgd.models.refusals import refuse_unknown_tokens
-from iclgd.runs.environment import environment, source_patch
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.progress import Progress
+from iclgd.runs.provenance import environment, source_patch
 from iclgd.tasks.encoding import encode
 from iclgd.tasks.notes import as_json
 

@@ -32,7 +32,7 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms.finetuning import finetuned, training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.loading import load
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress

@@ -15,9 +15,8 @@ from configs import config
 from iclgd.__main__ import main
 from iclgd.cli import command
 from iclgd.config import ConfigError
-from iclgd.runs.execute import Ending
+from iclgd.runs.execute import Ending, Terminated
 from iclgd.runs.folder import RunFolder, State
-from iclgd.runs.process import Terminated
 
 REFUSED = [
     ("typo=1", "unknown key typo: "),

@@ -17,7 +17,7 @@ from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.metrics import measure, required_inputs
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.loading import load
 from iclgd.runs.progress import Progress
 from iclgd.tasks.draw import draw

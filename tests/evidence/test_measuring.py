@@ -20,10 +20,9 @@ from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import objectives
-from iclgd.mechanisms.finetuning import finetuned
+from iclgd.mechanisms.finetuning import finetuned, instability, jittered, suspicious
 from iclgd.mechanisms.parameters import trained_parameters
-from iclgd.mechanisms.stability import instability, jittered, suspicious
-from iclgd.metrics.attention_maps import sim_am_delta
+from iclgd.metrics.attention import sim_am_delta
 from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention_pass import AttentionPass

@@ -10,8 +10,8 @@ from configs import config
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Placement
 from iclgd.evidence.memory import estimate_of, refuse_too_large, training
-from iclgd.models.half_precision_storage import compute_in_float32
 from iclgd.models.loading import assemble
+from iclgd.models.products import compute_in_float32
 from tiny_models import CONFIGS, shared_model, tiny_network
 
 SMALL = config("model=toy", "task=toy", "runtime.dtype=float32", "finetune=gd", "task.queries=10", "task.shots=4")

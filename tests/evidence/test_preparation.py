@@ -18,7 +18,7 @@ from iclgd.common import paths
 from iclgd.config import Config, ConfigError
 from iclgd.evidence import preparation
 from iclgd.evidence.preparation import Session, prepare
-from iclgd.runs import source_code
+from iclgd.runs import provenance
 from iclgd.runs.execute import Ending, Outcome, execute
 from iclgd.runs.inputs import Inputs
 from iclgd.tasks.draw import read_pool
@@ -193,7 +193,7 @@ def new_version(monkeypatch, package: str) -> None:
 def own_function(monkeypatch) -> None:
     reword("prov_metric.py", "norm", "sum")()
     monkeypatch.delitem(sys.modules, "prov_metric")  # as in a process that starts now
-    source_code._digests.clear()
+    provenance._digests.clear()
 
 
 CHANGES = {

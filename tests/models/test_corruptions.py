@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from iclgd.models.anatomy import Anatomy, UnsupportedModelError
+from iclgd.models.anatomy import Anatomy, LanguageModel, UnsupportedModelError
 from iclgd.models.discovery import discover
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.projections import Projection, output_size
 from iclgd.models.self_test import check
 from tiny_models import tiny_network

@@ -16,9 +16,8 @@ from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.models import interventions
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.interventions import intervening, last_tokens, rewriting
-from iclgd.models.loading import assemble
+from iclgd.models.loading import assemble, untrained
 from iclgd.models.recorder import Question, RecordPlan, record
-from iclgd.models.untrained import untrained
 from iclgd.verify.network import discovered
 from mechanism_cases import acted, bench, recording, shown
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iclgd.mechanisms.finetuning import finetuned
-from iclgd.mechanisms.losses import _UnembeddedLoss
+from iclgd.mechanisms.objectives import _UnembeddedLoss
 from learning_cases import learning, prompts
 from recording_cases import recorded
 from tiny_models import RECORDABLE, shared_model

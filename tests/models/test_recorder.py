@@ -8,7 +8,7 @@ import torch
 from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet
 from iclgd.models import recorder
 from iclgd.models.attention import _with_log_mass
-from iclgd.models.reach import Reach, visible_keys
+from iclgd.models.attention_pass import Reach, visible_keys
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
 from iclgd.verify.naive import Naive
 from learning_cases import learning

@@ -10,9 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from families.tiny import tiny_network as of_family
 from iclgd.config import ConfigError
 from iclgd.models import attention, interception
-from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.anatomy import LanguageModel, UnsupportedModelError
 from iclgd.models.discovery import discover
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble
 from iclgd.models.proofs import agree
 from iclgd.models.self_test import check

@@ -11,8 +11,8 @@ from iclgd.report.__main__ import cli as report
 from iclgd.results.frame import Results
 from iclgd.results.reading import ReportError
 from iclgd.runs.execute import Ending, execute
+from iclgd.runs.files import DamagedRun, State
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.schema import DamagedRun, State
 from report_fixtures import write_run
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07[/red][bold]\u202e</script><script>window.pwned = 1</script>"

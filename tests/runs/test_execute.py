@@ -14,11 +14,9 @@ import pytest
 from command_line import wait_until
 from configs import config
 from iclgd.config import ConfigError, MissingInput
-from iclgd.runs import process
-from iclgd.runs.execute import Ending, execute
+from iclgd.runs.execute import Ending, Terminated, end_children, execute
 from iclgd.runs.folder import RunFolder, State
 from iclgd.runs.inputs import Inputs
-from iclgd.runs.process import Terminated
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +209,7 @@ def test_children_are_ended_the_stubborn_too():
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)"
     child = subprocess.Popen([sys.executable, "-c", f"{stubborn}; time.sleep(60)"], stdout=subprocess.PIPE)
     assert child.stdout is not None and child.stdout.readline() == b"up\n"
-    process.end_children(patience=0.3)
+    end_children(patience=0.3)
     assert not psutil.pid_exists(child.pid)
     child.stdout.close()
     child.wait()

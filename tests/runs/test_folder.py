@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from iclgd.common.digests import sha256
 from iclgd.runs import files, folder
+from iclgd.runs.files import State, Status
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.schema import State, Status
 
 TEXT = st.text(st.characters(codec=None), max_size=20)
 JSON = st.recursive(

@@ -18,7 +18,7 @@ from iclgd.report.chart import DATA, Figure
 from iclgd.results import reading
 from iclgd.results.frame import Results
 from iclgd.runs import varying_keys
-from iclgd.runs.schema import Status
+from iclgd.runs.files import Status
 from report_fixtures import make_config
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -13,8 +13,8 @@ from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.distillation import activation_match
 from iclgd.mechanisms.finetuning import finetuned
 from iclgd.metrics.updates import sim_aou
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.discovery import discover
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import assemble
 from iclgd.models.placement import resident
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.loading import assemble
 
 VOCABULARY = 97

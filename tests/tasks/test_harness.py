@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from configs import config as config_of
 from harness_cases import write_harness_tasks
 from iclgd.config import Config, ConfigError
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.loading import assemble, load
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.tasks.draw import Drawn, draw

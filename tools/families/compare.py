@@ -21,8 +21,8 @@ from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet, Recording
 from iclgd.config import Config, ConfigError, ModelConfig, RuntimeConfig
 from iclgd.evidence.memory import estimate_of, training
 from iclgd.mechanisms.finetuning import finetuned
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.feed_forward import refuse_without_exact_form
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.loading import load
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.verify.naive import Naive

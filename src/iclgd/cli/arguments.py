@@ -11,8 +11,7 @@ import yaml
 
 from iclgd.common import paths
 from iclgd.config import Config, ConfigError
-from iclgd.runs.files import plain
-from iclgd.runs.schema import recorded_config
+from iclgd.runs.files import plain, recorded_config
 
 RERUN = "--rerun"
 GROUPS = {field.name for field in dataclasses.fields(Config)} - {"seed", "sweep_name"} | {"sweeps"}

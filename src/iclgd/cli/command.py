@@ -26,9 +26,8 @@ from iclgd.cli import hydra_setup, summary
 from iclgd.cli.sweep_record import VARIABLE, SweepRecord
 from iclgd.common import paths
 from iclgd.config import Config, ConfigError, typed
-from iclgd.runs.execute import Ending, Outcome, execute
-from iclgd.runs.process import Terminated, end_children, terminable
-from iclgd.runs.schema import read
+from iclgd.runs.execute import Ending, Outcome, Terminated, end_children, execute, terminable
+from iclgd.runs.files import read
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from iclgd.cli import hydra_setup
 from iclgd.common import paths
 from iclgd.config import ConfigError, as_dict, typed
 from iclgd.evidence.preparation import refuse_missing_layers
+from iclgd.runs.files import State
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import run_id
-from iclgd.runs.schema import State
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from iclgd.cli.sweep_record import SweepRecord
 from iclgd.common.paths import import_from_current_folder
 from iclgd.common.printable import pipe_may_close, printable
 from iclgd.runs import varying_keys
+from iclgd.runs.files import State, Status, read
 from iclgd.runs.folder import RunFolder, run_folders
 from iclgd.runs.progress import duration
-from iclgd.runs.schema import State, Status, read
 
 _STYLES = {State.done: "green", State.running: "cyan", State.failed: "red", State.stale: "yellow"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iclgd.runs import files
 from iclgd.runs.execute import Ending, Outcome
-from iclgd.runs.schema import DamagedRun, read
+from iclgd.runs.files import DamagedRun, read
 
 log = logging.getLogger(__name__)
 

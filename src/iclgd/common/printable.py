@@ -1,9 +1,13 @@
 """Text from outside, made fit for a terminal, a table or a figure, and output whose reader may go away."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_KEYS = re.compile(r"\bwandb_v\d+_\w+|\bhf_[A-Za-z0-9]{20,}|(?<=//)[^/@\s]+(?=@)")
+_VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def printable(text: str, most: int = 60) -> str:
@@ -13,6 +17,14 @@ def printable(text: str, most: int = 60) -> str:
     clean = "".join(" " if character.isspace() else character for character in text)
     clean = "".join(character if character.isprintable() else "�" for character in clean)
     return clean if len(clean) <= most else clean[: most - 1] + "…"
+
+
+def without_secrets(text: str) -> str:
+    """The text with W&B's and the hub's keys, and the user's part of URLs, replaced by `***`."""
+    for name in _VARIABLES:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return _KEYS.sub("***", text)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Settings that no run could have are refused by name, before anything is loaded."""
+"""Settings that no run could have are refused by name, before anything is loaded; dotted paths are imported."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
@@ -34,8 +35,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "runtime.batch_tokens": (1, 1_000_000_000),
     "runtime.cache_gb": (0, 1_000_000),
 }
-
-
 MAPPINGS = {  # keys that take any mapping, with an example
     "model.chat_arguments": "{enable_thinking: false}",
     "model.anatomy": "{added: self_attn.o_proj}",
@@ -185,3 +184,19 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
     if not layers:
         raise ConfigError(f"finetune.layers={spec!r} names no layer: {remedy}")
     return tuple(sorted(layers))
+
+
+def imported(path: str, key: str) -> Any:
+    """The object at `package.module.NAME`.
+
+    Raises:
+        ConfigError: it cannot be imported; the message says where it was looked for.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ConfigError(
+            f"{key}={path} cannot be imported ({error}): give module.NAME of an installed package or of a file in the "
+            "current folder"
+        ) from error

@@ -14,8 +14,8 @@ from iclgd.evidence.gather import without_rounding
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.learned import Settings, learn
 from iclgd.evidence.reference import referred
+from iclgd.mechanisms.finetuning import jittered
 from iclgd.mechanisms.parameters import trained_parameters
-from iclgd.mechanisms.stability import jittered
 
 
 def before_the_end(scores: Mapping[str, ScoreConfig]) -> dict[str, ScoreConfig]:

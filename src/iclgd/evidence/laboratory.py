@@ -15,7 +15,7 @@ from iclgd.config import Config
 from iclgd.config.enumerations import RecordAt
 from iclgd.config.variants import reference_config
 from iclgd.evidence.preparation import Prepared
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.cache import recordings_cache
 from iclgd.runs.progress import Progress

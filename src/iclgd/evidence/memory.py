@@ -12,9 +12,9 @@ from iclgd.config import Config, ConfigError
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Placement
 from iclgd.mechanisms.parameters import trained_parameters
-from iclgd.models.half_precision_storage import stored_dtype
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.loading import read_config, resolve_device, resolve_dtype
+from iclgd.models.products import stored_dtype
 
 GB = 1e9
 _TRAINING = ("gradient_descent", "activation_match", "priming", "context_distillation")

@@ -13,9 +13,9 @@ from iclgd.common.records import Evidence, Trace
 from iclgd.config import Config
 from iclgd.evidence.jitter import before_the_end, moved, repeats, spread
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.mechanisms.stability import instability
+from iclgd.mechanisms.finetuning import instability
 from iclgd.metrics import flipped, measure, summarise, to_frame
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 
 
 def model_facts(model: LanguageModel) -> dict[str, Any]:

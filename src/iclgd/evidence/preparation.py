@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from iclgd.config import Config, ConfigError, MissingInput, as_dict
-from iclgd.config.bounds import parse_layers
+from iclgd.config.bounds import imported, parse_layers
 from iclgd.config.enumerations import Sees, TrainingData
-from iclgd.config.functions import imported
 from iclgd.config.variants import STATIC, reference_config, variant
 from iclgd.models.files import dtype_name, layers_of, model_inputs
-from iclgd.runs.environment import computing_versions
 from iclgd.runs.inputs import LOOKS, OWN_CODE, Inputs, digest, run_id
-from iclgd.runs.source_code import measuring_code, user_code
+from iclgd.runs.provenance import computing_versions, measuring_code, user_code
 from iclgd.tasks.draw import Drawn, draw, inputs_of, shared_pool
 from iclgd.tasks.examples import Example, Pool
 

@@ -19,10 +19,10 @@ from iclgd.common.records import Item, PromptSet, Recording, Trace
 from iclgd.config import Config, ConfigError, FinetuneConfig
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Sees, Site
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, padded
 from iclgd.models.interventions import Rewrite, intervening, last_tokens, rewriting
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.recorder import Question, RecordPlan, record
 
 AfterStep = Callable[[int], None]

@@ -1,4 +1,7 @@
-"""The loop in which the model learns from the demonstrations; the weights are put back when it is over."""
+"""The loop in which the model learns from the demonstrations, and signs that it went out of control.
+
+The weights are put back when it is over.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from statistics import mean
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from iclgd.common.records import PromptSet, Trace
@@ -17,19 +21,26 @@ from iclgd.common.seeding import torch_stream
 from iclgd.config import Config, FinetuneConfig
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Batch, Direction, Exit, LossOn, StepPer, Trainable
-from iclgd.mechanisms import losses
 from iclgd.mechanisms.bench import AfterStep, Bench
-from iclgd.mechanisms.low_rank import LowRank
-from iclgd.mechanisms.objectives import Objective, ObjectiveOptions, lcgd, refuse_unreached, resolve_objective
-from iclgd.mechanisms.optimisers import optimiser
+from iclgd.mechanisms.objectives import (
+    Objective,
+    ObjectiveOptions,
+    TrainingSequence,
+    lcgd,
+    refuse_unreached,
+    resolve_objective,
+)
+from iclgd.mechanisms.optimisers import LowRank, optimiser
 from iclgd.mechanisms.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
-from iclgd.mechanisms.stability import last_steps, suspicious
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
+from iclgd.models.placement import resident
 
 T = TypeVar("T")
+FAR_ABOVE = 1.5  # SmolLM2, SST-2, 32 shots, gd: 0.7 at rates of 0.003 and 0.01, 1.6 at 0.03, where scores are chaotic
+FEWEST_STEPS = 4
 
 
-def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> list[losses.Sequence]:
+def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> list[TrainingSequence]:
     """What the model is trained on, one entry a step: `bos + demonstration`, in order.
 
     With a step for each token, every predicted token makes a sequence of its own that ends with it (the paper's text;
@@ -43,12 +54,12 @@ def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> li
         if loss_on is LossOn.label:
             predicted[: len(token_ids) - item.label_length] = False
         if step is StepPer.demonstration:
-            sequences.append(losses.Sequence(token_ids, predicted, number))
+            sequences.append(TrainingSequence(token_ids, predicted, number))
             continue
         for end in predicted.nonzero().squeeze(1).tolist():
             last = torch.zeros(end + 1, dtype=torch.bool)
             last[end] = True
-            sequences.append(losses.Sequence(token_ids[: end + 1], last, number))
+            sequences.append(TrainingSequence(token_ids[: end + 1], last, number))
     return sequences
 
 
@@ -169,7 +180,7 @@ class Loop:
                 if leaf is not item.parameter:
                     item.write(item.parameter.data, leaf.data)
 
-    def gradient(self, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
+    def gradient(self, batch: Sequence[TrainingSequence]) -> tuple[float, list[Tensor]]:
         """The objective's gradient on some demonstrations, its norm or direction replaced where the variant says so."""
         finetune = self.config.finetune
         loss, gradients = self._of(resolve_objective(finetune.objective), batch)
@@ -191,7 +202,7 @@ class Loop:
             if have[item.layer] > 0:
                 gradient.mul_(float(wanted[item.layer] / have[item.layer]))
 
-    def _of(self, objective: Objective, batch: Sequence[losses.Sequence]) -> tuple[float, list[Tensor]]:
+    def _of(self, objective: Objective, batch: Sequence[TrainingSequence]) -> tuple[float, list[Tensor]]:
         layers = tuple(sorted({item.layer for item in self.trained}))
         options = ObjectiveOptions(layers, self.config.protocol.exit, self.config.finetune.exit_layer)
         total = sum(objective(self.model, sequence, options) for sequence in batch) / len(batch)
@@ -248,3 +259,53 @@ def _leaf(item: Trained) -> nn.Parameter:
         return parameter
     part = item.part(parameter.detach())
     return nn.Parameter(part.float() if half else part.clone())
+
+
+def last_steps(count: int) -> int:
+    """How many of so many steps count as the end: a quarter, two at least."""
+    return max(2, count // 4)
+
+
+def suspicious(losses: Sequence[float]) -> bool:
+    """Whether finetuning may have gone out of control: the loss ends far above that of its first or second step.
+
+    Demonstrations differ, so this is no more than a reason to ask what the untouched model loses at those of the end.
+    """
+    return len(losses) >= FEWEST_STEPS and mean(losses[-last_steps(len(losses)) :]) > FAR_ABOVE * min(losses[:2])
+
+
+def instability(losses: Float[Tensor, " step"], untouched: float) -> str | None:
+    """Why finetuning counts as unstable by its losses, in words; None if it does not.
+
+    It does where the mean loss of the last quarter of the steps (two at least) is more than `FAR_ABOVE` times what the
+    model lost on the same demonstrations before it was finetuned (`untouched`; NaN where the losses were not
+    `suspicious`). Nothing is said of fewer than `FEWEST_STEPS` steps.
+    """
+    if not suspicious(losses.tolist()):
+        return None
+    end = losses[-last_steps(len(losses)) :].double().mean().item()
+    if not end > FAR_ABOVE * untouched:
+        return None
+    return f"the loss ends at {end:.3g}, {end / untouched:.1f} times that of the untouched model ({untouched:.3g})"
+
+
+@contextmanager
+def jittered(trained: Sequence[Trained], repeat: int, seed: int) -> Iterator[None]:
+    """Within the block, every trained number is one rounding step above or below what it was, at random.
+
+    Each repeat has signs of its own.
+    """
+    signs = torch_stream(f"jitter {repeat}", seed)
+    with resident(item.module for item in trained):
+        before = [item.parameter.detach().clone() for item in trained]
+        try:
+            with torch.no_grad():
+                for item, original in zip(trained, before, strict=True):
+                    up = (torch.rand(original.shape, generator=signs) < 0.5).to(original.device)
+                    far = torch.full_like(original, torch.inf)
+                    item.parameter.copy_(torch.nextafter(original, torch.where(up, far, -far)))
+            yield
+        finally:
+            with torch.no_grad():
+                for item, original in zip(trained, before, strict=True):
+                    item.parameter.copy_(original)

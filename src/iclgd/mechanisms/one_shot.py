@@ -13,11 +13,11 @@ from torch import Tensor
 from iclgd.common.records import Trace
 from iclgd.config.enumerations import Site
 from iclgd.mechanisms.bench import Bench, Tokens
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.attention import precise
 from iclgd.models.attention_pass import AttentionPass, KeyValues
 from iclgd.models.forward import forward, padded
 from iclgd.models.interventions import intervening, last_tokens, own_tokens, reading, rewriting
-from iclgd.models.language_model import LanguageModel
 
 ByLayer = dict[int, Float[Tensor, "token d_model"]]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Trainable
-from iclgd.models.half_precision_storage import HALF
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.placement import resident
+from iclgd.models.products import HALF
 from iclgd.models.projections import Rows, rows_of
 
 # What attention's parts are called in `finetune.trainable`, and the projections that make them.

@@ -23,11 +23,11 @@ from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import PatchTokens, Trainable
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.parameters import layer_norms, trainable, trained_parameters, update_ranks
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.feed_forward import refuse_without_exact_form, watching, weight_of, without_bias
 from iclgd.models.forward import Prefix, encode_prefix, forward, padded
 from iclgd.models.interventions import intervening, last_tokens, own_tokens
-from iclgd.models.language_model import LanguageModel
 
 
 class ExactPatch:

@@ -19,8 +19,8 @@ from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import LossOn, Start
 from iclgd.mechanisms.bench import Bench
+from iclgd.mechanisms.finetuning import last_steps, suspicious
 from iclgd.mechanisms.optimisers import optimiser
-from iclgd.mechanisms.stability import last_steps, suspicious
 from iclgd.models.attention import precise
 from iclgd.models.attention_pass import AttentionPass, KeyValues
 from iclgd.models.forward import encode_prefix, forward

@@ -8,8 +8,8 @@ from typing import cast
 
 from iclgd.common.records import Trace
 from iclgd.config import ConfigError, FinetuneConfig
+from iclgd.config.bounds import imported
 from iclgd.config.enumerations import Exit
-from iclgd.config.functions import imported
 from iclgd.mechanisms.bench import Bench, Mechanism
 from iclgd.mechanisms.distillation import activation_match, context_distillation, priming
 from iclgd.mechanisms.finetuning import check_objectives, gradient_descent

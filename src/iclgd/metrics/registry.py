@@ -16,12 +16,12 @@ from torch import Tensor
 
 from iclgd.common.records import Evidence, Recording, Score, Trace
 from iclgd.config import ConfigError, ScoreConfig
-from iclgd.config.functions import imported
-from iclgd.metrics import attention_maps, distributions, geometry, predictions, training_attention, updates
+from iclgd.config.bounds import imported
+from iclgd.metrics import attention, distributions, geometry, predictions, updates
 
 Metric = Callable[..., Tensor]
 
-_MODULES = (attention_maps, distributions, geometry, predictions, training_attention, updates)
+_MODULES = (attention, distributions, geometry, predictions, updates)
 _OVER_EXAMPLES = (updates.sim_centred,)  # functions whose value for one example depends on all examples
 _METRICS: dict[str, Metric] = {
     name: function

@@ -19,8 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from iclgd.models.anatomy import UnsupportedModelError
-from iclgd.models.attention_pass import AttentionPass, KeyValues, current_pass
-from iclgd.models.reach import Reach, mask_reach, visible_keys
+from iclgd.models.attention_pass import AttentionPass, KeyValues, Reach, current_pass, mask_reach, visible_keys
 
 INTERFACE_NAME = "iclgd_recorded"
 

@@ -24,10 +24,9 @@ from transformers import PreTrainedModel
 
 from iclgd.config import ConfigError
 from iclgd.models.anatomy import Anatomy, Exit, FeedForward, Layer, Shape, UnsupportedModelError, refuse
-from iclgd.models.identities import bent, is_sum, multiples, same
 from iclgd.models.layer_discovery import Description, LayerDiscovery
 from iclgd.models.projections import is_projection
-from iclgd.models.trace import Attention, BlockTrace, Call, Trace
+from iclgd.models.trace import Attention, BlockTrace, Call, Trace, bent, is_sum, multiples, same
 from iclgd.models.tracing import some_tokens, trace
 
 _DESCRIBED = (

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.interventions import at_site, hooks
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.products import linear
 
 

@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.anatomy import LanguageModel, UnsupportedModelError
 from iclgd.models.attention_pass import AttentionPass, KeyValues, Prefix, attention_pass
 from iclgd.models.interception import intercepted
-from iclgd.models.language_model import LanguageModel
 
 
 def forward(

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from iclgd.common.digests import digest_of, digest_of_text
 from iclgd.config import ConfigError
 from iclgd.models.files import InMemory, in_memory
-from iclgd.models.half_precision_storage import HALF
+from iclgd.models.products import HALF
 from iclgd.models.proofs import TOLERANCE, relative_error
 from iclgd.models.refusals import refusing
 from iclgd.models.tracing import some_tokens

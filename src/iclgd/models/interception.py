@@ -23,9 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from iclgd.models.anatomy import Anatomy
 from iclgd.models.attention import blank_unseen, precise, record_context
-from iclgd.models.attention_pass import AttentionPass
+from iclgd.models.attention_pass import AttentionPass, Reach
 from iclgd.models.interventions import hooks
-from iclgd.models.reach import Reach
 from iclgd.models.tracing import BADDBMM, PRODUCTS, SOFTMAX
 
 

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Site
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.attention_pass import AttentionPass, KeyValues
-from iclgd.models.language_model import LanguageModel
 
 Intervention = Callable[[Int[Tensor, "example token"], AttentionPass], AbstractContextManager[object]]
 Rewrite = Callable[[int, Float[Tensor, "row d_model"]], Float[Tensor, "row d_model"]]

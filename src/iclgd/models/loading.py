@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,29 +15,29 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from iclgd.common.printable import printable
+from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Dtype, Matmul, ModelSource, Weights
-from iclgd.models.anatomy import UnsupportedModelError
+from iclgd.models.anatomy import LanguageModel, UnsupportedModelError
 from iclgd.models.discovery import discover
 from iclgd.models.files import (
+    conversion_folder,
+    convert,
     dtype_name,
     hub_folder,
     local_folder,
     model_in_memory,
     model_inputs,
+    packaged_file,
     read_object,
     refuse_missing_weights,
 )
-from iclgd.models.half_precision_storage import compute_in_float32, stored_dtype
 from iclgd.models.in_memory import copy_network
-from iclgd.models.language_model import LanguageModel
-from iclgd.models.packaged import conversion_folder, convert, packaged_file
+from iclgd.models.layer_discovery import Description
 from iclgd.models.placement import loading_arguments, place, refuse_quantised
+from iclgd.models.products import compute_in_float32, stored_dtype
 from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
-from iclgd.models.untrained import untrained
-
-log = logging.getLogger(__name__)
 
 _HALF = (
     "measured in {dtype}: gradients in bfloat16 were measured to differ by 26 to 30 % from float32's, and scores of "
@@ -254,3 +253,47 @@ def _weights(
         if model.weights is Weights.keep_embeddings:
             return untrained(network.config, dtype, model.weights_seed, network, model.anatomy)
         return network
+
+
+def untrained(
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    seed: int,
+    keep: PreTrainedModel | None = None,
+    description: Description | None = None,
+) -> PreTrainedModel:
+    """A freshly initialised model ("No Training"), or one that keeps its embeddings ("Trained Embeddings").
+
+    Deutch et al. (2024), sec. 3.2. With `keep`, the input, position and output embeddings and every layer norm are
+    copied from it and all else is fresh. Where input and output embeddings are tied, they stay so.
+
+    Args:
+        config: the architecture; its own initialisation is used.
+        dtype: of the weights; they are drawn in float32, so that every dtype sees the same numbers.
+        seed: of these numbers.
+        keep: the pretrained model.
+        description: `model.anatomy`, of both models.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_stream("untrained weights", seed).initial_seed())
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        if dtype is not torch.float32:
+            fresh = _in_dtype(fresh, dtype)
+    fresh.eval().config._name_or_path = config._name_or_path
+    if keep is not None:
+        (old, _), (new, _) = discover(keep, description), discover(fresh, description)
+        pairs = zip((*old.embeddings(), *old.norms()), (*new.embeddings(), *new.norms()), strict=True)
+        with torch.no_grad():
+            for source, target in pairs:
+                for mine, its in zip(target.parameters(), source.parameters(), strict=True):
+                    mine.copy_(its)
+    return fresh
+
+
+def _in_dtype(network: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same weights in another dtype; buffers as the architecture makes them (rotary frequencies stay float32)."""
+    other = AutoModelForCausalLM.from_config(network.config, dtype=dtype, attn_implementation="eager")
+    with torch.no_grad():
+        for mine, its in zip(other.parameters(), network.parameters(), strict=True):
+            mine.copy_(its)
+    return other

@@ -12,20 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iclgd.models.anatomy import refuse
+from iclgd.models.anatomy import LanguageModel, refuse
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import forward
-from iclgd.models.identities import is_sum, multiples
 from iclgd.models.interventions import hidden_of, hooks
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.layer_discovery import attention_term
 from iclgd.models.projections import rows_of
-from iclgd.models.trace import BlockTrace, Trace
+from iclgd.models.trace import BlockTrace, Trace, is_sum, multiples
 from iclgd.models.tracing import some_tokens
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-
-
 _PARTS = {"q": "queries", "k": "keys", "v": "values", "o": "attention's output"}
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from iclgd.common.records import Recording
 from iclgd.config.enumerations import Site
+from iclgd.models.anatomy import LanguageModel
 from iclgd.models.attention_pass import AttentionPass, Prefix
 from iclgd.models.forward import encode_prefix, forward, padded
 from iclgd.models.interventions import at_site, entered
-from iclgd.models.language_model import LanguageModel
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from iclgd.common.printable import printable
 from iclgd.common.records import PromptSet
 from iclgd.config import ConfigError
-from iclgd.models.language_model import LanguageModel
+from iclgd.models.anatomy import LanguageModel
 
 ELSEWHERE = (
     "without access to the hub, name a local folder: model=hf model.name=FOLDER (config, tokenizer and *.safetensors; "

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from iclgd.models.anatomy import UnsupportedModelError, refuse
+from iclgd.models.anatomy import LanguageModel, UnsupportedModelError, refuse
 from iclgd.models.attention import INTERFACE_NAME, precise, with_sink
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.forward import encode_prefix, forward, padded
 from iclgd.models.interventions import ending_at
-from iclgd.models.language_model import LanguageModel
 from iclgd.models.placement import device_of
 from iclgd.models.products import use_linear
 from iclgd.models.proofs import (

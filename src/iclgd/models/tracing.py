@@ -19,9 +19,9 @@ from transformers.modeling_utils import AttentionInterface
 
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention import recorded_attention
+from iclgd.models.attention_pass import Reach, mask_reach
 from iclgd.models.placement import device_of
 from iclgd.models.projections import Projection, is_projection
-from iclgd.models.reach import Reach, mask_reach
 from iclgd.models.trace import Attention, Call, Trace
 
 # The functions by which attention that bypasses AttentionInterface is seen.

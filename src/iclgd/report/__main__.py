@@ -21,7 +21,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("iclgd").setLevel(logging.INFO)
     from iclgd.results.reading import ReportError  # here, as in `write`, so that --help is quick
-    from iclgd.runs.schema import DamagedRun
+    from iclgd.runs.files import DamagedRun
 
     try:
         lines = write(options)

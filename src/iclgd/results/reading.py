@@ -16,8 +16,8 @@ import pandas as pd
 from iclgd.common.printable import printable
 from iclgd.config.variants import ICL
 from iclgd.results import catalogue
+from iclgd.runs.files import DamagedRun, State, Status, read
 from iclgd.runs.folder import RunFolder, run_folders
-from iclgd.runs.schema import DamagedRun, State, Status, read
 from iclgd.runs.varying_keys import as_text, settings_of
 
 if TYPE_CHECKING:

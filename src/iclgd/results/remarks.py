@@ -11,8 +11,8 @@ import pandas as pd
 from iclgd.results.averages import Layers
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
+from iclgd.runs.files import read
 from iclgd.runs.inputs import INPUTS, SETTINGS_OF_KIND, kind_of
-from iclgd.runs.schema import read
 from iclgd.runs.varying_keys import layer_ranges
 from iclgd.statistics import compare
 

@@ -1,4 +1,7 @@
-"""Files that nobody ever reads half of: written beside their final path, then renamed."""
+"""Files of run folders: never half-written (they are renamed into place), and read by their schema.
+
+status.json has a schema; once the run is done, it holds digests of all other files.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,21 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+
+from iclgd.common.printable import printable
+from iclgd.config import ConfigError
 
 _PART = ".part-"
+_MOST_BYTES = 256 << 20  # of a file; prompts.json with thousands of long queries has a fifth of this
+RETIRED = (("runtime", "padding"),)  # keys of earlier versions, by group, that decided nothing about the numbers
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
 @contextmanager
@@ -61,3 +75,105 @@ def plain(content: Any) -> Any:
 def to_json(content: Any) -> str:
     """Strict JSON in the order given, the same bytes for the same content."""
     return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+
+
+class DamagedRun(ValueError):
+    """A run folder that cannot be read; the message names the file."""
+
+
+# The state of a run. `stale` is never written: it is a running run whose process is gone.
+State = StrEnum("State", "running done failed interrupted stale")
+
+
+class _Progress(TypedDict):
+    stage: str
+    done: int
+    total: int
+
+
+class _FileDigest(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class Status(BaseModel):
+    """status.json; facts that the experiment noted, such as `diverged`, stand beside these fields."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    # as last written; `RunFolder.state` also knows about processes that are gone
+    state: Annotated[State, Field(strict=False)]
+    run_id: str = ""  # the name of the run's content
+    attempt: int = 1  # how many times the run was started
+    owner: dict[str, Any] = {}  # host and pid of the process that runs or ran it
+    started_at: str | None = None  # wall-clock time, UTC, ISO 8601; so is `finished_at`
+    finished_at: str | None = None
+    seconds: float | None = None  # by a clock that cannot jump, up to the last update
+    progress: _Progress | None = None
+    error: str | None = None  # the last line of the traceback
+    files: dict[str, _FileDigest] = {}  # by name, of a done run
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the experiment noted, such as {"diverged": true, "diverged_at": 12}."""
+        return self.model_extra or {}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of status.json; empty fields are left out."""
+        return {key: value for key, value in self.model_dump(mode="json").items() if value not in (None, "", {})}
+
+
+def read(path: Path, schema: Any = None) -> Any:
+    """The content of a JSON or YAML file of a run folder, checked by its schema, or the frame of a Parquet file.
+
+    Args:
+        path: the file.
+        schema: a type that the content must have; by default anything, and in status.json a `Status`.
+
+    Raises:
+        DamagedRun: the file is missing, too large, cannot be parsed, or holds other types.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        if path.suffix == ".parquet":
+            import pandas as pd  # here, because iclgd-status starts without it
+
+            return pd.read_parquet(path)
+        adapter = TypeAdapter(schema or (Status if path.name == "status.json" else Any))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _YAML_LOADER) if path.suffix == ".yaml" else json.loads(text)
+        validated = adapter.validate_python(content)
+        return validated if isinstance(validated, BaseModel) else content  # whose keys have the file's order
+    except FileNotFoundError as error:
+        raise DamagedRun(f"{path.name} is missing") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join([path.name, *map(str, first["loc"])])
+        raise DamagedRun(f"{printable(where, 100)}: {first['msg']}") from error
+    except Exception as error:  # PyYAML, Arrow and pandas raise anything on damaged files
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedRun(f"{path.name} cannot be read: {printable(reason, 200)}") from error
+
+
+def recorded_config(folder: Path) -> dict[str, Any]:
+    """A run's config.yaml, ready to be composed again: without keys that are no longer there, and `${` in it is text.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    try:
+        config = _literal(read(folder / "config.yaml", dict[str, Any]))
+    except DamagedRun as error:
+        raise ConfigError(f"{folder}: no run's config.yaml can be read there ({error})") from error
+    for group, key in RETIRED:
+        config.get(group, {}).pop(key, None)
+    return config
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

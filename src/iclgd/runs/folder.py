@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from iclgd.common.digests import sha256
-from iclgd.common.printable import printable
+from iclgd.common.printable import printable, without_secrets
 from iclgd.runs import files
-from iclgd.runs.schema import DamagedRun, State, Status, read
-from iclgd.runs.secrets import Formatter, without_secrets
+from iclgd.runs.files import DamagedRun, State, Status, read
+from iclgd.runs.progress import Formatter
 
 if TYPE_CHECKING:
     from torch import Tensor

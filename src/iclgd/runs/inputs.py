@@ -15,7 +15,7 @@ from typing import Any
 from iclgd.common.digests import digest_of_text
 from iclgd.config import Config, ReferenceConfig, as_dict
 from iclgd.config.bounds import parse_layers
-from iclgd.runs.environment import device_name
+from iclgd.runs.provenance import device_name
 
 INPUTS = "fingerprint.json"
 SCIENCE = ("model", "task", "finetune", "protocol", "metric", "seed")

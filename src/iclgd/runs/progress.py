@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from iclgd.common.printable import without_secrets
+
 if TYPE_CHECKING:
     from iclgd.runs.folder import RunFolder
 
@@ -15,6 +17,14 @@ log = logging.getLogger(__name__)
 
 STATUS_EVERY = 1.0  # seconds between updates of status.json
 LINE_EVERY = 30.0  # seconds between lines where there is no bar
+
+
+class Formatter(logging.Formatter):
+    """Formats log lines, tracebacks included, without the keys and passwords that an error of a library may quote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or lines."""
+        return without_secrets(super().format(record))
 
 
 class ConsoleHandler(logging.StreamHandler):

@@ -6,7 +6,16 @@ not yet drawn, so only `draws_interval`, `compare` and `held_out` support claims
 demonstrations, and repeats of one draw, do not count as further draws.
 """
 
-from iclgd.statistics.comparisons import Comparison, compare, holm, holm_corrected
+from iclgd.statistics.comparisons import (
+    Comparison,
+    compare,
+    draws_to_detect,
+    draws_within,
+    held_out,
+    holm,
+    holm_corrected,
+    smallest_difference,
+)
 from iclgd.statistics.intervals import (
     Interval,
     draws_interval,
@@ -17,5 +26,3 @@ from iclgd.statistics.intervals import (
     ratio_interval,
     shares_interval,
 )
-from iclgd.statistics.power import draws_to_detect, draws_within, smallest_difference
-from iclgd.statistics.rates import held_out

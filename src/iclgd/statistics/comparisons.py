@@ -1,24 +1,29 @@
-"""Differences between two variants, paired by draw, and their correction for making many comparisons."""
+"""Differences between variants paired by draw, their correction for number and their power, and held-out rates.
+
+The best of several noisy means lies above its own expectation, the more so the more rates there are and the noisier a
+variant is. Therefore a draw's value is shown at the rate that the other draws chose.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
-from scipy import stats
+import pandas as pd
+from scipy import optimize, stats
 
-from iclgd.statistics.intervals import draws_interval
-from iclgd.statistics.power import draws_within
-from iclgd.statistics.rates import choice_factor
+from iclgd.statistics.intervals import UPPER, choice_factor, draws_interval
 
 K = TypeVar("K", bound=Hashable)
 D = TypeVar("D", bound=Hashable)
 DRAWS_FOR_INTERVAL = 3
 DRAWS_FOR_P = 5
 WITHIN = 0.05  # half the width of the interval that `needed` draws would give
+POWER = 0.8  # the chance to find a difference
+MOST = 100_000  # draws; more are as good as never
 
 
 @dataclass(frozen=True)
@@ -90,3 +95,76 @@ def holm_corrected(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:
     """The same comparisons, each with its p corrected for all that were tested."""
     corrected = holm([comparison.p for comparison in comparisons.values()])
     return {key: replace(comparisons[key], p_holm=p) for key, p in zip(comparisons, corrected, strict=True)}
+
+
+def smallest_difference(spread: float, draws: int, alpha: float = 0.05) -> float:
+    """The smallest true difference that a two-sided paired t test at level alpha finds four times in five.
+
+    Solves P(|T| > t(1 - alpha/2)) = .8 for the noncentrality of Student's t, √draws · difference / spread, where the
+    spread is the standard deviation of the difference over two or more draws.
+    """
+    degrees = draws - 1
+    critical = float(stats.t.ppf(1 - alpha / 2, degrees))
+
+    def missing(noncentrality: float) -> float:
+        return _power(noncentrality, critical, degrees) - POWER
+
+    upper = 1.0
+    while missing(upper) < 0:
+        upper *= 2
+    root = optimize.brentq(missing, 0.0, upper)
+    return cast(float, root) * spread / math.sqrt(draws)
+
+
+def draws_to_detect(difference: float, spread: float, alpha: float = 0.05) -> int:
+    """The fewest draws with which a difference is found four times in five."""
+    return _fewest(lambda draws: smallest_difference(spread, draws, alpha) <= difference)
+
+
+def draws_within(spread: float, half: float) -> int:
+    """The fewest draws with which the t interval of a mean reaches no further than ± half."""
+    return _fewest(lambda n: float(stats.t.ppf(UPPER, n - 1)) * spread / math.sqrt(n) <= half)
+
+
+def _power(noncentrality: float, critical: float, degrees: int) -> float:
+    """P(|T| > critical) by T = (Z + noncentrality) / √(χ²/df), integrated over the quantiles of χ².
+
+    scipy's noncentral t loses all digits for few degrees and large arguments.
+    """
+    quantiles = (np.arange(2000) + 0.5) / 2000
+    scale = np.sqrt(stats.chi2.ppf(quantiles, degrees) / degrees) * critical
+    return float(np.mean(stats.norm.sf(scale - noncentrality) + stats.norm.cdf(-scale - noncentrality)))
+
+
+def _fewest(enough: Callable[[int], bool]) -> int:
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, high * 2
+        if high > MOST:
+            return MOST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") -> dict[D, float]:
+    """Every draw's rate: the best by the mean over the other draws (leave-one-out), the lowest of equally good ones.
+
+    If the draws are independent, their values at these rates are unbiased. A rate may be chosen if every draw has a
+    defined score there.
+
+    Args:
+        scores: by draw and rate the mean over queries. A draw that diverged or is unstable at a rate is absent, or NaN,
+            there.
+        better: "higher" or "lower" scores.
+
+    Returns:
+        The rates by draw; none for a single draw, and none where no rate can be chosen.
+    """
+    table = pd.DataFrame(list(scores.values()), dtype=float).sort_index(axis=1)
+    complete = table.loc[:, np.isfinite(table).all()]
+    if len(scores) < 2 or complete.empty:
+        return {}
+    best = "idxmin" if better == "lower" else "idxmax"
+    return {draw: float(getattr(complete.drop(row).mean(), best)()) for row, draw in enumerate(scores)}

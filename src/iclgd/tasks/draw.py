@@ -16,8 +16,7 @@ from iclgd.config import Config, ConfigError, TaskConfig
 from iclgd.config.enumerations import OnLeak, Sees, TaskSource, TrainingData
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
-from iclgd.tasks.pairs import paired_rows
-from iclgd.tasks.wording import check_label_words, worded_rows
+from iclgd.tasks.wording import check_label_words, paired_rows, worded_rows
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from iclgd.common.printable import without_secrets
 from iclgd.config import TrackingConfig
 from iclgd.runs.files import write_text
 from iclgd.runs.folder import RunFolder
-from iclgd.runs.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from iclgd.evidence.preparation import prepare
 from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
 from iclgd.models.loading import load
 from iclgd.runs import files
-from iclgd.runs.environment import processor
+from iclgd.runs.files import State, Status, recorded_config
 from iclgd.runs.folder import RunFolder
 from iclgd.runs.inputs import CIRCUMSTANCES, INPUTS, Inputs, kind_of
 from iclgd.runs.progress import Progress
-from iclgd.runs.schema import State, Status, recorded_config
+from iclgd.runs.provenance import processor
 from iclgd.tasks.encoding import encode
 from iclgd.tasks.notes import as_json
 from iclgd.verify.naive import Naive

@@ -2,7 +2,7 @@
 
 import torch
 
-from iclgd.evidence.grafts import graft_distances
+from iclgd.evidence.facts import graft_distances
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.metrics.distributions import total_variation

@@ -1,14 +1,18 @@
-"""Scores of whether finetuning attends to its training tokens as in-context learning does to its demonstrations.
+"""Likeness of attention: of the query to its own tokens, and of finetuning to its training tokens.
 
-ICL's attention is the softmax, over the demonstrations' tokens, of the query's scores summed over heads. Finetuning's
-is the softmax of <q_FT(query), q_FT(training token)>, the weight that a gradient step gives to a training token in the
-dual form of gradient descent (Dai et al. 2023, arXiv 2212.10559). Tokens of bos and separators, and
-tokens that either does not see (NaN), are left out of both. Passing noise for the ICL scores gives the random baseline.
+Scores are scaled dot products before softmax. A key that is NaN in any of the maps compared (queries differ in length,
+and local layers do not see all of them) is left out of all of them.
+
+ICL's attention to its demonstrations is the softmax, over their tokens, of the query's scores summed over heads.
+Finetuning's is the softmax of <q_FT(query), q_FT(training token)>, the weight that a gradient step gives to a training
+token in the dual form of gradient descent (Dai et al. 2023, arXiv 2212.10559). Tokens of bos and separators are left
+out of both. Passing noise for the ICL scores gives the random baseline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -16,7 +20,79 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
-from iclgd.metrics.numerics import by_examples, highest
+from iclgd.metrics.numerics import by_examples, cosine, highest
+
+Maps = Float[Tensor, "example layer head key"]  # attention scores of the query's last token, before softmax
+
+
+def _visible(*maps: Maps) -> list[Maps]:
+    """The maps in float64, with 0 at keys that are NaN in any of them: a 0 in both leaves a cosine alone."""
+    hidden = reduce(torch.logical_or, [attention.isnan() for attention in maps])
+    return [attention.double().masked_fill(hidden, 0) for attention in maps]
+
+
+def sim_am_by_head(a: Maps, b: Maps) -> Float[Tensor, "example layer head"]:
+    """SimAM of every head: cosine over keys between two settings' attention scores, cos(m_a, m_b).
+
+    Dai et al. (2023), arXiv 2212.10559, before its mean over heads.
+
+    Returns:
+        Values in [-1, 1], unaveraged. NaN where a map is exactly zero or no key is visible in both.
+    """
+    return by_examples(lambda *maps: cosine(*_visible(*maps)), a, b)
+
+
+def sim_am(a: Maps, b: Maps) -> Float[Tensor, "example layer"]:
+    """SimAM: mean over heads of the cosine between two settings' attention scores, mean_heads cos(m_a, m_b).
+
+    With a = ICL, b = FT it is SimAM; with b = ZSL it is ZSL SimAM, what the context alone leaves unchanged.
+    Dai et al. (2023), arXiv 2212.10559.
+
+    Returns:
+        Values in [-1, 1], averaged over heads only. Heads without a cosine are left out; NaN where none has one.
+    """
+    return sim_am_by_head(a, b).nanmean(-1)
+
+
+def sim_am_delta_by_head(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer head"]:
+    """SimAM_delta of every head: cosine over keys between two changes of the attention scores.
+
+    cos(m_a - m_ZSL, m_b - m_ZSL). Deutch et al. (2024), arXiv 2311.07772, before its mean over heads.
+
+    Returns:
+        Values in [-1, 1], unaveraged. NaN where a change is exactly zero or no key is visible in all three.
+    """
+
+    def similarity(*maps: Tensor) -> Tensor:
+        first, second, start = _visible(*maps)
+        return cosine(first.sub_(start), second.sub_(start))
+
+    return by_examples(similarity, a, b, zsl)
+
+
+def sim_am_delta(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer"]:
+    """SimAM_delta: mean over heads of the cosine between two changes of the attention scores.
+
+    mean_heads cos(m_a - m_ZSL, m_b - m_ZSL). With a = ICL, b = FT it is SimAM_delta; with a, b two finetuning
+    variants it is alpha, how alike those are. Deutch et al. (2024), arXiv 2311.07772.
+
+    Returns:
+        Values in [-1, 1], averaged over heads only. Heads without a cosine are left out; NaN where none has one.
+    """
+    return sim_am_delta_by_head(a, b, zsl).nanmean(-1)
+
+
+def context_mass(mass: Float[Tensor, "example layer head"]) -> Float[Tensor, "example layer head"]:
+    """The share l of the query's attention that goes to the context, bos left out.
+
+    Attention with context is exactly A(C, x) = l A_C + (1 - l) A_x, with A_C and A_x its output over the context's
+    tokens and over all others: a context can move a head no further than this share.
+
+    Returns:
+        Values in [0, 1], unaveraged.
+    """
+    return mass
+
 
 Scores = Float[Tensor, "example layer context"]  # ICL's, summed over heads
 Queries = Float[Tensor, "example layer heads_x_head_dim"]  # of each query's last token

@@ -3,8 +3,8 @@
 import pytest
 
 from iclgd.config import ConfigError
-from iclgd.runs import schema
-from iclgd.runs.schema import DamagedRun, State, Status, read, recorded_config
+from iclgd.runs import files
+from iclgd.runs.files import DamagedRun, State, Status, read, recorded_config
 
 CONFIG = "model: {name: a}\ntask: {name: b, shots: 4}\nfinetune: {name: gd, lr: 1.0}\nseed: 0\n"
 DEEP = "[" * 100_000
@@ -59,7 +59,7 @@ def test_missing_large_and_odd_files_are_refused(tmp_path, monkeypatch):
         read(tmp_path / "scores.json")
     with pytest.raises(DamagedRun, match=r"status\.json is missing"):
         read(tmp_path / "status.json")
-    monkeypatch.setattr(schema, "_MOST_BYTES", 10)
+    monkeypatch.setattr(files, "_MOST_BYTES", 10)
     (tmp_path / "status.json").write_text('{"state": "done"}')
     with pytest.raises(DamagedRun, match="more than 10 bytes"):
         read(tmp_path / "status.json")

@@ -1,6 +1,8 @@
-"""The code that makes a run's numbers: this package's measuring rooms, and the files of the user's functions."""
+"""The machine, the revision of a checkout, and how its tracked files differ from it."""
 
 import importlib
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +13,65 @@ import pytest
 
 import iclgd
 from iclgd.config import ConfigError
-from iclgd.runs import source_code
-from iclgd.runs.source_code import measuring_code, user_code
+from iclgd.runs import provenance
+from iclgd.runs.provenance import measuring_code, user_code
+
+
+def test_the_environment_holds_versions_and_no_secrets(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "local-0123456789abcdef")
+    found = provenance.environment("cpu", "float32", 2)
+    assert found["packages"]["torch"] and found["packages"]["hydra-core"] and found["device"]["name"] == "cpu"
+    assert found["threads"] == 2
+    text = json.dumps(found)
+    assert "0123456789abcdef" not in text and os.path.expanduser("~") not in text
+
+
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """A repository in place of this project's."""
+
+    def call(*arguments):
+        author = ("-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(tmp_path), *author, *arguments], check=True, capture_output=True)
+
+    monkeypatch.setattr(provenance.paths, "project_root", lambda: tmp_path)
+    provenance.source_patch.cache_clear()
+    yield call
+    provenance.source_patch.cache_clear()
+
+
+def test_the_difference_from_the_revision_brings_back_what_ran(git, tmp_path):
+    git("init", "-q")
+    git("config", "diff.noprefix", "true")
+    for name in ("a.py", "gone.py", "größe.py"):
+        (tmp_path / name).write_text("A = 1\n")
+    (tmp_path / "table.bin").write_bytes(bytes(range(256)))
+    git("add", ".")
+    git("commit", "-qm", "m")
+    assert provenance.revision()["dirty"] is False and provenance.source_patch() == ""
+    provenance.source_patch.cache_clear()
+    (tmp_path / "a.py").write_text("A = 2\n")
+    (tmp_path / "gone.py").unlink()
+    (tmp_path / "größe.py").write_text("B = 'ä'\n")
+    (tmp_path / "table.bin").write_bytes(bytes(range(255, -1, -1)))
+    (tmp_path / "untracked.py").write_text("KEY = 'hf_secret'\n")
+    revision, patch = provenance.revision(), provenance.source_patch()
+    assert revision["dirty"] is True and len(revision["revision"]) == 40 and "hf_secret" not in patch
+    git("stash")
+    (tmp_path / "change").write_text(patch)
+    git("apply", "change")
+    assert (tmp_path / "a.py").read_text() == "A = 2\n" and not (tmp_path / "gone.py").exists()
+    assert (tmp_path / "größe.py").read_text() == "B = 'ä'\n"
+    assert (tmp_path / "table.bin").read_bytes() == bytes(range(255, -1, -1))
+
+
+def test_outside_a_checkout_nothing_is_known_of_the_revision(git):
+    assert provenance.revision() == {"revision": None, "dirty": None} and provenance.source_patch() is None
+
+
+def test_a_build_of_a_library_is_no_other_version(monkeypatch):
+    monkeypatch.setattr(provenance.metadata, "version", lambda name: "2.13.0+cu128")
+    assert provenance.computing_versions()["torch"] == "2.13.0"
 
 
 @pytest.fixture
@@ -29,7 +88,7 @@ def folder(tmp_path, monkeypatch):
 
 def restarted():
     """Forget what was imported, as a new process would."""
-    source_code._digests.clear()
+    provenance._digests.clear()
     for name in [name for name in sys.modules if name.startswith("prov")]:
         del sys.modules[name]
 
@@ -92,7 +151,7 @@ def test_a_function_that_lies_in_no_file_is_refused(folder):
 def test_only_the_rooms_that_measure_count(tmp_path):
     """A change outside of them computes nothing anew."""
     shutil.copytree(Path(iclgd.__file__).parent, tmp_path / "iclgd", ignore=shutil.ignore_patterns("__pycache__"))
-    program = "from iclgd.runs.source_code import measuring_code; print(measuring_code())"
+    program = "from iclgd.runs.provenance import measuring_code; print(measuring_code())"
 
     def digest() -> str:
         environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from iclgd.metrics.attention import attention_kendall, recall_top_examples, recall_top_tokens
 from iclgd.metrics.numerics import highest
-from iclgd.metrics.training_attention import attention_kendall, recall_top_examples, recall_top_tokens
 
 NAN = math.nan
 # bos, then demonstrations of 1, 3 and 2 tokens with a separator after each

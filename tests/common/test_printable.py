@@ -3,8 +3,8 @@
 import pytest
 
 from configs import config
+from iclgd.common.printable import without_secrets
 from iclgd.runs.execute import Ending, execute
-from iclgd.runs.secrets import without_secrets
 
 TOKEN, USER = "hf_" + "a1B2" * 8, "somebody:password"
 REVISION = "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"
