@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +13,7 @@ from torch.nn import functional
 
 from configs import config
 from iclgd import experiment
-from iclgd.common.records import Evidence
 from iclgd.config import ConfigError, RuntimeConfig
-from iclgd.evidence import output
 from iclgd.evidence.memory import Estimate
 from iclgd.evidence.reference import orders
 from iclgd.models.loading import load
@@ -179,21 +176,6 @@ def test_a_rate_that_breaks_the_model_at_once_is_unstable(tmp_path: Path) -> Non
     assert losses[1] > 3 * losses[0] and losses[12:].mean() < 1.5 * losses[:2].mean(), "broken by the first step"
     assert status["diverged"] is False and status["unstable"] is True
     assert "times that of the untouched model" in status["unstable_because"]
-
-
-def test_a_run_whose_repeats_differ_is_unstable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("finetune=gd", "finetune.lr=1e-3", "runtime.jitter=1", "task.shots=4", "metric=[sim_aou]")
-    _, folder = run(tmp_path / "calm", *arguments)
-    spreads = json.loads((folder / "jitter.json").read_text())
-    assert 0 < spreads["sim_aou"]["spread"] < 1e-3 and not json.loads((folder / "status.json").read_text())["unstable"]
-
-    def as_icl(_lab: object, evidence: Evidence) -> list[Evidence]:
-        return [replace(evidence, recordings={**evidence.recordings, "ft": evidence.recordings["icl"]})]
-
-    monkeypatch.setattr(output, "repeats", as_icl)
-    _, folder = run(tmp_path / "wild", *arguments)
-    status = json.loads((folder / "status.json").read_text())
-    assert status["unstable"] is True and "becomes 1.000, which leaves its interval" in status["unstable_because"]
 
 
 def test_a_diverged_run_leaves_every_score_that_needs_it_undefined(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What a measurement must not depend on, and what it must say of itself: precision, bos, sanity, blind layers."""
 
-import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,11 +15,10 @@ from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Layer0
 from iclgd.evidence.facts import random_update
 from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
-from iclgd.evidence.jitter import moved, spread
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import objectives
-from iclgd.mechanisms.finetuning import finetuned, instability, jittered, suspicious
+from iclgd.mechanisms.finetuning import finetuned, instability, suspicious
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.metrics.attention import sim_am_delta
 from iclgd.metrics.updates import sim_aou
@@ -175,37 +173,6 @@ def test_a_suspicious_end_is_compared_with_the_untouched_model(losses, factor, a
         math.isnan(trace.untouched_loss) if asked == 4 else trace.untouched_loss == pytest.approx(sum(losses[2:]) / 2)
     )
     assert (instability(trace.losses, trace.untouched_loss) is not None) is unstable
-
-
-def test_a_jitter_is_one_rounding_step_and_is_undone():
-    trained = trained_parameters(shared_model("llama"), learning().finetune.trainable, None)
-    before = [item.parameter.detach().clone() for item in trained]
-    with jittered(trained, 1, 0):
-        for item, was in zip(trained, before, strict=True):
-            now = item.parameter.detach()
-            assert (
-                (now == was.nextafter(torch.tensor(torch.inf))) | (now == was.nextafter(-torch.tensor(torch.inf)))
-            ).all()
-            assert (now > was).any() and (now < was).any()
-    assert all(torch.equal(item.parameter, was) for item, was in zip(trained, before, strict=True))
-
-
-def test_scores_that_leave_their_interval_under_jitter_are_unstable():
-    def scores(mean, ci):
-        return {"sim_aou": {"mean": mean, "ci": ci}, "none": {"mean": None, "ci": None}}
-
-    summary = scores(0.129, [0.115, 0.143])
-    calm = spread(summary, [scores(0.12, None), scores(0.14, None)])
-    assert moved(calm) is None and calm["sim_aou"]["spread"] == pytest.approx(0.02)
-    wild = spread(summary, [scores(0.193, None), scores(0.13, None)])
-    assert wild["sim_aou"]["moved"] and not wild["none"]["moved"]
-    assert moved(wild) == (
-        "from weights one rounding step apart, sim_aou (0.129) becomes 0.193, 0.130, which leaves its interval"
-    )
-    assert json.loads(json.dumps(wild, allow_nan=False)) == wild and spread(summary, []) == {}
-    diverged = spread(summary, [scores(None, None), scores(0.13, None)])
-    assert diverged["sim_aou"]["moved"] and not diverged["none"]["moved"]
-    assert "sim_aou (0.129) becomes undefined, 0.130" in str(moved(diverged))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iclgd.metrics import attention as maps
+from iclgd.metrics import attention as attention_scores
 from iclgd.metrics import numerics, updates
 from iclgd.metrics.attention import sim_am, sim_am_by_head, sim_am_delta
 from iclgd.metrics.updates import additivity, sim_aou, sim_aou_norm, sim_aou_random, sim_centred, update_norm_ratio
@@ -182,8 +182,8 @@ def test_running_over_examples_in_pieces_changes_nothing(monkeypatch):
 def test_temporaries_stay_small(monkeypatch):
     """No piece handed to the arithmetic is larger than the bound, whatever the input."""
     sizes = []
-    taken = maps.cosine
-    monkeypatch.setattr(maps, "cosine", lambda a, b: sizes.append(a.numel()) or taken(a, b))
+    taken = attention_scores.cosine
+    monkeypatch.setattr(attention_scores, "cosine", lambda a, b: sizes.append(a.numel()) or taken(a, b))
     maps = normal(600, 6, 16, 50)
     sim_am(maps, maps)
     assert len(sizes) > 1 and max(sizes) <= numerics.ELEMENTS_AT_ONCE

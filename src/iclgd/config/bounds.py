@@ -30,7 +30,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "reference.noise": (0, 1e30),
     "metric.every": (0, 1_000_000_000),
     "metric.orders": (1, 10_000),
-    "runtime.jitter": (0, 10_000),
     "runtime.threads": (1, 10_000),
     "runtime.batch_tokens": (1, 1_000_000_000),
     "runtime.cache_gb": (0, 1_000_000),

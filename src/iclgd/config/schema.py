@@ -189,7 +189,6 @@ class RuntimeConfig:
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
     dtype: enums.Dtype = enums.Dtype.auto  # auto: float32; model: that of its files; ..._from_...: half weights at rest
     matmul: enums.Matmul = enums.Matmul.highest  # float32 products on a GPU; tf32: inputs of 10 bits' precision
-    jitter: int = 0  # repeats of finetuning from weights one rounding step apart, to see whether the scores stay
     threads: int | None = None  # CPU threads; null: PyTorch's choice, one for small models and joblib's jobs
     save_recordings: bool = False  # whether recordings.safetensors is kept
     figures: bool = False  # whether figures are drawn when the command ends

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from iclgd.common.records import Evidence, Trace
-from iclgd.config import Config
-from iclgd.evidence.jitter import before_the_end, moved, repeats, spread
+from iclgd.config import Config, ScoreConfig
+from iclgd.evidence.facts import LATE_FACTS
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.mechanisms.finetuning import instability
 from iclgd.metrics import flipped, measure, summarise, to_frame
@@ -40,7 +40,6 @@ def output_of(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hash
     specs, trace = lab.config.metric.scores, evidence.trace
     scores = measure(specs, evidence)
     summary = summarise(scores, _flips(evidence), specs)
-    spreads = _jitter(lab, evidence, summary)
     files: dict[str, Any] = {
         "scores.json": summary,
         "scores.parquet": to_frame(scores),
@@ -50,9 +49,7 @@ def output_of(lab: Laboratory, evidence: Evidence, so_far: Sequence[Mapping[Hash
     }
     if so_far:
         files["trajectory.parquet"] = pd.DataFrame(so_far)
-    if spreads:
-        files["jitter.json"] = spreads
-    return Output(files, _sanity(lab.config, evidence, spreads))
+    return Output(files, _sanity(lab.config, evidence))
 
 
 def _weight_updates(trace: Trace) -> pd.DataFrame:
@@ -76,20 +73,20 @@ def _gradient_norms(trace: Trace) -> pd.DataFrame:
     return frame.dropna(subset="value").reset_index(drop=True)
 
 
+def before_the_end(scores: Mapping[str, ScoreConfig]) -> dict[str, ScoreConfig]:
+    """The scores that need nothing but recordings: no trace of the whole training, no training in other orders."""
+    return {
+        name: spec
+        for name, spec in scores.items()
+        if not any(path.startswith("trace.") or path in LATE_FACTS for path in spec.inputs.values())
+    }
+
+
 def means_so_far(config: Config, step: int, evidence: Evidence) -> list[dict[Hashable, Any]]:
     """Means by layer of the scores that make sense before finetuning has ended."""
     frame = to_frame(measure(before_the_end(config.metric.scores), evidence))
     means = frame.groupby(["score", "layer"], sort=False).agg(mean=("value", "mean")).reset_index()
     return means.assign(step=step).to_dict("records")
-
-
-def _jitter(lab: Laboratory, evidence: Evidence, summary: dict[str, Any]) -> dict[str, Any]:
-    """The content of jitter.json: the spread of the scores over repeats; empty where there are none."""
-    if not lab.config.runtime.jitter or evidence.trace.diverged_at is not None:
-        return {}
-    specs = before_the_end(lab.config.metric.scores)
-    repeated = [summarise(measure(specs, again), _flips(again), specs) for again in repeats(lab, evidence)]
-    return spread(summary, repeated)
 
 
 def _flips(evidence: Evidence) -> torch.Tensor:
@@ -99,11 +96,10 @@ def _flips(evidence: Evidence) -> torch.Tensor:
     return flipped(zsl, icl, ft, evidence.facts["labels"])
 
 
-def _sanity(config: Config, evidence: Evidence, spreads: dict[str, Any]) -> dict[str, Any]:
+def _sanity(config: Config, evidence: Evidence) -> dict[str, Any]:
     trace, because = evidence.trace, None
     if trace.diverged_at is None:  # what diverged has no scores to be unstable
-        because = instability(trace.losses, trace.untouched_loss)
-        because = because or unfit_reference(config, evidence) or moved(spreads)
+        because = instability(trace.losses, trace.untouched_loss) or unfit_reference(config, evidence)
     return {
         "diverged": trace.diverged_at is not None,
         "diverged_at": trace.diverged_at,

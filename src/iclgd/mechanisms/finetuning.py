@@ -33,7 +33,6 @@ from iclgd.mechanisms.objectives import (
 from iclgd.mechanisms.optimisers import LowRank, optimiser
 from iclgd.mechanisms.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.models.anatomy import LanguageModel
-from iclgd.models.placement import resident
 
 T = TypeVar("T")
 FAR_ABOVE = 1.5  # SmolLM2, SST-2, 32 shots, gd: 0.7 at rates of 0.003 and 0.01, 1.6 at 0.03, where scores are chaotic
@@ -287,25 +286,3 @@ def instability(losses: Float[Tensor, " step"], untouched: float) -> str | None:
     if not end > FAR_ABOVE * untouched:
         return None
     return f"the loss ends at {end:.3g}, {end / untouched:.1f} times that of the untouched model ({untouched:.3g})"
-
-
-@contextmanager
-def jittered(trained: Sequence[Trained], repeat: int, seed: int) -> Iterator[None]:
-    """Within the block, every trained number is one rounding step above or below what it was, at random.
-
-    Each repeat has signs of its own.
-    """
-    signs = torch_stream(f"jitter {repeat}", seed)
-    with resident(item.module for item in trained):
-        before = [item.parameter.detach().clone() for item in trained]
-        try:
-            with torch.no_grad():
-                for item, original in zip(trained, before, strict=True):
-                    up = (torch.rand(original.shape, generator=signs) < 0.5).to(original.device)
-                    far = torch.full_like(original, torch.inf)
-                    item.parameter.copy_(torch.nextafter(original, torch.where(up, far, -far)))
-            yield
-        finally:
-            with torch.no_grad():
-                for item, original in zip(trained, before, strict=True):
-                    item.parameter.copy_(original)

@@ -24,7 +24,7 @@ LOOKS = {
     "score": ("label", "limits", "headline", "better", "share"),
 }
 _ICL = dataclasses.asdict(ReferenceConfig())
-_MEASURING = {"matmul": "highest", "jitter": 0}  # of runtime: what a run measures, or how precisely
+_USUAL_MATMUL = "highest"  # any other rounds inputs, and is part of what a run measures
 OWN_CODE = "code of iclgd"
 _ROUNDING = ("placement", "device_map", "max_memory", "matmul", "batch_tokens")  # of runtime
 # What tells apart whether a run was repeated elsewhere from whether it is another run.
@@ -85,9 +85,8 @@ def science(config: Mapping[str, Any]) -> dict[str, Any]:
     scores = (chosen["metric"].get("scores") or {}).items()
     chosen["metric"] = {**chosen["metric"], "scores": {name: _without(s, LOOKS["score"]) for name, s in scores}}
     chosen["dtype"] = config["runtime"]["dtype"]
-    for key, usual in _MEASURING.items():
-        if config["runtime"].get(key, usual) != usual:
-            chosen[key] = config["runtime"][key]
+    if config["runtime"].get("matmul", _USUAL_MATMUL) != _USUAL_MATMUL:
+        chosen["matmul"] = config["runtime"]["matmul"]
     return chosen
 
 
