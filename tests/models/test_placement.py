@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from configs import config
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Placement
 from iclgd.mechanisms.finetuning import finetuned
 from iclgd.models import placement
 from iclgd.models.loading import assemble
-from iclgd.models.placement import check_placement, devices_of, dispatch, loading_arguments, place, refuse_quantised
+from iclgd.models.placement import check_placement, devices_of, loading_arguments, refuse_quantised
 from learning_cases import prompts
 from placement_cases import FAMILIES, VARIANTS, everything, furthest, placed_model, plain
 from pretend_devices import MixedDevicesError, pretending
@@ -32,7 +33,7 @@ def test_the_numbers_are_those_of_one_device(family, devices, tmp_path):
     alone = everything(assemble(tiny_network(family), None), variants)
     with pretending() if "cpu:0" in devices else nullcontext():
         model = placed_model(family, tmp_path, *devices)
-        assert any(map(placement._hook, model.network.modules())) == (devices[1] != "cpu:1")
+        assert any(map(placement._offload_hook, model.network.modules())) == (devices[1] != "cpu:1")
         shared = plain(everything(model, variants))
     assert furthest(alone, shared)[0] < 1e-5
 
@@ -67,11 +68,11 @@ def test_settings_that_do_not_go_together_are_refused():
 
 
 def test_quantised_weights_are_refused_by_the_name_of_their_method():
-    config = AutoConfig.for_model("llama", **CONFIGS["llama"])
-    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    quantised = AutoConfig.for_model("llama", **CONFIGS["llama"])
+    quantised.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     with pytest.raises(ConfigError, match=r"quantised by bitsandbytes, .*float32_from_bfloat16.*GGUF file"):
-        refuse_quantised(ModelConfig(name="somebody/model"), config)
-    refuse_quantised(ModelConfig(name="somebody/model", file="x.gguf"), config)
+        refuse_quantised(ModelConfig(name="somebody/model"), quantised)
+    refuse_quantised(ModelConfig(name="somebody/model", file="x.gguf"), quantised)
 
 
 def test_devices_are_written_as_accelerate_reads_them():
@@ -84,19 +85,13 @@ def test_devices_are_written_as_accelerate_reads_them():
     assert arguments == {"device_map": {"model": 0, "lm_head": "cpu"}, "offload_folder": "x"}
 
 
-def test_a_model_made_in_memory_is_dealt_out_as_one_that_is_read(tmp_path):
-    network = tiny_network("llama")
-    room = {"cpu": sum(p.numel() for p in network.parameters()) * 4 // 2}
-    placed = dispatch(network, {"device_map": "sequential", "max_memory": room, "offload_folder": str(tmp_path)})
-    assert devices_of(placed) == ("cpu", "disk")
-    tokens = torch.arange(5)[None]
-    assert torch.equal(placed(input_ids=tokens).logits, tiny_network("llama")(input_ids=tokens).logits)
-
-
-def test_modules_go_where_the_device_map_says():
-    network, parts = tiny_network("llama"), {"model": "cpu", "lm_head": "cpu"}
-    assert dispatch(network, {"device_map": parts}).hf_device_map == parts
-    runtime = RuntimeConfig(placement=Placement.auto, device_map="cpu")
-    assert place(network, runtime, torch.device("cpu")) is network, "what is placed already stays"
+def test_devices_are_named():
     with pretending():
         assert devices_of(placed_model("llama", ".", "cpu:0", "cpu:1").network) == ("cpu:0", "cpu:1")
+    assert devices_of(tiny_network("llama")) == ("cpu",)
+
+
+@pytest.mark.parametrize("setting", ["model.weights=random", "model.weights=keep_embeddings", "model.source=memory"])
+def test_what_is_not_read_from_disk_is_not_dealt_out(setting):
+    with pytest.raises(ConfigError, match=r"runtime\.placement=auto is for models on disk with model\.weights=pretr"):
+        config("runtime.placement=auto", setting)

@@ -138,7 +138,7 @@ def test_a_wrong_window_or_chunk_is_refused(model, wrong, monkeypatch):
 
 def test_distances_that_count_padding_are_refused(monkeypatch):
     """MPT counts ALiBi's distances from the last token of the batch."""
-    monkeypatch.setattr(interception._Watch, "own_bias", lambda watch, layer, scores: scores[..., 0] * 0)
+    monkeypatch.setattr(interception._Watch, "own_bias", lambda watch, layer, scores, *_: scores[..., 0] * 0)
     with pytest.raises(UnsupportedModelError, match="padding changes the scores in layer 0"):
         assemble(of_family("mpt"), None)
 

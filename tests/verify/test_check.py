@@ -104,14 +104,11 @@ def test_a_score_of_rounding_errors_does_not_hold_though_it_comes_out_again(tmp_
     """The published code scores layers that the context does not reach, and updates that are too small to be one."""
     published = ("protocol.layer0=published", "metric=[sim_aou,sim_am_delta]")
     verdict = verify(finished_run(tmp_path / "all", "finetune=gd", "finetune.lr=1e-7", *published), None)
-    by_name = {score.score: score for score in verdict.scores}
-    assert by_name["sim_aou"].holds is None and by_name["sim_aou"].own is None, verdict
-    assert by_name["sim_aou"].rounding == 12 and verdict.problems == []
+    assert "sim_aou" not in {score.score for score in verdict.scores} and verdict.problems == []
     assert "12 values of sim_aou are within rounding, and cannot be verified" in verdict.notes
     verdict = verify(finished_run(tmp_path / "some", "finetune=gd", *published), None)
-    by_name = {score.score: score for score in verdict.scores}
-    assert by_name["sim_aou"].holds is True and by_name["sim_aou"].rounding == 0
-    assert by_name["sim_am_delta"].holds is True and by_name["sim_am_delta"].rounding == 3  # layer 0 of three queries
+    assert [(score.score, score.holds) for score in verdict.scores] == [("sim_aou", True), ("sim_am_delta", True)]
+    assert verdict.notes == ["3 values of sim_am_delta are within rounding, and cannot be verified"], "layer 0"
 
 
 def test_half_precision_has_wider_tolerances(tmp_path):
@@ -201,7 +198,7 @@ def test_other_versions_code_and_processors_are_named_and_single_values_may_then
     (False, 10, 0.03, True), (False, 10, 0.3, False),
 ])  # fmt: skip
 def test_tolerances(exact, unsteady, shift, holds):
-    again = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, np.nan], "rounding": False})
+    again = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, np.nan]})
     stored = again.assign(value=again.value + shift)
     assert check.compare("s", stored, again, None, exact, unsteady).holds is holds
     naive = check.compare("s", stored, stored, again, True, unsteady)
@@ -209,7 +206,7 @@ def test_tolerances(exact, unsteady, shift, holds):
 
 
 def test_a_naive_way_that_loses_every_value_does_not_hold():
-    own = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, 0.1], "rounding": False})
+    own = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, 0.1]})
     assert not check.compare("s", own, own, own.assign(value=np.nan), True, 1).holds
     assert check.compare("s", own, own, own.assign(score="t"), True, 1).holds  # it does not know the score
 

@@ -6,7 +6,7 @@ import importlib
 import re
 from typing import Any
 
-from iclgd.config.enumerations import Mechanism, ModelSource, Objective, Placement, TaskSource, Trainable
+from iclgd.config.enumerations import Mechanism, ModelSource, Objective, Placement, TaskSource, Trainable, Weights
 
 _LARGEST_FLOAT32 = 3.4028235e38
 _LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which draws the papers' orders, takes no larger one
@@ -70,9 +70,11 @@ def refuse_impossible(config: Any) -> None:
             f"finetune.noise is for finetune.mechanism=gradient_descent, and that of {finetune.name} is "
             f"{finetune.mechanism}: set it to 0"
         )
-    if in_memory and config.runtime.placement is not Placement.single:
+    is_read = not in_memory and config.model.weights is Weights.pretrained
+    if config.runtime.placement is not Placement.single and not is_read:
         raise ConfigError(
-            f"runtime.placement={config.runtime.placement} is for models on disk: save the model and name its folder"
+            f"runtime.placement={config.runtime.placement} is for models on disk with model.weights=pretrained, which "
+            "are dealt out as they are read: save the model and name its folder"
         )
     parse_layers(finetune.layers)
     _check_trainable(finetune.trainable)

@@ -47,13 +47,15 @@ def recorded_attention(
     prefix = None
     if now is not None:
         layer = now.layer_of.get(module, -1)
-        prefix = now.key_values(layer)
+        prefix = now.shared[layer] if now.shared else None
         if now.watch is not None:
             for part, tensor in (("q", query), ("k", key), ("v", value)):
                 now.watch(layer, part, tensor)
-        _record(now, layer, query, key, prefix, rule)
+        now.calls.append(layer)
         if now.keep_keys:
             now.keys_and_values[layer] = (key, value)
+        else:
+            _record(now, layer, query, key, prefix, rule)
     return _attend(query, key, value, prefix, rule).transpose(1, 2).contiguous(), None
 
 
@@ -75,42 +77,57 @@ class _Rule:
 
 
 def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule) -> None:
-    now.calls.append(layer)
-    if now.keep_keys:
-        return
-    last = precise(now.last(query, 2))  # example head head_dim
     groups = query.shape[1] // key.shape[1]
-    grouped = last.unflatten(1, (key.shape[1], groups))
-    own = rule.scores(torch.einsum("bkgd,bktd->bkgt", grouped, precise(key)).flatten(1, 2))
-    again = len(now.read_again())
-    before = again if prefix is None else prefix[0].shape[2]
-    seen, own = own[..., :again], own[..., again:]
-    now.scores[layer] = blank_unseen(own, now, before, rule.reach)
-    if (now.keep_context or now.mass_from is not None) and before:
-        if prefix is not None:
-            seen = rule.scores(torch.einsum("bkgd,ktd->bkgt", grouped, precise(prefix[0][0]))).flatten(1, 2)
-        last_position = before + now.lengths.to(seen.device)[:, None] - 1
-        visible = rule.reach.sees(last_position, torch.arange(before, device=seen.device)[None])
-        record_context(now, layer, seen.masked_fill(~visible[:, None], float("nan")), now.scores[layer], rule.sink)
-    if now.keep_queries == "last":
-        now.queries[layer] = (last * rule.scale).flatten(1)
-    elif now.keep_queries == "all":
-        now.queries[layer] = (precise(query[:, :, again:]) * rule.scale).transpose(1, 2).flatten(2)
+    last = precise(now.last(query, 2)).unflatten(1, (key.shape[1], groups))
+    scores, context = rule.scores(torch.einsum("bkgd,bktd->bkgt", last, precise(key)).flatten(1, 2)), now.before
+    if prefix is not None and now.wanted & {"context_scores", "context_mass"}:
+        seen = torch.einsum("bkgd,ktd->bkgt", last, precise(prefix[0][0])).flatten(1, 2)
+        scores = torch.cat([rule.scores(seen), scores], dim=-1)
+    elif prefix is not None:
+        context = 0
+    keep_scores(now, layer, scores, context, rule.reach, rule.sink)
+    keep_queries(now, layer, query, rule.scale)
 
 
-def record_context(
+def keep_scores(
     now: AttentionPass,
     layer: int,
-    context: Float[Tensor, "example head context"],
-    own: Float[Tensor, "example head key"],
+    scores: Float[Tensor, "example head key"],
+    context: int,
+    reach: Reach,
     sink: Float[Tensor, " head"] | None = None,
 ) -> None:
-    """Keep what is wanted of the last token's scores with the prefix; NaN where a token is not visible."""
-    if now.keep_context:
-        now.context_scores[layer] = context.sum(dim=1)
-    if now.mass_from is not None:
-        shares = with_sink(torch.cat([context, own], dim=-1).nan_to_num(nan=float("-inf")), sink).softmax(-1)
-        now.context_mass[layer] = shares[..., now.mass_from : context.shape[-1]].sum(-1)
+    """Keep the last token's scores, NaN where it does not see: those with own tokens, and what is wanted of the others.
+
+    Args:
+        now: the pass.
+        layer: of these scores.
+        scores: with `context` tokens of the prefix, if any, and then with own tokens.
+        context: how many.
+        reach: how far tokens see.
+        sink: a score that takes its share of attention without a value.
+    """
+    first, lengths = now.before - context, now.lengths.to(scores.device)[:, None]
+    position = torch.arange(first, first + scores.shape[-1], device=scores.device)[None]
+    visible = reach.sees(now.before + lengths - 1, position)
+    scores = scores.masked_fill(~visible[:, None], float("nan"))
+    now.records["attention_scores"][layer] = scores[..., context:]
+    if context and "context_scores" in now.wanted:
+        now.records["context_scores"][layer] = scores[..., :context].sum(dim=1)
+    if context and "context_mass" in now.wanted:
+        shares = with_sink(scores.nan_to_num(nan=float("-inf")), sink).softmax(-1)
+        now.records["context_mass"][layer] = shares[..., now.bos : context].sum(-1)
+
+
+def keep_queries(
+    now: AttentionPass, layer: int, query: Float[Tensor, "example head token head_dim"], scale: float
+) -> None:
+    """Keep what is wanted of the attention queries, scaled as in attention."""
+    if "query_vectors" in now.wanted:
+        now.records["query_vectors"][layer] = (precise(now.last(query, 2)) * scale).flatten(1)
+    if "token_queries" in now.wanted:
+        own = precise(query[:, :, len(now.read_again) :])
+        now.records["token_queries"][layer] = (own * scale).transpose(1, 2).flatten(2)
 
 
 def with_sink(
@@ -122,24 +139,14 @@ def with_sink(
     return torch.cat([scores, sink.to(scores)[:, None].expand(*scores.shape[:-1], 1)], dim=-1)
 
 
-def blank_unseen(
-    own: Float[Tensor, "example head token"], now: AttentionPass, before: int, reach: Reach
-) -> Float[Tensor, "example head token"]:
-    """Own tokens first, NaN after them and where they are out of reach, behind `before` tokens of a prefix."""
-    width = own.shape[-1]
-    lengths = now.lengths.to(own.device)[:, None]
-    place = torch.arange(width, device=own.device)[None]
-    visible = (place < lengths) & reach.sees(before + lengths - 1, before + place)
-    return own.masked_fill(~visible[:, None], float("nan"))
-
-
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, rule: _Rule
 ) -> Float[Tensor, "example head token value_dim"]:
     before = 0 if prefix is None else prefix[0].shape[2]
-    plain = rule.softcap is None and rule.sink is None and not _one_each(prefix)
-    if not plain or rule.reach.hides(before + key.shape[2]):
-        return _attend_densely(query, key, value, prefix, rule)
+    one_each = prefix is not None and len(prefix[0]) > 1  # a prefix of its own for each sequence
+    is_plain = rule.softcap is None and rule.sink is None
+    if one_each or not is_plain or rule.reach.hides(before + key.shape[2]):
+        return _attend_densely(query, key, value, prefix, rule, fused=one_each and is_plain)
     groups = query.shape[1] // key.shape[1]
     if prefix is None:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
@@ -188,15 +195,10 @@ def _with_log_mass(
     return (scores.softmax(-1) @ precise(value)).to(query.dtype), scores.logsumexp(-1)
 
 
-def _one_each(prefix: KeyValues | None) -> bool:
-    """Whether each sequence has a prefix of its own."""
-    return prefix is not None and len(prefix[0]) > 1
-
-
 def _attend_densely(
-    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, rule: _Rule
+    query: Tensor, key: Tensor, value: Tensor, prefix: KeyValues | None, rule: _Rule, *, fused: bool
 ) -> Float[Tensor, "example head token value_dim"]:
-    """Attention with every score written out: for softcaps, sinks, windows and chunks."""
+    """Attention with every score written out: for softcaps, sinks, windows, chunks and prefixes of single sequences."""
     batch = query.shape[0]
     before = 0
     if prefix is not None:
@@ -206,7 +208,7 @@ def _attend_densely(
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     visible = visible_keys(query.shape[2], before, rule.reach, query.device)
-    if rule.softcap is None and rule.sink is None and _one_each(prefix):
+    if fused:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=rule.scale)
     scores = rule.scores(precise(query @ key.transpose(-1, -2)))
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -79,14 +80,12 @@ class AttentionPass:
 
     lengths: Int[Tensor, " example"]  # own tokens of each sequence; the rest of its row is padding
     # what stands before every sequence: keys and values by layer, shared or one for each sequence, or, where these
-    # cannot be shared, the tokens
+    # cannot be shared, the tokens, which are read again
     prefix: Prefix | None = None
     keep_keys: bool = False  # keep this pass's own keys and values (it is the pass over the prefix itself)
-    keep_context: bool = False  # also record scores with the prefix's tokens, summed over heads
-    # also record the share of attention that goes to the prefix's tokens from this place on, by head
-    mass_from: int | None = None
-    # also record the attention queries of the last token (`last`) or of every token (`all`)
-    keep_queries: str | None = None
+    # of `context_scores`, `context_mass` and `query_vectors` of `Recording`, and `token_queries`, those of every token
+    wanted: frozenset[str] = frozenset()
+    bos: int = 0  # how many tokens of the prefix do not count for `context_mass`
     # own tokens of each sequence's query; what follows is the beginning of a label
     query_lengths: Int[Tensor, " example"] | None = None
     questions: tuple[int, ...] = ()  # by sequence, the number of the question that it is for
@@ -95,22 +94,28 @@ class AttentionPass:
     watch: Callable[[int, str, Tensor], object] | None = None  # is shown each layer's queries, keys and values
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
-    scores: dict[int, Float[Tensor, "example head key"]] = field(default_factory=dict)
-    context_scores: dict[int, Float[Tensor, "example context"]] = field(default_factory=dict)
-    context_mass: dict[int, Float[Tensor, "example head"]] = field(default_factory=dict)
-    queries: dict[int, Tensor] = field(default_factory=dict)
+    # what was recorded: `attention_scores` always, and what is wanted; by name and layer
+    records: dict[str, dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
 
-    def prefix_length(self) -> int:
-        """Tokens that stand before every sequence and are not read again."""
-        return self.prefix[0][0].shape[2] if self.prefix and isinstance(self.prefix, list) else 0
+    @property
+    def shared(self) -> list[KeyValues] | None:
+        """The keys and values of a prefix, by layer."""
+        return self.prefix if isinstance(self.prefix, list) else None
 
+    @property
     def read_again(self) -> tuple[int, ...]:
         """Tokens that are read before each sequence's own, in the same pass."""
         return self.prefix if isinstance(self.prefix, tuple) else ()
 
-    def key_values(self, layer: int) -> KeyValues | None:
-        """The shared prefix in one layer."""
-        return self.prefix[layer] if self.prefix and isinstance(self.prefix, list) else None
+    @property
+    def prefix_length(self) -> int:
+        """Tokens that stand before every sequence and are not read again."""
+        return self.shared[0][0].shape[2] if self.shared else 0
+
+    @property
+    def before(self) -> int:
+        """Tokens that stand before every sequence's own."""
+        return self.prefix_length + len(self.read_again)
 
     def query_ends(self) -> Int[Tensor, " example"]:
         """How many own tokens of each sequence are its query's: all of them, unless a label follows."""
@@ -118,13 +123,11 @@ class AttentionPass:
 
     def last(self, tokens: Float[Tensor, "example *head token rest"], axis: int) -> Tensor:
         """The slice at each sequence's last token along `axis`, whether or not the tokens before its own are there."""
-        at = (self.lengths - 1).to(tokens.device)
-        if self.read_again():
-            at = at + tokens.shape[axis] - int(self.lengths.max())
-        index = at.view(-1, *[1] * (tokens.ndim - 1)).expand(
-            *[1 if i == axis % tokens.ndim else n for i, n in enumerate(tokens.shape)]
-        )
-        return tokens.gather(axis % tokens.ndim, index).squeeze(axis)
+        index = (self.lengths - 1).to(tokens.device)
+        if self.read_again:
+            index = index + tokens.shape[axis] - int(self.lengths.max())
+        shape = [1 if number == axis else size for number, size in enumerate(tokens.shape)]
+        return tokens.gather(axis, index.view(-1, *[1] * (tokens.ndim - 1)).expand(shape)).squeeze(axis)
 
 
 _current: ContextVar[AttentionPass | None] = ContextVar("attention_pass", default=None)
@@ -136,10 +139,10 @@ def current_pass() -> AttentionPass | None:
 
 
 @contextmanager
-def attention_pass(current: AttentionPass) -> Iterator[AttentionPass]:
+def attention_pass(current: AttentionPass) -> Iterator[None]:
     """Let attention see `current` and record into it, within this block only."""
     token = _current.set(current)
     try:
-        yield current
+        yield
     finally:
         _current.reset(token)

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,42 +38,17 @@ TOKENIZER_OTHER = (
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True)
-class InMemory:
-    """A model that the user has loaded, while it is measured."""
-
-    network: Any  # a transformers model; of a PeftModel a copy with the adapters merged
-    folder: Path  # its config and tokenizer as files
-    revision: str  # a digest of `inputs`
-    inputs: dict[str, str]  # the SHA-256 of these files and of the weights
-
-
-_in_memory: ContextVar[InMemory | None] = ContextVar("model_in_memory", default=None)
+_in_memory: ContextVar[tuple[str, Path] | None] = ContextVar("model_in_memory", default=None)
 
 
 @contextmanager
-def in_memory(model: InMemory) -> Iterator[None]:
-    """Within the block, a config with `model.source=memory` and the model's revision means this model."""
-    token = _in_memory.set(model)
+def in_memory(revision: str, folder: Path) -> Iterator[None]:
+    """Within the block, a config with `model.source=memory` and this revision means the model saved in a folder."""
+    token = _in_memory.set((revision, folder))
     try:
         yield
     finally:
         _in_memory.reset(token)
-
-
-def model_in_memory(config: ModelConfig) -> InMemory:
-    """The model in memory that a config means.
-
-    Raises:
-        ConfigError: this process does not hold it.
-    """
-    model = _in_memory.get()
-    if model is None or model.revision != config.revision:
-        raise MissingInput(
-            f"model.name={config.name} (model.source=memory, {config.revision}) is not on disk: it was in the memory "
-            "of a process that called iclgd.run(model=...), and is measured there alone, with hydra/launcher=basic"
-        )
-    return model
 
 
 def model_inputs(model: ModelConfig) -> dict[str, str]:
@@ -89,8 +63,6 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
     """
     if model.file is not None and _is_outside(model.file):
         raise ConfigError(f"model.file={model.file} leads out of the package or folder: name a file inside it")
-    if model.source is ModelSource.memory:
-        return model_in_memory(model).inputs
     if model.source is ModelSource.package:
         return {str(model.file): digest_of(packaged_file(model))}
     folder = local_folder(model)
@@ -110,7 +82,19 @@ def dtype_name(name: str, model: ModelConfig) -> str:
 
 
 def local_folder(model: ModelConfig) -> Path:
-    """The folder that a model's name means; where it does not exist, the name is the hub's."""
+    """The folder that a model's name means; where it does not exist, the name is the hub's.
+
+    Raises:
+        ConfigError: the model was in the memory of another process.
+    """
+    if model.source is ModelSource.memory:
+        revision, folder = _in_memory.get() or (None, Path())
+        if revision is None or revision != model.revision:
+            raise MissingInput(
+                f"model.name={model.name} (model.source=memory, {model.revision}) is not on disk: it was in the memory "
+                "of a process that called iclgd.run(model=...), and is measured there alone, with hydra/launcher=basic"
+            )
+        return folder
     return toy_model_folder(model.name) if model.source is ModelSource.toy else Path(model.name).expanduser()
 
 
@@ -177,12 +161,7 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
 
 def layers_of(model: ModelConfig) -> int | None:
     """How many blocks a model has, from its config.json; None where that is not at hand without a network."""
-    if model.source is ModelSource.package:
-        folder = conversion_folder(model)
-    elif model.source is ModelSource.memory:
-        folder = model_in_memory(model).folder
-    else:
-        folder = local_folder(model)
+    folder = conversion_folder(model) if model.source is ModelSource.package else local_folder(model)
     path: Any = folder / "config.json"
     if not folder.is_dir() and model.source is ModelSource.hub:
         from huggingface_hub import try_to_load_from_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,24 +25,23 @@ def forward(
     Raises:
         UnsupportedModelError: attention was not seen exactly once a layer, so that a record would be wrong.
     """
-    now.layer_of, again = model.anatomy.layer_of, now.read_again()
+    now.layer_of, again = model.anatomy.layer_of, now.read_again
     before = torch.tensor(again, dtype=torch.long).expand(len(token_ids), -1)
     token_ids = torch.cat([before.to(token_ids.device), token_ids], dim=1).to(model.device)
     arguments = _arguments(model, token_ids, now)
     _refuse_two_sides(model, now)
-    watch: AbstractContextManager[None] = nullcontext()
-    if not model.anatomy.interface:
-        watch = intercepted(model.anatomy, now, len(token_ids))
-    with attention_pass(now), watch:
+    is_seen = model.anatomy.interface
+    with attention_pass(now), nullcontext() if is_seen else intercepted(model.anatomy, now, len(token_ids)):
         output = model.anatomy.body(input_ids=token_ids, **arguments)
-    if sorted(now.calls) != sorted(model.anatomy.layer_of.values()):
+    expected = sorted(model.anatomy.layer_of.values())
+    if sorted(now.calls) != expected:
         raise UnsupportedModelError(
             f"{type(model.network).__name__}: attention was seen in layers {sorted(now.calls)} in one pass, expected "
-            f"each of {sorted(model.anatomy.layer_of.values())} once; this model cannot be recorded"
+            f"each of {expected} once; this model cannot be recorded"
         )
-    if now.keep_keys and not model.anatomy.interface:
+    if now.keep_keys and not is_seen:
         cache = output.past_key_values
-        now.keys_and_values = {i: (entry.keys, entry.values) for i, entry in enumerate(cache.layers)}
+        now.keys_and_values = {i: (layer.keys, layer.values) for i, layer in enumerate(cache.layers)}
     return output.last_hidden_state[:, len(again) :]
 
 
@@ -58,7 +57,7 @@ def _refuse_two_sides(model: LanguageModel, now: AttentionPass) -> None:
         return
     window = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
     window = int(window or config.max_position_embeddings)
-    before, reach = now.prefix_length(), now.prefix_length() + int(now.lengths.max())
+    before, reach = now.prefix_length, now.prefix_length + int(now.lengths.max())
     if 0 < before <= window < reach:
         raise UnsupportedModelError(
             f"{type(model.network).__name__} turns positions by other angles beyond its original window of {window} "
@@ -90,29 +89,26 @@ def encode_prefix(model: LanguageModel, token_ids: tuple[int, ...]) -> Prefix | 
 
 def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> dict[str, Any]:
     batch, width = token_ids.shape
-    before, lengths = now.prefix_length(), now.lengths.to(token_ids.device) + len(now.read_again())
-    place = torch.arange(width, device=token_ids.device).expand(batch, width)
-    first = before if now.first_position is None else now.first_position
-    positions = (first + place).minimum(first + lengths[:, None] - 1)  # padding's stay inside the window
+    lengths = now.lengths.to(token_ids.device)[:, None] + len(now.read_again)
+    column = torch.arange(width, device=token_ids.device).expand(batch, width)
+    first = now.prefix_length if now.first_position is None else now.first_position
+    arguments: dict[str, Any] = {
+        "position_ids": first + column.minimum(lengths - 1),  # padding's stay inside the window
+        "use_cache": False,
+    }
     if model.anatomy.interface:  # all tokens count, or transformers takes positions of padding for packed sequences
-        arguments = {"attention_mask": torch.ones_like(token_ids), "position_ids": positions, "use_cache": False}
-        return arguments if model.anatomy.layer_of else _known_to(model, arguments)
-    own = place < lengths[:, None]
-    seen = torch.ones(batch, before, dtype=torch.bool, device=token_ids.device)
-    arguments: dict[str, Any] = {"attention_mask": torch.cat([seen, own], dim=1).long(), "use_cache": now.keep_keys}
-    if "position_ids" in inspect.signature(model.anatomy.body.forward).parameters:
-        arguments["position_ids"] = positions
-    if now.keep_keys or now.prefix_length():
-        shared = now.prefix if isinstance(now.prefix, list) else None
-        arguments["past_key_values"] = _cache(shared, batch)
-        arguments["use_cache"] = True
-    return arguments
-
-
-def _known_to(model: LanguageModel, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a model without attention has; it counts no positions."""
+        arguments["attention_mask"] = torch.ones_like(token_ids)
+    else:
+        seen = torch.ones(batch, now.prefix_length, dtype=torch.bool, device=token_ids.device)
+        arguments["attention_mask"] = torch.cat([seen, column < lengths], dim=1).long()
+        if now.keep_keys or now.shared:
+            arguments |= {"past_key_values": _cache(now.shared, batch), "use_cache": True}
     names = inspect.signature(model.anatomy.body.forward).parameters
-    return {name: value for name, value in arguments.items() if name in names}
+    if not model.anatomy.layer_of:  # a model without attention has no mask, and counts no positions
+        return {name: value for name, value in arguments.items() if name in names}
+    if "position_ids" not in names and not model.anatomy.interface:
+        del arguments["position_ids"]
+    return arguments
 
 
 def _cache(prefix: list[KeyValues] | None, batch: int) -> DynamicCache:

@@ -1,25 +1,23 @@
-"""A model that the user has loaded: identified by its content, and measured as a copy, so that it stays as it is."""
+"""A model that the user has loaded: saved to a temporary folder and measured from there, so that it stays as it is."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from iclgd.common.digests import digest_of, digest_of_text
-from iclgd.config import ConfigError
-from iclgd.models.files import InMemory, in_memory
+from iclgd.common.digests import digest_of_text
+from iclgd.config import ConfigError, ModelConfig
+from iclgd.models.files import in_memory, model_inputs
 from iclgd.models.products import HALF
 from iclgd.models.proofs import TOLERANCE, relative_error
 from iclgd.models.refusals import refusing
@@ -40,38 +38,40 @@ _ON_DISK = "save it with save_pretrained and name its folder: model=hf model.nam
 
 
 @contextmanager
-def holding(model: object, tokenizer: Any) -> Iterator[dict[str, str]]:
+def holding(model: Any, tokenizer: Any) -> Iterator[dict[str, str]]:
     """Make a model in memory known while the block lasts.
 
     Args:
         model: a causal language model of transformers, or a PeftModel, which counts with its active adapters merged.
-            Nothing of it is changed, but its weights are held a second time while it is measured (a PeftModel's a third
-            time).
+            Nothing of it is changed; its weights are saved in the folder for temporary files (TMPDIR).
         tokenizer: its tokenizer, of transformers.
 
     Yields:
         The settings of `model` that mean it; its revision is a digest of weights, config and tokenizer.
 
     Raises:
-        ConfigError: it is not such a model, its weights are not all there, or it computes something else than its
-            config and weights say (it is hooked or patched, or its adapters are off).
+        ConfigError: it is not such a model, it cannot be saved, or it computes something else than its config and
+            weights say (it is hooked or patched, or its adapters are off).
     """
     if tokenizer is None:
         raise ConfigError("a model in memory needs its tokenizer: iclgd.run(model=MODEL, tokenizer=TOKENIZER)")
+    transformers_logging.disable_progress_bar()
     network = _merge_adapters(model)
     with tempfile.TemporaryDirectory(prefix="iclgd-memory-") as temporary:
         folder = Path(temporary)
-        _write(network.config, tokenizer, folder)
-        _refuse_other_tokens(tokenizer, folder)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        inputs = {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
-        inputs["weights"] = _digest(network.state_dict())
-        _refuse_other_arithmetic(cast(Any, model), network, folder)
-        revision = digest_of_text(json.dumps(inputs))[:16]
+        with refusing("the model in memory could not be saved and loaded again", _ON_DISK):
+            _save(network, tokenizer, folder)
+            _refuse_other_tokens(tokenizer, folder)
+            _refuse_other_arithmetic(model, network.dtype, folder)
+        revision = digest_of_text(json.dumps(model_inputs(ModelConfig(name=str(folder)))))[:16]
         name = getattr(network.config, "_name_or_path", "") or type(network).__name__
-        dtype = str(cast(Any, model).dtype).removeprefix("torch.")
-        with in_memory(InMemory(network, folder, revision, inputs)):
-            yield {"source": "memory", "name": name, "revision": revision, "dtype": dtype}
+        with in_memory(revision, folder):
+            yield {
+                "source": "memory",
+                "name": name,
+                "revision": revision,
+                "dtype": str(model.dtype).removeprefix("torch."),
+            }
 
 
 def _merge_adapters(model: Any) -> PreTrainedModel:
@@ -93,17 +93,23 @@ def _merge_adapters(model: Any) -> PreTrainedModel:
     return model
 
 
-def _write(config: PretrainedConfig, tokenizer: Any, folder: Path) -> None:
-    """Config and tokenizer as files, without what belongs to this session alone and does not bear on numbers."""
-    with refusing("config and tokenizer of the model in memory could not be written to files", _ON_DISK):
-        config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        for file, dropped in _OF_SESSION.items():
-            path = folder / file
-            if path.is_file():
-                content = json.loads(path.read_text("utf-8"))
-                lasting = {key: content[key] for key in content if key not in dropped and not key.startswith("_")}
-                path.write_text(json.dumps(lasting), encoding="utf-8")
+def _save(network: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Write the model's files, without what belongs to this session alone and does not bear on numbers.
+
+    An empty model of transformers' class saves the weights, for saving changes a model's config, and the user's class
+    may be their own.
+    """
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(network.config)]
+    with torch.device("meta"):
+        empty = kind(copy.deepcopy(network.config))
+    empty.save_pretrained(folder, state_dict=network.state_dict())
+    tokenizer.save_pretrained(folder)
+    for file, dropped in _OF_SESSION.items():
+        path = folder / file
+        if path.is_file():
+            content = json.loads(path.read_text("utf-8"))
+            lasting = {key: content[key] for key in content if key not in dropped and not key.startswith("_")}
+            path.write_text(json.dumps(lasting), encoding="utf-8")
 
 
 def _refuse_other_tokens(tokenizer: Any, folder: Path) -> None:
@@ -111,67 +117,33 @@ def _refuse_other_tokens(tokenizer: Any, folder: Path) -> None:
 
     For some families transformers makes a tokenizer of its own from the vocabulary that it finds.
     """
-    with refusing("the tokenizer of the model in memory could not be loaded again", _ON_DISK):
-        other, size = AutoTokenizer.from_pretrained(folder), len(tokenizer)
-        words = [tokenizer.decode([token]) for token in range(0, size, max(1, size // 1000))]
-        for text in (*_TEXTS, " ".join(words), *words):
-            tokens, others = (each(text, add_special_tokens=False)["input_ids"] for each in (tokenizer, other))
-            if list(tokens) != list(others):
-                raise ConfigError(
-                    f"the tokenizer given with the model makes other tokens once it is saved beside it: of {text!r} "
-                    f"{len(tokens)}, and {len(others)} as transformers loads it ({type(other).__name__}); load it from "
-                    "the saved folder (AutoTokenizer.from_pretrained) and see whether you want what it becomes"
-                )
+    other, size = AutoTokenizer.from_pretrained(folder), len(tokenizer)
+    words = [tokenizer.decode([token]) for token in range(0, size, max(1, size // 1000))]
+    for text in (*_TEXTS, " ".join(words), *words):
+        tokens, others = (each(text, add_special_tokens=False)["input_ids"] for each in (tokenizer, other))
+        if list(tokens) != list(others):
+            raise ConfigError(
+                f"the tokenizer given with the model makes other tokens once it is saved beside it: of {text!r} "
+                f"{len(tokens)}, and {len(others)} as transformers loads it ({type(other).__name__}); load it from "
+                "the saved folder (AutoTokenizer.from_pretrained) and see whether you want what it becomes"
+            )
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        if tensor.is_meta or hasattr(tensor, "to_local"):
-            raise ConfigError(f"the weights of the model are not all in this process's memory ({name}): {_ON_DISK}")
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def copy_network(network: PreTrainedModel, arguments: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A copy of a model, made of its weights and a config alone, and what `from_pretrained` said of it.
-
-    `arguments` are those of `from_pretrained`, the config among them. The copy is of transformers' class, not the
-    user's, which may be their own.
-    """
-    transformers_logging.disable_progress_bar()
-    state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(network.config)]
-    return kind.from_pretrained(None, state_dict=state, **arguments)
-
-
-def _refuse_other_arithmetic(model: Any, network: PreTrainedModel, folder: Path) -> None:
-    """Refuse a model whose copy computes something else, since the copy is what is measured."""
-    with refusing("the model in memory could not be copied", _ON_DISK):
-        arguments = {"config": AutoConfig.from_pretrained(folder), "dtype": network.dtype}
-        arguments |= {"attn_implementation": "eager", "ignore_mismatched_sizes": True, "output_loading_info": True}
-        other, info = copy_network(network, arguments)
-    if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
-        return  # which loading refuses with the names of the weights
-    tokens, plain = some_tokens(network)[None], {"use_cache": False, "return_dict": True}
-    with _evaluated(model), torch.no_grad():  # no inference mode: what the model may cache is used in training
-        expected = model(input_ids=tokens.to(network.device), **plain).logits.float().cpu()
-        logits = other.eval()(input_ids=tokens, **plain).logits.float()
-    error = relative_error(logits, expected)
-    if not error <= max(TOLERANCE[model.dtype], TOLERANCE[network.dtype]):
+def _refuse_other_arithmetic(model: Any, dtype: torch.dtype, folder: Path) -> None:
+    """Refuse a model that computes something else than what was saved does, since that is what is measured."""
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    tokens, modes = some_tokens(cast(Any, saved))[None], [(module, module.training) for module in model.modules()]
+    plain = {"use_cache": False, "return_dict": True}
+    try:
+        model.eval()
+        with torch.no_grad():  # no inference mode: what the model may cache is used in training
+            expected = model(input_ids=tokens.to(model.device), **plain).logits.float().cpu()
+            error = relative_error(saved(input_ids=tokens, **plain).logits.float(), expected)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not error <= max(TOLERANCE[model.dtype], TOLERANCE[dtype]):
         raise ConfigError(
             "the model in memory computes something else than its config and weights say (logits differ by "
             f"{error:.1e} of their size): remove hooks and patches, enable its adapters, or give the model without them"
         )
-
-
-@contextmanager
-def _evaluated(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off, and every module's mode as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    with contextlib.ExitStack() as stack:
-        for module, mode in modes:
-            stack.callback(setattr, module, "training", mode)
-        model.eval()
-        yield

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from iclgd.common.printable import printable
 from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.config.enumerations import Dtype, Matmul, ModelSource, Weights
+from iclgd.config.enumerations import Dtype, Matmul, ModelSource, Placement, Weights
 from iclgd.models.anatomy import LanguageModel, UnsupportedModelError
 from iclgd.models.discovery import discover
 from iclgd.models.files import (
@@ -26,15 +27,13 @@ from iclgd.models.files import (
     dtype_name,
     hub_folder,
     local_folder,
-    model_in_memory,
     model_inputs,
     packaged_file,
     read_object,
     refuse_missing_weights,
 )
-from iclgd.models.in_memory import copy_network
 from iclgd.models.layer_discovery import Description
-from iclgd.models.placement import loading_arguments, place, refuse_quantised
+from iclgd.models.placement import loading_arguments, refuse_quantised
 from iclgd.models.products import compute_in_float32, stored_dtype
 from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
@@ -114,7 +113,9 @@ def _load(
     config = _config(model, files)
     refuse_quantised(model, config)
     stored = stored_dtype(runtime.dtype, dtype)
-    network = place(_weights(model, files, stored, runtime, config), runtime, device)
+    network = _weights(model, files, stored, runtime, config)
+    if runtime.placement is Placement.single:
+        network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
     if stored is not dtype:
         compute_in_float32(network)
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
@@ -164,8 +165,6 @@ def _arguments(folder: Path, gguf: str | None = None) -> dict[str, Any]:
 
 def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> dict[str, Any]:
     """Where a model's files lie, as arguments for transformers' loaders; files of the hub are downloaded."""
-    if model.source is ModelSource.memory:
-        return _arguments(model_in_memory(model).folder)
     if model.source is ModelSource.package:
         return _arguments(convert(model))
     folder = local_folder(model)
@@ -240,14 +239,10 @@ def _weights(
         if model.weights is Weights.pretrained:
             settings |= loading_arguments(runtime)
         if "gguf_file" not in files:
+            refuse_missing_weights(Path(files["pretrained_model_name_or_path"]), model.name)
             settings |= {"use_safetensors": True, "config": config}
         settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that both can be named
-        if model.source is ModelSource.memory:
-            network, info = copy_network(model_in_memory(model).network, settings)
-        else:
-            if "gguf_file" not in files:
-                refuse_missing_weights(Path(files["pretrained_model_name_or_path"]), model.name)
-            network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**files, **settings)
+        network, info = cast(Any, AutoModelForCausalLM).from_pretrained(**files, **settings)
         refuse_incomplete(network, info, model.name)
         network.config._name_or_path = model.name
         if model.weights is Weights.keep_embeddings:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Placement
@@ -72,30 +72,6 @@ def _accelerate_names(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-def place(network: PreTrainedModel, runtime: RuntimeConfig, device: torch.device) -> PreTrainedModel:
-    """Put a model on its devices, unless `from_pretrained` has done so already."""
-    if runtime.placement is Placement.single:
-        return cast(PreTrainedModel, cast(nn.Module, network).to(device))
-    if hasattr(network, "hf_device_map"):
-        return network
-    return dispatch(network, loading_arguments(runtime))
-
-
-def dispatch(network: PreTrainedModel, arguments: Mapping[str, Any]) -> PreTrainedModel:
-    """Deal out a model that lies in CPU memory, by the arguments of `loading_arguments`."""
-    from accelerate import dispatch_model, infer_auto_device_map
-    from accelerate.utils import get_balanced_memory
-
-    device_map, max_memory = arguments["device_map"], arguments.get("max_memory")
-    if not isinstance(device_map, Mapping):
-        whole = list(network._no_split_modules or ())
-        if device_map != "sequential":
-            max_memory = get_balanced_memory(network, max_memory, whole, low_zero=device_map == "balanced_low_0")
-        device_map = infer_auto_device_map(network, max_memory, whole)
-    placed = dispatch_model(network, dict(device_map), offload_dir=arguments.get("offload_folder"))
-    return cast(PreTrainedModel, placed)
-
-
 def devices_of(network: nn.Module) -> tuple[str, ...]:
     """Every device that holds a part of a model, `cpu` and `disk` among them where weights wait there."""
     device_map = getattr(network, "hf_device_map", None)
@@ -105,14 +81,15 @@ def devices_of(network: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _hook(module: nn.Module) -> Any:
-    """The hook of accelerate that brings this module's own parameters in; None where they are at hand."""
-    return next((hook for hook in _hooks(module) if getattr(hook, "offload", False)), None)
-
-
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    """The hooks of accelerate on one module."""
     hook = getattr(module, "_hf_hook", None)
     return tuple(getattr(hook, "hooks", (hook,)))
+
+
+def _offload_hook(module: nn.Module) -> Any:
+    """The hook that brings this module's own parameters in; None where they are at hand."""
+    return next((hook for hook in _hooks(module) if getattr(hook, "offload", False)), None)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -130,7 +107,7 @@ def resident(modules: Iterable[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for module in dict.fromkeys(modules):
             for part in module.modules():
-                hook = _hook(part)
+                hook = _offload_hook(part)
                 if hook is not None:
                     hook.pre_forward(part)
                     hook.offload = False
@@ -150,7 +127,7 @@ def read_again(network: nn.Module) -> Iterator[None]:
     Autograd would otherwise keep every weight that a forward pass used, so that the whole model would be in memory at
     the end of it.
     """
-    modules = [module for module in network.modules() if _hook(module) is not None]
+    modules = [module for module in network.modules() if _offload_hook(module) is not None]
     if not modules:
         yield
         return

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -83,30 +83,28 @@ def record(
     Returns:
         The recording, in the order of `questions`.
     """
-    probes = _probes(questions, plan)
     prefix = model.prefixes[-1] if model.prefixes else encode_prefix(model, context)
-    collected = _Collected(len(questions), max(len(question.options) for question in questions))
+    records = _empty_records(questions, plan)
     budget = plan.batch_tokens or (_TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS_ON_GPU)
-    waiting = sorted(probes, key=lambda probe: -len(probe.token_ids))  # memory runs out early if at all
+    waiting = sorted(_probes(questions, plan), key=lambda probe: -len(probe.token_ids))  # the longest need most memory
     while waiting:
         batch = waiting[: max(1, budget // len(waiting[0].token_ids))]
         try:
-            _run_batch(model, batch, prefix, plan, collected)
-        except RuntimeError as error:
-            if not _out_of_memory(error) or len(batch) == 1:
-                raise
-            budget = len(batch[0].token_ids) * (len(batch) // 2)
-            log.warning(
-                "out of memory: a batch of %d is halved, and later ones; runtime.batch_tokens=%d", len(batch), budget
-            )
-        else:
+            _run_batch(model, batch, prefix, plan, records)
             del waiting[: len(batch)]
             advance(sum(probe.recorded for probe in batch))
             continue
-        gc.collect()
+        except RuntimeError as error:
+            if not _out_of_memory(error) or len(batch) == 1:
+                raise
+        budget = len(batch[0].token_ids) * (len(batch) // 2)
+        log.warning(
+            "out of memory: a batch of %d is halved, and later ones; runtime.batch_tokens=%d", len(batch), budget
+        )
+        gc.collect()  # outside of the handler, whose error holds the tensors of the batch
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return collected.recording(plan)
+    return Recording(**{name: _by_example([record[name] for record in records]) for name in records[0]})
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
@@ -114,9 +112,19 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _stacked(by_layer: Sequence[Tensor]) -> Tensor:
-    """One tensor of all layers, which may lie on several devices; layers along axis 1."""
-    return torch.stack([tensor.to(by_layer[-1].device) for tensor in by_layer], dim=1).float()
+def _empty_records(questions: Sequence[Question], plan: RecordPlan) -> list[dict[str, Tensor]]:
+    """A record for each example, with options that are not scored yet."""
+    options = max(len(question.options) for question in questions)
+    names = ["label_scores", *({"option_is_greedy"} & plan.optional)]
+    return [{name: torch.full((options,), float("nan")) for name in names} for _ in questions]
+
+
+def _by_example(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor of all examples, with NaN behind those that are shorter along the last axis."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return torch.stack(
+        [nn.functional.pad(tensor, (0, width - tensor.shape[-1]), value=float("nan")) for tensor in tensors]
+    )
 
 
 def _probes(questions: Sequence[Question], plan: RecordPlan) -> list[_Probe]:
@@ -137,14 +145,13 @@ def _run_batch(
     batch: Sequence[_Probe],
     prefix: Prefix | None,
     plan: RecordPlan,
-    collected: _Collected,
+    records: list[dict[str, Tensor]],
 ) -> None:
     now = AttentionPass(
         lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
         prefix=prefix,
-        keep_context="context_scores" in plan.optional,
-        mass_from=plan.bos if "context_mass" in plan.optional else None,
-        keep_queries="last" if "query_vectors" in plan.optional else None,
+        wanted=plan.optional,
+        bos=plan.bos,
         query_lengths=torch.tensor([probe.query_length for probe in batch]),
         questions=tuple(probe.example for probe in batch),
     )
@@ -154,8 +161,8 @@ def _run_batch(
         stack.enter_context(entered(model, token_ids, now))
         outputs = {str(site): stack.enter_context(last_outputs(model, site, now)) for site in sites}
         hidden = forward(model, token_ids, now)
-    collected.take_attention(batch, _complete(model, now, outputs))
-    _score_options(model, batch, hidden, plan, collected)
+    _keep_activations(model, batch, now, outputs, records)
+    _score_options(model, batch, hidden, plan, records)
 
 
 @contextmanager
@@ -172,29 +179,36 @@ def last_outputs(
         yield outputs
 
 
-def _complete(
-    model: LanguageModel, now: AttentionPass, outputs: dict[str, dict[int, Tensor]]
-) -> dict[str, list[Tensor]]:
-    """What a batch leaves behind, with an item for each layer."""
-    batch, width = len(now.lengths), int(now.lengths.max())
-    before = now.prefix_length() + len(now.read_again())
-    complete = {name: [layers[i] for i in range(model.layers)] for name, layers in outputs.items()}
-    complete["attention_scores"] = _filled(model, now.scores, (batch, 1, width))
-    if now.keep_context and before:
-        complete["context_scores"] = _filled(model, now.context_scores, (batch, before))
-    if now.mass_from is not None and before:
-        complete["context_mass"] = _filled(model, now.context_mass, (batch, 1))
-    if now.keep_queries:
-        complete["query_vectors"] = _filled(model, now.queries, (batch, 1), padding=0.0)
-    return complete
+def _keep_activations(
+    model: LanguageModel,
+    batch: Sequence[_Probe],
+    now: AttentionPass,
+    outputs: dict[str, dict[int, Tensor]],
+    records: list[dict[str, Tensor]],
+) -> None:
+    rows = [row for row, probe in enumerate(batch) if probe.recorded]
+    # What attention records, and its shape where no layer has attention.
+    shapes: dict[str, tuple[int, ...]] = {"attention_scores": (len(batch), 1, int(now.lengths.max()))}
+    if now.before:
+        shapes |= {"context_scores": (len(batch), now.before), "context_mass": (len(batch), 1)}
+    shapes["query_vectors"] = (len(batch), 1)
+    by_layer = {name: [layers[layer] for layer in range(model.layers)] for name, layers in outputs.items()}
+    for name, shape in shapes.items():
+        if name in ("attention_scores", *now.wanted):
+            by_layer[name] = _every_layer(model, now.records[name], shape, 0.0 if name == "query_vectors" else math.nan)
+    for name, layers in by_layer.items():
+        stacked = _stacked([layer[rows] for layer in layers]).cpu()
+        for row, tensor in zip(rows, stacked, strict=True):
+            length = len(batch[row].token_ids)
+            records[batch[row].example][name] = tensor[..., :length] if name == "attention_scores" else tensor
 
 
-def _filled(
-    model: LanguageModel, by_layer: dict[int, Tensor], least: tuple[int, ...], padding: float = float("nan")
+def _every_layer(
+    model: LanguageModel, by_layer: dict[int, Tensor], least: tuple[int, ...], padding: float
 ) -> list[Tensor]:
     """An item for each layer, all of one shape: NaN in layers without attention, `padding` where heads are fewer."""
     shape = torch.Size(map(max, zip(least, *(tensor.shape for tensor in by_layer.values()), strict=True)))
-    blank = torch.full(shape, float("nan"), device=model.device)
+    blank = torch.full(shape, math.nan, device=model.device)
     complete = [by_layer.get(layer, blank) for layer in range(model.layers)]
     for layer, tensor in enumerate(complete):
         if tensor.shape != shape:
@@ -203,73 +217,34 @@ def _filled(
     return complete
 
 
+def _stacked(by_layer: Sequence[Tensor]) -> Tensor:
+    """One tensor of all layers, which may lie on several devices; layers along axis 1."""
+    return torch.stack([tensor.to(by_layer[-1].device) for tensor in by_layer], dim=1).float()
+
+
 def _score_options(
     model: LanguageModel,
     batch: Sequence[_Probe],
     hidden: Float[Tensor, "example token d_model"],
     plan: RecordPlan,
-    collected: _Collected,
+    records: list[dict[str, Tensor]],
 ) -> None:
     """Log-probabilities are needed at the query's last token, and behind it for labels of several tokens."""
-    rows, places, first = [], [], []
+    spans = []
     for row, probe in enumerate(batch):
-        start = probe.query_length - 1
-        reach = max((len(option) for _, option in probe.options), default=1)
-        first.append(len(rows))
-        rows += [row] * reach
-        places += range(start, start + reach)
-    chosen = hidden[torch.tensor(rows, device=hidden.device), torch.tensor(places, device=hidden.device)]
-    log_probs = model.anatomy.unembed(chosen).log_softmax(dim=-1)
-    asked = [(row, number, option) for row, probe in enumerate(batch) for number, option in probe.options]
-    pairs = [(first[row] + step, token) for row, _, option in asked for step, token in enumerate(option)]
-    flat = torch.tensor(pairs, dtype=torch.long, device=log_probs.device).view(-1, 2)  # there may be none
-    values = iter(log_probs[flat[:, 0], flat[:, 1]].tolist())
-    for row, number, option in asked:
-        total = sum(itertools.islice(values, len(option)))
-        collected.label_scores[batch[row].example, number] = total / len(option) if plan.mean_label else total
-    if "option_is_greedy" in plan.optional:
-        likeliest = log_probs.argmax(-1).tolist()
-        for row, number, option in asked:
-            greedy = tuple(likeliest[first[row] : first[row] + len(option)]) == option
-            collected.greedy[batch[row].example, number] = float(greedy)
-    if "next_token_log_probs" in plan.optional:
-        for row, probe in enumerate(batch):
-            if probe.recorded:
-                collected.next_token[probe.example] = log_probs[first[row]].cpu()
-
-
-class _Collected:
-    """Records by example, in whatever order batches come."""
-
-    def __init__(self, examples: int, options: int) -> None:
-        self.label_scores = torch.full((examples, options), float("nan"))
-        self.greedy = torch.full((examples, options), float("nan"))
-        self.next_token: list[Tensor] = [torch.empty(0)] * examples
-        self.batches: list[tuple[list[int], dict[str, Tensor]]] = []
-
-    def take_attention(self, batch: Sequence[_Probe], records: dict[str, list[Tensor]]) -> None:
-        rows = [row for row, probe in enumerate(batch) if probe.recorded]
-        if not rows:
-            return
-        longest = max(len(batch[row].token_ids) for row in rows)
-        stacked = {name: _stacked([layer[rows] for layer in layers]).cpu() for name, layers in records.items()}
-        stacked["attention_scores"] = stacked["attention_scores"][..., :longest]
-        self.batches.append(([batch[row].example for row in rows], stacked))
-
-    def recording(self, plan: RecordPlan) -> Recording:
-        order = torch.tensor([example for examples, _ in self.batches for example in examples]).argsort()
-        keys = max(stacked["attention_scores"].shape[-1] for _, stacked in self.batches)
-        records = {}
-        for name in self.batches[0][1]:
-            tensors = [stacked[name] for _, stacked in self.batches]
-            if name == "attention_scores":
-                tensors = [nn.functional.pad(each, (0, keys - each.shape[-1]), value=float("nan")) for each in tensors]
-            records[name] = torch.cat(tensors)[order].contiguous()
-        next_token = torch.stack(self.next_token) if "next_token_log_probs" in plan.optional else None
-        greedy = self.greedy if "option_is_greedy" in plan.optional else None
-        return Recording(
-            **records, label_scores=self.label_scores, next_token_log_probs=next_token, option_is_greedy=greedy
-        )
+        first, count = probe.query_length - 1, max((len(option) for _, option in probe.options), default=1)
+        spans.append(hidden[row, first : first + count])
+    log_probs = model.anatomy.unembed(torch.cat(spans)).log_softmax(dim=-1)
+    for probe, following in zip(batch, log_probs.split([len(span) for span in spans]), strict=True):
+        record = records[probe.example]
+        for number, option in probe.options:
+            steps = following[: len(option)]
+            total = sum(steps.gather(1, torch.tensor(option, device=steps.device)[:, None]).flatten().tolist())
+            record["label_scores"][number] = total / len(option) if plan.mean_label else total
+            if "option_is_greedy" in plan.optional:
+                record["option_is_greedy"][number] = float(tuple(steps.argmax(-1).tolist()) == option)
+        if probe.recorded and "next_token_log_probs" in plan.optional:
+            record["next_token_log_probs"] = following[0].cpu()
 
 
 @torch.inference_mode()
@@ -280,8 +255,8 @@ def token_queries(
     prefix = encode_prefix(model, bos)
     queries = []
     for tokens in sequences:
-        now = AttentionPass(lengths=torch.tensor([len(tokens)]), prefix=prefix, keep_queries="all")
+        now = AttentionPass(torch.tensor([len(tokens)]), prefix, wanted=frozenset({"token_queries"}))
         forward(model, torch.tensor([tokens]), now)
-        vectors = _filled(model, now.queries, (1, len(tokens), 1), padding=0.0)
+        vectors = _every_layer(model, now.records["token_queries"], (1, len(tokens), 1), padding=0.0)
         queries.append(_stacked([each[0] for each in vectors]).cpu())
     return queries

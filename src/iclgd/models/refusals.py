@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -44,26 +44,22 @@ def refuse_incomplete(network: PreTrainedModel, info: Mapping[str, Any], name: s
     `info` is what `from_pretrained(output_loading_info=True)` said of it.
     """
     mismatched = sorted(f"{key} (file {tuple(a)}, config {tuple(b)})" for key, a, b in info["mismatched_keys"])
-    absent = [key for key, weight in network.named_parameters() if weight.is_meta]
     said = {
         "are missing": sorted(info["missing_keys"]),
         "belong to no part of the model": sorted(info["unexpected_keys"]),
         "have another shape": mismatched,
         "are not finite": [key for key, weight in network.named_parameters() if not _is_finite(weight)],
-        "were not loaded": [] if hasattr(network, "hf_device_map") else absent,
     }
-    wrong = [f"weights that {what}: {_listed(keys)}" for what, keys in said.items() if keys]
+    wrong = [f"weights that {what}: {_some_of(keys)}" for what, keys in said.items() if keys]
     if wrong:
         raise ConfigError(
             f"model.name={name} does not fit its config, or is damaged: {'; '.join(wrong)}; get the model anew"
         )
 
 
-def _listed(names: Iterable[object]) -> str:
-    """Some of the names, in order, fit for a message."""
-    ordered = sorted(map(str, names))
-    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
-    return ", ".join(printable(name) for name in ordered[:5]) + more
+def _some_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(printable(name) for name in names[:5]) + more
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
@@ -76,16 +72,13 @@ def _is_finite(weight: torch.Tensor) -> bool:
 def refuse_unknown_tokens(prompts: PromptSet, model: LanguageModel) -> None:
     """Refuse prompts whose tokens the model has no embedding for."""
     size = cast(torch.Tensor, model.network.get_input_embeddings().weight).shape[0]
-    for token in {token for token_ids in _token_ids(prompts) for token in token_ids}:
+    items = (*prompts.demonstrations, *prompts.queries, *(prompts.training or ()))
+    sequences = [prompts.bos, prompts.separator, *prompts.label_token_ids, *(item.token_ids for item in items)]
+    sequences += [option for item in items for option in item.options or ()]
+    for token in {token for sequence in sequences for token in sequence}:
         if not 0 <= token < size:
             text = printable(str(model.tokenizer.decode([token])))
             raise ConfigError(
                 f"the tokenizer of model.name={model.identity.get('name')} makes token {token} of {text!r}, but the "
                 f"model knows tokens 0 to {size - 1}: the two do not belong together"
             )
-
-
-def _token_ids(prompts: PromptSet) -> Iterator[tuple[int, ...]]:
-    yield from (prompts.bos, prompts.separator, *prompts.label_token_ids)
-    for item in (*prompts.demonstrations, *prompts.queries, *(prompts.training or ())):
-        yield from (item.token_ids, *(item.options or ()))

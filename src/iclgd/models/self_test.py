@@ -74,9 +74,10 @@ def first_layer_sees_context(model: LanguageModel) -> bool:
         now = AttentionPass(lengths=torch.tensor([len(tokens) - _PREFIX]), first_position=context)
         with ending_at(model.anatomy.blocks[0]):
             forward(model, tokens[None, _PREFIX:], now)
-        if 0 not in now.scores:  # it has no attention
+        recorded = now.records["attention_scores"]
+        if 0 not in recorded:  # it has no attention
             return True
-        scores.append(now.scores[0].nan_to_num())
+        scores.append(recorded[0].nan_to_num())
     moved = (scores[0] - scores[1]).abs().max()
     return bool(moved > TOLERANCE[model.network.dtype] * scores[0].abs().max())
 
@@ -108,7 +109,7 @@ def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> N
         attention = passed.block(block).attention
         if attention is None:
             continue
-        scores = now.scores[number]
+        scores = now.records["attention_scores"][number]
         heads = len(attention.query)
         if scores.shape != (1, heads, len(tokens)):
             refuse(model.network, f"layer {number} recorded scores of shape {tuple(scores.shape)}")
@@ -141,9 +142,9 @@ def _check_prefix_and_padding(model: LanguageModel, tokens: Tensor, expected: Te
     ends = expected[_PREFIX + lengths - 1]
     agree(model, "a shared prefix changes the logits", logits[0], ends[0])
     agree(model, "padding changes the logits", logits[1], ends[1])
-    for layer in model.anatomy.layer_of.values():
-        what = f"padding changes the scores in layer {layer}"
-        agree_scores(model, what, now.scores[layer][1, :, :2], alone.scores[layer][0, :, _PREFIX:])
+    for layer, scores in now.records["attention_scores"].items():
+        own = alone.records["attention_scores"][layer][0, :, _PREFIX:]
+        agree_scores(model, f"padding changes the scores in layer {layer}", scores[1, :, :2], own)
 
 
 def _beyond_every_window(model: LanguageModel) -> tuple[Int[Tensor, " token"], Tensor] | None:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
@@ -20,14 +18,10 @@ from transformers.modeling_utils import AttentionInterface
 from iclgd.models.anatomy import UnsupportedModelError
 from iclgd.models.attention import recorded_attention
 from iclgd.models.attention_pass import Reach, mask_reach
+from iclgd.models.interception import EagerAttention
 from iclgd.models.placement import device_of
 from iclgd.models.projections import Projection, is_projection
 from iclgd.models.trace import Attention, Call, Trace
-
-# The functions by which attention that bypasses AttentionInterface is seen.
-SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
-PRODUCTS = {torch.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__}
-BADDBMM = {torch.baddbmm, Tensor.baddbmm}
 
 _NAME = "iclgd_traced"
 
@@ -216,39 +210,23 @@ def _traced_attention(
     return tracer.end_attention(attention, value[0], output), None
 
 
-class _Products(TorchFunctionMode):
-    """Sees attention that bypasses the interface: a product, a softmax of it, and a product of that, in one module."""
+class _Products(EagerAttention):
+    """Sees attention that bypasses the interface."""
 
     def __init__(self, tracer: _Tracer) -> None:
         super().__init__()
         self.tracer = tracer
-        self.product: tuple[nn.Module, Tensor, Tensor] | None = None
         self.attention: Attention | None = None  # waits for its values
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        if self.tracer.block is None or self.tracer.attended:
-            return output
-        if func in SOFTMAX and self.product is not None:
-            self.begin(args[0])
-        elif func in PRODUCTS and self.attention is not None:
-            attention, self.attention = self.attention, None
-            attention.output = _kept(_by_head(output)).transpose(0, 1)
-            return self.tracer.end_attention(attention, _by_head(args[1]), output)
-        elif func in PRODUCTS:
-            self.product = (self.tracer.open[-1].module, args[0], args[1])
-        elif func in BADDBMM:
-            factors = [*args[1:], *(kwargs[name] for name in ("batch1", "batch2") if name in kwargs)]
-            self.product = (self.tracer.open[-1].module, factors[0], factors[1])
-        return output
+    def watches(self) -> bool:
+        """Whether a block goes on that has computed no attention yet."""
+        return self.tracer.block is not None and not self.tracer.attended
 
-    def begin(self, scores: Tensor) -> None:
-        """A softmax of scores; of attention's where a product of their shape came before."""
-        module, query, key = self.product or (None, scores, scores)
-        if module is None or scores.shape[-2:] != (query.shape[-2], key.shape[-1]) or not query.requires_grad:
-            return
-        self.product = None
+    def scored(self, scores: Tensor, query: Tensor, key: Tensor) -> bool:
+        """Whether a softmax is attention's: its argument has the shape of the product before it."""
+        if scores.shape[-2:] != (query.shape[-2], key.shape[-1]) or not query.requires_grad:
+            return False
+        module = next(call.module for call in reversed(self.tracer.open) if list(call.module.children()))
         slope = torch.autograd.grad(_by_head(scores)[0, -1, -1], query, retain_graph=True)[0]
         slope, own = _by_head(slope)[0, -1].detach(), _by_head(key)[0, :, -1].detach()  # of the last token with itself
         scale = (slope @ own / own.square().sum()).item()
@@ -257,6 +235,13 @@ class _Products(TorchFunctionMode):
         products = (query * key).sum(-1).detach() * scale
         own_scores = scores.diagonal(dim1=1, dim2=2).detach().to(products)
         self.attention.biased = not torch.allclose(own_scores, products, rtol=1e-2, atol=1e-4)
+        return True
+
+    def mixed(self, value: Tensor, output: Tensor) -> Tensor:
+        """Attention's output, at which gradients begin."""
+        assert self.attention is not None
+        self.attention.output = _kept(_by_head(output)).transpose(0, 1)
+        return self.tracer.end_attention(self.attention, _by_head(value), output)
 
 
 def _by_head(tensor: Tensor) -> Float[Tensor, "head rows columns"]:

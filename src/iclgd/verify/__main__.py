@@ -47,8 +47,7 @@ def _as_text(verdict: Verdict) -> str:
         lines.append(f"{'largest, mean distance':24}{'own way':20}{'naive way':20}of {verdict.queries} queries")
     for check in verdict.scores:
         own, naive = (f"{pair[0]:.1e}, {pair[1]:.1e}" if pair else "not known" for pair in (check.own, check.naive))
-        remark = {True: "", False: "OFF", None: "not verifiable: rounding"}[check.holds]
-        lines.append(f"{check.score:24}{own:20}{naive:20}{remark}".rstrip())
+        lines.append(f"{check.score:24}{own:20}{naive:20}{'' if check.holds else 'OFF'}".rstrip())
     lines += [f"does not hold: {problem}" for problem in verdict.problems] + verdict.notes
     return "\n".join(printable(line, 1000) for line in lines) + "\n"
 

@@ -54,10 +54,9 @@ class ScoreCheck:
     """The largest and the mean distance of a score's stored values from those computed again."""
 
     score: str
-    own: tuple[float, float] | None  # by the program's own way; None where all values are of rounding
+    own: tuple[float, float] | None  # by the program's own way
     naive: tuple[float, float] | None  # by the naive way; None where it does not know the score or the variant
-    holds: bool | None  # None where no value can be verified, since all are of differences within rounding
-    rounding: int = 0  # how many values are of differences within rounding, and are not compared
+    holds: bool
 
 
 @dataclass
@@ -124,10 +123,8 @@ def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verd
     for name in dict.fromkeys(own["score"]):
         check = compare(name, stored, own, naive, exact, WIDER if unsteady else 1)
         verdict.scores.append(check)
-        if check.holds is False:
+        if not check.holds:
             verdict.problems.append(f"score {name} is off by {max(*(check.own or ()), *(check.naive or ())):.2g}")
-        if check.rounding:
-            verdict.notes.append(f"{check.rounding} values of {name} are within rounding, and cannot be verified")
 
 
 def _on_this_machine(config: Config, dtype: str | None, verdict: Verdict) -> Config:
@@ -144,7 +141,7 @@ def _on_this_machine(config: Config, dtype: str | None, verdict: Verdict) -> Con
 def _scores_again(lab: Laboratory, queries: int | None, verdict: Verdict) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """The scores of some queries by the program's own way, and by the naive way if it knows the variant.
 
-    `rounding` marks values that are undefined once differences within rounding are made zero.
+    Values of differences within rounding, which the published code scores, are left out.
     """
     config, every = lab.config, lab.prompts.queries
     sample, scores = _sample(config, len(every), queries), config.metric.scores
@@ -163,14 +160,16 @@ def _scores_again(lab: Laboratory, queries: int | None, verdict: Verdict) -> tup
     evidence = gather(lab)
     own, naive = frame(scores, evidence), None
     undefined = frame(scores, _without_rounding(lab, evidence))["value"].isna()
-    own["rounding"] = undefined & own["value"].notna()
+    rounding = own[undefined & own["value"].notna()]
+    for name, count in rounding.groupby("score", sort=False).size().items():
+        verdict.notes.append(f"{count} values of {name} are within rounding, and cannot be verified")
     unknown = unknown_settings(config)
     if not unknown:
         plain = _without_rounding(lab, _naive_evidence(Naive(lab.model.network, config, some), evidence))
         unknown = sorted(name for name, spec in scores.items() if not _has_inputs(plain, spec))
         naive = frame({name: scores[name] for name in scores if name not in unknown}, plain)
     verdict.notes += [f"the naive way does not know these: {', '.join(unknown)}"] if unknown else []
-    return own, naive
+    return own.drop(rounding.index), naive
 
 
 def _sample(config: Config, count: int, queries: int | None) -> list[int]:
@@ -210,8 +209,7 @@ def _naive_evidence(naive: Naive, own: Evidence) -> Evidence:
 
 def _without_rounding(lab: Laboratory, evidence: Evidence) -> Evidence:
     """The evidence with zsl's values where others differ from them by rounding alone, whatever the protocol says."""
-    protocol = replace(lab.config.protocol, layer0=Layer0.undefined)
-    lab = replace(lab, config=replace(lab.config, protocol=protocol))
+    lab = replace(lab, config=replace(lab.config, protocol=replace(lab.config.protocol, layer0=Layer0.undefined)))
     recordings, zsl = dict(evidence.recordings), evidence.recordings["zsl"]
     for setting in recordings.keys() & {"icl", "reordered"} if lab.config.reference.name == ICL else ():
         recordings[setting] = blind_first_layer(lab, recordings[setting], zsl)
@@ -227,9 +225,7 @@ def _has_inputs(evidence: Evidence, spec: ScoreConfig) -> bool:
         return False
 
 
-def compare(
-    name: str, stored: pd.DataFrame, own: Any, naive: pd.DataFrame | None, exact: bool, factor: float
-) -> ScoreCheck:
+def compare(name: str, stored: pd.DataFrame, own: Any, naive: Any, exact: bool, factor: float) -> ScoreCheck:
     """Compare a score's stored values with those computed again; `exact` if each value has to agree."""
 
     def distances(again: Any) -> tuple[float, float] | None:
@@ -238,18 +234,13 @@ def compare(
         return (float(far.max()), float(far.mean())) if far.size else None
 
     own = own[own["score"] == name]
-    sound = own[~own["rounding"]]
-    by_own, by_naive = distances(sound), None
-    if naive is not None:
-        again: Any = naive[naive["score"] == name]
-        by_naive = distances(again[again["value"].notna()])
-        if by_naive is None and len(again) and sound["value"].notna().any():  # it has lost every value
+    by_own, by_naive = distances(own), None
+    if naive is not None and (naive["score"] == name).any():
+        by_naive = distances(naive[(naive["score"] == name) & naive["value"].notna()])
+        if by_naive is None and own["value"].notna().any():  # it has lost every value
             by_naive = (math.inf, math.inf)
     holds = by_own is None or (by_own[0] <= TOLERANCE if exact else by_own[1] <= MEAN_TOLERANCE * factor)
-    holds = holds and (by_naive is None or by_naive[1] <= MEAN_TOLERANCE * factor)
-    rounding = int(own["rounding"].sum())
-    nothing_left = rounding and not sound["value"].notna().any()
-    return ScoreCheck(name, by_own, by_naive, None if holds and nothing_left else holds, rounding)
+    return ScoreCheck(name, by_own, by_naive, holds and (by_naive is None or by_naive[1] <= MEAN_TOLERANCE * factor))
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
