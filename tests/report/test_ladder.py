@@ -7,7 +7,7 @@ import pytest
 
 from figure_cases import by_name, encoded, every, results, rows
 from iclgd.report import ladder
-from iclgd.results import published, rates
+from iclgd.results import rates
 from iclgd.results.frame import overall
 
 
@@ -82,19 +82,3 @@ def test_a_long_ladder_becomes_a_choice():
     figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
     assert {row["about"] for row in rows(figure)} == {"GD", "LCGD"}
     assert len(figure.specification["params"][0]["bind"]["options"]) == 35
-
-
-def test_alpha_names_the_other_variant_and_the_published_band_stands_behind_the_papers_own_setting_alone():
-    made = results(
-        scores=("alpha",), task__name=["subj", "mine"], task__shots=[32], model__name=["x/fairseq-dense-1.3B", "y"]
-    )
-    for run in made.runs:
-        run.config["metric"]["compare_with"] = "gd"
-    [figure] = ladder.ladder(made)
-    low, high = published.published()["bands"]["alpha"]
-    bands = {row["panel"]: (row["published"], row["upper"]) for row in rows(figure)}
-    assert bands.pop("subj · fairseq-dense-1.3B") == (low, high)
-    assert len(bands) == 3 and set(bands.values()) == {(None, None)}
-    assert "each variant and gd." in figure.caption and "Grey" in figure.caption
-    [plain] = ladder.ladder(results(scores=("alpha",)))
-    assert "Grey" not in plain.caption and plain.name == figure.name == "pairs/alpha"

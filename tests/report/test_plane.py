@@ -14,8 +14,8 @@ import yaml
 
 from figure_cases import changed, described, results
 from iclgd.report.chart import DATA, Figure
+from iclgd.report.figures import along_keys
 from iclgd.report.plane import plane
-from iclgd.report.shots import along_shots
 from iclgd.results.frame import Results
 from iclgd.results.run_tables import first_draws
 from report_fixtures import write_run
@@ -83,22 +83,21 @@ def test_each_draw_has_maps_of_its_own_and_other_texts_have_none(tmp_path):
 def test_icl_and_mechanisms_stand_in_one_figure_along_shots_with_the_line_of_icl():
     shots = [1, 2, 4, 8]
     made = results(("gd", "lcgd"), (*ODDS, "accuracy/icl", "accuracy/ft"), task__shots=shots)
-    figures = {figure.name: figure for figure in along_shots(made)}
-    assert set(figures) == {"shots/log_odds/ft", "shots/accuracy/ft"}
-    shown = rows(figures["shots/log_odds/ft"])
+    figures = {figure.name.removeprefix("along.task.shots/"): figure for figure in along_keys(made)}
+    assert set(figures) == {*ODDS, "accuracy/icl", "accuracy/ft"}
+    shown = rows(figures["log_odds/ft"])
     assert set(shown["variant"]) == {"ICL", "Zero-shot", "GD", "LCGD"}
     icl = shown[shown["variant"] == "ICL"].sort_values("x")
     line = np.polyval(np.polyfit(icl["x"], icl["mean"], 1), icl["x"])
     assert icl["published"].tolist() == pytest.approx(line, rel=1e-3) and len(icl) == len(shots)
-    assert "fitted to ICL's means by least squares" in figures["shots/log_odds/ft"].caption
-    assert "published" not in rows(figures["shots/accuracy/ft"]) and figures["shots/accuracy/ft"].choice == "Accuracy"
-    assert not list(along_shots(results(("gd", "lcgd"), ODDS)))
+    assert "fitted to ICL's means by least squares" in figures["log_odds/ft"].caption
+    assert "published" not in rows(figures["accuracy/ft"]) and figures["accuracy/ft"].choice == "Accuracy"
 
 
 def test_icl_stands_in_every_panel_along_shots():
     scores, rates = ("accuracy/icl", "accuracy/ft"), [0.01, 0.1]
     made = results(("gd", "lcgd"), scores, task__shots=[1, 2, 4], finetune__lr=rates)
-    shown = rows(next(along_shots(made)))
+    shown = rows(next(one for one in along_keys(made) if one.name.endswith("accuracy/ft")))
     icl = shown[shown["variant"] == "ICL"]
     assert len(icl) == 6 and icl["panel"].nunique() == shown["panel"].nunique() == len(rates)
 
@@ -109,7 +108,7 @@ def test_icl_has_a_line_for_each_setting_and_none_of_its_spread_where_it_has_non
         scores["log_odds/icl"] |= {"mean": slope * run.settings["task.shots"], "layers": []}
 
     made = results(("gd", "lcgd"), ODDS, task__shots=[1, 2, 4], task__separator=["a", "b"])
-    figure = next(along_shots(changed(made, linear)))
+    figure = next(one for one in along_keys(changed(made, linear)) if one.name.endswith("/ft"))
     icl = rows(figure)[rows(figure)["variant"] == "ICL"]
     assert icl["published"].tolist() == pytest.approx(icl["mean"].tolist(), abs=1e-9)
     assert ": 1 a demonstration, R\N{SUPERSCRIPT TWO} 1.00; 0 a demonstration" in figure.caption

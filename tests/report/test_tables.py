@@ -48,7 +48,7 @@ def made(results: Results, name: str) -> Table:
     return table
 
 
-@pytest.mark.parametrize("name", ["summary", "comparisons", "data"])
+@pytest.mark.parametrize("name", ["summary", "comparisons"])
 def test_tables_are_as_the_golden_ones(paper, name):
     table = made(paper, name)
     written = {"md": formats.to_markdown(table), "tex": formats.to_latex(table), "csv": formats.to_csv(table.records)}
@@ -69,9 +69,9 @@ def test_tables_are_as_the_golden_ones(paper, name):
 @pytest.mark.parametrize("change", [{"task.shots": 16}, {"model.name": "gpt2"}])
 def test_another_model_or_number_of_shots_is_not_compared(paper, change):
     setting = {**paper.runs[0].settings, "task.name": "sst2", "model.weights": "pretrained", "finetune.name": "gd"}
-    assert published.mean_and_std(setting, "sim_aou") and published.layers(setting, "sim_aou_norm")
-    assert published.mean_and_std(setting | change, "sim_aou") is None
-    assert published.layers(setting | change, "sim_aou_norm") is None
+    setting |= {"score": "sim_aou_norm", "layer": 3}
+    assert published.mean_and_std(setting) and published.of_layer(setting)
+    assert published.mean_and_std(setting | change) is published.of_layer(setting | change) is None
 
 
 def test_rows_and_columns_as_the_user_says(paper):
@@ -147,4 +147,4 @@ def test_any_text_keeps_the_tables_shape(text):
 def test_links_in_markdown_are_only_text(tmp_path):
     write_run(tmp_path / "run", model="a/![x](https://e/p.png)")
     results = Results.read([tmp_path])
-    assert "](https" not in formats.to_markdown(tables.data(results))
+    assert "](https" not in formats.to_markdown(tables.summary(results, ["model"]))

@@ -101,10 +101,8 @@ def test_where_all_layers_are_shared_numbers_are_those_of_the_run(tmp_path):
     write_run(tmp_path / "deeper", model="other", layers=9)  # another model shares no layers
     for rule in Layers:
         results = Results.read([tmp_path], rule)
-        for run, means in zip(results, results.run_means.to_dict("records"), strict=True):
-            assert means == {name: results.mean(run, name) for name in results.scores}
-            assert means == {name: run.mean(name) for name in results.scores}
-            assert np.isnan(results.mean(run, "of_no_run"))
+        for run, means in zip(results, results.run_table.to_dict("records"), strict=True):
+            assert {name: means[name] for name in results.scores} == {name: run.mean(name) for name in results.scores}
         assert remarks.layer_notes(results) == []
     rows = overall(results.frame)
     assert set(rows["layers"][(rows["run"] == "deeper") & (rows["score"] == "sim_aou")]) == {9}
@@ -121,7 +119,7 @@ def test_where_no_layer_is_common_each_setting_has_its_own_and_they_are_named():
     made = changed(results(("gd",), both, seeds=2, layers=LAYERS, finetune__layers=["0", "1"]), one_layer)
     assert overall(made.summary)["mean"].tolist() == pytest.approx([0.4] * 4)
     own = "layer 0 (1 of 4), layer 1 (1 of 4): each run's own, since no layer has a value in every setting."
-    assert remarks.layer_notes(made) == [f"Means of SimAOU and SimAM_Δ are over {own}"]
+    assert remarks.layer_notes(made) == [f"Means of SimAOU, SimAM_Δ are over {own}"]
 
 
 def test_planted_truths_do_not_narrow_the_layers_of_icl():

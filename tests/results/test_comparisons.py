@@ -57,7 +57,8 @@ def test_numbers_at_chosen_rates_by_hand(tmp_path, monkeypatch):
     write_run(tmp_path / "other", variant="lcgd", seed=0, scores=(*FEW, "random"))
     results = Results.read([tmp_path])
     monkeypatch.setitem(results.scores, "sim_aou", replace(results.scores["sim_aou"], limits=(0.05, 2)))
-    by_score = {record["score"]: record for record in rates.at_chosen_rates(results, list(found(results)[0].values()))}
+    chosen = rates.at_chosen_rates(results, list(found(results)[0].values()))
+    by_score = {record["score"]: record for record in chosen.to_dict("records")}
     values = [0.1, 0.11, 0.22, 0.13]  # 0.1 + 0.01 seed, and 0.1 more at the low rate, where the third draw stands
     told, over = by_score["sim_aou"], draws_interval(values, (0.05, 2), chosen=True)
     assert (told["rates"], told["draws"], told["unit"]) == ("0.0005, 0.05 (edge)", 4, "draws")
@@ -97,7 +98,7 @@ def test_one_draw_has_no_best_rate_and_compares_nothing(tmp_path):
     among, notes, made = found(results)
     assert not among and not made and notes[0] == "gd: 3 rates and one draw, so that no rate is best"
     names = [table.name for table in tables.tables(results)]
-    assert names == ["summary", "held_out", "data"]
+    assert names == ["summary", "held_out"]
 
 
 def test_differences_are_paired_by_draw(tmp_path):
@@ -142,18 +143,6 @@ def test_settings_that_differ_in_anything_else_are_never_paired(tmp_path, key):
     assert len(made) == 1 and made[0].results["sim_aou"].mean == pytest.approx(0.102)
 
 
-def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
-    for seed in range(3):
-        write_run(tmp_path / f"trained{seed}", seed=seed, scores=FEW)
-        for drawn in (0, 1):
-            folder = write_run(tmp_path / f"{seed}{drawn}", seed=seed, weights="random", shift=0.1 * drawn, scores=FEW)
-            change(folder, model__weights_seed=drawn)
-    _, _, made = found(Results.read([tmp_path]))
-    (one,) = made
-    assert one.results["sim_aou"].draws == 3
-    assert one.results["sim_aou"].mean == pytest.approx(-0.05 - 0.001)  # 0.1 + 0.010 s - (0.15 + 0.011 s)
-
-
 def test_what_a_sweep_can_tell_is_said(tmp_path):
     _, _, made = found(sweep(tmp_path / "few"))
     assert "With fewer than 5 draws no comparison is marked" in comparisons.power_text(made)
@@ -167,30 +156,6 @@ def test_what_a_sweep_can_tell_is_said(tmp_path):
     assert comparisons.power_text(with_all(spread=0.0)).startswith("The draws do not differ at all")
     alone = comparisons.power_text(with_all(spread=0.0, draws=1))
     assert alone.startswith("One draw of demonstrations tells no variants apart")
-
-
-def test_power_counts_the_error_of_a_chosen_rate(tmp_path):
-    among, _, made = found(sweep(tmp_path, seeds=range(5)))
-    known = {name: one.values["sim_aou"] for name, one in among.items()}
-    spreads = [
-        np.std([known[first][draw] - known[second][draw] for draw in known[first]], ddof=1)
-        for first, second in (("gd", "random_direction"), ("lcgd", "gd"), ("lcgd", "random_direction"))
-    ]
-    text = comparisons.power_text([replace(one, results={"sim_aou": one.results["sim_aou"]}) for one in made])
-    assert f"spread by {math.sqrt(2.5) * np.median(spreads):.3f} from draw to draw" in text
-    assert "includes the error which choosing rates on these draws adds" in text
-
-
-def test_shares_at_chosen_rates_have_intervals(tmp_path):
-    for lr, ft in ((LOW, 0.5), (HIGH, 0.75)):
-        for seed in range(4):
-            shares = (0.5, 0.7, ft + 0.05 * (seed % 2))
-            write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, shift=ft, scores=FEW, accuracy=shares)
-    table = next(table for table in tables.tables(Results.read([tmp_path])) if table.name == "held_out")
-    record = next(record for record in table.records if record["score"] == "accuracy/ft")
-    expected = draws_interval([0.75, 0.8, 0.75, 0.8], trials=[20] * 4, chosen=True)
-    assert (record["low"], record["high"]) == pytest.approx((expected.low, expected.high))
-    assert record["low"] < 0.75 and record["high"] > 0.8
 
 
 def test_the_edge_is_that_of_the_rates_tried_and_a_draw_that_is_never_sane_counts():
@@ -234,15 +199,3 @@ def test_a_rate_without_values_is_not_like_one_that_has_them(constant, undefined
     ready, notes = rates.contenders(cases.changed(made, accuracies))
     assert bool(ready) is constant and len(notes) == 1
     assert notes[0].startswith("GD: the same values at each of 2" if constant else "GD: no rate at which every draw is")
-
-
-def test_untrained_weights_without_a_value_are_left_out_of_their_seed(tmp_path):
-    for seed in range(2):
-        write_run(tmp_path / f"trained{seed}", seed=seed, scores=FEW)
-        for drawn in (0, 1):
-            folder = write_run(tmp_path / f"{seed}{drawn}", seed=seed, weights="random", scores=FEW)
-            change(folder, model__weights_seed=drawn)
-            if drawn:
-                change(folder, "scores.json", sim_aou__mean=None, sim_aou__layers=[])
-    [one] = found(Results.read([tmp_path]))[2]
-    assert one.results["sim_aou"].draws == 2 and one.names({}) == ("gd, pretrained", "gd, random")

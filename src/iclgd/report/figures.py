@@ -18,7 +18,7 @@ from iclgd.report.marks import LOG_RATIO, LOGARITHMIC, Measure, axis_title, meas
 from iclgd.report.panels import PLACE, Frame, free_keys, grid
 from iclgd.report.plane import plane
 from iclgd.report.planted_truths import planted_truths
-from iclgd.report.shots import along_shots
+from iclgd.report.shots import SHOTS, with_icl
 from iclgd.results import published
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.run_tables import mean_table
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _MAPS = (*PLACE, "variant")  # what has a map of its own
 _RATE, _LAYERS = "finetune.lr", "finetune.layers"
+_PUBLISHED = "Fine dots: published values (Deutch et al., 2024, figure 3)."
 _MOST_LINES = 8  # of one figure; more variants are the rows of a map
 _SUMMED_OVER_LAYERS = ("lcgd",)  # objectives whose loss is a sum over the trained layers
 
@@ -37,7 +38,7 @@ def figures(results: Results) -> list[Figure]:
     """Every figure that the results have the data for, in reading order; planted truths are in the first two."""
     of_icl = tuple(run for run in results if not run.planted)
     against_icl = replace(results, runs=of_icl) if of_icl else results
-    makers = (plane, along_shots, by_layer, along_keys, layer_maps, training, gradient_norms, by_head)
+    makers = (plane, by_layer, along_keys, layer_maps, training, gradient_norms, by_head)
     all_figures = [*ladder(results), *planted_truths(results)]
     all_figures += [figure for make in makers for figure in make(against_icl)]
     with_headline = {figure.kind for figure in all_figures if figure.headline}
@@ -53,19 +54,23 @@ def by_layer(results: Results) -> Iterator[Figure]:
         if rows["variant"].nunique() > _MOST_LINES:
             drawn = measure.heat_map(grid(results, rows), "layer", "", "by layer")
         else:
-            rows["published"] = published.by_layer(rows, measure.info.name)
-            drawn = measure.curves(grid(results, rows), number_axis("layer", rows["x"]), "by layer")
+            rows["published"] = [published.of_layer(row) for row in rows.to_dict("records")]
+            drawn = measure.curves(grid(results, rows), number_axis("layer", rows["x"]), "by layer", dots=_PUBLISHED)
         yield measure.figure("layers", "Scores by layer", *drawn)
 
 
 def along_keys(results: Results) -> Iterator[Figure]:
     """Each score along each number, and each group of layers, that was swept over."""
+    parts = {measure.info.name: (measure, rows) for measure, rows in measured(results, layered=False)}
     for key in results.varied:
         title = axis_title(results, key)
-        for measure, rows in measured(results, layered=False):
+        for measure, rows in parts.values():
+            dots = ""
+            if key == SHOTS:
+                measure, rows, dots = with_icl(measure, rows, parts)
             x = _axis(results, key, rows) if key in free_keys(results, rows) else None
             if x is not None and rows["x"].nunique() > 1:
-                drawn = measure.curves(grid(results, rows, used=[key]), x, f"by {title}")
+                drawn = measure.curves(grid(results, rows, used=[key]), x, f"by {title}", dots=dots)
                 yield measure.figure(f"along.{key}", f"Scores by {title}", *drawn)
 
 

@@ -1,4 +1,4 @@
-"""Figures with a row for every mechanism and setting: the ladder from floor to ceiling, and scores between variants."""
+"""Figures with a row for every mechanism and setting: the ladder from floor to ceiling, in every score."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import pandas as pd
 
-from iclgd.common.printable import printable
 from iclgd.config.enumerations import Better, Role
 from iclgd.report.chart import DATA, TEXT_WIDTH, Figure
 from iclgd.report.marks import Measure, interval_words, measured, zero_rule
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
-from iclgd.results import published
 from iclgd.results.frame import SEES
 from iclgd.results.planted_truths import beside_planted
 from iclgd.results.rates import summary_at_chosen_rates
@@ -37,27 +35,17 @@ def ladder(results: Results) -> Iterator[Figure]:
     """Every mechanism from floor to ceiling, once for each of its settings; the headline scores and accuracy abreast.
 
     A variant that ran at several rates stands at those that its other draws chose; with a single draw none can choose,
-    and each rate has a row. Where it also played ICL's part, a hollow mark is its score against itself. Scores that
-    compare two variants (such as alpha) have figures of their own, with the band where the papers' values lie.
+    and each rate has a row. Where it also played ICL's part, a hollow mark is its score against itself.
     """
     pairs = list(measured(results, False, beside_planted(results, summary_at_chosen_rates(results))))
     rows = {measure.info.name: part for measure, part in pairs}
     pairs = [(measure, _beside_icl(measure, part, rows)) for measure, part in pairs]
-    single = [pair for pair in pairs if not pair[0].info.reads("other")]
-    accuracy = [pair for pair in single if pair[0].info.share and _any(pair[1], "ceiling")][:1]
-    first = [pair for pair in single if pair[0].info.headline][:_MOST_SCORES]
-    first = [*first, *accuracy] if first else single[:1]
+    accuracy = [pair for pair in pairs if pair[0].info.share and _any(pair[1], "ceiling")][:1]
+    first = [pair for pair in pairs if pair[0].info.headline][:_MOST_SCORES]
+    first = [*first, *accuracy] if first else pairs[:1]
     shown = {measure.info.name for measure, _ in first}
-    for group in filter(None, [first, *([pair] for pair in single if pair[0].info.name not in shown)]):
-        labels = ", ".join(measure.info.label for measure, _ in group)
-        yield from _figures("ladder", "Mechanisms side by side", results, group, f"{labels} of each mechanism.")
-    for measure, part in (pair for pair in pairs if pair[0].info.reads("other")):
-        runs = [run for run in results if measure.info.name in run.scores]
-        others = sorted({str((run.config["metric"] or {}).get("compare_with")) for run in runs})
-        bands = [published.band(setting, measure.info.name) for setting in part.to_dict("records")]
-        part["published"], part["upper"] = zip(*bands, strict=True)
-        caption = f"{measure.info.label} between each variant and {printable(', '.join(others))}."
-        yield from _figures("pairs", "Between variants", results, [(measure, part)], caption)
+    for group in [first, *([pair] for pair in pairs if pair[0].info.name not in shown)]:
+        yield from _figures(results, group)
 
 
 def _beside_icl(measure: Measure, part: Frame, rows: Mapping[str, Frame]) -> Frame:
@@ -76,28 +64,27 @@ def _keys_of_icl(results: Results, rows: Frame) -> list[str]:
     return [*PLACE, *(key for key in free_keys(results, rows) if not key.startswith(("finetune.", "reference.")))]
 
 
-def _figures(
-    kind: str, title: str, results: Results, pairs: Sequence[tuple[Measure, Frame]], caption: str
-) -> Iterator[Figure]:
+def _figures(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> Iterator[Figure]:
     """The figure of these scores, if it has more than one row."""
     measures = [measure for measure, _ in pairs]
     split, order = _split(results, pairs)
     if len(order) < 2:
         return
-    if kind == "ladder":
-        _set_bounds(results, measures, split.rows)
+    _set_bounds(results, measures, split.rows)
     several = split.rows["sees"].nunique() > 1
     room = (TEXT_WIDTH - _LABELS - several * (_SEES + _GAP)) / len(measures) - _GAP
     charts = [_sees(split, order)] if several else []
     for at, measure in enumerate(measures):
         charts.append(_score(measure, at, split, order, min(room, 230), labels=not charts))
-    name, choice = measures[0].info.name, measures[0].info.label
-    words = [caption, interval_words(split.rows), *_marks_in_words(measures, split.rows)]
+    labels = ", ".join(measure.info.label for measure in measures)
+    words = [f"{labels} of each mechanism.", interval_words(split.rows), *_marks_in_words(measures, split.rows)]
     words += layer_notes(results, [measure.info.name for measure in measures])
+    name, choice = measures[0].info.name, measures[0].info.label
     if len(measures) > 1:
         name, choice = "mechanisms", "headline scores"
     chart = split.with_menu(alt.hconcat(*charts, spacing=_GAP), filtered=True)
-    yield Figure(f"{kind}/{name}", title, chart, " ".join(words), choice, measures[0].info.headline)
+    title = "Mechanisms side by side"
+    yield Figure(f"ladder/{name}", title, chart, " ".join(words), choice, measures[0].info.headline)
 
 
 def _marks_in_words(measures: Sequence[Measure], rows: Frame) -> Iterator[str]:
@@ -111,8 +98,6 @@ def _marks_in_words(measures: Sequence[Measure], rows: Frame) -> Iterator[str]:
     if _any(rows, "floor") or _any(rows, "ceiling"):
         floor, ceiling = (" (of accuracy: zero-shot)", " (of accuracy: ICL)") if measures[-1].info.share else ("", "")
         yield f"Dotted: the best floor{floor}; dashed: the best ceiling{ceiling}."
-    if _any(rows, "published"):
-        yield f"Grey: {published.published()['sources']['bands']}."
 
 
 def _any(rows: Frame, column: str) -> bool:
@@ -133,8 +118,7 @@ def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Gr
         rows["about"], (rows["setting"], choices) = rows["variant"], labelled(results, rows, keys)
     variants = [results.variants[name] for name in rows["finetune.name"]]
     rows["role"] = [variant.role for variant in variants]
-    seen = rows[SEES] if SEES in rows else pd.Series(None, rows.index, dtype=object)
-    seen = seen.where(seen.notna(), pd.Series([variant.sees for variant in variants], rows.index))
+    seen = rows[SEES] if SEES in rows else [variant.sees for variant in variants]
     rows["sees"] = [results.text(SEES, sees) for sees in seen]
     labels, in_order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(labels, rows["about"], strict=True))
@@ -177,9 +161,6 @@ def _score(measure: Measure, at: int, split: Grid, order: list[str], width: floa
         for part, channel in enumerate((alt.Color, alt.Shape))
     )
     y, base, marks = _rows(order, labels), alt.Chart(), []
-    if _any(rows, "published"):
-        band = base.mark_rect(color="#888888", opacity=0.22)
-        marks.append(band.encode(alt.X("published:Q"), alt.X2("upper:Q"), y))
     # An invisible rule where there is none at zero, so that all panels have one height.
     marks += zero_rule(rows, "x") or [base.mark_rule(color="transparent").encode(x=alt.value(0))]
     for name, dash in (("floor", [1, 2.25]), ("ceiling", [4.5, 2])):  # whole dashes in a row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,18 @@ from iclgd.results.catalogue import ScoreInfo, Variant
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
 
-_VALUES = ("mean", "low", "high", "planted", "published", "upper")
+_VALUES = ("mean", "low", "high", "planted", "published")
 _PLAIN = "format(datum.value, '~g')"  # an axis's own format writes 10 as 1e+1
 _LABEL = "datum.value === -1 ? 'all' : isNumber(datum.value) ? format(datum.value, '~g') : datum.value"
 LOGARITHMIC = ("finetune.lr", "task.shots")  # keys whose axes are logarithmic
 LOG_RATIO = 30  # how much any other axis spans that is logarithmic
 _MOST_MARKED = 16  # marks on a line
-_PUBLISHED = "Fine dots: published values (Deutch et al., 2024, figure 3)."
 _NAMED = 340  # points: the width of a map whose rows have names
+# Not mechanisms, but what they are compared with: by setting, what a figure calls it and its colour.
+SETTINGS = {
+    "icl": Variant(name="icl", label="ICL", color="#000000"),
+    "zsl": Variant(name="zsl", label="Zero-shot", color="#9a9a9a"),
+}
 _TITLES = {"finetune.lr": "learning rate", "task.shots": "demonstrations", "finetune.layers": "trained layers"}
 
 
@@ -57,23 +61,15 @@ class Measure:
         numbers = [("mean", self.info.label), ("low", "low"), ("high", "high")]
         return ["variant:N", *about, *(alt.Tooltip(f"{n}:Q", format=".4f", title=title) for n, title in numbers)]
 
-    def curves(
-        self,
-        split: Grid,
-        x: Any,
-        about: str,
-        log: bool = False,
-        variants: Mapping[str, Variant] | None = None,
-        dots: str = _PUBLISHED,
-    ) -> tuple[Any, str]:
+    def curves(self, split: Grid, x: Any, about: str, log: bool = False, dots: str = "") -> tuple[Any, str]:
         """A line and a band for each variant with marks where there is room, and words on what they mean.
 
-        What was published, or whatever else `dots` says, is a dotted line, a draw alone among several a hollow mark,
+        `published` is a dotted line, on which `dots` has words, a draw alone among several a hollow mark,
         and a value where no draw gave a usable result a cross on the axis.
         """
         rows, base = split.rows, alt.Chart()
         words, layers = [f"{self.info.label} {about}. {interval_words(rows)}"], zero_rule(rows)
-        look = looks(variants or self.results.variants, rows["variant"], LINES, split.total)
+        look = looks({**SETTINGS, **self.results.variants}, rows["variant"], LINES, split.total)
         y = self.axis(rows, log=log)
         several = "low" in rows and bool(rows["low"].notna().any())
         if several:

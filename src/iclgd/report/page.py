@@ -93,11 +93,10 @@ def _runs(results: Results) -> Table:
     """The table of runs: what varied, the headline scores, the state; in the order of the settings."""
     keys = [*(results.shown or ("finetune.name",)), *(key for key in varying_keys.DRAW if _differs(results, key))]
     scores = [score for name, score in results.scores.items() if name in results.headline or score.share][:7]
-    rows, means = [], results.run_means
-    for at in sorted(range(len(results)), key=lambda at: (results.setting_of[at], str(results[at].draw))):
-        run = results[at]
-        cells = [number(means.at[at, score.name], share=score.share, digits=score.digits) for score in scores]
-        rows.append((*(results.text(key, run.settings.get(key)) for key in keys), run.state, run.name, *cells))
+    rows = []
+    for run in results.run_table.astype(object).to_dict("records"):
+        cells = [number(run[score.name], share=score.share, digits=score.digits) for score in scores]
+        rows.append((*(results.text(key, run[key]) for key in keys), run["state"], run["run"], *cells))
     header = (*(varying_keys.heading(key, keys) for key in keys), "state", "run", *(score.label for score in scores))
     return Table("runs", "Runs", header, len(keys) + 2, tuple(rows), ("Click a heading to sort.",))
 

@@ -23,10 +23,7 @@ PLACE = ("task.name", "model.name", "model.weights")
 _BARE = (*PLACE, "variant")  # shown by their values alone, without a heading
 _GAP, _AXIS, _LETTER = 14, 42, 4.6  # points between panels, for the labels of an axis, for a letter of a heading
 _MOST_ACROSS, _MOST_PANELS = 6, 24
-_FIELDS = (
-    *"variant role sees panel setting about x y value mean low high lone planted floor ceiling".split(),
-    *("published", "upper"),
-)
+_FIELDS = "variant role sees panel setting about x y value mean low high lone planted floor ceiling published".split()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def plane(results: Results) -> Iterator[Figure]:
         setting: info.name
         for info in results.scores.values()
         for setting in ("zsl", "icl", "ft")
-        if info.function == "log_odds" and info.reads(setting) and (info.inputs or {}).get("right") == "labels"
+        if info.function == "log_odds" and info.reads(setting) and info.inputs.get("right") == "labels"
     }
     parts, label = [], ""
     for at in first_draws(results, [not run.planted for run in results], _MOST_RUNS) if scores else ():

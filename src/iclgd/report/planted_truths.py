@@ -1,8 +1,7 @@
-"""Maps and tables of planted truths: who is identified, what is confused, where ICL stands between its anchors."""
+"""Maps and tables of planted truths: who is identified, and what is confused."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,7 @@ from iclgd.report.chart import DATA, Figure, themed
 from iclgd.report.formats import Table, number
 from iclgd.report.marks import color_scale
 from iclgd.report.panels import Frame, records
-from iclgd.results.planted_truths import Notice, labels, notices, paragraph, setting_in_words
-from iclgd.statistics import Interval
+from iclgd.results.planted_truths import Notice, in_words, labels, notices, setting_in_words
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
@@ -67,11 +65,11 @@ def matrix(frame: Frame, label: str, limits: Sequence[float]) -> alt.LayerChart:
 
 
 def notice_tables(results: Results) -> list[Table]:
-    """For each model and task: the matrices of the headline scores, the ranking of scores, and the anchored scores."""
+    """For each model and task: the matrices of the headline scores, and the ranking of scores."""
     tables = []
     for at, notice in enumerate(notices(results)):
         suffix, place = f"_{at + 1}" if at else "", setting_in_words(results, notice)
-        tables += [make(results, notice, suffix, place) for make in (_matrices, _ranking, _anchored)]
+        tables += [make(results, notice, suffix, place) for make in (_matrices, _ranking)]
     return [table for table in tables if table.rows]
 
 
@@ -83,7 +81,7 @@ def _matrices(results: Results, notice: Notice, suffix: str, place: str) -> Tabl
         text = number(cell["mean"], cell["low"], cell["high"], share=score.share, digits=score.digits)
         texts.append(((score.label, names.get(truth, truth)), (names.get(candidate, candidate),), text))
     title = f"What candidates score where a planted truth plays ICL's part: {place}"
-    notes = ("Mean over draws [95 % interval over draws].", paragraph(results, notice))
+    notes = ("Mean over draws [95 % interval over draws].", in_words(results, notice))
     rows = notice.matrix.to_dict("records")
     return Table.pivot(f"notice_matrix{suffix}", title, ("score", "truth"), texts, notes, rows)
 
@@ -93,29 +91,10 @@ def _ranking(results: Results, notice: Notice, suffix: str, place: str) -> Table
     for rank in notice.ranking:
         worst = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:3]
         confused = "; ".join(f"{names.get(t, t)} for {names.get(c, c)} ({part:.0%})" for t, (c, part) in worst)
-        rows.append((results.scores[rank.score].label, _text(rank.share, True), f"{rank.chance:.0%}", confused))
+        share = number(rank.share.mean, rank.share.low, rank.share.high, share=True)
+        rows.append((results.scores[rank.score].label, share, f"{rank.chance:.0%}", confused))
     title = f"How often each score puts the true candidate first: {place}"
     header = ("score", "identified", "chance", "most often taken for another")
     notes = ("Share of planted truths and draws [95 % interval over draws].",)
     numbers = [{"score": rank.score, "chance": rank.chance} | vars(rank.share) for rank in notice.ranking]
     return Table(f"notice_ranking{suffix}", title, header, 1, tuple(rows), notes, tuple(numbers))
-
-
-def _anchored(results: Results, notice: Notice, suffix: str, place: str) -> Table:
-    names, rows, numbers = labels(results), [], []
-    for standing in notice.standings:
-        score = results.scores[standing.score]
-        parts = {name: getattr(standing, name) for name in ("icl", "floor", "planted", "anchored")}
-        texts = [_text(parts[name], score.share, score.digits) for name in ("icl", "floor", "planted")]
-        anchored = "not told apart" if math.isnan(standing.anchored.mean) else _text(standing.anchored)
-        rows.append((score.label, names.get(standing.candidate, standing.candidate), *texts, anchored))
-        flat = {f"{name}_{key}": value for name, part in parts.items() for key, value in vars(part).items()}
-        numbers.append({"score": standing.score, "candidate": standing.candidate} | flat)
-    title = f"Scores on ICL between their anchors: {place}"
-    header = ("score", "candidate", "on ICL", "floor on ICL", "if ICL were the candidate", "anchored")
-    note = "Anchored: 0 is the floor's score, 1 what the candidate scores where its own variant plays ICL's part."
-    return Table(f"notice_anchored{suffix}", title, header, 2, tuple(rows), (note,), tuple(numbers))
-
-
-def _text(interval: Interval, share: bool = False, digits: int = 3) -> str:
-    return number(interval.mean, interval.low, interval.high, share=share, digits=digits)

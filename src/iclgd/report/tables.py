@@ -1,4 +1,4 @@
-"""The report's tables: summary, variants at held-out rates, comparisons, planted truths and data statistics."""
+"""The report's tables: summary, variants at held-out rates, comparisons and planted truths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from iclgd.results.frame import SEES, Results, overall
 from iclgd.results.rates import RATE, VARIANT, Contender, at_chosen_rates, contenders
 from iclgd.results.reading import ReportError
 from iclgd.results.remarks import remarks
-from iclgd.results.run_tables import prompt_statistics
 from iclgd.statistics import Comparison
 
 SCORE = "score"  # stands among rows or columns for the scores' names
@@ -45,7 +44,6 @@ def tables(
         *([held_out(results, among, rate_notes)] if several_rates else []),
         *([comparisons(results, compared)] if compared else []),
         *notice_tables(results),
-        data(results),
     ]
 
 
@@ -62,17 +60,22 @@ def summary(
     wanted = _scores(results, scores)
     down, across = _layout(results, rows, columns)
     frame = overall(results.summary).drop(columns=["examples", "layer"])
-    records = [published.beside(row) for row in frame[frame[SCORE].isin(wanted)].to_dict("records")]
+    records = frame[frame[SCORE].isin(wanted)].to_dict("records")
     order = {name: at for at, name in enumerate(wanted)}
     records.sort(key=lambda r: [order[r[k]] if k == SCORE else results.rank(k, r[k]) for k in (*down, *across)])
-    heads, cells = pivot((_texts(results, down, r), _texts(results, across, r), r) for r in records)
+    for record in records:
+        theirs = published.mean_and_std(record)
+        if theirs:
+            mean, std = theirs
+            record |= {"published_mean": mean, "published_std": std, "difference": record["mean"] - mean}
+    heads, cells = pivot((_texts(results, down, r), _texts(results, across, r, True), r) for r in records)
     draws = any(record["draws"] > 1 or excluded(record) for record in records)
     layers: Any = frame[frame["layers"] > 0].groupby(SCORE)["layers"].nunique()
     uneven = set(layers.index[layers > 1])
     lines: list[Row] = []
     for label, row in cells.items():
         counts = (_draws(results, row.values()),) * draws
-        texts = (cell(results, row.get(column), layers=uneven) for column in heads)
+        texts = (_cell(results, row.get(column), uneven) for column in heads)
         lines.append((*label, *counts, *texts))
         if any("published_mean" in record for record in row.values()):
             blank = [""] * (len(label) - 1 + draws)
@@ -83,27 +86,18 @@ def summary(
     return Table("summary", title, header, len(names), tuple(lines), notes, tuple(records))
 
 
-def cell(
-    results: Results, record: Mapping[str, Any] | None, interval: bool = True, layers: Collection[str] = ()
-) -> str:
-    """The mean of a row of `Results.summary` as text, with the number of layers it is over for the scores `layers`."""
+def _cell(results: Results, record: Mapping[str, Any] | None, uneven: Collection[str]) -> str:
+    """The mean of a row of `Results.summary`, with the number of layers it is over for the scores `uneven`."""
     if record is None:
         return ""
     if math.isnan(record["mean"]) and excluded(record):
         return "diverged" if record["diverged"] else "unstable"
-    text = _number(results.scores[record[SCORE]], record, interval)
-    return f"{text} ({record['layers']} layers)" if record[SCORE] in layers and record["layers"] else text
+    text = _number(results.scores[record[SCORE]], record)
+    return f"{text} ({record['layers']} layers)" if record[SCORE] in uneven and record["layers"] else text
 
 
-def undefined_notes(results: Results, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for every score with undefined values, which are left out of its means."""
-    counts = {name: sum(r["undefined"] for r in records if r[SCORE] == name) for name in results.scores}
-    labels = {name: printable(results.scores[name].label) for name in counts}
-    return [f"{labels[name]}: {n:,} undefined values, left out of the mean" for name, n in counts.items() if n]
-
-
-def _number(score: ScoreInfo, record: Mapping[str, Any], interval: bool = True) -> str:
-    ends = (record["low"], record["high"]) if interval else ()
+def _number(score: ScoreInfo, record: Mapping[str, Any]) -> str:
+    ends = record["low"], record["high"]
     return number(record["mean"], *ends, std=record["std"], share=score.share, digits=score.digits)
 
 
@@ -114,14 +108,12 @@ def _published(record: Mapping[str, Any]) -> str:
 def held_out(results: Results, contenders: Sequence[Contender], rate_notes: Sequence[str]) -> Table:
     """Each variant that ran at several rates, every draw at the rate that the other draws chose."""
     cells, records = [], []
-    for one in contenders:
-        label = (*_others(results, one), results.variants[one.variant].label, *_sees(results, one))
-        for record in at_chosen_rates(results, [one]):
-            score = results.scores[record[SCORE]]
-            if score.learned:
-                row = (*label, record["rates"], str(len(one.rates)))
-                cells.append((row, (score.label,), _number(score, record)))
-                records.append(record)
+    for record in at_chosen_rates(results, contenders).to_dict("records"):
+        score = results.scores[record[SCORE]]
+        if score.learned:
+            label = (*_others(results, record), results.labels[record[VARIANT]], *_sees(results, record[VARIANT]))
+            cells.append(((*label, record["rates"], str(record["of_draws"])), (score.label,), _number(score, record)))
+            records.append(record)
     notes = ["Each draw at the rate that is best for the other draws, so that no number chose itself."] * bool(cells)
     if any(one.at_edge for one in contenders):
         notes.append("Edge: the lowest or the highest rate tried was chosen, and a better one may lie beyond.")
@@ -134,41 +126,21 @@ def comparisons(results: Results, compared: Sequence[Difference]) -> Table:
     """The differences that the variants ask for, draw by draw."""
     cells, records = [], []
     for difference in compared:
-        first, second = difference.names(results.labels)
+        one, other = difference.first, difference.second
         draws = str(max(result.draws for result in difference.results.values()))
-        sees = _sees(results, difference.first, difference.second)
-        label = (*_others(results, difference.first), f"{first} minus {second}", *sees, difference.asks, draws)
-        setting = {**difference.first.others, **dict(zip(("first", "second"), difference.names({}), strict=True))}
+        text = f"{results.labels[one.variant]} minus {results.labels[other.variant]}"
+        label = (*_others(results, one.others), text, *_sees(results, one.variant, other.variant))
+        about = {**one.others, "first": one.variant, "second": other.variant, "asks": difference.asks}
         for name, result in difference.results.items():
             score = results.scores[name]
-            cells.append((label, (score.label,), _difference(result, score.digits)))
-            numbers = vars(result) | {"marked": result.marked}
-            records.append(setting | {"asks": difference.asks, SCORE: name} | numbers)
+            cells.append(((*label, difference.asks, draws), (score.label,), _difference(result, score.digits)))
+            records.append({**about, SCORE: name, **vars(result), "marked": result.marked})
     tested = sum(result.p == result.p for difference in compared for result in difference.results.values())
     marks = f"* p < 0.05 after Holm's correction for the {tested} comparisons with 5 draws or more. "
-    notes = (
-        marks * bool(tested) + "Intervals need 3 draws. In parentheses: about how many would make them ± 0.05.",
-        power_text(compared),
-    )
+    notes = (marks * bool(tested) + "Intervals need 3 draws.", power_text(compared))
     labels = _headings(results, "difference", "tells", "draws")
     title = "Differences between variants, paired by draw"
     return Table.pivot("comparisons", title, labels, cells, notes, records)
-
-
-def data(results: Results) -> Table:
-    """Labels, demonstrations, queries and their mean tokens, from the prompts that the models saw."""
-    keys, records = prompt_statistics(results)
-
-    def text(name: str, value: Any) -> str:
-        if name in keys:
-            return results.text(name, value)
-        return f"{value:.1f}" if "tokens" in name else f"{value:g}"
-
-    rows = tuple(tuple(map(text, record, record.values())) for record in records)
-    counts = ("labels", "demonstrations used", "queries", "tokens of a demonstration", "tokens of a query")
-    header = (*map(results.heading, keys), *counts, "tokens of the context")
-    note = "Tokens are means over demonstrations or queries, then over draws; the context has bos and separators."
-    return Table("data", "Data statistics", header, len(keys), rows, (note,), tuple(records))
 
 
 def excluded(record: Mapping[str, Any]) -> int:
@@ -195,8 +167,9 @@ def _layout(results: Results, rows: Sequence[str], columns: Sequence[str]) -> tu
     return down or (["finetune.name"] if "finetune.name" not in across else ["model.name"]), across
 
 
-def _texts(results: Results, keys: Sequence[str], record: Mapping[str, Any]) -> Row:
-    return tuple(results.scores[record[k]].label if k == SCORE else results.text(k, record[k]) for k in keys)
+def _texts(results: Results, keys: Sequence[str], record: Mapping[str, Any], headed: bool = False) -> Row:
+    text = (lambda key: results.setting_text({key: record[key]})) if headed else (lambda k: results.text(k, record[k]))
+    return tuple(results.scores[record[SCORE]].label if key == SCORE else text(key) for key in keys)
 
 
 def _draws(results: Results, row: Iterable[Mapping[str, Any]]) -> str:
@@ -219,8 +192,10 @@ def _notes(results: Results, records: Sequence[Mapping[str, Any]]) -> Row:
     if any("published_mean" in record for record in records):
         sources = published.published()["sources"]
         notes.append(f"Published: {sources['untrained_gd']}; {sources['variants']}.")
-    undefined = undefined_notes(results, records)
-    return (*notes, *([f"{'; '.join(undefined)}."] if undefined else []), *remarks(results))
+    counts = {name: sum(r["undefined"] for r in records if r[SCORE] == name) for name in results.scores}
+    undefined = [f"{printable(results.scores[name].label)}: {n:,} undefined values" for name, n in counts.items() if n]
+    notes += [f"{'; '.join(undefined)}, left out of the mean."] * bool(undefined)
+    return (*notes, *remarks(results))
 
 
 def _other_keys(results: Results) -> list[str]:
@@ -231,19 +206,19 @@ def _headings(results: Results, first: str, *rest: str) -> Row:
     return (*map(results.heading, _other_keys(results)), first, *["sees"] * (SEES in results.keys), *rest)
 
 
-def _others(results: Results, one: Contender) -> Row:
-    return tuple(results.text(key, one.others[key]) for key in _other_keys(results))
+def _others(results: Results, setting: Mapping[str, Any]) -> Row:
+    return tuple(results.text(key, setting[key]) for key in _other_keys(results))
 
 
-def _sees(results: Results, *among: Contender) -> Row:
+def _sees(results: Results, *variants: str) -> Row:
     """What these mechanisms see, as one cell; no cell where all see the same."""
-    seen = [results.text(SEES, results.variants[one.variant].sees) for one in among]
+    seen = [results.text(SEES, results.variants[name].sees) for name in variants]
     return (" / ".join(dict.fromkeys(seen)),) if SEES in results.keys else ()
 
 
 def _difference(result: Comparison, digits: int) -> str:
     text = number(result.mean, result.low, result.high, sign="+", digits=digits)
-    if not math.isnan(result.p_holm):
-        p = "< 0.0001" if result.p_holm < 1e-4 else f"{result.p_holm:.2g}"
-        text += f" p {p}" + " *" * result.marked
-    return text if result.needed is None or result.marked else f"{text} ({result.needed})"
+    if math.isnan(result.p_holm):
+        return text
+    p = "< 0.0001" if result.p_holm < 1e-4 else f"{result.p_holm:.2g}"
+    return f"{text} p {p}" + " *" * result.marked

@@ -13,7 +13,7 @@ import pandas as pd
 from iclgd.config.bounds import parse_layers
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.reading import FinishedRun
-from iclgd.statistics import draws_interval, draws_intervals, mean_interval, shares_interval
+from iclgd.statistics import choice_factor, draws_interval, mean_interval, shares_interval, t_ends
 
 SETTING = ["setting", "score", "examples", "layer"]
 COLUMNS = ["mean", "std", "low", "high", "draws", "unit", "unstable", "diverged", "n", "undefined", "layers"]
@@ -91,8 +91,11 @@ def by_draw(rows: Any) -> pd.DataFrame:
     return rows.groupby([*SETTING, "draw"], observed=True)[columns].mean()
 
 
-def over_draws(rows: Any, scores: Mapping[str, ScoreInfo]) -> pd.DataFrame:
-    """One row for each setting, score, examples and layer, as `Results.summary` describes it."""
+def over_draws(rows: Any, scores: Mapping[str, ScoreInfo], chosen: bool = False) -> pd.DataFrame:
+    """One row for each setting, score, examples and layer, as `Results.summary` describes it.
+
+    With `chosen`, every draw is at a rate that the other draws chose (`choice_factor`).
+    """
     state = rows["state"].where(rows["learned"], "sane")
     rows = rows.assign(unstable=state == "unstable", diverged=state == "diverged")
     counts = rows.groupby(SETTING, observed=True)[["unstable", "diverged"]].sum()
@@ -108,12 +111,12 @@ def over_draws(rows: Any, scores: Mapping[str, ScoreInfo]) -> pd.DataFrame:
     summary["unit"] = np.where(several, "draws", "queries")
     limits = np.array([scores[name].limits for name in summary.index.get_level_values("score")]).reshape(-1, 2)
     mean, std, count = (summary[column].to_numpy(float) for column in ("mean", "std", "draws"))
-    low, high = draws_intervals(mean, std, count, limits)
+    low, high = t_ends(mean, std, count, (limits[:, 0], limits[:, 1]), choice_factor(count) if chosen else 1)
     summary["low"], summary["high"] = summary["low"].mask(several, low), summary["high"].mask(several, high)
     shares = [name for name, score in scores.items() if score.share]
     for key, part in draws[draws.index.get_level_values("score").isin(shares)].groupby(level=SETTING, observed=True):
         if part["mean"].count() > 1:
             trials = (part["n"] - part["undefined"]).astype(int).tolist()
-            interval = draws_interval(part["mean"].to_numpy(), trials=trials)
+            interval = draws_interval(part["mean"].to_numpy(), trials=trials, chosen=chosen)
             summary.loc[key, ["low", "high"]] = interval.low, interval.high
     return summary.reset_index()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from iclgd.common.printable import printable
 from iclgd.config.enumerations import Better, Role, Sees
@@ -13,11 +16,12 @@ from iclgd.config.enumerations import Better, Role, Sees
 if TYPE_CHECKING:
     from iclgd.results.reading import FinishedRun  # which imports this module
 
+_IGNORE_OTHERS = ConfigDict(extra="ignore")  # keys of the config that say nothing about its looks
 # evidence that finetuning has a part in
 _LEARNED = ("ft", "trace", "other", "ft_orders", "ft_labels", "training_query_vectors", "trained_changes")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_IGNORE_OTHERS)
 class Variant:
     """A finetuning variant, as conf/finetune describes it."""
 
@@ -31,7 +35,7 @@ class Variant:
     against: Mapping[str, str] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_IGNORE_OTHERS)
 class ScoreInfo:
     """A score, as conf/metric describes it."""
 
@@ -43,22 +47,24 @@ class ScoreInfo:
     better: Better = Better.higher  # which values mean "more alike"
     share: bool = False  # whether its mean is a share of queries, shown in percent
     digits: int = 3  # decimals that tables show (of a share, not of its percent)
-    # whether it depends on how the model was finetuned; what does not is the same for every variant
-    learned: bool = True
-    inputs: Mapping[str, str] | None = None  # argument of its function: path in the evidence
+    inputs: Mapping[str, str] = field(default_factory=dict)  # argument of its function: path in the evidence
     function: str = ""  # the function that takes it
+
+    @property
+    def learned(self) -> bool:
+        """Whether it depends on how the model was finetuned; what does not is the same for every variant."""
+        return not self.inputs or any(path.partition(".")[0] in _LEARNED for path in self.inputs.values())
 
     def reads(self, owner: str) -> bool:
         """Whether it looks at something of `icl`, `ft`, `other`, ..., as an input's path begins."""
-        return any(path.startswith(f"{owner}.") for path in (self.inputs or {}).values())
+        return any(path.startswith(f"{owner}.") for path in self.inputs.values())
 
     def of(self, setting: str, others: Iterable[ScoreInfo]) -> ScoreInfo | None:
         """The same score of another setting, for a score of one setting alone, such as accuracy; None if not there."""
-        paths = dict(self.inputs or {})
-        own = {owner for path in paths.values() if (owner := path.partition(".")[0]) in ("zsl", "icl", "ft")}
+        own = {owner for path in self.inputs.values() if (owner := path.partition(".")[0]) in ("zsl", "icl", "ft")}
         if len(own) != 1 or own == {setting}:
             return None
-        wanted = {argument: path.replace(f"{min(own)}.", f"{setting}.", 1) for argument, path in paths.items()}
+        wanted = {argument: path.replace(f"{min(own)}.", f"{setting}.", 1) for argument, path in self.inputs.items()}
         return next((o for o in others if (o.function, o.inputs) == (self.function, wanted)), None)
 
 
@@ -69,15 +75,7 @@ def variants(runs: Iterable[FinishedRun]) -> dict[str, Variant]:
         config = run.config["finetune"]
         name = config["name"]
         if name not in by_name:
-            by_name[name] = Variant(
-                name=name,
-                label=_label(name, config, by_name),
-                role=Role(config.get("role") or Role.variant),
-                order=config.get("order", 50),
-                color=config.get("color"),
-                sees=Sees(config.get("sees") or Sees.demonstrations),
-                against=config.get("against"),
-            )
+            by_name[name] = Variant(**_described(name, config, by_name))
     return {one.name: one for one in sorted(by_name.values(), key=lambda one: (one.order, one.name))}
 
 
@@ -85,32 +83,16 @@ def scores(runs: Iterable[FinishedRun]) -> dict[str, ScoreInfo]:
     """Every score that was measured, by name: headline ones first, then in the order of the configurations."""
     by_name: dict[str, ScoreInfo] = {}
     for run in runs:
-        described = (run.config.get("metric") or {}).get("scores") or {}
-        for name in (*(key for key in described if key in run.scores), *run.scores):
+        configs = (run.config.get("metric") or {}).get("scores") or {}
+        for name in (*(key for key in configs if key in run.scores), *run.scores):
             if name not in by_name:
-                by_name[name] = _score(name, described.get(name) or {}, by_name)
+                by_name[name] = ScoreInfo(**_described(name, configs.get(name) or {}, by_name))
     return {one.name: one for one in sorted(by_name.values(), key=lambda one: not one.headline)}
 
 
-def _score(name: str, config: Mapping[str, Any], others: Mapping[str, ScoreInfo]) -> ScoreInfo:
-    low, high = config.get("limits") or (-math.inf, math.inf)
-    inputs = config.get("inputs") or {}
-    return ScoreInfo(
-        name=name,
-        label=_label(name, config, others),
-        limits=(float(low), float(high)),
-        headline=bool(config.get("headline")),
-        better=Better(config.get("better") or Better.higher),
-        share=bool(config.get("share")),
-        digits=config.get("digits") or 3,
-        learned=not inputs or any(path.partition(".")[0] in _LEARNED for path in inputs.values()),
-        inputs=inputs,
-        function=str(config.get("function") or ""),
-    )
-
-
-def _label(name: str, config: Mapping[str, Any], others: Mapping[str, Variant | ScoreInfo]) -> str:
-    """The config's label; with the name where another has the same label, because tables tell them apart by it."""
+def _described(name: str, config: Mapping[str, Any], others: Mapping[str, Variant | ScoreInfo]) -> dict[str, Any]:
+    """The config without what is null; labels have the name where another has the same, as tables tell them apart."""
     label = printable(str(config.get("label") or name), 40)
-    taken = any(other.label == label for other in others.values())
-    return f"{label} ({printable(name, 40)})" if taken else label
+    if any(other.label == label for other in others.values()):
+        label = f"{label} ({printable(name, 40)})"
+    return {key: value for key, value in config.items() if value is not None} | {"name": name, "label": label}

@@ -7,11 +7,9 @@ they are equal in everything else, and draw by draw, so that what a draw adds to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from iclgd.config.enumerations import Role
 from iclgd.results.catalogue import Variant
@@ -19,7 +17,6 @@ from iclgd.results.frame import Results
 from iclgd.results.rates import Contender
 from iclgd.statistics import Comparison, draws_to_detect, holm_corrected, smallest_difference
 
-_WEIGHTS = "model.weights"
 _TARGET = 0.05  # a difference worth finding
 
 
@@ -31,15 +28,6 @@ class Difference:
     second: Contender  # the one they are compared with
     asks: str  # what the difference tells
     results: Mapping[str, Comparison]  # by score, first minus second over the draws of both
-
-    def names(self, labels: Mapping[str, str]) -> tuple[str, str]:
-        """What the two are called: by label, else name, of the variants, and by weights where these are compared."""
-        same = self.first.variant == self.second.variant
-        first, second = (
-            labels.get(one.variant, one.variant) + f", {one.others[_WEIGHTS]}" * same
-            for one in (self.first, self.second)
-        )
-        return first, second
 
 
 def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:
@@ -54,13 +42,14 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
             if score in first.values and score in second.values
         }
     )
-    by_pair: list[dict[str, Comparison]] = [{} for _ in pairs]
-    for (index, score), comparison in compared.items():
-        by_pair[index][score] = comparison
+    by_pair = [
+        {score: comparison for (at, score), comparison in compared.items() if at == index}
+        for index in range(len(pairs))
+    ]
     return [
-        Difference(*pair, results)
-        for pair, results in zip(pairs, by_pair, strict=True)
-        if any(comparison.draws for comparison in results.values())
+        Difference(*pair, own)
+        for pair, own in zip(pairs, by_pair, strict=True)
+        if any(comparison.draws for comparison in own.values())
     ]
 
 
@@ -97,12 +86,6 @@ def _pairs(results: Results, among: Sequence[Contender]) -> Iterator[tuple[Conte
         for second, asks in _against(results.variants[name], present).items():
             if (others, second) in by_name:
                 yield first, by_name[others, second], asks
-    for first in among:
-        if first.others[_WEIGHTS] == "pretrained" and results.variants[first.variant].role == Role.variant:
-            for second in among:
-                differing = {key for key in first.others if first.others[key] != second.others[key]}
-                if second.variant == first.variant and differing == {_WEIGHTS}:
-                    yield _by_seed(first), _by_seed(second), "what training the model gave"
 
 
 def _against(variant: Variant, present: Sequence[Variant]) -> Mapping[str, str]:
@@ -116,13 +99,3 @@ def _against(variant: Variant, present: Sequence[Variant]) -> Mapping[str, str]:
     asked = {other.name: f"{variant.label} beside {other.label}" for other in plain}
     asked |= {other.name: f"{variant.label} above the floor" for other in floors}
     return {name: asks for name, asks in asked.items() if name != variant.name}
-
-
-def _by_seed(contender: Contender) -> Contender:
-    """With draws of one seed and several untrained weights averaged: trained weights have no such draws."""
-    rates = {seed: rate for (seed, _), rate in contender.rates.items()}
-    values = {}
-    for score, by_draw in contender.values.items():
-        means: Any = pd.Series(by_draw, dtype=float).groupby(level=0).mean()
-        values[score] = means.dropna().to_dict()
-    return replace(contender, rates=rates, values=values)

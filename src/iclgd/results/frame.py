@@ -16,10 +16,11 @@ import pandas as pd
 
 from iclgd.config.enumerations import OnOverflow, Sees, Weights
 from iclgd.results import catalogue
-from iclgd.results.averages import COLUMNS, Layers, by_draw, over_draws, over_layers
+from iclgd.results.averages import COLUMNS, Layers, over_draws, over_layers
 from iclgd.results.catalogue import ScoreInfo, Variant
-from iclgd.results.reading import FinishedRun, ReportError, read_runs, rows_of, with_missing_layers
+from iclgd.results.reading import FinishedRun, ReportError, plain, read_runs, rows_of
 from iclgd.runs import varying_keys
+from iclgd.runs.varying_keys import DRAW
 
 ALWAYS = ("model.name", "model.weights", "task.name", "task.shots", "finetune.name", "finetune.lr")
 SEES = "finetune.sees"  # what a mechanism may look at
@@ -134,12 +135,19 @@ class Results:
     @functools.cached_property
     def settings(self) -> pd.DataFrame:
         """One row for each setting, with a column for each of `keys`, in the order in which tables name them."""
-        return pd.DataFrame(list(self._settings), columns=list(self.keys), dtype=object).infer_objects()
+        return pd.DataFrame(self.setting_values, columns=list(self.keys), dtype=object).infer_objects()
+
+    @functools.cached_property
+    def setting_values(self) -> list[tuple[Any, ...]]:
+        """The values of `keys` of every row of `settings`, as the runs have them."""
+        rows = dict.fromkeys(map(self._setting, self.runs))
+        return sorted(rows, key=lambda row: [self.rank(*pair) for pair in zip(self.keys, row, strict=True)])
 
     @functools.cached_property
     def setting_of(self) -> tuple[int, ...]:
         """For each run, its row of `settings`."""
-        return tuple(self._settings[self._setting(run)] for run in self.runs)
+        position = {values: at for at, values in enumerate(self.setting_values)}
+        return tuple(position[self._setting(run)] for run in self.runs)
 
     @functools.cached_property
     def draws(self) -> list[tuple[Any, ...]]:
@@ -156,13 +164,13 @@ class Results:
         """
         runs = self.settings.iloc[list(self.setting_of)].reset_index(drop=True)
         runs.insert(0, "run", [run.name for run in self.runs])
-        for key in varying_keys.DRAW:
+        for key in DRAW:
             values = [run.settings.get(key) for run in self.runs]
             if key == "seed" or len(set(values)) > 1:
                 runs[key] = values
         rows = self.rows
         of_runs = runs.take(rows["run"]).reset_index(drop=True)
-        scores = _plain(rows.drop(columns=["run", "setting", "draw", "state", "learned", "counted"]))
+        scores = plain(rows.drop(columns=["run", "setting", "draw", "state", "learned", "counted"]))
         return pd.concat([of_runs, scores, rows["state"]], axis=1)
 
     @functools.cached_property
@@ -174,18 +182,12 @@ class Results:
         of everything else, as far as the score depends on finetuning (where a truth is planted, any may); `n` and
         `undefined` add up the others' values.
         """
-        summary = over_draws(self.rows, self.scores)
-        settings = self.settings.take(summary["setting"]).reset_index(drop=True)
-        return pd.concat([settings, _plain(summary[["score", "examples", "layer", *COLUMNS]])], axis=1)
+        return with_settings(self.over_draws, self.settings)
 
     @functools.cached_property
-    def draw_means(self) -> pd.DataFrame:
-        """`mean`, `n`, `undefined` and `layers` of sane runs over all examples and layers, orders of a draw averaged.
-
-        The index has the setting (a row of `settings`), the score and the draw (a position in `draws`).
-        """
-        rows = self.over_all
-        return by_draw(rows[rows["state"] == "sane"]).droplevel(["examples", "layer"])
+    def over_draws(self) -> Any:
+        """As `summary`, with a row of `settings` as the column `setting`, and -1 for the mean over layers."""
+        return over_draws(self.rows, self.scores)
 
     def heading(self, key: str) -> str:
         """What tables call a setting: the last word of its key, as far as that is clear here."""
@@ -198,7 +200,7 @@ class Results:
         if key == "finetune.layers":
             return varying_keys.layer_ranges(value)
         if key == SEES:
-            return str(value or Sees.demonstrations).replace("_", " ")
+            return str(value if isinstance(value, str) else Sees.demonstrations).replace("_", " ")
         if key == "task.shots":
             return varying_keys.as_text(value) + self._demonstrations_used.get(value, "")
         text = varying_keys.as_text(value)
@@ -206,7 +208,7 @@ class Results:
 
     def setting_text(self, setting: Mapping[str, Any]) -> str:
         """A setting as one text: names as they are, and every other value with its heading."""
-        names = ("model.name", "model.weights", "task.name")
+        names = ("model.name", "model.weights", "task.name", "finetune.name")
         heads = {key: "" if key in names else f"{self.heading(key)} " for key in setting}
         return ", ".join(heads[key] + self.text(key, value) for key, value in setting.items())
 
@@ -245,12 +247,6 @@ class Results:
         ranges = {shots: "-".join(map(str, sorted({min(used), max(used)}))) for shots, used in numbers.items()}
         return {shots: f" ({text} used)" for shots, text in ranges.items() if text != str(shots)}
 
-    @functools.cached_property
-    def _settings(self) -> dict[tuple[Any, ...], int]:
-        rows = dict.fromkeys(map(self._setting, self.runs))
-        order = sorted(rows, key=lambda row: [self.rank(*pair) for pair in zip(self.keys, row, strict=True)])
-        return {row: at for at, row in enumerate(order)}
-
     def _setting(self, run: FinishedRun) -> tuple[Any, ...]:
         return tuple(run.settings.get(key) for key in self.keys)
 
@@ -281,19 +277,21 @@ class Results:
         return self.rows[(self.rows["examples"] == "all") & (self.rows["layer"] < 0)]
 
     @functools.cached_property
-    def run_means(self) -> Any:
-        """The means over `layers`: a row for each run, a column for each score; NaN where it was not measured."""
-        means = self.over_all.pivot(index="run", columns="score", values="mean")
-        return means.reindex(index=range(len(self)), columns=list(self.scores))
+    def run_table(self) -> pd.DataFrame:
+        """A row for each run: `run`, `state`, its settings and draw, and each score's mean over `layers`, or NaN."""
+        runs = [
+            {"run": run.name, "state": run.state, **{key: run.settings.get(key) for key in (*self.keys, *DRAW)}}
+            for run in self.runs
+        ]
+        means: Any = self.over_all.pivot(index="run", columns="score", values="mean")
+        return pd.DataFrame(runs).join(means.reindex(columns=list(self.scores)))
 
-    def mean(self, run: FinishedRun, score: str) -> float:
-        """The mean of a score of one of these runs over `layers`; NaN where it was not measured."""
-        return self.run_means.get(score, {}).get(self.runs.index(run), float("nan"))
 
-
-def _plain(rows: Any) -> pd.DataFrame:
-    """The rows with text for categories, and NA for the layer of a mean over layers."""
-    return with_missing_layers(rows.astype({"score": str, "examples": str}))
+def with_settings(summary: Any, settings: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `averages.over_draws` with the columns of the setting that each belongs to."""
+    columns = settings.take(summary["setting"]).reset_index(drop=True)
+    numbers = plain(summary[["score", "examples", "layer", *COLUMNS]].reset_index(drop=True))
+    return pd.concat([columns, numbers], axis=1)
 
 
 def overall(frame: pd.DataFrame) -> Any:

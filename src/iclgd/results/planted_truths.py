@@ -7,18 +7,18 @@ demonstrations are the sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from iclgd.config.enumerations import Better, Role
+from iclgd.config.enumerations import Better
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import Results, overall
 from iclgd.results.rates import other_keys
-from iclgd.statistics import Interval, draws_interval, held_out, ratio_interval
+from iclgd.statistics import Interval, draws_interval, held_out
 
 TRUTH, CANDIDATE, RATE = "reference.name", "finetune.name", "finetune.lr"
 _DRAW = ("seed", "model.weights_seed")
@@ -39,27 +39,12 @@ class Identification:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where what a score says of a candidate and ICL lies between its anchors."""
-
-    score: str  # its name
-    candidate: str  # the variant
-    icl: Interval  # the score where ICL is ICL
-    floor: Interval  # the same of the floor that comes nearest to ICL
-    planted: Interval  # the score where the candidate's own variant plays ICL's part
-    # (icl - floor) / (planted - floor), with an interval that carries the uncertainty of all three; NaN where
-    # the anchors cannot be told apart
-    anchored: Interval
-
-
-@dataclass(frozen=True)
 class Notice:
     """All that one sweep of truths and candidates says, for one model and task."""
 
     setting: Mapping[str, Any]  # the model, the task and what else varied
     matrix: pd.DataFrame  # columns score, truth, candidate, mean, low, high, draws: a row for each cell
     ranking: tuple[Identification, ...]  # by score, the best at identifying first
-    standings: tuple[Standing, ...]  # by score and candidate that was planted too
 
 
 def notices(results: Results) -> list[Notice]:
@@ -70,7 +55,6 @@ def notices(results: Results) -> list[Notice]:
     rows = overall(frame)
     rows = rows[rows["state"] == "sane"]
     scores = [s for s in results.scores.values() if s.better is not Better.neither and s.reads("icl") and s.reads("ft")]
-    floors = [name for name, variant in results.variants.items() if variant.role is Role.floor]
     order = {name: index for index, name in enumerate([ICL, *results.variants])}
     rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
     keys = [key for key in other_keys(results) if key != TRUTH]
@@ -80,7 +64,7 @@ def notices(results: Results) -> list[Notice]:
         setting = dict(zip(keys, values, strict=True))
         group: Any = pd.concat([_in_setting(of_icl, setting), planted])
         if group[TRUTH].nunique() > 1:
-            of_each.append(notice(setting, group, scores, floors))
+            of_each.append(notice(setting, group, scores))
     return [one for one in of_each if len(one.matrix)]
 
 
@@ -93,26 +77,22 @@ def _in_setting(rows: Any, setting: Mapping[str, Any]) -> Any:
     return rows
 
 
-def notice(setting: Mapping[str, Any], rows: Any, scores: Sequence[ScoreInfo], floors: Collection[str]) -> Notice:
+def notice(setting: Mapping[str, Any], rows: Any, scores: Sequence[ScoreInfo]) -> Notice:
     """The notice of one setting; rows are one for each run and score, as in `Results.frame`."""
     rates = rows.groupby(CANDIDATE)[RATE].nunique()
     several = set(rates[rates > 1].index)  # whose rate is chosen
-    matrix, ranking, standings = [], [], []
+    matrix, ranking = [], []
     for score in scores:
         cells = cells_of(rows, score)
         if not cells:
             continue
         ranking.append(identification(score, cells, bool(several)))
-        intervals = {
-            cell: draws_interval(values.to_numpy(), score.limits, chosen=cell[1] in several)
-            for cell, values in cells.items()
-        }
-        for (truth, candidate), interval in intervals.items():
+        for (truth, candidate), values in cells.items():
+            interval = draws_interval(values.to_numpy(), score.limits, chosen=candidate in several)
             cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
             matrix.append({**cell, "mean": interval.mean, "low": interval.low, "high": interval.high})
-        standings += _standings(score, cells, intervals, floors, several)
     best_first = sorted((rank for rank in ranking if rank.share.n), key=lambda rank: -rank.share.mean)
-    return Notice(setting, pd.DataFrame(matrix), tuple(best_first), tuple(standings))
+    return Notice(setting, pd.DataFrame(matrix), tuple(best_first))
 
 
 def cells_of(rows: Any, score: ScoreInfo) -> Cells:
@@ -159,75 +139,21 @@ def identification(score: ScoreInfo, cells: Cells, chosen: bool = False) -> Iden
     return Identification(score.name, share, float(np.mean(chances)) if chances else math.nan, confusions)
 
 
-def _standings(
-    score: ScoreInfo,
-    cells: Cells,
-    intervals: Mapping[tuple[str, str], Interval],
-    floors: Collection[str],
-    several: Set[str],
-) -> Iterator[Standing]:
-    nearest = min if score.better is Better.lower else max
-    bottoms = [name for name in floors if (ICL, name) in cells]
-    if not bottoms:
-        return
-    bottom = nearest(bottoms, key=lambda name: cells[ICL, name].mean())
-    for truth, candidate in cells:
-        if truth == ICL and candidate not in floors and (candidate, candidate) in cells:
-            keys = (ICL, candidate), (ICL, bottom), (candidate, candidate)
-            chosen = not several.isdisjoint({candidate, bottom})
-            part = anchored(*(cells[key] for key in keys), chosen=chosen)
-            yield Standing(score.name, candidate, *(intervals[key] for key in keys), anchored=part)
-
-
-def anchored(icl: pd.Series, floor: pd.Series, planted: pd.Series, chosen: bool = False) -> Interval:
-    """(icl - floor) / (planted - floor) of the means over the draws that all three have.
-
-    The interval is Fieller's (`ratio_interval`), so that it moves with the anchors too. No value where the distance
-    between the anchors is not told apart from zero.
-    """
-    values = pd.concat([icl, floor, planted], axis=1, join="inner").to_numpy()
-    return ratio_interval(values[:, 0] - values[:, 1], values[:, 2] - values[:, 1], chosen=chosen)
-
-
-def in_words(notice: Notice, score_labels: Mapping[str, str], labels: Mapping[str, str], standing_of: str) -> str:
-    """One paragraph: which scores tell truths apart, which do not, and what a score says of ICL.
-
-    The last sentences are about the score `standing_of`.
-    """
-    sentences, about = [], score_labels.get(standing_of, "")
-    if notice.ranking:
-        best, worst = notice.ranking[0], notice.ranking[-1]
-        other = f" and {score_labels[worst.score]} in {_percent(worst.share)}" if worst is not best else ""
-        sentences.append(
-            f"Over the planted truths of {best.share.n} draws, {score_labels[best.score]} puts the true variant first "
-            f"in {_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
-        )
-    confusions = [pair for rank in notice.ranking if rank.score == standing_of for pair in rank.confusions.items()]
-    if confusions:
-        most = sorted(confusions, key=lambda pair: -pair[1][1])[:2]
-        names = [f"{labels.get(t, t)} for {labels.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in most]
-        sentences.append(f"{about} takes {' and '.join(names)}.")
-    standings = [standing for standing in notice.standings if standing.score == standing_of]
-    apart = [at for at in standings if not math.isnan(at.anchored.mean)]
-    if apart:
-        values = (f"{labels.get(at.candidate, at.candidate)} {at.icl.mean:.2f} ({at.planted.mean:.2f})" for at in apart)
-        parts = [f"{text}, which is {_percent(at.anchored)}" for text, at in zip(values, apart, strict=True)]
-        sentences.append(
-            f"{about} on ICL and, in brackets, what it would be if ICL were that variant: {'; '.join(parts)}. "
-            f"The floor scores {standings[0].floor.mean:.2f}; "
-            "percentages say how far on the way from it to the value in brackets."
-        )
-    if len(apart) < len(standings):
-        others = ", ".join(labels.get(at.candidate, at.candidate) for at in standings if at not in apart)
-        sentences.append(f"It would not show if ICL were one of these, whose scores are not above the floor: {others}.")
-    return " ".join(sentences)
-
-
-def paragraph(results: Results, notice: Notice) -> str:
-    """What the sweep says, about the first headline score that it ranks."""
-    ranked = {rank.score for rank in notice.ranking}
-    of = next((name for name in results.headline if name in ranked), next(iter(ranked), ""))
-    return in_words(notice, {name: score.label for name, score in results.scores.items()}, labels(results), of)
+def in_words(results: Results, notice: Notice) -> str:
+    """One paragraph: which scores tell truths apart, which do not, and what the first headline score confuses."""
+    if not notice.ranking:
+        return ""
+    names, best, worst = labels(results), notice.ranking[0], notice.ranking[-1]
+    other = f" and {results.scores[worst.score].label} in {_percent(worst.share)}" if worst is not best else ""
+    text = (
+        f"Over the planted truths of {best.share.n} draws, {results.scores[best.score].label} puts the true variant "
+        f"first in {_percent(best.share)}{other}; guessing would in {best.chance:.0%}."
+    )
+    by_name = {rank.score: rank for rank in notice.ranking}
+    first = next((by_name[name] for name in results.headline if name in by_name), best)
+    most = sorted(first.confusions.items(), key=lambda pair: -pair[1][1])[:2]
+    confused = [f"{names.get(t, t)} for {names.get(c, c)} ({share:.0%} of draws)" for t, (c, share) in most]
+    return f"{text} {results.scores[first.score].label} takes {' and '.join(confused)}." if confused else text
 
 
 def setting_in_words(results: Results, notice: Notice) -> str:

@@ -83,7 +83,7 @@ class FinishedRun:
     @property
     def frame(self) -> pd.DataFrame:
         """A row for each score, examples ("all" or "flipped") and layer (NA for the mean over layers)."""
-        return with_missing_layers(rows_of([self]).drop(columns="run"))
+        return plain(rows_of([self]).drop(columns="run"))
 
     @property
     def recordings(self) -> dict[str, Recording]:
@@ -236,7 +236,7 @@ def _rows_of(run: int, finished: FinishedRun) -> list[tuple[Any, ...]]:
     return rows
 
 
-def with_missing_layers(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with NA for layer -1."""
+def plain(rows: Any) -> pd.DataFrame:
+    """The rows with text for categories, and NA for layer -1, the mean over layers."""
     layer = rows["layer"].astype("Int64")
-    return rows.assign(layer=layer.mask(layer < 0))
+    return rows.astype({"score": str, "examples": str}).assign(layer=layer.mask(layer < 0))

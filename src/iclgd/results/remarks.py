@@ -36,26 +36,21 @@ def layer_notes(results: Results, scores: Sequence[str] = ()) -> list[str]:
     """Sentences on the scores whose means are not over all layers: by default headlines, and whose means share none."""
     rows: Any = results.rows
     rows = rows[(rows["examples"] == "all") & (rows["state"] == "sane") & (rows["layer"] >= 0)]
-    compared = [f"{run.planted} {run.settings['model.name']}" for run in results]
+    compared = [(run.planted, run.settings["model.name"]) for run in results]
     labels: dict[str, list[str]] = {}  # of the scores whose means a text is true of
     for name in scores or results.scores:
-        counted = rows[rows["score"] == name].pivot(index="run", columns="layer", values="counted").astype(float)
-        counted = counted[counted.gt(0).any(axis=1)]  # NaN beyond a model's last layer
-        patterns = counted.assign(compared=[compared[run] for run in counted.index]).drop_duplicates()
-        is_own = results.layers is Layers.common and patterns["compared"].duplicated().any()
-        layers = patterns.drop(columns="compared").to_dict("records")
-        groups = {(tuple(at for at in one if one[at] > 0), sum(one[at] >= 0 for at in one)) for one in layers}
-        groups = sorted(groups, key=lambda group: (len(group[0]), group))
+        of_score = rows[rows["score"] == name]
+        totals = of_score.groupby("run").size()
+        layers = of_score[of_score["counted"]].groupby("run")["layer"].agg(tuple).to_dict()
+        groups = sorted({(its, int(totals[run])) for run, its in layers.items()}, key=lambda one: (len(one[0]), one))
+        patterns = {(compared[run], its) for run, its in layers.items()}
+        is_own = results.layers is Layers.common and len(patterns) > len({group for group, _ in patterns})
         is_asked = is_own or name in (scores or results.headline)
-        if not is_asked or all(len(layers) == total for layers, total in groups):
+        if not is_asked or all(len(its) == total for its, total in groups):
             continue
         rule = "each run's own, since no layer has a value in every setting" if is_own else _RULES[results.layers]
         labels.setdefault(f"{_layers_in_words(groups)}: {rule}", []).append(results.scores[name].label)
-    return [f"Means of {_listed(names)} are over {text}." for text, names in labels.items()]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return [f"Means of {', '.join(names)} are over {text}." for text, names in labels.items()]
 
 
 def _layers_in_words(groups: Sequence[tuple[tuple[int, ...], int]]) -> str:
@@ -115,9 +110,7 @@ def _accuracy_names(results: Results, is_open: bool) -> tuple[str, str]:
     """The names of ICL's and zero-shot's accuracy; empty where none was measured."""
     scores = results.scores.values()
     pairs = [(one, one.of("zsl", scores)) for one in scores if one.share and one.reads("icl")]
-    names = [
-        ((icl.inputs or {}).get("label_scores") is None, icl.name, zsl.name) for icl, zsl in pairs if zsl is not None
-    ]
+    names = [(icl.inputs.get("label_scores") is None, icl.name, zsl.name) for icl, zsl in pairs if zsl is not None]
     names.sort(key=lambda one: one[0] != is_open)
     return names[0][1:] if names else ("", "")
 

@@ -1,8 +1,8 @@
-"""Tables that runs hold beside their scores, such as gradient norms, losses and prompts, as means over draws."""
+"""Tables that runs hold beside their scores, such as gradient norms and losses, as means over draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,6 @@ import pandas as pd
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun
 
-_SETTING = ("model.name", "task.name", "task.shots")
 _MOST_RUNS = 24  # that are read, for each costs a file, or one of each setting where these are more
 
 
@@ -43,37 +42,3 @@ def first_draws(results: Results, wanted: Sequence[bool], most: int) -> list[int
     settings: Any = pd.Series(results.setting_of)[list(wanted)]
     draws = settings.groupby(settings).cumcount()
     return draws.index[draws < max(1, most // max(1, settings.nunique()))].tolist()
-
-
-def prompt_statistics(results: Results) -> tuple[list[str], list[dict[str, Any]]]:
-    """Labels, demonstrations, queries and their mean tokens of each setting, as means over its draws.
-
-    Returns:
-        The keys that make such a setting, and for each setting these and the statistics by name.
-    """
-    keys = [k for k in results.keys if k in _SETTING or k.startswith(("task.", "model.bos", "model.separator"))]
-    drawn: dict[tuple[Any, ...], dict[Any, dict[str, float]]] = {}
-    for run in results:  # whatever the finetuning, one setting and draw has one set of prompts
-        draws = drawn.setdefault(tuple(run.settings.get(key) for key in keys), {})
-        draw = run.settings["seed"], run.settings.get("task.permutation")
-        if draw not in draws:
-            draws[draw] = _statistics(run.prompts())
-    records = []
-    for setting, draws in drawn.items():
-        means: dict[str, Any] = pd.DataFrame(list(draws.values())).mean().to_dict()
-        records.append(dict(zip(keys, setting, strict=True)) | means)
-    return keys, records
-
-
-def _statistics(prompts: Mapping[str, Any]) -> dict[str, float]:
-    demonstrations = [len(item["token_ids"]) for item in prompts["demonstrations"]]
-    queries = [len(item["token_ids"]) for item in prompts["queries"]]
-    separators = len(demonstrations) * len(prompts.get("separator") or [])
-    return {
-        "labels": len(prompts.get("label_words") or []),
-        "demonstrations": len(demonstrations),
-        "queries": len(queries),
-        "demonstration_tokens": sum(demonstrations) / max(len(demonstrations), 1),
-        "query_tokens": sum(queries) / max(len(queries), 1),
-        "context_tokens": sum(demonstrations) + separators + len(prompts.get("bos") or []),
-    }

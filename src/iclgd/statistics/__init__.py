@@ -10,19 +10,17 @@ from iclgd.statistics.comparisons import (
     Comparison,
     compare,
     draws_to_detect,
-    draws_within,
     held_out,
-    holm,
     holm_corrected,
     smallest_difference,
 )
 from iclgd.statistics.intervals import (
     Interval,
+    choice_factor,
     draws_interval,
-    draws_intervals,
     mean_interval,
     mean_of_means,
     nanmean,
-    ratio_interval,
     shares_interval,
+    t_ends,
 )

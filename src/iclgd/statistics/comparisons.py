@@ -6,8 +6,9 @@ variant is. Therefore a draw's value is shown at the rate that the other draws c
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
@@ -15,13 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from iclgd.statistics.intervals import UPPER, choice_factor, draws_interval
+from iclgd.statistics.intervals import choice_factor, draws_interval
 
 K = TypeVar("K", bound=Hashable)
 D = TypeVar("D", bound=Hashable)
 DRAWS_FOR_INTERVAL = 3
 DRAWS_FOR_P = 5
-WITHIN = 0.05  # half the width of the interval that `needed` draws would give
 POWER = 0.8  # the chance to find a difference
 MOST = 100_000  # draws; more are as good as never
 
@@ -38,8 +38,6 @@ class Comparison:
     p: float
     p_holm: float  # p corrected for all comparisons made together; NaN before `holm_corrected`
     draws: int  # how many pairs there are
-    # draws with which the interval would be about ± `WITHIN`; None where the spread is not known
-    needed: int | None
     # standard deviation of the differences over draws, `choice_factor` counted in; NaN where it is not known
     spread: float = math.nan
 
@@ -67,34 +65,27 @@ def compare(first: Mapping[D, float], second: Mapping[D, float], *, chosen: bool
     interval = draws_interval(differences, chosen=chosen)
     if math.isnan(interval.low):  # too few, or no spread beyond rounding
         same = draws >= DRAWS_FOR_P and not differences.any()
-        return Comparison(interval.mean, math.nan, math.nan, 1.0 if same else math.nan, math.nan, draws, None)
+        return Comparison(interval.mean, math.nan, math.nan, 1.0 if same else math.nan, math.nan, draws)
     spread = math.sqrt(choice_factor(draws) if chosen else 1) * float(differences.std(ddof=1))
     half = interval.high - interval.mean if draws >= DRAWS_FOR_INTERVAL else math.nan
     p = math.nan
     if draws >= DRAWS_FOR_P:
         p = float(2 * stats.t.sf(abs(interval.mean) / spread * math.sqrt(draws), draws - 1))
     low, high = interval.mean - half, interval.mean + half
-    return Comparison(interval.mean, low, high, p, math.nan, draws, draws_within(spread, WITHIN), spread)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): the chance of any false positive among all of them stays below the level.
-
-    The i-th smallest of m is multiplied by m - i + 1, never falls below the one before it, and is at most 1. NaN (not
-    tested) stays NaN and is not counted.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    corrected = np.full(len(p), np.nan)
-    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
-    return corrected.tolist()
+    return Comparison(interval.mean, low, high, p, math.nan, draws, spread)
 
 
 def holm_corrected(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:
-    """The same comparisons, each with its p corrected for all that were tested."""
-    corrected = holm([comparison.p for comparison in comparisons.values()])
-    return {key: replace(comparisons[key], p_holm=p) for key, p in zip(comparisons, corrected, strict=True)}
+    """The same comparisons, each with its p corrected for all that were tested (Holm 1979, step-down).
+
+    The chance of any false mark among them stays below the level. The i-th smallest p of m is multiplied by m - i + 1,
+    never falls below the one before it, and is at most 1. NaN (not tested) stays NaN and is not counted.
+    """
+    p = np.array([comparison.p for comparison in comparisons.values()])
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return {key: replace(comparisons[key], p_holm=float(one)) for key, one in zip(comparisons, p, strict=True)}
 
 
 def smallest_difference(spread: float, draws: int, alpha: float = 0.05) -> float:
@@ -105,47 +96,25 @@ def smallest_difference(spread: float, draws: int, alpha: float = 0.05) -> float
     """
     degrees = draws - 1
     critical = float(stats.t.ppf(1 - alpha / 2, degrees))
+    # The power is integrated over quantiles of χ²: scipy's noncentral t loses all digits for few degrees and large
+    # arguments.
+    quantiles = (np.arange(2000) + 0.5) / 2000
+    scale = np.sqrt(stats.chi2.ppf(quantiles, degrees) / degrees) * critical
 
     def missing(noncentrality: float) -> float:
-        return _power(noncentrality, critical, degrees) - POWER
+        found = stats.norm.sf(scale - noncentrality) + stats.norm.cdf(-scale - noncentrality)
+        return float(np.mean(found)) - POWER
 
-    upper = 1.0
-    while missing(upper) < 0:
-        upper *= 2
-    root = optimize.brentq(missing, 0.0, upper)
-    return cast(float, root) * spread / math.sqrt(draws)
+    root = cast(float, optimize.brentq(missing, 0.0, 2 * float(scale.max()) + 10))
+    return root * spread / math.sqrt(draws)
 
 
 def draws_to_detect(difference: float, spread: float, alpha: float = 0.05) -> int:
-    """The fewest draws with which a difference is found four times in five."""
-    return _fewest(lambda draws: smallest_difference(spread, draws, alpha) <= difference)
-
-
-def draws_within(spread: float, half: float) -> int:
-    """The fewest draws with which the t interval of a mean reaches no further than ± half."""
-    return _fewest(lambda n: float(stats.t.ppf(UPPER, n - 1)) * spread / math.sqrt(n) <= half)
-
-
-def _power(noncentrality: float, critical: float, degrees: int) -> float:
-    """P(|T| > critical) by T = (Z + noncentrality) / √(χ²/df), integrated over the quantiles of χ².
-
-    scipy's noncentral t loses all digits for few degrees and large arguments.
-    """
-    quantiles = (np.arange(2000) + 0.5) / 2000
-    scale = np.sqrt(stats.chi2.ppf(quantiles, degrees) / degrees) * critical
-    return float(np.mean(stats.norm.sf(scale - noncentrality) + stats.norm.cdf(-scale - noncentrality)))
-
-
-def _fewest(enough: Callable[[int], bool]) -> int:
-    low, high = 1, 2
-    while not enough(high):
-        low, high = high, high * 2
-        if high > MOST:
-            return MOST
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    """The fewest draws with which a difference is found four times in five, at most `MOST`."""
+    candidates = range(2, MOST)
+    return 2 + bisect.bisect_left(
+        candidates, True, key=lambda draws: smallest_difference(spread, draws, alpha) <= difference
+    )
 
 
 def held_out(scores: Mapping[D, Mapping[float, float]], better: str = "higher") -> dict[D, float]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special, stats
 
 Array = np.ndarray
 LEVEL = 0.95  # nominal coverage of every interval
@@ -76,7 +77,9 @@ def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float]
         trials = share * (1 - share) / (error / width) ** 2
         bounds = _wilson(share * trials, trials, quantile)
         low, high = min(low, limits[0] + bounds[0] * width), max(high, limits[0] + bounds[1] * width)
-    return _within(mean, low, high, n, limits)
+    if limits is not None:
+        low, high = max(low, limits[0]), min(high, limits[1])
+    return Interval(mean, float(low), float(high), n)
 
 
 def shares_interval(values: Float[Array, "query ..."]) -> Interval:
@@ -99,7 +102,7 @@ def shares_interval(values: Float[Array, "query ..."]) -> Interval:
 
 def draws_interval(
     means: Sequence[float] | Float[Array, " draw"],
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float] = (-math.inf, math.inf),
     *,
     trials: Sequence[int] | None = None,
     chosen: bool = False,
@@ -128,53 +131,32 @@ def draws_interval(
     mean = float(values.mean()) if n else math.nan
     if n < FEWEST_DRAWS:
         return Interval(mean, math.nan, math.nan, n)
-    variance = float(values.var(ddof=1)) / n * (choice_factor(n) if chosen else 1)
+    factor = choice_factor(n) if chosen else 1
     if trials is not None:
+        variance = float(values.var(ddof=1)) / n * factor
         counts = np.asarray(trials)[defined]
         total = int(counts.max() if _without_spread(values) else counts.sum())
         effective = _effective(mean, variance, total, n)
         return Interval(mean, *share_bounds(mean * effective, effective), n)
-    if _without_spread(values):
-        return Interval(mean, math.nan, math.nan, n)
-    half = float(stats.t.ppf(UPPER, n - 1)) * math.sqrt(variance)
-    return _within(mean, mean - half, mean + half, n, limits)
+    low, high = t_ends(mean, float(values.std(ddof=1)), n, limits, factor)
+    return Interval(mean, float(low), float(high), n)
 
 
-def draws_intervals(
-    means: Float[Array, " score"],
-    stds: Float[Array, " score"],
-    draws: Float[Array, " score"],
-    limits: Float[Array, "score 2"],
-) -> tuple[Float[Array, " score"], Float[Array, " score"]]:
-    """The ends of `draws_interval` of many scores that are not shares, from means and standard deviations over draws.
+def t_ends(mean: Any, std: Any, draws: Any, limits: tuple[Any, Any], factor: Any = 1) -> tuple[Any, Any]:
+    """The ends of `draws_interval` without `trials`, of one score or of arrays of them; NaN where there is none.
 
-    One by one they would take minutes.
+    Args:
+        mean: over draws.
+        std: standard deviation over draws.
+        draws: how many there are.
+        limits: the least and the largest possible value.
+        factor: by how much the squared error is larger than the standard deviation says.
     """
     count = np.maximum(draws, FEWEST_DRAWS)
-    half = stats.t.ppf(UPPER, count - 1) * stds / np.sqrt(count)
-    half = np.where((draws < FEWEST_DRAWS) | ~(stds > _NO_SPREAD * np.maximum(np.abs(means), 1e-12)), np.nan, half)
-    return np.maximum(means - half, limits[:, 0]), np.minimum(means + half, limits[:, 1])
-
-
-def ratio_interval(above: Float[Array, " draw"], below: Float[Array, " draw"], *, chosen: bool = False) -> Interval:
-    """Interval of a ratio of two means over the same draws, by Fieller's theorem (1954).
-
-    It holds every r for which Student's t does not tell the mean of above - r below from zero, so that it covers as
-    often as t does however uncertain the denominator is. There is no value where the denominator's mean is not told
-    apart from zero, and no interval where neither has a spread. `chosen` is as for `draws_interval`.
-    """
-    n, denominator = len(below), draws_interval(below, chosen=chosen)
-    if n < FEWEST_DRAWS or denominator.mean == 0 or denominator.low <= 0 <= denominator.high:
-        return Interval(math.nan, math.nan, math.nan, n)
-    top, bottom = float(above.mean()), denominator.mean
-    if _without_spread(above) and _without_spread(below):
-        return Interval(top / bottom, math.nan, math.nan, n)
-    factor = float(stats.t.ppf(UPPER, n - 1)) ** 2 / n * (choice_factor(n) if chosen else 1)
-    (own, shared), (_, other) = np.cov(above, below) * factor
-    square = bottom**2 - other
-    middle = top * bottom - shared
-    half = math.sqrt(max(middle**2 - square * (top**2 - own), 0.0))
-    return Interval(top / bottom, float(middle - half) / square, float(middle + half) / square, n)
+    half = special.stdtrit(count - 1, UPPER) * std * np.sqrt(factor / count)
+    none = (draws < FEWEST_DRAWS) | ~(std > _NO_SPREAD * np.maximum(np.abs(mean), 1e-12))
+    half = np.where(none, np.nan, half)
+    return np.maximum(mean - half, limits[0]), np.minimum(mean + half, limits[1])
 
 
 def choice_factor(draws: int) -> float:
@@ -237,9 +219,3 @@ def _wilson(successes: int | float, n: int | float, quantile: float) -> tuple[fl
     center = (successes + square / 2) / (n + square)
     half = quantile / (n + square) * math.sqrt(successes * max(n - successes, 0.0) / n + square / 4)
     return max(center - half, 0.0), min(center + half, 1.0)
-
-
-def _within(mean: float, low: float, high: float, n: int, limits: tuple[float, float] | None) -> Interval:
-    if limits is not None:
-        low, high = max(low, limits[0]), min(high, limits[1])
-    return Interval(mean, float(low), float(high), n)

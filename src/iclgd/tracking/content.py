@@ -12,7 +12,6 @@ import pandas as pd
 
 from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun, read_run
-from iclgd.runs.varying_keys import DRAW
 
 if TYPE_CHECKING:
     from iclgd.report.chart import Figure
@@ -94,10 +93,7 @@ def write_sweep(run: Any, folders: Sequence[Path], figures: Sequence[Figure]) ->
 
 def sweep_rows(results: Results) -> list[dict[str, Any]]:
     """A row for each run: its state, its settings and its scores' means; of one that is not finished, its state."""
-    rows = []
-    for run, means in zip(results, results.run_means.to_dict("records"), strict=True):
-        settings = {key: run.settings.get(key) for key in (*results.keys, *DRAW)}
-        rows.append({"run": run.name, "state": run.state, **settings, **means})
+    rows = results.run_table.astype(object).to_dict("records")
     return rows + [{"run": folder.name, "state": reason} for folder, reason in results.left_out]
 
 
