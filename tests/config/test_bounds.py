@@ -24,7 +24,6 @@ OUT = [
     ("finetune.layers=0-99999999999", "finetune.layers='0-99999999999' cannot be read"),
     ("finetune.layers=[999999999]", "cannot be read"),
     ("metric.scores.sim_aou.limits=[1,0]", "metric.scores.sim_aou.limits"),
-    ("metric.scores.sim_aou.digits=10", "metric.scores.sim_aou.digits"),
     ("finetune.layers=[]", "finetune.layers=[] names no layer: write finetune.layers=all"),
     ("finetune.layers=3-1", "finetune.layers='3-1' cannot be read"),
     ("finetune.trainable=[]", "trains nothing: name something, or use finetune=none"),
@@ -41,7 +40,7 @@ OUT = [
     ("finetune.mechanism=nothing", "finetune.mechanism=nothing is none of none, gradient_descent, exact_patch"),
     ("finetune.objective=nothing", "finetune.objective=nothing is none of gd, lcgd, short_circuit; one of"),
     ("finetune.norm_of=nothing", "finetune.norm_of=nothing is none of"),
-    ("finetune=exact_patch finetune.noise=0.1", "that of exact_patch is exact_patch: set it to 0"),
+    ("finetune=exact_patch finetune.noise=0.1", "not of exact_patch: set it to 0"),
 ]
 
 

@@ -8,8 +8,7 @@ import pytest
 from omegaconf import OmegaConf, open_dict
 
 from configs import composed
-from iclgd.config import Config, ConfigError, typed
-from iclgd.config.schema import with_finetune
+from iclgd.config import Config, ConfigError, typed, variants
 
 CHOICES = [
     (f"{group.name}.{key}", kind)
@@ -62,15 +61,16 @@ def test_a_value_that_must_be_given_is_named():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"lr": 1.0, "epoch": 2}, "unknown key finetune.epoch: did you mean finetune.epochs?"),
+        ({"lr": 1.0, "epoch": 2}, "Key 'epoch' not in 'FinetuneConfig'"),
         ({"lr": 1.0, "epochs": "many"}, "Value 'many' of type 'str' could not be converted to Integer"),
         ({"lr": "${task.rate.gd}"}, "Interpolation key 'task.rate.gd' not found"),
         ({"epochs": 2}, "lr is not set: give"),
         ({"lr": -1.0}, "finetune.lr=-1.0 cannot train"),
     ],
 )
-def test_mistakes_in_another_variants_settings_are_named(values, said):
-    config = typed(composed(["model=toy", "task=toy"]))
+def test_mistakes_in_another_variants_settings_are_named(values, said, tmp_path, monkeypatch):
+    OmegaConf.save({"name": "mine", **values}, tmp_path / "mine.yaml")
+    monkeypatch.setattr(variants, "config_files", lambda group: {"mine": tmp_path / "mine.yaml"})
     with pytest.raises(ConfigError) as refused:
-        with_finetune(config, OmegaConf.create({"name": "mine", **values}))
+        variants.variant(typed(composed(["model=toy", "task=toy"])), "mine")
     assert said in str(refused.value)

@@ -25,15 +25,11 @@ def case(ft: list[float], icl: list[float]):
     return scores, torch.ones(1, 1, 1), training, CONTEXT
 
 
-def random_case(example=3, layer=2, tokens=40, width=6, seed=0, rounded=False):
-    generator = torch.Generator().manual_seed(seed)
-    scores, query, training = (
-        torch.randn(shape, generator=generator)
-        for shape in ((example, layer, tokens), (example, layer, width), (tokens, layer, width))
-    )
-    if rounded:  # many ties
-        scores, query, training = (scores * 2).round(), query.round(), training.round()
-    of = torch.arange(tokens) // 5
+def random_case():
+    generator = torch.Generator().manual_seed(3)
+    shapes = (4, 2, 40), (4, 2, 6), (40, 2, 6)  # of four examples, two layers and 40 tokens
+    scores, query, training = (torch.randn(shape, generator=generator) for shape in shapes)
+    of = torch.arange(40) // 5
     of[::5] = -1
     training[of < 0] = NAN
     scores[0, 0, 7:11] = NAN  # a local layer does not see these
@@ -87,7 +83,7 @@ def test_recall_of_examples_sums_over_a_demonstrations_tokens():
 
 @pytest.mark.parametrize("spread", [1, 500])
 def test_recalls_agree_with_plain_loops(spread):
-    scores, query, training, of = random_case(example=4, seed=3)
+    scores, query, training, of = random_case()
     scores = scores * spread
     tokens, examples = [], []
     for icl, ft, demonstration in by_hand(scores, query, training, of):

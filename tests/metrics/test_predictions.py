@@ -20,7 +20,6 @@ from iclgd.metrics.predictions import (
     log_odds,
     movement,
     movement_cosine,
-    order_sensitivity,
     order_spread,
     rec2ftp,
     vocabulary_accuracy,
@@ -85,14 +84,6 @@ def test_answer_accuracy_by_hand():
     assert answer_accuracy(greedy, torch.tensor([1, 2, 0, 2])).nan_to_num(9).tolist() == [1, 0, 0, 9]
 
 
-def test_order_sensitivity_by_hand():
-    orders = torch.stack([choosing(0, 0, 1, -1), choosing(0, 1, -1, -1), choosing(0, 1, 2, 0), choosing(0, 2, 1, -1)])
-    values = order_sensitivity(orders)
-    assert values[:2].tolist() == [0, 0.5]
-    assert values[2].item() == pytest.approx(1 / 3), "the order without a prediction is left out"
-    assert values[3].isnan(), "one order says nothing about order"
-
-
 def test_order_spread_by_hand():
     # probabilities (0.2, 0.8) and (0.6, 0.4): a standard deviation of 0.2 for both options
     orders = torch.tensor([[[0.2, 0.8]], [[0.6, 0.4]]]).log()
@@ -121,16 +112,6 @@ def test_movement_by_hand():
     assert movement(icl[:1]).isnan() and movement_cosine(icl[:1], ft[:1]).isnan()
     undefined = torch.cat([icl[:1], torch.full((1, 1, 3), NAN)])
     assert movement(undefined).isnan() and movement_cosine(undefined, undefined).isnan()
-
-
-@given(arrays("float32", (4, 3, 5), elements=st.floats(-20, 0, width=32)))
-def test_order_measures_are_bounded_and_blind_to_which_order_came_first(values):
-    orders = torch.from_numpy(values)
-    for function, limit in ((order_sensitivity, 0.8), (order_spread, 0.5)):
-        measured = function(orders)
-        assert ((measured >= 0) & (measured <= limit)).all()
-        assert torch.allclose(function(orders.flip(0)), measured, atol=1e-12)
-        assert torch.allclose(function(orders[:1].expand(4, 3, 5)), torch.zeros(3).double(), atol=1e-9)
 
 
 def test_next_token_overlap_by_hand():

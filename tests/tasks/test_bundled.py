@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from iclgd.common import paths
-from iclgd.tasks.sources import read_jsonl
+from iclgd.tasks.sources import read_file
 from task_cases import PAIR_TASKS
 from toy.language import TASKS
 from toy.plane import TASKS as PLANES
@@ -25,7 +25,7 @@ def test_splits_are_balanced_and_no_two_examples_have_one_text(name: str):
     size, labels, columns = BUNDLED[name]
     texts = []
     for split in ("train", "test"):
-        rows = read_jsonl(paths.bundled_data_folder() / name / f"{split}.jsonl").rows
+        rows = [row for _, row in read_file(paths.bundled_data_folder() / name / f"{split}.jsonl").rows]
         assert Counter(row["label"] for row in rows) == dict.fromkeys(range(labels), size // labels)
         assert all(set(row) == columns for row in rows)
         texts += [" | ".join(row[column] for column in sorted(columns - {"label"})) for row in rows]

@@ -155,7 +155,7 @@ def test_kinds_that_cannot_be_measured_are_refused(change: dict, said: str, tmp_
 
 
 def test_names_that_are_not_there_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"task\.lm_eval=.*gone\.yaml is not a file"):
+    with pytest.raises(ConfigError, match=r"task\.lm_eval=.*gone\.yaml cannot be loaded .*not a registered task"):
         draw(run_of(tmp_path / "gone.yaml"))
     with pytest.raises(ConfigError, match=r"task=lm_eval needs task\.lm_eval=NAME"):
         config_of("task=lm_eval")

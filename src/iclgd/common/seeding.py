@@ -28,6 +28,11 @@ def torch_stream(name: str, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
 
 
+def another(choice: int, count: int, stream: np.random.Generator) -> int:
+    """One of `range(count)` other than `choice`, each as likely."""
+    return (choice + 1 + int(stream.integers(count - 1))) % count
+
+
 def shuffled(length: int, seed: int) -> list[int]:
     """A seeded order of `range(length)`: that of `datasets.Dataset.shuffle(seed)`, which the papers' code used."""
     return np.random.default_rng(seed).permutation(length).tolist()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from iclgd.config.enumerations import Mechanism, ModelSource, Objective, Placement, TaskSource, Trainable, Weights
@@ -51,115 +53,96 @@ class MissingInput(ConfigError):
 
 def refuse_impossible(config: Any) -> None:
     """Refuse settings that no machine could run, and choices that exclude each other."""
-    for key, (least, most) in _BOUNDS.items():
-        group, _, name = key.rpartition(".")
-        _check_range(key, getattr(getattr(config, group, config), name), least, most)
-    for key, example in MAPPINGS.items():
-        group, _, name = key.partition(".")
-        value = getattr(getattr(config, group), name)
-        if value is not None and not isinstance(value, dict):
-            raise ConfigError(f"{key}={value!r} is not a mapping: write {example}")
-    _check_rates(config)
-    _check_scores(config)
-    finetune, in_memory = config.finetune, config.model.source is ModelSource.memory
-    _check_function("finetune.mechanism", finetune.mechanism, list(Mechanism))
-    _check_function("finetune.objective", finetune.objective, list(Objective))
-    _check_function("finetune.norm_of", finetune.norm_of, list(Objective))
-    if finetune.noise and finetune.mechanism != "gradient_descent":
-        raise ConfigError(
-            f"finetune.noise is for finetune.mechanism=gradient_descent, and that of {finetune.name} is "
-            f"{finetune.mechanism}: set it to 0"
-        )
-    is_read = not in_memory and config.model.weights is Weights.pretrained
+    for mistakes in (_out_of_bounds(config), _in_scores(config), _in_task(config.task), _in_finetune(config.finetune)):
+        for mistake in mistakes:
+            raise ConfigError(mistake)
+    is_read = config.model.source is not ModelSource.memory and config.model.weights is Weights.pretrained
     if config.runtime.placement is not Placement.single and not is_read:
         raise ConfigError(
             f"runtime.placement={config.runtime.placement} is for models on disk with model.weights=pretrained, which "
             "are dealt out as they are read: save the model and name its folder"
         )
-    parse_layers(finetune.layers)
-    _check_trainable(finetune.trainable)
-    _check_optimizer(finetune.optimizer)
-    _check_wording(config.task)
+    parse_layers(config.finetune.layers)
 
 
-def _check_range(key: str, value: float | None, least: float, most: float) -> None:
-    if value is not None and not least <= value <= most:
-        raise ConfigError(f"{key}={value} is out of bounds: give {least:,} to {most:,}")
+def _value(config: Any, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)
 
 
-def _check_function(key: str, name: str | None, own: list[str]) -> None:
-    """Refuse a name that is neither one of this package's own nor a dotted path."""
-    if name is not None and name not in own and "." not in name:
-        raise ConfigError(f"{key}={name} is none of {', '.join(own)}; one of yours is named module.function")
-
-
-def _check_rates(config: Any) -> None:
-    rates = {f"task.rates.{name}": rate for name, rate in config.task.rates.items()}
-    rates["finetune.lr"] = config.finetune.lr
-    rates["reference.lr"], rates["reference.lr_factor"] = config.reference.lr, config.reference.lr_factor
+def _out_of_bounds(config: Any) -> Iterator[str]:
+    for key, (least, most) in _BOUNDS.items():
+        value = _value(config, key)
+        if value is not None and not least <= value <= most:
+            yield f"{key}={value} is out of bounds: give {least:,} to {most:,}"
+    for key, example in MAPPINGS.items():
+        value = _value(config, key)
+        if value is not None and not isinstance(value, dict):
+            yield f"{key}={value!r} is not a mapping: write {example}"
+    rates = {key: _value(config, key) for key in ("finetune.lr", "reference.lr", "reference.lr_factor")}
+    rates |= {f"task.rates.{name}": rate for name, rate in config.task.rates.items()}
     for key, rate in rates.items():
         if rate is not None and not 0 < rate <= _LARGEST_FLOAT32:
-            raise ConfigError(f"{key}={rate} cannot train: give a positive rate that fits float32")
+            yield f"{key}={rate} cannot train: give a positive rate that fits float32"
 
 
-def _check_scores(config: Any) -> None:
+def _in_scores(config: Any) -> Iterator[str]:
     scores, objective = config.metric.scores, config.runtime.objective
     if not scores:
-        raise ConfigError("metric=[] measures nothing: name files of conf/metric, such as metric=[sim_aou]")
+        yield "metric=[] measures nothing: name files of conf/metric, such as metric=[sim_aou]"
     for name, score in scores.items():
         limits = score.limits
         if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
-            raise ConfigError(f"metric.scores.{name}.limits={limits} is not a range: give [LEAST, LARGEST]")
-        _check_range(f"metric.scores.{name}.digits", score.digits, 2, 9)
+            yield f"metric.scores.{name}.limits={limits} is not a range: give [LEAST, LARGEST]"
     if objective is not None and objective not in scores:
-        raise ConfigError(f"runtime.objective={objective} is not measured: name one of {sorted(scores)}")
+        yield f"runtime.objective={objective} is not measured: name one of {sorted(scores)}"
 
 
-def _check_wording(task: Any) -> None:
+def _in_task(task: Any) -> Iterator[str]:
     if task.remap is not None and task.evaluate is not None:
-        raise ConfigError(
+        yield (
             "task.remap is of one task's label words, and task.evaluate takes the queries from another task: leave out "
             "one of them"
         )
     if task.source is TaskSource.lm_eval:
         if not task.lm_eval:
-            raise ConfigError("task=lm_eval needs task.lm_eval=NAME, a task of lm-evaluation-harness, or its yaml")
+            yield "task=lm_eval needs task.lm_eval=NAME, a task of lm-evaluation-harness, or its yaml"
         return
     if not 0 <= task.template < len(task.templates):
-        raise ConfigError(
-            f"task.template={task.template} does not exist: {task.name} has templates 0 to {len(task.templates) - 1}"
-        )
+        yield f"task.template={task.template} does not exist: {task.name} has templates 0 to {len(task.templates) - 1}"
     kinds = [kind for kind in (task.labels, task.options or task.options_column, task.answer_column) if kind]
     if len(kinds) != 1:
-        raise ConfigError(
+        yield (
             f"task {task.name} needs one of task.labels (words by label id), task.options or task.options_column "
             f"(multiple choice) and task.answer_column (open answers); it has {len(kinds) or 'none'}"
         )
 
 
-def _check_trainable(trainable: Any) -> None:
-    for pattern in trainable if isinstance(trainable, list) else [trainable]:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise ConfigError(
-                f"finetune.trainable={trainable!r} cannot be read ({error}): write one of {', '.join(Trainable)}, a "
-                "regular expression for names of parameters, or a list of these"
-            ) from error
-    if trainable == []:
-        raise ConfigError("finetune.trainable=[] trains nothing: name something, or use finetune=none")
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if optimizer in ("sgd", "adam"):
-        return
-    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("_target_"), str):
-        raise ConfigError(
-            f"finetune.optimizer={optimizer!r} is not an optimiser: write sgd, adam, or a class with its arguments, "
-            "such as {_target_: torch.optim.AdamW, weight_decay: 0.1}"
+def _in_finetune(finetune: Any) -> Iterator[str]:
+    for key, choices in (("mechanism", Mechanism), ("objective", Objective), ("norm_of", Objective)):
+        name = getattr(finetune, key)
+        if name is not None and name not in list(choices) and "." not in name:
+            yield f"finetune.{key}={name} is none of {', '.join(choices)}; one of yours is named module.function"
+    if finetune.noise and finetune.mechanism != "gradient_descent":
+        yield f"finetune.noise is of finetune.mechanism=gradient_descent, not of {finetune.mechanism}: set it to 0"
+    trainable, optimizer = finetune.trainable, finetune.optimizer
+    try:
+        patterns = [re.compile(pattern) for pattern in (trainable if isinstance(trainable, list) else [trainable])]
+    except (re.error, TypeError) as error:
+        yield (
+            f"finetune.trainable={trainable!r} cannot be read ({error}): write one of {', '.join(Trainable)}, a "
+            "regular expression for names of parameters, or a list of these"
         )
-    if {"params", "lr"} & optimizer.keys():
-        raise ConfigError("finetune.optimizer takes neither params nor lr: the rate is finetune.lr")
+    else:
+        if not patterns:
+            yield "finetune.trainable=[] trains nothing: name something, or use finetune=none"
+    if optimizer not in ("sgd", "adam"):
+        if not isinstance(optimizer, dict) or not isinstance(optimizer.get("_target_"), str):
+            yield (
+                f"finetune.optimizer={optimizer!r} is not an optimiser: write sgd, adam, or a class, such as "
+                "{_target_: torch.optim.AdamW, weight_decay: 0.1}"
+            )
+        elif {"params", "lr"} & optimizer.keys():
+            yield "finetune.optimizer takes neither params nor lr: the rate is finetune.lr"
 
 
 def parse_layers(spec: Any) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from iclgd.config import enumerations as enums
-from iclgd.config.bounds import ConfigError, refuse_impossible
+from iclgd.config.bounds import MAPPINGS, ConfigError, refuse_impossible
 
 
 @dataclass
@@ -230,12 +230,10 @@ class Config:
             ConfigError: naming the key and the remedy.
         """
         refuse_impossible(self)
-        if self.task.remap:  # YAML reads True and 1 as they are
-            self.task.remap = {str(word): str(other) for word, other in self.task.remap.items()}
-        if self.model.chat_arguments:
-            self.model.chat_arguments = {str(name): value for name, value in self.model.chat_arguments.items()}
-        if self.model.anatomy:
-            self.model.anatomy = {str(name): value for name, value in self.model.anatomy.items()}
+        for key in MAPPINGS:  # YAML reads True and 1 as they are
+            group, _, name = key.partition(".")
+            if mapping := getattr(getattr(self, group), name):
+                setattr(getattr(self, group), name, {str(word): value for word, value in mapping.items()})
         if self.model.weights is enums.Weights.pretrained:
             self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
 
@@ -256,7 +254,7 @@ def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(raw))
     keys = [key for key in plain if key not in ("hydra", "sweeps")]
     _refuse_unknown_keys({key: plain[key] for key in keys}, Config)
-    with _naming_keys():
+    with naming_keys():
         if OmegaConf.get_type(raw) is not Config:  # else Hydra has merged it into the schema
             own = OmegaConf.masked_copy(raw, keys)
             raw = typing.cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), own))
@@ -265,21 +263,9 @@ def typed(composed: DictConfig | Mapping[str, Any]) -> Config:
         return Config(**{**values, **groups})
 
 
-def with_finetune(config: Config, values: DictConfig) -> Config:
-    """The config with other settings of `finetune`, which may refer to its other keys. Typing all takes far longer.
-
-    Raises:
-        ConfigError: as `typed`.
-    """
-    _refuse_unknown_keys(typing.cast(dict[str, Any], OmegaConf.to_container(values)), FinetuneConfig, "finetune.")
-    root = OmegaConf.create(as_dict(config))
-    with _naming_keys():
-        root.finetune = OmegaConf.merge(OmegaConf.structured(FinetuneConfig), values)
-        return dataclasses.replace(config, finetune=OmegaConf.to_object(root.finetune))
-
-
 @contextmanager
-def _naming_keys() -> Iterator[None]:
+def naming_keys() -> Iterator[None]:
+    """OmegaConf's errors inside become `ConfigError`s that name the key."""
     try:
         yield
     except MissingMandatoryValue as error:
@@ -307,12 +293,10 @@ def _refuse_unknown_keys(values: Mapping[str, Any], schema: type, prefix: str = 
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Plain values of what a run is, ready for YAML or JSON."""
-    return _plain({key: value for key, value in dataclasses.asdict(config).items() if key != "sweep_name"})
 
+    def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: str(value) if isinstance(value, StrEnum) else value for key, value in pairs}
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, StrEnum) else value
+    values = dataclasses.asdict(config, dict_factory=plain)
+    del values["sweep_name"]
+    return values

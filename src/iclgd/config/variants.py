@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from iclgd.common.paths import config_files
 from iclgd.config.bounds import ConfigError
-from iclgd.config.schema import Config, with_finetune
+from iclgd.config.schema import Config, FinetuneConfig, as_dict, naming_keys
 
 ICL = "icl"
 STATIC = "static_patch"  # its changes are what the context amounts to in weights
@@ -19,12 +18,15 @@ def variant(config: Config, name: str | None, key: str = "metric.compare_with") 
     """The same run with another finetuning variant, as its yaml says.
 
     Raises:
-        ConfigError: there is no such yaml; the message names `key`.
+        ConfigError: there is no such yaml, or it has a value that cannot be used; the message names the key.
     """
     files = config_files("finetune")
     if name not in files:
         raise ConfigError(f"{key}={name} is no variant of conf/finetune: name one of {', '.join(files)}")
-    return with_finetune(config, cast(DictConfig, OmegaConf.load(files[name])))
+    root = OmegaConf.create(as_dict(config))  # which the values may refer to
+    with naming_keys():
+        root.finetune = OmegaConf.merge(OmegaConf.structured(FinetuneConfig), OmegaConf.load(files[name]))
+        return replace(config, finetune=OmegaConf.to_object(root.finetune))
 
 
 def reference_config(config: Config) -> Config:

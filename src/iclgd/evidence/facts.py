@@ -28,7 +28,7 @@ from iclgd.models.recorder import record
 
 # Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
 LATE_FACTS = (
-    *("ft_orders", "ft_labels", "trained_changes", "static_changes", "one_shot_updates"),
+    *("ft_orders", "ft_labels", "trained_changes", "static_changes"),
     *("graft_icl", "graft_icl_up_to", "graft_ft", "graft_ft_up_to"),
 )
 
@@ -52,7 +52,6 @@ def facts(lab: Laboratory, reference: Reference, learned: Learned, early: bool =
         "trained_changes": lambda: learned.changes or undefined_changes(lab),
         "static_changes": lambda: context_changes(lab),
         "random_changes": lambda: random_changes(lab),
-        "one_shot_updates": lambda: _one_shot_updates(reference),
         "icl_orders": lambda: _icl_altered(reference, reference.orders()),
         "icl_orders_of_run": lambda: _icl_altered(reference, _orders_of_run(reference, config)),
         "ft_orders": lambda: _ft_altered(lab, settings, learned, orders(lab.prompts, lab.config)),
@@ -86,15 +85,6 @@ def _context_example(prompts: PromptSet) -> Tensor:
     for number, (start, end) in enumerate(prompts.context_spans()):
         owners[start:end] = number
     return owners
-
-
-def _one_shot_updates(reference: Reference) -> Tensor:
-    """The sum of the updates that the reference's demonstrations make one by one."""
-    settings = reference.settings
-    prompts, items = reference.prompts, reference.prompts.training_items()
-    alone = [replace(prompts, in_context=(index,), training=(items[index],)) for index in prompts.in_context]
-    updates = (reference.recording("icl", one).attention_output - settings.zsl.attention_output for one in alone)
-    return sum(updates, torch.zeros(()))
 
 
 def _orders_of_run(reference: Reference, config: Config) -> list[PromptSet]:

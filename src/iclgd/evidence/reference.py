@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from iclgd.common.records import Item, PromptSet, Recording, Trace
-from iclgd.common.seeding import numpy_stream, permuted
+from iclgd.common.seeding import another, numpy_stream, permuted
 from iclgd.config import Config
 from iclgd.config.enumerations import Start
 from iclgd.config.variants import ICL, reference_config
@@ -115,6 +115,6 @@ def relabelled(prompts: PromptSet, seed: int) -> list[PromptSet]:
 
 
 def _relabelled(item: Item, options: tuple[tuple[int, ...], ...], stream: np.random.Generator) -> Item:
-    label = (item.label + 1 + int(stream.integers(len(options) - 1))) % len(options)
+    label = another(item.label, len(options), stream)
     tokens = item.token_ids[: len(item.token_ids) - item.label_length] + options[label]
     return replace(item, token_ids=tokens, label=label, label_length=len(options[label]))

@@ -23,6 +23,7 @@ from torch import Tensor
 from iclgd.metrics.numerics import by_examples, cosine, highest
 
 Maps = Float[Tensor, "example layer head key"]  # attention scores of the query's last token, before softmax
+ByLayer = Float[Tensor, "example layer"]
 
 
 def _visible(*maps: Maps) -> list[Maps]:
@@ -42,14 +43,10 @@ def sim_am_by_head(a: Maps, b: Maps) -> Float[Tensor, "example layer head"]:
     return by_examples(lambda *maps: cosine(*_visible(*maps)), a, b)
 
 
-def sim_am(a: Maps, b: Maps) -> Float[Tensor, "example layer"]:
-    """SimAM: mean over heads of the cosine between two settings' attention scores, mean_heads cos(m_a, m_b).
+def sim_am(a: Maps, b: Maps) -> ByLayer:
+    """SimAM: the mean of `sim_am_by_head` over heads. Heads without a cosine are left out.
 
     With a = ICL, b = FT it is SimAM; with b = ZSL it is ZSL SimAM, what the context alone leaves unchanged.
-    Dai et al. (2023), arXiv 2212.10559.
-
-    Returns:
-        Values in [-1, 1], averaged over heads only. Heads without a cosine are left out; NaN where none has one.
     """
     return sim_am_by_head(a, b).nanmean(-1)
 
@@ -70,35 +67,18 @@ def sim_am_delta_by_head(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example 
     return by_examples(similarity, a, b, zsl)
 
 
-def sim_am_delta(a: Maps, b: Maps, zsl: Maps) -> Float[Tensor, "example layer"]:
-    """SimAM_delta: mean over heads of the cosine between two changes of the attention scores.
+def sim_am_delta(a: Maps, b: Maps, zsl: Maps) -> ByLayer:
+    """SimAM_delta: the mean of `sim_am_delta_by_head` over heads. Heads without a cosine are left out.
 
-    mean_heads cos(m_a - m_ZSL, m_b - m_ZSL). With a = ICL, b = FT it is SimAM_delta; with a, b two finetuning
-    variants it is alpha, how alike those are. Deutch et al. (2024), arXiv 2311.07772.
-
-    Returns:
-        Values in [-1, 1], averaged over heads only. Heads without a cosine are left out; NaN where none has one.
+    With a = ICL, b = FT it is SimAM_delta; with a, b two finetuning variants it is alpha, how alike those are.
     """
     return sim_am_delta_by_head(a, b, zsl).nanmean(-1)
-
-
-def context_mass(mass: Float[Tensor, "example layer head"]) -> Float[Tensor, "example layer head"]:
-    """The share l of the query's attention that goes to the context, bos left out.
-
-    Attention with context is exactly A(C, x) = l A_C + (1 - l) A_x, with A_C and A_x its output over the context's
-    tokens and over all others: a context can move a head no further than this share.
-
-    Returns:
-        Values in [0, 1], unaveraged.
-    """
-    return mass
 
 
 Scores = Float[Tensor, "example layer context"]  # ICL's, summed over heads
 Queries = Float[Tensor, "example layer heads_x_head_dim"]  # of each query's last token
 Keys = Float[Tensor, "context layer heads_x_head_dim"]  # the attention queries of the training tokens
 Of = Int[Tensor, " context"]  # the demonstration that a token belongs to; -1 for bos and separators
-ByLayer = Float[Tensor, "example layer"]
 
 
 def attention_kendall(icl: Scores, query: Queries, training: Keys, context_example: Of) -> ByLayer:

@@ -93,51 +93,6 @@ def weight_principal_angles(trained: Changes, context: Changes, r: int = 8) -> F
     return _by_matrix(angles, trained, context)
 
 
-def weight_norm_explained(trained: Changes, context: Changes, r: int = 8) -> Float[Tensor, "layer matrix"]:
-    """Share of finetuning's change, in squared norm, that lies in the r main directions of the context's change.
-
-    |U U' dW V V'|_F^2 / |dW|_F^2 with U and V the context's first r left and right singular vectors.
-
-    Returns:
-        Values in [0, 1]; for random changes r^2 / (d_out d_in).
-    """
-
-    def explained(a: Tensor, b: Tensor) -> Tensor:
-        left, right = bases(b, r)
-        return (left.T @ a @ right).square().sum() / a.square().sum()
-
-    return _by_matrix(explained, trained, context)
-
-
-def gradient_norm(norms: Float[Tensor, "demonstration layer"]) -> Float[Tensor, "demonstration layer"]:
-    """Length of the trained parameters' gradient, |dL/dW|_2, by demonstration and layer, as finetuning saw it.
-
-    Deutch et al. (2024), arXiv 2311.07772, figure 4.
-
-    Returns:
-        Values from 0 up, unaveraged. NaN in layers that are not trained.
-    """
-    return norms
-
-
-def weight_update_norm(norms: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
-    """Length of the whole change of a layer's trained weights, |W_after - W_before|_F.
-
-    Returns:
-        Values from 0 up by layer.
-    """
-    return norms
-
-
-def weight_update_rank(ranks: Float[Tensor, " layer"]) -> Float[Tensor, " layer"]:
-    """Numerical rank of the change of a layer's trained weights, the largest over its matrices.
-
-    Returns:
-        Whole numbers from 0 to the smaller side of a matrix, by layer.
-    """
-    return ranks
-
-
 def _by_layer(similarity, icl: Tensor, ft: Tensor, zsl: Tensor) -> Float[Tensor, " layer"]:
     values = []
     for layer in range(zsl.shape[1]):

@@ -7,10 +7,8 @@ arguments by path in the evidence.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -37,20 +35,6 @@ def needs_all_examples(spec: ScoreConfig) -> bool:
     return reads and ("example" not in spec.axes or _find(spec.function) in _OVER_EXAMPLES)
 
 
-def _find(name: str) -> Metric:
-    """The function of a bare name or a dotted path; a ConfigError where there is none."""
-    if name in _METRICS:
-        return _METRICS[name]
-    if "." not in name:
-        near = difflib.get_close_matches(name, _METRICS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(_METRICS))}"
-        raise ConfigError(f"no metric function is called {name!r}: {hint} (one of yours needs a dotted path)")
-    function: Any = imported(name, "function")
-    if not isinstance(function, Callable):
-        raise ConfigError(f"{name!r} is a {type(function).__name__}: a metric needs a function")
-    return function
-
-
 def required_inputs(specs: Mapping[str, ScoreConfig]) -> set[str]:
     """All input paths that the scores name. Every score is checked, so that mistakes show before a model loads.
 
@@ -72,12 +56,11 @@ def measure(specs: Mapping[str, ScoreConfig], evidence: Evidence) -> dict[str, S
 
 
 def _measured(name: str, spec: ScoreConfig, evidence: Evidence) -> Score:
-    function, arguments = _checked(name, spec), {}
-    for argument, path in spec.inputs.items():
-        try:
-            arguments[argument] = evidence.lookup(path)
-        except KeyError as error:
-            raise ConfigError(f"{_where(name)}: inputs.{argument}: {error.args[0]}") from error
+    function = _checked(name, spec)
+    try:
+        arguments = {argument: evidence.lookup(path) for argument, path in spec.inputs.items()}
+    except KeyError as error:
+        raise ConfigError(f"{_where(name)}: {error.args[0]}") from error
     try:
         values = function(**arguments, **spec.params)
     except Exception as error:
@@ -94,22 +77,26 @@ def _where(name: str) -> str:
 
 
 def _checked(name: str, spec: ScoreConfig) -> Metric:
+    """The function of a score, if it can be called with these inputs and params, and the inputs can be recorded."""
     try:
         function = _find(spec.function)
-    except ConfigError as error:
-        raise ConfigError(f"{_where(name)}: {error}") from error
-    signature = inspect.signature(function)
-    try:
-        signature.bind(**spec.params, **spec.inputs)
-    except TypeError as error:
-        called = f"{spec.function}({', '.join(signature.parameters)})"
-        raise ConfigError(f"{_where(name)}: {called}: {error}; correct its inputs and params") from error
-    for argument, path in spec.inputs.items():
+        inspect.signature(function).bind(**spec.params, **spec.inputs)
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(
+            f"{_where(name)}: {spec.function}: {error}; correct its function, inputs or params"
+        ) from error
+    for path in spec.inputs.values():
         owner, dot, field = path.partition(".")
-        fields = [f.name for f in dataclasses.fields(Trace if owner == "trace" else Recording)]
+        fields = [each.name for each in dataclasses.fields(Trace if owner == "trace" else Recording)]
         if dot and field not in fields:
-            kind = "finetuning's trace" if owner == "trace" else "a recording"
-            raise ConfigError(
-                f"{_where(name)}: inputs.{argument}={path}: {kind} has no {field!r}, only {', '.join(fields)}"
-            )
+            raise ConfigError(f"{_where(name)}: {path}: {owner} has no {field!r}, only {', '.join(fields)}")
     return function
+
+
+def _find(name: str) -> Metric:
+    """The function of a bare name or a dotted path; a ConfigError where there is none."""
+    if "." in name:
+        return imported(name, "function")
+    if name not in _METRICS:
+        raise ConfigError(f"not one of {', '.join(sorted(_METRICS))} (a function of yours needs a dotted path)")
+    return _METRICS[name]

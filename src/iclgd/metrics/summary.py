@@ -58,7 +58,7 @@ def to_frame(scores: Mapping[str, Score]) -> pd.DataFrame:
     """
     parts = [pd.DataFrame({"score": [], "example": [], "layer": [], "value": []})] if not scores else []
     for name, score in scores.items():
-        values = _by_example_and_layer(score)
+        values = _averaged(score, "example", "layer")
         axes = zip(("example", "layer"), np.indices(values.shape), strict=True)
         indices = {axis: index.ravel() if axis in score.axes else -1 for axis, index in axes}
         parts.append(pd.DataFrame({"score": name, **indices, "value": values.ravel()}))
@@ -75,7 +75,7 @@ def _with_flipped(score: Score, chosen: Tensor, spec: ScoreConfig) -> dict[str, 
 
 
 def _summary(score: Score, spec: ScoreConfig) -> dict[str, Any]:
-    values = _by_example_and_layer(score)
+    values = _averaged(score, "example", "layer")
     has_examples, has_layers = "example" in score.axes, "layer" in score.axes
     ci = None
     if has_examples:
@@ -94,21 +94,14 @@ def _summary(score: Score, spec: ScoreConfig) -> dict[str, Any]:
     return summary
 
 
-def _by_example_and_layer(score: Score) -> Float[Array, "example layer"]:
-    """The values with exactly these two axes, of length 1 where absent; all other axes averaged over."""
-    values = _averaged(score, "example", "layer")
-    if "example" not in score.axes:
-        values = values[None]
-    return values if "layer" in score.axes else values[..., None]
-
-
 def _averaged(score: Score, *wanted: str) -> Float[Array, "..."]:
-    """The values over these axes, as far as there are such, in this order; all other axes averaged over."""
+    """The values over these axes in this order, of length 1 where a score has none; all other axes averaged over."""
     values, axes = _finite(score), list(score.axes)
     for axis in [axis for axis in axes if axis not in wanted]:
         values = nanmean(values, axes.index(axis))
         axes.remove(axis)
-    return values.transpose([axes.index(axis) for axis in wanted if axis in axes])
+    values = values.transpose([axes.index(axis) for axis in wanted if axis in axes])
+    return np.expand_dims(values, tuple(place for place, axis in enumerate(wanted) if axis not in axes))
 
 
 def _finite(score: Score) -> Float[Array, "..."]:

@@ -89,12 +89,10 @@ def sim_centred(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
     return torch.stack([of_layer(icl[:, i], ft[:, i], zsl[:, i]) for i in range(zsl.shape[1])], dim=1)
 
 
-def additivity(icl: Outputs, zsl: Outputs, one_shot: Outputs) -> ByLayer:
-    """Cosine between the update that all demonstrations make and the sum of those that each makes alone.
-
-    A gradient step on a sum of losses is the sum of the steps on each; softmax attention shares one mass among all.
+def identity(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """What a run recorded, as it is: gradient norms, sizes and ranks of weight updates, attention to the context.
 
     Returns:
-        Values in [-1, 1], unaveraged; 1 for a single demonstration. NaN where either is exactly zero.
+        The values, unaveraged. NaN where nothing was recorded, as for gradients of layers that are not trained.
     """
-    return by_examples(lambda i, z, s: cosine(difference(i, z), s), icl, zsl, one_shot)
+    return values

@@ -23,7 +23,8 @@ _USER, _ANSWER, _LAST = "iclgd-one", "iclgd-two", "iclgd-three"  # texts that no
 _TODAY = date(2024, 7, 26)  # for templates that write the date: every day gives the same prompt. Llama 3's own example
 _CODES = {f"%{code}": _TODAY.strftime(f"%{code}") for code in "aAbBdDeFhHIjmMpRSTyY"}
 _CODES |= {f"%-{code}": str(int(_CODES[f"%{code}"])) for code in "dHIjmMSy"}
-# Stands before a template and replaces the function that transformers gives it. Its line end is not output.
+# Stands before a template and replaces the function that transformers gives it, which a template's arguments cannot:
+# transformers makes text of them. Its line end is not output.
 _DATED = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f".replace('{code}', '{text}')" for code, text in _CODES.items())
@@ -55,9 +56,9 @@ class Conversation:
         """
         return replace(
             drawn,
-            demonstrations=self._turns(drawn.demonstrations),
+            demonstrations=self._turns(drawn.demonstrations, self.answer),
             queries=self._turns(drawn.queries, self.last),
-            training=None if drawn.training is None else self._turns(drawn.training),
+            training=None if drawn.training is None else self._turns(drawn.training, self.answer),
             calibration=self._turns(drawn.calibration, self.last),
         )
 
@@ -70,8 +71,7 @@ class Conversation:
             where += ", and the label is read where it would begin (model.chat_arguments may set it)"
         return (f"the chat template writes {self.thought!r} before an answer that ends a conversation: {where}",)
 
-    def _turns(self, examples: Sequence[Example], answer: str | None = None) -> tuple[Example, ...]:
-        answer = self.answer if answer is None else answer
+    def _turns(self, examples: Sequence[Example], answer: str) -> tuple[Example, ...]:
         names = [name for name in self.tokenizer.get_added_vocab() if name.strip()]
         for example in examples:
             for name in names:
@@ -91,15 +91,8 @@ class Conversation:
             for example in examples
         )
 
-    def bos(self) -> Ids:
-        """What stands before the first turn."""
-        return self._before_a_turn(self.opening)
-
-    def separator(self) -> Ids:
-        """What stands between an answer and the next turn."""
-        return self._before_a_turn(self.closing)
-
-    def _before_a_turn(self, text: str) -> Ids:
+    def before_a_turn(self, text: str) -> Ids:
+        """The tokens of `opening`, or of `closing`, where a user's turn follows."""
         both, turn = self._ids(text + self.user), self._ids(self.user)
         return both[: len(both) - len(turn)]
 
@@ -108,12 +101,13 @@ class Conversation:
 
     def check(self, prompts: PromptSet, drawn: Drawn) -> None:
         """Refuse a template of which the first prompt, or what finetuning reads, is not the conversation."""
-        system, turns = _system(drawn.description), []
+        turns = _system(drawn.description)
+        begin = len(turns)
         for example in drawn.demonstrations:
             turns += [_turn("user", example.text.strip()), _turn("assistant", example.answer.strip())]
         query = _turn("user", drawn.queries[0].text.strip())
-        expected = self._ids(_rendered(self.tokenizer, [*system, *turns, query], self.arguments))
-        finetuning = self._ids(_rendered(self.tokenizer, [*system, *turns[:2]], self.arguments, prompt=False))
+        expected = self._ids(_rendered(self.tokenizer, [*turns, query], self.arguments))
+        finetuning = self._ids(_rendered(self.tokenizer, turns[: begin + 2], self.arguments, prompt=False))
         sequence = prompts.bos + prompts.demonstrations[0].token_ids
         if prompts.context() + prompts.queries[0].token_ids != expected:
             pieces = "the whole conversation than for its turns, so that turns cannot be shared between prompts"
@@ -151,15 +145,14 @@ def conversation(
         final, closing = ended.removeprefix(head + _USER).split(_ANSWER)
     except ValueError:
         raise ConfigError(_UNLIKE) from None
-    user = between.removeprefix(closing)
-    thought, delimiter = final.removeprefix(answer), answer.removeprefix(last)
+    user, thought, delimiter = between.removeprefix(closing), final.removeprefix(answer), answer.removeprefix(last)
     if answer.startswith(last) and not delimiter.strip():
         answer = last
     elif last == final and last.startswith(answer):  # the thought is in the prompt, and the label follows it
         delimiter = ""
     else:
         raise ConfigError(_UNLIKE)
-    if not final.startswith(answer) or len(user) == len(between) or not head.endswith(user):
+    if not final.startswith(answer):
         raise ConfigError(_UNLIKE)
     return Conversation(head.removesuffix(user), user, answer, last, delimiter, closing, thought, tokenizer, arguments)
 
@@ -171,10 +164,11 @@ def _refuse_unknown(arguments: Mapping[str, Any], template: str) -> None:
     plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)  # a tag of transformers' own
     names = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain))
     names -= {"messages", "add_generation_prompt", "strftime_now", "raise_exception"}
-    unknown = sorted(arguments.keys() - names)
-    if unknown:
-        known = f"it reads {', '.join(sorted(names))}" if names else "it reads none"
-        raise ConfigError(f"model.chat_arguments names {', '.join(unknown)}, which this chat template ignores: {known}")
+    if unknown := sorted(arguments.keys() - names):
+        raise ConfigError(
+            f"model.chat_arguments names {', '.join(unknown)}, which this chat template ignores: it reads "
+            f"{', '.join(sorted(names)) or 'none'}"
+        )
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
@@ -188,8 +182,8 @@ def _system(description: str | None) -> list[dict[str, str]]:
 def _rendered(tokenizer: Any, turns: list[dict[str, str]], arguments: Mapping[str, Any], prompt: bool = True) -> str:
     from jinja2 import TemplateError
 
+    template = _DATED + tokenizer.get_chat_template()
     try:
-        template = _DATED + tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(
             turns, chat_template=template, tokenize=False, add_generation_prompt=prompt, **arguments
         )

@@ -16,7 +16,7 @@ from iclgd.config import Config, ConfigError, TaskConfig
 from iclgd.config.enumerations import OnLeak, Sees, TaskSource, TrainingData
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
-from iclgd.tasks.wording import check_label_words, paired_rows, worded_rows
+from iclgd.tasks.wording import check_label_words, worded_rows
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,7 @@ def read_pool(config: Config) -> Pool:
 
 
 def _pool(task: TaskConfig, data_dir: str | None) -> Pool:
-    read = paired_rows if task.answer_column else SOURCES[task.source]
-    pool = read(task, data_dir)
+    pool = SOURCES[task.source](task, data_dir)
     return _remapped(pool, task.remap) if task.remap else pool
 
 
@@ -89,7 +88,7 @@ def _remapped(pool: Pool, remap: Mapping[str, str]) -> Pool:
         raise ConfigError(
             f"task.remap names {', '.join(unknown)}; the label words of this task are {list(pool.label_words)}"
         )
-    words = tuple(remap.get(word, word) for word in pool.label_words)
+    words = tuple(str(remap.get(word, word)) for word in pool.label_words)
     check_label_words(words, "task.remap")
 
     def remapped(examples: Examples) -> Examples:
@@ -118,7 +117,7 @@ def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
     queries = _query_rows(pool, config)
     measured = set(queries) if pool.same else set()
     rows = _demonstration_rows(pool.train, config, sample, measured)
-    demonstrations = with_wrong_labels([pool.train[row] for row in rows], rows, config)
+    demonstrations = _with_wrong_labels([pool.train[row] for row in rows], rows, config)
     asked = tuple(pool.evaluation[row] for row in queries)
     calibrated = config.finetune.sees is Sees.calibration or "static_changes" in inputs_of(config)
     calibration = _calibration_rows(pool.train, config, {*rows, *measured}) if calibrated else []
@@ -134,7 +133,7 @@ def draw(config: Config, sample: int = 0, pool: Pool | None = None) -> Drawn:
     )
 
 
-def with_wrong_labels(examples: Sequence[Example], rows: Sequence[int], config: Config) -> tuple[Example, ...]:
+def _with_wrong_labels(examples: Sequence[Example], rows: Sequence[int], config: Config) -> tuple[Example, ...]:
     """The examples, of which a share of `task.labels_noise`, rounded, has the label of another of their options.
 
     Which ones depends on their rows and the seed, not on their order; those of a smaller share are among those of a
@@ -143,16 +142,14 @@ def with_wrong_labels(examples: Sequence[Example], rows: Sequence[int], config: 
     streams = [seeding.numpy_stream(f"wrong label of row {row}", config.seed) for row in rows]
     order = sorted(range(len(rows)), key=[stream.random() for stream in streams].__getitem__)
     wrong = set(order[: round(config.task.labels_noise * len(rows))])
-    labels = [
-        _other_label(example, stream) if index in wrong else example.label
-        for index, (example, stream) in enumerate(zip(examples, streams, strict=True))
-    ]
-    return tuple(replace(example, label=label) for example, label in zip(examples, labels, strict=True))
+    return tuple(
+        _mislabelled(example, streams[index]) if index in wrong else example for index, example in enumerate(examples)
+    )
 
 
-def _other_label(example: Example, stream: np.random.Generator) -> int:
-    """The label of another option, each as likely."""
-    return (example.label + 1 + int(stream.integers(len(example.options) - 1))) % len(example.options)
+def _mislabelled(example: Example, stream: np.random.Generator) -> Example:
+    """The example with the label of another of its options, each as likely."""
+    return replace(example, label=seeding.another(example.label, len(example.options), stream))
 
 
 def inputs_of(config: Config) -> set[str]:
@@ -249,20 +246,18 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
     keeps its own unless one label is more than half of them. Multiple choice takes another of the example's options.
     """
     stream = seeding.numpy_stream("label_shuffled", seed)
-    labels = [example.label for example in demonstrations]
     if len({example.options for example in demonstrations}) > 1:
-        wrong = [_other_label(example, stream) for example in demonstrations]
-    else:  # neighbours of one label, turned by the size of the largest such group, meet another label
-        groups = stream.permutation(sorted(set(labels))).tolist()
-        order = sorted(stream.permutation(len(labels)).tolist(), key=lambda index: groups.index(labels[index]))
-        turn = max(labels.count(label) for label in groups)
-        wrong = list(labels)
-        for rank, index in enumerate(order):
-            wrong[index] = labels[order[(rank + turn) % len(order)]]
-    same = sum(new == old for new, old in zip(wrong, labels, strict=True))
+        return tuple(_mislabelled(example, stream) for example in demonstrations)
+    # Neighbours of one label, turned by the size of the largest such group, meet another label.
+    labels = [example.label for example in demonstrations]
+    groups = stream.permutation(sorted(set(labels))).tolist()
+    order = sorted(stream.permutation(len(labels)).tolist(), key=lambda index: groups.index(labels[index]))
+    turn = max(labels.count(label) for label in groups)
+    wrong = {index: labels[order[(rank + turn) % len(order)]] for rank, index in enumerate(order)}
+    same = sum(wrong[index] == label for index, label in enumerate(labels))
     if same:
         log.warning("finetune.data=label_shuffled leaves %d of %d demonstrations their label", same, len(labels))
-    return tuple(replace(example, label=label) for example, label in zip(demonstrations, wrong, strict=True))
+    return tuple(replace(example, label=wrong[index]) for index, example in enumerate(demonstrations))
 
 
 def task_named(name: str | None, key: str, measured: TaskConfig) -> TaskConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -42,16 +43,15 @@ def encode(drawn: Drawn, config: Config, tokenizer: Any, window: int | None) -> 
             that does not fit; the message names the key and the remedy.
         DataError: an example that is longer than the window by itself, or has no tokens.
     """
-    chat = None
     if config.model.chat is Chat.template:
         chat = conversation(tokenizer, drawn.description, config.model.chat_arguments)
-    tokens = partial(_tokens, tokenizer=tokenizer, special=chat is not None)
-    if chat is None:
-        prompts = _encoded(drawn, tokens, *_around(drawn, config, tokenizer))
-    else:
-        prompts = _encoded(chat.as_turns(drawn), tokens, chat.bos(), chat.separator())
+        bos, separator = chat.before_a_turn(chat.opening), chat.before_a_turn(chat.closing)
+        prompts = _encoded(chat.as_turns(drawn), partial(_tokens, tokenizer=tokenizer, special=True), bos, separator)
         chat.check(prompts, drawn)
         prompts = replace(prompts, notes=(*prompts.notes, *chat.notes()))
+    else:
+        bos, separator = _around(drawn, config, tokenizer)
+        prompts = _encoded(drawn, partial(_tokens, tokenizer=tokenizer, special=False), bos, separator)
     prompts = _noted(prompts, drawn, config, tokenizer)
     return prompts if window is None else fitted(prompts, drawn, config, window)
 
@@ -70,10 +70,8 @@ def _noted(prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any) -> 
 
 
 def _encoded(drawn: Drawn, tokens: Tokens, bos: Ids, separator: Ids) -> PromptSet:
-    training = drawn.training
-    answers, merged = _answers((*drawn.demonstrations, *drawn.queries, *(training or ()), *drawn.calibration), tokens)
-    words = drawn.label_words
     shown = (*drawn.demonstrations, *drawn.queries)
+    answers, merged = _answers((*shown, *(drawn.training or ()), *drawn.calibration), tokens)
     joined = sum(_continuations(example)[example.label] in merged for example in shown)
     note = f"{joined} of {len(shown)} answers would merge with the text before them; their own tokens are used"
     labels = _label_token_ids(drawn, answers)
@@ -83,10 +81,10 @@ def _encoded(drawn: Drawn, tokens: Tokens, bos: Ids, separator: Ids) -> PromptSe
         separator=separator,
         demonstrations=items(drawn.demonstrations, answered=True),
         queries=items(drawn.queries),
-        label_words=words,
+        label_words=drawn.label_words,
         label_token_ids=labels,
         in_context=tuple(range(len(drawn.demonstrations))),
-        training=None if training is None else items(training, answered=True),
+        training=None if drawn.training is None else items(drawn.training, answered=True),
         calibration=items(drawn.calibration),
         notes=(note,) if joined else (),
     )
@@ -132,14 +130,15 @@ def _label_token_ids(drawn: Drawn, answers: Mapping[Continuation, Ids]) -> tuple
     if not drawn.label_words:
         return ()
     labels = tuple(answers[pair] for pair in _continuations(drawn.demonstrations[0]))
-    for index, ids in enumerate(labels):
-        if ids in labels[:index]:
-            words = [drawn.label_words[i] for i in (labels.index(ids), index)]
+    words: dict[Ids, str] = {}
+    for word, ids in zip(drawn.label_words, labels, strict=True):
+        if ids in words:
             raise ConfigError(
-                f"the label words {words[0]!r} and {words[1]!r} have the same tokens {list(ids)} in this model's "
+                f"the label words {words[ids]!r} and {word!r} have the same tokens {list(ids)} in this model's "
                 "tokenizer: change one of them in task.labels, or choose a task whose words it knows (model=toy knows "
                 "those of task=toy)"
             )
+        words[ids] = word
     return labels
 
 
@@ -224,29 +223,30 @@ def fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> Pro
         ConfigError: a context that does not fit.
         DataError: an example that is longer than the window by itself.
     """
+    bos = len(prompts.bos)
     appended = int(config.protocol.record_at is RecordAt.first_label_token)
-    room = len(prompts.bos)
+    lengths = [bos]
     recorded = zip((*prompts.queries, *prompts.calibration), (*drawn.queries, *drawn.calibration), strict=True)
     for item, example in recorded:
         tail = max(appended, *(len(option) - 1 for option in prompts.options(item)))
-        room = max(room, _refuse_longer(len(prompts.bos) + len(item.token_ids) + tail, window, example))
-    needed = len(prompts.context()) - len(prompts.bos) + room
+        lengths.append(bos + len(item.token_ids) + tail)
+        _refuse_longer(lengths[-1], window, example)
+    needed = len(prompts.context()) - bos + max(lengths)
     if needed > window:
-        prompts = _dropped(prompts, config, needed, window, room)
+        prompts = _dropped(prompts, config, needed, window, max(lengths))
     trained = (prompts.demonstrations, drawn.demonstrations), (prompts.training or (), drawn.training or ())
     for items, examples in trained:
         for item, example in zip(items, examples, strict=False):  # dropping leaves the first
-            _refuse_longer(len(prompts.bos) + len(item.token_ids), window, example)
+            _refuse_longer(bos + len(item.token_ids), window, example)
     return prompts
 
 
-def _refuse_longer(length: int, window: int, example: Example) -> int:
+def _refuse_longer(length: int, window: int, example: Example) -> None:
     if length > window:
         raise DataError(
             f"{example.where}: this example alone needs {length:,} tokens but the model has {window:,} positions; "
             "shorten or remove the row, or take a model with a longer window"
         )
-    return length
 
 
 def _dropped(prompts: PromptSet, config: Config, needed: int, window: int, room: int) -> PromptSet:
@@ -256,12 +256,8 @@ def _dropped(prompts: PromptSet, config: Config, needed: int, window: int, room:
             f"task.shots={shots} needs {needed:,} tokens but the model has {window:,} positions; "
             "lower task.shots or set task.on_overflow=drop"
         )
-    count, used = 0, room
-    for item in prompts.demonstrations:
-        used += len(item.token_ids) + len(prompts.separator)
-        if used > window:
-            break
-        count += 1
+    lengths = [len(item.token_ids) + len(prompts.separator) for item in prompts.demonstrations]
+    count = sum(used <= window - room for used in itertools.accumulate(lengths))
     if count == 0:
         raise ConfigError(
             f"not even one demonstration fits beside the longest query: {window:,} positions, of which queries take "
@@ -272,11 +268,8 @@ def _dropped(prompts: PromptSet, config: Config, needed: int, window: int, room:
         "%d of %d demonstrations fit into the model's %s positions (all need %s); the rest are dropped from %s",
         *(count, shots, f"{window:,}", f"{needed:,}", "ICL and finetuning alike" if both else "ICL only"),
     )
+    prompts = replace(prompts, in_context=tuple(range(count)))
     if not both:
-        return replace(prompts, in_context=tuple(range(count)))
-    return replace(
-        prompts,
-        demonstrations=prompts.demonstrations[:count],
-        in_context=tuple(range(count)),
-        training=None if prompts.training is None else prompts.training[:count],
-    )
+        return prompts
+    training = None if prompts.training is None else prompts.training[:count]
+    return replace(prompts, demonstrations=prompts.demonstrations[:count], training=training)

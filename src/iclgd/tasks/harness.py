@@ -46,18 +46,12 @@ def _loaded(name: str) -> Any:
         from lm_eval.tasks import TaskManager  # an extra, and slow to import
     except ImportError as error:
         raise ConfigError("task=lm_eval needs lm-evaluation-harness: pip install 'iclgd[lm-eval]'") from error
-    path: Path | None = Path(name).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
-        path = _shipped_yaml(name)
-    elif not path.is_file():
-        raise ConfigError(f"task.lm_eval={name} is not a file: name a task's yaml, or a task")
+    path = Path(name).expanduser()
+    file = path if path.suffix in (".yaml", ".yml") else _shipped_yaml(name)
     try:
-        manager = TaskManager(include_defaults=path is None)
-        loaded = manager.load(name if path is None else str(path.resolve()))
-    except KeyError as error:
-        raise ConfigError(f"task.lm_eval={name}: lm-evaluation-harness has no such task ({brief(error)})") from error
-    except Exception as error:  # what data sets, templates and a task's own code raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        loaded = TaskManager(include_defaults=file is None).load(str(file.resolve()) if file else name)
+    except Exception as error:  # what data sets, templates and a task's own code raise; a KeyError where there is none
+        reason = (str(error).splitlines() or [""])[0]
         raise DataError(f"task.lm_eval={name} cannot be loaded ({type(error).__name__}: {reason})") from error
     if loaded.get("groups") or len(loaded["tasks"]) != 1:
         members = ", ".join(sorted(loaded["tasks"])[:8])

@@ -5,6 +5,7 @@ Where nothing could be measured, they are refused.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -56,19 +57,14 @@ def _unknown(items: Sequence[Item], tokenizer: Any) -> Iterator[str]:
 
 def _other_text(texts: Sequence[str], decoded: Sequence[str]) -> Iterator[str]:
     """Texts that their tokens do not give back; white space at the ends does not count."""
-    words = lost = changed = 0
-    for text, back in zip(texts, decoded, strict=True):
-        before, after = text.split(), back.split()
-        words += len(before)
-        changed += before != after
-        if "".join(before) == "".join(after):
-            lost += len(before) - len(after)
-    if 2 * lost > words:
+    pairs = [(text.split(), back.split()) for text, back in zip(texts, decoded, strict=True)]
+    lost = sum(len(before) - len(after) for before, after in pairs if "".join(before) == "".join(after))
+    if 2 * lost > sum(len(before) for before, _ in pairs):
         raise ConfigError(
             f"this model's tokenizer loses the spaces between words: {texts[-1][:60]!r} becomes {decoded[-1][:60]!r}; "
             "check tokenizer.json, or the version of transformers"
         )
-    if changed:
+    if changed := sum(before != after for before, after in pairs):
         yield f"the tokens of {changed} of {len(texts)} texts give another text back; prompts.json has both"
 
 
@@ -76,22 +72,22 @@ def _labels(prompts: PromptSet, config: Config) -> Iterator[str]:
     """Label options that are alike: by first token, by beginning, or unlike by length."""
     own = [query.options for query in prompts.queries if query.options is not None]
     sets = own or [prompts.label_token_ids]
-    firsts = sum(len({option[0] for option in options}) < len(options) for options in sets)
-    starts = sum(any(_begins(a, b) for a in options for b in options if a is not b) for options in sets)
-    lengths = sum(len({len(option) for option in options}) > 1 for options in sets)
     normalised = config.task.length_normalised
     scored = f"the {'mean' if normalised else 'sum'} of their tokens (task.length_normalised={str(normalised).lower()})"
-    for count, what in (
-        (firsts, "share their first token"),
-        (starts, "begin with one another"),
-        (lengths, f"differ in their number of tokens; they are scored by {scored}"),
-    ):
+    counts = {
+        "share their first token": sum(len({option[0] for option in options}) < len(options) for options in sets),
+        "begin with one another": sum(map(_one_begins_another, sets)),
+        f"differ in their number of tokens; they are scored by {scored}": sum(
+            len({len(option) for option in options}) > 1 for options in sets
+        ),
+    }
+    for what, count in counts.items():
         if count:
             yield f"label options {what}" + (f": {count} of {len(own)} queries" if own else "")
 
 
-def _begins(whole: Ids, start: Ids) -> bool:
-    return whole[: len(start)] == start
+def _one_begins_another(options: Sequence[Ids]) -> bool:
+    return any(a[: len(b)] == b for a, b in itertools.permutations(options, 2))
 
 
 def as_json(prompts: PromptSet, reference: PromptSet | None = None) -> dict[str, Any]:
@@ -100,30 +96,33 @@ def as_json(prompts: PromptSet, reference: PromptSet | None = None) -> dict[str,
     The ICL input of query q is bos + Σ(demonstration + separator) + q, its zsl input bos + q, a finetuning sequence
     bos + demonstration. `in_context` (indices) stands there if not all demonstrations are in the context, `training`
     if finetuning sees other items, an item's `options` (token ids) if it brings its own, its `decoded` tokens where
-    they are not its text, and
-    `reference_demonstrations`, what plays ICL's part is shown or trained on, if that has prompts of its own.
+    they are not its text, and `reference_demonstrations`, what plays ICL's part is shown or trained on, if that has
+    prompts of its own.
     """
     content: dict[str, Any] = {
         "bos": list(prompts.bos),
         "separator": list(prompts.separator),
-        "demonstrations": [_item(item) for item in prompts.demonstrations],
-        "queries": [_item(item) for item in prompts.queries],
+        "demonstrations": _items(prompts.demonstrations),
+        "queries": _items(prompts.queries),
         "label_words": list(prompts.label_words),
         "label_token_ids": [list(ids) for ids in prompts.label_token_ids],
     }
     if prompts.in_context != tuple(range(len(prompts.demonstrations))):
         content["in_context"] = list(prompts.in_context)
     if prompts.training is not None:
-        content["training"] = [_item(item) for item in prompts.training]
+        content["training"] = _items(prompts.training)
     if reference is not None:
-        content["reference_demonstrations"] = [_item(item) for item in reference.training_items()]
+        content["reference_demonstrations"] = _items(reference.training_items())
     return content
 
 
-def _item(item: Item) -> dict[str, Any]:
-    content: dict[str, Any] = {"text": item.text, "token_ids": list(item.token_ids), "label": item.label}
-    if item.decoded is not None:
-        content["decoded"] = item.decoded
-    if item.options is not None:
-        content["options"] = [list(option) for option in item.options]
-    return content
+def _items(items: Sequence[Item]) -> list[dict[str, Any]]:
+    contents = []
+    for item in items:
+        content: dict[str, Any] = {"text": item.text, "token_ids": list(item.token_ids), "label": item.label}
+        if item.decoded is not None:
+            content["decoded"] = item.decoded
+        if item.options is not None:
+            content["options"] = [list(option) for option in item.options]
+        contents.append(content)
+    return contents

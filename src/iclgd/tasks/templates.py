@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +14,12 @@ from iclgd.config import ConfigError
 from iclgd.tasks.examples import DataError
 
 
-class _NotTextError(TypeError):
-    """A value that a template puts out is neither text nor a number."""
-
-
 def _as_text(value: Any) -> str:
     if isinstance(value, str):  # half a surrogate pair is not text, and no tokenizer takes it
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, jinja2.Undefined) or (is_text_or_number(value) and not isinstance(value, bool)):
         return str(value)  # an undefined value raises here, naming the column
-    raise _NotTextError(brief(value))
+    raise TypeError(f"{brief(value)} is not text or a number")
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
@@ -62,26 +58,20 @@ class Template:
         Raises:
             DataError: a column is missing, or its value is not text or a number.
         """
-        with _naming(row, where, self.columns):
+        with _naming(row, where):
             return self._template.render(row)
 
 
 class Expression:
     """A column of the row, by its name or as a Jinja2 expression such as `choices.text` or `answers[0]`."""
 
-    def __init__(self, source: str, key: str) -> None:
-        """Compile an expression; `key` is the setting it comes from, for messages.
-
-        Raises:
-            ConfigError: it is empty.
-        """
+    def __init__(self, source: str) -> None:
+        """Compile an expression."""
         self.source = source
         try:
             self._value: Callable[..., Any] = _ENVIRONMENT.compile_expression(source, undefined_to_none=False)
         except jinja2.TemplateError:  # a column's name that is not an expression still is a column's name
             self._value = lambda _: _ENVIRONMENT.undefined(name=source)
-        if not source.strip():
-            raise ConfigError(f"{key}={source!r} names no column")
 
     def of(self, row: Mapping[str, Any], where: str) -> Any:
         """The value in a row.
@@ -91,31 +81,18 @@ class Expression:
         """
         if self.source in row:
             return row[self.source]
-        with _naming(row, where, ()):
+        with _naming(row, where):
             value = self._value(row)
-        if isinstance(value, jinja2.Undefined):
-            raise _missing(self.source, row, where)
-        return value
+            return str(value) if isinstance(value, jinja2.Undefined) else value  # the text of an undefined one raises
 
 
 @contextmanager
-def _naming(row: Mapping[str, Any], where: str, columns: Iterable[str]) -> Iterator[None]:
-    """Errors inside name the line and the column."""
+def _naming(row: Mapping[str, Any], where: str) -> Iterator[None]:
+    """Errors inside name the row and its columns."""
     try:
         yield
-    except _NotTextError as error:
-        column = next((name for name in columns if brief(row.get(name)) == str(error)), None)
-        what = "an expression gives" if column is None else f"column {column!r} holds"
-        raise DataError(f"{where}: {what} {error}, not text or a number") from None
-    except jinja2.UndefinedError as error:
-        missing = next((name for name in columns if name not in row), None)
-        raise (DataError(f"{where}: {error.message}") if missing is None else _missing(missing, row, where)) from None
     except Exception as error:  # a filter or method may raise anything on a row of another kind
-        raise DataError(f"{where}: the template cannot be filled: {error}") from error
-
-
-def _missing(column: str, row: Mapping[str, Any], where: str) -> DataError:
-    return DataError(f"{where}: no column {column!r} (columns there: {', '.join(map(str, row)) or 'none'})")
+        raise DataError(f"{where}: {error} (columns: {', '.join(map(str, row)) or 'none'})") from error
 
 
 def is_text_or_number(value: Any) -> bool:

@@ -6,7 +6,7 @@ A task of pairs has an input and an open answer, which is scored among other ans
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from iclgd.common import seeding
 from iclgd.config import ConfigError, TaskConfig
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
-from iclgd.tasks.sources import Split, read_splits
+from iclgd.tasks.sources import Row, Split, read_splits
 from iclgd.tasks.templates import Expression, Template, brief, is_text_or_number
 
 _CANDIDATES = 100  # other answers that each example brings; tokens decide which of them are its options
@@ -25,14 +25,15 @@ def worded_rows(task: TaskConfig, data_dir: str | None) -> Pool:
 
     Raises:
         ConfigError: templates or label words that cannot be used.
-        DataError: rows that are missing or cannot be used, by file and line.
+        DataError: rows that are missing or cannot be used, by file and line, or fewer open answers than options.
     """
     wording = Wording(task)
     first, second = read_splits(task, data_dir)
     train = wording.examples(first)
     evaluation = train if second is first else wording.examples(second)
     words = wording.label_words
-    return Pool(train, evaluation, second is first, words, task.description, task.separator, wording.blank())
+    pool = Pool(train, evaluation, second is first, words, task.description, task.separator, wording.blank())
+    return _with_other_answers(pool, task) if task.answer_column else pool
 
 
 class Wording:
@@ -57,10 +58,11 @@ class Wording:
                     f"{source} has white space beside task.delimiter={self.delimiter!r}, which gives two spaces: "
                     "remove it, or set task.delimiter=''"
                 )
-        self._label = Expression(task.label_column, "task.label_column")
+        self._label = Expression(task.label_column)
         self._label_values = task.label_values
-        self._label_among = Expression(task.label_among, "task.label_among") if task.label_among else None
-        self._options_column = Expression(task.options_column, "task.options_column") if task.options_column else None
+        self._label_among = Expression(task.label_among) if task.label_among else None
+        self._answer = Expression(task.answer_column) if task.answer_column else None
+        self._options_column = Expression(task.options_column) if task.options_column else None
         self._options = [Template(text, f"task.options[{i}]") for i, text in enumerate(task.options or ())]
         self.columns = self.template.columns.union(*(option.columns for option in self._options))
 
@@ -77,16 +79,13 @@ class Wording:
         Raises:
             DataError: a row lacks a column or has a label that is not valid, by file and line.
         """
-        for index, row in enumerate(split.rows):
-            where = split.where(index)
+        for where, row in split.rows:
             if self.columns - row.keys():
                 self.template.fill(row, where)  # refuses the row, unless the template has a branch for this case
             self.label_of(row, len(self.options_of(row, where)), where)
-        return Examples(
-            split.origin, len(split.rows), lambda index: self.example(split.rows[index], split.where(index))
-        )
+        return Examples(split.origin, len(split.rows), lambda index: self.example(*split.rows[index]))
 
-    def example(self, row: Mapping[str, Any], where: str) -> Example:
+    def example(self, where: str, row: Row) -> Example:
         """A row in words."""
         text, options = self.template.fill(row, where), self.options_of(row, where)
         if not text.strip():
@@ -94,23 +93,26 @@ class Wording:
         label = self.label_of(row, len(options), where)
         return Example(text, options, label, where, self.template.tail, self.delimiter)
 
-    def options_of(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-        """What may follow a row's text."""
+    def options_of(self, row: Row, where: str) -> tuple[str, ...]:
+        """What may follow a row's text; of open answers, the right one alone."""
         if self.label_words:
             return self.label_words
-        if self._options_column:
-            values = _list_in(self._options_column, row, where)
-            if not all(map(is_text_or_number, values)):
-                raise DataError(f"{where}: the options {brief(values)} are not all text or numbers")
-            options = tuple(map(str, values))
+        if self._answer:
+            values, least = [self._answer.of(row, where)], 1
+        elif self._options_column:
+            values, least = _list_in(self._options_column, row, where), 2
         else:
-            options = tuple(option.fill(row, where) for option in self._options)
-        if len(options) < 2 or any(not option.strip() for option in options):
-            raise DataError(f"{where}: the options {brief(list(options))} are too few or blank: two or more are needed")
-        return options
+            values, least = [option.fill(row, where) for option in self._options], 2
+        if len(values) < least or not all(is_text_or_number(value) and str(value).strip() for value in values):
+            raise DataError(
+                f"{where}: the options {brief(values)} are fewer than {least}, blank, or neither text nor numbers"
+            )
+        return tuple(map(str, values))
 
-    def label_of(self, row: Mapping[str, Any], options: int, where: str) -> int:
+    def label_of(self, row: Row, options: int, where: str) -> int:
         """The right option's index."""
+        if self._answer:
+            return 0
         raw, column = self._label.of(row, where), self._label.source
         values = _list_in(self._label_among, row, where) if self._label_among else self._label_values
         if values is not None:
@@ -153,7 +155,7 @@ def check_label_words(words: Sequence[str], source: str) -> None:
         raise ConfigError(f"{source}: the label words {list(words)} must be different and none may be blank")
 
 
-def _list_in(column: Expression, row: Mapping[str, Any], where: str) -> list[Any]:
+def _list_in(column: Expression, row: Row, where: str) -> list[Any]:
     values = column.of(row, where)
     if not isinstance(values, list | tuple):
         raise DataError(f"{where}: column {column.source!r} holds {brief(values)}, not a list")
@@ -164,54 +166,37 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value in ("True", "False") else str(value)
 
 
-def paired_rows(task: TaskConfig, data_dir: str | None) -> Pool:
-    """All pairs of a task, checked and put into words. A row with the text of an earlier one is left out, with a note.
-
-    Raises:
-        ConfigError: a template that cannot be used.
-        DataError: rows that are missing or cannot be used, by file and row, or fewer answers than options.
-    """
-    wording = Wording(task)
-    train, evaluation = read_splits(task, data_dir)
+def _with_other_answers(pool: Pool, task: TaskConfig) -> Pool:
+    """A pool of open answers, each among others. A row with the text of an earlier one is left out, with a note."""
     texts: set[str] = set()
     repeats: list[str] = []
-    first = _pairs(train, task, wording, texts, repeats)
-    second = first if evaluation is train else _pairs(evaluation, task, wording, texts, repeats)
-    answers = sorted({pair.answer for pair in (*first, *second)})
+
+    def distinct(examples: Examples) -> list[Example]:
+        pairs = []
+        for pair in examples:
+            if pool.blank is not None and pair.text.split() == pool.blank.split():
+                raise DataError(f"{pair.where}: its text is blank")
+            if pair.text in texts:
+                repeats.append(pair.where)
+            else:
+                pairs.append(pair)
+            texts.add(pair.text)
+        return pairs
+
+    first = distinct(pool.train)
+    second = first if pool.same else distinct(pool.evaluation)
+    answers, origin = sorted({pair.answer for pair in (*first, *second)}), pool.train.origin
     if len(answers) < task.choices:
         raise DataError(
-            f"{train.origin} has {len(answers)} different answers, fewer than task.choices={task.choices}: lower it"
+            f"{origin} has {len(answers)} different answers, fewer than task.choices={task.choices}: lower it"
         )
     notes = [f"{len(repeats)} rows have the text of an earlier row and are left out: {repeats[0]}"] if repeats else []
-    return Pool(
-        train=Examples(train.origin, len(first), partial(_with_candidates, first, answers, task)),
-        evaluation=Examples(evaluation.origin, len(second), partial(_with_candidates, second, answers, task)),
-        same=evaluation is train,
-        label_words=(),
-        description=task.description,
-        separator=task.separator,
+    return replace(
+        pool,
+        train=Examples(origin, len(first), partial(_with_candidates, first, answers, task)),
+        evaluation=Examples(pool.evaluation.origin, len(second), partial(_with_candidates, second, answers, task)),
         notes=tuple(notes),
     )
-
-
-def _pairs(split: Split, task: TaskConfig, wording: Wording, texts: set[str], repeats: list[str]) -> list[Example]:
-    """The pairs of a split whose text is not among `texts`, which grow; each with its answer as the only option."""
-    output = Expression(str(task.answer_column), "task.answer_column")
-    pairs = []
-    for index, row in enumerate(split.rows):
-        where = split.where(index)
-        text, answer = wording.template.fill(row, where), output.of(row, where)
-        for column in sorted(wording.template.columns):
-            if not str(row.get(column, "absent")).strip():
-                raise DataError(f"{where}: column {column!r} is blank")
-        if not is_text_or_number(answer) or not str(answer).strip():
-            raise DataError(f"{where}: the answer {brief(answer)} is blank, or neither text nor a number")
-        if text in texts:
-            repeats.append(where)
-            continue
-        texts.add(text)
-        pairs.append(Example(text, (str(answer),), 0, where, wording.template.tail, wording.delimiter))
-    return pairs
 
 
 def _with_candidates(pairs: Sequence[Example], answers: Sequence[str], task: TaskConfig, index: int) -> Example:
