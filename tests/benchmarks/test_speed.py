@@ -30,7 +30,7 @@ from iclgd.config.variants import variant as named_variant
 from iclgd.evidence.gather import gather
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
-from iclgd.mechanisms.finetuning import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import training_sequences
 from iclgd.metrics import measure, required_inputs, summarise
 from iclgd.models.anatomy import LanguageModel
 from iclgd.models.loading import load
@@ -39,6 +39,7 @@ from iclgd.runs.progress import Progress
 from iclgd.tasks.draw import draw
 from iclgd.tasks.encoding import encode
 from iclgd.verify.naive import Naive
+from learning_cases import finetuned
 
 SAMPLE = int(os.environ.get("ICLGD_BENCH_SAMPLE", "12"))  # queries and demonstrations that the naive protocol runs
 QUERIES = int(os.environ.get("ICLGD_BENCH_QUERIES", "200"))

@@ -38,10 +38,9 @@ def test_a_plan_lists_runs_and_counts_those_done_and_refused(tmp_path: Path, cap
 
 
 def test_a_planned_run_is_the_one_that_hydra_composes():
-    """Files are composed once for each choice of them; `+`, `~`, null and values with interpolations count as well."""
-    fixed = ["sweeps=learning_rates", "+task.rates.own=0.5", "task.lm_eval=null", "finetune.epochs=2"]
-    runs = plan.plan([*fixed, "seed=0,1", "finetune.lr='${task.rates.own}',1e-3"])
-    assert len(runs) == 8
+    fixed = ["sweeps=learning_rates", "+task.rates.own=0.5", "task.lm_eval=null"]
+    runs = plan.plan([*fixed, "seed=0,1", "finetune.lr='${task.rates.own}'"])
+    assert len(runs) == 4
     for run in runs[::3]:
         assert run.folder.name == run_id(as_dict(typed(by_hydra([*fixed, *run.overrides]))))
         assert run.folder.parent.name == "learning_rates"

@@ -34,13 +34,9 @@ def test_every_state_is_shown_with_its_progress(sweep, capsys):
     assert "finetune 3/8" in told and "RuntimeError: [bold]no[/bold] luck" in told and "diverged at step 7" in told
     assert "2 done, 1 failed, 1 interrupted, 1 running, 1 stale".split(", ")[0] in told
     assert "3 waiting" in told and "\x1b" not in told
-
-
-def test_a_record_that_cannot_be_read_costs_the_number_of_waiting_runs_only(sweep, capsys):
-    (SweepRecord.latest(sweep).folder / "total.json").write_text("")
+    (SweepRecord.latest(sweep).folder / "total.json").write_text("")  # as after a full disk
     status.cli([str(sweep)])
-    told = capsys.readouterr().out
-    assert "2 done" in told and "waiting" not in told
+    assert "waiting" not in capsys.readouterr().out
 
 
 def test_a_single_run_and_an_empty_folder(sweep, tmp_path, capsys):
@@ -62,23 +58,13 @@ def test_results_that_were_replaced_are_no_sweep(sweep, capsys):
     assert told.count("sweep: ") == 1 and "earlier" not in told
 
 
-def test_a_list_shows_what_varied_and_is_sorted_by_it(tmp_path, capsys):
-    for sweep, shots, lr, seed in (("b", 8, 1e-2, 0), ("b", 4, 1e-1, 1), ("b", 16, 1e-3, 0), ("a/deep", 8, 1e-3, 0)):
+def test_a_list_shows_what_varied(tmp_path, capsys):
+    for sweep, shots, lr, seed in (("b", 8, 1e-2, 0), ("b", 4, 1e-1, 1), ("a/deep", 8, 1e-3, 0)):
         write_run(tmp_path / sweep / f"run{shots}", shots=shots, lr=lr, seed=seed, finetune={"layers": [0, 1]})
-    status.cli([str(tmp_path), "--sort", "lr"])
+    status.cli([str(tmp_path)])
     deep, *told = capsys.readouterr().out.splitlines()[1:]
     assert deep.split()[:2] == ["run8", "done"] and told[0].endswith("a/deep: 1 done")
     assert told[1].split() == ["run", "state", "shots", "lr", "seed", "took", "progress"]
-    rows = [line.split() for line in told[2:5]]
-    assert [row[:5] for row in rows] == [
-        ["run16", "done", "16", "0.001", "0"],
-        ["run8", "done", "8", "0.01", "0"],
-        ["run4", "done", "4", "0.1", "1"],
-    ]
-    assert max(map(len, told[1:5])) <= 80
-    for key, first in (("task.shots", "run4"), ("run", "run16"), ("seed", "run16")):
-        lines = status.in_order(next(status.sweeps([tmp_path / "b"]))[1], key)
-        assert lines[0].name == first
-    with pytest.raises(SystemExit):
-        status.cli([str(tmp_path / "b"), "--sort", "colour"])
-    assert "choose from run, state, started, took, task.shots, finetune.lr, seed" in capsys.readouterr().err
+    rows = [line.split()[:5] for line in told[2:4]]
+    assert rows == [["run4", "done", "4", "0.1", "1"], ["run8", "done", "8", "0.01", "0"]]
+    assert max(map(len, told[1:4])) <= 80

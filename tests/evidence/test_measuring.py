@@ -18,7 +18,7 @@ from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import objectives
-from iclgd.mechanisms.finetuning import finetuned, instability, suspicious
+from iclgd.mechanisms.finetuning import instability, suspicious
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.metrics.attention import sim_am_delta
 from iclgd.metrics.updates import sim_aou
@@ -28,9 +28,7 @@ from iclgd.models.forward import encode_prefix, forward
 from iclgd.models.loading import assemble
 from iclgd.models.recorder import Question, RecordPlan, record
 from iclgd.runs.progress import Progress
-from iclgd.tasks.encoding import _bos
-from learning_cases import learning, prompts
-from tiny import tiny_tokenizer
+from learning_cases import finetuned, learning, prompts
 from tiny_models import RECORDABLE, shared_model, tiny_model
 
 BLIND = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "olmo2", "phi", "phi3"}
@@ -74,14 +72,6 @@ def test_a_context_on_one_side_of_longropes_window_and_a_prompt_on_the_other_are
         forward(model, torch.arange(3, 10)[None], beyond)
 
 
-def test_bos_is_the_tokenizers_unless_something_else_is_said():
-    tokenizer = tiny_tokenizer()
-    assert _bos("auto", tokenizer) == (tokenizer.bos_token_id,) and _bos(None, tokenizer) == ()
-    tokenizer.bos_token = None
-    assert _bos("auto", tokenizer) == ()
-    assert config_of("model=hf", "model.name=x").model.bos == "auto"
-
-
 def test_random_update_is_gaussian_or_uniform():
     shape = torch.Size((50, 3, 32))
     gaussian = random_update(shape, learning())
@@ -90,11 +80,6 @@ def test_random_update_is_gaussian_or_uniform():
     assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.02
     assert torch.equal(uniform, random_update(shape, learning("protocol.random_update=uniform")))
     assert not torch.equal(gaussian, random_update(shape, learning("seed=1")))
-
-
-def test_seeds_of_pretrained_weights_are_no_draws():
-    assert config_of("model.weights_seed=3").model.weights_seed == 0
-    assert config_of("model.weights_seed=3", "model.weights=random").model.weights_seed == 3
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
@@ -130,9 +115,8 @@ def _one(prompt_set):
 
 @pytest.mark.parametrize(("losses", "untouched", "unstable"), [
     ([6.3, 7.9, 6.2, 6.5, 11.9, 10.9, 15.7, 12.9, 11.4, 12.2, 12.3, 12.1], 6.0, True),  # SmolLM2, SST-2, gd 0.03
-    ([6.3, 7.3, 4.4, 5.2, 6.2, 4.6, 5.3, 4.7, 4.9, 4.5, 5.1, 5.3], math.nan, False),  # the same at 0.01
     ([2.43, 10.27, 10.25, 9.0, 8.0, 7.0, 5.5, 5.5], 2.5, True),  # the second step has broken it already
-    ([2.0, 2.0, 2.0, 7.9, 2.0], 2.0, True), ([1.0, 1.0, 1.5, 1.5], math.nan, False),
+    ([1.0, 1.0, 1.5, 1.5], math.nan, False),
     ([0.3, 0.3, 2.0, 2.0], 2.0, False), ([1.0, 5.0, 9.0], math.nan, False), ([], math.nan, False),
 ])  # fmt: skip
 def test_a_loss_that_ends_far_above_the_untouched_models_is_unstable(losses, untouched, unstable):
@@ -163,8 +147,8 @@ def traced(monkeypatch, losses, factor):
 
 @pytest.mark.parametrize(("losses", "factor", "asked", "unstable"), [
     ([2.4, 2.0, 2.2, 2.0], 0.7, 4, False),  # sane, and no pass too many
-    ([0.3, 2.0, 0.3, 2.0], 1.0, 6, False), ([0.3, 0.3, 2.0, 2.0], 1.0, 6, False),  # unequal demonstrations
-    ([2.4, 2.0, 2.2, 2.0], 5.0, 6, True), ([0.3, 2.0, 2.0, 0.3], 5.0, 6, True),
+    ([0.3, 2.0, 0.3, 2.0], 1.0, 6, False),  # unequal demonstrations
+    ([2.4, 2.0, 2.2, 2.0], 5.0, 6, True),
 ])  # fmt: skip
 def test_a_suspicious_end_is_compared_with_the_untouched_model(losses, factor, asked, unstable, monkeypatch):
     trace, seen = traced(monkeypatch, losses, factor)

@@ -3,57 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import partial
 
 import pytest
 import torch
 
 import iclgd
+import toy_runs
 from configs import config
-from iclgd.common import paths
-from iclgd.common.records import Evidence
-from iclgd.config import Config, ConfigError, as_dict
+from iclgd.config import ConfigError, as_dict
 from iclgd.config.variants import reference_config
 from iclgd.evidence import learned
 from iclgd.evidence.gather import gather
-from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.output import unfit_reference
-from iclgd.evidence.preparation import Session, prepare
+from iclgd.evidence.preparation import Session
 from iclgd.evidence.reference import relabelled
-from iclgd.metrics import measure, required_inputs
-from iclgd.models.loading import load
+from iclgd.metrics import measure
 from iclgd.runs.inputs import run_id
-from iclgd.runs.progress import Progress
 from iclgd.tasks.draw import draw
-from iclgd.tasks.encoding import encode
 from iclgd.tasks.notes import as_json
 
-TOY = ("model=toy", "task=toy", "runtime.device=cpu", "task.queries=4", "finetune.other_task=toy_other")
 ALL = (
     "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,sim_block_output,sim_block_output_centred,update_norm_ratio,"
     "update_cka,accuracy,total_variation,attention_kendall,order_spread,sim_aou_reordered]"
 )
-FEW = "metric=[sim_aou,sim_am,accuracy]"
-
-
-def prepared(*overrides: str, session: Session | None = None) -> tuple[Config, Laboratory]:
-    run = config(*TOY, FEW, *overrides)
-    model = load(run.model, run.runtime)
-    prompts = encode(draw(run), run, model.tokenizer, model.window)
-    given = prepare(run, session)
-    return run, Laboratory(model, prompts, run, required_inputs(run.metric.scores), Progress(), given)
-
-
-@cache
-def evidence(*overrides: str) -> Evidence:
-    return gather(prepared("runtime.cache=off", *overrides)[1])
-
-
-@cache
-def scores(*overrides: str) -> dict[str, torch.Tensor]:
-    run = config(*TOY, FEW, *overrides)
-    found = measure(run.metric.scores, evidence(*overrides))
-    return {name: score.values for name, score in found.items()}
+FEW = ("metric=[sim_aou,sim_am,accuracy]", "task.queries=4")
+evidence, scores = partial(toy_runs.evidence, *FEW), partial(toy_runs.scores, *FEW)
+laboratory = partial(toy_runs.laboratory, *FEW)
 
 
 @pytest.mark.parametrize("name", ["gd", "lcgd", "random_direction", "label_shuffled", "other_task", "static_patch"])
@@ -94,17 +70,17 @@ def test_rate_order_sample_and_noise_are_the_truths_own():
     changes = ("reference.lr_factor=0.3", "reference.permutation=1", "reference.draw=1", "reference.noise=1")
     means = [scores("finetune=gd", "reference=gd", change)["sim_aou"].nanmean() for change in changes]
     assert all(mean < ones - 1e-3 for mean in means) and len({round(float(mean), 4) for mean in means}) == 4
-    run = config(*TOY, "finetune=lcgd", "reference=gd", "reference.lr_factor=3", "reference.permutation=2")
+    run = config(*toy_runs.TOY, "finetune=lcgd", "reference=gd", "reference.lr_factor=3", "reference.permutation=2")
     planted = reference_config(run)
     assert planted.finetune.objective == "gd" and planted.finetune.lr == pytest.approx(3 * run.task.rates["gd"])
     assert planted.task.permutation == 2 and run.task.permutation == 0
-    given = reference_config(config(*TOY, "finetune=lcgd", "reference=gd", "reference.lr=0.02"))
+    given = reference_config(config(*toy_runs.TOY, "finetune=lcgd", "reference=gd", "reference.lr=0.02"))
     assert given.finetune.lr == pytest.approx(0.02)
 
 
 def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
     own = evidence("finetune=lcgd", "reference=gd")
-    lab = prepared("finetune=lcgd", "reference=gd")[1]
+    lab = laboratory("finetune=lcgd", "reference=gd")
     icl = own.recordings["icl"]
     assert torch.equal(icl.losses, evidence("finetune=gd").trace.losses) and unfit_reference(lab.config, own) is None
 
@@ -122,7 +98,7 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
 def test_icl_itself_may_have_another_sample():
     own, other = evidence("finetune=none"), evidence("finetune=none", "reference.draw=1")
     assert not torch.equal(own.recordings["icl"].attention_output, other.recordings["icl"].attention_output)
-    run = config(*TOY, "finetune=none")
+    run = config(*toy_runs.TOY, "finetune=none")
     rows = [{example.where for example in draw(run, sample).demonstrations} for sample in range(3)]
     assert all(len(sample) == run.task.shots for sample in rows) and len(set.union(*rows)) == 3 * run.task.shots
 
@@ -135,15 +111,15 @@ def test_a_sample_that_the_rows_do_not_have_is_refused():
 
 
 def test_a_run_against_icl_keeps_its_name_and_any_other_gets_one():
-    plain = as_dict(config(*TOY))
+    plain = as_dict(config(*toy_runs.TOY))
     before = {key: value for key, value in plain.items() if key != "reference"}
     named = [
-        as_dict(config(*TOY, *r))
+        as_dict(config(*toy_runs.TOY, *r))
         for r in (["reference=gd"], ["reference=gd", "reference.draw=1"], ["reference.draw=1"])
     ]
     assert run_id(plain) == run_id(before)
     assert len({run_id(settings) for settings in (plain, *named)}) == 4
-    assert run_id(as_dict(config(*TOY, "reference.label=x"))) == run_id(plain)
+    assert run_id(as_dict(config(*toy_runs.TOY, "reference.label=x"))) == run_id(plain)
 
 
 def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
@@ -169,8 +145,8 @@ def test_each_distinct_finetuning_is_done_once(tmp_path, monkeypatch):
                     "reference.permutation=1",
                     "metric=[sim_aou,sim_am_delta]",
                 )
-                run, lab = prepared(*of, f"runtime.cache={cache_mode}", session=session)
-                kept[candidate, truth] = measure(run.metric.scores, gather(lab))["sim_aou"].values
+                lab = laboratory(*of, f"runtime.cache={cache_mode}", session=session)
+                kept[candidate, truth] = measure(lab.config.metric.scores, gather(lab))["sim_aou"].values
         if cache_mode == "auto":
             assert sorted(done) == sorted(["gd", "random_direction", "lcgd", "label_shuffled", "gd"])
     assert all(torch.equal(shared[pair], alone[pair]) for pair in alone)
@@ -182,7 +158,8 @@ def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_
 
     def likeness(rate: float):
         file.write_text(f"# @package finetune\n{{name: mine, objective: gd, lr: {rate}}}\n")
-        asked = [*TOY, "finetune=gd", "reference.name=mine", "task.rates.gd=0.01", "metric=[sim_aou]", "tracking=none"]
+        asked = ["finetune=gd", "reference.name=mine", "task.rates.gd=0.01", "metric=[sim_aou]", "tracking=none"]
+        asked = [*toy_runs.TOY, "task.queries=4", *asked]
         run = iclgd.run(f"--config-dir={file.parents[1]}", *asked, paths__outputs=tmp_path)
         return run.mean("sim_aou"), len(list(run.folder.glob("earlier/*")))
 
@@ -191,24 +168,12 @@ def test_a_variant_from_a_folder_of_ones_own_plays_the_part_and_is_an_input(tmp_
     assert other < 0.999 and replaced == 1
 
 
-def test_another_task_of_the_same_name_in_another_folder_is_another_input(tmp_path, monkeypatch):
-    toy_other = (paths.config_folder() / "task" / "toy_other.yaml").read_text()
-    asked = [*TOY, "finetune=other_task", "finetune.other_task=third", "metric=[sim_aou]", "tracking=none"]
-    made = []
-    for folder, more in (("one", ""), ("two", " heron")):
-        file = tmp_path / folder / "task" / "third.yaml"
-        file.parent.mkdir(parents=True)
-        file.write_text(toy_other.replace("{{ text }}", "{{ text }}" + more))
-        made.append(iclgd.run(f"--config-dir={tmp_path / folder}", *asked, paths__outputs=tmp_path / "outputs"))
-    assert made[0].mean("sim_aou") != made[1].mean("sim_aou") and (made[1].folder / "earlier" / "1").is_dir()
-
-
 def test_a_truths_scores_with_the_context_follow_the_runs_own_order(tmp_path, monkeypatch):
     """Runs with other orders of their own share a truth's finetuning, but not its attention to their tokens."""
     monkeypatch.setenv("ICLGD_CACHE_DIR", str(tmp_path))
     of = ("finetune=gd", "reference=lcgd", "reference.permutation=2", "metric=attention_kendall")
     taken = [
-        gather(prepared(*of, f"task.permutation={order}", f"runtime.cache={mode}")[1])
+        gather(laboratory(*of, f"task.permutation={order}", f"runtime.cache={mode}"))
         .recordings["icl"]
         .context_scores.nan_to_num()
         for order, mode in ((0, "auto"), (1, "auto"), (1, "off"))
@@ -221,14 +186,14 @@ def test_a_noisy_truths_orders_do_not_depend_on_what_other_runs_have_left(tmp_pa
     of = ("finetune=none", "reference=lcgd", "reference.noise=5")
 
     def orders(cache: str) -> torch.Tensor:
-        return gather(prepared(*of, "metric=order_spread", f"runtime.cache={cache}")[1]).facts["icl_orders"]
+        return gather(laboratory(*of, "metric=order_spread", f"runtime.cache={cache}")).facts["icl_orders"]
 
-    gather(prepared(*of, "metric=sim_aou_reordered")[1])
+    gather(laboratory(*of, "metric=sim_aou_reordered"))
     assert torch.equal(orders("auto"), orders("off"))
 
 
 def test_wrong_labels_are_other_options_and_those_of_a_smaller_share_stay_wrong():
-    given = prepared("task.shots=8")[1].prompts
+    given = laboratory("task.shots=8").prompts
     longer = replace(
         given.demonstrations[0], options=((5, 6, 7), (8,)), token_ids=(3, 5, 6, 7), label=0, label_length=3
     )
@@ -248,7 +213,7 @@ def test_wrong_labels_are_other_options_and_those_of_a_smaller_share_stay_wrong(
 
 
 def test_the_same_demonstrations_have_wrong_labels_in_any_order():
-    given = prepared("task.shots=8")[1].prompts
+    given = laboratory("task.shots=8").prompts
     mixed = replace(given, demonstrations=given.demonstrations[::-1])
     for one, other in zip(relabelled(given, 0), relabelled(mixed, 0), strict=True):
         assert set(one.demonstrations) == set(other.demonstrations)
@@ -288,7 +253,7 @@ def test_a_static_patch_of_some_layers_has_no_change_in_the_others():
 
 def test_prompts_json_lists_what_a_truth_has_seen():
     def listed(*overrides):
-        _, lab = prepared(*overrides)
+        lab = laboratory(*overrides)
         content = as_json(lab.prompts, lab.planted_prompts)
         return content, content.get("reference_demonstrations")
 
@@ -300,9 +265,3 @@ def test_prompts_json_lists_what_a_truth_has_seen():
     assert any(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
     content, other = listed("reference=gd", "reference.draw=1")
     assert {item["text"] for item in other}.isdisjoint(item["text"] for item in content["demonstrations"])
-
-
-def test_products_of_another_precision_are_recorded_anew():
-    exact, rounded = (prepared(f"runtime.matmul={how}")[1] for how in ("highest", "tf32"))
-    assert exact.recording_key("zsl", ()) != rounded.recording_key("zsl", ())
-    assert exact.recording_key("zsl", ()) == prepared()[1].recording_key("zsl", ())

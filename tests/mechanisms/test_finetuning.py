@@ -10,9 +10,8 @@ from iclgd.common.records import Item
 from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import Trainable
-from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.parameters import trained_parameters
-from learning_cases import SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
+from learning_cases import SEQUENCES, TEXTS, finetuned, gradients_of, learning, prompts, trained_by, weights
 from tiny_models import shared_model
 
 

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional
 
 from iclgd.mechanisms import objectives
-from iclgd.mechanisms.finetuning import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import training_sequences
 from iclgd.mechanisms.objectives import ObjectiveOptions, _UnembeddedLoss, resolve_objective
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.verify.naive import Naive
-from learning_cases import gradients_of, learning, prompts
+from learning_cases import finetuned, gradients_of, learning, prompts
 from tiny_models import RECORDABLE, shared_model, tiny_network
 
 LR = 0.05

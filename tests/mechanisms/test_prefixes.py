@@ -1,13 +1,11 @@
 """A prefix before its first step is ICL; its loss and gradient are those of plain passes and differences."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 from iclgd.config import ConfigError
-from iclgd.mechanisms.prefixes import _loss, _start, _untouched_loss, kv_prefix
+from iclgd.mechanisms.prefixes import _loss, _start, kv_prefix
 from iclgd.metrics.distributions import total_variation
 from mechanism_cases import FAMILIES, acted, assert_alike, bench, recording, shown, without_positions
 from tiny_models import shared_model
@@ -60,11 +58,3 @@ def test_a_prefix_is_not_trained_where_a_gap_in_it_closes(family):
     given = bench(shared_model(family), "kv_prefix")
     with pytest.raises(ConfigError, match="counts distances by the order of tokens"), kv_prefix(given):
         pass
-
-
-def test_a_suspicious_end_is_compared_with_the_prefix_as_it_started():
-    given = bench(shared_model("llama"), "kv_prefix")
-    steps, start = [0, 1, 2] * 4, _start(given)
-    expected = sum(_loss(given, start, place).item() for place in (0, 1, 2)) / 3  # the last quarter of 12 steps
-    assert _untouched_loss(given, start, steps, [1.0] * 9 + [99.0] * 3) == pytest.approx(expected)
-    assert math.isnan(_untouched_loss(given, start, steps, [1.0] * 12))

@@ -7,7 +7,7 @@ import torch
 
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import LossOn, StepPer, Trainable
-from iclgd.mechanisms.finetuning import finetuned, training_sequences
+from iclgd.mechanisms.finetuning import training_sequences
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.models.loading import assemble
 from learning_cases import (
@@ -15,6 +15,7 @@ from learning_cases import (
     SEQUENCES,
     TEXTS,
     assert_same,
+    finetuned,
     gradients_of,
     learning,
     prompts,
@@ -69,7 +70,7 @@ def test_weights_come_back_after_an_exception_and_after_divergence():
         raise KeyError("mine")
     assert_same(before, model)
 
-    def stop(step):
+    def stop():
         raise KeyError("in a step")
 
     with pytest.raises(KeyError, match="in a step"), finetuned(model, prompts(), learning(), stop):
@@ -89,7 +90,7 @@ def test_divergence_is_said_and_ends_training():
     """A model full of norms stays finite for long: only a loss or gradient that is not finite is divergence."""
     model = shared_model("gpt2")
     before, steps = weights(model), []
-    with finetuned(model, prompts(), learning("finetune.epochs=10", lr=1e20), steps.append) as trace:
+    with finetuned(model, prompts(), learning("finetune.epochs=10", lr=1e20), lambda: steps.append(1)) as trace:
         assert not torch.equal(
             weights(model)["transformer.h.0.attn.c_attn.weight"], before["transformer.h.0.attn.c_attn.weight"]
         )

@@ -9,11 +9,10 @@ from transformers import AutoConfig
 from configs import config
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Placement
-from iclgd.mechanisms.finetuning import finetuned
 from iclgd.models import placement
 from iclgd.models.loading import assemble
 from iclgd.models.placement import check_placement, devices_of, loading_arguments, refuse_quantised
-from learning_cases import prompts
+from learning_cases import finetuned, prompts
 from placement_cases import FAMILIES, VARIANTS, everything, furthest, placed_model, plain
 from pretend_devices import MixedDevicesError, pretending
 from tiny_models import CONFIGS, tiny_network

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from iclgd.mechanisms.finetuning import finetuned
 from iclgd.mechanisms.objectives import _UnembeddedLoss
-from learning_cases import learning, prompts
+from learning_cases import finetuned, learning, prompts
 from recording_cases import recorded
 from tiny_models import RECORDABLE, shared_model
 

@@ -8,12 +8,11 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from iclgd.mechanisms.finetuning import finetuned
 from iclgd.models import products
 from iclgd.models.loading import assemble
 from iclgd.models.products import compute_in_float32, linear, use_linear
 from iclgd.models.recorder import record
-from learning_cases import learning, prompts
+from learning_cases import finetuned, learning, prompts
 from placement_cases import PLAN, QUESTIONS
 from tiny_models import CONFIGS, RECORDABLE, tiny_network
 

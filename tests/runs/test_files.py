@@ -32,12 +32,9 @@ def test_content_is_returned_as_written(tmp_path):
     ("name", "content", "reason"),
     [
         ("status.json", "", "status.json cannot be read"),
-        ("status.json", "\0\0", "status.json cannot be read"),
         ("status.json", "[]", "status.json: Input should be"),
-        ("status.json", '{"pid": 3}', "status.json.state: Field required"),
         ("status.json", '{"state": "perhaps"}', "status.json.state: Input should be 'running'"),
         ("status.json", '{"state": "done", "files": {"a": {}}}', "status.json.files.a.bytes: Field required"),
-        ("status.json", '{"state": "running", "progress": {"stage": 1}}', "status.json.progress.stage: Input should"),
         ("status.json", DEEP, "status.json cannot be read"),
         ("scores.json", '{"a": {"me', "scores.json cannot be read"),
         ("config.yaml", "a: [1", "config.yaml cannot be read"),

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -49,7 +48,6 @@ def test_json_is_strict_and_its_bytes_depend_on_the_content_alone(content):
 def test_plain_values():
     content = {"a": np.float32("nan"), 1: (np.int64(2), float("inf")), "c": np.array([[1.0, np.nan]]), "d": State.done}
     assert files.plain(content) == {"a": None, 1: [2, None], "c": [[1.0, None]], "d": "done"}
-    assert files.plain(Path("a/b")) == "a/b"
 
 
 def test_leftovers_are_deleted_when_they_are_old_enough(tmp_path):
@@ -81,7 +79,7 @@ def test_progress_and_the_end_survive_a_full_disk(run, monkeypatch, caplog):
     monkeypatch.setattr(files.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     run.report_progress("finetune", 1, 2)
     run.fail(RuntimeError("why"))
-    assert "progress could not be written" in caplog.text and "the end of the run could not be written" in caplog.text
+    assert caplog.text.count("status.json could not be written") == 2
 
 
 def test_a_done_run_is_done_and_says_what_it_holds(run):
@@ -93,24 +91,20 @@ def test_a_done_run_is_done_and_says_what_it_holds(run):
     assert status.finished_at and status.seconds is not None
 
 
-@pytest.mark.parametrize("name", ["scores.json", "config.yaml", "scores.parquet"])
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+@pytest.mark.parametrize("name", ["scores.json", "scores.parquet"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-3], lambda content: content[::-1], None])
 def test_a_damaged_finished_run_counts_as_not_done_and_the_log_says_so(run, name, damage, caplog):
     finish(run)
     path = run.path / name
-    content = bytearray(path.read_bytes())
-    if damage == "delete":
-        path.unlink()
-    elif damage == "truncate":
-        path.write_bytes(content[:-3])
-    else:
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(content))
     assert not run.is_done()
     assert f"{name} is not what the finished run wrote" in caplog.text
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "perhaps"}', "null", '{"pid": 3}', "\0\0\0\0"])
+@pytest.mark.parametrize("content", ["", '{"state": "perhaps"}', "null"])
 def test_a_damaged_status_counts_as_never_started(run, content, caplog):
     finish(run)
     (run.path / "status.json").write_text(content)

@@ -31,11 +31,14 @@ def test_an_id_is_twelve_hexadecimal_digits_and_the_resolver_agrees(base):
     hydra = composed(with_hydra=True)
     OmegaConf.set_readonly(hydra.hydra, None)
     assert str(hydra.hydra.run.dir).endswith(f"outputs/single/{run_id(as_dict(base))}")
+    refused = composed(["finetune.lr=-1"], with_hydra=True)
+    OmegaConf.set_readonly(refused.hydra, None)
+    assert str(refused.hydra.run.dir).endswith("single/refused")  # its error is shown elsewhere
 
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "task.shots=3", "finetune.lr=0.5", "finetune=gd", "metric.every=2", "runtime.dtype=float64"],
+    ["seed=1", "task.shots=3", "finetune.lr=0.5", "finetune=gd", "metric.orders=2", "runtime.dtype=float64"],
 )
 def test_science_changes_the_id(override, base):
     assert identity(override) != run_id(as_dict(base))
@@ -44,8 +47,7 @@ def test_science_changes_the_id(override, base):
 @pytest.mark.parametrize(
     "override",
     [
-        *("runtime.device=cpu", "runtime.threads=3", "runtime.cache=off", "runtime.rerun=all", "paths.outputs=x"),
-        *("tracking=none", "tracking.mode=disabled", "runtime.save_recordings=true", "runtime.placement=auto"),
+        *("runtime.device=cpu", "paths.outputs=x", "tracking=none", "runtime.placement=auto"),
         *("model.weights_seed=3", "finetune.label=x", "metric.scores.sim_aou.label=x"),
     ],
 )
@@ -64,8 +66,6 @@ def test_layers_and_rates_may_be_written_in_several_ways():
 
 def test_canonical_json_is_one_text_for_one_content():
     assert canonical({"b": 1, "a": [1.0, None]}) == canonical({"a": [1.0, None], "b": 1}) == '{"a":[1.0,null],"b":1}'
-    with pytest.raises(ValueError, match="Out of range"):
-        canonical({"a": float("nan")})
 
 
 def test_every_scientific_group_is_part_of_the_id(base):
@@ -75,12 +75,6 @@ def test_every_scientific_group_is_part_of_the_id(base):
     assert "reference" not in chosen and "reference" in science(as_dict(planted))
     machine.add("reference")  # part of it where anything but ICL plays ICL's part
     assert set(chosen) - {"dtype"} == {group.name for group in dataclasses.fields(base)} - machine
-
-
-def test_settings_that_cannot_be_run_have_a_name_that_leaves_their_error_to_be_shown():
-    hydra = composed(["finetune.lr=-1"], with_hydra=True)
-    OmegaConf.set_readonly(hydra.hydra, None)
-    assert str(hydra.hydra.run.dir).endswith("single/refused")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +115,7 @@ def test_runs_share_a_recording_of_the_same_prompts():
     assert INPUTS.recording_key(one, "cpu", context=[1]) != INPUTS.recording_key(rounded, "cpu", context=[1])
 
 
-@pytest.mark.parametrize("override", ["seed=1", "finetune=lcgd", "finetune.lr=0.5", "protocol=dai2023"])
+@pytest.mark.parametrize("override", ["seed=1", "finetune=lcgd", "protocol=dai2023"])
 def test_a_learned_recording_belongs_to_its_variant_too(override):
     one, other = config("finetune=gd"), config("finetune=gd", override)
     assert INPUTS.recording_key(one, "cpu", learned=True) != INPUTS.recording_key(other, "cpu", learned=True)

@@ -9,7 +9,8 @@ from configs import composed
 from iclgd.common.records import Item, PromptSet
 from iclgd.config import typed
 from iclgd.config.enumerations import LossOn, StepPer
-from iclgd.mechanisms.finetuning import Loop, finetuned, training_sequences
+from iclgd.mechanisms.bench import Bench
+from iclgd.mechanisms.finetuning import gradient_descent, objective_gradient, training_sequences
 from iclgd.mechanisms.parameters import trainable, trained_parameters
 
 BOS = (1,)
@@ -46,6 +47,12 @@ def learning(*overrides, objective="gd", lr=0.05):
 SEQUENCES = training_sequences(prompts(), LossOn.all_tokens, StepPer.demonstration)
 
 
+def finetuned(model, given, config, after_step=lambda: None, ranks=False, noise="update noise"):
+    """Within the block, the model is finetuned as the config says."""
+    bench = Bench(model, given, config, lambda: None, lambda _total: after_step, ranks, noise)
+    return gradient_descent(bench)
+
+
 def weights(model):
     return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
 
@@ -66,10 +73,9 @@ def trained_by(model, config, given=None):
 
 def gradients_of(model, config, sequence):
     """The objective's gradient on one sequence, queries' part of fused projections zeroed."""
-
     trained = trained_parameters(model, config.finetune.trainable, None)
-    with trainable(trained) as before:
-        loss, gradients = Loop(model, config, trained, before).gradient([sequence])
+    with trainable(trained):
+        loss, gradients = objective_gradient(model, config, trained)([sequence])
     return loss, [gradient.clone() for gradient in gradients]
 
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from iclgd.common.records import OPTIONAL_RECORDS, Item
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.distillation import activation_match
-from iclgd.mechanisms.finetuning import finetuned
 from iclgd.metrics.updates import sim_aou
 from iclgd.models.anatomy import LanguageModel
 from iclgd.models.discovery import discover
 from iclgd.models.loading import assemble
 from iclgd.models.placement import resident
 from iclgd.models.recorder import Question, RecordPlan, record, token_queries
-from learning_cases import learning, prompts
+from learning_cases import finetuned, learning, prompts
 from pretend_devices import Placed
 from tiny_models import tiny_network
 

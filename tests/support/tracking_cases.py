@@ -19,10 +19,6 @@ from report_fixtures import write_run
 
 NORMS = pd.DataFrame([(0, 0, 1.5), (0, 1, 0.1)], columns=["demonstration", "layer", "value"])
 LOSSES = pd.DataFrame([(0, 2.0), (1, 1.5), (2, 1.25)], columns=["step", "loss"])
-TRAJECTORY = pd.DataFrame(
-    [(1, "sim_aou", 0, 0.1), (1, "sim_aou", 1, 0.3), (2, "sim_aou", 0, None), (2, "sim_aou", 1, 0.7)],
-    columns=["step", "score", "layer", "mean"],
-)
 
 
 class FakeRun:
@@ -76,7 +72,6 @@ def finished_run(folder: Path) -> Path:
     write_run(folder, examples=4, layers=3)
     NORMS.to_parquet(folder / "gradient_norms.parquet")
     LOSSES.to_parquet(folder / "losses.parquet")
-    TRAJECTORY.to_parquet(folder / "trajectory.parquet")
     (folder / "fingerprint.json").write_text('{"model config.json": "ab"}')
     scores = json.loads((folder / "scores.json").read_text())
     scores["sim_am"]["layers"][1] = None

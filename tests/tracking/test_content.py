@@ -65,7 +65,6 @@ def test_a_run_reads_back_whole(attempts: list[Recorded]) -> None:
             assert recorded.summary[f"{name}/defined_layers"] == sum(mean is not None for mean in score["layers"])
             assert recorded.metrics[name].step_metric == "layer"
     assert recorded.curve("training/loss", "training/step") == [2.0, 1.5, 1.25]
-    assert recorded.curve("training/sim_aou", "training/step") == [None, 0.2, 0.7]
     assert recorded.metrics["training/loss"].step_metric == "training/step"
     assert recorded.table("scores") == content.score_rows(read_run(folder))
     assert recorded.table("gradient_norms") == NORMS.to_dict("records")

@@ -19,8 +19,9 @@ from families.parts import parts_of
 from families.tiny import VOCABULARY, tiny_network
 from iclgd.common.records import OPTIONAL_RECORDS, Item, PromptSet, Recording
 from iclgd.config import Config, ConfigError, ModelConfig, RuntimeConfig
-from iclgd.evidence.memory import estimate_of, training
-from iclgd.mechanisms.finetuning import finetuned
+from iclgd.evidence.memory import weights_size
+from iclgd.mechanisms.bench import Bench
+from iclgd.mechanisms.finetuning import gradient_descent
 from iclgd.models.anatomy import LanguageModel
 from iclgd.models.feed_forward import refuse_without_exact_form
 from iclgd.models.loading import load
@@ -100,7 +101,7 @@ def _compare(model: LanguageModel, network: PreTrainedModel, result: Result) -> 
         objective = setting if setting in ("gd", "lcgd") else "gd"
         trainable = "attn_kv" if any(parts.key_value) else "attention"
         config = learning(f"finetune.trainable={trainable}", objective=objective, lr=_RATE)
-        training(estimate_of(network.config, config, "cpu", free=1.0), model, config)  # as every run does first
+        weights_size(network.config, config)  # as every run does first
         naive = Naive(network, config, prompts, parts)
         ours, truth = _both(model, naive, setting, config)
         scores = truth["attention_scores"]
@@ -125,7 +126,7 @@ def _both(
     if setting in ("zsl", "icl"):
         context = prompts.bos if setting == "zsl" else prompts.context()
         return _recorded(model, prompts, context).tensors(), naive.record(context).tensors()
-    with finetuned(model, prompts, config) as trace:
+    with gradient_descent(Bench(model, prompts, config, icl=lambda: None)) as trace:
         ours = {**_recorded(model, prompts, prompts.bos).tensors(), "losses": trace.losses}
         ours |= {"gradient_norms": trace.gradient_norms, "update_norms": trace.update_norms}
     with naive.finetuned() as trace:

@@ -95,9 +95,7 @@ class Watch(Callback):
             sys.exit(command.refuse(why))
         try:
             command.sweep = SweepRecord.begin(Path(config.hydra.sweep.dir), total)
-        except OSError as error:
-            sys.exit(command.refuse(_unwritable(error)))
-        except OmegaConfBaseException as error:  # of sweep_name; Hydra would warn of it and go on
+        except (OSError, OmegaConfBaseException) as error:  # the latter of sweep_name: Hydra would warn, and go on
             sys.exit(command.refuse(str(hydra_setup.explain(error))))
         with open_dict(config.hydra):
             record = command_line.quoted(str(command.sweep.folder))
@@ -123,13 +121,18 @@ def job(composed: DictConfig) -> float:
         sweep.write(number, outcome)  # a worker may be killed
     try:
         with terminable():
-            outcome = _outcome(of_worker(typed(composed), settings), path, name, bar=command is not None)
+            run_config = of_worker(typed(composed), settings)
+            outcome = execute(run_config, path, _experiment, _prepare, name, bar=command is not None)
+            if outcome.is_finished:
+                from iclgd import tracking  # here, as below, to start faster
+
+                tracking.log_run(run_config, path, settings.overrides.task)
     except ConfigError as error:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
         outcome = Outcome(Ending.refused, path, str(error))
     except OSError as error:  # not even the run's own folder can be written
-        outcome = Outcome(Ending.failed, path, _unwritable(error))
+        outcome = Outcome(Ending.failed, path, str(hydra_setup.explain(error)))
     except Terminated as stop:
         if command is not None:
             raise
@@ -140,26 +143,12 @@ def job(composed: DictConfig) -> float:
             sweep.write(number, outcome)
         elif command is not None:
             command.single.append(outcome)
-    value = _objective(path, composed.runtime.objective) if outcome.is_finished else math.nan
-    if math.isnan(value) and "optuna" in str(settings.sweeper._target_):
+    score, value = composed.runtime.objective, None
+    if score is not None and outcome.is_finished:
+        value = read(path / "scores.json").get(score, {}).get("mean")
+    if value is None and "optuna" in str(settings.sweeper._target_):
         raise NoObjective(f"run {path.name} gave no value to optimise. {outcome.message}")
-    return value
-
-
-def _objective(path: Path, score: str | None) -> float:
-    if score is None:
-        return math.nan
-    value = read(path / "scores.json").get(score, {}).get("mean")
     return math.nan if value is None else value
-
-
-def _outcome(config: Config, path: Path, name: str, bar: bool) -> Outcome:
-    outcome = execute(config, path, _experiment, _prepare, name, bar)
-    if outcome.is_finished:
-        from iclgd import tracking  # here, as below, to start faster
-
-        tracking.log_run(config, path, HydraConfig.get().overrides.task)
-    return outcome
 
 
 def _experiment(*arguments: Any) -> Any:
@@ -227,17 +216,13 @@ def _run(command: Command, arguments: Sequence[str], folder: Path) -> None:
     except Exception as error:
         if show_errors:
             raise
-        message = hydra_setup.explain(error) or (_unwritable(error) if isinstance(error, OSError) else None)
+        message = hydra_setup.explain(error)
         if message is not None:
             command.refuse(message, FAILED if hydra_setup.is_of_a_launcher(error) else REFUSED)
         else:
             command.refuse(f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)", FAILED)
     except SystemExit as end:
         command.code = end.code if isinstance(end.code, int) else FAILED
-
-
-def _unwritable(error: OSError) -> str:
-    return f"the results cannot be written: {error}; name another folder with paths.outputs=FOLDER"
 
 
 @contextmanager

@@ -98,6 +98,8 @@ def explain(error: Exception) -> str | None:
 
     if isinstance(error, ConfigError):
         return str(error)
+    if isinstance(error, OSError):
+        return f"the results cannot be written: {error}; name another folder with paths.outputs=FOLDER"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: write KEY=VALUE, special characters in quotes: \"KEY='<a> (b)'\""
     if is_of_a_launcher(error):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,31 +57,13 @@ def plan(arguments: Sequence[str]) -> list[PlannedRun]:
         if points is None:
             raise ConfigError("the sweeper chooses its runs as it goes: they cannot be listed beforehand")
         sys.stderr.write(f"composing {len(points)} runs\n")
-        return _points_planned(hydras, points)
-
-
-def _points_planned(hydras: Sequence[str], points: Sequence[Sequence[str]]) -> list[PlannedRun]:
-    """The runs of a sweep; Hydra composes once for each choice of files, and values are put into a copy of that."""
-    common = set(points[0]).intersection(*points[1:]) if len(points) > 1 else set()
-    runs, parser = [], OverridesParser.create()
-
-    @functools.cache
-    def composed(files: tuple[str, ...]) -> DictConfig:
-        return compose("config", [*hydras, *files], return_hydra_config=True)
-
-    for point in points:
-        values = [override for override in point if _is_value(override)]
-        config = copy.deepcopy(composed(tuple(override for override in point if override not in values)))
-        for override in parser.parse_overrides(values):
-            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        apart = tuple(override for override in point if override not in common)
-        runs.append(_planned(apart, config, Path(config.hydra.sweep.dir) / "run"))
-    return runs
-
-
-def _is_value(override: str) -> bool:
-    """Whether an override sets one key, and chooses no file, adds nothing and takes nothing away."""
-    return re.match(r"seed=|[a-z]\w*\.[\w.]+=", override) is not None
+        common = set(points[0]).intersection(*points[1:]) if len(points) > 1 else set()
+        runs = []
+        for point in points:
+            config = compose("config", [*hydras, *point], return_hydra_config=True)
+            apart = tuple(override for override in point if override not in common)
+            runs.append(_planned(apart, config, Path(config.hydra.sweep.dir) / "run"))
+        return runs
 
 
 def _planned(overrides: tuple[str, ...], composed: DictConfig, folder: Path) -> PlannedRun:

@@ -43,11 +43,6 @@ class RunLine:
             return ""
         return f"{progress['stage']} {progress['done']}/{progress['total']}"
 
-    def values(self) -> dict[str, Any]:
-        """What runs can be sorted by."""
-        own = {"run": self.name, "state": self.state, "started": self.status.started_at, "took": self.status.seconds}
-        return {**self.settings, **own}
-
 
 def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
     """The folders that hold runs, in or below the given ones, each with its runs in the order they were started."""
@@ -56,7 +51,7 @@ def sweeps(folders: Sequence[Path]) -> Iterator[tuple[Path, list[RunLine]]]:
         parents = [folder] if runs == [folder] or not runs else sorted({run.parent for run in runs})
         for parent in parents:
             lines = [line for run in runs if run == folder or run.parent == parent for line in _run_line(run)]
-            yield parent, in_order(lines, "started")
+            yield parent, sorted(lines, key=lambda line: (line.status.started_at or "", line.name))
 
 
 def _run_line(path: Path) -> Iterator[RunLine]:
@@ -83,39 +78,15 @@ def summary(folder: Path, lines: Sequence[RunLine]) -> str:
     return f"{printable(str(folder), 1000)}: {words or 'no runs'}{hint}"
 
 
-def in_order(lines: Sequence[RunLine], key: str) -> list[RunLine]:
-    """The runs by a setting, named by its Hydra key or the last part of it, or by run, state, started or took.
-
-    Raises:
-        ValueError: no run has such a key; the message names those that there are.
-    """
-    names = dict.fromkeys(name for line in lines for name in line.values())
-    chosen = [name for name in names if key in (name, name.rpartition(".")[2])]
-    if lines and not chosen:
-        choices = ", ".join(("run", "state", "started", "took", *_varying_keys(lines)))
-        raise ValueError(f"no run has {key!r} to sort by: choose from {choices}")
-
-    def numbers_then_texts_then_none(line: RunLine) -> tuple[bool, bool, Any]:
-        value = line.values().get(chosen[0])
-        return value is None, not isinstance(value, int | float), 0 if value is None else value
-
-    return sorted(sorted(lines, key=lambda line: line.name), key=numbers_then_texts_then_none)
-
-
-def _varying_keys(lines: Sequence[RunLine]) -> list[str]:
-    """The keys that differ among the runs, those of the draw included."""
-    settings = [line.settings for line in lines if line.settings]
-    drawn = [key for key in varying_keys.DRAW if len({run.get(key) for run in settings}) > 1]
-    return varying_keys.varying_keys(settings) + drawn
-
-
 def _print_table(lines: Sequence[RunLine]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 1000)  # in a file, a run is one line however long
-    keys = _varying_keys(lines)
+    settings = [line.settings for line in lines if line.settings]
+    drawn = [key for key in varying_keys.DRAW if len({run.get(key) for run in settings}) > 1]
+    keys = varying_keys.varying_keys(settings) + drawn
     table = Table(box=None)
     for name in ("run", "state", *(varying_keys.heading(key, keys) for key in keys), "took", "progress"):
         table.add_column(Text(printable(name)))
@@ -133,17 +104,12 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     import_from_current_folder()
     parser = argparse.ArgumentParser(prog="iclgd-status", description="The state of sweeps and runs.")
     parser.add_argument("folder", type=Path, nargs="+", help="a run's folder, a sweep's, or a folder of sweeps")
-    parser.add_argument("--sort", metavar="KEY", default="started", help="a setting, run, state, started or took")
     options = parser.parse_args(arguments)
     for folder in options.folder:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder: name a sweep's folder, such as outputs/first_look")
     with pipe_may_close():
         for folder, lines in sweeps(options.folder):
-            try:
-                lines = in_order(lines, options.sort)
-            except ValueError as error:
-                parser.error(str(error))
             if lines:
                 _print_table(lines)
             sys.stdout.write(summary(folder, lines) + "\n")

@@ -30,7 +30,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "reference.permutation": (0, 100_000),
     "reference.draw": (0, _LARGEST_SEED),
     "reference.noise": (0, 1e30),
-    "metric.every": (0, 1_000_000_000),
     "metric.orders": (1, 10_000),
     "runtime.threads": (1, 10_000),
     "runtime.batch_tokens": (1, 1_000_000_000),

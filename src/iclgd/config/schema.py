@@ -159,10 +159,9 @@ class ScoreConfig:
 
 @dataclass
 class MetricConfig:
-    """Which scores are taken, and when."""
+    """Which scores are taken."""
 
     scores: dict[str, ScoreConfig] = field(default_factory=dict)
-    every: int = 0  # also after every n-th step of finetuning; 0: only at the end
     compare_with: str | None = None  # another finetuning variant (a file of conf/finetune), whose recording is `other`
     orders: int = 4  # further orders of the demonstrations, for scores that read icl_orders or ft_orders
 

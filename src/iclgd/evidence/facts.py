@@ -19,29 +19,18 @@ from iclgd.common.seeding import torch_stream
 from iclgd.config import Config, ConfigError
 from iclgd.config.enumerations import RandomUpdate, RecordAt, Site
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.learned import Learned, Settings, context_changes, learn, random_changes, undefined_changes
+from iclgd.evidence.learned import Learned, context_changes, learn, random_changes, undefined_changes
 from iclgd.evidence.reference import Reference, orders, relabelled
 from iclgd.metrics.distributions import total_variation
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.interventions import intervening, own_tokens, rewriting
 from iclgd.models.recorder import record
 
-# Cannot be had while finetuning goes on: they finetune, read the model as it was loaded, or need finetuning's end.
-LATE_FACTS = (
-    *("ft_orders", "ft_labels", "trained_changes", "static_changes"),
-    *("graft_icl", "graft_icl_up_to", "graft_ft", "graft_ft_up_to"),
-)
 
-
-def facts(lab: Laboratory, reference: Reference, learned: Learned, early: bool = False) -> dict[str, Any]:
-    """Every fact that the scores name; `early`, those that can be had while finetuning goes on."""
-    prompts, config, settings = lab.prompts, lab.config, reference.settings
-    shape = settings.icl.attention_output.shape
-
-    def icl() -> Recording:
-        """What plays ICL's part."""
-        return settings.icl if lab.planted_prompts is None else reference.recording("icl")
-
+def facts(lab: Laboratory, reference: Reference, learned: Learned) -> dict[str, Any]:
+    """Every fact that the scores name."""
+    prompts, config, seed = lab.prompts, lab.config, lab.config.seed
+    shape = learned.recording.attention_output.shape
     makers: dict[str, Callable[[], Any]] = {
         "labels": lambda: torch.tensor([query.label for query in prompts.queries]),
         "first_label_token": lambda: torch.tensor([prompts.options(q)[q.label][0] for q in prompts.queries]),
@@ -52,18 +41,16 @@ def facts(lab: Laboratory, reference: Reference, learned: Learned, early: bool =
         "trained_changes": lambda: learned.changes or undefined_changes(lab),
         "static_changes": lambda: context_changes(lab),
         "random_changes": lambda: random_changes(lab),
-        "icl_orders": lambda: _icl_altered(reference, reference.orders()),
+        "icl_orders": lambda: _icl_altered(reference, orders(reference.prompts, reference.lab.config)),
         "icl_orders_of_run": lambda: _icl_altered(reference, _orders_of_run(reference, config)),
-        "ft_orders": lambda: _ft_altered(lab, settings, learned, orders(lab.prompts, lab.config)),
-        "icl_labels": lambda: _icl_altered(reference, relabelled(reference.prompts, lab.config.seed)),
-        "ft_labels": lambda: _ft_altered(lab, settings, learned, relabelled(lab.prompts, lab.config.seed)),
-        "graft_icl": lambda: graft_distances(lab, icl(), icl(), up_to=False),
-        "graft_icl_up_to": lambda: graft_distances(lab, icl(), icl(), up_to=True),
-        "graft_ft": lambda: graft_distances(lab, learned.recording, icl(), up_to=False),
-        "graft_ft_up_to": lambda: graft_distances(lab, learned.recording, icl(), up_to=True),
+        "ft_orders": lambda: _ft_altered(lab, learned, orders(prompts, config)),
+        "icl_labels": lambda: _icl_altered(reference, relabelled(reference.prompts, seed)),
+        "ft_labels": lambda: _ft_altered(lab, learned, relabelled(prompts, seed)),
+        "graft_icl": lambda: graft_distances(lab, reference.icl, reference.icl, up_to=False),
+        "graft_icl_up_to": lambda: graft_distances(lab, reference.icl, reference.icl, up_to=True),
+        "graft_ft": lambda: graft_distances(lab, learned.recording, reference.icl, up_to=False),
+        "graft_ft_up_to": lambda: graft_distances(lab, learned.recording, reference.icl, up_to=True),
     }
-    if early:
-        makers = {name: make for name, make in makers.items() if name not in LATE_FACTS}
     return {name: make() for name, make in makers.items() if name in lab.wanted or name == "labels"}
 
 
@@ -89,8 +76,8 @@ def _context_example(prompts: PromptSet) -> Tensor:
 
 def _orders_of_run(reference: Reference, config: Config) -> list[PromptSet]:
     """The reference's orders if they are the run's; a planted truth in another order is reordered otherwise."""
-    same = reference.lab.config.task.permutation == config.task.permutation
-    return reference.orders() if same else reference.orders()[:1]
+    all_orders = orders(reference.prompts, reference.lab.config)
+    return all_orders if reference.lab.config.task.permutation == config.task.permutation else all_orders[:1]
 
 
 def _icl_altered(reference: Reference, altered: Sequence[PromptSet]) -> Float[Tensor, "alteration example label"]:
@@ -98,10 +85,10 @@ def _icl_altered(reference: Reference, altered: Sequence[PromptSet]) -> Float[Te
 
 
 def _ft_altered(
-    lab: Laboratory, settings: Settings, learned: Learned, altered: Sequence[PromptSet]
+    lab: Laboratory, learned: Learned, altered: Sequence[PromptSet]
 ) -> Float[Tensor, "alteration example label"]:
     """Label scores after learning from each of these demonstrations, the first of which are the run's own."""
-    others = [learn(lab, settings, prompts=prompts).recording for prompts in altered[1:]]
+    others = [learn(lab, prompts=prompts).recording for prompts in altered[1:]]
     return torch.stack([recording.label_scores for recording in (learned.recording, *others)])
 
 

@@ -2,87 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from iclgd.common.records import Evidence, PromptSet, Recording, Trace
+from iclgd.common.records import Evidence, Recording
 from iclgd.config.enumerations import Layer0
 from iclgd.config.variants import ICL
 from iclgd.evidence.facts import facts
 from iclgd.evidence.laboratory import Laboratory, undefined
-from iclgd.evidence.learned import Learned, Settings, compared, learn, learned_once, training_queries
-from iclgd.evidence.reference import Reference, referred
+from iclgd.evidence.learned import compared, learned_once
+from iclgd.evidence.reference import Reference, orders
 
 # Two readings of the same tokens differ by up to 8 steps of the precision in float32 and 4 in bfloat16 (relative to the
 # vector's length; a tiny Gemma 3 whose windows hide the context). Differences below these are taken for rounding.
 ROUNDING, ROUNDING_IN_HALF = 16, 4
 
-AfterStep = Callable[[int, Evidence], None]
 
+def gather(lab: Laboratory) -> Evidence:
+    """All that the scores may look at: zsl, icl, what the mechanism does, and what else the scores name."""
+    settings = {path.partition(".")[0] for path in lab.wanted}
+    zsl, reference = lab.untouched("zsl"), Reference.of(lab)
 
-@dataclass(frozen=True)
-class Untouched:
-    """What is recorded before the mechanism acts."""
-
-    reference: Reference  # who plays ICL's part
-    recordings: Mapping[str, Recording]  # by setting, as scores name them; all but ft
-
-
-def record_untouched(lab: Laboratory) -> Untouched:
-    """Record zsl and icl, and the further settings that scores name."""
-    owners = {path.partition(".")[0] for path in lab.wanted}
-    zsl = lab.untouched("zsl")
-    settings = Settings(zsl, blind_first_layer(lab, lab.untouched("icl"), zsl))
-    reference = referred(lab, settings)
-
-    def icl(setting: str, prompts: PromptSet | None = None) -> Recording:
-        recording = reference.recording(setting, prompts)
+    def in_place_of_icl(recording: Recording) -> Recording:
         if lab.config.reference.name == ICL:
             recording = blind_first_layer(lab, recording, zsl)
         return without_rounding(lab, recording, zsl)
 
-    recordings = {"zsl": zsl, "icl": icl("icl")}
-    if "reordered" in owners:
-        others = reference.orders()[1:]  # one demonstration has one order
-        recordings["reordered"] = icl("reordered", others[0]) if others else undefined(icl("reordered"))
-    if "other" in owners:
-        recordings["other"] = without_rounding(lab, compared(lab, settings), zsl)
-    return Untouched(reference, recordings)
-
-
-def record_mechanism(lab: Laboratory, untouched: Untouched, after_step: AfterStep | None = None) -> Learned:
-    """Let the mechanism act, and record ft.
-
-    `after_step` is called every `metric.every` steps of training with the evidence so far.
-    """
-    every = lab.config.metric.every
-    if after_step is None or not every:
-        return learned_once(lab, untouched.reference.settings)
-
-    def after(done: int) -> None:
-        if done % every == 0:
-            so_far = lab.record("ft so far", lab.prompts.bos, lab.plan("ft"))
-            learned = Learned(Trace.without_steps(lab.model.layers), so_far, training_queries(lab))
-            after_step(done, collect(lab, untouched, learned, early=True))
-
-    return learn(lab, untouched.reference.settings, after=after)
-
-
-def collect(lab: Laboratory, untouched: Untouched, learned: Learned, early: bool = False) -> Evidence:
-    """All that the scores may look at; `early`, what there is of it while training goes on."""
-    further = facts(lab, untouched.reference, learned, early)
-    ft = without_rounding(lab, learned.recording, untouched.recordings["zsl"])
-    return Evidence({**untouched.recordings, "ft": ft}, learned.trace, further)
-
-
-def gather(lab: Laboratory) -> Evidence:
-    """The evidence of a run in one go."""
-    untouched = record_untouched(lab)
-    return collect(lab, untouched, record_mechanism(lab, untouched))
+    recordings = {"zsl": zsl, "icl": in_place_of_icl(reference.icl)}
+    if "reordered" in settings:
+        others = orders(reference.prompts, reference.lab.config)[1:]  # one demonstration has one order
+        recordings["reordered"] = undefined(recordings["icl"])
+        if others:
+            recordings["reordered"] = in_place_of_icl(reference.recording("reordered", others[0]))
+    if "other" in settings:
+        recordings["other"] = without_rounding(lab, compared(lab), zsl)
+    learned = learned_once(lab)
+    recordings["ft"] = without_rounding(lab, learned.recording, zsl)
+    return Evidence(recordings, learned.trace, facts(lab, reference, learned))
 
 
 def without_rounding(lab: Laboratory, recording: Recording, zsl: Recording) -> Recording:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,7 @@ class Laboratory:
     wanted: set[str]  # the input paths that scores name (`metrics.required_inputs`)
     progress: Progress  # where stages are shown
     prepared: Prepared  # the run's rows and inputs
+    own: dict[str, Recording] = field(default_factory=dict)  # zsl and icl with the run's prompts, once recorded
 
     @cached_property
     def planted_prompts(self) -> PromptSet | None:
@@ -68,22 +69,21 @@ class Laboratory:
     def untouched(self, setting: str, prompts: PromptSet | None = None) -> Recording:
         """A recording of the model as it was loaded: `zsl`, or `icl` with the prompts' or another order."""
         prompts = prompts or self.prompts
+        is_own = prompts == self.prompts
+        if is_own and setting in self.own:
+            return self.own[setting]
         context = prompts.bos if setting == "zsl" else prompts.context()
-        plan, key = self.plan(setting), self.recording_key(setting, context)
-        cache = recordings_cache(self.config.runtime)
-        recording, reused = cache.get_or_compute(key, lambda: self.record(setting, context, plan))
-        self.tell(setting, reused)
+        key = self.recording_key(setting, context)
+        recording = self.shared(setting, key, lambda: self.record(setting, context, self.plan(setting)))
+        if is_own:
+            self.own[setting] = recording
         return recording
 
-    @cached_property
-    def _told(self) -> set[str]:
-        return set()
-
-    def tell(self, what: str, reused: bool) -> None:
-        """Log where a recording comes from, once for each setting of the run."""
-        if what not in self._told:
-            self._told.add(what)
-            log.info("%s: %s", what, "taken from an earlier run" if reused else "recorded")
+    def shared(self, what: str, key: str, compute: Callable[[], Recording]) -> Recording:
+        """A recording that other runs may have made already; the log says so."""
+        recording, reused = recordings_cache(self.config.runtime).get_or_compute(key, compute)
+        log.info("%s: %s", what, "taken from an earlier run" if reused else "recorded")
+        return recording
 
     def recording_key(self, setting: str, context: tuple[int, ...], learned: bool = False, **of: Any) -> str:
         """The key of a recording: of the model as it was loaded, or of one that `of` says how it learned."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import CacheMode
 from iclgd.config.variants import STATIC, variant
 from iclgd.evidence.laboratory import Laboratory, undefined
-from iclgd.mechanisms.bench import AfterStep, Bench
+from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.patches import static_changes
 from iclgd.mechanisms.registry import resolve_mechanism
 from iclgd.models.feed_forward import weight_of
@@ -28,12 +28,9 @@ from iclgd.tasks.encoding import encode
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The recordings of the model as it was loaded, without and with context."""
-
-    zsl: Recording
-    icl: Recording
+# A tensor [d_out, d_in] for each feed-forward matrix, by layer, then by matrix.
+Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]
+_Matrices = dict[tuple[int, str], Tensor]  # by layer and name
 
 
 @dataclass(frozen=True)
@@ -47,33 +44,36 @@ class Learned:
     changes: Changes | None = None  # of the feed-forward weights
 
 
-def learn(
-    lab: Laboratory,
-    settings: Settings,
-    setting: str = "ft",
-    prompts: PromptSet | None = None,
-    after: AfterStep = lambda _: None,
-) -> Learned:
-    """Finetune as `lab.config.finetune` says, record, put the weights back.
+def learn(lab: Laboratory, setting: str = "ft", prompts: PromptSet | None = None) -> Learned:
+    """Let the mechanism of `lab.config.finetune` act, record, and undo what it did.
 
-    The recording is called `setting`: scores that name it say what is recorded. `after` is called with the
-    number of steps done, after each.
+    The recording is called `setting`: scores that name it say what is recorded.
     """
     prompts, name = prompts or lab.prompts, lab.config.finetune.name
-    mechanism, before = resolve_mechanism(lab.config.finetune.mechanism), weights_now(lab)
-    learned = None
-    with unchanged_afterwards(lab.model, name), mechanism(_bench(lab, settings, setting, prompts, after)) as trace:
+    bench = Bench(
+        model=lab.model,
+        prompts=prompts,
+        config=lab.config,
+        icl=lambda: lab.untouched("icl", prompts),
+        start_steps=partial(lab.progress.stage, f"finetune {name}"),
+        measure_ranks="trace.update_ranks" in lab.wanted,
+        # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
+        noise="update noise" if setting == "ft" else f"update noise of {setting}",
+    )
+    mechanism, before = resolve_mechanism(lab.config.finetune.mechanism), {}
+    if "trained_changes" in lab.wanted:
+        before = {place: weight.clone() for place, weight in _feed_forward(lab).items()}
+    with unchanged_afterwards(lab.model, name), mechanism(bench) as trace:
         if not isinstance(trace, Trace):
             raise ConfigError(f"finetune={name} yields {trace!r} and not a trace: yield bench.no_steps()")
         diverged_at = trace.diverged_at
         if diverged_at is None:
             recording = lab.record(setting, prompts.bos, lab.plan(setting))
-            if not recording.attention_output.isfinite().all():  # the last step's harm shows only now
-                diverged_at = len(trace.losses)
-            else:
-                learned = Learned(trace, recording, training_queries(lab), changes_since(lab, before))
-    if learned is not None:
-        return learned
+            if recording.attention_output.isfinite().all():
+                after = _feed_forward(lab)
+                changes = {place: after[place] - weight for place, weight in before.items()}
+                return Learned(trace, recording, training_queries(lab), _by_layer(lab, changes) if before else None)
+            diverged_at = len(trace.losses)  # the last step's harm shows only now
     log.warning("%s diverged at step %d: its scores are undefined", name, diverged_at)
     queries = training_queries(lab)
     return Learned(
@@ -83,40 +83,16 @@ def learn(
     )
 
 
-def _bench(lab: Laboratory, settings: Settings, setting: str, prompts: PromptSet, after: AfterStep) -> Bench:
-    """What the mechanism works with."""
-
-    def start_steps(total: int) -> AfterStep:
-        advance = lab.progress.stage(f"finetune {lab.config.finetune.name}", total)
-
-        def step(done: int) -> None:
-            advance(1)
-            after(done)
-
-        return step
-
-    return Bench(
-        model=lab.model,
-        prompts=prompts,
-        config=lab.config,
-        icl=lambda: settings.icl if prompts is lab.prompts else lab.untouched("icl", prompts),
-        start_steps=start_steps,
-        measure_ranks="trace.update_ranks" in lab.wanted,
-        # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
-        noise="update noise" if setting == "ft" else f"update noise of {setting}",
-    )
-
-
-def learned_once(lab: Laboratory, settings: Settings) -> Learned:
+def learned_once(lab: Laboratory) -> Learned:
     """As `learn`, or what the command's last call left, where nothing that it depends on has changed."""
     if lab.config.runtime.cache is CacheMode.off:
-        return learn(lab, settings)
+        return learn(lab)
     facts_wanted = sorted({"trace.update_ranks", "training_query_vectors", "trained_changes"} & lab.wanted)
     key = learning_key(lab, "ft", lab.prompts, wanted=facts_wanted)
     last = lab.prepared.session.learned
     if key not in last:
         last.clear()
-        last[key] = learn(lab, settings)
+        last[key] = learn(lab)
     return last[key]
 
 
@@ -127,14 +103,14 @@ def learning_key(lab: Laboratory, setting: str, prompts: PromptSet, **of: Any) -
     return lab.recording_key(setting, prompts.bos, learned=True, in_context=prompts.context(), shown=items, **of)
 
 
-def compared(lab: Laboratory, settings: Settings) -> Recording:
+def compared(lab: Laboratory) -> Recording:
     """The recording of the variant that `metric.compare_with` names."""
     config, drawn = variant(lab.config, lab.config.metric.compare_with), lab.prepared.compared
     prompts = replace(lab.prompts, training=None)  # the run's own control is not this variant's
     if drawn is not None and drawn is not lab.prepared.drawn:
         own = encode(drawn, config, lab.model.tokenizer, lab.model.window)
         prompts = replace(prompts, training=own.training, calibration=own.calibration)
-    return learn(replace(lab, config=config), settings, "other", prompts).recording
+    return learn(replace(lab, config=config), "other", prompts).recording
 
 
 def training_queries(lab: Laboratory) -> Float[Tensor, "context layer heads_x_head_dim"] | None:
@@ -150,43 +126,36 @@ def training_queries(lab: Laboratory) -> Float[Tensor, "context layer heads_x_he
     return aligned
 
 
-Changes = tuple[tuple[Float[Tensor, "_ _"], ...], ...]  # [d_out, d_in] by layer, then by matrix
-
-
-def weights_now(lab: Laboratory) -> Changes | None:
-    """Copies of the feed-forward matrices, if finetuning's changes of them are wanted."""
-    return _matrices(lab, torch.clone) if "trained_changes" in lab.wanted else None
-
-
-def changes_since(lab: Laboratory, before: Changes | None) -> Changes | None:
-    """How far the matrices have moved since."""
-    if before is None:
-        return None
-    old = iter([matrix for layer in before for matrix in layer])
-    return _matrices(lab, lambda weight: (weight - next(old)).float().cpu())
-
-
 def context_changes(lab: Laboratory) -> Changes:
     """What the context amounts to in weights: the static patch's changes (conf/finetune/static_patch.yaml).
 
     Layers that a run's own static patch leaves out (`finetune.layers`) have no change.
     """
     own = lab.config.finetune.mechanism == STATIC
-    config = lab.config if own else variant(lab.config, STATIC)
-    by_name = static_changes(lab.model, lab.prompts, config)
-    known = iter([(layer, name) for layer in range(lab.model.layers) for name in _names(lab)])
-    return _matrices(lab, lambda weight: by_name.get(next(known), torch.zeros_like(weight)).float().cpu())
+    changes = static_changes(lab.model, lab.prompts, lab.config if own else variant(lab.config, STATIC))
+    missing = {place: torch.zeros_like(weight) for place, weight in _feed_forward(lab).items() if place not in changes}
+    return _by_layer(lab, changes | missing)
 
 
 def random_changes(lab: Laboratory) -> Changes:
     """Gaussian matrices of the same shapes: the floor."""
     stream = torch_stream("random changes of weights", lab.config.seed)
-    return _matrices(lab, lambda weight: torch.randn(weight.shape, generator=stream))
+    shapes = {place: weight.shape for place, weight in _feed_forward(lab).items()}
+    return _by_layer(lab, {place: torch.randn(shape, generator=stream) for place, shape in shapes.items()})
 
 
 def undefined_changes(lab: Laboratory) -> Changes:
     """Matrices of the same shapes without a direction."""
-    return _matrices(lab, lambda weight: torch.zeros(weight.shape))
+    return _by_layer(lab, {place: torch.zeros(weight.shape) for place, weight in _feed_forward(lab).items()})
+
+
+def _feed_forward(lab: Laboratory) -> _Matrices:
+    """The feed-forward matrices as they are now."""
+    return {
+        (layer, name): weight_of(lab.model.anatomy.part(layer, name)).detach()
+        for layer in range(lab.model.layers)
+        for name in _names(lab)
+    }
 
 
 def _names(lab: Laboratory) -> tuple[str, ...]:
@@ -194,7 +163,6 @@ def _names(lab: Laboratory) -> tuple[str, ...]:
     return (*parts.reads, *([parts.adds] if parts.adds else []))
 
 
-def _matrices(lab: Laboratory, take: Callable[[Tensor], Tensor]) -> Changes:
-    part, names = lab.model.anatomy.part, _names(lab)
-    layers = range(lab.model.layers)
-    return tuple(tuple(take(weight_of(part(layer, name)).detach()) for name in names) for layer in layers)
+def _by_layer(lab: Laboratory, matrices: _Matrices) -> Changes:
+    layers, names = range(lab.model.layers), _names(lab)
+    return tuple(tuple(matrices[layer, name].float().cpu() for name in names) for layer in layers)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from iclgd.common.records import Item, PromptSet, Recording, Trace
+from iclgd.common.records import Item, PromptSet, Recording
 from iclgd.common.seeding import another, numpy_stream, permuted
 from iclgd.config import Config
 from iclgd.config.enumerations import Start
 from iclgd.config.variants import ICL, reference_config
 from iclgd.evidence.laboratory import Laboratory
-from iclgd.evidence.learned import Settings, learn, learning_key
-from iclgd.runs.cache import recordings_cache
+from iclgd.evidence.learned import learn, learning_key
 
 WRONG_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the demonstrations, for scores that read icl_labels or ft_labels
 
@@ -26,52 +26,44 @@ class Reference:
 
     lab: Laboratory  # the run's model and queries, with the reference's own config
     prompts: PromptSet  # its own demonstrations
-    settings: Settings  # the run's recordings of the model as it was loaded
 
-    def orders(self) -> list[PromptSet]:
-        """Its demonstrations in its own order and in others."""
-        return orders(self.prompts, self.lab.config)
+    @classmethod
+    def of(cls, lab: Laboratory) -> Reference:
+        """The reference that the run's config names."""
+        prompts = lab.planted_prompts
+        if prompts is None:
+            return cls(lab, lab.prompts)
+        return cls(replace(lab, config=reference_config(lab.config)), prompts)
 
-    def recording(self, setting: str, prompts: PromptSet | None = None) -> Recording:
-        """What stands for ICL, made once for all runs that share it."""
-        prompts, name = prompts or self.prompts, self.lab.config.reference.name
+    @cached_property
+    def icl(self) -> Recording:
+        """What stands for ICL with the reference's own demonstrations."""
+        return self.recording("icl", self.prompts)
+
+    def recording(self, setting: str, prompts: PromptSet) -> Recording:
+        """What stands for ICL with these demonstrations, made once for all runs that share it."""
+        name, finetune = self.lab.config.reference.name, self.lab.config.finetune
         if name == ICL:
             return self.lab.untouched(setting, prompts)
         # Attention to the context is to the run's own demonstrations, in its order; noise is each setting's own.
         own = self.lab.prompts.context() if f"{setting}.context_scores" in self.lab.wanted else None
-        finetune = self.lab.config.finetune
         noise = setting if finetune.noise or finetune.start is Start.noise else ICL
-        cache = recordings_cache(self.lab.config.runtime)
         key = learning_key(self.lab, setting, prompts, context_scores_with=own, noise_of=noise)
-        recording, reused = cache.get_or_compute(key, lambda: self._learned(setting, prompts))
-        self.lab.tell(f"{setting} is {name}", reused)
-        return recording
+        return self.lab.shared(f"{setting} is {name}", key, lambda: self._learned(setting, prompts))
 
     def _learned(self, setting: str, prompts: PromptSet) -> Recording:
-        lab, settings, wanted = self.lab, self.settings, f"{setting}.context_scores"
-        if wanted not in lab.wanted:
-            learned = learn(lab, settings, setting, prompts)
-            return _with_losses(learned.recording, learned.trace)
-        # A finetuned model has no context to attend to; what it gives a training token is <q(query), q(token)>.
-        queries = {f"{setting}.query_vectors", "training_query_vectors"}
-        learned = learn(replace(lab, wanted=lab.wanted - {wanted} | queries), settings, setting, prompts)
-        recording, keys = learned.recording, learned.training_queries
-        assert recording.query_vectors is not None and keys is not None
-        # In float64, as the scores take the candidate's: rounding would break ties between equal tokens otherwise.
-        context_scores = torch.einsum("elf,clf->elc", recording.query_vectors.double(), keys.double())
-        return _with_losses(replace(recording, context_scores=context_scores), learned.trace)
-
-
-def _with_losses(recording: Recording, trace: Trace) -> Recording:
-    return replace(recording, losses=trace.losses, untouched_loss=torch.tensor(trace.untouched_loss))
-
-
-def referred(lab: Laboratory, settings: Settings) -> Reference:
-    """The reference that the run's config names."""
-    prompts = lab.planted_prompts
-    if prompts is None:
-        return Reference(lab, lab.prompts, settings)
-    return Reference(replace(lab, config=reference_config(lab.config)), prompts, settings)
+        lab, wanted = self.lab, f"{setting}.context_scores"
+        if wanted in lab.wanted:
+            # A finetuned model has no context to attend to; what it gives a training token is <q(query), q(token)>.
+            queries = {f"{setting}.query_vectors", "training_query_vectors"}
+            lab = replace(lab, wanted=lab.wanted - {wanted} | queries)
+        learned = learn(lab, setting, prompts)
+        recording, trace, keys = learned.recording, learned.trace, learned.training_queries
+        if wanted in self.lab.wanted and recording.query_vectors is not None:
+            # In float64, as the scores take the candidate's: rounding would break ties between equal tokens otherwise.
+            scores = torch.einsum("elf,clf->elc", recording.query_vectors.double(), keys.double())
+            recording = replace(recording, context_scores=scores)
+        return replace(recording, losses=trace.losses, untouched_loss=torch.tensor(trace.untouched_loss))
 
 
 def orders(prompts: PromptSet, config: Config) -> list[PromptSet]:

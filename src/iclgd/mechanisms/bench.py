@@ -25,7 +25,7 @@ from iclgd.models.forward import encode_prefix, padded
 from iclgd.models.interventions import Rewrite, intervening, last_tokens, rewriting
 from iclgd.models.recorder import Question, RecordPlan, record
 
-AfterStep = Callable[[int], None]
+AfterStep = Callable[[], object]
 Tokens = tuple[int, ...]
 
 
@@ -51,7 +51,7 @@ class Bench:
         prompts: the demonstrations, calibration rows and measured queries.
         config: the run's.
         icl: makes ICL's recording of the measured queries.
-        start_steps: announces how many steps there are; returns what is called after each with the number done.
+        start_steps: announces how many steps there are; returns what is called after each.
         measure_ranks: whether a score reads the ranks of changes of weights.
         noise: the name of the random stream of `finetune.noise`.
     """
@@ -60,7 +60,7 @@ class Bench:
     prompts: PromptSet
     config: Config
     icl: Callable[[], Recording]
-    start_steps: Callable[[int], AfterStep] = lambda _total: lambda _done: None
+    start_steps: Callable[[int], AfterStep] = lambda _total: lambda: None
     measure_ranks: bool = False
     noise: str = "update noise"
 

@@ -14,7 +14,7 @@ from iclgd.common.seeding import numpy_stream
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import RecordAt, Site
 from iclgd.mechanisms.bench import Bench, Row
-from iclgd.mechanisms.finetuning import Loop
+from iclgd.mechanisms.finetuning import collected, train, with_changes
 from iclgd.mechanisms.parameters import trainable, trained_parameters
 from iclgd.models.attention import precise
 from iclgd.models.forward import forward
@@ -91,13 +91,13 @@ def _distilled(bench: Bench, rows: list[Row], loss: Loss) -> Iterator[Trace]:
         shuffled = order.permutation(len(rows)).tolist()
         batches += [shuffled[start : start + _BATCH] for start in range(0, len(shuffled), _BATCH)]
     trained = trained_parameters(model, options.trainable, bench.layers)
+
+    def gradient(batch: list[int]) -> tuple[float, list[Tensor]]:
+        with torch.enable_grad(), read_again(model.network):
+            value = loss(batch)
+            value.backward()
+        return value.item(), collected(trained)
+
     with trainable(trained) as before:
-        loop = Loop(model, bench.config, trained, before, bench.measure_ranks)
-
-        def gradient(batch: list[int]) -> tuple[float, list[Tensor]]:
-            with torch.enable_grad(), read_again(model.network):
-                value = loss(batch)
-                value.backward()
-            return value.item(), loop.collect()
-
-        yield loop.run(batches, gradient, bench.start_steps(len(batches)))
+        trace = train(model, bench.config, trained, before, batches, gradient, bench.start_steps(len(batches)))
+        yield with_changes(trace, trained, before, bench.measure_ranks)

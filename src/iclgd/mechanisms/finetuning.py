@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from statistics import mean
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclgd.common.records import PromptSet, Trace
 from iclgd.common.seeding import torch_stream
@@ -30,7 +30,7 @@ from iclgd.mechanisms.objectives import (
     refuse_unreached,
     resolve_objective,
 )
-from iclgd.mechanisms.optimisers import LowRank, optimiser
+from iclgd.mechanisms.optimisers import leaves_of, optimiser
 from iclgd.mechanisms.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
 from iclgd.models.anatomy import LanguageModel
 
@@ -62,179 +62,172 @@ def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> li
     return sequences
 
 
-def gradient_descent(bench: Bench) -> AbstractContextManager[Trace]:
-    """Finetuning on the demonstrations, with the gradients of `finetune.objective` (see `finetuned`)."""
-    bench.refuse_blind()
-    steps = len(bench.prompts.training_items()) * bench.options.epochs
-    return finetuned(
-        bench.model, bench.prompts, bench.config, bench.start_steps(steps), bench.measure_ranks, bench.noise
-    )
-
-
 @contextmanager
-def finetuned(
-    model: LanguageModel,
-    prompts: PromptSet,
-    config: Config,
-    after_step: AfterStep = lambda _: None,
-    ranks: bool = False,
-    noise: str = "update noise",
-) -> Iterator[Trace]:
-    """Within the block, the model is finetuned; afterwards its weights are, bit for bit, what they were.
+def gradient_descent(bench: Bench) -> Iterator[Trace]:
+    """Finetuning on the demonstrations, with the gradients of `finetune.objective`.
 
-    Reference protocol (Deutch et al. 2024, app. A): plain SGD, no momentum, no clipping, batch size 1, in order. The
-    ranks of changes cost a decomposition of each; `noise` names the random stream of `finetune.noise`.
+    Reference protocol (Deutch et al. 2024, app. A): plain SGD, no momentum, no clipping, batch size 1, in order.
 
     Yields:
         What happened; `diverged_at` is set if a loss or gradient was not finite, and training stopped there.
     """
-    finetune = config.finetune
+    bench.refuse_blind()
+    model, config, finetune = bench.model, bench.config, bench.options
     trained = trained_parameters(model, finetune.trainable, parse_layers(finetune.layers))
-    sequences = training_sequences(prompts, finetune.loss_on, config.protocol.step)
+    sequences = training_sequences(bench.prompts, finetune.loss_on, config.protocol.step)
     batches = [sequences] if finetune.batch is Batch.full else [[sequence] for sequence in sequences]
+    batches *= finetune.epochs
     with trainable(trained) as before:
-        loop = Loop(model, config, trained, before, ranks)
-        trace = loop.run(batches * finetune.epochs, loop.gradient, after_step)
+        gradient_of = objective_gradient(model, config, trained)
+        trace = train(model, config, trained, before, batches, gradient_of, bench.start_steps(len(batches)))
         if finetune.noise:
-            trace = loop.with_noise(trace, noise)
-        steps = [batch[0].demonstration if len(batch) == 1 else -1 for batch in batches] * finetune.epochs
-        yield replace(trace, demonstrations=tuple(steps[: len(trace.losses)]))
+            _add_noise(config, trained, before, bench.noise)
+        numbers = tuple(batch[0].demonstration if len(batch) == 1 else -1 for batch in batches)
+        trace = with_changes(trace, trained, before, bench.measure_ranks)
+        yield replace(trace, demonstrations=numbers[: len(trace.losses)])
 
 
-@dataclass
-class Loop:
-    """Gradients in, steps out, and a record of both."""
+def train(
+    model: LanguageModel,
+    config: Config,
+    trained: Sequence[Trained],
+    before: Sequence[Tensor],
+    batches: Sequence[T],
+    gradient_of: Callable[[T], tuple[float, list[Tensor]]],
+    after_step: AfterStep,
+    norms_of: Callable[[Sequence[Trained], Sequence[Tensor], int], Float[Tensor, " layer"]] = layer_norms,
+) -> Trace:
+    """Take a step of the optimiser for each batch, until a loss or gradient is not finite.
 
-    model: LanguageModel
-    config: Config
-    trained: list[Trained]
-    before: list[Tensor]
-    ranks: bool = False
+    Args:
+        model: the language model.
+        config: the run's.
+        trained: what is trained.
+        before: what it was.
+        batches: what each step is for.
+        gradient_of: gives a batch's loss, and the gradient of each trained parameter.
+        after_step: called after each step.
+        norms_of: the norms of gradients by layer.
 
-    def run(
-        self, batches: Sequence[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]], after_step: AfterStep
-    ) -> Trace:
-        """A step for each batch, until one is not finite."""
-        finetune = self.config.finetune
-        # Named after the variant, so that two variants of random directions differ.
-        self.noise = torch_stream(finetune.name.replace("_", " "), self.config.seed)
-        self.low_rank = LowRank(self.trained, finetune.rank, self.config.seed) if finetune.rank else None
-        self.leaves = [] if self.low_rank else [_leaf(item) for item in self.trained]
-        leaves = self.low_rank.leaves if self.low_rank else self.leaves
-        learner, layers = optimiser(finetune.optimizer, leaves, finetune.lr), [item.layer for item in self.trained]
-        history: list[float] = []
-        norms: list[Tensor] = []
-        diverged_at = None
-        for step, batch in enumerate(batches):
-            loss, gradients = gradient_of(batch)
-            history.append(loss)
-            norms.append(layer_norms(self.trained, gradients, self.model.layers))
-            if not math.isfinite(loss) or not norms[-1][layers].isfinite().all():
-                diverged_at = step
-                break
-            self._step(learner, gradients)
-            after_step(step + 1)
-        trace = self._trace(history, norms, diverged_at)
-        if diverged_at is not None or not suspicious(history):
-            return trace
-        return replace(trace, untouched_loss=self._untouched(batches[-last_steps(len(history)) :], gradient_of))
-
-    def _untouched(self, batches: Sequence[T], gradient_of: Callable[[T], tuple[float, list[Tensor]]]) -> float:
-        """The mean loss of the model as it was; its weights stay as they are now."""
-        now = [item.parameter.detach().clone() for item in self.trained]
-        self._put(self.before)
-        loss = mean(gradient_of(batch)[0] for batch in batches)
-        self._put(now)
-        return loss
-
-    @torch.no_grad()
-    def _put(self, weights: Sequence[Tensor]) -> None:
-        for item, tensor in zip(self.trained, weights, strict=True):
-            item.parameter.copy_(tensor)
-
-    @torch.no_grad()
-    def with_noise(self, trace: Trace, name: str) -> Trace:
-        """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
-        stream = torch_stream(name, self.config.seed)
-        for item, original in zip(self.trained, self.before, strict=True):
-            part, was = item.part(item.parameter.data), item.part(original)
-            noise = torch.randn(part.shape, generator=stream).to(part)
-            length = self.config.finetune.noise * (part - was).norm() / noise.norm()
-            item.write(item.parameter.data, part + noise * length)
-        after = self._trace(trace.losses.tolist(), list(trace.gradient_norms), trace.diverged_at)
-        return replace(trace, update_norms=after.update_norms, update_ranks=after.update_ranks)
-
-    def _step(self, learner: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
-        if self.low_rank:
-            self.low_rank.take(gradients)
-        else:
-            for item, leaf, gradient in zip(self.trained, self.leaves, gradients, strict=True):
-                leaf.grad = (item.part(gradient) if item.rows else gradient).to(leaf)
+    Returns:
+        A trace of the steps, without what has become of the weights.
+    """
+    leaves = leaves_of(trained, config.finetune.rank, config.seed)
+    learned = [parameter for leaf in leaves.values() for parameter in leaf.parameters]
+    learner = optimiser(config.finetune.optimizer, learned, config.finetune.lr)
+    layers = [item.layer for item in trained]
+    losses: list[float] = []
+    norms: list[Tensor] = []
+    diverged_at = None
+    for number, batch in enumerate(batches):
+        loss, gradients = gradient_of(batch)
+        losses.append(loss)
+        norms.append(norms_of(trained, gradients, model.layers))
+        if not math.isfinite(loss) or not norms[-1][layers].isfinite().all():
+            diverged_at = number
+            break
+        for index, leaf in leaves.items():
+            leaf.take(gradients[index])
         learner.step()
         learner.zero_grad(set_to_none=True)
-        if self.low_rank:
-            self.low_rank.write()
-        else:
-            for item, leaf in zip(self.trained, self.leaves, strict=True):
-                if leaf is not item.parameter:
-                    item.write(item.parameter.data, leaf.data)
+        for leaf in leaves.values():
+            leaf.write()
+        after_step()
+    untouched_loss = math.nan
+    if diverged_at is None and suspicious(losses):
+        after = [item.parameter.detach().clone() for item in trained]
+        _put(trained, before)
+        untouched_loss = mean(gradient_of(batch)[0] for batch in batches[-last_steps(len(losses)) :])
+        _put(trained, after)
+    undefined = torch.full((model.layers,), torch.nan)
+    gradient_norms = torch.stack(norms) if norms else torch.empty(0, model.layers)
+    return Trace(torch.tensor(losses), gradient_norms, undefined, undefined, (), diverged_at, untouched_loss)
 
-    def gradient(self, batch: Sequence[TrainingSequence]) -> tuple[float, list[Tensor]]:
-        """The objective's gradient on some demonstrations, its norm or direction replaced where the variant says so."""
-        finetune = self.config.finetune
-        loss, gradients = self._of(resolve_objective(finetune.objective), batch)
+
+@torch.no_grad()
+def _put(trained: Sequence[Trained], weights: Sequence[Tensor]) -> None:
+    for item, tensor in zip(trained, weights, strict=True):
+        item.parameter.copy_(tensor)
+
+
+@torch.no_grad()
+def _add_noise(config: Config, trained: Sequence[Trained], before: Sequence[Tensor], name: str) -> None:
+    """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
+    stream = torch_stream(name, config.seed)
+    for item, original in zip(trained, before, strict=True):
+        part, was = item.part(item.parameter.data), item.part(original)
+        noise = torch.randn(part.shape, generator=stream).to(part)
+        length = config.finetune.noise * (part - was).norm() / noise.norm()
+        item.write(item.parameter.data, part + noise * length)
+
+
+def with_changes(trace: Trace, trained: Sequence[Trained], before: Sequence[Tensor], ranks: bool) -> Trace:
+    """The trace with norms and, if asked for, ranks of each layer's whole change; undefined after divergence."""
+    if trace.diverged_at is not None:
+        return trace
+    layers = len(trace.update_norms)
+    changes = [item.parameter.detach().float() - was.float() for item, was in zip(trained, before, strict=True)]
+    undefined = torch.full((layers,), torch.nan)
+    return replace(
+        trace,
+        update_norms=layer_norms(trained, changes, layers),
+        update_ranks=update_ranks(trained, before, layers) if ranks else undefined,
+    )
+
+
+def objective_gradient(
+    model: LanguageModel, config: Config, trained: Sequence[Trained]
+) -> Callable[[Sequence[TrainingSequence]], tuple[float, list[Tensor]]]:
+    """The loss and gradient of `finetune.objective` on some demonstrations.
+
+    The gradient's norm or direction is another where the variant says so.
+    """
+    finetune, layers = config.finetune, tuple(sorted({item.layer for item in trained}))
+    options = ObjectiveOptions(layers, config.protocol.exit, finetune.exit_layer)
+    # Named after the variant, so that two variants of random directions differ.
+    noise = torch_stream(finetune.name.replace("_", " "), config.seed)
+
+    def of(objective: Objective, batch: Sequence[TrainingSequence]) -> tuple[float, list[Tensor]]:
+        loss = sum(objective(model, sequence, options) for sequence in batch) / len(batch)
+        return loss, collected(trained, len(batch))
+
+    def gradient(batch: Sequence[TrainingSequence]) -> tuple[float, list[Tensor]]:
+        loss, gradients = of(resolve_objective(finetune.objective), batch)
         if finetune.norm_of is not None:
-            _, others = self._of(resolve_objective(finetune.norm_of, "finetune.norm_of"), batch)
-            self._rescale(gradients, layer_norms(self.trained, others, self.model.layers))
+            _, others = of(resolve_objective(finetune.norm_of, "finetune.norm_of"), batch)
+            wanted, have = (layer_norms(trained, each, model.layers) for each in (others, gradients))
+            for item, own in zip(trained, gradients, strict=True):
+                if have[item.layer] > 0:
+                    own.mul_(float(wanted[item.layer] / have[item.layer]))
         if finetune.direction is Direction.random:
-            for item, gradient in zip(self.trained, gradients, strict=True):
-                own = item.part(gradient)
-                drawn = torch.randn(own.shape, generator=self.noise)
-                for matrix, random in zip(item.matrices(own), item.matrices(drawn), strict=True):
-                    random.mul_((torch.linalg.vector_norm(matrix) / torch.linalg.vector_norm(random)).to(random))
-                item.write(gradient, drawn)
+            for item, whole in zip(trained, gradients, strict=True):
+                item.write(whole, _random_direction(item, item.part(whole), noise))
         return loss, gradients
 
-    def _rescale(self, gradients: Sequence[Tensor], wanted: Tensor) -> None:
-        have = layer_norms(self.trained, gradients, self.model.layers)
-        for item, gradient in zip(self.trained, gradients, strict=True):
-            if have[item.layer] > 0:
-                gradient.mul_(float(wanted[item.layer] / have[item.layer]))
+    return gradient
 
-    def _of(self, objective: Objective, batch: Sequence[TrainingSequence]) -> tuple[float, list[Tensor]]:
-        layers = tuple(sorted({item.layer for item in self.trained}))
-        options = ObjectiveOptions(layers, self.config.protocol.exit, self.config.finetune.exit_layer)
-        total = sum(objective(self.model, sequence, options) for sequence in batch) / len(batch)
-        return total, self.collect(len(batch))
 
-    def collect(self, count: int = 1) -> list[Tensor]:
-        """The gradients that backward passes have left, over `count`, of the trained numbers only."""
-        gradients = []
-        for item in self.trained:
-            gradient = item.parameter.grad
-            item.parameter.grad = None
-            if gradient is None:  # a layer that the loss does not depend on, such as one above a short circuit
-                gradient = torch.zeros_like(item.parameter)
-            elif item.rows:
-                whole, gradient = gradient, torch.zeros_like(gradient)
-                item.write(gradient, item.part(whole))
-            gradients.append(gradient.div_(count) if count > 1 else gradient)
-        return gradients
+def _random_direction(item: Trained, gradient: Tensor, noise: torch.Generator) -> Tensor:
+    """Gaussian directions, in each matrix as long as the gradient."""
+    drawn = torch.randn(gradient.shape, generator=noise)
+    for matrix, random in zip(item.matrices(gradient), item.matrices(drawn), strict=True):
+        random.mul_((torch.linalg.vector_norm(matrix) / torch.linalg.vector_norm(random)).to(random))
+    return drawn
 
-    def _trace(self, history: list[float], norms: list[Tensor], diverged_at: int | None) -> Trace:
-        pairs = zip(self.trained, self.before, strict=True)
-        changes = [item.parameter.detach().float() - original.float() for item, original in pairs]
-        finite = diverged_at is None
-        undefined = torch.full((self.model.layers,), float("nan"))
-        return Trace(
-            losses=torch.tensor(history),
-            gradient_norms=torch.stack(norms) if norms else torch.empty(0, self.model.layers),
-            update_norms=layer_norms(self.trained, changes, self.model.layers) if finite else undefined,
-            update_ranks=update_ranks(self.trained, self.before, self.model.layers)
-            if finite and self.ranks
-            else undefined,
-            diverged_at=diverged_at,
-        )
+
+def collected(trained: Sequence[Trained], count: int = 1) -> list[Tensor]:
+    """The gradients that backward passes have left, over `count`, of the trained numbers only."""
+    gradients = []
+    for item in trained:
+        gradient = item.parameter.grad
+        item.parameter.grad = None
+        if gradient is None:  # a layer that the loss does not depend on, such as one above a short circuit
+            gradient = torch.zeros_like(item.parameter)
+        elif item.rows:
+            whole, gradient = gradient, torch.zeros_like(gradient)
+            item.write(gradient, item.part(whole))
+        gradients.append(gradient.div_(count) if count > 1 else gradient)
+    return gradients
 
 
 def check_objectives(finetune: FinetuneConfig, exit_at: Exit) -> None:
@@ -245,19 +238,6 @@ def check_objectives(finetune: FinetuneConfig, exit_at: Exit) -> None:
     chosen = finetune.trainable if isinstance(finetune.trainable, list) else [finetune.trainable]
     if lcgd in objectives and exit_at is Exit.attention_output and set(chosen) == {Trainable.mlp}:
         refuse_unreached()
-
-
-def _leaf(item: Trained) -> nn.Parameter:
-    """What the optimiser changes: the parameter itself, or a copy that it may change as a whole.
-
-    Of a fused projection, only what is trained may lose weight to decay; of a half parameter, small steps have to add
-    up in float32.
-    """
-    parameter, half = item.parameter, item.parameter.dtype in (torch.float16, torch.bfloat16)
-    if not item.rows and not half:
-        return parameter
-    part = item.part(parameter.detach())
-    return nn.Parameter(part.float() if half else part.clone())
 
 
 def last_steps(count: int) -> int:

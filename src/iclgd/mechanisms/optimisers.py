@@ -14,6 +14,7 @@ from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError
 from iclgd.config.bounds import imported
 from iclgd.mechanisms.parameters import Trained
+from iclgd.models.products import HALF
 
 _SHORT = {"sgd": "torch.optim.SGD", "adam": "torch.optim.Adam"}
 
@@ -49,8 +50,32 @@ def optimiser(spec: str | Mapping[str, Any], parameters: Sequence[nn.Parameter],
         raise ConfigError(f"finetune.optimizer: {name} refuses {arguments}: {error}") from error
 
 
-class LowRank:
-    """Each trained matrix changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685); vectors do not change.
+class Leaf:
+    """What the optimiser changes of a trained parameter: the parameter itself, or a copy that it may change as a whole.
+
+    Of a fused projection, only what is trained may lose weight to decay; of a half parameter, small steps have to add
+    up in float32.
+    """
+
+    def __init__(self, item: Trained) -> None:
+        self.item, parameter = item, item.parameter
+        if item.rows or parameter.dtype in HALF:
+            part = item.part(parameter.detach())
+            parameter = nn.Parameter(part.float() if parameter.dtype in HALF else part.clone())
+        self.parameters = [parameter]
+
+    def take(self, gradient: Tensor) -> None:
+        """Keep the part of the whole parameter's gradient that is the leaf's."""
+        self.parameters[0].grad = self.item.part(gradient).to(self.parameters[0])
+
+    def write(self) -> None:
+        """Set the parameter to what the optimiser made of its copy."""
+        if self.parameters[0] is not self.item.parameter:
+            self.item.write(self.item.parameter.data, self.parameters[0].data)
+
+
+class LowRankLeaf:
+    """A trained matrix that changes by `up @ down` only (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
     `up` starts at zero, so that the model starts unchanged. `down` starts Gaussian with variance
     1 / sqrt(rank * inputs): a first step G at rate lr then changes the weight by lr G down' down, whose norm is on
@@ -59,42 +84,43 @@ class LowRank:
     one pair of factors.
     """
 
-    def __init__(self, trained: Sequence[Trained], rank: int, seed: int) -> None:
-        noise = torch_stream("low rank", seed)
-        self.pairs: list[tuple[Trained, Tensor, nn.Parameter, nn.Parameter]] = []
-        for item in trained:
-            if item.parameter.ndim < 2:
-                continue
-            matrix = self._matrix(item, item.parameter.detach())
-            down = torch.randn(rank, matrix.shape[1], generator=noise) / (rank * matrix.shape[1]) ** 0.25
-            up = torch.zeros(matrix.shape[0], rank)
-            leaves = [nn.Parameter(tensor.to(item.parameter.device)) for tensor in (up, down)]
-            self.pairs.append((item, item.parameter.detach().clone(), leaves[0], leaves[1]))
-        if not self.pairs:
-            raise ConfigError("finetune.rank changes matrices, and finetune.trainable names none: set it to null")
-        self.index = [i for i, item in enumerate(trained) if item.parameter.ndim >= 2]
-        self.leaves = [leaf for _, _, up, down in self.pairs for leaf in (up, down)]
+    def __init__(self, item: Trained, rank: int, noise: torch.Generator) -> None:
+        self.item, self.original = item, item.parameter.detach().clone()
+        self.transposed = isinstance(item.module, Conv1D) and item.rows is None
+        outputs, inputs = self._matrix(self.original).shape
+        down = torch.randn(rank, inputs, generator=noise) / (rank * inputs) ** 0.25
+        factors = (torch.zeros(outputs, rank), down)
+        self.parameters = [nn.Parameter(factor.to(self.original.device)) for factor in factors]
 
-    def _matrix(self, item: Trained, tensor: Tensor) -> Tensor:
+    def _matrix(self, tensor: Tensor) -> Tensor:
         """[outputs, inputs], whichever way the family keeps it."""
-        matrix = item.part(tensor).flatten(0, -2)
-        return matrix.T if self._columns(item) else matrix
+        matrix = self.item.part(tensor).flatten(0, -2)
+        return matrix.T if self.transposed else matrix
 
-    @staticmethod
-    def _columns(item: Trained) -> bool:
-        return isinstance(item.module, Conv1D) and item.rows is None
-
-    def take(self, gradients: Sequence[Tensor]) -> None:
-        """Turn the whole weights' gradients into the factors'."""
-        for (item, _, up, down), i in zip(self.pairs, self.index, strict=True):
-            whole = self._matrix(item, gradients[i]).float()
-            up.grad, down.grad = whole @ down.detach().T, up.detach().T @ whole
+    def take(self, gradient: Tensor) -> None:
+        """Turn the whole weight's gradient into the factors'."""
+        (up, down), whole = self.parameters, self._matrix(gradient).float()
+        up.grad, down.grad = whole @ down.detach().T, up.detach().T @ whole
 
     @torch.no_grad()
     def write(self) -> None:
-        """Set the weights to what they were plus the product of the factors."""
-        for item, original, up, down in self.pairs:
-            part, change = item.part(original).float(), up @ down
-            if self._columns(item):
-                change = change.T
-            item.write(item.parameter.data, part + change.reshape(part.shape))
+        """Set the weight to what it was plus the product of the factors."""
+        up, down = self.parameters
+        part, change = self.item.part(self.original).float(), up @ down
+        change = change.T if self.transposed else change
+        self.item.write(self.item.parameter.data, part + change.reshape(part.shape))
+
+
+def leaves_of(trained: Sequence[Trained], rank: int | None, seed: int) -> dict[int, Leaf | LowRankLeaf]:
+    """What the optimiser changes, by the place of the trained parameter; with a rank, vectors do not change.
+
+    Raises:
+        ConfigError: a rank, and no matrix is trained.
+    """
+    if rank is None:
+        return {place: Leaf(item) for place, item in enumerate(trained)}
+    noise = torch_stream("low rank", seed)
+    matrices = {place: item for place, item in enumerate(trained) if item.parameter.ndim >= 2}
+    if not matrices:
+        raise ConfigError("finetune.rank changes matrices, and finetune.trainable names none: set it to null")
+    return {place: LowRankLeaf(item, rank, noise) for place, item in matrices.items()}

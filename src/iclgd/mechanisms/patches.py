@@ -22,7 +22,8 @@ from iclgd.config import Config
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import PatchTokens, Trainable
 from iclgd.mechanisms.bench import Bench
-from iclgd.mechanisms.parameters import layer_norms, trainable, trained_parameters, update_ranks
+from iclgd.mechanisms.finetuning import with_changes
+from iclgd.mechanisms.parameters import trainable, trained_parameters
 from iclgd.models.anatomy import LanguageModel
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.feed_forward import refuse_without_exact_form, watching, weight_of, without_bias
@@ -173,11 +174,7 @@ def static_patch(bench: Bench) -> Iterator[Trace]:
     with trainable(trained) as before:
         for (layer, name), change in changes.items():
             weight_of(model.anatomy.part(layer, name)).data.add_(change)
-        moved = [item.parameter.detach() - original for item, original in zip(trained, before, strict=True)]
-        norms, ranks = layer_norms(trained, moved, model.layers), torch.full((model.layers,), float("nan"))
-        if bench.measure_ranks:
-            ranks = update_ranks(trained, before, model.layers)
-        yield Trace(torch.empty(0), torch.empty(0, model.layers), norms, ranks)
+        yield with_changes(bench.no_steps(), trained, before, bench.measure_ranks)
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import mean
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,8 +19,8 @@ from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError
 from iclgd.config.enumerations import LossOn, Start
 from iclgd.mechanisms.bench import Bench
-from iclgd.mechanisms.finetuning import last_steps, suspicious
-from iclgd.mechanisms.optimisers import optimiser
+from iclgd.mechanisms.finetuning import collected, train
+from iclgd.mechanisms.parameters import Trained
 from iclgd.models.attention import precise
 from iclgd.models.attention_pass import AttentionPass, KeyValues
 from iclgd.models.forward import encode_prefix, forward
@@ -68,45 +68,25 @@ def _start(bench: Bench) -> list[tuple[nn.Parameter, nn.Parameter]]:
 
 
 def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> Trace:
-    options, layers = bench.options, bench.model.layers
-    before = [(key.detach().clone(), value.detach().clone()) for key, value in prefix]
-    learner = optimiser(options.optimizer, [tensor for pair in prefix for tensor in pair], options.lr)
-    steps = [place for _ in range(options.epochs) for place in range(len(bench.demonstrations))]
-    step_done = bench.start_steps(len(steps))
-    losses: list[float] = []
-    norms: list[Tensor] = []
-    diverged_at = None
-    for step, place in enumerate(steps):
+    parameters = nn.ParameterList([tensor for pair in prefix for tensor in pair])
+    trained = [Trained(i // 2, str(i), parameters, str(i), None, bench.model) for i in range(len(parameters))]
+    before = [parameter.detach().clone() for parameter in parameters]
+    steps = [*range(len(bench.demonstrations))] * bench.options.epochs
+
+    def gradient_of(place: int) -> tuple[float, list[Tensor]]:
         loss = _loss(bench, prefix, place)
         loss.backward()
-        losses.append(loss.item())
-        norms.append(_norms([(cast(Tensor, key.grad), cast(Tensor, value.grad)) for key, value in prefix]))
-        if not math.isfinite(losses[-1]) or not norms[-1].isfinite().all():
-            diverged_at = step
-            break
-        learner.step()
-        learner.zero_grad(set_to_none=True)
-        with own_prefix(bench.model, _as_read(bench, prefix)):
-            step_done(step + 1)
-    changes = [(key.detach() - k, value.detach() - v) for (key, value), (k, v) in zip(prefix, before, strict=True)]
-    return Trace(
-        losses=torch.tensor(losses),
-        gradient_norms=torch.stack(norms) if norms else torch.empty(0, layers),
-        update_norms=_norms(changes),
-        update_ranks=torch.full((layers,), float("nan")),
-        demonstrations=tuple(bench.prompts.in_context[place] for place in steps[: len(losses)]),
-        diverged_at=diverged_at,
-        untouched_loss=_untouched_loss(bench, before, steps, losses) if diverged_at is None else math.nan,
+        return loss.item(), collected(trained)
+
+    advance = bench.start_steps(len(steps))
+    trace = train(bench.model, bench.config, trained, before, steps, gradient_of, advance, _norms)
+    changes = [parameter.detach() - was for parameter, was in zip(parameters, before, strict=True)]
+    return replace(
+        trace,
+        update_norms=_norms(trained, changes, bench.model.layers),
+        update_ranks=torch.full((bench.model.layers,), torch.nan),
+        demonstrations=tuple(bench.prompts.in_context[place] for place in steps[: len(trace.losses)]),
     )
-
-
-def _untouched_loss(
-    bench: Bench, before: Sequence[tuple[Tensor, Tensor]], steps: Sequence[int], losses: Sequence[float]
-) -> float:
-    """The mean loss with the prefix as it started on the demonstrations of the end, as `Loop` has it of weights."""
-    if not suspicious(losses):
-        return math.nan
-    return mean(_loss(bench, before, place).item() for place in steps[-last_steps(len(losses)) :])
 
 
 def _refuse_gaps(bench: Bench) -> None:
@@ -154,6 +134,7 @@ def _as_read(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]]) -> list[KeyV
     return [(key.detach().to(dtype), value.detach().to(dtype)) for key, value in prefix]
 
 
-def _norms(pairs: Sequence[tuple[Tensor, Tensor]]) -> Float[Tensor, " layer"]:
-    squares = [key.double().square().sum() + value.double().square().sum() for key, value in pairs]
-    return torch.stack([square.cpu() for square in squares]).sqrt().float()
+def _norms(_: Sequence[Trained], tensors: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:
+    """The l2 norm of each layer's keys and values together."""
+    squares = [tensor.double().square().sum().cpu() for tensor in tensors]
+    return torch.stack([squares[2 * layer] + squares[2 * layer + 1] for layer in range(layers)]).sqrt().float()

@@ -133,20 +133,13 @@ def _heads(name: str, run: FinishedRun) -> Frame:
 
 
 def training(results: Results) -> Iterator[Figure]:
-    """The loss, and scores where they were taken, after each step of finetuning."""
-    losses = mean_table(results, _losses, ["step"], "loss").assign(score="loss")
-    scores = mean_table(results, lambda run: run.table("trajectory"), ["step", "score"], "mean")
-    rows: Frame = pd.concat([part for part in (losses, scores) if len(part)] or [losses], ignore_index=True)
-    infos = {"loss": ScoreInfo("loss", "Loss per predicted token", (0, np.inf), headline=True)}
-    for name, part in rows.groupby("score", sort=False):
-        info = infos.get(name) or results.scores.get(name) or ScoreInfo(name, name.capitalize(), (0, np.inf))
-        part = part.dropna(subset="mean").rename(columns={"step": "x"})
-        if part["x"].nunique() > 1:
-            about = "after each step of finetuning" + " (a loss that sums over layers: per layer)" * (name == "loss")
-            split, x = grid(results, part), number_axis("step", part["x"])
-            drawn = Measure(results, info).curves(split, x, about, log=name == "loss")
-            figure = Measure(results, info).figure("training", f"During finetuning{_of_draw(part)}", *drawn)
-            yield replace(figure, headline=name == "loss")
+    """The loss of each step of finetuning."""
+    rows: Frame = mean_table(results, _losses, ["step"], "loss").dropna(subset="mean").rename(columns={"step": "x"})
+    if len(rows) and rows["x"].nunique() > 1:
+        measure = Measure(results, ScoreInfo("loss", "Loss per predicted token", (0, np.inf), headline=True))
+        about = "after each step of finetuning (a loss that sums over layers: per layer)"
+        drawn = measure.curves(grid(results, rows), number_axis("step", rows["x"]), about, log=True)
+        yield measure.figure("training", f"During finetuning{_of_draw(rows)}", *drawn)
 
 
 def _of_draw(rows: Frame) -> str:

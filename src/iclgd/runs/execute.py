@@ -104,16 +104,6 @@ class Outcome:
         return self.ending in (Ending.done, Ending.skipped)
 
 
-@dataclass(frozen=True)
-class _Run:
-    config: Config
-    folder: RunFolder
-    experiment: Experiment
-    prepare: Prepare | None
-    name: str
-    bar: bool
-
-
 def execute(
     config: Config,
     path: Path,
@@ -133,91 +123,92 @@ def execute(
         name: what logs call the run; by default the folder's name.
         bar: whether progress is drawn on a terminal.
     """
-    run, prepared = _Run(config, RunFolder(path), experiment, prepare, name or path.name, bar), None
+    folder, name, prepared = RunFolder(path), name or path.name, None
     try:
         prepared = prepare(config) if prepare else None
     except Exception as error:
-        is_done = run.folder.is_done()
+        is_done = folder.is_done()
         if isinstance(error, ConfigError) and not (is_done and isinstance(error, MissingInput)):
             why = f"run {path.name} is done, but its inputs have changed: " if is_done else ""
             return Outcome(Ending.refused, path, f"{why}{error}")
         if is_done:
-            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", run.name, error)
-    outcome = _earlier_outcome(run, prepared)
+            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", name, error)
+
+    def measure(progress: Progress) -> None:
+        folder.start(run_id(as_dict(config)))
+        # What could not be prepared fails here again, and leaves its traceback in the folder.
+        ready = prepare(config) if prepared is None and prepare else prepared
+        folder.write("config.yaml", as_dict(config))
+        if ready is not None:
+            folder.write(INPUTS, ready.inputs.parts)
+        log.info(
+            f"run {name} starts: {config.finetune.name} lr={config.finetune.lr:g} on {config.task.name}, "
+            f"{config.task.shots} shots, {config.model.name} ({config.model.weights}), seed {config.seed}"
+        )
+        experiment(config, folder, progress, ready)
+
+    outcome = _earlier_outcome(config, folder, prepared)
     if outcome is not None:
         return outcome
-    with run.folder.claim():  # another process may have computed it while this one waited
-        return _earlier_outcome(run, prepared) or _compute(run, prepared)
+    with folder.claim():  # another process may have computed it while this one waited
+        outcome = _earlier_outcome(config, folder, prepared)
+        if outcome is not None:
+            return outcome
+        with folder.log_file(), Progress(folder, name, bar) as progress:
+            _make_way(folder, name, _changed_inputs(folder, prepared))
+            return _compute(folder, name, lambda: measure(progress))
 
 
-def _earlier_outcome(run: _Run, prepared: Prepared | None) -> Outcome | None:
+def _earlier_outcome(config: Config, folder: RunFolder, prepared: Prepared | None) -> Outcome | None:
     """The outcome of a run that need not be computed; None if it must be."""
-    rerun, status, path = run.config.runtime.rerun, run.folder.status(), run.folder.path
+    rerun, status = config.runtime.rerun, folder.status()
     if status is not None and status.state is State.failed and rerun is Rerun.never:
-        return Outcome(Ending.failed, path, f"{status.error}; runtime.rerun=never left it at that")
-    if rerun is Rerun.all or not run.folder.is_done() or _changed_inputs(run, prepared):
+        return Outcome(Ending.failed, folder.path, f"{status.error}; runtime.rerun=never left it at that")
+    if rerun is Rerun.all or not folder.is_done() or _changed_inputs(folder, prepared):
         return None
-    return Outcome(Ending.skipped, path)
+    return Outcome(Ending.skipped, folder.path)
 
 
-def _changed_inputs(run: _Run, prepared: Prepared | None) -> list[str]:
+def _changed_inputs(folder: RunFolder, prepared: Prepared | None) -> list[str]:
     """The inputs in which a finished run differs from today's, in words."""
     if prepared is None:
         return []
     try:
-        return prepared.inputs.changes(read(run.folder.path / INPUTS, dict[str, str]))
+        return prepared.inputs.changes(read(folder.path / INPUTS, dict[str, str]))
     except DamagedRun:
         return ["its inputs, which were not written down"]
 
 
-def _compute(run: _Run, prepared: Prepared | None) -> Outcome:
-    folder, start = run.folder, time.monotonic()
+def _make_way(folder: RunFolder, name: str, changed: list[str]) -> None:
+    """Move results of other inputs away, and say why a run is computed again."""
     before = folder.status()
-    changed = _changed_inputs(run, prepared) if before is not None and before.state is State.done else []
-    earlier = folder.retire() if changed else None
-    with folder.log_file(), Progress(folder, run.name, run.bar) as progress:
-        if changed:
-            message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
-            log.warning(message, run.name, ", ".join(changed), earlier)
-        elif before is not None:
-            state = "cut off" if before.state is State.running else before.state
-            log.info("run %s was %s and is computed again", run.name, state)
-        try:
-            _measure(run, prepared, progress)
-        except (KeyboardInterrupt, SystemExit) as stop:  # a launcher exits once it has queued the run again
-            log.warning("run %s was interrupted%s", run.name, f": {stop}" if isinstance(stop, Terminated) else "")
-            folder.interrupt()
-            raise
-        except Exception as error:
-            log.error("run %s failed: %s", run.name, error, exc_info=error)
-            folder.fail(error)
-            is_refused = isinstance(error, ConfigError)
-            message = without_secrets(
-                str(error) if is_refused else f"{type(error).__name__}: {error} ({_place(error)})"
-            )
-            return Outcome(Ending.refused if is_refused else Ending.failed, folder.path, message)
-        log.info("run %s is done, after %s", run.name, duration(time.monotonic() - start))
-        return Outcome(Ending.done, folder.path)
+    if before is None:
+        return
+    if before.state is State.done and changed:
+        message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
+        log.warning(message, name, ", ".join(changed), folder.retire())
+    else:
+        state = "cut off" if before.state is State.running else before.state
+        log.info("run %s was %s and is computed again", name, state)
 
 
-def _place(error: BaseException) -> str:
-    """The file and line that raised an error; the traceback is in run.log."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}"
-
-
-def _measure(run: _Run, prepared: Prepared | None, progress: Progress) -> None:
-    """Compute a run whose folder is claimed, and mark it as done."""
-    folder, config, settings = run.folder, run.config, as_dict(run.config)
-    folder.start(run_id(settings))
-    if prepared is None and run.prepare is not None:
-        prepared = run.prepare(config)  # what failed before fails here, and leaves its traceback
-    folder.write("config.yaml", settings)
-    if prepared is not None:
-        folder.write(INPUTS, prepared.inputs.parts)
-    log.info(
-        f"run {run.name} starts: {config.finetune.name} lr={config.finetune.lr:g} on {config.task.name}, "
-        f"{config.task.shots} shots, {config.model.name} ({config.model.weights}), seed {config.seed}"
-    )
-    run.experiment(config, folder, progress, prepared)
-    folder.finish()
+def _compute(folder: RunFolder, name: str, measure: Callable[[], None]) -> Outcome:
+    """Measure a run whose folder is claimed, and mark how it ended."""
+    start = time.monotonic()
+    try:
+        measure()
+        folder.finish()
+    except (KeyboardInterrupt, SystemExit) as stop:  # a launcher exits once it has queued the run again
+        log.warning("run %s was interrupted%s", name, f": {stop}" if isinstance(stop, Terminated) else "")
+        folder.interrupt()
+        raise
+    except Exception as error:
+        log.error("run %s failed: %s", name, error, exc_info=error)
+        folder.fail(error)
+        if isinstance(error, ConfigError):
+            return Outcome(Ending.refused, folder.path, without_secrets(str(error)))
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return Outcome(Ending.failed, folder.path, without_secrets(message))
+    log.info("run %s is done, after %s", name, duration(time.monotonic() - start))
+    return Outcome(Ending.done, folder.path)

@@ -25,7 +25,7 @@ from iclgd.config import ConfigError
 
 _PART = ".part-"
 _MOST_BYTES = 256 << 20  # of a file; prompts.json with thousands of long queries has a fifth of this
-RETIRED = (("runtime", "padding"), ("runtime", "jitter"))  # keys of earlier versions, by group
+RETIRED = (("runtime", "padding"), ("runtime", "jitter"), ("metric", "every"))  # keys of earlier versions, by group
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 

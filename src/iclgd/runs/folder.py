@@ -179,26 +179,22 @@ class RunFolder:
         self._update(**files.plain(facts))
 
     def report_progress(self, stage: str, done: int, total: int) -> None:
-        """Write to status.json how far the run is. A full disk does not end the run here."""
-        try:
-            self._update(progress={"stage": stage, "done": done, "total": total}, seconds=self._elapsed())
-        except OSError as error:
-            log.warning("progress could not be written to %s: %s", self.path / _STATUS, error)
+        """Write to status.json how far the run is."""
+        self._update_if_possible(progress={"stage": stage, "done": done, "total": total}, seconds=self._elapsed())
 
     def finish(self) -> None:
         """Mark the run as done, with the size and digest of each of its files."""
-        self._end(
-            State.done,
-            files={p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in self._data_files()},
-        )
+        digests = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in self._data_files()}
+        self._update(**self._end(State.done), files=digests)
 
     def fail(self, error: BaseException) -> None:
         """Mark the run as failed; the traceback is in run.log."""
-        self._end_if_possible(State.failed, error=without_secrets(f"{type(error).__name__}: {error}"))
+        message = without_secrets(f"{type(error).__name__}: {error}")
+        self._update_if_possible(**self._end(State.failed), error=message)
 
     def interrupt(self) -> None:
         """Mark the run as stopped by a signal; the next start runs it again."""
-        self._end_if_possible(State.interrupted)
+        self._update_if_possible(**self._end(State.interrupted))
 
     @contextmanager
     def log_file(self) -> Iterator[None]:
@@ -222,19 +218,19 @@ class RunFolder:
     def _elapsed(self) -> float:
         return round(time.monotonic() - self._began, 3)
 
-    def _end(self, state: State, **fields: Any) -> None:
-        self._update(state=state, finished_at=_utc_now(), seconds=self._elapsed(), progress=None, **fields)
-
-    def _end_if_possible(self, state: State, **fields: Any) -> None:
-        """On a full disk the run stays `running` without a process, which is as good: the next start runs it again."""
-        try:
-            self._end(state, **fields)
-        except OSError as error:
-            log.error("the end of the run could not be written to %s: %s", self.path / _STATUS, error)
+    def _end(self, state: State) -> dict[str, Any]:
+        return {"state": state, "finished_at": _utc_now(), "seconds": self._elapsed(), "progress": None}
 
     def _update(self, **fields: Any) -> None:
         if self._status is not None:  # else not even its start could be written
             self._write_status(self._status.model_copy(update=fields))
+
+    def _update_if_possible(self, **fields: Any) -> None:
+        """On a full disk the run stays `running` without a process, which is as good: the next start runs it again."""
+        try:
+            self._update(**fields)
+        except OSError as error:
+            log.error("%s could not be written: %s", self.path / _STATUS, error)
 
     def _write_status(self, status: Status) -> None:
         self.write(_STATUS, status.as_dict())

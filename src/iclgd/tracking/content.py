@@ -51,16 +51,11 @@ def write_run(run: Any, folder: Path, objective: str | None = None) -> None:
 
 
 def _training(folder: Path) -> pd.DataFrame:
-    """The loss of each step, and the means over layers of the scores that were taken after some of them."""
-    curves: list[Any] = []
-    if (folder / "losses.parquet").is_file():
-        losses: Any = pd.read_parquet(folder / "losses.parquet")
-        curves.append(losses.set_index("step")["loss"].rename("training/loss"))
-    if (folder / "trajectory.parquet").is_file():
-        trajectory = pd.read_parquet(folder / "trajectory.parquet")
-        means: Any = trajectory.pivot_table("mean", "step", "score", aggfunc="mean", dropna=False)
-        curves.append(means.add_prefix("training/"))
-    return pd.concat(curves, axis=1).sort_index() if curves else pd.DataFrame()
+    """The loss of each step."""
+    if not (folder / "losses.parquet").is_file():
+        return pd.DataFrame()
+    losses: Any = pd.read_parquet(folder / "losses.parquet")
+    return losses.set_index("step")[["loss"]].add_prefix("training/")
 
 
 def _history(run: Any, axis: str, curves: pd.DataFrame) -> list[dict[str, Any]]:
