@@ -39,7 +39,7 @@ def test_a_plan_lists_runs_and_counts_those_done_and_refused(tmp_path: Path, cap
 
 def test_a_planned_run_is_the_one_that_hydra_composes():
     fixed = ["sweeps=learning_rates", "+task.rates.own=0.5", "task.lm_eval=null"]
-    runs = plan.plan([*fixed, "seed=0,1", "finetune.lr='${task.rates.own}'"])
+    runs = plan.plan([*fixed, "seed=0", "finetune.lr='${task.rates.own}',1e-3"])
     assert len(runs) == 4
     for run in runs[::3]:
         assert run.folder.name == run_id(as_dict(typed(by_hydra([*fixed, *run.overrides]))))

@@ -14,7 +14,7 @@ from iclgd.config import ConfigError
 from iclgd.config.bounds import parse_layers
 from iclgd.config.enumerations import Layer0
 from iclgd.evidence.facts import random_update
-from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
+from iclgd.evidence.gather import gather, without_rounding
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.mechanisms import objectives
@@ -55,7 +55,7 @@ def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(famil
         ft = recorded((1,), plan)
     config = config_of("model=toy", "task=toy", f"protocol.layer0={reading}")
     lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
-    seen = blind_first_layer(lab, icl, zsl)
+    seen = without_rounding(lab, {"zsl": zsl, "icl": icl})["icl"]
     values = sim_am_delta(seen.attention_scores, ft.attention_scores, zsl.attention_scores)
     assert bool(values[:, 0].isnan().all()) is undefined and values[:, 1:].isfinite().all()
     assert torch.equal(seen.attention_output, icl.attention_output), "only scores are blind"
@@ -199,13 +199,14 @@ def test_a_change_within_rounding_is_no_update():
     config = config_of("model=toy", "task=toy")
     lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
     assert not torch.equal(icl.attention_output[:, :2], zsl.attention_output[:, :2]), "rounding"
-    seen = without_rounding(lab, icl, zsl)
+    seen = without_rounding(lab, {"zsl": zsl, "icl": icl})["icl"]
     assert torch.equal(seen.attention_output[:, :2], zsl.attention_output[:, :2])
     assert torch.equal(seen.attention_output[:, 2:], icl.attention_output[:, 2:])
     values = sim_aou(seen.attention_output, icl.attention_output, zsl.attention_output)
     assert values[:, :2].isnan().all() and values[:, 2:].isfinite().all()
     lost = replace(icl, attention_output=torch.full_like(icl.attention_output, torch.nan))
-    assert without_rounding(lab, lost, zsl).attention_output.isnan().all(), "what is undefined stays so"
+    lost = without_rounding(lab, {"zsl": zsl, "icl": lost})["icl"]
+    assert lost.attention_output.isnan().all(), "what is undefined stays so"
 
 
 @contextmanager

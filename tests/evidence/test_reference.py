@@ -255,13 +255,10 @@ def test_prompts_json_lists_what_a_truth_has_seen():
     def listed(*overrides):
         lab = laboratory(*overrides)
         content = as_json(lab.prompts, lab.planted_prompts)
-        return content, content.get("reference_demonstrations")
+        return [item["text"] for item in content["demonstrations"]], content.get("reference_demonstrations")
 
     assert listed("reference=icl")[1] is None
-    content, other = listed("reference=gd", "reference.permutation=1")
-    shown = [item["text"] for item in content["demonstrations"]]
+    shown, other = listed("reference=gd", "reference.permutation=1")
     assert sorted(item["text"] for item in other) == sorted(shown) != [item["text"] for item in other]
-    content, other = listed("reference=label_shuffled")
-    assert any(a["label"] != b["label"] for a, b in zip(other, content["demonstrations"], strict=True))
-    content, other = listed("reference=gd", "reference.draw=1")
-    assert {item["text"] for item in other}.isdisjoint(item["text"] for item in content["demonstrations"])
+    shown, other = listed("reference=gd", "reference.draw=1")
+    assert {item["text"] for item in other}.isdisjoint(shown)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from iclgd.mechanisms import objectives
 from iclgd.mechanisms.finetuning import training_sequences
-from iclgd.mechanisms.objectives import ObjectiveOptions, _UnembeddedLoss, resolve_objective
+from iclgd.mechanisms.objectives import _UnembeddedLoss
 from iclgd.mechanisms.parameters import trained_parameters
 from iclgd.verify.naive import Naive
 from learning_cases import finetuned, gradients_of, learning, prompts
@@ -60,16 +60,6 @@ def test_agrees_in_float64_and_without_bos(family):
     close(gradients, expected, 1e-6)
 
 
-def test_options_default_to_the_last_block():
-    model = shared_model("llama")
-    config = learning()
-
-    sequence = training_sequences(prompts(), config.finetune.loss_on, config.protocol.step)[0]
-    whole = resolve_objective("gd")(model, sequence, ObjectiveOptions(layers=(0, 1, 2)))
-    short = resolve_objective("short_circuit")(model, sequence, ObjectiveOptions(layers=(0, 1, 2)))
-    assert whole == short
-
-
 VOCABULARY, WIDTH, ROWS = 1300, 24, 7
 
 
@@ -90,35 +80,18 @@ def plain(unembedding, hidden, targets, softcap=None):
 
 
 @pytest.mark.parametrize("columns", [512, 1024, 4096])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_loss_and_gradient_are_those_of_all_logits_at_once(columns, bias, softcap, monkeypatch):
+@pytest.mark.parametrize(("bias", "softcap", "size"), [(False, None, 5), (True, 2.0, 5), (False, None, 3e4)])
+def test_loss_and_gradient_are_those_of_all_logits_at_once(columns, bias, softcap, size, monkeypatch):
     monkeypatch.setattr(objectives, "_LOGITS_ON_CPU", columns * ROWS)
-    model, hidden = readout(bias=bias), 5 * torch.randn(ROWS, WIDTH)
+    model, hidden = readout(bias=bias), size * torch.randn(ROWS, WIDTH)
     targets = torch.randint(0, VOCABULARY, (ROWS,))
     found, expected = hidden.clone().requires_grad_(True), hidden.clone().requires_grad_(True)
     mine, its = in_blocks(model, found, targets, softcap), plain(model, expected, targets, softcap)
     (3 * mine).backward()
     (3 * its).backward()
     torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_logits_far_apart_neither_overflow_nor_lose_their_gradient():
-    model, hidden = readout(), 3e4 * torch.randn(ROWS, WIDTH)
-    targets = torch.randint(0, VOCABULARY, (ROWS,))
-    found, expected = hidden.clone().requires_grad_(True), hidden.clone().requires_grad_(True)
-    mine, its = in_blocks(model, found, targets), plain(model, expected, targets)
-    mine.backward()
-    its.backward()
-    torch.testing.assert_close(mine, its, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
-
-
-def test_without_a_gradient_none_is_made():
-    model = readout()
-    loss = in_blocks(model, torch.randn(ROWS, WIDTH), torch.zeros(ROWS, dtype=torch.long))
-    assert not loss.requires_grad
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4 if size > 5 else 1e-5)
+    assert not in_blocks(model, hidden, targets, softcap).requires_grad, "none is made where none is wanted"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -7,7 +7,6 @@ import torch
 
 from iclgd.config import ConfigError
 from iclgd.mechanisms.parameters import trained_parameters
-from iclgd.mechanisms.registry import check
 from learning_cases import QUERY_PARTS, SEQUENCES, TEXTS, gradients_of, learning, prompts, trained_by, weights
 from tiny_models import shared_model
 
@@ -43,12 +42,9 @@ def test_queries_keys_and_values_are_told_apart_in_fused_projections(family: str
     ("family", "trainable", "names"),
     [
         ("llama", "q", ["self_attn.q_proj.weight"]),
-        ("llama", "o", ["self_attn.o_proj.weight"]),
         ("llama", "[v,o]", ["self_attn.v_proj.weight", "self_attn.o_proj.weight"]),
-        ("llama", "attn_kv", ["self_attn.k_proj.weight", "self_attn.v_proj.weight"]),
         ("llama", "'mlp.(up|down)_proj'", ["mlp.up_proj.weight", "mlp.down_proj.weight"]),
         ("llama", '"^input_layernorm"', ["input_layernorm.weight"]),
-        ("gpt2", "o", ["attn.c_proj.weight", "attn.c_proj.bias"]),
         (
             "gpt2",
             "[q,mlp]",
@@ -71,13 +67,9 @@ def test_choices_that_name_nothing_are_refused():
             learning(f"finetune.trainable={wrong}")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_low_rank_changes_of_chosen_modules(family: str):
-    changed = change(family, "[q,v,mlp]", "finetune.rank=2", "finetune.lr=0.3", "finetune.epochs=3")
-    assert any("mlp" in name for name in changed) and any("attn" in name for name in changed)
-    assert all(torch.linalg.matrix_rank(matrix.double(), rtol=1e-4) <= 2 for matrix in changed.values())
+def test_a_rank_without_matrices_is_refused():
     with pytest.raises(ConfigError, match=r"finetune\.rank changes matrices, and finetune\.trainable names none"):
-        change(family, '"ln_1|layernorm"', "finetune.rank=2")
+        change("gpt2", '"ln_1|layernorm"', "finetune.rank=2")
 
 
 class Sign(torch.optim.Optimizer):
@@ -148,19 +140,8 @@ def test_what_cannot_optimise_is_refused(optimizer: str, said: str):
 
 
 def test_exits_before_all_that_is_trained_are_refused_by_name():
-    """At once where the choice says so, at the first step where a regular expression turns out to."""
-    early = "protocol.exit=attention_output"
-    for trainable in ("mlp", "[mlp]"):
-        config = learning(early, f"finetune.trainable={trainable}", objective="lcgd")
-        with pytest.raises(ConfigError, match=r"protocol\.exit=attention_output leaves a block before all"):
-            check(config.finetune, config.protocol.exit)
-    for more in (
-        (early, "finetune.trainable=[mlp,v]"),
-        (early, "finetune.trainable=up_proj"),
-        ("finetune.trainable=mlp",),
-    ):
-        config = learning(*more, objective="lcgd")
-        check(config.finetune, config.protocol.exit)
-    with pytest.raises(ConfigError, match=r"leaves a block before all that finetune\.trainable names"):
-        trained_by(shared_model("llama"), learning(early, "finetune.trainable=up_proj", objective="lcgd"))
-    check(learning(early, "finetune.trainable=mlp").finetune, learning(early).protocol.exit)  # gd has no exits
+    model, early = shared_model("llama"), "protocol.exit=attention_output"
+    for trainable in ("[mlp]", "up_proj"):
+        with pytest.raises(ConfigError, match=r"leaves a block before all that finetune\.trainable names"):
+            trained_by(model, learning(early, f"finetune.trainable={trainable}", objective="lcgd"))
+    trained_by(model, learning(early, "finetune.trainable=mlp"))  # gd has no exits

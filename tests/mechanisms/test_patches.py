@@ -8,20 +8,18 @@ from functools import partial
 import pytest
 import torch
 
-from configs import config
-from iclgd.common.records import OPTIONAL_RECORDS, Item
+from iclgd.common.records import Item
 from iclgd.config import ConfigError
 from iclgd.mechanisms.bench import Bench
 from iclgd.mechanisms.patches import ExactPatch, _Patched, ridge_map, static_patch
 from iclgd.models.attention_pass import AttentionPass
 from iclgd.models.feed_forward import weight_of
 from iclgd.models.forward import encode_prefix, forward
-from iclgd.models.interventions import hidden_of, hooks, intervening
-from iclgd.models.loading import load
+from iclgd.models.interventions import hidden_of, hooks
 from iclgd.models.recorder import Question, RecordPlan, record
-from iclgd.tasks.draw import draw
-from iclgd.tasks.encoding import encode
 from learning_cases import learning, prompts
+from mechanism_cases import acted, bench, recording, shown
+from mechanism_cases import assert_alike as alike
 from tiny_models import RECORDABLE, shared_model, tiny_model
 
 NO_FORM = ("gemma2", "gemma3_text", "olmo2", "opt_norm_after")
@@ -145,19 +143,11 @@ def assert_alike(found, expected, tolerance):
         torch.testing.assert_close(found[key], value, rtol=0, atol=tolerance * value.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gptj"])
-def test_a_recording_of_the_patched_model_scores_labels_as_icl_does(name):
+def test_a_recording_of_the_patched_model_scores_labels_as_icl_does():
     """Labels of several tokens too; only attention's own record differs."""
-    model = shared_model(name)
-    labels = ((5,), (6, 7), (6, 8, 9))
-    asked = [Question(tuple(TOKENS[0].tolist()), labels), Question((36, 48, 60), labels), Question((13, 25), labels)]
-    plan = RecordPlan(optional=frozenset(OPTIONAL_RECORDS), batch_tokens=20)
-    icl, zsl = record(model, asked, CONTEXT, plan), record(model, asked, (1,), plan)
-    with intervening(model, ExactPatch(model, CONTEXT, exact())):
-        found = record(model, asked, (1,), plan)
-    for field in ("label_scores", "next_token_log_probs", "block_output"):
-        torch.testing.assert_close(getattr(found, field), getattr(icl, field), rtol=1e-4, atol=1e-4)
-        assert (getattr(zsl, field) - getattr(icl, field)).abs().max() > 1e-2
+    model, case = shared_model("llama"), shown()
+    icl, found = recording(model, case, case.context()), acted(bench(model, "exact_patch", case=case))[0]
+    alike(found, icl, 1e-4, ("label_scores", "block_output"))
     assert (found.attention_output - icl.attention_output).abs().max() > 1e-2
 
 
@@ -213,16 +203,3 @@ def test_the_ridge_map_is_the_textbook_one_from_either_side():
         stacked = torch.cat([x, penalty.sqrt() * torch.eye(columns, dtype=x.dtype)])
         wanted = torch.linalg.lstsq(stacked, torch.cat([y, torch.zeros(columns, 3, dtype=x.dtype)])).solution.T
         torch.testing.assert_close(ridge_map(x, y, 0.3), wanted)
-
-
-def test_a_real_model_answers_as_with_its_context():
-    run = config("task=reviews", "task.queries=4", "finetune=exact_patch")
-    model = load(run.model, run.runtime)
-    shown = encode(draw(run), run, model.tokenizer, model.window)
-    asked = [Question(query.token_ids, shown.options(query)) for query in shown.queries]
-    plan = RecordPlan(optional=frozenset({"next_token_log_probs", "block_output"}))
-    icl, zsl = record(model, asked, shown.context(), plan), record(model, asked, shown.bos, plan)
-    with intervening(model, ExactPatch(model, shown.context(), run)):
-        found = record(model, asked, shown.bos, plan)
-    torch.testing.assert_close(found.next_token_log_probs, icl.next_token_log_probs, rtol=0, atol=1e-4)
-    assert (zsl.next_token_log_probs - icl.next_token_log_probs).abs().max() > 1

@@ -18,16 +18,14 @@ from torch import Tensor
 
 from iclgd.common.records import PromptSet, Trace
 from iclgd.common.seeding import torch_stream
-from iclgd.config import Config, FinetuneConfig
+from iclgd.config import Config
 from iclgd.config.bounds import parse_layers
-from iclgd.config.enumerations import Batch, Direction, Exit, LossOn, StepPer, Trainable
+from iclgd.config.enumerations import Batch, Direction, LossOn, StepPer
 from iclgd.mechanisms.bench import AfterStep, Bench
 from iclgd.mechanisms.objectives import (
     Objective,
     ObjectiveOptions,
     TrainingSequence,
-    lcgd,
-    refuse_unreached,
     resolve_objective,
 )
 from iclgd.mechanisms.optimisers import leaves_of, optimiser
@@ -228,16 +226,6 @@ def collected(trained: Sequence[Trained], count: int = 1) -> list[Tensor]:
             item.write(gradient, item.part(whole))
         gradients.append(gradient.div_(count) if count > 1 else gradient)
     return gradients
-
-
-def check_objectives(finetune: FinetuneConfig, exit_at: Exit) -> None:
-    """Refuse objectives that do not exist and losses that reach nothing, before a model loads."""
-    objectives = [resolve_objective(finetune.objective)]
-    if finetune.norm_of is not None:
-        objectives.append(resolve_objective(finetune.norm_of, "finetune.norm_of"))
-    chosen = finetune.trainable if isinstance(finetune.trainable, list) else [finetune.trainable]
-    if lcgd in objectives and exit_at is Exit.attention_output and set(chosen) == {Trainable.mlp}:
-        refuse_unreached()
 
 
 def last_steps(count: int) -> int:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -197,14 +197,6 @@ def lcgd(model: LanguageModel, sequence: TrainingSequence, options: ObjectiveOpt
     return exits.total
 
 
-def refuse_unreached() -> NoReturn:
-    """Say that the exits of layer-causal losses lie before all that is trained."""
-    raise ConfigError(
-        "protocol.exit=attention_output leaves a block before all that finetune.trainable names: set "
-        "protocol.exit=block_output, or train attention too"
-    )
-
-
 class _Exits:
     """Outputs of blocks that wait for their loss."""
 
@@ -224,7 +216,10 @@ class _Exits:
             return
         rows = torch.cat([output.to(self.waiting[-1].device) for output in self.waiting])
         if not rows.requires_grad:
-            refuse_unreached()
+            raise ConfigError(
+                "protocol.exit=attention_output leaves a block before all that finetune.trainable names: set "
+                "protocol.exit=block_output, or train attention too"
+            )
         leaf = rows.detach().requires_grad_(True)
         loss = unembedded_loss(self.model, leaf, self.targets.repeat(len(self.waiting))) / len(self.sources)
         loss.backward()

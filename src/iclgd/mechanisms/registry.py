@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from typing import cast
 
 from iclgd.common.records import Trace
-from iclgd.config import ConfigError, FinetuneConfig
+from iclgd.config import ConfigError
 from iclgd.config.bounds import imported
-from iclgd.config.enumerations import Exit
 from iclgd.mechanisms.bench import Bench, Mechanism
 from iclgd.mechanisms.distillation import activation_match, context_distillation, priming
-from iclgd.mechanisms.finetuning import check_objectives, gradient_descent
+from iclgd.mechanisms.finetuning import gradient_descent
 from iclgd.mechanisms.one_shot import one_shot_mean, one_shot_sum
-from iclgd.mechanisms.optimisers import optimiser_class
 from iclgd.mechanisms.patches import exact_patch, static_patch
 from iclgd.mechanisms.prefixes import kv_prefix
 from iclgd.mechanisms.shifts import linear_shift, mean_shift
@@ -60,10 +58,3 @@ def resolve_mechanism(name: str) -> Mechanism:
     if not callable(mechanism):
         raise ConfigError(f"finetune.mechanism={name} is a {type(mechanism).__name__}: a mechanism is a function")
     return cast(Mechanism, mechanism)
-
-
-def check(finetune: FinetuneConfig, exit_at: Exit) -> None:
-    """Refuse mechanisms, objectives and optimisers that do not exist, before a model loads."""
-    if resolve_mechanism(finetune.mechanism) is gradient_descent:
-        check_objectives(finetune, exit_at)
-    optimiser_class(finetune.optimizer)

@@ -19,7 +19,7 @@ from iclgd.common.records import Evidence
 from iclgd.config import Config, ScoreConfig, typed
 from iclgd.config.enumerations import CacheMode, Layer0
 from iclgd.config.variants import ICL, reference_config
-from iclgd.evidence.gather import blind_first_layer, gather, without_rounding
+from iclgd.evidence.gather import gather, without_rounding
 from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.preparation import prepare
 from iclgd.metrics import measure, needs_all_examples, required_inputs, to_frame
@@ -210,12 +210,7 @@ def _naive_evidence(naive: Naive, own: Evidence) -> Evidence:
 def _without_rounding(lab: Laboratory, evidence: Evidence) -> Evidence:
     """The evidence with zsl's values where others differ from them by rounding alone, whatever the protocol says."""
     lab = replace(lab, config=replace(lab.config, protocol=replace(lab.config.protocol, layer0=Layer0.undefined)))
-    recordings, zsl = dict(evidence.recordings), evidence.recordings["zsl"]
-    for setting in recordings.keys() & {"icl", "reordered"} if lab.config.reference.name == ICL else ():
-        recordings[setting] = blind_first_layer(lab, recordings[setting], zsl)
-    for setting in recordings.keys() - {"zsl"}:
-        recordings[setting] = without_rounding(lab, recordings[setting], zsl)
-    return replace(evidence, recordings=recordings)
+    return replace(evidence, recordings=without_rounding(lab, evidence.recordings))
 
 
 def _has_inputs(evidence: Evidence, spec: ScoreConfig) -> bool:
