@@ -44,11 +44,8 @@ def test_every_point_composes(name):
 # The commands that the comments in sweeps/ name, and their number of runs. $COMMAND is `iclgd sweeps=FILE`.
 COMMANDS = [
     ("exit_layers", ["seed=0,1,2,3,4"], 150),
-    ("exit_layers", ["finetune.exit_layer=range(0,24)"], 24),
-    ("first_look", ["seed=0,1,2,3,4"], 20),
     ("layers", ["finetune.layers=range(0,24)"], 48),
     ("full_grid", ["finetune.layers='0-7','8-15','16-23',all", "task.shots=4", "finetune.lr=0.1"], 8),
-    ("paper_figure3", ["task=subj"], 6),
     (
         "why_lcgd",
         ["task.rates={gd:0.1,lcgd:0.1},{gd:0.3,lcgd:0.3}", "finetune=gd", "model.weights=random", "seed=0"],
@@ -104,9 +101,8 @@ def test_the_search_takes_variants_in_turn_each_with_rates_of_its_own():
         variant = trial.suggest_categorical("finetune", ["gd", "lcgd"])
         suggest_rate(OmegaConf.create({}), trial)
         assert set(trial.params) == {"finetune", f"task.rates.{variant}"}
-        rate = trial.params[f"task.rates.{variant}"]
-        assert 1e-5 <= rate <= 1.0
-        study.tell(trial, -abs(math.log(rate / best[variant])) - (variant == "gd") * 100)
+        far = abs(math.log(trial.params[f"task.rates.{variant}"] / best[variant]))
+        study.tell(trial, -far - (variant == "gd") * 100)
     for variant, rate in best.items():
         rates = [t.params[f"task.rates.{variant}"] for t in study.trials if t.params["finetune"] == variant]
         assert len(rates) == 20 and min(abs(math.log(r / rate)) for r in rates) < 1

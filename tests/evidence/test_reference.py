@@ -20,7 +20,6 @@ from iclgd.evidence.preparation import Session
 from iclgd.evidence.reference import relabelled
 from iclgd.metrics import measure
 from iclgd.runs.inputs import run_id
-from iclgd.tasks.draw import draw
 from iclgd.tasks.notes import as_json
 
 ALL = (
@@ -93,14 +92,6 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
         unfit_reference(lab.config, planted(attention_output=icl.attention_output * torch.nan))
     )
     assert evidence("finetune=gd").recordings["icl"].losses is None
-
-
-def test_icl_itself_may_have_another_sample():
-    own, other = evidence("finetune=none"), evidence("finetune=none", "reference.draw=1")
-    assert not torch.equal(own.recordings["icl"].attention_output, other.recordings["icl"].attention_output)
-    run = config(*toy_runs.TOY, "finetune=none")
-    rows = [{example.where for example in draw(run, sample).demonstrations} for sample in range(3)]
-    assert all(len(sample) == run.task.shots for sample in rows) and len(set.union(*rows)) == 3 * run.task.shots
 
 
 def test_a_sample_that_the_rows_do_not_have_is_refused():

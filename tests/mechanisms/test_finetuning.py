@@ -20,17 +20,6 @@ def test_epochs_repeat_the_demonstrations():
     assert trace.losses[6:].mean() < trace.losses[:3].mean()
 
 
-def test_adam_steps_as_adam():
-    """The first step of Adam is lr * g / (|g| + eps)."""
-    model = shared_model("llama", torch.float64)
-    given = prompts(TEXTS[:1])
-    _, changed = trained_by(model, learning("finetune.optimizer=adam", lr=0.01), given)
-    _, gradients = gradients_of(model, learning(), SEQUENCES[0])
-    for item, gradient in zip(trained_parameters(model, Trainable.attn_kv, None), gradients, strict=True):
-        expected = -0.01 * gradient / (gradient.abs() + 1e-8)
-        torch.testing.assert_close(changed[f"model.layers.{item.layer}.{item.name}"], expected, rtol=1e-6, atol=1e-9)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_norms_are_matched_to_another_objective(family):
     model = shared_model(family)

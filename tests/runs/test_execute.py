@@ -55,14 +55,6 @@ def test_rerun_says_what_is_run_again(tmp_path, rerun, done, failed, cut_off, se
     assert endings == [done, failed, cut_off]
 
 
-def test_an_experiment_may_refuse(tmp_path, settings):
-    def refusing(config, folder, progress, prepared):
-        raise ConfigError("task.shots=9 is too many")
-
-    refused = execute(settings, tmp_path / "a", refusing)
-    assert (refused.ending, refused.message) == (Ending.refused, "task.shots=9 is too many")
-
-
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
 def test_a_signal_marks_the_run_and_goes_on_up(tmp_path, settings, stop):
     def stopped(config, folder, progress, prepared):

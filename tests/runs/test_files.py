@@ -4,17 +4,10 @@ import pytest
 
 from iclgd.config import ConfigError
 from iclgd.runs import files
-from iclgd.runs.files import DamagedRun, State, Status, read, recorded_config
+from iclgd.runs.files import DamagedRun, read, recorded_config
 
 CONFIG = "model: {name: a}\ntask: {name: b, shots: 4}\nfinetune: {name: gd, lr: 1.0}\nseed: 0\n"
 DEEP = "[" * 100_000
-
-
-def test_a_status_reads_what_it_writes_with_its_facts():
-    status = Status(state=State.failed, run_id="abc", attempt=2, owner={"pid": 1}, error="e")
-    noted = status.model_copy(update={"diverged": False, "diverged_at": 12})
-    assert Status.model_validate(noted.as_dict()).facts == {"diverged": False, "diverged_at": 12}
-    assert list(noted.as_dict())[:3] == ["state", "run_id", "attempt"] and "progress" not in noted.as_dict()
 
 
 def test_content_is_returned_as_written(tmp_path):

@@ -50,17 +50,6 @@ def test_plain_values():
     assert files.plain(content) == {"a": None, 1: [2, None], "c": [[1.0, None]], "d": "done"}
 
 
-def test_leftovers_are_deleted_when_they_are_old_enough(tmp_path):
-    old, new = tmp_path / ".part-old", tmp_path / ".part-new"
-    for path in (old, new):
-        path.touch()
-    os.utime(old, (0, 0))
-    files.remove_leftovers(tmp_path, older_than=3600)
-    assert os.listdir(tmp_path) == [".part-new"]
-    files.remove_leftovers(tmp_path)
-    assert os.listdir(tmp_path) == []
-
-
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(run, monkeypatch):
     run.write("scores.json", {"a": {"mean": 1}})
 
