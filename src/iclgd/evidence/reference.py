@@ -59,7 +59,7 @@ class Reference:
             lab = replace(lab, wanted=lab.wanted - {wanted} | queries)
         learned = learn(lab, setting, prompts)
         recording, trace, keys = learned.recording, learned.trace, learned.training_queries
-        if wanted in self.lab.wanted and recording.query_vectors is not None:
+        if wanted in self.lab.wanted and recording.query_vectors is not None and keys is not None:
             # In float64, as the scores take the candidate's: rounding would break ties between equal tokens otherwise.
             scores = torch.einsum("elf,clf->elc", recording.query_vectors.double(), keys.double())
             recording = replace(recording, context_scores=scores)
