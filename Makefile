@@ -4,7 +4,6 @@
 # make figures  the pictures of README and docs, and the numbers they quote, from runs: minutes; LONG=1 hours
 # make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-oldest,
 # make test-hydra-next
-# make mutants  mutation testing of what decides numbers, on a sample: an hour; MUTANTS=all takes a night
 # make families  a tiny model of every family that transformers has, against the naive code: minutes -> docs/models.md
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3
@@ -13,7 +12,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint types unit docs pages figures coverage soak stress bench families simulate mutants setup clean
+.PHONY: run test lint types unit docs pages figures coverage soak stress bench families simulate setup clean
 .PHONY: test-data test-cluster test-outside test-oldest test-hydra-next
 
 run: setup
@@ -64,11 +63,6 @@ families: setup
 simulate: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/support:tools $(BIN)/python -m simulation $(ARGS)
 
-MUTANTS ?= 40
-mutants: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[mutation]"
-	$(QUIET) ICLGD_TYPE_CHECKS=0 $(BIN)/python tests/support/mutants.py $(MUTANTS)
-
 test-data: setup
 	$(BIN)/pytest -m real_data tests/tasks/test_draw.py $(ARGS)
 
@@ -101,4 +95,4 @@ $(READY): pyproject.toml $(CONSTRAINTS) Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build site mutants
+	rm -rf $(VENV) .venv-oldest .venv-hydra-next .pytest_cache .ruff_cache .hypothesis .benchmarks .coverage* dist build site

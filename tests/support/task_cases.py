@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from iclgd.common.records import Item, PromptSet
 from iclgd.config.schema import (
     Config,
     FinetuneConfig,
@@ -23,28 +22,28 @@ def _choices(*texts: str, names: str = "ABCDE") -> dict[str, list[str]]:
     return {"text": list(texts), "label": list(names[: len(texts)])}
 
 
+def _labelled(count: int, label: str = "label", **columns: str) -> list[dict[str, Any]]:
+    """A row for each label, with its number where a column has {}."""
+    return [{**{name: text.format(i) for name, text in columns.items()}, label: i} for i in range(count)]
+
+
 # task: rows with the columns of its hub data set
 HUB_ROWS: dict[str, list[dict[str, Any]]] = {
-    "sst2": [{"idx": 0, "sentence": "a dull film", "label": 0}, {"idx": 1, "sentence": "a bright film", "label": 1}],
-    "sst5": [{"text": f"film number {i}", "label": i, "label_text": "x"} for i in range(5)],
-    "mr": [{"text": "too long", "label": 0}, {"text": "too short", "label": 1}],
-    "subj": [{"text": "he leaves home", "label": 0, "label_text": "objective"}, {"text": "a gem", "label": 1}],
-    "agnews": [{"text": f"story {i}", "label": i} for i in range(4)],
-    "cb": [{"premise": f"It rained on day {i}.", "hypothesis": "it rained", "idx": i, "label": i} for i in range(3)],
-    "trec": [{"text": f"What is {i} ?", "coarse_label": i, "fine_label": 40 + i} for i in range(6)],
-    "rte": [{"sentence1": "It rains.", "sentence2": f"It is wet {i}.", "label": i, "idx": i} for i in range(2)],
-    "boolq": [{"question": f"is it {i}", "passage": "It is one.", "idx": i, "label": i} for i in range(2)],
-    "dbpedia_14": [{"label": i, "title": f"Thing {i}", "content": f"Thing {i} is a thing."} for i in range(14)],
-    "imdb": [{"text": "A long<br />review", "label": 0}, {"text": "A short review", "label": 1}],
-    "wic": [
-        {
-            "word": "bank", "sentence1": "The bank rose.", "sentence2": f"A bank of snow {i}.", "idx": i, "label": i,
-            "start1": 4, "start2": 2, "end1": 8, "end2": 6,
-        }
-        for i in range(2)
-    ],
-    "qnli": [{"question": "Who?", "sentence": f"She did {i}.", "label": i, "idx": i} for i in range(2)],
-    "tweet_emotion": [{"text": f"@user day {i}", "label": i} for i in range(4)],
+    "sst2": _labelled(2, idx="{}", sentence="a film number {}"),
+    "sst5": _labelled(5, text="film number {}", label_text="x"),
+    "mr": _labelled(2, text="too long {}"),
+    "subj": _labelled(2, text="he leaves home {}", label_text="objective"),
+    "agnews": _labelled(4, text="story {}"),
+    "cb": _labelled(3, premise="It rained on day {}.", hypothesis="it rained", idx="{}"),
+    "trec": _labelled(6, "coarse_label", text="What is {} ?", fine_label="4{}"),
+    "rte": _labelled(2, sentence1="It rains.", sentence2="It is wet {}.", idx="{}"),
+    "boolq": _labelled(2, question="is it {}", passage="It is one.", idx="{}"),
+    "dbpedia_14": _labelled(14, title="Thing {}", content="Thing {} is a thing."),
+    "imdb": _labelled(2, text="A long<br />review {}"),
+    "wic": _labelled(2, word="bank", sentence1="The bank rose.", sentence2="A bank of snow {}.", start1="4", end1="8"),
+    "qnli": _labelled(2, question="Who?", sentence="She did {}.", idx="{}"),
+    "tweet_emotion": _labelled(4, text="@user day {}"),
+    "piqa": _labelled(2, goal="Dry a cup {}", sol1="use a towel", sol2="use a stone"),
     "copa": [
         {
             "premise": f"Lamp {i} broke.", "choice1": "It fell.", "choice2": "It rained.",
@@ -52,7 +51,6 @@ HUB_ROWS: dict[str, list[dict[str, Any]]] = {
         }
         for i in range(2)
     ],
-    "piqa": [{"goal": f"Dry a cup {i}", "sol1": "use a towel", "sol2": "use a stone", "label": i} for i in range(2)],
     "openbookqa": [
         {"id": "7-1", "question_stem": "Ice is", "choices": _choices("cold", "hot", "red", "loud"), "answerKey": "A"},
         {"id": "7-2", "question_stem": "Fire is", "choices": _choices("cold", "wet", "red", "hot"), "answerKey": "D"},
@@ -116,28 +114,3 @@ def make_config(data_dir: Path | None = None, finetune: dict[str, Any] | None = 
     )
     config.paths.data_dir = None if data_dir is None else str(data_dir)
     return config
-
-
-def from_json(content: Mapping[str, Any]) -> PromptSet:
-    """The prompts that `as_json` wrote, put together again by a reader of prompts.json."""
-    labels = tuple(tuple(ids) for ids in content["label_token_ids"])
-    demonstrations = tuple(_read(item, labels, True) for item in content["demonstrations"])
-    training = content.get("training")
-    return PromptSet(
-        bos=tuple(content["bos"]),
-        separator=tuple(content["separator"]),
-        demonstrations=demonstrations,
-        queries=tuple(_read(item, labels, False) for item in content["queries"]),
-        label_words=tuple(content["label_words"]),
-        label_token_ids=labels,
-        in_context=tuple(content.get("in_context", range(len(demonstrations)))),
-        training=None if training is None else tuple(_read(item, labels, True) for item in training),
-    )
-
-
-def _read(content: Mapping[str, Any], labels: tuple[tuple[int, ...], ...], answered: bool) -> Item:
-    own = content.get("options")
-    options = None if own is None else tuple(tuple(option) for option in own)
-    label = content["label"]
-    length = len((labels if options is None else options)[label]) if answered else 0
-    return Item(content["text"], tuple(content["token_ids"]), label, length, options)

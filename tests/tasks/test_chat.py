@@ -80,18 +80,12 @@ def test_the_parts_join_to_the_whole_conversation(template):
             [{"role": "user", "content": query.text}], add_generation_prompt=True, return_dict=False
         )
         assert prompts.bos + item.token_ids == tuple(alone)
-    assert made.decode(prompts.separator) == "<|im_end|>\n"
-    assert made.decode(prompts.bos).startswith("<|im_start|>system")
-
-
-def test_an_answer_has_the_tokens_that_follow_the_assistants_header():
-    made = tokenizer()
-    prompts = encode(drawn(), chat_config(), made, window=None)
     assert [made.decode(ids) for ids in prompts.label_token_ids] == list(LABELS)
     for item in prompts.demonstrations:
         assert item.token_ids[-item.label_length :] == prompts.label_token_ids[item.label]
         assert made.decode(item.token_ids).endswith(f"assistant\n{LABELS[item.label]}")
-    assert made.decode(prompts.queries[0].token_ids).endswith("<|im_start|>assistant\n")  # where it is recorded
+    assert made.decode(prompts.separator) == "<|im_end|>\n"
+    assert made.decode(prompts.bos).startswith("<|im_start|>system")
 
 
 def test_a_description_is_the_system_message():
@@ -112,9 +106,7 @@ def test_a_template_with_brackets_is_taken_apart():
     ("form", "date"),
     [
         ("%d %b %Y", "26 Jul 2024"),
-        ("%-d %B %Y", "26 July 2024"),
-        ("%F, %e/%-m", "2024-07-26, 26/7"),
-        ("%T %-H:%-M", "00:00:00 0:0"),
+        ("%-d %B %F, %e/%-m %T %-H", "26 July 2024-07-26, 26/7 00:00:00 0"),
     ],
 )
 def test_a_date_is_the_same_on_every_day_in_the_form_that_a_template_asks_for(form, date):
@@ -123,7 +115,7 @@ def test_a_date_is_the_same_on_every_day_in_the_form_that_a_template_asks_for(fo
         assert parts.opening.startswith(f"\n<|im_start|>Today Date: {date}<|im_end|>")
 
 
-@pytest.mark.parametrize("begin", ["", "    ", "\n", "\n\n  ", "x\n    ", "{# a #}\n  "])
+@pytest.mark.parametrize("begin", ["", "\n\n  ", "{# a #}\n  "])
 def test_a_template_without_a_date_is_read_as_it_is(begin):
     made, turns = tokenizer(begin + SMOLLM2), [{"role": "user", "content": "one"}]
     whole = made.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -151,20 +143,16 @@ def test_arguments_that_a_template_ignores_are_refused():
         encode(drawn(), chat_config(enable_thinkin=False), tokenizer(THINKING), window=None)
 
 
-def test_a_thought_left_open_and_a_demonstration_that_reads_otherwise_alone_are_refused():
+def test_templates_whose_turns_depend_on_their_place_are_refused():
     closed = "{% if enable_thinking is false %}{{ '<think></think>\n' }}{% endif %}"
     opened = THINKING.replace(closed, "<think>")
     assert opened != THINKING
-    with pytest.raises(ConfigError, match="writes turns unlike one another"):
-        conversation(tokenizer(opened))
+    for template in (NUMBERED, opened):
+        with pytest.raises(ConfigError, match=r"writes turns unlike one another.*model\.chat=none"):
+            conversation(tokenizer(template))
     longer = "{% if messages|length == 2 and 'soup' in messages[0]['content'] %}{{ 'x' }}{% endif %}" + SMOLLM2
     with pytest.raises(ConfigError, match="a demonstration alone, as finetuning reads it"):
         encode(drawn(), chat_config(), tokenizer(longer), window=None)
-
-
-def test_templates_whose_turns_depend_on_their_place_are_refused():
-    with pytest.raises(ConfigError, match=r"writes turns unlike one another.*model\.chat=none"):
-        conversation(tokenizer(NUMBERED))
     with pytest.raises(ConfigError, match="has no chat template"):
         conversation(tiny_tokenizer())
 

@@ -61,12 +61,12 @@ def test_every_task_file_words_rows_like_the_hubs(name: str, tmp_path: Path):
         drawn = draw(config)
         config.paths.data_dir = str(tmp_path / "table") if task.source is TaskSource.hub else None
         from_table = draw(config)
-        assert [e.text for e in from_table.queries] == [e.text for e in drawn.queries]
-        assert [(e.options, e.label) for e in from_table.queries] == [(e.options, e.label) for e in drawn.queries]
+        assert [(e.text, e.options, e.label) for e in from_table.queries] == [
+            (e.text, e.options, e.label) for e in drawn.queries
+        ]
         for example in (*drawn.demonstrations, *drawn.queries):
             assert example.text and not set(example.text) & set("{}") and example.text == example.text.strip()
             assert drawn.label_words in ((), example.options)
-            assert example.text.endswith(example.tail)
     if task.source is TaskSource.hub and task.labels:
         assert {example.label for example in drawn.queries} == set(range(len(HUB_ROWS[name])))
 
@@ -92,20 +92,21 @@ def test_local_copies_of_the_papers_data_sets_are_drawn(name: str):
     assert {example.label for example in drawn.queries} == set(range(len(drawn.label_words)))
 
 
-def test_multiple_choice_reads_answers_by_letter_number_and_name(tmp_path: Path):
-    answers = {}
-    for name in ("arc_easy", "winogrande", "hellaswag", "openbookqa", "copa", "piqa"):
-        for split in ("train", "validation"):
-            write_jsonl(tmp_path / name / f"{split}.jsonl", HUB_ROWS[name])
-        drawn = draw(config_of(f"task={name}", "task.shots=2", f"paths.data_dir={tmp_path}"))
-        assert drawn.label_words == ()
-        answers[name] = {example.answer for example in drawn.demonstrations}
-    assert answers["arc_easy"] == {"water", "honey"}
-    assert answers["winogrande"] == {"Ann", "Eve"}
-    assert answers["hellaswag"] <= {"bakes.", "swims.", "drives.", "sings."}
-    assert answers["openbookqa"] == {"cold", "hot"}
-    assert answers["copa"] == {"It fell.", "It rained."}
-    assert answers["piqa"] == {"use a towel", "use a stone"}
+ANSWERS = {  # by letter, number and name
+    "arc_easy": {"water", "honey"},
+    "winogrande": {"Ann", "Eve"},
+    "openbookqa": {"cold", "hot"},
+    "copa": {"It fell.", "It rained."},
+    "piqa": {"use a towel", "use a stone"},
+}
+
+
+@pytest.mark.parametrize(("name", "answers"), ANSWERS.items())
+def test_multiple_choice_reads_answers(name: str, answers: set[str], tmp_path: Path):
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / name / f"{split}.jsonl", HUB_ROWS[name])
+    drawn = draw(config_of(f"task={name}", "task.shots=2", f"paths.data_dir={tmp_path}"))
+    assert drawn.label_words == () and {example.answer for example in drawn.demonstrations} == answers
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -168,24 +169,17 @@ def test_shuffled_labels_are_the_same_ones_and_wrong_wherever_they_can_be(labels
     assert sum(new.label == old for new, old in zip(shuffled, labels, strict=True)) == max(0, 2 * most - len(labels))
 
 
-def test_label_shuffled_trains_on_wrong_labels_and_multiple_choice_on_wrong_options(tmp_path: Path):
+def test_label_shuffled_trains_on_wrong_options_where_there_are_such_and_warns(tmp_path: Path, caplog):
     shuffled = {"data": TrainingData.label_shuffled}
-    drawn = draw(make_config(write_task(tmp_path, rows_of(40)), finetune=shuffled, shots=10))
-    assert drawn.training is not None
-    assert [e.text for e in drawn.training] == [e.text for e in drawn.demonstrations]
-    assert [e.label for e in drawn.training] != [e.label for e in drawn.demonstrations]
+    data = write_task(tmp_path, [{"text": f"t {i}", "label": 0} for i in range(5)])
+    draw(make_config(data, finetune=shuffled, shots=3))
+    assert "label_shuffled leaves 3 of 3 demonstrations their label" in caplog.text
     rows = [{"text": f"q {i}", "all": [f"{i} a", f"{i} b", f"{i} c"], "label": i % 3} for i in range(12)]
     config = make_config(write_task(tmp_path, rows, name="choices"), finetune=shuffled, options_column="all")
     config.task.name, config.task.shots = "choices", 12
     drawn = draw(config)
     assert drawn.training is not None
     assert all(new.label != old.label for new, old in zip(drawn.training, drawn.demonstrations, strict=True))
-
-
-def test_labels_that_cannot_all_be_wrong_are_counted_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    data = write_task(tmp_path, [{"text": f"t {i}", "label": 0} for i in range(5)])
-    draw(make_config(data, finetune={"data": TrainingData.label_shuffled}, shots=3))
-    assert "label_shuffled leaves 3 of 3 demonstrations their label" in caplog.text
 
 
 def test_other_task_trains_on_as_many_of_its_demonstrations(tmp_path: Path):

@@ -18,7 +18,6 @@ from iclgd.tasks.draw import Drawn
 from iclgd.tasks.encoding import encode
 from iclgd.tasks.examples import DataError, Example
 from iclgd.tasks.notes import as_json
-from task_cases import from_json
 from tiny import SENTENCES, tiny_tokenizer
 
 
@@ -50,7 +49,7 @@ def test_any_text_is_encoded_without_loss_and_without_special_tokens(text: str):
     assert not set(ids) & {TOKENIZER.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<|endoftext|>")}
     assert TOKENIZER.decode(list(ids), clean_up_tokenization_spaces=False) == query.text
     assert prompts.demonstrations[0].token_ids == ids + prompts.label_token_ids[0]
-    assert from_json(json.loads(json.dumps(as_json(prompts)))) == prompts
+    json.dumps(as_json(prompts))
 
 
 def test_labels_are_what_the_tokenizer_adds_after_the_template():
@@ -80,52 +79,31 @@ def test_labels_that_would_merge_with_the_template_are_tokenised_alone():
     assert prompts.notes[0].startswith("2 of 2 answers would merge with the text before them")
 
 
-def test_queries_with_other_tokens_for_the_same_words_have_options_of_their_own():
-    tokenizer = wrapped(Tokenizer(models.BPE(vocab={"a": 0, " ": 1, "b": 2, "c": 3}, merges=[])))
-    shown, asked = Example("ba", ("b", "c"), 0, "", tail="a"), Example("a", ("b", "c"), 1, "", tail="a", delimiter="")
-    prompts = encode(Drawn((shown,), (asked,), ("b", "c")), config_with(bos=None, separator=""), tokenizer, None)
-    assert prompts.label_token_ids == ((1, 2), (1, 3)) and prompts.options(prompts.queries[0]) == ((2,), (3,))
-
-
 def test_labels_with_the_same_tokens_or_none_are_refused():
     lower = tiny_tokenizer()
-    lower.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("zz", "")])
-    labels = ("Yes", "No", "yes")
-    drawn = drawn_of(
-        label_words=labels, demonstrations=examples(2, options=labels), queries=examples(2, options=labels)
-    )
-    with pytest.raises(
-        ConfigError, match=r"'Yes' and 'yes' have the same tokens \[\d.*change one of them in task\.labels"
-    ):
-        encode(drawn, config_with(), lower, None)
-    encode(drawn, config_with(), TOKENIZER, None)
-    spaceless = wrapped(Tokenizer(models.WordLevel({"Kind": 0, ":": 1, "Yes": 2}, unk_token="Kind")))
-    spaceless.backend_tokenizer.normalizer = normalizers.Replace(" zz", "")
-    spaceless.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    labels = ("zz", "Yes")
-    drawn = drawn_of(
-        label_words=labels, demonstrations=examples(2, options=labels), queries=examples(2, options=labels)
-    )
-    with pytest.raises(ConfigError, match="the label word 'zz' has no tokens"):
-        encode(drawn, config_with(bos=None, separator=""), spaceless, None)
+    lower.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" zz", "")])
+    for labels, said in {
+        ("Yes", "No", "yes"): r"'Yes' and 'yes' have the same tokens \[\d.*change one of them in task\.labels",
+        ("zz", "Yes"): "the label word 'zz' has no tokens",
+    }.items():
+        shown = examples(2, options=labels)
+        drawn = drawn_of(label_words=labels, demonstrations=shown, queries=shown)
+        with pytest.raises(ConfigError, match=said):
+            encode(drawn, config_with(), lower, None)
+        encode(drawn, config_with(), TOKENIZER, None)
 
 
-def test_bos_must_be_one_token_of_the_vocabulary():
-    assert encode(drawn_of(), config_with(bos=None), TOKENIZER, None).bos == ()
-    assert encode(drawn_of(), config_with(bos="<s>"), TOKENIZER, None).bos == (TOKENIZER.get_vocab()["<s>"],)
+def test_bos_and_separators_are_tokens_or_text():
+    def encoded(**model):
+        return encode(drawn_of(), config_with(**model), TOKENIZER, None)
+
+    assert encoded(bos=None).bos == () and encoded(bos="<s>").bos == (TOKENIZER.get_vocab()["<s>"],)
     for bos in ("<bos>", "<s><s>", ""):
         with pytest.raises(ConfigError, match=rf"model\.bos='{bos}' is not a token .*model\.bos=null"):
-            encode(drawn_of(), config_with(bos=bos), TOKENIZER, None)
-
-
-def test_separators_are_text_or_tokens():
-    def separator(text: str) -> tuple[int, ...]:
-        return encode(drawn_of(), config_with(separator=text), TOKENIZER, None).separator
-
-    assert separator("") == ()
-    assert separator("</s>") == (TOKENIZER.get_vocab()["</s>"],)
-    assert separator("\n\n") == ids_of("\n\n")
-    assert separator("</s>\n") == (TOKENIZER.get_vocab()["</s>"], *ids_of("\n"))
+            encoded(bos=bos)
+    end = TOKENIZER.get_vocab()["</s>"]
+    for text, ids in {"": (), "</s>": (end,), "\n\n": ids_of("\n\n"), "</s>\n": (end, *ids_of("\n"))}.items():
+        assert encoded(separator=text).separator == ids
     blind = tiny_tokenizer()  # newlines are nothing to it, as to the fairseq models' tokenizer
     blind.backend_tokenizer.normalizer = normalizers.Replace("\n", "")
     with pytest.raises(ConfigError, match=r"model\.separator='\\n' has no tokens .*such as </s>"):
@@ -234,14 +212,6 @@ def test_dropping_keeps_the_first_demonstrations_that_fit(drop_from: DropFrom, c
         assert ("ICL only" in caplog.text) == (drop_from is DropFrom.icl)
 
 
-def test_dropping_stops_at_the_first_that_does_not_fit():
-    long = replace(examples(4)[1], text=f"Thing: {'word ' * 40}{TAIL}")
-    drawn = drawn_of(demonstrations=(examples(4)[0], long, *examples(4)[2:]))
-    short = encode(drawn_of(), config_with(), TOKENIZER, None)
-    prompts = encode(drawn, config_with(OnOverflow.drop), TOKENIZER, needed_by(short))
-    assert prompts.in_context == (0,) and prompts.demonstrations == short.demonstrations[:1]
-
-
 def test_what_cannot_fit_is_refused():
     whole = encode(drawn_of(), config_with(), TOKENIZER, None)
     query = needed_by(replace(whole, in_context=()))
@@ -263,33 +233,21 @@ def test_what_cannot_fit_is_refused():
         encode(control, drop, TOKENIZER, 200)
 
 
-ITEM = {"text", "token_ids", "label"}
+def test_every_input_can_be_put_together_from_prompts_json():
+    def content(drawn: Drawn, config=None, window=None):
+        prompts = encode(drawn, config or config_with(), TOKENIZER, window)
+        return prompts, json.loads(json.dumps(as_json(prompts), allow_nan=False))
 
-
-def test_prompts_json_has_exactly_the_promised_keys():
-    plain = as_json(encode(drawn_of(), config_with(), TOKENIZER, None))
+    prompts, plain = content(drawn_of())
     assert set(plain) == {"bos", "separator", "demonstrations", "queries", "label_words", "label_token_ids"}
-    assert all(set(item) == ITEM for item in (*plain["demonstrations"], *plain["queries"]))
-    own = as_json(encode(Drawn(choices(3), choices(2), ()), config_with(), TOKENIZER, None))
-    assert set(own) == set(plain) and all(set(item) == {*ITEM, "options"} for item in own["queries"])
-
-
-@pytest.mark.parametrize("kind", ["plain", "dropped", "choices", "control", "foreign", "empty separator"])
-def test_prompts_json_comes_back_as_it_was(kind: str):
-    config, drawn, window = config_with(), drawn_of(), None
-    if kind == "dropped":
-        config, window = config_with(OnOverflow.drop, DropFrom.icl), 90
-    elif kind == "choices":
-        drawn = Drawn(choices(3), choices(4), ())
-    elif kind == "control":
-        relabelled = tuple(replace(each, label=1 - each.label) for each in examples(4))
-        drawn = drawn_of(training=relabelled)
-    elif kind == "foreign":
-        drawn = drawn_of(training=choices(4))
-    elif kind == "empty separator":
-        config = config_with(separator="", bos=None)
-    prompts = encode(drawn, config, TOKENIZER, window)
-    content = as_json(prompts)
-    assert ("in_context" in content) == (kind == "dropped")
-    assert ("training" in content) == (kind in ("control", "foreign"))
-    assert from_json(json.loads(json.dumps(content, allow_nan=False))) == prompts
+    assert all(set(item) == {"text", "token_ids", "label"} for item in (*plain["demonstrations"], *plain["queries"]))
+    shown = [ids for item in plain["demonstrations"] for ids in (*item["token_ids"], *plain["separator"])]
+    assert (*plain["bos"], *shown) == prompts.context()
+    prompts, own = content(Drawn(choices(3), choices(4), ()))
+    assert [item["options"] for item in own["queries"]] == [
+        [*map(list, item.options or ())] for item in prompts.queries
+    ]
+    _, dropped = content(drawn_of(), config_with(OnOverflow.drop, DropFrom.icl), 90)
+    assert set(dropped) - set(plain) == {"in_context"} and len(dropped["in_context"]) < len(dropped["demonstrations"])
+    _, control = content(drawn_of(training=choices(4)))
+    assert set(control) - set(plain) == {"training"} and len(control["training"]) == 4

@@ -13,8 +13,7 @@ def drawn(*overrides: str):
     return draw(config_of("metric=[accuracy]", *overrides))
 
 
-@pytest.mark.parametrize("task", ["reviews", "headlines", "plurals"])
-@pytest.mark.parametrize(("noise", "wrong"), [(0, 0), (0.25, 2), (0.5, 4), (1, 8)])
+@pytest.mark.parametrize(("task", "noise", "wrong"), [("reviews", 0, 0), ("headlines", 0.25, 2), ("plurals", 1, 8)])
 def test_a_share_of_the_demonstrations_has_wrong_labels(task: str, noise: float, wrong: int):
     right = drawn(f"task={task}", "task.shots=8")
     noisy = drawn(f"task={task}", "task.shots=8", f"task.labels_noise={noise}")
@@ -37,15 +36,6 @@ def test_wrong_labels_go_with_rows_and_seed_and_smaller_shares_lie_within_larger
     assert some < wrong_texts("task.labels_noise=0.5")
     assert some == wrong_texts("task.labels_noise=0.25", "task.permutation=2")
     assert len({frozenset(wrong_texts("task.labels_noise=0.25", f"seed={seed}")) for seed in range(4)}) > 1
-
-
-def test_a_wrong_pair_has_the_answer_of_another_pair_in_its_tokens():
-    config = config_of("task=plurals", "metric=[accuracy]", "task.labels_noise=1", "model.bos=null")
-    shown = draw(config)
-    prompts = encode(shown, config, TOKENIZER, None)
-    right = {e.text: e.answer for e in drawn("task=plurals").demonstrations}
-    for item, example in zip(prompts.demonstrations, shown.demonstrations, strict=True):
-        assert item.text == f"{example.text} {example.answer}" != f"{example.text} {right[example.text]}"
 
 
 def test_label_words_that_mean_nothing():
