@@ -87,13 +87,6 @@ def test_training_attention_has_one_bos_and_one_separator_where_the_scripts_expe
     assert np.array(ft[1]["attn_q"])[:, 1:].tolist() == training[6:10].swapaxes(0, 1).tolist()
 
 
-def test_places_where_the_prompt_has_no_bos_or_a_longer_separator():
-    items = [{"token_ids": [1, 2]}, {"token_ids": [3]}]
-    place = export_records._published_positions
-    assert place({"bos": [], "separator": [], "demonstrations": items}) == [None, 0, 1, None, 2, None]
-    assert place({"bos": [0], "separator": [8, 9], "demonstrations": items}) == [0, 1, 2, 3, 5, 6]
-
-
 def test_missing_and_broken_recordings_say_what_to_do(tmp_path):
     run = reading.read_run(write_run(tmp_path / "none"))
     with pytest.raises(reading.ReportError, match=r"runtime\.save_recordings=true"):

@@ -113,31 +113,17 @@ def test_groups_of_layers_have_a_figure_along_them():
     assert axis["sort"] == ["0", "0-1", "2-3", "all"] and {row["x"] for row in rows(figure)} == set(axis["sort"])
 
 
-def test_a_rate_that_variants_bring_is_no_axis():
-    made = results(own={"gd": {"order": 1}})
-    for run in made.runs:
-        run.settings["finetune.lr"] = 0.1 if run.settings["finetune.name"] == "gd" else 0.2  # type: ignore[index]
-    assert not [name for name in every(made) if name.startswith("along")]
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "values", "up"),
-    [
-        ("layer_map", "finetune.layers", ["0", "2", "all"], {"0": 0, "2": 2}),
-        ("rate_map", "finetune.lr", [1e-3, 1e-1], {1e-3: 1e-3, 1e-1: 1e-1}),
-    ],
-)
-def test_maps_have_read_layers_across_and_the_rate_or_the_trained_layer_up(name, key, values, up):
-    made = results(layers=3, **{key.replace(".", "__"): values})
-    figure = by_name(figures.layer_maps(made))[f"{name}/sim_aou"]
+def test_maps_have_layers_across_and_rates_up():
+    rates = [1e-3, 1e-1]
+    made = results(layers=3, finetune__lr=rates)
+    figure = by_name(figures.layer_maps(made))["rate_map/sim_aou"]
     cells = {(row["panel"], row["y"], row["x"]): row["mean"] for row in rows(figure)}
-    assert set(cells) == set(itertools.product(("GD", "LCGD"), up.values(), range(3)))
-    value, y = next(iter(up.items()))
+    assert set(cells) == set(itertools.product(("GD", "LCGD"), rates, range(3)))
     curves = [run.layers("sim_aou") for run in made.runs
-              if (run.settings["finetune.name"], run.settings[key]) == ("gd", value)]  # fmt: skip
-    assert [cells["GD", y, layer] for layer in range(3)] == pytest.approx(np.mean(curves, axis=0), rel=1e-4)
+              if (run.settings["finetune.name"], run.settings["finetune.lr"]) == ("gd", rates[0])]  # fmt: skip
+    assert [cells["GD", rates[0], layer] for layer in range(3)] == pytest.approx(np.mean(curves, axis=0), rel=1e-4)
     domain = next(one["scale"]["domain"] for one in encoded(figure, "y"))
-    assert domain == sorted(up.values(), reverse=True)  # the largest on top
+    assert domain == rates[::-1]  # the largest on top
     low, high = encoded(figure, "color")[0]["scale"]["domain"]
     assert low == -high
     assert not list(figures.layer_maps(results()))
@@ -150,11 +136,6 @@ def test_many_variants_by_layer_are_rows_of_a_map_in_their_order():
     assert next(y["scale"]["domain"] for y in encoded(figure, "y")) == list(made.labels.values())
     lines = by_name(figures.by_layer(results(among[:8], layers=4)))["layers/sim_aou"]
     assert not [y for y in encoded(lines, "y") if y.get("field") == "y"]
-
-
-@pytest.mark.parametrize(("layers", "one"), [("3", 3), ([3], 3), ("0-2", None), ("all", None)])
-def test_the_one_layer_that_was_trained(layers, one):
-    assert figures.trained_layer(layers) == one or (one is None and np.isnan(figures.trained_layer(layers)))
 
 
 def test_published_curves_stand_beside_what_they_match():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from figure_cases import by_name, encoded, every, results, rows
+from figure_cases import by_name, encoded, results, rows
 from iclgd.report import ladder
 from iclgd.results import rates
 from iclgd.results.frame import overall
@@ -55,15 +55,6 @@ def test_bounds_of_the_ladder_are_those_of_the_same_setting():
         assert row.get("ceiling") == (of and pytest.approx(of, rel=1e-4)), score
         if not row["value"]:
             assert row["floor"] in [one["mean"] for one in rows(figure) if one["about"] == f"No update · shots {shots}"]
-
-
-def test_planted_truths_are_on_the_ladder_and_in_no_curve():
-    made = results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=["icl", "gd"])
-    by_kind = every(made)
-    alone = every(results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=["icl"]))
-    assert rows(by_kind["layers/sim_aou"]) and "setting" not in rows(by_kind["layers/sim_aou"])[0]
-    assert len(rows(by_kind["layers/sim_aou"])) == len(rows(alone["layers/sim_aou"]))
-    assert any("planted" in row for row in rows(by_kind["ladder/mechanisms"]))
 
 
 def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_choose():

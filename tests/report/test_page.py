@@ -111,19 +111,6 @@ def test_embedded_json_is_read_back_and_cannot_end_its_element(text):
     assert written.isascii() and not set("<>&") & set(written)
 
 
-def test_prompts_are_headed_by_names_and_cut_where_long(tmp_path):
-    for name, (task, seed) in enumerate([("reviews", 10), ("my_own", 2), ("reviews", 2)]):
-        write_run(tmp_path / str(name), task=task, seed=seed, layers=1, examples=70, text="x" * 5000)
-    results = Results.read([tmp_path])
-    prompts = list(page._prompts(results))
-    assert [one["name"] for one in prompts] == ["my_own, seed 2", "reviews, seed 2", "reviews, seed 10"]
-    queries = prompts[0]["lists"]["queries"]
-    assert (len(queries), prompts[0]["left"]) == (60, 10) and all(len(query["text"]) < 1600 for query in queries)
-    assert [name for name, right in queries[0]["marks"] if right] and not [r for _, r in queries[59]["marks"] if r]
-    facts = page._facts(results)
-    assert facts["tasks"] == ["my_own", "reviews"] and "unknown" not in facts.get("git revisions", [])
-
-
 def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, hostile):
     results = Results.read([hostile])
     html = (written / "report.html").read_text("utf-8")

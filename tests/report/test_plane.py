@@ -94,14 +94,6 @@ def test_icl_and_mechanisms_stand_in_one_figure_along_shots_with_the_line_of_icl
     assert "published" not in rows(figures["accuracy/ft"]) and figures["accuracy/ft"].choice == "Accuracy"
 
 
-def test_icl_stands_in_every_panel_along_shots():
-    scores, rates = ("accuracy/icl", "accuracy/ft"), [0.01, 0.1]
-    made = results(("gd", "lcgd"), scores, task__shots=[1, 2, 4], finetune__lr=rates)
-    shown = rows(next(one for one in along_keys(made) if one.name.endswith("accuracy/ft")))
-    icl = shown[shown["variant"] == "ICL"]
-    assert len(icl) == 6 and icl["panel"].nunique() == shown["panel"].nunique() == len(rates)
-
-
 def test_icl_has_a_line_for_each_setting_and_none_of_its_spread_where_it_has_none():
     def linear(run, scores):
         slope = {"a": 1.0, "b": 0.0}[run.settings["task.separator"]]

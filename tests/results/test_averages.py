@@ -95,19 +95,6 @@ def test_comparisons_and_curves_use_it_and_the_remarks_say_so(sweep):
     assert curve["mean"].item() == pytest.approx(values["low"][:, 0].mean())  # curves show every layer
 
 
-def test_where_all_layers_are_shared_numbers_are_those_of_the_run(tmp_path):
-    for seed in range(2):
-        write_run(tmp_path / str(seed), seed=seed)
-    write_run(tmp_path / "deeper", model="other", layers=9)  # another model shares no layers
-    for rule in Layers:
-        results = Results.read([tmp_path], rule)
-        for run, means in zip(results, results.run_table.to_dict("records"), strict=True):
-            assert {name: means[name] for name in results.scores} == {name: run.mean(name) for name in results.scores}
-        assert remarks.layer_notes(results) == []
-    rows = overall(results.frame)
-    assert set(rows["layers"][(rows["run"] == "deeper") & (rows["score"] == "sim_aou")]) == {9}
-
-
 def test_where_no_layer_is_common_each_setting_has_its_own_and_they_are_named():
     def one_layer(run, scores):
         trained = int(run.settings["finetune.layers"])

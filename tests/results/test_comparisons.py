@@ -10,7 +10,6 @@ import pytest
 from scipy import stats
 
 import figure_cases as cases
-from iclgd.report import tables
 from iclgd.results import comparisons, rates
 from iclgd.results.frame import Results
 from iclgd.statistics import draws_interval
@@ -91,14 +90,6 @@ def test_an_unstable_run_has_scores_but_neither_chooses_nor_compares(tmp_path):
     among, _, made = found(Results.read([tmp_path]))
     assert set(among["gd"].rates.values()) == {LOW} and set(among["lcgd"].values["sim_aou"]) == {(0, None), (2, None)}
     assert {(one.first.variant, one.results["sim_aou"].draws) for one in made} == {("lcgd", 2)}
-
-
-def test_one_draw_has_no_best_rate_and_compares_nothing(tmp_path):
-    results = sweep(tmp_path, seeds=(0,))
-    among, notes, made = found(results)
-    assert not among and not made and notes[0] == "gd: 3 rates and one draw, so that no rate is best"
-    names = [table.name for table in tables.tables(results)]
-    assert names == ["summary", "held_out"]
 
 
 def test_differences_are_paired_by_draw(tmp_path):

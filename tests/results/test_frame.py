@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -77,13 +76,6 @@ def test_a_summary_is_over_draws_by_hand(tmp_path):
     assert layers["std"].tolist() == pytest.approx(np.std([run.layers("sim_aou") for run in runs], axis=0, ddof=1))
 
 
-def test_one_draw_has_the_interval_of_its_queries(tmp_path):
-    write_run(tmp_path / "a")
-    found = row(Results.read([tmp_path]))
-    assert (found.low, found.high, found.draws, found.unit) == (pytest.approx(0.08), pytest.approx(0.12), 1, "queries")
-    assert math.isnan(found["std"])
-
-
 def test_orders_of_one_draw_are_no_draws(tmp_path):
     for seed in range(2):
         for permutation in range(3):
@@ -136,14 +128,6 @@ def test_query_seeds_and_precision_are_settings(tmp_path):
     assert results.varied == ("task.query_seed", "runtime.dtype") and len(results.settings) == 3
 
 
-def test_mixed_scores_are_no_settings(tmp_path):
-    write_run(tmp_path / "a", scores=("sim_aou",))
-    write_run(tmp_path / "b", seed=1, scores=("sim_aou", "my_own"))
-    results = Results.read([tmp_path])
-    assert results.varied == () and {"my_own", "sim_aou"} < set(results.scores)
-    assert (row(results).draws, row(results, "my_own").draws) == (2, 1)
-
-
 def test_where_keeps_the_runs_that_fit(tmp_path):
     for lr in (1e-3, 1e-2):
         for variant in ("gd", "lcgd"):
@@ -154,13 +138,6 @@ def test_where_keeps_the_runs_that_fit(tmp_path):
         results.where({"rate": "1"})
     with pytest.raises(ReportError, match=r"no finished run has finetune\.lr=3"):
         results.where({"finetune.lr": "3"})
-
-
-def test_runs_stand_in_the_order_of_their_settings_and_draws(tmp_path):
-    for name, (variant, seed) in enumerate([("lcgd", 10), ("gd", 10), ("lcgd", 2), ("gd", 2)]):
-        write_run(tmp_path / str(name), seed=seed, variant=variant)
-    found = [(run.settings["finetune.name"], run.settings["seed"]) for run in Results.read([tmp_path])]
-    assert found == [("gd", 2), ("gd", 10), ("lcgd", 2), ("lcgd", 10)]
 
 
 def test_results_are_shown_in_short(tmp_path):

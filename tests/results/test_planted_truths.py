@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from iclgd.config.enumerations import Better
 from iclgd.report.planted_truths import notice_tables, planted_truths
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import Results
-from iclgd.results.planted_truths import cells_of, identification, notice, notices
+from iclgd.results.planted_truths import cells_of, identification, notices
 from iclgd.statistics import shares_interval
 from report_fixtures import change, write_run
 
@@ -54,16 +53,6 @@ def test_who_is_identified_and_what_is_confused(value, score, share, instead):
         assert {other for other, _ in found.confusions.values()} == {"gd"}
 
 
-def test_exchangeable_truths_are_identified_by_chance_and_false_alarms_are_rare():
-    noise, alarms, shares = np.random.default_rng(0), 0, []
-    for _ in range(200):
-        rows = frame(lambda *_: noise.normal(), draws=5)
-        found = identification(SCORE, cells_of(rows, SCORE))
-        shares.append(found.share.mean)
-        alarms += found.share.low > found.chance
-    assert np.mean(shares) == pytest.approx(1 / 3, abs=0.03) and alarms <= 0.05 * 200
-
-
 def test_where_all_draws_agree_each_counts_once():
     rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
     found = identification(SCORE, cells_of(rows, SCORE))
@@ -75,16 +64,6 @@ def test_rates_are_chosen_by_the_other_draws():
     rows = frame(lambda truth, candidate, draw, rate: float(draw == rate), draws=3, rates=(0, 1, 2))
     values = cells_of(rows, SCORE)["gd", "gd"]
     assert set(values) == {0.0}
-
-
-def test_intervals_at_chosen_rates_are_wider():
-    noise = np.random.default_rng(0)
-    value = {(t, c, d): (0.5 if t == c else 0.1) + 0.01 * noise.normal() for t in ("icl", *NAMES) for c in NAMES
-             for d in range(5)}  # fmt: skip
-    plain = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5), [SCORE])
-    chosen = notice({}, frame(lambda t, c, d, _: value[t, c, d], draws=5, rates=(0.1, 1)), [SCORE])  # the rate is idle
-    width = lambda found: (found.matrix["high"] - found.matrix["low"]).to_numpy()  # noqa: E731
-    assert width(chosen) == pytest.approx(math.sqrt(2.5) * width(plain))
 
 
 def test_unlike_settings_are_never_averaged(tmp_path):
@@ -138,12 +117,6 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
     assert figures == {f"planted_truths/sim_aou/{setting}": f"SimAOU, {setting}" for setting in settings}
     [alone] = planted_truths(results.where({"task.name": "reviews"}))
     assert (alone.name, alone.choice) == ("planted_truths/sim_aou", "SimAOU")
-
-
-def test_planted_truths_without_a_score_that_compares_have_no_notice(tmp_path):
-    for truth in ("icl", "gd"):
-        change(write_run(tmp_path / truth, scores=("sim_aou",), examples=6), reference__name=truth)
-    assert notices(Results.read([tmp_path])) == []  # its input is finetuning's alone
 
 
 def test_draws_of_weights_are_draws():

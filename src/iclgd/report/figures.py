@@ -89,21 +89,13 @@ def _axis(results: Results, key: str, rows: Frame) -> Any:
 
 
 def layer_maps(results: Results) -> Iterator[Figure]:
-    """How a score by layer depends on the learning rate, and on the layer where one alone was trained."""
-    about = {_RATE: ("rate", "learning rate", float), _LAYERS: ("layer", "layer trained", trained_layer)}
-    for key, (name, title, number) in about.items():
-        for measure, rows in measured(results, layered=True) if key in free_keys(results, results.settings) else ():
-            rows = rows.assign(x=rows["layer"], y=rows[key].map(number)).dropna(subset=["y", "mean"])
-            if rows["y"].nunique() > 1:
-                split = grid(results, rows, _MAPS, used=[key])
-                drawn = measure.heat_map(split, "layer", title, f"by layer and {title}")
-                yield measure.figure(f"{name}_map", f"Scores by layer and {title}", *drawn)
-
-
-def trained_layer(layers: Any) -> float:
-    """The one layer that `finetune.layers` names; NaN where it names more."""
-    parsed = parse_layers(layers)
-    return float(parsed[0]) if parsed is not None and len(parsed) == 1 else np.nan
+    """How a score by layer depends on the learning rate: a map for each variant."""
+    for measure, rows in measured(results, layered=True) if _RATE in free_keys(results, results.settings) else ():
+        rows = rows.assign(x=rows["layer"], y=rows[_RATE].astype(float)).dropna(subset="mean")
+        if rows["y"].nunique() > 1:
+            split = grid(results, rows, _MAPS, used=[_RATE])
+            drawn = measure.heat_map(split, "layer", "learning rate", "by layer and learning rate")
+            yield measure.figure("rate_map", "Scores by layer and learning rate", *drawn)
 
 
 def gradient_norms(results: Results) -> Iterator[Figure]:

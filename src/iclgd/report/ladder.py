@@ -39,8 +39,9 @@ def ladder(results: Results) -> Iterator[Figure]:
     """
     pairs = list(measured(results, False, beside_planted(results, summary_at_chosen_rates(results))))
     rows = {measure.info.name: part for measure, part in pairs}
-    pairs = [(measure, _beside_icl(measure, part, rows)) for measure, part in pairs]
-    accuracy = [pair for pair in pairs if pair[0].info.share and _any(pair[1], "ceiling")][:1]
+    pairs = [(measure, _with_bounds(measure, part, rows)) for measure, part in pairs]
+    shares = [pair for pair in pairs if pair[0].info.share and pair[0].info.reads("ft")]
+    accuracy = [pair for pair in shares if pair[0].info.of("icl", results.scores.values())][:1]
     first = [pair for pair in pairs if pair[0].info.headline][:_MOST_SCORES]
     first = [*first, *accuracy] if first else pairs[:1]
     shown = {measure.info.name for measure, _ in first}
@@ -48,20 +49,24 @@ def ladder(results: Results) -> Iterator[Figure]:
         yield from _figures(results, group)
 
 
-def _beside_icl(measure: Measure, part: Frame, rows: Mapping[str, Frame]) -> Frame:
-    """The rows of a score; those of accuracy with zero-shot's for a floor and ICL's for a ceiling."""
-    keys = _keys_of_icl(measure.results, part)
-    for column, setting in (("floor", "zsl"), ("ceiling", "icl")):
-        twin = measure.info.of(setting, measure.results.scores.values()) if measure.info.reads("ft") else None
+def _with_bounds(measure: Measure, part: Frame, rows: Mapping[str, Frame]) -> Frame:
+    """The rows of a score with a floor and a ceiling of the same setting.
+
+    They are the best floor's and the best ceiling's means; of accuracy, zero-shot's and ICL's.
+    """
+    results = measure.results
+    free = [key for key in free_keys(results, part) if not key.startswith(("finetune.", "reference."))]
+    keys = [*PLACE, *free]  # of settings in which ICL itself differs
+    best = "min" if measure.info.better is Better.lower else "max"
+    for column, setting in ((Role.floor, "zsl"), (Role.ceiling, "icl")):
+        twin = measure.info.of(setting, results.scores.values()) if measure.info.reads("ft") else None
         if twin and twin.name in rows:
-            means = rows[twin.name].groupby(keys, dropna=False)["mean"].mean()
-            part = part.merge(means.rename(column).reset_index(), on=keys, how="left")
+            bound = rows[twin.name].groupby(keys, dropna=False)["mean"].mean()
+        else:
+            of_role = part[[results.variants[name].role is column for name in part["finetune.name"]]]
+            bound = of_role.groupby(keys, dropna=False)["mean"].agg(best)
+        part = part.merge(bound.rename(str(column)).reset_index(), on=keys, how="left")
     return part
-
-
-def _keys_of_icl(results: Results, rows: Frame) -> list[str]:
-    """The keys of settings in which ICL itself differs: not those of finetuning."""
-    return [*PLACE, *(key for key in free_keys(results, rows) if not key.startswith(("finetune.", "reference.")))]
 
 
 def _figures(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> Iterator[Figure]:
@@ -70,7 +75,6 @@ def _figures(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> Iterat
     split, order = _split(results, pairs)
     if len(order) < 2:
         return
-    _set_bounds(results, measures, split.rows)
     several = split.rows["sees"].nunique() > 1
     room = (TEXT_WIDTH - _LABELS - several * (_SEES + _GAP)) / len(measures) - _GAP
     charts = [_sees(split, order)] if several else []
@@ -123,16 +127,6 @@ def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Gr
     labels, in_order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(labels, rows["about"], strict=True))
     return Grid(rows, panels, choices), list(dict.fromkeys(about[label] for label in in_order))
-
-
-def _set_bounds(results: Results, measures: Sequence[Measure], rows: Frame) -> None:
-    """Set `floor` and `ceiling`, where nothing is there, to the best floor's and ceiling's mean in the same setting."""
-    lower = rows["value"].map([measure.info.better is Better.lower for measure in measures].__getitem__)
-    within = ["value", *_keys_of_icl(results, rows)]
-    for column, role in (("floor", Role.floor), ("ceiling", Role.ceiling)):
-        means = rows.assign(mean=rows["mean"].where(rows["role"] == role)).groupby(within, dropna=False)["mean"]
-        best = means.transform("min").where(lower, means.transform("max"))
-        rows[column] = rows[column].fillna(best) if column in rows else best
 
 
 def _rows(order: list[str], labels: bool, grid: bool = True, **position: Any) -> Any:

@@ -6,8 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from iclgd.common.printable import printable
 from iclgd.report.chart import DATA, Figure, theme
 from iclgd.report.formats import Table, number
 from iclgd.results.frame import Results
-from iclgd.results.reading import FinishedRun
 from iclgd.results.remarks import remarks
 from iclgd.runs import varying_keys
 
 _HERE = Path(__file__).parent
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
-_MOST_PROMPTS, _MOST_ITEMS, _MOST_TEXT = 12, 60, 1500  # sets, texts, characters
+_MOST_PROMPTS, _MOST_QUERIES, _MOST_TEXT = 12, 10, 30_000  # sets, queries and characters of each
 
 
 def render(
@@ -53,7 +51,7 @@ def render(
         facts=_facts(results),
         runs=_runs(results),
         shared={k: varying_keys.as_text(v) for k, v in results[0].settings.items() if not _differs(results, k)},
-        prompts=list(_prompts(results)),
+        prompts=_prompts(results),
     )
 
 
@@ -84,8 +82,7 @@ def _facts(results: Results) -> dict[str, list[str]]:
     facts = {name: [results.text(key, run.settings[key]) for run in results] for name, key in names.items()}
     facts["varied"] = [*results.varied, *(["seed"] if _differs(results, "seed") else [])]
     versions = [run.environment.get("iclgd") or {} for run in results]
-    known = [version for version in versions if version.get("revision")]
-    facts["git revisions"] = [str(version["revision"])[:10] + "+" * bool(version.get("dirty")) for version in known]
+    facts["git revisions"] = [str(version.get("revision") or "unknown")[:10] for version in versions]
     return {name: list(dict.fromkeys(values)) for name, values in facts.items() if values}
 
 
@@ -105,30 +102,16 @@ def _differs(results: Results, key: str) -> bool:
     return len({str(run.settings.get(key)) for run in results}) > 1
 
 
-def _prompts(results: Results) -> Iterator[dict[str, Any]]:
-    """What the models read: the demonstrations and the first queries of a few draws, with how each was answered."""
+def _prompts(results: Results) -> dict[str, str]:
+    """What the models read, by setting: all demonstrations, and the first queries."""
     keys = [key for key in results.keys if key.startswith(("task.", "model."))] + ["seed", "task.permutation"]
     keys = [key for key in keys if _differs(results, key)]
-    runs: dict[str, FinishedRun] = {}
+    texts: dict[str, str] = {}
     for run in results:
-        runs.setdefault(results.setting_text({key: run.settings.get(key) for key in keys}) or run.name, run)
-    for name, run in list(runs.items())[:_MOST_PROMPTS]:
-        content = run.prompts()
-        words = content.get("label_words") or []
-        lists = {
-            kind: [_item(item, words) for item in content[kind][:_MOST_ITEMS]] for kind in ("demonstrations", "queries")
-        }
-        for score, values in run.values.items():  # for each share that has a value of a query, whether it counts
-            if score in results.scores and results.scores[score].share and values.shape[1] == 1:
-                for query, value in zip(lists["queries"], values[:, 0], strict=False):
-                    query["marks"] += [(results.scores[score].label, value == 1)] * (not math.isnan(value))
-        yield {"name": name, "lists": lists, "left": len(content["queries"]) - len(lists["queries"])}
-
-
-def _item(item: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    text, label = item["text"], item["label"]
-    if len(text) > _MOST_TEXT:
-        text = f"{text[:_MOST_TEXT]}… ({len(text):,} characters)"
-    visible = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
-    word = words[label] if label < len(words) else f"option {label}"
-    return {"text": visible, "label": word, "tokens": len(item["token_ids"]), "marks": []}
+        name = results.setting_text({key: run.settings.get(key) for key in keys}) or run.name
+        if name not in texts and len(texts) < _MOST_PROMPTS:
+            content = run.prompts()
+            items = [*content["demonstrations"], *content["queries"][:_MOST_QUERIES]]
+            text = "\n".join(item["text"] for item in items)[:_MOST_TEXT]
+            texts[name] = "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
+    return texts

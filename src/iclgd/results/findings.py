@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,17 +62,13 @@ def _recovered(results: Results, score: ScoreInfo, setting: Setting, among: Sequ
         for one in among
         if _is_candidate(results, one) and all(one.others.get(key, value) == value for key, value in setting)
     ]
-    complete = _in_all_draws(score, among)
-    ranked = [
-        f"{_named(results, one, among)} {_percent(_interval(score, one))}" for one in _nearest_first(score, complete)
-    ]
-    partly = [_named(results, one, among) for one in among if one not in complete and one.defined(score.name)]
-    return [*ranked, *(f"{name} has no value in some draws" for name in partly)]
-
-
-def _percent(interval: Interval) -> str:
-    ends = "" if math.isnan(interval.low) else f" [{100 * interval.low:z.0f}, {100 * interval.high:z.0f}]"
-    return f"{100 * interval.mean:z.0f}%{ends}"
+    texts = []
+    for one in _nearest_first(score, among):
+        mean, low, high = (f"{100 * value:z.0f}" for value in _ends(score, one))
+        ends = "" if low == "nan" else f" [{low}, {high}]"
+        texts.append(f"{_named(results, one, among)} {mean}%{ends}")
+    partly = [one for one in among if one.defined(score.name) and one not in _nearest_first(score, among)]
+    return [*texts, *(f"{_named(results, one, among)} has no value in some draws" for one in partly)]
 
 
 def _named(results: Results, one: Contender, among: Sequence[Contender]) -> str:
@@ -102,10 +97,10 @@ def _nearest(results: Results, among: Sequence[Contender]) -> list[str]:
     for place, here in places.items():
         itself = next((one for one in here if one.variant == ITSELF), None)
         candidates = [one for one in here if _is_candidate(results, one)]
-        if len(candidates) > 1:
-            varied = {key: value for key, value in place if key in results.varied and key != TRUTH}
-            named, text = results.setting_text(varied), _paragraph(results, candidates, itself)
-            paragraphs += [f"{named}: {text}" if named else text] * bool(text)
+        text = _paragraph(results, candidates, itself) if len(candidates) > 1 else ""
+        if text:
+            named = results.setting_text({k: value for k, value in place if k in results.varied and k != TRUTH})
+            paragraphs.append(f"{named}: {text}" if named else text)
     return paragraphs
 
 
@@ -115,18 +110,18 @@ def _is_candidate(results: Results, one: Contender) -> bool:
 
 
 def _paragraph(results: Results, candidates: Sequence[Contender], itself: Contender | None) -> str:
-    scores = [results.scores[name] for name in results.headline]
-    scores = [score for score in scores if score.learned and score.better is not Better.neither]
     sentences, comparisons = [], []
-    for score in scores:
-        order = _nearest_first(score, _in_all_draws(score, candidates))
+    for score in (results.scores[name] for name in results.headline):
+        if not score.learned or score.better is Better.neither:
+            continue
+        order = _nearest_first(score, candidates)
         if order:
-            best, *others = order
-            rivals = {one.variant: best.minus(one, score.name) for one in others}
+            rivals = {one.variant: order[0].minus(one, score.name) for one in order[1:]}
             icl: dict[str, Comparison] = {}
             if itself is not None and score.name in itself.values:
                 icl = holm_corrected({one.variant: itself.minus(one, score.name) for one in order})
-            sentences.append(_sentence(results, score, candidates, order, rivals, icl))
+            missing = [one for one in candidates if one not in order and one.defined(score.name)]
+            sentences.append(_sentence(results, score, order[0], missing, rivals, icl))
             comparisons += [*rivals.values(), *icl.values()]
         elif any(one.defined(score.name) for one in candidates):
             sentences.append(f"By {score.label}, none is named nearest, since none has a value in every draw.")
@@ -137,59 +132,46 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
     return " ".join(sentences)
 
 
-def _in_all_draws(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
-    """The candidates with a value in every draw that any has: a mean over the draws that went well is no fair one."""
+def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
+    """Those with a value in every draw that any has: a mean over the draws that went well is no fair one."""
     draws = [{draw for draw, mean in one.values.get(score.name, {}).items() if mean == mean} for one in candidates]
     every = set().union(*draws)
-    return [one for one, its in zip(candidates, draws, strict=True) if its and its == every]
+    complete = [one for one, its in zip(candidates, draws, strict=True) if its and its == every]
+    return sorted(complete, key=lambda one: _ends(score, one)[0], reverse=score.better is not Better.lower)
 
 
-def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
-    return sorted(candidates, key=lambda one: _mean(score, one), reverse=score.better is not Better.lower)
-
-
-def _mean(score: ScoreInfo, one: Contender) -> float:
-    return _interval(score, one).mean
-
-
-def _interval(score: ScoreInfo, one: Contender) -> Interval:
-    return draws_interval(one.defined(score.name), score.limits, chosen=len(one.tried) > 1)
+def _ends(score: ScoreInfo, one: Contender) -> tuple[float, float, float]:
+    """The mean over draws, and the ends of its interval, NaN where there is none."""
+    interval: Interval = draws_interval(one.defined(score.name), score.limits, chosen=len(one.tried) > 1)
+    return interval.mean, interval.low, interval.high
 
 
 def _sentence(
     results: Results,
     score: ScoreInfo,
-    candidates: Sequence[Contender],
-    order: Sequence[Contender],
+    best: Contender,
+    missing: Sequence[Contender],
     rivals: Mapping[str, Comparison],
     icl: Mapping[str, Comparison],
 ) -> str:
     """Which is nearest by this score, with its interval and what it sees; what else may be; what differs from ICL.
 
-    Args:
-        results: the runs.
-        score: the score.
-        candidates: all of the mechanisms.
-        order: those with a value in every draw, nearest first.
-        rivals: the nearest minus each of the others.
-        icl: ICL minus each of them, with corrected p.
+    `missing` have no value in some draw; `rivals` are the nearest minus each other one, `icl` is ICL minus each.
     """
-    best, labels = order[0], results.labels
-    interval = _interval(score, best)
+    labels = results.labels
+    mean, low, high = (f"{value:.{score.digits}f}" for value in _ends(score, best))
+    ends = "" if low == "nan" else f" [{low}, {high}]"
     sees = results.text(SEES, results.variants[best.variant].sees)
-    text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {interval.mean:.{score.digits}f}"
-    if not math.isnan(interval.low):
-        text += f" [{interval.low:.{score.digits}f}, {interval.high:.{score.digits}f}]"
-    text += f" (sees {sees})."
-    missing = [labels[one.variant] for one in candidates if one not in order and one.defined(score.name)]
+    text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {mean}{ends} (sees {sees})."
     if missing:
-        text += f" Left out, since not every draw of theirs has a value: {', '.join(missing)}."
+        names = ", ".join(labels[one.variant] for one in missing)
+        text += f" Left out, since not every draw of theirs has a value: {names}."
     tested = {variant: comparison.p for variant, comparison in rivals.items() if comparison.p >= 0}
-    # Multiple comparisons with the best (Hsu 1984): the one that is truly nearest is ruled out only if one of its
-    # comparisons with the others errs. Their number is corrected for, not that of all pairs, though the nearest is
-    # chosen by the same draws.
-    possible = [labels[variant] for variant, p in tested.items() if p * len(tested) >= _LEVEL]
     if tested:
+        # Multiple comparisons with the best (Hsu 1984): the one that is truly nearest is ruled out only if one of its
+        # comparisons with the others errs. Their number is corrected for, not that of all pairs, though the nearest is
+        # chosen by the same draws.
+        possible = [labels[variant] for variant, p in tested.items() if p * len(tested) >= _LEVEL]
         text += f" May be nearer: {', '.join(possible) or 'none of the others'}."
         untested = [labels[variant] for variant in rivals if variant not in tested]
         if untested:
@@ -199,7 +181,5 @@ def _sentence(
     if same:
         text += f" Not told apart from ICL itself: {', '.join(same)}."
     elif differ:
-        text += (
-            f" {differ} of {len(icl)} differ from ICL itself." if differ < len(icl) else " All differ from ICL itself."
-        )
+        text += f" {f'{differ} of {len(icl)}' if differ < len(icl) else 'All'} differ from ICL itself."
     return text
