@@ -44,7 +44,9 @@ class LayerDiscovery:
         description: Description,
     ) -> None:
         self.network, self.tokens, self.blocks, self.description = network, tokens, blocks, description
-        self.numbers = numbers_of(network.config)
+        values = network.config.get_text_config().to_dict().values()
+        # What the config states, by which what is computed may be scaled.
+        self.numbers = sorted({float(v) for v in values if type(v) in (int, float) and v > 0})
 
     @cached_property
     def mixing(self) -> dict[nn.Module, list[nn.Module]]:
@@ -53,54 +55,44 @@ class LayerDiscovery:
 
     def layer(self, number: int) -> Layer:
         """The parts of one layer."""
-        block, attention = self.blocks[number], self.blocks[number].attention
-        added = self._described_terms(block) or (self._added(number) if attention else self._mixed(number))
-        mixers = self._mixers(block, added)
+        block, attention, mixers = self.blocks[number], self.blocks[number].attention, ()
+        added = self._described_terms(block) or self._added_by_attention(block) or self._added_by_mixers(number)
+        if attention is None or len(added) > 1:  # otherwise attention alone mixes tokens
+            mixers = tuple(self.mixing[block.call.module])
         if attention is None:
             return Layer(None, added, mixers, NO_PROJECTIONS)
+        is_local = getattr(attention.module, "attention_type", None) == "local"  # GPT-Neo's, whose mask is a buffer
         return Layer(
             attention=attention.module,
             added=added,
-            mixers=(attention.module, *(module for module in mixers if module is not attention.module)),
-            projections=self.projections(block, attention, attention_term(attention.module, added)),
+            mixers=tuple(dict.fromkeys((attention.module, *mixers))),
+            projections=self._projections(block, attention, attention_term(attention.module, added)),
             scale=attention.scale,
             biased=attention.biased,
-            window=self._window(attention),
+            window=self.network.config.window_size if is_local else attention.reach.window,
             chunk=attention.reach.chunk,
         )
-
-    def _window(self, attention: Attention) -> int | None:
-        if getattr(attention.module, "attention_type", None) == "local":  # GPT-Neo's, whose mask is a buffer
-            return cast(int, self.network.config.window_size)
-        return attention.reach.window
 
     def _described_terms(self, block: BlockTrace) -> Terms:
         if "added" not in self.description:
             return ()
-        return (
-            (block.call.module.get_submodule(self.description["added"]), float(self.description.get("factor", 1.0))),
-        )
+        module = block.call.module.get_submodule(self.description["added"])
+        return ((module, float(self.description.get("factor", 1.0))),)
 
-    def _mixers(self, block: BlockTrace, added: Terms) -> tuple[nn.Module, ...]:
-        """The children of a block that mix tokens, where they are not known from its attention alone."""
-        if block.attention is None or len(added) > 1:
-            return tuple(self.mixing[block.call.module])
-        return ()
-
-    def _added(self, number: int) -> Terms:
-        """What attention adds, and what is added beside it."""
-        block = self.blocks[number]
+    def _added_by_attention(self, block: BlockTrace) -> Terms:
+        """What attention adds, alone or beside what does not depend on it."""
         behind = [call for call in block.inner if call.attends and call.output is not None]
         terms = self._terms(block, [(call,) for call in behind])
-        if not terms:
-            for call, other in itertools.product(filter(block.in_attention, behind), block.beside):
-                outputs = [cast(Tensor, call.output), cast(Tensor, other.output)]
-                factors = multiples(block.output, block.input, outputs, self.numbers)
-                if factors:
-                    return ((call.module, factors[0]),)
-        return terms or self._mixed(number)
+        if terms:
+            return terms
+        for call, other in itertools.product(filter(block.in_attention, behind), block.beside):
+            outputs = [cast(Tensor, call.output), cast(Tensor, other.output)]
+            factors = multiples(block.output, block.input, outputs, self.numbers)
+            if factors:
+                return ((call.module, factors[0]),)
+        return ()
 
-    def _mixed(self, number: int) -> Terms:
+    def _added_by_mixers(self, number: int) -> Terms:
         """What modules that mix tokens add, alone or beside each other; nothing where there are none."""
         block = self.blocks[number]
         mixing = [cast(Call, block.call_of(module)) for module in self.mixing[block.call.module]]
@@ -127,19 +119,19 @@ class LayerDiscovery:
                     return tuple((call.module, factor) for call, factor in zip(calls, factors, strict=True))
         return ()
 
-    def projections(self, block: BlockTrace, attention: Attention, added: nn.Module) -> Projections:
+    def _projections(self, block: BlockTrace, attention: Attention, added: nn.Module) -> Projections:
         """What makes attention's queries, keys, values and output, which goes through the module that is added."""
         end = next((call.end for call in block.inner if call.module is added), block.call.end)
         output = [
-            call.module
+            Projection(call.module)
             for call in block.inner
             if call.attends and is_projection(call.module) and attention.time < call.start and call.end <= end
         ]
-        found = {**attention.projections, "o": tuple(map(Projection, output))}
+        projections = {**attention.projections, "o": tuple(output)}
         for part, name in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
             if name in self.description:
-                found[part] = _described(block.call.module, self.description[name])
-        return found
+                projections[part] = _described(block.call.module, self.description[name])
+        return projections
 
 
 def _described(block: nn.Module, paths: Mapping[str, Any]) -> tuple[Projection, ...]:
@@ -149,12 +141,6 @@ def _described(block: nn.Module, paths: Mapping[str, Any]) -> tuple[Projection, 
         rows = None if spans is None else torch.cat([torch.arange(*span) for span in spans])
         projections.append(Projection(block.get_submodule(path), rows))
     return tuple(projections)
-
-
-def numbers_of(config: Any) -> list[float]:
-    """The numbers that a config states, by which what is computed may be scaled."""
-    values = config.get_text_config().to_dict().values()
-    return sorted({float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0})
 
 
 @torch.no_grad()

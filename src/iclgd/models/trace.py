@@ -139,21 +139,12 @@ def multiples(
         return (1.0,) * len(terms)
     matrix = torch.stack([term.double().flatten() for term in terms], dim=1)
     target = (total.double() - base.double()).flatten()
-    solution = torch.linalg.pinv(matrix.T @ matrix) @ (matrix.T @ target)
-    factors = tuple(nearest(value, numbers) for value in solution.tolist())
+    factors = []
+    for value in (torch.linalg.pinv(matrix.T @ matrix) @ (matrix.T @ target)).tolist():
+        factors.append(next((each for each in (1.0, *numbers) if abs(value - each) <= 1e-4 * abs(each)), value))
     if not all(factors) or not is_sum(total, [base, *(f * term for f, term in zip(factors, terms, strict=True))]):
         return None
-    return factors
-
-
-def nearest(value: float, numbers: Iterable[float]) -> float:
-    """The number that a value is but for rounding, or the value."""
-    return next((number for number in (1.0, *numbers) if abs(value - number) <= 1e-4 * abs(number)), value)
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, bit for bit."""
-    return one.shape == other.shape and torch.equal(one, other)
+    return tuple(factors)
 
 
 def bent(
@@ -163,15 +154,14 @@ def bent(
 
     The best counts, for in half precision a mild softcap is hardly more than rounding.
     """
-    if same(products.to(logits), logits):  # as nearly always
+    if torch.equal(products.to(logits), logits):  # as nearly always
         return 1.0, None
-    rounding = 8 * torch.finfo(logits.dtype).eps
     some = logits.double().flatten().abs().topk(min(1000, logits.numel())).indices  # where a softcap shows most
     given, wanted = products.double().flatten()[some], logits.double().flatten()[some]
-    scales = (1.0, *numbers, *(1 / number for number in numbers))
-    forms = [((scale, None), given * scale) for scale in scales]
-    forms += [((1.0, cap), torch.tanh(given / cap) * cap) for cap in numbers]
-    error, form = min(
-        ((((values - wanted).norm() / wanted.norm()).item(), form) for form, values in forms), key=lambda each: each[0]
-    )
-    return form if error <= rounding else None
+    forms: dict[tuple[float, float | None], Tensor] = {
+        (scale, None): given * scale for scale in (1.0, *numbers, *(1 / number for number in numbers))
+    }
+    forms |= {(1.0, cap): torch.tanh(given / cap) * cap for cap in numbers}
+    errors = {form: ((values - wanted).norm() / wanted.norm()).item() for form, values in forms.items()}
+    best = min(errors, key=lambda form: errors[form])
+    return best if errors[best] <= 8 * torch.finfo(logits.dtype).eps else None
