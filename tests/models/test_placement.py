@@ -69,7 +69,7 @@ def test_settings_that_do_not_go_together_are_refused():
 def test_quantised_weights_are_refused_by_the_name_of_their_method():
     quantised = AutoConfig.for_model("llama", **CONFIGS["llama"])
     quantised.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    with pytest.raises(ConfigError, match=r"quantised by bitsandbytes, .*float32_from_bfloat16.*GGUF file"):
+    with pytest.raises(ConfigError, match=r"quantised by bitsandbytes, .*GGUF file"):
         refuse_quantised(ModelConfig(name="somebody/model"), quantised)
     refuse_quantised(ModelConfig(name="somebody/model", file="x.gguf"), quantised)
 

@@ -131,7 +131,7 @@ def test_what_the_naive_way_does_not_know_and_what_needs_all_queries_is_said(tmp
     placed = config(*SMALL, "protocol.step=token", "runtime.placement=auto", "reference=lcgd")
     assert check.unknown_settings(placed) == [
         "protocol.step=token",
-        "runtime.placement=auto with runtime.dtype=float32",
+        "runtime.placement=auto",
         "reference=lcgd",
     ]
 

@@ -22,7 +22,7 @@ Objective = StrEnum("Objective", "gd lcgd short_circuit")
 # measured, and their labels are not used; what sees the measured queries is a ceiling and no method.
 Sees = StrEnum("Sees", "nothing demonstrations one_at_a_time calibration queries")
 Fit = StrEnum("Fit", "parallel upwards")  # all layers beside untouched ones, or each with those below it shifted
-Dtype = StrEnum("Dtype", "auto model float32 float64 bfloat16 float16 float32_from_bfloat16 float32_from_float16")
+Dtype = StrEnum("Dtype", "auto model float32 float64 bfloat16 float16")
 Site = StrEnum("Site", "attention_output block_output")  # where activations are read or changed
 Start = StrEnum("Start", "icl noise")  # what a trained prefix starts at
 Trainable = StrEnum("Trainable", "q k v o attn_kv attention mlp all")

@@ -186,7 +186,7 @@ class RuntimeConfig:
     device_map: Any = None  # placement=auto: auto, balanced, balanced_low_0, sequential, or a device for each module
     max_memory: Any = None  # placement=auto: how much each device may hold, such as {0: 20GB, cpu: 100GB}
     offload_folder: str | None = None  # placement=auto: where weights lie that neither GPUs nor CPU memory hold
-    dtype: enums.Dtype = enums.Dtype.auto  # auto: float32; model: that of its files; ..._from_...: half weights at rest
+    dtype: enums.Dtype = enums.Dtype.auto  # auto: float32; model: that of its files
     matmul: enums.Matmul = enums.Matmul.highest  # float32 products on a GPU; tf32: inputs of 10 bits' precision
     threads: int | None = None  # CPU threads; null: PyTorch's choice, one for small models and joblib's jobs
     save_recordings: bool = False  # whether recordings.safetensors is kept

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from iclgd.config import Config, ConfigError
 from iclgd.config.enumerations import Placement
 from iclgd.models.loading import resolve_device, resolve_dtype
-from iclgd.models.products import stored_dtype
 
 GB = 1e9
 
@@ -18,7 +17,7 @@ def weights_size(settings: PretrainedConfig, config: Config) -> float:
     """GB of weights as they are stored, counted on a network of this architecture without any."""
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
-    stored = stored_dtype(config.runtime.dtype, resolve_dtype(config.runtime.dtype, config.model))
+    stored = resolve_dtype(config.runtime.dtype, config.model)
     return sum(parameter.numel() for parameter in network.parameters()) * stored.itemsize / GB
 
 
@@ -33,5 +32,5 @@ def refuse_too_large(weights: float, config: Config) -> None:
     if config.runtime.placement is Placement.single and weights > free / GB:
         raise ConfigError(
             f"{device} has {free / GB:.1f} GB free, but the model has {weights:.1f} GB of weights: set "
-            "runtime.placement=auto (several GPUs, CPU memory, disk) or runtime.dtype=float32_from_bfloat16"
+            "runtime.placement=auto (several GPUs, CPU memory, disk) or runtime.dtype=bfloat16"
         )

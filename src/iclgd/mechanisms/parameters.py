@@ -15,7 +15,6 @@ from iclgd.config import ConfigError
 from iclgd.config.enumerations import Trainable
 from iclgd.models.anatomy import LanguageModel
 from iclgd.models.placement import resident
-from iclgd.models.products import HALF
 from iclgd.models.projections import Rows, rows_of
 
 # What attention's parts are called in `finetune.trainable`, and the projections that make them.
@@ -131,33 +130,22 @@ def _named(model: LanguageModel, choice: str, layer: int) -> set[str]:
 def trainable(trained: Sequence[Trained]) -> Iterator[list[Tensor]]:
     """Let these parameters be trained within the block; afterwards they are, bit for bit, what they were.
 
-    Those that rest in half precision are float32 meanwhile: steps far smaller than a half number's rounding add up.
-
     Yields:
         What each parameter was.
     """
     with resident(item.module for item in trained):
         parameters = [item.parameter for item in trained]
-        at_rest = [parameter.data for parameter in parameters]
-        computed = trained[0].model.dtype if trained else torch.float32
-        before = [
-            each.float() if each.dtype in HALF and computed is torch.float32 else each.clone() for each in at_rest
-        ]
+        before = [parameter.detach().clone() for parameter in parameters]
         try:
-            for parameter, was in zip(parameters, before, strict=True):
-                if was.dtype is not parameter.dtype:
-                    parameter.data = was.clone()
+            for parameter in parameters:
                 parameter.requires_grad_(True)
             yield before
         finally:
             with torch.no_grad():
-                for parameter, was, rests in zip(parameters, before, at_rest, strict=True):
+                for parameter, was in zip(parameters, before, strict=True):
                     parameter.requires_grad_(False)
                     parameter.grad = None
-                    if was.dtype is rests.dtype:
-                        parameter.copy_(was)
-                    else:
-                        parameter.data = rests
+                    parameter.copy_(was)
 
 
 def layer_norms(trained: Sequence[Trained], tensors: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from iclgd.config import ConfigError
 from iclgd.models.placement import device_of, resident
-from iclgd.models.products import linear, used_dtype
+from iclgd.models.products import linear
 from iclgd.models.projections import Projections
 
 
@@ -194,8 +194,8 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which precision it computes; its weights may rest in another."""
-        return used_dtype(self.network)
+        """In which precision it computes."""
+        return self.network.dtype
 
     @property
     def window(self) -> int | None:

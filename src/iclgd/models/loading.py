@@ -34,7 +34,6 @@ from iclgd.models.files import (
 )
 from iclgd.models.layer_discovery import Description
 from iclgd.models.placement import loading_arguments, refuse_quantised
-from iclgd.models.products import compute_in_float32, stored_dtype
 from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
 
@@ -72,10 +71,9 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, model: ModelConfig) -> torch.dtype:
     """The dtype in which `runtime.dtype` computes; `auto` is float32 everywhere, `model` the precision of its files."""
     own = dtype_name(name, model)
-    computed = own if name == Dtype.model else own.partition("_from_")[0]
-    if computed not in _DTYPES:
+    if own not in _DTYPES:
         raise ConfigError(f"model.dtype={own} is not known: write {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}")
-    return getattr(torch, computed)
+    return getattr(torch, own)
 
 
 def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
@@ -112,12 +110,9 @@ def _load(
     files = _locate(model, digests.get("commit") or model.revision)
     config = _config(model, files)
     refuse_quantised(model, config)
-    stored = stored_dtype(runtime.dtype, dtype)
-    network = _weights(model, files, stored, runtime, config)
+    network = _weights(model, files, dtype, runtime, config)
     if runtime.placement is Placement.single:
         network = cast(PreTrainedModel, cast(nn.Module, network).to(device))
-    if stored is not dtype:
-        compute_in_float32(network)
     with refusing(f"the tokenizer of model.name={model.name} could not be loaded", _DAMAGED):
         tokenizer = AutoTokenizer.from_pretrained(**files)
     identity = {
@@ -125,7 +120,7 @@ def _load(
         "revision": digests.get("commit") or model.revision,
         "weights": str(model.weights),
         "weights_seed": model.weights_seed if model.weights is not Weights.pretrained else None,
-        "dtype": str(dtype).removeprefix("torch.") if stored is dtype else str(runtime.dtype),
+        "dtype": str(dtype).removeprefix("torch."),
         "device_type": device.type,
         "sha256": {name: digest for name, digest in digests.items() if name != "commit"},
     }

@@ -48,7 +48,7 @@ def refuse_quantised(model: ModelConfig, config: PretrainedConfig) -> None:
     method = quantisation.get("quant_method") if is_mapping else getattr(quantisation, "quant_method", None)
     raise ConfigError(
         f"model.name={model.name} holds weights quantised by {method or 'an unknown method'}, whose keys and values "
-        "cannot be trained: take the unquantised model (runtime.dtype=float32_from_bfloat16 halves its memory), or a "
+        "cannot be trained: take the unquantised model (runtime.placement=auto), or a "
         "GGUF file (model.file), which is read as ordinary weights"
     )
 

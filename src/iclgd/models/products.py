@@ -1,12 +1,8 @@
-"""Products with a model's weights: by oneDNN on a CPU, and with weights that rest in half precision.
+"""Products with a model's weights, on a CPU by oneDNN.
 
 PyTorch gives float32 products to MKL, which copies both factors into an order of its own before it multiplies. For one
 demonstration, a product 10 to 50 rows high, that copy costs as much as the product. oneDNN's kernels, which PyTorch
 uses when it compiles a model, read the weights where they lie.
-
-Weights may rest in bfloat16 or float16 while everything is computed in float32: a matrix is taken to float32 for one
-product and dropped, and its gradient takes it again. So a model needs the memory of its half weights, and its numbers
-are those of a float32 model with the same, rounded, weights.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 _SMALL = 2**21  # multiplications, below which oneDNN's 20 microseconds a call are not earned back
@@ -42,21 +37,16 @@ def linear(
 
 
 def use_linear(network: nn.Module) -> None:
-    """Let every linear layer of a network compute by `linear`; its parameters stay the same objects."""
-    for module in network.modules():
-        if type(module) in COUNTERPARTS:
-            change_class(module, COUNTERPARTS[type(module)])
+    """Let every linear layer of a network compute by `linear`; its parameters stay the same objects.
 
-
-def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Let a module compute by the `forward` of a subclass of its class.
-
-    A new module in its stead would lose the hooks of this one, and all that refers to it; a parametrization of the
-    weight would hide the parameter that is trained.
+    Layers change their class: a new module in the stead of one would lose its hooks, and all that refers to it.
     """
-    module.__class__ = kind
-    if "_old_forward" in vars(module):  # accelerate's wrapper calls this instead of the class's
-        vars(module)["_old_forward"] = MethodType(kind.forward, module)
+    for module in network.modules():
+        kind = _COUNTERPARTS.get(type(module))
+        if kind is not None:
+            module.__class__ = kind
+            if "_old_forward" in vars(module):  # accelerate's wrapper calls this instead of the class's
+                vars(module)["_old_forward"] = MethodType(kind.forward, module)
 
 
 def _faster(rows: Tensor, weight: Tensor) -> bool:
@@ -116,38 +106,4 @@ class _AsConv1D(Conv1D):  # GPT-2's, whose weight is [in, out]
         return linear(x, self.weight.T, self.bias)
 
 
-COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _AsLinear, Conv1D: _AsConv1D}
-
-
-def stored_dtype(name: str, used: torch.dtype) -> torch.dtype:
-    """The dtype in which weights rest, for a `runtime.dtype` that computes in `used`."""
-    _, is_apart, stored = name.partition("_from_")
-    return getattr(torch, stored) if is_apart else used
-
-
-class _Embedding(nn.Embedding):
-    def forward(self, input: Tensor) -> Tensor:
-        rows = functional.embedding(input, self.weight).float()
-        scale: Any = getattr(self, "embed_scale", 1.0)  # Gemma's and XGLM's
-        return rows * (scale.float() if isinstance(scale, Tensor) else scale)
-
-
-def used_dtype(network: PreTrainedModel) -> torch.dtype:
-    """The dtype in which a model computes."""
-    return torch.float32 if isinstance(network.get_input_embeddings(), _Embedding) else network.dtype
-
-
-def compute_in_float32(network: PreTrainedModel) -> None:
-    """Let a model with half weights compute in float32; norms, biases and position embeddings become float32."""
-    words = network.get_input_embeddings()
-    matrices = {id(words.weight)}
-    for module in network.modules():
-        if module is words:
-            change_class(module, _Embedding)
-        elif isinstance(module, nn.Linear | Conv1D):
-            change_class(module, COUNTERPARTS[nn.Linear if isinstance(module, nn.Linear) else Conv1D])
-            matrices.add(id(module.weight))
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in matrices and parameter.dtype in HALF:
-                module.register_parameter(name, nn.Parameter(parameter.detach().float(), requires_grad=False))
+_COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _AsLinear, Conv1D: _AsConv1D}

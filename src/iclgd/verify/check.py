@@ -191,8 +191,8 @@ def unknown_settings(config: Config) -> list[str]:
     unknown = [f"finetune.{name}={value}" for name, value in chosen.items() if value not in _NAIVE_VALUES[name]]
     if config.protocol.step != "demonstration":
         unknown.append(f"protocol.step={config.protocol.step}")
-    if config.runtime.placement != "single" or "_from_" in config.runtime.dtype:
-        unknown.append(f"runtime.placement={config.runtime.placement} with runtime.dtype={config.runtime.dtype}")
+    if config.runtime.placement != "single":
+        unknown.append(f"runtime.placement={config.runtime.placement}")
     return unknown if config.reference.name == ICL else [*unknown, f"reference={config.reference.name}"]
 
 
