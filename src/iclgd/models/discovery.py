@@ -164,7 +164,8 @@ def _feed_forward(pairs: Sequence[tuple[BlockTrace, Layer]], described: Descript
     if "mlp_out" in described:
         return FeedForward(modules, tuple(described.get("mlp_in", ())), described["mlp_out"])
     forms = {_form(block, layer) for block, layer in pairs}
-    return FeedForward(modules, *(forms.pop() if len(forms) == 1 else ()))
+    reads, adds = forms.pop() if len(forms) == 1 else ((), None)
+    return FeedForward(modules, reads, adds)
 
 
 def _form(block: BlockTrace, layer: Layer) -> tuple[tuple[str, ...], str | None]:
