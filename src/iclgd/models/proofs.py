@@ -150,7 +150,7 @@ def prove_feed_forward(model: LanguageModel, passed: Trace) -> None:
             refuse(
                 model.network,
                 f"block {number} puts out something else than its input, attention and {parts.adds} (off by "
-                f"{relative_error(block.output, sum(terms)):.1e} of its size)",
+                f"{relative_error(block.output, sum(terms[1:], block.input)):.1e} of its size)",
             )
         readers = [block.call_of(anatomy.part(number, path)) for path in parts.reads]
         reads = [call.inputs[0] for call in readers if call is not None]

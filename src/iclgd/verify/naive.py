@@ -7,7 +7,7 @@ only where a network keeps its parts is told to it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -62,52 +62,41 @@ class Naive:
     @torch.no_grad()
     def run(self, tokens: Sequence[int]) -> Pass:
         """Run one sequence through the network."""
-        with _outputs(self.blocks) as blocks, self._added(blocks) as attention, ExitStack() as stack:
-            spies = [self._spy(stack, path) for path in self.parts.softmax]
-            logits = self.network(input_ids=self._ids(tokens), use_cache=False).logits[0]
-        for layer, spy in enumerate(spies):
-            if spy is not None and len(spy.scores) != 1:
-                raise RuntimeError(f"{len(spy.scores)} softmaxes in the attention of block {layer}")
-        width = len(tokens)
-        return Pass(
-            logits,
-            queries=[torch.full((1, width, 1), torch.nan) if spy is None else spy.queries[0] for spy in spies],
-            scores=[torch.full((1, width), torch.nan) if spy is None else spy.scores[0] for spy in spies],
-            shares=[
-                torch.full((1, width), torch.nan) if spy is None else self._shares(path, spy.scores[0])
-                for path, spy in zip(self.parts.softmax, spies, strict=True)
-            ],
-            attention=[x[0] for x in attention()],
-            blocks=[x[0] for x in blocks],
-        )
-
-    @contextmanager
-    def _added(self, blocks: Sequence[Tensor]) -> Iterator[Callable[[], list[Tensor]]]:
-        """Within the block, gives what the mixer of each layer adds to the residual stream of these `blocks`."""
-        paths = [path for terms in self.parts.added for path, _ in terms]
+        spies, width = [SoftmaxSpy() for _ in self.blocks], len(tokens)
         with ExitStack() as stack:
-            outputs = {path: stack.enter_context(_outputs([self._module(path)])) for path in paths}
+            for path, spy in zip(self.parts.softmax, spies, strict=True):
+                if path is not None:
+                    stack.enter_context(_spying(self._module(path), spy))
+            logits, blocks, attention = self._layers(self._ids(tokens))
+        for layer, (path, spy) in enumerate(zip(self.parts.softmax, spies, strict=True)):
+            if path is None:
+                spy.queries, spy.scores = [torch.full((1, width, 1), torch.nan)], [torch.full((1, width), torch.nan)]
+            elif len(spy.scores) != 1:
+                raise RuntimeError(f"{len(spy.scores)} softmaxes in the attention of block {layer}")
+        scores = [spy.scores[0] for spy in spies]
+        shares = [self._shares(path, layer) for path, layer in zip(self.parts.softmax, scores, strict=True)]
+        queries = [spy.queries[0] for spy in spies]
+        return Pass(logits[0], queries, scores, shares, [x[0] for x in attention], [x[0] for x in blocks])
 
-            def added() -> list[Tensor]:
-                nothing = torch.zeros_like(blocks[0])  # of a block that mixes no tokens
-                return [
-                    sum((factor * outputs[path][0] for path, factor in terms), nothing) for terms in self.parts.added
-                ]
-
-            yield added
-
-    def _spy(self, stack: ExitStack, path: str | None) -> SoftmaxSpy | None:
-        if path is None:
-            return None
-        spy = SoftmaxSpy()
-        module = self._module(path)
-        stack.callback(module.register_forward_pre_hook(lambda *_: (spy.__enter__(), None)[1]).remove)
-        stack.callback(module.register_forward_hook(lambda *_: spy.__exit__(None, None, None)).remove)
-        return spy
+    def _layers(self, ids: Tensor, cut: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits, what each block puts out, and what is added in it; gradients are `cut` off between blocks."""
+        with ExitStack() as stack:
+            blocks = stack.enter_context(_outputs(self.blocks))
+            added = [
+                [(stack.enter_context(_outputs([self._module(path)])), factor) for path, factor in terms]
+                for terms in self.parts.added
+            ]
+            for block in self.blocks if cut else ():
+                stack.callback(block.register_forward_pre_hook(_detach_input, with_kwargs=True).remove)
+            logits = self.network(input_ids=ids, use_cache=False).logits
+        nothing = torch.zeros_like(blocks[0])  # of a block that mixes no tokens
+        return logits, blocks, [sum((factor * outputs[0] for outputs, factor in terms), nothing) for terms in added]
 
     def _shares(self, path: str | None, scores: Tensor) -> Tensor:
         """Attention from scores: their softmax, of which a sink takes a part where the module has one."""
-        sinks = getattr(self._module(str(path)), "sinks", None)
+        if path is None:
+            return scores
+        sinks = getattr(self._module(path), "sinks", None)
         sink = torch.empty(len(scores), 0) if sinks is None else as_float(sinks.detach())[:, None]
         return torch.cat([scores.nan_to_num(nan=-torch.inf), sink.to(scores)], dim=1).softmax(1)[:, : scores.shape[1]]
 
@@ -130,7 +119,7 @@ class Naive:
             "attention_scores": scores[..., start:],
             "context_scores": torch.stack([layer[:, :start].sum(0) for layer in seen.scores]),
             "context_mass": _sum_where_defined(shares, len(self.prompts.bos), start),
-            "query_vectors": torch.stack(_evened([vectors[:, -1].flatten() for vectors in seen.queries])),
+            "query_vectors": torch.stack(_of_one_length([vectors[:, -1].flatten() for vectors in seen.queries])),
             "label_scores": torch.stack([self._label_score(tokens, option, log_probs) for option in options]),
             "next_token_log_probs": log_probs,
         }
@@ -219,12 +208,8 @@ class Naive:
         if finetune.objective == "gd":
             logits = [self.network(input_ids=ids, use_cache=False).logits]
         else:
-            at_attention = causal and self.config.protocol.exit == "attention_output"
-            with _outputs(self.blocks) as blocks, self._added(blocks) as added, ExitStack() as stack:
-                for block in self.blocks if causal else ():
-                    stack.callback(block.register_forward_pre_hook(_detach_input, with_kwargs=True).remove)
-                self.network(input_ids=ids, use_cache=False)
-            exits = added() if at_attention else blocks
+            _, blocks, added = self._layers(ids, cut=causal)
+            exits = added if causal and self.config.protocol.exit == "attention_output" else blocks
             last = len(self.blocks) - 1 if finetune.exit_layer is None else finetune.exit_layer
             layers = sorted({layer for layer, *_ in self.trained()}) if causal else [last]
             logits = [self.unembed(exits[layer]) for layer in layers]
@@ -261,6 +246,15 @@ def _mask(module: nn.Module, parameter: Tensor, rows: Tensor | None) -> Tensor |
 
 
 @contextmanager
+def _spying(module: nn.Module, spy: SoftmaxSpy) -> Iterator[None]:
+    """Within the block, the spy sees what the module computes."""
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(lambda *_: (spy.__enter__(), None)[1]).remove)
+        stack.callback(module.register_forward_hook(lambda *_: spy.__exit__(None, None, None)).remove)
+        yield
+
+
+@contextmanager
 def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """Within the block, what the modules put out is appended to a list."""
     outputs: list[Tensor] = []
@@ -289,7 +283,7 @@ def _sum_where_defined(shares: Tensor, first: int, end: int) -> Tensor:
     return shares[..., first:end].sum(-1).masked_fill(shares.isnan().all(-1), torch.nan)
 
 
-def _evened(vectors: Sequence[Tensor]) -> list[Tensor]:
+def _of_one_length(vectors: Sequence[Tensor]) -> list[Tensor]:
     """Queries of all layers in one length, with zeros where a layer has fewer."""
     width = max(len(vector) for vector in vectors)
     return [

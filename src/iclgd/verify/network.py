@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,48 +35,38 @@ class SoftmaxSpy(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.queries: list[Tensor] = []  # head token head_dim, scaled
-        self.scores: list[Tensor] = []
-        self.factor, self.product, self.scale = torch.empty(0), torch.empty(0), 1.0
-        self.before_softcap = 1.0
-        self.shifted, self.without_shift, self.without_sink = torch.empty(0), torch.empty(0), torch.empty(0)
+        self.scores: list[Tensor] = []  # head key: of the last token, NaN where it cannot see
+        self.factor, self.product = torch.empty(0), torch.empty(0)  # the queries, and their product with keys
+        self.scales: list[float] = []  # by which the product was multiplied
         self.alibi = torch.zeros(())
+        self.shifted, self.without_shift = torch.empty(0), torch.empty(0)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(function, "__name__", "").strip("_"), kwargs or {}
         output = function(*args, **kwargs)
         if name == "softmax":
             self._keep(args[0])
-        if name in ("matmul", "bmm"):
-            self.factor, self.product, self.scale = args[0], output, 1.0
+        elif name in ("matmul", "bmm"):
+            self.factor, self.product, self.scales = args[0], output, []
         elif name == "baddbmm":  # Bloom's, which adds ALiBi's biases as counted from the first token
-            self.factor, self.product, self.alibi = kwargs["batch1"], output, args[0][..., -1]
-            self.scale = kwargs["alpha"]
-        elif name in _SCALES and args[0] is self.product and torch.as_tensor(args[1]).numel() == 1:
-            self.before_softcap = self.scale
-            self.product, self.scale = output, _SCALES[name](self.scale, float(args[1]))
-        elif name == "tanh" and args[0] is self.product:  # the last factor is the softcap's
-            self.scale = self.before_softcap
-        elif name in ("add", "iadd") and args[0] is self.product:  # a mask
+            self.factor, self.product, self.scales = kwargs["batch1"], output, [kwargs["alpha"]]
+            self.alibi = args[0][..., -1]
+        elif name.endswith(("mul", "div")) and args[0] is self.product and torch.as_tensor(args[1]).numel() == 1:
             self.product = output
-        elif name == "cat" and args[0][0] is self.product:  # a sink behind it
-            self.product, self.without_sink = output, args[0][0]
-        elif name == "sub" and args[0] is self.product:  # its largest value, for half precision
+            self.scales.append(float(args[1]) if name.endswith("mul") else 1 / float(args[1]))
+        elif name == "tanh" and args[0] is self.product:
+            self.scales.pop()  # the softcap's
+        elif name == "sub":  # the largest score, for half precision
             self.shifted, self.without_shift = output, args[0]
         return output
 
     def _keep(self, argument: Tensor) -> None:
         argument = self.without_shift if argument is self.shifted else argument
-        argument = argument if argument.shape[-1] == argument.shape[-2] else self.without_sink
+        argument = argument[..., : argument.shape[-2]]  # without a sink
         scores = argument.reshape(-1, *argument.shape[-2:])[:, -1]
         masked = scores < max(torch.finfo(scores.dtype).min / 2, -1e38)
         self.scores.append(as_float(scores - self.alibi).masked_fill(masked, torch.nan))
-        self.queries.append(self.factor.reshape(-1, *self.factor.shape[-2:]) * self.scale)
-
-
-_SCALES: dict[str, Callable[[float, float], float]] = {
-    **dict.fromkeys(("mul", "imul"), operator.mul),
-    **dict.fromkeys(("div", "truediv", "itruediv"), operator.truediv),
-}
+        self.queries.append(self.factor.reshape(-1, *self.factor.shape[-2:]) * math.prod(self.scales))
 
 
 def discovered(anatomy: Anatomy) -> Parts:
