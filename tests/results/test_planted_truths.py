@@ -1,4 +1,4 @@
-"""Planted truths in frames made by hand: identification and its words."""
+"""Planted truths in cells and runs made by hand: identification and its words."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from iclgd.config.enumerations import Better
 from iclgd.report.planted_truths import notice_tables, planted_truths
 from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import Results
-from iclgd.results.planted_truths import cells_of, identification, notices
+from iclgd.results.planted_truths import identification, notices
 from iclgd.statistics import shares_interval
 from report_fixtures import change, write_run
 
@@ -23,16 +22,12 @@ BOTH = {"icl": "icl.x", "ft": "ft.x"}
 LOWER = replace(SCORE, better=Better.lower)
 
 
-def frame(value, draws=10, rates=(0.1,), truths=("icl", *NAMES)):
-    return pd.DataFrame(
-        [
-            {
-                "score": "s", "finetune.name": candidate, "finetune.lr": rate, "reference.name": truth,
-                "seed": draw, "mean": value(truth, candidate, draw, rate),
-            }
-            for truth in truths for candidate in NAMES for draw in range(draws) for rate in rates
-        ]
-    )  # fmt: skip
+def cells(value, draws=10):
+    return {
+        (truth, candidate): {draw: float(value(truth, candidate, draw)) for draw in range(draws)}
+        for truth in ("icl", *NAMES)
+        for candidate in NAMES
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,8 +40,7 @@ def frame(value, draws=10, rates=(0.1,), truths=("icl", *NAMES)):
     ],
 )
 def test_who_is_identified_and_what_is_confused(value, score, share, instead):
-    rows = frame(lambda truth, candidate, draw, rate: float(value(truth, candidate, draw)))
-    found = identification(score, cells_of(rows, score))
+    found = identification(score, cells(value))
     assert (found.share.mean, found.share.n, found.chance) == (pytest.approx(share), 10, pytest.approx(1 / 3))
     assert {truth: part for truth, (_, part) in found.confusions.items()} == pytest.approx(instead)
     if len(instead) == 2:
@@ -54,16 +48,8 @@ def test_who_is_identified_and_what_is_confused(value, score, share, instead):
 
 
 def test_where_all_draws_agree_each_counts_once():
-    rows = frame(lambda truth, candidate, draw, rate: float(truth == candidate), draws=4)
-    found = identification(SCORE, cells_of(rows, SCORE))
+    found = identification(SCORE, cells(lambda truth, candidate, draw: truth == candidate, draws=4))
     assert found.share.low == pytest.approx(shares_interval(np.ones(4)).low)  # not 12 of 12
-
-
-def test_rates_are_chosen_by_the_other_draws():
-    """Each draw has its own lucky rate, which the draw itself must not choose."""
-    rows = frame(lambda truth, candidate, draw, rate: float(draw == rate), draws=3, rates=(0, 1, 2))
-    values = cells_of(rows, SCORE)["gd", "gd"]
-    assert set(values) == {0.0}
 
 
 def test_unlike_settings_are_never_averaged(tmp_path):
@@ -117,9 +103,3 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
     assert figures == {f"planted_truths/sim_aou/{setting}": f"SimAOU, {setting}" for setting in settings}
     [alone] = planted_truths(results.where({"task.name": "reviews"}))
     assert (alone.name, alone.choice) == ("planted_truths/sim_aou", "SimAOU")
-
-
-def test_draws_of_weights_are_draws():
-    rows = frame(lambda truth, candidate, draw, rate: float(draw), draws=4)
-    rows["model.weights_seed"], rows["seed"] = rows["seed"] % 2, rows["seed"] // 2
-    assert sorted(cells_of(rows, SCORE)["gd", "gd"]) == [0, 1, 2, 3]

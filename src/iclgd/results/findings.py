@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from iclgd.results.frame import SEES, Results
 from iclgd.results.planted_truths import ICL, TRUTH
 from iclgd.results.rates import Contender, contenders
 from iclgd.results.remarks import Setting, context_accuracies
-from iclgd.statistics import Comparison, Interval, draws_interval, holm_corrected
+from iclgd.statistics import Comparison, holm_corrected
 from iclgd.statistics.comparisons import DRAWS_FOR_P
 
 ITSELF = "replay"  # ICL as a mechanism: what the others are compared with
@@ -64,9 +65,9 @@ def _recovered(results: Results, score: ScoreInfo, setting: Setting, among: Sequ
     ]
     texts = []
     for one in _nearest_first(score, among):
-        mean, low, high = (f"{100 * value:z.0f}" for value in _ends(score, one))
-        ends = "" if low == "nan" else f" [{low}, {high}]"
-        texts.append(f"{_named(results, one, among)} {mean}%{ends}")
+        interval = one.interval(score)
+        ends = "" if math.isnan(interval.low) else f" [{100 * interval.low:z.0f}, {100 * interval.high:z.0f}]"
+        texts.append(f"{_named(results, one, among)} {100 * interval.mean:z.0f}%{ends}")
     partly = [one for one in among if one.defined(score.name) and one not in _nearest_first(score, among)]
     return [*texts, *(f"{_named(results, one, among)} has no value in some draws" for one in partly)]
 
@@ -137,13 +138,7 @@ def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Co
     draws = [{draw for draw, mean in one.values.get(score.name, {}).items() if mean == mean} for one in candidates]
     every = set().union(*draws)
     complete = [one for one, its in zip(candidates, draws, strict=True) if its and its == every]
-    return sorted(complete, key=lambda one: _ends(score, one)[0], reverse=score.better is not Better.lower)
-
-
-def _ends(score: ScoreInfo, one: Contender) -> tuple[float, float, float]:
-    """The mean over draws, and the ends of its interval, NaN where there is none."""
-    interval: Interval = draws_interval(one.defined(score.name), score.limits, chosen=len(one.tried) > 1)
-    return interval.mean, interval.low, interval.high
+    return sorted(complete, key=lambda one: one.interval(score).mean, reverse=score.better is not Better.lower)
 
 
 def _sentence(
@@ -159,8 +154,9 @@ def _sentence(
     `missing` have no value in some draw; `rivals` are the nearest minus each other one, `icl` is ICL minus each.
     """
     labels = results.labels
-    mean, low, high = (f"{value:.{score.digits}f}" for value in _ends(score, best))
-    ends = "" if low == "nan" else f" [{low}, {high}]"
+    interval = best.interval(score)
+    mean, low, high = (f"{value:.{score.digits}f}" for value in (interval.mean, interval.low, interval.high))
+    ends = "" if math.isnan(interval.low) else f" [{low}, {high}]"
     sees = results.text(SEES, results.variants[best.variant].sees)
     text = f"By {score.label}, {labels[best.variant]} is nearest to ICL: {mean}{ends} (sees {sees})."
     if missing:

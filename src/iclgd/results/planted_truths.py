@@ -7,7 +7,7 @@ demonstrations are the sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,13 @@ import pandas as pd
 
 from iclgd.config.enumerations import Better
 from iclgd.results.catalogue import ScoreInfo
-from iclgd.results.frame import Results, overall
-from iclgd.results.rates import other_keys
-from iclgd.statistics import Interval, draws_interval, held_out
+from iclgd.results.frame import Results
+from iclgd.results.rates import VARIANT, Contender, contenders, other_keys
+from iclgd.statistics import Interval, draws_interval
 
-TRUTH, CANDIDATE, RATE = "reference.name", "finetune.name", "finetune.lr"
-_DRAW = ("seed", "model.weights_seed")
+TRUTH = "reference.name"
 ICL = "icl"
-Cells = dict[tuple[str, str], pd.Series]  # by truth and candidate, the values by draw
+Cells = Mapping[tuple[str, str], Mapping[Any, float]]  # by truth and candidate, the values by draw
 
 
 @dataclass(frozen=True)
@@ -49,66 +48,44 @@ class Notice:
 
 def notices(results: Results) -> list[Notice]:
     """What every setting (model, task and whatever else varied) says; none where only ICL has played ICL's part."""
-    frame: Any = results.frame
-    if TRUTH not in frame:
-        return []
-    rows = overall(frame)
-    rows = rows[rows["state"] == "sane"]
-    scores = [s for s in results.scores.values() if s.better is not Better.neither and s.reads("icl") and s.reads("ft")]
-    order = {name: index for index, name in enumerate([ICL, *results.variants])}
-    rows = rows.sort_values(by=[TRUTH, CANDIDATE], key=lambda names: names.map(order).fillna(len(order)), kind="stable")
-    keys = [key for key in other_keys(results) if key != TRUTH]
-    of_icl, of_planted = rows[rows[TRUTH] == ICL], rows[rows[TRUTH] != ICL]
+    of_icl: list[Contender] = []
+    of_planted: dict[tuple[Any, ...], list[Contender]] = {}
+    for one in contenders(results)[0]:
+        truth = one.others.get(TRUTH, ICL)
+        setting = tuple((key, value) for key, value in one.others.items() if key != TRUTH)
+        if truth == ICL:
+            of_icl.append(one)
+        else:
+            of_planted.setdefault(setting, []).append(one)
+    order = [ICL, *results.variants]
     of_each = []
-    for values, planted in of_planted.groupby(keys, sort=False, dropna=False):
-        setting = dict(zip(keys, values, strict=True))
-        group: Any = pd.concat([_in_setting(of_icl, setting), planted])
-        if group[TRUTH].nunique() > 1:
-            of_each.append(notice(setting, group, scores))
+    for setting, planted in of_planted.items():
+        shared = [(key, value) for key, value in setting if not key.startswith("reference.")]  # which ICL has not
+        icl = [one for one in of_icl if all(one.others[key] == value for key, value in shared)]
+        cells = {(one.others[TRUTH], one.variant): one for one in (*icl, *planted)}
+        if len({truth for truth, _ in cells}) > 1:
+            cells = dict(sorted(cells.items(), key=lambda cell: [order.index(name) for name in cell[0]]))
+            of_each.append(_notice(results, dict(setting), cells))
     return [one for one in of_each if len(one.matrix)]
 
 
-def _in_setting(rows: Any, setting: Mapping[str, Any]) -> Any:
-    """ICL's own rows in a setting; what only planted truths have (their rate) may be missing from them."""
-    for key, value in setting.items():
-        missing = rows[key].isna()
-        same = missing if pd.isna(value) else rows[key] == value
-        rows = rows[same if same.any() or not key.startswith("reference.") else missing]
-    return rows
-
-
-def notice(setting: Mapping[str, Any], rows: Any, scores: Sequence[ScoreInfo]) -> Notice:
-    """The notice of one setting; rows are one for each run and score, as in `Results.frame`."""
-    rates = rows.groupby(CANDIDATE)[RATE].nunique()
-    several = set(rates[rates > 1].index)  # whose rate is chosen
+def _notice(results: Results, setting: Mapping[str, Any], contenders: Mapping[tuple[str, str], Contender]) -> Notice:
+    """The notice of one setting, from contenders by truth and candidate."""
+    chosen = any(len(one.tried) > 1 for one in contenders.values())
     matrix, ranking = [], []
-    for score in scores:
-        cells = cells_of(rows, score)
-        if not cells:
+    for score in results.scores.values():
+        if score.better is Better.neither or not (score.reads("icl") and score.reads("ft")):
             continue
-        ranking.append(identification(score, cells, bool(several)))
-        for (truth, candidate), values in cells.items():
-            interval = draws_interval(values.to_numpy(), score.limits, chosen=candidate in several)
-            cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
-            matrix.append({**cell, "mean": interval.mean, "low": interval.low, "high": interval.high})
+        cells = {cell: one.values[score.name] for cell, one in contenders.items() if one.defined(score.name)}
+        for (truth, candidate), one in contenders.items():
+            if one.defined(score.name):
+                interval = one.interval(score)
+                cell = {"score": score.name, "truth": truth, "candidate": candidate, "draws": interval.n}
+                matrix.append({**cell, "mean": interval.mean, "low": interval.low, "high": interval.high})
+        if cells:
+            ranking.append(identification(score, cells, chosen))
     best_first = sorted((rank for rank in ranking if rank.share.n), key=lambda rank: -rank.share.mean)
     return Notice(setting, pd.DataFrame(matrix), tuple(best_first))
-
-
-def cells_of(rows: Any, score: ScoreInfo) -> Cells:
-    """Each truth's and candidate's value by draw, at a rate of the candidate's that the other draws chose."""
-    defined = rows[(rows["score"] == score.name) & rows["mean"].notna()]
-    draws = defined.groupby([key for key in _DRAW if key in defined], dropna=False).ngroup()
-    cells: Cells = {}
-    for cell, group in defined.assign(draw=draws).groupby([TRUTH, CANDIDATE], sort=False):
-        means = group.groupby(["draw", RATE])["mean"].mean().unstack(RATE)
-        values = means.iloc[:, 0]
-        if means.shape[1] > 1:
-            rates = held_out(means.to_dict("index"), str(score.better))
-            values = pd.Series({draw: means.at[draw, rate] for draw, rate in rates.items()}, dtype=float)
-        if len(values):
-            cells[cell] = values
-    return cells
 
 
 def identification(score: ScoreInfo, cells: Cells, chosen: bool = False) -> Identification:
@@ -117,7 +94,9 @@ def identification(score: ScoreInfo, cells: Cells, chosen: bool = False) -> Iden
     Truths of one draw share its demonstrations. How closely they hang together, the spread between draws says; where
     all draws agree nothing says it, and each draw counts once.
     """
-    values: Any = pd.concat(cells).rename_axis(["truth", "candidate", "draw"])
+    rows = [(*cell, str(draw), value) for cell, values in cells.items() for draw, value in values.items()]
+    frame: Any = pd.DataFrame(rows, columns=["truth", "candidate", "draw", "value"]).dropna()
+    values = frame.set_index(["truth", "candidate", "draw"])["value"]
     signed = -values if score.better is Better.lower else values
     firsts, chances, confusions = {}, [], {}
     for truth, rows in signed.unstack("candidate", sort=False).groupby(level="truth", sort=False):
@@ -179,6 +158,6 @@ def beside_planted(results: Results, rows: Any) -> Any:
     """
     if TRUTH not in rows or not (rows[TRUTH] == ICL).any():
         return rows
-    keys = [*(key for key in other_keys(results) if not key.startswith("reference.")), CANDIDATE, "score"]
-    planted = rows[rows[TRUTH] == rows[CANDIDATE]].groupby(keys, dropna=False)["mean"].mean()
+    keys = [*(key for key in other_keys(results) if not key.startswith("reference.")), VARIANT, "score"]
+    planted = rows[rows[TRUTH] == rows[VARIANT]].groupby(keys, dropna=False)["mean"].mean()
     return rows[rows[TRUTH] == ICL].join(planted.rename("planted"), on=keys)

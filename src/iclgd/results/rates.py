@@ -11,8 +11,9 @@ import pandas as pd
 
 from iclgd.config.enumerations import Better
 from iclgd.results.averages import by_draw, over_draws
+from iclgd.results.catalogue import ScoreInfo
 from iclgd.results.frame import ALWAYS, SEES, Results, with_settings
-from iclgd.statistics import Comparison, compare, held_out
+from iclgd.statistics import Comparison, Interval, compare, draws_interval, held_out
 
 VARIANT, RATE = "finetune.name", "finetune.lr"
 
@@ -41,6 +42,10 @@ class Contender:
     def defined(self, score: str) -> list[float]:
         """The values of a score over the draws in which it has one."""
         return [value for value in self.values.get(score, {}).values() if not math.isnan(value)]
+
+    def interval(self, score: ScoreInfo) -> Interval:
+        """The score's mean over draws with its interval, which counts the error of a choice among rates."""
+        return draws_interval(self.defined(score.name), score.limits, chosen=len(self.tried) > 1)
 
     def minus(self, other: Contender, score: str) -> Comparison:
         """The score's difference from another contender's, over the draws of both."""
