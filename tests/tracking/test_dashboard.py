@@ -58,30 +58,24 @@ cli([*sys.argv[1:], "--dry-run"])
     return json.loads(ended.stdout)
 
 
-def panels(spec: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    sections = spec["workspace"]["section"]["panelBankConfig"]["sections"]
-    [section] = [section for section in sections if section["name"] == name]
-    return [panel["config"] for panel in section["panels"]]
-
-
-def test_every_swept_key_is_an_axis_beside_the_headline_scores(spec: dict[str, Any]) -> None:
-    panel, *scatters = panels(spec, "Settings and scores")
-    axes = [(column["accessor"], column.get("log", False)) for column in panel["columns"]]
+def test_the_workspace_has_every_swept_key_beside_the_headline_scores(spec: dict[str, Any]) -> None:
+    sections = {one["name"]: one for one in spec["workspace"]["section"]["panelBankConfig"]["sections"]}
+    panel, *scatters = [one["config"] for one in sections["Settings and scores"]["panels"]]
+    axes = [(column["accessor"].partition(":")[2], column.get("log", False)) for column in panel["columns"]]
     assert axes == [
-        ("config:finetune.value.name", False),
-        ("config:task.value.shots", True),
-        ("config:finetune.value.lr", True),
-        ("config:finetune.value.layers", False),
-        ("config:seed.value", False),
-        ("summary:sim_aou", False),
-        ("summary:sim_am_delta", False),
+        *(("finetune.value.name", False), ("task.value.shots", True), ("finetune.value.lr", True)),
+        *(("finetune.value.layers", False), ("seed.value", False), ("sim_aou", False), ("sim_am_delta", False)),
     ]
     axes = [(plot["xAxis"], plot["yAxis"], plot["xAxisLogScale"]) for plot in scatters]
-    scores = ("summary:sim_aou", "summary:sim_am_delta")
-    keys = ("config:finetune.value.lr", "config:task.value.shots")
-    assert axes == [(key, score, True) for key in keys for score in scores]
-    columns = spec["workspace"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
-    assert {"config:finetune.value.layers", "summary:sim_aou", "summary:accuracy/icl"} <= set(columns)
+    scores, keys = ("sim_aou", "sim_am_delta"), ("finetune.value.lr", "task.value.shots")
+    assert axes == [(f"config:{key}", f"summary:{score}", True) for key in keys for score in scores]
+    curves = [one["config"] for one in sections["By layer"]["panels"]]
+    assert {(curve["metrics"][0], curve["xAxis"]) for curve in curves} >= {("sim_aou", "layer"), ("sim_am", "layer")}
+    [runs] = spec["workspace"]["section"]["runSets"]
+    assert {"config:finetune.value.layers", "summary:accuracy/icl"} <= set(runs["runFeed"]["columnOrder"])
+    rules = [(rule["key"]["name"], rule["op"], rule["value"]) for rule in runs["filters"]["filters"]]
+    assert rules == [("group", "=", "mine"), ("unstable", "!=", True), ("diverged", "!=", True)]
+    assert (spec["name"], spec["project"]) == ("iclgd: mine", "iclgd")
 
 
 def grids(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,13 +98,6 @@ def test_the_report_has_variants_grouped_in_their_colors_and_what_iclgd_draws(sp
     jobs = [[rule["op"] for rule in grid["runSets"][0]["filters"]["filters"] if rule["key"]["name"] == "jobType"]
             for grid in (runs, variants, sweep)]  # fmt: skip
     assert jobs == [["!="], ["!="], []]
-
-
-def test_unstable_runs_are_filtered_out(spec: dict[str, Any]) -> None:
-    [runs] = spec["workspace"]["section"]["runSets"]
-    rules = [(rule["key"]["name"], rule["op"], rule["value"]) for rule in runs["filters"]["filters"]]
-    assert rules == [("group", "=", "mine"), ("unstable", "!=", True), ("diverged", "!=", True)]
-    assert (spec["name"], spec["project"]) == ("iclgd: mine", "iclgd")
 
 
 def test_a_folder_without_runs_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

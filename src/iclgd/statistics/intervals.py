@@ -159,7 +159,7 @@ def t_ends(mean: Any, std: Any, draws: Any, limits: tuple[Any, Any], factor: Any
     return np.maximum(mean - half, limits[0]), np.minimum(mean + half, limits[1])
 
 
-def choice_factor(draws: int) -> float:
+def choice_factor(draws: Any) -> Any:
     """How much larger the squared error of a mean of held-out values is than their spread says: 2 + draws / 10.
 
     Every draw helped to choose the rates of all others, so that held-out values are correlated. Simulated with 2 to 7
