@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def published() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
 
 
-def mean_and_std(setting: Mapping[str, Any]) -> tuple[float, float] | None:
+def mean_and_std(setting: Mapping[str, Any]) -> Sequence[float] | None:
     """The published mean and standard deviation for a row of `Results.summary`, or None."""
     task, variant, weights, score = _where(setting)
     if weights == "pretrained":
