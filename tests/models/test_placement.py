@@ -62,8 +62,6 @@ def test_settings_that_do_not_go_together_are_refused():
     for key, value in (("device_map", "balanced"), ("max_memory", {0: "1GB"}), ("offload_folder", "x")):
         with pytest.raises(ConfigError, match=rf"runtime\.{key} is for runtime\.placement=auto, not single"):
             check_placement(RuntimeConfig(**{key: value}))
-    with pytest.raises(ConfigError, match=r"runtime\.device_map=all is not known: write one of auto, balanced"):
-        check_placement(RuntimeConfig(placement=Placement.auto, device_map="all"))
 
 
 def test_quantised_weights_are_refused_by_the_name_of_their_method():

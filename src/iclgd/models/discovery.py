@@ -36,7 +36,7 @@ _DESCRIBED = (
 
 
 def discover(network: PreTrainedModel, description: Description | None = None) -> tuple[Anatomy, Trace]:
-    """The anatomy of a model, which is left as it was, and the pass that it was found in.
+    """The anatomy of a model, whose parameters are frozen, and the pass that it was found in.
 
     Parts of `description` (`model.anatomy`) are taken as they are described.
 

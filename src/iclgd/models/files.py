@@ -29,10 +29,9 @@ from iclgd.config.enumerations import ModelSource, Weights
 log = logging.getLogger(__name__)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIGS = ("config.json", "tokenizer_config.json")
-TOKENIZER_JSON = ("tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
-TOKENIZER_OTHER = (
-    *("merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model"),
+SMALL_FILES = (
+    *("config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "special_tokens_map.json"),
+    *("added_tokens.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model"),
     "chat_template.jinja",
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -68,7 +67,7 @@ def model_inputs(model: ModelConfig) -> dict[str, str]:
     folder = local_folder(model)
     if not folder.is_dir():
         return {"commit": commit_of(model)}
-    names = [*CONFIGS, *TOKENIZER_JSON, *TOKENIZER_OTHER]
+    names = [*SMALL_FILES]
     if model.file is not None:
         names.append(model.file)
     elif model.weights is not Weights.random:
@@ -102,7 +101,7 @@ def hub_folder(model: ModelConfig, revision: str | None, weights: bool) -> Path:
     """The snapshot of a hub repository, with config and tokenizer and, if asked for, its weights downloaded."""
     from huggingface_hub import snapshot_download
 
-    patterns = [*CONFIGS, *TOKENIZER_JSON, *TOKENIZER_OTHER]
+    patterns = [*SMALL_FILES]
     if model.file is not None:
         patterns.append(model.file)
     elif weights:
@@ -112,9 +111,8 @@ def hub_folder(model: ModelConfig, revision: str | None, weights: bool) -> Path:
 
 def refuse_missing_weights(folder: Path, name: str) -> None:
     """Refuse a folder without the safetensors file or files that its index names; others would be read instead."""
-    shards = _shards(folder, name)
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
-    if missing and not (folder / INDEX).is_file():
+    missing = [shard for shard in _shards(folder, name) if not (folder / shard).is_file()]
+    if missing == [WEIGHTS]:
         raise ConfigError(
             f"model.name={name} could not be loaded: it has no {WEIGHTS} and no {INDEX}, and pickled weights are not "
             "read; where its hub repository has a pull request with safetensors, model.revision=refs/pr/N names it"
@@ -131,8 +129,7 @@ def _shards(folder: Path, name: str) -> list[str]:
     if not isinstance(shards, dict) or not shards:
         raise ConfigError(f"{name}: {INDEX} has no weight_map from tensors to files")
     for tensor, shard in shards.items():
-        plain = isinstance(shard, str) and "\\" not in shard and "\0" not in shard and shard.endswith(".safetensors")
-        if not plain or _is_outside(shard):
+        if not isinstance(shard, str) or _is_outside(shard) or not shard.endswith(".safetensors"):
             raise ConfigError(
                 f"{name}: {INDEX} keeps {printable(tensor)} in {printable(str(shard))!r}; only *.safetensors files "
                 "inside the folder are read"
@@ -141,7 +138,7 @@ def _shards(folder: Path, name: str) -> list[str]:
 
 
 def _is_outside(path: str) -> bool:
-    return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+    return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path
 
 
 def read_object(path: Path, name: str) -> dict[str, Any]:
@@ -160,19 +157,11 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
 
 
 def layers_of(model: ModelConfig) -> int | None:
-    """How many blocks a model has, from its config.json; None where that is not at hand without a network."""
+    """How many blocks a model has, from its config.json; None where that is not in a folder of this machine."""
     folder = conversion_folder(model) if model.source is ModelSource.package else local_folder(model)
-    path: Any = folder / "config.json"
-    if not folder.is_dir() and model.source is ModelSource.hub:
-        from huggingface_hub import try_to_load_from_cache
-
-        try:
-            path = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
-        except ValueError:  # not a hub id, which loading says better
-            return None
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
     names = ("num_hidden_layers", "n_layer", "num_layers")
     return next((settings[name] for name in names if isinstance(settings.get(name), int)), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -22,18 +22,17 @@ from iclgd.config.enumerations import Dtype, Matmul, ModelSource, Placement, Wei
 from iclgd.models.anatomy import LanguageModel, UnsupportedModelError
 from iclgd.models.discovery import discover
 from iclgd.models.files import (
-    conversion_folder,
     convert,
     dtype_name,
     hub_folder,
     local_folder,
     model_inputs,
-    packaged_file,
     read_object,
     refuse_missing_weights,
 )
 from iclgd.models.layer_discovery import Description
 from iclgd.models.placement import loading_arguments, refuse_quantised
+from iclgd.models.products import HALF
 from iclgd.models.refusals import ELSEWHERE, refuse_incomplete, refusing
 from iclgd.models.self_test import check, first_layer_sees_context
 
@@ -88,19 +87,15 @@ def load(model: ModelConfig, runtime: RuntimeConfig) -> LanguageModel:
     device = resolve_device(runtime.device)
     dtype = resolve_dtype(runtime.dtype, model)
     torch.set_float32_matmul_precision("highest" if runtime.matmul is Matmul.highest else "high")
-    inputs = _inputs(model)
-    key = repr((model, runtime, inputs))
+    try:
+        digests = model_inputs(model)
+    except OSError:  # whatever is amiss, loading says it better
+        digests = {}
+    key = repr((model, runtime, digests))
     if key not in _LAST:
         _LAST.clear()  # two models may not fit into memory
-        _LAST[key] = _load(model, runtime, device, dtype, inputs)
+        _LAST[key] = _load(model, runtime, device, dtype, digests)
     return _LAST[key]
-
-
-def _inputs(model: ModelConfig) -> dict[str, str]:
-    try:
-        return model_inputs(model)
-    except OSError:  # whatever is amiss, loading says it better
-        return {}
 
 
 def _load(
@@ -141,28 +136,19 @@ def assemble(
     """
     network.requires_grad_(False)
     anatomy, passed = discover(network, description)
-    tied = anatomy.unembedding.weight is network.get_input_embeddings().weight
-    notes = ("input and output embeddings are tied",) if tied else ()
-    model = LanguageModel(network, anatomy, tokenizer, identity or {}, notes)
-    if model.dtype in (torch.float16, torch.bfloat16):
-        note = _HALF.format(dtype=str(model.dtype).removeprefix("torch."))
-        model = dataclasses.replace(model, notes=(*notes, note))
-
+    notes = []
+    if anatomy.unembedding.weight is network.get_input_embeddings().weight:
+        notes.append("input and output embeddings are tied")
+    if network.dtype in HALF:
+        notes.append(_HALF.format(dtype=str(network.dtype).removeprefix("torch.")))
+    model = LanguageModel(network, anatomy, tokenizer, identity or {}, tuple(notes))
     check(model, passed)
     return dataclasses.replace(model, first_layer_sees_context=first_layer_sees_context(model))
 
 
-def _arguments(folder: Path, gguf: str | None = None) -> dict[str, Any]:
-    """Arguments for transformers' loaders: a model's folder, and the GGUF file there that has its weights, if any."""
-    arguments = {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False}
-    return arguments if gguf is None else {**arguments, "gguf_file": gguf}
-
-
 def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> dict[str, Any]:
     """Where a model's files lie, as arguments for transformers' loaders; files of the hub are downloaded."""
-    if model.source is ModelSource.package:
-        return _arguments(convert(model))
-    folder = local_folder(model)
+    folder = convert(model) if model.source is ModelSource.package else local_folder(model)
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(model.name) or ".." in model.name:
             raise ConfigError(
@@ -170,18 +156,17 @@ def _locate(model: ModelConfig, revision: str | None, weights: bool = True) -> d
             )
         with refusing(f"model.name={model.name} could not be loaded", ELSEWHERE):
             folder = hub_folder(model, revision, weights and model.weights is not Weights.random)
-    return _arguments(folder, model.file)
+    arguments = {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False}
+    is_gguf = model.file is not None and model.source is not ModelSource.package
+    return {**arguments, "gguf_file": model.file} if is_gguf else arguments
 
 
 def read_config(model: ModelConfig) -> PretrainedConfig:
-    """The model's config.json; no weight is fetched, read or converted.
+    """The model's config.json; no weight is fetched.
 
     Raises:
         ConfigError: it is not there, or of a family that is not known.
     """
-    if model.source is ModelSource.package and not (conversion_folder(model) / "config.json").is_file():
-        file = packaged_file(model)
-        return _config(model, _arguments(file.parent, file.name))
     return _config(model, _locate(model, model.revision, weights=False))
 
 
@@ -189,18 +174,7 @@ def _config(model: ModelConfig, files: dict[str, Any]) -> PretrainedConfig:
     if "gguf_file" not in files:
         _check_config(model.name, Path(files["pretrained_model_name_or_path"]))
     with refusing(f"model.name={model.name} could not be loaded: its config.json", ELSEWHERE):
-        config = AutoConfig.from_pretrained(**files)
-    _refuse_unknown(config.model_type, model.name)
-    return config
-
-
-def _refuse_unknown(kind: object, name: str) -> None:
-    """Refuse a family without a causal language model in transformers, before its code or weights are read."""
-    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnsupportedModelError(
-            f"model.name={name} is of the family {printable(repr(kind))}, of which transformers "
-            f"{version('transformers')} has no causal language model: name another model"
-        )
+        return AutoConfig.from_pretrained(**files)
 
 
 def _check_config(name: str, folder: Path) -> None:
@@ -210,7 +184,12 @@ def _check_config(name: str, folder: Path) -> None:
             f"model.name={name} has no config.json; a model consists of config.json, a tokenizer and model.safetensors"
         )
     content = read_object(folder / "config.json", f"{name}: config.json")
-    _refuse_unknown(content.get("model_type"), name)
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"model.name={name} is of the family {printable(repr(kind))}, of which transformers "
+            f"{version('transformers')} has no causal language model: name another model"
+        )
     elsewhere = [key for key in _ELSEWHERE if content.get(key)]
     if elsewhere:
         raise ConfigError(
@@ -264,26 +243,26 @@ def untrained(
         keep: the pretrained model.
         description: `model.anatomy`, of both models.
     """
+
+    def build(dtype: torch.dtype) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_stream("untrained weights", seed).initial_seed())
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        drawn = fresh = build(torch.float32)
         if dtype is not torch.float32:
-            fresh = _in_dtype(fresh, dtype)
+            fresh = build(dtype)  # whose buffers are as the architecture makes them (rotary frequencies stay float32)
+            _copy(drawn.parameters(), fresh.parameters())
     fresh.eval().config._name_or_path = config._name_or_path
     if keep is not None:
         (old, _), (new, _) = discover(keep, description), discover(fresh, description)
         pairs = zip((*old.embeddings(), *old.norms()), (*new.embeddings(), *new.norms()), strict=True)
-        with torch.no_grad():
-            for source, target in pairs:
-                for mine, its in zip(target.parameters(), source.parameters(), strict=True):
-                    mine.copy_(its)
+        for source, target in pairs:
+            _copy(source.parameters(), target.parameters())
     return fresh
 
 
-def _in_dtype(network: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same weights in another dtype; buffers as the architecture makes them (rotary frequencies stay float32)."""
-    other = AutoModelForCausalLM.from_config(network.config, dtype=dtype, attn_implementation="eager")
-    with torch.no_grad():
-        for mine, its in zip(other.parameters(), network.parameters(), strict=True):
-            mine.copy_(its)
-    return other
+@torch.no_grad()
+def _copy(sources: Iterable[nn.Parameter], targets: Iterable[nn.Parameter]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -19,24 +19,16 @@ from transformers import PretrainedConfig
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
 from iclgd.config.enumerations import Placement
 
-_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-
 
 def check_placement(runtime: RuntimeConfig) -> None:
     """Refuse settings of `runtime` that do not go together.
 
     Raises:
-        ConfigError: a key of `runtime.placement=auto` is set without it, or a device map is unknown.
+        ConfigError: a key of `runtime.placement=auto` is set without it.
     """
     for key in ("device_map", "max_memory", "offload_folder"):
         if getattr(runtime, key) is not None and runtime.placement is not Placement.auto:
             raise ConfigError(f"runtime.{key} is for runtime.placement=auto, not {runtime.placement}: leave it null")
-    device_map = runtime.device_map
-    if device_map is not None and not isinstance(device_map, Mapping) and device_map not in _DEVICE_MAPS:
-        raise ConfigError(
-            f"runtime.device_map={device_map} is not known: write one of {', '.join(_DEVICE_MAPS)}, or a device for "
-            "each module"
-        )
 
 
 def refuse_quantised(model: ModelConfig, config: PretrainedConfig) -> None:

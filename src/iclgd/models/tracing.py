@@ -32,13 +32,14 @@ def some_tokens(network: PreTrainedModel, count: int = 9) -> Int[Tensor, " token
 
 
 def trace(network: PreTrainedModel, tokens: Int[Tensor, " token"]) -> Trace:
-    """Run a model once on a few tokens; it is left as it was.
+    """Run a model once on a few tokens; its parameters are frozen, so that gradients begin where the trace lets them.
 
     Attention that bypasses transformers' AttentionInterface is seen as the two products around a softmax.
 
     Raises:
         RuntimeError: the model does not run on these tokens, or another error of its code.
     """
+    network.requires_grad_(False)
     try:
         through_interface = _run(network, tokens, _NAME)
     except UnsupportedModelError:
@@ -54,7 +55,7 @@ def _run(network: PreTrainedModel, tokens: Tensor, name: str) -> Trace:
     tracer, interface = _Tracer(), name != "eager"
     token_ids = tokens[None].to(device_of(network.get_input_embeddings()))
     products = nullcontext() if interface else _Products(tracer)
-    with torch.enable_grad(), _untrained(network), implementation(network, name), tracer.watching(network):
+    with torch.enable_grad(), implementation(network, name), tracer.watching(network):
         reset = _tracer.set(tracer)
         try:
             with products:
@@ -74,19 +75,6 @@ def implementation(network: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         network.config._attn_implementation = before
-
-
-@contextmanager
-def _untrained(network: nn.Module) -> Iterator[None]:
-    """Within the block no parameter has a gradient, so that gradients begin where the trace lets them begin."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 class _Tracer:
