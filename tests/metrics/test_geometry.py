@@ -13,7 +13,13 @@ from sklearn.metrics.pairwise import linear_kernel
 from sklearn.preprocessing import KernelCenterer
 
 from iclgd.mechanisms.patches import ridge_map
-from iclgd.metrics.geometry import subspace_overlap, update_cka, weight_cosine, weight_principal_angles
+from iclgd.metrics.geometry import (
+    subspace_overlap,
+    update_cka,
+    weight_cosine,
+    weight_norm_explained,
+    weight_principal_angles,
+)
 from linear_attention import LinearAttention, Regression
 
 NAN = math.nan
@@ -109,9 +115,11 @@ def test_they_are_what_numpy_says(shape):
     (ux, _, vx), (uy, _, vy) = (np.linalg.svd(matrix, full_matrices=False) for matrix in (x, y))
     one = lambda matrix: ((matrix, matrix), (matrix, torch.zeros(shape)))  # noqa: E731
     sides = [subspace_angles(ux[:, :2], uy[:, :2]), subspace_angles(vx[:2].T, vy[:2].T)]
+    inside = uy[:, :2].T @ x @ vy[:2].T
     for values, wanted in (
         (weight_cosine(one(a), one(b)), (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)),
         (weight_principal_angles(one(a), one(b), r=2), np.mean(np.cos(sides) ** 2)),
+        (weight_norm_explained(one(a), one(b), r=2), (inside**2).sum() / (x**2).sum()),
     ):
         assert values.shape == (2, 2) and values[1, 1].isnan()
         assert values[0].tolist() == pytest.approx([wanted] * 2, abs=1e-6)
@@ -124,6 +132,7 @@ def test_scale_does_not_count_and_random_changes_stand_where_the_docstrings_say(
     assert weight_principal_angles(a, smaller, r=3).flatten().tolist() == pytest.approx([1] * 60, abs=1e-6)
     assert weight_cosine(a, b).mean().abs() < 4 / math.sqrt(1200 * 60)
     assert weight_principal_angles(a, b, r=4).mean() == pytest.approx((4 / 40 + 4 / 30) / 2, rel=0.1)
+    assert weight_norm_explained(a, b, r=4).mean() == pytest.approx(16 / 1200, rel=0.15)
     assert weight_principal_angles(((torch.ones(9, 6),),), ((drawn(9, 6),),), r=2).isnan().all()  # of rank 1
 
 

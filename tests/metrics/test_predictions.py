@@ -20,6 +20,7 @@ from iclgd.metrics.predictions import (
     log_odds,
     movement,
     movement_cosine,
+    order_sensitivity,
     order_spread,
     rec2ftp,
     vocabulary_accuracy,
@@ -170,3 +171,21 @@ def test_distances_are_scipys_bounded_and_symmetric(values):
         assert ((measured >= 0) & (measured <= 1)).all() and torch.allclose(measured, back, atol=1e-7)
     assert (js**2 <= tv + 1e-9).all(), "Lin (1991)"
     assert torch.allclose(total_variation(a + 3, b - 5), tv, atol=1e-5), "scores are taken up to a constant"
+
+
+def test_order_sensitivity_by_hand():
+    orders = torch.stack([choosing(0, 0, 1, -1), choosing(0, 1, -1, -1), choosing(0, 1, 2, 0), choosing(0, 2, 1, -1)])
+    values = order_sensitivity(orders)
+    assert values[:2].tolist() == [0, 0.5]
+    assert values[2].item() == pytest.approx(1 / 3), "the order without a prediction is left out"
+    assert values[3].isnan(), "one order says nothing about order"
+
+
+@given(arrays("float32", (4, 3, 5), elements=st.floats(-20, 0, width=32)))
+def test_order_measures_are_bounded_and_blind_to_which_order_came_first(values):
+    orders = torch.from_numpy(values)
+    for function, limit in ((order_sensitivity, 0.8), (order_spread, 0.5)):
+        measured = function(orders)
+        assert ((measured >= 0) & (measured <= limit)).all()
+        assert torch.allclose(function(orders.flip(0)), measured, atol=1e-12)
+        assert torch.allclose(function(orders[:1].expand(4, 3, 5)), torch.zeros(3).double(), atol=1e-9)

@@ -93,6 +93,22 @@ def weight_principal_angles(trained: Changes, context: Changes, r: int = 8) -> F
     return _by_matrix(angles, trained, context)
 
 
+def weight_norm_explained(trained: Changes, context: Changes, r: int = 8) -> Float[Tensor, "layer matrix"]:
+    """Share of finetuning's change, in squared norm, that lies in the r main directions of the context's change.
+
+    |U U' dW V V'|_F^2 / |dW|_F^2 with U and V the context's first r left and right singular vectors.
+
+    Returns:
+        Values in [0, 1]; for random changes r^2 / (d_out d_in).
+    """
+
+    def explained(a: Tensor, b: Tensor) -> Tensor:
+        left, right = bases(b, r)
+        return (left.T @ a @ right).square().sum() / a.square().sum()
+
+    return _by_matrix(explained, trained, context)
+
+
 def _by_layer(similarity, icl: Tensor, ft: Tensor, zsl: Tensor) -> Float[Tensor, " layer"]:
     values = []
     for layer in range(zsl.shape[1]):

@@ -103,6 +103,22 @@ def answer_accuracy(option_is_greedy: Options, labels: Labels) -> ByExample:
     return option_is_greedy.gather(-1, labels[:, None])[:, 0].double()
 
 
+def order_sensitivity(orders: Float[Tensor, "order example label"]) -> ByExample:
+    """How often a query's prediction leaves the most common one as the demonstrations are permuted.
+
+    1 - (orders that predict the most common option) / orders, the variation ratio of a nominal variable. After the
+    comparison of order sensitivity in Shen, Mishra and Khashabi (2024), arXiv 2310.08540.
+
+    Returns:
+        Values in [0, 1 - 1/labels], unaveraged; 0 means that order never matters. Orders without a prediction are left
+        out; NaN where fewer than two are left.
+    """
+    choices, labels = predicted(orders), orders.shape[-1]
+    votes = torch.stack([(choices == label).sum(0) for label in range(labels)], -1)
+    count = votes.sum(-1)
+    return (1 - votes.amax(-1).double() / count).masked_fill(count < 2, torch.nan)
+
+
 def order_spread(orders: Float[Tensor, "order example label"]) -> ByExample:
     """How far a query's label probabilities move as the demonstrations are permuted.
 
