@@ -19,8 +19,6 @@ from iclgd.evidence.laboratory import Laboratory
 from iclgd.evidence.memory import refuse_too_large, weights_size
 from iclgd.evidence.output import result_files, sanity
 from iclgd.evidence.preparation import Prepared, prepare
-from iclgd.mechanisms.optimisers import optimiser_class
-from iclgd.mechanisms.registry import resolve_mechanism
 from iclgd.metrics import measure, required_inputs
 from iclgd.models.loading import load, read_config, resolve_device
 from iclgd.models.placement import check_placement, devices_of
@@ -67,8 +65,6 @@ def run(
 def _refuse_early(config: Config, wanted: set[str]) -> None:
     """Refuse what can be refused before anything is read."""
     resolve_device(config.runtime.device)
-    resolve_mechanism(config.finetune.mechanism)
-    optimiser_class(config.finetune.optimizer)
     check_placement(config.runtime)
     # Whole feed-forward matrices are read, which may be in parts or elsewhere.
     patches = config.finetune.mechanism in ("exact_patch", "static_patch")

@@ -179,10 +179,11 @@ def test_from_python(in_process, tmp_path):
 
 
 def test_from_python_values_are_written_as_hydra_reads_them(in_process, tmp_path):
-    optimizer = {"_target_": "torch.optim.AdamW", "weight_decay": 0.1}
-    one = in_process.run(finetune__layers=[0, 2], finetune__exit_layer=None, finetune__optimizer=optimizer)
-    made = OmegaConf.load(tmp_path / "outputs" / "single" / one.name / "config.yaml").finetune
-    assert (list(made.layers), made.exit_layer, dict(made.optimizer)) == ([0, 2], None, optimizer)
+    arguments = {"enable_thinking": False, "style": "plain text"}
+    one = in_process.run(finetune__layers=[0, 2], finetune__exit_layer=None, model__chat_arguments=arguments)
+    made = OmegaConf.load(tmp_path / "outputs" / "single" / one.name / "config.yaml")
+    assert (list(made.finetune.layers), made.finetune.exit_layer) == ([0, 2], None)
+    assert dict(made.model.chat_arguments) == arguments
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])

@@ -40,7 +40,6 @@ OUT = [
     ("finetune.mechanism=nothing", "finetune.mechanism=nothing is none of none, gradient_descent, exact_patch"),
     ("finetune.objective=nothing", "finetune.objective=nothing is none of gd, lcgd, short_circuit; one of"),
     ("finetune.norm_of=nothing", "finetune.norm_of=nothing is none of"),
-    ("finetune=exact_patch finetune.noise=0.1", "not of exact_patch: set it to 0"),
 ]
 
 

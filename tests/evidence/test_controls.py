@@ -16,7 +16,7 @@ from toy_runs import laboratory
 
 SCORES = (
     "metric=[sim_aou,sim_aou_norm,sim_am,sim_am_delta,rec2ftp,update_norm_ratio,accuracy,label_agreement,"
-    "sim_aou_reordered,sim_am_delta_reordered,weight_update_rank]"
+    "sim_aou_reordered,sim_am_delta_reordered]"
 )
 VARIANTS = sorted(path.stem for path in (config_folder() / "finetune").glob("*.yaml"))
 

@@ -54,9 +54,9 @@ def evidence() -> Evidence:
         )
         for setting in ("zsl", "icl", "ft", "other", "reordered")
     }
-    trace = Trace(normal(demonstration), normal(demonstration, layer), normal(layer), normal(layer))
+    trace = Trace(normal(demonstration), normal(demonstration, layer), normal(layer))
     facts = {
-        "labels": torch.randint(0, LABELS, (example,), generator=generator),
+        "labels": recordings["ft"].label_scores.argmax(-1),  # some of which zsl has wrong
         "first_label_token": torch.randint(0, VOCABULARY, (example,), generator=generator),
         "random_update": normal(example, layer, D_MODEL),
         "context_example": torch.arange(CONTEXT) // 20,

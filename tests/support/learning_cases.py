@@ -47,10 +47,9 @@ def learning(*overrides, objective="gd", lr=0.05):
 SEQUENCES = training_sequences(prompts(), LossOn.all_tokens, StepPer.demonstration)
 
 
-def finetuned(model, given, config, after_step=lambda: None, ranks=False, noise="update noise"):
+def finetuned(model, given, config, after_step=lambda: None):
     """Within the block, the model is finetuned as the config says."""
-    bench = Bench(model, given, config, lambda: None, lambda _total: after_step, ranks, noise)
-    return gradient_descent(bench)
+    return gradient_descent(Bench(model, given, config, lambda: None, lambda _total: after_step))
 
 
 def weights(model):

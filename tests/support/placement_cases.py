@@ -42,12 +42,11 @@ def everything(model: LanguageModel, variants: tuple[str, ...]) -> dict[str, Ten
     }
     facts = {}
     for name in variants:
-        with finetuned(model, cases, VARIANTS[name], ranks=True) as trace:
+        with finetuned(model, cases, VARIANTS[name]) as trace:
             plans[name] = record(model, QUESTIONS, cases.bos, PLAN)
         facts |= {
             f"{name}.loss": trace.losses,
             f"{name}.norms": trace.gradient_norms,
-            f"{name}.ranks": trace.update_ranks,
         }
     # Plain SGD: Adam would turn the rounding of a key bias's gradient, which is zero, into steps.
     ceiling = learning("finetune.optimizer=sgd", "finetune.epochs=4", objective="activation_match", lr=0.1)

@@ -98,14 +98,13 @@ def explain(error: Exception) -> str | None:
 
     if isinstance(error, ConfigError):
         return str(error)
-    if isinstance(error, OSError):
-        return f"the results cannot be written: {error}; name another folder with paths.outputs=FOLDER"
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read: write KEY=VALUE, special characters in quotes: \"KEY='<a> (b)'\""
     if is_of_a_launcher(error):
         return _of_tasks(str(error))
     if not isinstance(error, HydraException | OmegaConfBaseException):
-        return None
+        unwritable = f"the results cannot be written: {error}; name another folder with paths.outputs=FOLDER"
+        return unwritable if isinstance(error, OSError) else None
     text = "\n".join(filter(None, [str(error), str(error.__cause__ or "")]))
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1]) or _lines(text, 1)

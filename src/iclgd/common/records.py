@@ -139,8 +139,6 @@ class Trace:
         losses: training loss of each step, in nats per predicted token.
         gradient_norms: l2 norm of the trained parameters' gradient; NaN in layers that are not trained.
         update_norms: Frobenius norm of the whole change of each layer's trained weights.
-        update_ranks: numerical rank of that change, the largest over the layer's trained matrices; NaN unless a score
-            reads it.
         demonstrations: which demonstration each step was for; -1 where a step is for several.
         diverged_at: the step whose loss or gradient was not finite, or None.
         untouched_loss: mean loss of the untouched model on what the last quarter of the steps saw; NaN where training
@@ -150,7 +148,6 @@ class Trace:
     losses: Float[Tensor, " step"]
     gradient_norms: Float[Tensor, "step layer"]
     update_norms: Float[Tensor, " layer"]
-    update_ranks: Float[Tensor, " layer"]
     demonstrations: tuple[int, ...] = ()
     diverged_at: int | None = None
     untouched_loss: float = math.nan
@@ -158,7 +155,7 @@ class Trace:
     @classmethod
     def without_steps(cls, layers: int) -> Trace:
         """The trace of what changes no weights."""
-        return cls(torch.empty(0), torch.empty(0, layers), torch.zeros(layers), torch.zeros(layers))
+        return cls(torch.empty(0), torch.empty(0, layers), torch.zeros(layers))
 
 
 def axes_of(record: type) -> dict[str, str]:

@@ -25,11 +25,9 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "finetune.epochs": (0, 1_000_000),
     "finetune.rank": (1, 1_000_000),
     "finetune.calibration": (1, 1_000_000),
-    "finetune.noise": (0, 1e30),
     "finetune.ridge": (1e-30, 1e30),
     "reference.permutation": (0, 100_000),
     "reference.draw": (0, _LARGEST_SEED),
-    "reference.noise": (0, 1e30),
     "metric.orders": (1, 10_000),
     "runtime.threads": (1, 10_000),
     "runtime.batch_tokens": (1, 1_000_000_000),
@@ -121,9 +119,7 @@ def _in_finetune(finetune: Any) -> Iterator[str]:
         name = getattr(finetune, key)
         if name is not None and name not in list(choices) and "." not in name:
             yield f"finetune.{key}={name} is none of {', '.join(choices)}; one of yours is named module.function"
-    if finetune.noise and finetune.mechanism != "gradient_descent":
-        yield f"finetune.noise is of finetune.mechanism=gradient_descent, not of {finetune.mechanism}: set it to 0"
-    trainable, optimizer = finetune.trainable, finetune.optimizer
+    trainable = finetune.trainable
     try:
         patterns = [re.compile(pattern) for pattern in (trainable if isinstance(trainable, list) else [trainable])]
     except (re.error, TypeError) as error:
@@ -134,14 +130,6 @@ def _in_finetune(finetune: Any) -> Iterator[str]:
     else:
         if not patterns:
             yield "finetune.trainable=[] trains nothing: name something, or use finetune=none"
-    if optimizer not in ("sgd", "adam"):
-        if not isinstance(optimizer, dict) or not isinstance(optimizer.get("_target_"), str):
-            yield (
-                f"finetune.optimizer={optimizer!r} is not an optimiser: write sgd, adam, or a class, such as "
-                "{_target_: torch.optim.AdamW, weight_decay: 0.1}"
-            )
-        elif {"params", "lr"} & optimizer.keys():
-            yield "finetune.optimizer takes neither params nor lr: the rate is finetune.lr"
 
 
 def parse_layers(spec: Any) -> tuple[int, ...] | None:

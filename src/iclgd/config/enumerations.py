@@ -26,6 +26,7 @@ Dtype = StrEnum("Dtype", "auto model float32 float64 bfloat16 float16")
 Site = StrEnum("Site", "attention_output block_output")  # where activations are read or changed
 Start = StrEnum("Start", "icl noise")  # what a trained prefix starts at
 Trainable = StrEnum("Trainable", "q k v o attn_kv attention mlp all")
+Optimizer = StrEnum("Optimizer", "sgd adam")
 LossOn = StrEnum("LossOn", "all_tokens label")
 Batch = StrEnum("Batch", "sequential full")
 Direction = StrEnum("Direction", "own random")

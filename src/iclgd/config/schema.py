@@ -91,14 +91,13 @@ class FinetuneConfig:
     epochs: int = 1  # how often each demonstration is seen
     loss_on: enums.LossOn = enums.LossOn.all_tokens  # all tokens of a demonstration, or its label's only
     batch: enums.Batch = enums.Batch.sequential  # a step for each demonstration, or one for all
-    optimizer: Any = "sgd"  # or adam, or {_target_: torch.optim.AdamW, weight_decay: 0.1}: a class and its arguments
+    optimizer: enums.Optimizer = enums.Optimizer.sgd  # plain gradient descent, or Adam
     exit_layer: int | None = None  # short_circuit: the block whose output is unembedded
     norm_of: str | None = None  # scale each layer's step to the norm of this objective's gradient
     direction: enums.Direction = enums.Direction.own  # the gradient's own, or a random one as long as it
     data: enums.TrainingData = enums.TrainingData.demonstrations  # the demonstrations, or a control
     other_task: str | None = None  # the task, or a task's yaml, whose demonstrations `data: other_task` trains on
     rank: int | None = None  # train each matrix through a low-rank change of this rank (LoRA)
-    noise: float = 0.0  # Gaussian noise added to each trained tensor's whole change, as a multiple of its length
     patch: enums.PatchTokens = enums.PatchTokens.last  # patches: the tokens that they serve or are fitted to
     calibration: int = 80  # how many rows of the train split a mechanism that sees calibration rows is given
     ridge: float = 0.1  # fits of matrices: their penalty, as a multiple of the median squared length of the inputs
@@ -124,7 +123,6 @@ class ReferenceConfig:
     lr_factor: float = 1.0  # a multiple of that rate
     permutation: int | None = None  # the order of its demonstrations; null: task.permutation
     draw: int = 0  # which sample of demonstrations it has: 0 the run's, k the k-th that shares no row with it
-    noise: float = 0.0  # noise added to its weights' changes, as finetune.noise
     label: str | None = None  # what tables and figures call it; null: its name
 
 

@@ -37,7 +37,6 @@ def reference_config(config: Config) -> Config:
         finetune = replace(
             chosen.finetune,
             lr=(reference.lr or chosen.finetune.lr) * reference.lr_factor,
-            noise=reference.noise or chosen.finetune.noise,
             other_task=config.finetune.other_task or chosen.finetune.other_task,
         )
     elif reference.permutation is None and not reference.draw:

@@ -56,7 +56,6 @@ def learn(lab: Laboratory, setting: str = "ft", prompts: PromptSet | None = None
         config=lab.config,
         icl=lambda: lab.untouched("icl", prompts),
         start_steps=partial(lab.progress.stage, f"finetune {name}"),
-        measure_ranks="trace.update_ranks" in lab.wanted,
         # A planted truth has noise of its own: noise in common with the candidate's would pass for likeness.
         noise="update noise" if setting == "ft" else f"update noise of {setting}",
     )
@@ -87,7 +86,7 @@ def learned_once(lab: Laboratory) -> Learned:
     """As `learn`, or what the command's last call left, where nothing that it depends on has changed."""
     if lab.config.runtime.cache is CacheMode.off:
         return learn(lab)
-    facts_wanted = sorted({"trace.update_ranks", "training_query_vectors", "trained_changes"} & lab.wanted)
+    facts_wanted = sorted({"training_query_vectors", "trained_changes"} & lab.wanted)
     key = learning_key(lab, "ft", lab.prompts, wanted=facts_wanted)
     last = lab.prepared.session.learned
     if key not in last:

@@ -19,7 +19,7 @@ def result_files(config: Config, evidence: Evidence, scores: Mapping[str, Score]
     trace = evidence.trace
     zsl, icl, ft = (evidence.recordings[name].label_scores for name in ("zsl", "icl", "ft"))
     turned = flipped(zsl, icl, ft, evidence.facts["labels"])  # from wrong to right, by finetuning and context alike
-    norms = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms, "rank": trace.update_ranks}
+    norms = {"layer": range(len(trace.update_norms)), "norm": trace.update_norms}
     return {
         "scores.json": summarise(scores, turned, config.metric.scores),
         "scores.parquet": to_frame(scores),

@@ -151,17 +151,15 @@ def _model(config: Config) -> dict[str, str]:
 
 
 def _functions(config: Config, others: Mapping[str, Config]) -> list[str]:
-    """The dotted paths of functions: scores, objectives, and the optimiser's class.
+    """The dotted paths of functions: scores, mechanisms and objectives.
 
     Raises:
         ConfigError: a mechanism or an objective cannot be imported.
     """
     settings: list[Any] = [score.function for score in config.metric.scores.values()]
     for finetune in (config.finetune, *(other.finetune for other in others.values())):
-        optimizer = finetune.optimizer
         for key in ("mechanism", "objective", "norm_of"):
             if "." in (path := getattr(finetune, key) or ""):
                 imported(path, f"finetune.{key}")
             settings.append(path)
-        settings += [optimizer] if isinstance(optimizer, str) else optimizer.values()
     return sorted({value for value in settings if isinstance(value, str) and "." in value})

@@ -47,7 +47,7 @@ class Reference:
             return self.lab.untouched(setting, prompts)
         # Attention to the context is to the run's own demonstrations, in its order; noise is each setting's own.
         own = self.lab.prompts.context() if f"{setting}.context_scores" in self.lab.wanted else None
-        noise = setting if finetune.noise or finetune.start is Start.noise else ICL
+        noise = setting if finetune.start is Start.noise else ICL
         key = learning_key(self.lab, setting, prompts, context_scores_with=own, noise_of=noise)
         return self.lab.shared(f"{setting} is {name}", key, lambda: self._learned(setting, prompts))
 

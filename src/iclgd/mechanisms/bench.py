@@ -52,8 +52,7 @@ class Bench:
         config: the run's.
         icl: makes ICL's recording of the measured queries.
         start_steps: announces how many steps there are; returns what is called after each.
-        measure_ranks: whether a score reads the ranks of changes of weights.
-        noise: the name of the random stream of `finetune.noise`.
+        noise: the name of the random stream of what starts at noise.
     """
 
     model: LanguageModel
@@ -61,7 +60,6 @@ class Bench:
     config: Config
     icl: Callable[[], Recording]
     start_steps: Callable[[int], AfterStep] = lambda _total: lambda: None
-    measure_ranks: bool = False
     noise: str = "update noise"
 
     @property

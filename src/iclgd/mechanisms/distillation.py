@@ -100,4 +100,4 @@ def _distilled(bench: Bench, rows: list[Row], loss: Loss) -> Iterator[Trace]:
 
     with trainable(trained) as before:
         trace = train(model, bench.config, trained, before, batches, gradient, bench.start_steps(len(batches)))
-        yield with_changes(trace, trained, before, bench.measure_ranks)
+        yield with_changes(trace, trained, before)

@@ -28,8 +28,8 @@ from iclgd.mechanisms.objectives import (
     TrainingSequence,
     resolve_objective,
 )
-from iclgd.mechanisms.optimisers import leaves_of, optimiser
-from iclgd.mechanisms.parameters import Trained, layer_norms, trainable, trained_parameters, update_ranks
+from iclgd.mechanisms.optimisers import OPTIMISERS, leaves_of
+from iclgd.mechanisms.parameters import Trained, layer_norms, trainable, trained_parameters
 from iclgd.models.anatomy import LanguageModel
 
 T = TypeVar("T")
@@ -78,10 +78,8 @@ def gradient_descent(bench: Bench) -> Iterator[Trace]:
     with trainable(trained) as before:
         gradient_of = objective_gradient(model, config, trained)
         trace = train(model, config, trained, before, batches, gradient_of, bench.start_steps(len(batches)))
-        if finetune.noise:
-            _add_noise(config, trained, before, bench.noise)
         numbers = tuple(batch[0].demonstration if len(batch) == 1 else -1 for batch in batches)
-        trace = with_changes(trace, trained, before, bench.measure_ranks)
+        trace = with_changes(trace, trained, before)
         yield replace(trace, demonstrations=numbers[: len(trace.losses)])
 
 
@@ -112,7 +110,7 @@ def train(
     """
     leaves = leaves_of(trained, config.finetune.rank, config.seed)
     learned = [parameter for leaf in leaves.values() for parameter in leaf.parameters]
-    learner = optimiser(config.finetune.optimizer, learned, config.finetune.lr)
+    learner = OPTIMISERS[config.finetune.optimizer](learned, lr=config.finetune.lr)
     layers = [item.layer for item in trained]
     losses: list[float] = []
     norms: list[Tensor] = []
@@ -139,7 +137,7 @@ def train(
         _put(trained, after)
     undefined = torch.full((model.layers,), torch.nan)
     gradient_norms = torch.stack(norms) if norms else torch.empty(0, model.layers)
-    return Trace(torch.tensor(losses), gradient_norms, undefined, undefined, (), diverged_at, untouched_loss)
+    return Trace(torch.tensor(losses), gradient_norms, undefined, (), diverged_at, untouched_loss)
 
 
 @torch.no_grad()
@@ -148,29 +146,12 @@ def _put(trained: Sequence[Trained], weights: Sequence[Tensor]) -> None:
         item.parameter.copy_(tensor)
 
 
-@torch.no_grad()
-def _add_noise(config: Config, trained: Sequence[Trained], before: Sequence[Tensor], name: str) -> None:
-    """Add noise to every trained tensor's whole change, `finetune.noise` times as long as the change."""
-    stream = torch_stream(name, config.seed)
-    for item, original in zip(trained, before, strict=True):
-        part, was = item.part(item.parameter.data), item.part(original)
-        noise = torch.randn(part.shape, generator=stream).to(part)
-        length = config.finetune.noise * (part - was).norm() / noise.norm()
-        item.write(item.parameter.data, part + noise * length)
-
-
-def with_changes(trace: Trace, trained: Sequence[Trained], before: Sequence[Tensor], ranks: bool) -> Trace:
-    """The trace with norms and, if asked for, ranks of each layer's whole change; undefined after divergence."""
+def with_changes(trace: Trace, trained: Sequence[Trained], before: Sequence[Tensor]) -> Trace:
+    """The trace with the norms of each layer's whole change, which are undefined after divergence."""
     if trace.diverged_at is not None:
         return trace
-    layers = len(trace.update_norms)
     changes = [item.parameter.detach().float() - was.float() for item, was in zip(trained, before, strict=True)]
-    undefined = torch.full((layers,), torch.nan)
-    return replace(
-        trace,
-        update_norms=layer_norms(trained, changes, layers),
-        update_ranks=update_ranks(trained, before, layers) if ranks else undefined,
-    )
+    return replace(trace, update_norms=layer_norms(trained, changes, len(trace.update_norms)))
 
 
 def objective_gradient(

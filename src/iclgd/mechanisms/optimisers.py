@@ -1,10 +1,8 @@
-"""How gradients become steps: an optimiser of torch.optim or of the user's, and changes of low rank."""
+"""How gradients become steps: what the optimiser changes of each trained parameter, in changes of low rank too."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,66 +10,28 @@ from transformers.pytorch_utils import Conv1D
 
 from iclgd.common.seeding import torch_stream
 from iclgd.config import ConfigError
-from iclgd.config.bounds import imported
+from iclgd.config.enumerations import Optimizer
 from iclgd.mechanisms.parameters import Trained
 from iclgd.models.products import HALF
 
-_SHORT = {"sgd": "torch.optim.SGD", "adam": "torch.optim.Adam"}
-
-
-def optimiser_class(spec: str | Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:
-    """The class that `finetune.optimizer` names.
-
-    Raises:
-        ConfigError: it names no optimiser, or one that asks for the loss again and again, as LBFGS does.
-    """
-    name = _SHORT[spec] if isinstance(spec, str) else str(spec["_target_"])
-    found = imported(name, "finetune.optimizer")
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise ConfigError(f"finetune.optimizer: {name} is no subclass of torch.optim.Optimizer")
-    closure = list(inspect.signature(found.step).parameters.values())[1:2]
-    if closure and closure[0].default is inspect.Parameter.empty:
-        raise ConfigError(f"finetune.optimizer: {name} needs the loss as a function, which is not to be had here")
-    return found
-
-
-def optimiser(spec: str | Mapping[str, Any], parameters: Sequence[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """An optimiser of these parameters, with the arguments that `finetune.optimizer` gives.
-
-    Raises:
-        ConfigError: there is no such class, or it refuses its arguments.
-    """
-    kind = optimiser_class(spec)
-    arguments = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "_target_"}
-    try:
-        return kind(parameters, lr=lr, **arguments)
-    except (TypeError, ValueError) as error:
-        name = getattr(kind, "__name__", "it")
-        raise ConfigError(f"finetune.optimizer: {name} refuses {arguments}: {error}") from error
+OPTIMISERS = {Optimizer.sgd: torch.optim.SGD, Optimizer.adam: torch.optim.Adam}
 
 
 class Leaf:
-    """What the optimiser changes of a trained parameter: the parameter itself, or a copy that it may change as a whole.
-
-    Of a fused projection, only what is trained may lose weight to decay; of a half parameter, small steps have to add
-    up in float32.
-    """
+    """A trained parameter itself, or a float32 copy of one in half precision, in which small steps add up."""
 
     def __init__(self, item: Trained) -> None:
         self.item, parameter = item, item.parameter
-        if item.rows or parameter.dtype in HALF:
-            part = item.part(parameter.detach())
-            parameter = nn.Parameter(part.float() if parameter.dtype in HALF else part.clone())
-        self.parameters = [parameter]
+        self.parameters = [nn.Parameter(parameter.detach().float()) if parameter.dtype in HALF else parameter]
 
     def take(self, gradient: Tensor) -> None:
-        """Keep the part of the whole parameter's gradient that is the leaf's."""
-        self.parameters[0].grad = self.item.part(gradient).to(self.parameters[0])
+        """Keep the parameter's gradient."""
+        self.parameters[0].grad = gradient.to(self.parameters[0])
 
     def write(self) -> None:
         """Set the parameter to what the optimiser made of its copy."""
         if self.parameters[0] is not self.item.parameter:
-            self.item.write(self.item.parameter.data, self.parameters[0].data)
+            self.item.parameter.data.copy_(self.parameters[0].data)
 
 
 class LowRankLeaf:

@@ -158,23 +158,3 @@ def layer_norms(trained: Sequence[Trained], tensors: Sequence[Tensor], layers: i
         places = torch.tensor([item.layer for item in trained])
         norms[places] = torch.zeros(layers, dtype=torch.float64).index_add_(0, places, squares).sqrt().float()[places]
     return norms
-
-
-def update_ranks(trained: Sequence[Trained], before: Sequence[Tensor], layers: int) -> Float[Tensor, " layer"]:
-    """The largest numerical rank of a layer's weight changes; NaN in layers without any.
-
-    Rank counts singular values above `max(shape) * eps * largest`, in float64, with eps of the weights' own dtype: a
-    change smaller than the weights' rounding is rounding.
-    """
-    ranks = torch.full((layers,), float("nan"))
-    for item, original in zip(trained, before, strict=True):
-        part, was = item.part(item.parameter.detach()), item.part(original)
-        if original.ndim < 2:
-            continue
-        change = (part.double() - was.double()).flatten(0, -2)
-        values = torch.linalg.svdvals(change)
-        largest = torch.maximum(part.abs().max(), was.abs().max()).double()
-        rounding = torch.finfo(original.dtype).eps * largest * max(change.shape) ** 0.5
-        rank = float((values > torch.maximum(rounding, values.max() * max(change.shape) * 1e-12)).sum())
-        ranks[item.layer] = max(rank, float(torch.nan_to_num(ranks[item.layer], nan=0.0)))
-    return ranks

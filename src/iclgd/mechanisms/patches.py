@@ -57,7 +57,7 @@ class ExactPatch:
         """No steps; norms are the root mean square over patched tokens of each layer's whole change."""
         norms = (self.squares / max(1, self.tokens)).sqrt().float()
         norms[[layer for layer in range(self.model.layers) if layer not in self.layers]] = float("nan")
-        return Trace(torch.empty(0), torch.empty(0, self.model.layers), norms, norms.sign())
+        return Trace(torch.empty(0), torch.empty(0, self.model.layers), norms)
 
 
 def patched_tokens(which: PatchTokens, now: AttentionPass, width: int, lead: int = 0) -> Bool[Tensor, "example token"]:
@@ -152,7 +152,6 @@ def exact_patch(bench: Bench) -> Iterator[Trace]:
     with intervening(bench.model, patch):
         yield trace
     trace.update_norms.copy_(patch.trace().update_norms)
-    trace.update_ranks.copy_(patch.trace().update_ranks)
 
 
 @contextmanager
@@ -174,7 +173,7 @@ def static_patch(bench: Bench) -> Iterator[Trace]:
     with trainable(trained) as before:
         for (layer, name), change in changes.items():
             weight_of(model.anatomy.part(layer, name)).data.add_(change)
-        yield with_changes(bench.no_steps(), trained, before, bench.measure_ranks)
+        yield with_changes(bench.no_steps(), trained, before)
 
 
 @torch.inference_mode()

@@ -84,7 +84,6 @@ def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) 
     return replace(
         trace,
         update_norms=_norms(trained, changes, bench.model.layers),
-        update_ranks=torch.full((bench.model.layers,), torch.nan),
         demonstrations=tuple(bench.prompts.in_context[place] for place in steps[: len(trace.losses)]),
     )
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 from iclgd.common.records import Trace
-from iclgd.config import ConfigError
 from iclgd.config.bounds import imported
 from iclgd.mechanisms.bench import Bench, Mechanism
 from iclgd.mechanisms.distillation import activation_match, context_distillation, priming
@@ -52,9 +50,4 @@ def resolve_mechanism(name: str) -> Mechanism:
     Raises:
         ConfigError: there is no such mechanism.
     """
-    if name in MECHANISMS:
-        return MECHANISMS[name]
-    mechanism = imported(name, "finetune.mechanism")
-    if not callable(mechanism):
-        raise ConfigError(f"finetune.mechanism={name} is a {type(mechanism).__name__}: a mechanism is a function")
-    return cast(Mechanism, mechanism)
+    return MECHANISMS.get(name) or imported(name, "finetune.mechanism")

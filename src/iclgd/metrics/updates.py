@@ -90,7 +90,7 @@ def sim_centred(icl: Outputs, ft: Outputs, zsl: Outputs) -> ByLayer:
 
 
 def identity(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """What a run recorded, as it is: gradient norms, sizes and ranks of weight updates, attention to the context.
+    """What a run recorded, as it is: gradient norms, sizes of weight updates, attention to the context.
 
     Returns:
         The values, unaveraged. NaN where nothing was recorded, as for gradients of layers that are not trained.

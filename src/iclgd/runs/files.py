@@ -25,7 +25,12 @@ from iclgd.config import ConfigError
 
 _PART = ".part-"
 _MOST_BYTES = 256 << 20  # of a file; prompts.json with thousands of long queries has a fifth of this
-RETIRED = (("runtime", "padding"), ("runtime", "jitter"), ("metric", "every"))  # keys of earlier versions, by group
+RETIRED = {  # keys of earlier versions, by group
+    "runtime": ("padding", "jitter"),
+    "metric": ("every",),
+    "finetune": ("noise",),
+    "reference": ("noise",),
+}
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
 
@@ -166,8 +171,9 @@ def recorded_config(folder: Path) -> dict[str, Any]:
         config = _literal(read(folder / "config.yaml", dict[str, Any]))
     except DamagedRun as error:
         raise ConfigError(f"{folder}: no run's config.yaml can be read there ({error})") from error
-    for group, key in RETIRED:
-        config.get(group, {}).pop(key, None)
+    for group, keys in RETIRED.items():
+        for key in keys:
+            config.get(group, {}).pop(key, None)
     return config
 
 

@@ -45,7 +45,6 @@ _NAIVE_VALUES = {  # of the keys of `finetune` that the naive way knows only in 
     "norm_of": (None,),
     "direction": ("own",),
     "rank": (None,),
-    "noise": (0,),
 }
 
 

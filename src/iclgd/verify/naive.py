@@ -161,8 +161,7 @@ class Naive:
                     number -= finetune.lr * gradient.to(number)
                     parameter.data.copy_(number)
             changes = [p.double() - old.double() for (_, p, _), old in zip(trained, originals, strict=True)]
-            ranks = torch.full((len(self.blocks),), torch.nan)
-            yield Trace(torch.tensor(losses), torch.cat(norms), self._norms(layers, changes), ranks, (), diverged)
+            yield Trace(torch.tensor(losses), torch.cat(norms), self._norms(layers, changes), (), diverged)
         finally:
             for (_, parameter, _), original in zip(trained, originals, strict=True):
                 parameter.data.copy_(original)
