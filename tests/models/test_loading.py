@@ -14,7 +14,7 @@ import torch
 
 from families.tiny import tiny_network as of_family
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.config.enumerations import ModelSource, Placement, Weights
+from iclgd.config.enumerations import ModelSource, Placement
 from iclgd.models import files, loading
 from iclgd.models.files import layers_of, packaged_file
 from iclgd.models.loading import assemble, load, resolve_device, resolve_dtype, untrained
@@ -70,26 +70,9 @@ def test_a_local_folder_is_loaded(folder):
     assert load(ModelConfig(name=str(folder), weights_seed=1), RUNTIME) is not model
 
 
-def test_a_folder_in_the_home_is_loaded(folder, monkeypatch):
+def test_a_device_map_goes_through_accelerate(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert load(ModelConfig(name=f"~/{folder.name}"), RUNTIME).layers == 3
-
-
-@pytest.mark.parametrize("weights", [Weights.random, Weights.keep_embeddings])
-def test_untrained_weights_are_loaded(folder, weights):
-    def parameter(seed, name):
-        model = load(ModelConfig(name=str(folder), weights=weights, weights_seed=seed), RUNTIME)
-        assert model.identity["weights"] == weights and model.identity["weights_seed"] == seed
-        return model.network.get_parameter(name)
-
-    inner, outer = "model.layers.0.self_attn.k_proj.weight", "model.embed_tokens.weight"
-    assert torch.equal(parameter(0, inner), parameter(0, inner))
-    assert not torch.equal(parameter(0, inner), parameter(1, inner))
-    assert torch.equal(parameter(0, outer), parameter(1, outer)) == (weights is Weights.keep_embeddings)
-
-
-def test_a_device_map_goes_through_accelerate(folder):
-    model = load(ModelConfig(name=str(folder)), RuntimeConfig(device="cpu", placement=Placement.auto))
+    model = load(ModelConfig(name=f"~/{folder.name}"), RuntimeConfig(device="cpu", placement=Placement.auto))
     assert model.device.type == "cpu"
     plain = load(ModelConfig(name=str(folder)), RUNTIME)
     tokens = torch.arange(5)[None]
@@ -127,9 +110,6 @@ def test_layers_are_known_from_the_config_where_it_is_at_hand(tmp_path):
         (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
         assert layers_of(ModelConfig(name=str(tmp_path))) == layers
     assert layers_of(ModelConfig(name="somebody/never-loaded")) is None
-    assert layers_of(ModelConfig(name="no/hub/id")) is None
-    with pytest.raises(ConfigError, match="is not on disk: it was in the memory of a process"):
-        layers_of(ModelConfig(name="mine", source=ModelSource.memory))
 
 
 def test_a_package_is_converted_once(tmp_path, monkeypatch):
@@ -186,24 +166,17 @@ def named(network):
 
 
 @pytest.mark.parametrize("family", RECORDABLE)
-def test_random_weights_follow_their_seed(family):
-    config = tiny_network(family).config
-    first, again, other = (named(untrained(config, torch.float32, seed)) for seed in (0, 0, 1))
-    for name, parameter in first.items():
-        assert torch.equal(parameter, again[name])
-        assert parameter.ndim == 1 or not torch.equal(parameter, other[name])
-
-
-@pytest.mark.parametrize("family", RECORDABLE)
-def test_kept_is_what_the_paper_lists_and_the_rest_is_the_random_baseline(family):
-    pretrained = tiny_network(family)
+def test_kept_is_what_the_paper_lists_and_the_rest_is_drawn_from_the_seed(family):
+    pretrained, before = tiny_network(family), torch.random.get_rng_state()
     kept = named(untrained(pretrained.config, torch.float32, 3, keep=pretrained))
-    random = named(untrained(pretrained.config, torch.float32, 3))
-    assert kept.keys() == random.keys() == named(pretrained).keys()
+    again, other = (named(untrained(pretrained.config, torch.float32, seed)) for seed in (3, 1))
+    assert kept.keys() == again.keys() == named(pretrained).keys()
     assert any("norm" in name or "ln_" in name for name in kept)
     for name, parameter in named(pretrained).items():
         assert torch.equal(kept[name], parameter) == bool(KEPT.search(name)), name
-        assert KEPT.search(name) or torch.equal(kept[name], random[name]), name
+        assert KEPT.search(name) or torch.equal(kept[name], again[name]), name
+        assert parameter.ndim == 1 or not torch.equal(again[name], other[name])
+    assert torch.equal(torch.random.get_rng_state(), before), "global randomness is left alone"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "phi"])
@@ -211,10 +184,8 @@ def test_kept_is_what_the_paper_lists_and_the_rest_is_the_random_baseline(family
 def test_tied_embeddings_stay_tied_and_are_said(family, tied):
     pretrained = tiny_network(family, tie_word_embeddings=tied)
     for network in (pretrained, untrained(pretrained.config, torch.float32, 0, keep=pretrained)):
-        model = assemble(network, None)
-        same = network.get_input_embeddings().weight is network.get_output_embeddings().weight
-        assert same == tied
-        assert model.notes == (("input and output embeddings are tied",) if tied else ())
+        assert (network.get_input_embeddings().weight is network.get_output_embeddings().weight) == tied
+        assert assemble(network, None).notes == (("input and output embeddings are tied",) if tied else ())
 
 
 def test_norms_of_any_name_and_described_parts_are_kept():
@@ -225,25 +196,13 @@ def test_norms_of_any_name_and_described_parts_are_kept():
         untrained(pretrained.config, torch.float32, 0, pretrained, {"nonsense": ""})
 
 
-def test_global_randomness_is_left_alone():
-    config = tiny_network("llama").config
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    untrained(config, torch.float32, 0)
-    assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("family", ["llama", "gptj", "xglm"])
 def test_every_dtype_has_the_same_numbers(family, dtype):
     config = tiny_network(family).config
-    single, other = untrained(config, torch.float32, 0), untrained(config, dtype, 0)
-    for name, parameter in named(other).items():
+    single, network = untrained(config, torch.float32, 0), untrained(config, dtype, 0)
+    for name, parameter in named(network).items():
         assert parameter.dtype is dtype
         assert torch.equal(parameter, named(single)[name].to(dtype)), name
-
-
-def test_rotary_frequencies_are_not_rounded():
-    network = untrained(tiny_network("llama").config, torch.bfloat16, 0)
-    assert network.model.rotary_emb.inv_freq.dtype is torch.float32
+    if family == "llama":
+        assert network.model.rotary_emb.inv_freq.dtype is torch.float32, "frequencies are not rounded"

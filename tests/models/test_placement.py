@@ -13,7 +13,7 @@ from iclgd.models import placement
 from iclgd.models.loading import assemble
 from iclgd.models.placement import check_placement, devices_of, loading_arguments, refuse_quantised
 from learning_cases import finetuned, prompts
-from placement_cases import FAMILIES, VARIANTS, everything, furthest, placed_model, plain
+from placement_cases import FAMILIES, VARIANTS, everything, furthest, placed_model, plain, variant
 from pretend_devices import MixedDevicesError, pretending
 from tiny_models import CONFIGS, tiny_network
 
@@ -28,7 +28,7 @@ from tiny_models import CONFIGS, tiny_network
 )
 def test_the_numbers_are_those_of_one_device(family, devices, tmp_path):
     """Blocks dealt out over devices, or waiting in CPU memory or on disk."""
-    variants = tuple(VARIANTS) if (family, *devices) == ("llama", "cpu", "disk") else ("lcgd",)
+    variants = VARIANTS if (family, *devices) == ("llama", "cpu", "disk") else ("lcgd",)
     alone = everything(assemble(tiny_network(family), None), variants)
     with pretending() if "cpu:0" in devices else nullcontext():
         model = placed_model(family, tmp_path, *devices)
@@ -52,7 +52,7 @@ def test_offloaded_weights_do_not_pile_up_for_the_backward_pass(tmp_path, monkey
     model, read = placed_model("llama", tmp_path, "disk"), []
     again = placement._view
     monkeypatch.setattr(placement, "_view", lambda module, *rest: read.append(module) or again(module, *rest))
-    with finetuned(model, prompts(), VARIANTS["gd"]):
+    with finetuned(model, prompts(), variant("gd")):
         pass
     frozen = {model.anatomy.part(layer, f"mlp.{name}_proj") for layer in (1, 2) for name in ("gate", "up", "down")}
     assert frozen <= set(read)

@@ -32,7 +32,7 @@ def factors(rows, bias, transposed, trained):
     ]
 
 
-@pytest.mark.parametrize("rows", [(), (5,), (1,), (2, 7), (2, 3, 4)])
+@pytest.mark.parametrize("rows", [(), (5,), (2, 3, 4)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("trained", [True, False])
@@ -50,16 +50,13 @@ def test_values_and_gradients_are_those_of_pytorchs_own_linear(rows, bias, trans
             assert ours.grad is None and theirs.grad is None
 
 
-@pytest.mark.parametrize(
-    "view",
-    [lambda x: x.transpose(1, 2), lambda x: x[:, :, :1].transpose(1, 2).expand(4, 5, 17), lambda x: x[::2].mT[:, 1:4]],
-)
-def test_any_strides_will_do_in_rows_and_in_gradients(view):
+def test_any_strides_will_do_in_rows_and_in_gradients():
     results = []
     for product in (linear, functional.linear):
         rows, weight, bias = factors((4,), True, False, True)
         rows = torch.arange(4 * 17 * 6).view(4, 17, 6).sin().requires_grad_(True)
-        product(view(rows), weight, bias).sum().backward()  # whose gradient is one number, expanded
+        view = rows[:, :, :1].transpose(1, 2).expand(4, 5, 17)
+        product(view, weight, bias).sum().backward()  # whose gradient is one number, expanded
         results.append((rows.grad, weight.grad, bias.grad))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

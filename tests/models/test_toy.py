@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from command_line import iclgd
 from configs import config
 from iclgd.common import paths
 from iclgd.config import RuntimeConfig
-from iclgd.config.enumerations import Weights
 from iclgd.models.loading import load
 from toy import language, plane, training
 from toy.__main__ import ROWS, main, write_rows
@@ -77,13 +75,6 @@ def test_training_goes_down_and_the_same_way_again(train):
         assert losses[0] == pytest.approx(math.log(len(language.VOCABULARY)), rel=0.05), "it begins at chance"
 
 
-def test_an_untrained_model_of_its_shape_cannot():
-    untrained = config("model=toy")
-    untrained.model.weights = Weights.random
-    model = load(untrained.model, RuntimeConfig(device="cpu"))
-    assert training.accuracy(model.network, model.tokenizer, 8, contexts=128) < 0.7
-
-
 @pytest.mark.soak
 def test_the_script_makes_the_committed_model(tmp_path: Path):
     main(["--out", str(tmp_path)])
@@ -95,12 +86,3 @@ def test_the_script_makes_the_committed_model(tmp_path: Path):
         assert accuracy > 0.95
         assert accuracy == pytest.approx(training.accuracy(committed, tokenizer, shots), abs=0.03)
     assert abs(training.accuracy(new, tokenizer, 0) - 0.5) < 0.12
-
-
-def test_an_ordinary_run_on_the_command_line(tmp_path: Path):
-    ended = iclgd(tmp_path, "model=toy", "task=toy", "tracking=none", "runtime.device=cpu", fake=False)
-    assert ended.returncode == 0, ended.stderr
-    (folder,) = (tmp_path / "outputs" / "single").iterdir()
-    scores = json.loads((folder / "scores.json").read_text())
-    assert scores["accuracy/zsl"]["mean"] == 0.5 and scores["accuracy/icl"]["mean"] > 0.95
-    assert scores["accuracy/icl"]["n"] == 96

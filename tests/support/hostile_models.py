@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ SHAPE = dict(
 WEIGHTS, INDEX, CONFIG, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"
 PICKLE = "pytorch_model.bin"
 Q = "model.layers.1.self_attn.q_proj.weight"
+
+Damage = Callable[[Path], object]
 
 
 def write_model(folder: Path) -> Path:
@@ -40,110 +41,76 @@ class Case:
         file: `model.file`.
     """
 
-    damage: Callable[[Path], None]
+    damage: Damage
     refused: str | None
     file: str | None = None
 
 
-def edited(name: str, **entries: Any) -> Callable[[Path], None]:
+def edited(name: str, **fields: Any) -> Damage:
     """Change fields of a JSON file, which need not be there."""
 
     def damage(folder: Path) -> None:
         path = folder / name
         content = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**content, **entries}))
+        path.write_text(json.dumps({**content, **fields}))
 
     return damage
 
 
-def replaced(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+def replaced(name: str, content: bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
     """Change the tensors."""
 
     def damage(folder: Path) -> None:
         tensors = {key: value.clone() for key, value in load_file(folder / WEIGHTS).items()}
-        change(tensors)  # its value is of no matter
+        change(tensors)
         save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
     return damage
 
 
-def config(**entries: Any) -> Callable[[Path], None]:
-    return edited(CONFIG, **entries)
+def config(**fields: Any) -> Damage:
+    return edited(CONFIG, **fields)
 
 
-def tokens(**entries: Any) -> Callable[[Path], None]:
-    return edited("tokenizer_config.json", **entries)
-
-
-def poisoned(name: str, value: float) -> Callable[[Path], None]:
-    return weights(lambda tensors: tensors[name][3].fill_(value))
-
-
-def sharded(
-    place: Callable[[int, str], str] = lambda number, _: f"part-{number}.safetensors",
-    claim: Callable[[dict[str, Any]], Any] = lambda index: index,
-) -> Callable[[Path], None]:
-    """Two shards and their index.
-
-    Args:
-        place: where the index says a tensor is, by the shard it is in and its name; `part-N` files always exist.
-        claim: changes the index before it is written.
-    """
+def sharded(place: str = "part-{}.safetensors", **index: Any) -> Damage:
+    """Two shards, which an index says are at `place`; other fields of the index replace its own."""
 
     def damage(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
         (folder / WEIGHTS).unlink()
-        parts: dict[str, dict[str, torch.Tensor]] = {}
-        index = {}
-        for position, (name, tensor) in enumerate(tensors.items()):
-            number = position % 2
-            parts.setdefault(f"part-{number}.safetensors", {})[name] = tensor
-            index[name] = place(number, name)
-        for name, part in parts.items():
-            save_file(part, folder / name, {"format": "pt"})
-        for real in set(index.values()):
-            if "/" in real and ".." not in real and (folder / Path(real).name).exists():
-                (folder / real).parent.mkdir(exist_ok=True)
-                shutil.copy(folder / Path(real).name, folder / real)
-        (folder / INDEX).write_text(json.dumps(claim({"metadata": {"total_size": 1}, "weight_map": index})))
+        parts = [dict(list(tensors.items())[number::2]) for number in range(2)]
+        for number, part in enumerate(parts):
+            path = folder / ("deep" if "deep" in place else "") / f"part-{number}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            save_file(part, path, {"format": "pt"})
+        places = {name: place.format(number) for number, part in enumerate(parts) for name in part}
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places, **index}))
 
     return damage
 
 
-def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
-    return lambda folder: [damage(folder) for damage in damages] and None
+def both(*damages: Damage) -> Damage:
+    return lambda folder: [damage(folder) for damage in damages]
 
 
-def without(name: str) -> Callable[[Path], None]:
+def without(name: str) -> Damage:
     return lambda folder: (folder / name).unlink()
 
 
-def cut(name: str, share: float) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: int(len(content) * share)])
-
-    return damage
+def halved(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
 
 
 def foreign_token(folder: Path) -> None:
     """A word of the prompts gets an id that the model does not have."""
     content = json.loads((folder / TOKENIZER).read_text())
-    content["added_tokens"].append(
-        {
-            "id": 384,
-            "content": " terrible",
-            "special": False,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-        }
-    )
+    flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append({"id": 384, "content": " terrible", **flags})
     (folder / TOKENIZER).write_text(json.dumps(content))
 
 
@@ -155,44 +122,37 @@ def code(folder: Path) -> None:
     (folder / "mine.py").write_text("raise SystemExit('ran')")
 
 
-def renamed_to_layer(number: int) -> Callable[[dict[str, torch.Tensor]], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[Q.replace(".1.", f".{number}.")] = tensors.pop(Q)
-
-    return change
-
-
 LLAMA_AS_GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 16}
 GGUF = "x.gguf"
 AUTO_MAP = {"AutoConfig": "mine.A", "AutoModelForCausalLM": "mine.B", "AutoTokenizer": ["mine.C", None]}
 
 CASES: dict[str, Case] = {
     "a weight is missing": Case(weights(lambda t: t.pop(Q)), "weights that are missing: .*q_proj"),
-    "embedding is missing": Case(weights(lambda t: t.pop("model.embed_tokens.weight")), "embed_tokens"),
     "a weight too many": Case(weights(lambda t: t.update(evil=torch.zeros(3))), "belong to no part .*evil"),
-    "a weight of a layer that is not": Case(weights(renamed_to_layer(7)), r"missing: .*layers\.1.*no part.*layers\.7"),
     "another shape": Case(weights(lambda t: t.update({Q: t[Q][:-4].clone()})), "another shape: .*q_proj"),
-    "NaN in a weight": Case(poisoned(Q, float("nan")), "not finite: .*q_proj"),
+    "NaN in a weight": Case(weights(lambda t: t[Q][3].fill_(torch.nan)), "not finite: .*q_proj"),
     "more layers than weights": Case(config(num_hidden_layers=6), "cannot hold so many|missing"),
     "fewer layers than weights": Case(config(num_hidden_layers=1), "no part of the model"),
     "another family": Case(config(**LLAMA_AS_GPT2), "missing"),
     "tied, and yet two embeddings": Case(config(tie_word_embeddings=True), None),
-    "cut in the middle": Case(cut(WEIGHTS, 0.5), "could not be loaded.*files are damaged"),
+    "cut in the middle": Case(halved, "could not be loaded.*files are damaged"),
     "empty": Case(replaced(WEIGHTS, b""), "could not be loaded.*files are damaged"),
     "only pickled weights": Case(both(pickled, without(WEIGHTS)), "pickled weights are not read"),
     "two shards": Case(sharded(), None),
-    "shards in a folder": Case(sharded(lambda n, _: f"deep/part-{n}.safetensors"), None),
-    "an index that climbs": Case(sharded(lambda *_: "../outside/model.safetensors"), "inside the folder"),
-    "an index to a pickle": Case(both(pickled, sharded(lambda *_: PICKLE)), r"pytorch_model\.bin"),
-    "an index to nothing": Case(sharded(lambda *_: "gone.safetensors"), "has no gone"),
-    "an index without map": Case(sharded(claim=lambda _: {}), "no weight_map"),
+    "shards in a folder": Case(sharded("deep/part-{}.safetensors"), None),
+    "an index that climbs": Case(sharded("../outside/model.safetensors"), "inside the folder"),
+    "an index to a pickle": Case(both(pickled, sharded(PICKLE)), r"pytorch_model\.bin"),
+    "an index to nothing": Case(sharded("gone.safetensors"), "has no gone"),
+    "an index without map": Case(sharded(weight_map=None), "no weight_map"),
     "a kernel for attention": Case(config(_attn_implementation="owner/kernel"), None),
     "kernels": Case(
         config(use_kernels=True, kernel_config={"RMSNorm": "x/y:Z"}, fusion_config={"a": 1}),
         "from elsewhere .use_kernels, kernel_config",
     ),
     "quantised by its word": Case(config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by gptq"),
-    "code of its own": Case(both(code, config(auto_map=AUTO_MAP), tokens(auto_map=AUTO_MAP)), None),
+    "code of its own": Case(
+        both(code, config(auto_map=AUTO_MAP), edited("tokenizer_config.json", auto_map=AUTO_MAP)), None
+    ),
     "code of an unknown family": Case(both(code, config(model_type="mine", auto_map=AUTO_MAP)), "of the family 'mine'"),
     "weights named by the config": Case(
         config(transformers_weights="../outside/model.safetensors"), "from elsewhere .transformers_weights"

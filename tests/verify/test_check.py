@@ -84,10 +84,9 @@ def edited_scores(change):
         ("finetune=gd", "finetune.objective=short_circuit", "finetune.exit_layer=1", "finetune.batch=full"),
         ("finetune=lcgd", "protocol.exit=attention_output", "finetune.trainable=attention", "finetune.epochs=2"),
         ("finetune=lcgd", "protocol=dai2023", "task.labels=[A B,B A A]"),
-        ("finetune=none", "metric=[sim_am,accuracy]"),
         ("finetune=gd", "finetune.lr=1e38", "metric=[sim_am]"),  # whose large scores are no mask
     ],
-    ids=["gd", "short circuit", "attention output", "labels of several tokens", "none", "large scores"],
+    ids=["gd", "short circuit", "attention output", "labels of several tokens", "large scores"],
 )
 def test_a_run_as_it_was_made_holds(tmp_path, overrides):
     verdict = verify(finished_run(tmp_path / "run", *overrides), None)
@@ -115,8 +114,6 @@ def test_half_precision_has_wider_tolerances(tmp_path):
     folder = finished_run(tmp_path / "run", "finetune=lcgd", "runtime.dtype=bfloat16", "task.queries=6")
     verdict = verify(folder, 3)
     assert verdict.problems == [] and max(s.naive[0] for s in verdict.scores if s.naive) > TOLERANCE
-    edited_scores(lambda f: f.assign(value=f.value.where(f.score != "sim_am", f.value - 0.2)))(folder)
-    assert any("score sim_am is off by" in problem for problem in verify(folder, None).problems)
 
 
 def test_what_the_naive_way_does_not_know_and_what_needs_all_queries_is_said(tmp_path):
@@ -203,20 +200,9 @@ def test_tolerances(exact, unsteady, shift, holds):
     assert check.compare("s", stored, again, None, exact, unsteady).holds is holds
     naive = check.compare("s", stored, stored, again, True, unsteady)
     assert naive.naive == pytest.approx((shift, shift)) and naive.holds is (shift <= 0.01 * unsteady)
-
-
-def test_a_naive_way_that_loses_every_value_does_not_hold():
-    own = pd.DataFrame({"score": "s", "example": [0, 1], "layer": 0, "value": [0.5, 0.1]})
-    assert not check.compare("s", own, own, own.assign(value=np.nan), True, 1).holds
-    assert check.compare("s", own, own, own.assign(score="t"), True, 1).holds  # it does not know the score
-
-
-def test_a_run_is_checked_with_the_threads_that_made_it(folder, monkeypatch):
-    before, seen = torch.get_num_threads(), []
-    edited_json("environment.json", lambda content: content.update(threads=before + 1))(folder)
-    monkeypatch.setattr(check, "load", lambda *_: seen.append(torch.get_num_threads()))
-    assert "cannot be computed again" in verify(folder, 1).problems[-1]
-    assert seen == [before + 1] and torch.get_num_threads() == before
+    lost = check.compare("s", stored, stored, again.assign(value=np.nan), True, unsteady)
+    assert not lost.holds, "the naive way has lost every value"
+    assert check.compare("s", stored, stored, again.assign(score="t"), True, 1).holds, "it does not know the score"
 
 
 def test_data_and_devices_that_are_not_here(tmp_path, monkeypatch):
