@@ -59,12 +59,3 @@ def test_every_room_has_its_place():
 
 def test_imports_lead_downward():
     assert upward(SOURCE) == set()
-
-
-def test_an_import_that_leads_upward_is_seen(tmp_path):
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "draw.py").write_text("from iclgd.common import paths\nfrom iclgd.config import Config\n")
-    (tmp_path / "config.py").write_text("def late():\n    from iclgd import tasks\n")
-    (tmp_path / "models.py").write_text("import iclgd.cli.plan\n")
-    (tmp_path / "report.py").write_text("from iclgd.tracking import content\n")
-    assert upward(tmp_path) == {("config", "tasks"), ("models", "cli.plan"), ("report", "tracking.content")}
