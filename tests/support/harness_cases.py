@@ -1,4 +1,4 @@
-"""Three small tasks as lm-evaluation-harness describes them: like CB, a question with four answers, and endings."""
+"""Two small tasks as lm-evaluation-harness describes them: like CB, and endings of sentences."""
 
 from __future__ import annotations
 
@@ -35,15 +35,6 @@ def _bundled(task: str, split: str, count: int) -> list[dict]:
     return [json.loads(line) for line in lines[:count]]
 
 
-def _capitals() -> list[dict]:
-    pairs, rows = _bundled("capitals", "train", 18), []
-    for i, pair in enumerate(pairs):
-        options = [pairs[(i + step) % len(pairs)]["output"] for step in (5, 11, 17)]
-        options.insert(i % 4, pair["output"])
-        rows.append({"country": pair["input"], "options": options, "answer": "ABCD"[i % 4]})
-    return rows
-
-
 def _endings() -> list[dict]:
     return [{"ctx": c, "ends": [a, b] if i % 2 else [b, a], "gold": 1 - i % 2} for i, (c, a, b) in enumerate(ENDINGS)]
 
@@ -51,16 +42,10 @@ def _endings() -> list[dict]:
 TASKS = {
     "claims": {
         "description": "Decide what follows from each passage.\n\n",
-        "doc_to_text": "{{premise}}\nQuestion: {{hypothesis}}. True, False, or Neither?\nAnswer:",
+        "doc_to_text": "{{premise}}\nQuestion: {{hypothesis}}. True, False, or Neither?\nAnswer: ",
+        "target_delimiter": "",
         "doc_to_choice": ["True", "False", "Neither"],
         "doc_to_target": "label",
-    },
-    "capitals": {
-        "doc_to_text": "Question: What is the capital of {{country}}?\nAnswer: ",
-        "target_delimiter": "",
-        "fewshot_delimiter": "\n",
-        "doc_to_choice": "{{options}}",
-        "doc_to_target": "{{['A', 'B', 'C', 'D'].index(answer)}}",
     },
     "endings": {
         "doc_to_text": "ctx",
@@ -75,7 +60,6 @@ def write_harness_tasks(folder: Path) -> dict[str, Path]:
     """The yaml of each task by name, with its rows beside it."""
     rows = {
         "claims": (_bundled("entailment", "train", 8), _bundled("entailment", "test", 8)),
-        "capitals": (_capitals()[:10], _capitals()[10:]),
         "endings": (_endings()[:8], _endings()[8:16]),
     }
     written = {}

@@ -92,7 +92,7 @@ def tiny_model() -> LanguageModel:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "shots"), [("claims", 3), ("capitals", 0), ("capitals", 3), ("endings", 3)])
+@pytest.mark.parametrize(("name", "shots"), [("claims", 0), ("claims", 3), ("endings", 3)])
 def test_log_likelihoods_and_accuracies_are_the_harness_own(name: str, shots: int, tiny_model, tmp_path: Path):
     accuracy, other, apart = compared(tiny_model, write_harness_tasks(tmp_path)[name], shots)
     assert accuracy == pytest.approx(other) and apart < 2e-3
@@ -100,7 +100,7 @@ def test_log_likelihoods_and_accuracies_are_the_harness_own(name: str, shots: in
 
 @pytest.mark.soak
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["claims", "capitals", "endings"])
+@pytest.mark.parametrize("name", ["claims", "endings"])
 def test_accuracies_of_the_default_model_are_the_harness_own(name: str, tmp_path: Path):
     file = write_harness_tasks(tmp_path)[name]
     config = run_of(file)
@@ -112,13 +112,12 @@ def test_accuracies_of_the_default_model_are_the_harness_own(name: str, tmp_path
 
 def test_what_is_drawn_is_the_tasks_own_wording(tmp_path: Path):
     files = write_harness_tasks(tmp_path)
-    claims, capitals = (draw(run_of(files[name], "task.shots=2", "seed=1")) for name in ("claims", "capitals"))
-    assert claims.label_words == ("True", "False", "Neither") and capitals.label_words == ()
+    claims, endings = (draw(run_of(files[name], "task.shots=2", "seed=1")) for name in ("claims", "endings"))
+    assert claims.label_words == ("True", "False", "Neither") and endings.label_words == ()
     assert claims.description == "Decide what follows from each passage.\n\n"
-    assert (claims.separator, capitals.separator) == ("\n\n", "\n")
-    assert all(e.text.endswith("\nAnswer:") and e.delimiter == " " for e in (*claims.queries, *capitals.queries))
-    assert len(claims.queries) == 8 and len(capitals.demonstrations) == 2
-    assert {e.answer for e in capitals.queries} >= {"Sana'a", "Kuwait City"}
+    assert (claims.separator, endings.separator) == ("\n\n", "\n\n\n")
+    assert all(e.text.endswith("\nAnswer:") and e.delimiter == " " for e in claims.queries)
+    assert len(claims.queries) == 8 and len(endings.demonstrations) == 2
     assert run_of(files["claims"]).task.name == "claims"
     assert draw(run_of(files["claims"], "task.separator=X")).separator == "X"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pyarrow
@@ -71,13 +72,10 @@ def test_no_template_and_no_value_crashes(template: str, value):
         assert str(error).startswith(("things.jsonl, line 7: ", "task.templates[0]="))
 
 
-@pytest.mark.parametrize(
-    "template",
-    ["{{ text.__class__.__mro__ }}", "{{ options.append('x') }}", "{{ range(9) }}", "{{ text / 0 }}"],
-)
+@pytest.mark.parametrize("template", ["{{ text.__class__.__mro__ }}", "{{ all.append('x') }}", "{{ range(9) }}"])
 def test_a_template_reads_its_row_and_nothing_else(template: str):
     with pytest.raises(DataError, match=r"^things\.jsonl, line 7: "):
-        fill(template, {"text": "a", "options": ["a"]})
+        fill(template, {"text": "a", "all": ["a"]})
 
 
 @pytest.mark.parametrize("template", ["{{ text", "{{ text | nosuchfilter }}", "{% if text %}", "{% include 'x' %}{{"])
@@ -86,17 +84,27 @@ def test_what_is_no_template_is_refused(template: str):
         Wording(task(templates=[template]))
 
 
-@pytest.mark.parametrize("value", [None, True, ["a"], {"a": 1}, float("nan"), float("inf")])
-def test_a_value_that_is_no_text_is_refused(value):
-    with pytest.raises(DataError, match=r"things\.jsonl, line 7: .* is not text or a number \(columns: text, label\)"):
-        one({"text": value, "label": 0})
+BARE, MULTIPLE = {"templates": ["{{ text }}"]}, {"labels": [], "options_column": "all"}
 
 
-def test_a_missing_column_names_those_that_are_there():
-    with pytest.raises(DataError, match=r"things\.jsonl, line 7: 'text' is undefined \(columns: sentence, label\)"):
-        one({"sentence": "a", "label": 0})
-    with pytest.raises(DataError, match=r"line 7: 'label' is undefined"):
-        one({"text": "a"})
+@pytest.mark.parametrize(
+    ("row", "settings", "said"),
+    [
+        *(({"text": value}, {}, "is not text or a number") for value in (None, True, ["a"], math.nan, math.inf)),
+        ({"sentence": "a"}, {}, r"'text' is undefined \(columns: sentence, label\)"),
+        ({"text": " "}, BARE, "the filled template is blank"),
+        *(({"text": "a", "label": n}, {}, f"label {n} .* is out of range 0 to 1") for n in (2, -1, 10**30)),
+        ({"text": "q", "all": ["x"]}, MULTIPLE, "fewer than 2"),
+        ({"text": "q", "all": ["x", " "]}, MULTIPLE, "blank"),
+        ({"text": "q", "all": "xy"}, MULTIPLE, "not a list"),
+        ({"text": "q", "all": [None, "x"]}, MULTIPLE, "neither text nor numbers"),
+    ],
+    ids=str,
+)
+def test_a_bad_row_is_refused_by_line(row: dict, settings: dict, said: str):
+    with pytest.raises(DataError, match=rf"things\.jsonl, line 7: .*{said}"):
+        one({**row, "label": row.get("label", 0)}, task(**settings))
+    assert one({"text": "", "label": 0}).text == "Thing:  Kind:", "blank only where nothing else stands"
 
 
 def test_a_column_is_a_name_or_an_expression():
@@ -107,14 +115,6 @@ def test_a_column_is_a_name_or_an_expression():
     for absent in ("c", "a.d", "a.c[2]", "b-c", "no name?"):
         with pytest.raises(DataError, match="here: "):
             Expression(absent).of(row, "here")
-
-
-@pytest.mark.parametrize("label", [2, -1, 10**30])
-def test_labels_out_of_range_are_refused_by_line(label: int):
-    with pytest.raises(
-        DataError, match=rf"things\.jsonl, line 7: label {label} in column 'label' is out of range 0 to 1"
-    ):
-        one({"text": "a", "label": label})
 
 
 @FUZZ
@@ -151,21 +151,6 @@ def test_options_come_from_templates_or_a_column():
     assert (fixed.options, fixed.answer) == (("x", "the y"), "the y")
     listed = one(row, task(labels=[], options_column="all"))
     assert (listed.options, listed.answer) == (("p", "q", "r"), "q")
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [(["x"], "fewer than 2"), (["x", " "], "blank"), ("xy", "not a list"), ([None, "x"], "neither text")],
-)
-def test_bad_options_are_refused_by_line(options, said: str):
-    with pytest.raises(DataError, match=rf"things\.jsonl, line 7: .*{said}"):
-        one({"text": "q", "all": options, "label": 0}, task(labels=[], options_column="all"))
-
-
-def test_blank_text_is_refused_only_where_nothing_else_stands():
-    assert one({"text": "", "label": 0}).text == "Thing:  Kind:"
-    with pytest.raises(DataError, match="line 7: the filled template is blank"):
-        one({"text": " ", "label": 0}, task(templates=["{{ text }}"]))
 
 
 def test_templates_have_tails_columns_and_label_words_of_their_own():
