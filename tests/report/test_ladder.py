@@ -66,10 +66,3 @@ def test_a_variant_stands_on_the_ladder_once_at_the_rate_that_its_other_draws_ch
     assert len(shown) == len(expected) == 6 and "the other draws choose" in figure.caption
     assert shown["GD · shots 4"] == pytest.approx(expected["gd", 4], rel=1e-4)
     assert shown["LCGD · shots 8"] == pytest.approx(expected["lcgd", 8], rel=1e-4)
-
-
-def test_a_long_ladder_becomes_a_choice():
-    made = results(finetune__lr=[10.0**-i for i in range(1, 8)], task__shots=[1, 2, 4, 8, 16], seeds=1)
-    figure = by_name(ladder.ladder(made))["ladder/mechanisms"]
-    assert {row["about"] for row in rows(figure)} == {"GD", "LCGD"}
-    assert len(figure.specification["params"][0]["bind"]["options"]) == 35

@@ -10,9 +10,9 @@ import altair as alt
 import pandas as pd
 
 from iclgd.config.enumerations import Better, Role
-from iclgd.report.chart import DATA, TEXT_WIDTH, Figure
+from iclgd.report.chart import DATA, TEXT_WIDTH, Figure, themed
 from iclgd.report.marks import Measure, interval_words, measured, zero_rule
-from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
+from iclgd.report.panels import PLACE, Frame, free_keys, labelled, records
 from iclgd.results.frame import SEES
 from iclgd.results.planted_truths import beside_planted
 from iclgd.results.rates import summary_at_chosen_rates
@@ -21,7 +21,7 @@ from iclgd.results.remarks import layer_notes
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
 
-_MOST_ROWS, _MOST_SCORES = 40, 4  # rows of a ladder; scores side by side, besides an accuracy
+_MOST_SCORES = 4  # side by side, besides an accuracy
 _GAP, _LABELS, _SEES = 9, 104, 54  # points between panels, for the names of rows, and for what they see
 _BLANK = alt.Axis(labels=False, ticks=False, domain=False)
 _ROLES = {  # light to dark, so that they are told apart in grey too
@@ -72,21 +72,22 @@ def _with_bounds(measure: Measure, part: Frame, rows: Mapping[str, Frame]) -> Fr
 def _figures(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> Iterator[Figure]:
     """The figure of these scores, if it has more than one row."""
     measures = [measure for measure, _ in pairs]
-    split, order = _split(results, pairs)
+    rows, panels, order = _split(results, pairs)
     if len(order) < 2:
         return
-    several = split.rows["sees"].nunique() > 1
+    several = rows["sees"].nunique() > 1
     room = (TEXT_WIDTH - _LABELS - several * (_SEES + _GAP)) / len(measures) - _GAP
-    charts = [_sees(split, order)] if several else []
+    charts = [_panel(_sees(order), panels, _SEES, True)] if several else []
     for at, measure in enumerate(measures):
-        charts.append(_score(measure, at, split, order, min(room, 230), labels=not charts))
+        marks = _score(measure, at, rows, order, room, labels=not charts)
+        charts.append(_panel(marks, panels, min(room, 230), not charts, f"datum.value === {at}"))
     labels = ", ".join(measure.info.label for measure in measures)
-    words = [f"{labels} of each mechanism.", interval_words(split.rows), *_marks_in_words(measures, split.rows)]
+    words = [f"{labels} of each mechanism.", interval_words(rows), *_marks_in_words(measures, rows)]
     words += layer_notes(results, [measure.info.name for measure in measures])
     name, choice = measures[0].info.name, measures[0].info.label
     if len(measures) > 1:
         name, choice = "mechanisms", "headline scores"
-    chart = split.with_menu(alt.hconcat(*charts, spacing=_GAP), filtered=True)
+    chart = themed(alt.hconcat(*charts, spacing=_GAP), records(rows))
     title = "Mechanisms side by side"
     yield Figure(f"ladder/{name}", title, chart, " ".join(words), choice, measures[0].info.headline)
 
@@ -108,25 +109,23 @@ def _any(rows: Frame, column: str) -> bool:
     return column in rows and bool(rows[column].notna().any())
 
 
-def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Grid, list[str]]:
-    """The rows by place, with bounds and a text for each row of the ladder, and these texts from the floor up."""
+def _split(results: Results, pairs: Sequence[tuple[Measure, Frame]]) -> tuple[Frame, list[str], list[str]]:
+    """The rows with a text for each row of the ladder, the places, and these texts from the floor up."""
     rows: Frame = pd.concat([part.assign(value=at) for at, (_, part) in enumerate(pairs)], ignore_index=True)
     order = list(results.labels)
     rows = rows.dropna(subset="mean").sort_values("finetune.name", key=lambda n: n.map(order.index), kind="stable")
     rows["panel"], panels = labelled(results, rows, PLACE)
-    keys, choices = free_keys(results, rows), []
+    keys = free_keys(results, rows)
     settings, _ = labelled(results, rows, keys)
     several = rows.assign(text=settings).groupby(["panel", "variant"])["text"].transform("nunique") > 1
     rows["about"] = rows["variant"].where(~several, rows["variant"] + " · " + settings)
-    if rows.groupby("panel")["about"].nunique().max() > _MOST_ROWS:
-        rows["about"], (rows["setting"], choices) = rows["variant"], labelled(results, rows, keys)
     variants = [results.variants[name] for name in rows["finetune.name"]]
     rows["role"] = [variant.role for variant in variants]
     seen = rows[SEES] if SEES in rows else [variant.sees for variant in variants]
     rows["sees"] = [results.text(SEES, sees) for sees in seen]
     labels, in_order = labelled(results, rows, ["variant", *keys])
     about = dict(zip(labels, rows["about"], strict=True))
-    return Grid(rows, panels, choices), list(dict.fromkeys(about[label] for label in in_order))
+    return rows, panels, list(dict.fromkeys(about[label] for label in in_order))
 
 
 def _rows(order: list[str], labels: bool, grid: bool = True, **position: Any) -> Any:
@@ -136,19 +135,19 @@ def _rows(order: list[str], labels: bool, grid: bool = True, **position: Any) ->
     return alt.Y("about:N", sort=order, scale=scale, title=None, axis=axis, **position)
 
 
-def _sees(split: Grid, order: list[str]) -> Any:
+def _sees(order: list[str]) -> list[Any]:
     """What each mechanism sees, in words."""
-    text = alt.Chart().transform_aggregate(count="count()", groupby=["about", "sees", "panel", "setting"])
+    text = alt.Chart().transform_aggregate(count="count()", groupby=["about", "sees", "panel"])
     encodings = {"x": alt.value(_GAP), "y": _rows(order, True, grid=False), "text": "sees:N"}
     text = text.mark_text(align="left", fontSize=7).encode(**encodings)
     title = alt.Chart().mark_rule(color="transparent").encode(alt.X("value:Q", title="sees", axis=_BLANK))
-    return _panel([text, title], split, _SEES, True, "true")
+    return [text, title]
 
 
-def _score(measure: Measure, at: int, split: Grid, order: list[str], width: float, labels: bool) -> Any:
-    """One score of a ladder: rows are mechanisms, which the first panel names."""
-    rows = split.rows[split.rows["value"] == at]
-    roles = [role for role in _ROLES if role in set(split.rows["role"])]
+def _score(measure: Measure, at: int, rows: Frame, order: list[str], width: float, labels: bool) -> list[Any]:
+    """The marks of one score; rows are mechanisms, which the first panel names."""
+    roles = [role for role in _ROLES if role in set(rows["role"])]
+    rows = rows[rows["value"] == at]
     look: dict[str, Any] = {"legend": alt.Legend(columns=len(roles)) if len(roles) > 1 else None, "title": None}
     color, shape = (
         channel("role:N", scale=alt.Scale(domain=roles, range=[_ROLES[role][part] for role in roles]), **look)
@@ -178,16 +177,16 @@ def _score(measure: Measure, at: int, split: Grid, order: list[str], width: floa
             )
         x["scale"]["domain"] = [low, high]
     marks.append(base.mark_point(filled=True, size=30, opacity=1).encode(x, y, color, shape, tooltip=tooltip))
-    return _panel(marks, split, width, labels, f"datum.value === {at}")
+    return marks
 
 
-def _panel(marks: Sequence[Any], split: Grid, width: float, labels: bool, filtered: str) -> Any:
+def _panel(marks: Sequence[Any], panels: list[str], width: float, labels: bool, filtered: str | None = None) -> Any:
     """The marks once for each place, one place below the other."""
     panel: Any = alt.layer(*marks).properties(width=width, height=alt.Step(13))
-    if len(split.panels) > 1:
+    if len(panels) > 1:
         header = alt.Header(labelOrient="top", labelAnchor="start", labels=labels, labelPadding=2)
-        row = alt.Row("panel:N", sort=list(split.panels), header=header, title=None)
+        row = alt.Row("panel:N", sort=panels, header=header, title=None)
         panel = panel.facet(row=row, data=alt.NamedData(name=DATA))
     else:
         panel.data = alt.NamedData(name=DATA)
-    return panel.transform_filter(filtered + " && datum.setting === setting" * (len(split.choices) > 1))
+    return panel if filtered is None else panel.transform_filter(filtered)

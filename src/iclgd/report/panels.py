@@ -56,19 +56,15 @@ class Grid:
         data = alt.NamedData(name=DATA)
         if len(self.panels) > 1:
             facet = alt.Facet("panel:N", sort=list(self.panels), header=alt.Header(title=None), title=None)
-            return self.with_menu(chart.facet(facet=facet, columns=self.columns, data=data))
-        chart.data = data
-        return self.with_menu(chart)
-
-    def with_menu(self, chart: Any, filtered: bool = False) -> Any:
-        """The themed chart with a menu of settings; the one that is shown is named above it."""
-        if len(self.choices) > 1:
+            chart = chart.facet(facet=facet, columns=self.columns, data=data)
+        else:
+            chart.data = data
+        if len(self.choices) > 1:  # the one that is shown is named above the figure
+            title = {"text": {"expr": f"{SETTING} + ' (one of {len(self.choices)} settings)'"}}
+            chart = chart.transform_filter("datum.setting === setting").properties(title=title)
             menu = alt.binding_select(options=list(self.choices), name="setting ")
-            setting = alt.param(name=SETTING, value=_most_common(self.rows, self.choices), bind=menu)
-            chart = chart if filtered else chart.transform_filter("datum.setting === setting")
-            count = f" (one of {len(self.choices)} settings)"
-            chart = chart.properties(title={"text": {"expr": f"{SETTING} + '{count}'"}})
-            chart.params = [setting.param]
+            shown = _most_common(self.rows, self.choices)
+            chart.params = [alt.param(name=SETTING, value=shown, bind=menu).param]
         return themed(chart, records(self.rows))
 
 

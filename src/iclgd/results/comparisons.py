@@ -55,14 +55,11 @@ def differences(results: Results, among: Sequence[Contender]) -> list[Difference
 
 def power_text(differences: Sequence[Difference]) -> str:
     """One paragraph: what this sweep can tell apart, what it cannot, and how many draws would."""
-    if not differences:
-        return ""
     results = [result for difference in differences for result in difference.results.values()]
     spreads = [result.spread for result in results if result.spread > 0]
     if not spreads:
-        if max(result.draws for result in results) > 1:
-            return "The draws do not differ at all, so that nothing follows for draws not made."
-        return "One draw of demonstrations tells no variants apart: give several seeds (seed=0,1,2,3,4)."
+        alone = "One draw of demonstrations, or draws that do not differ at all, tell no variants apart"
+        return f"{alone}: give several seeds (seed=0,1,2,3,4)." if differences else ""
     draws, spread = min(result.draws for result in results if result.draws), float(np.median(spreads))
     alpha = 0.05 / len(results)  # Holm's first step
     count = f"{len(results)} comparison{'s' if len(results) > 1 else ''}"
