@@ -17,7 +17,6 @@ from iclgd.report.chart import DATA, Figure
 from iclgd.report.figures import along_keys
 from iclgd.report.plane import plane
 from iclgd.results.frame import Results
-from iclgd.results.run_tables import first_draws
 from report_fixtures import write_run
 
 ODDS = [f"log_odds/{setting}" for setting in ("zsl", "icl", "ft")]
@@ -105,10 +104,3 @@ def test_icl_has_a_line_for_each_setting_and_none_of_its_spread_where_it_has_non
     assert icl["published"].tolist() == pytest.approx(icl["mean"].tolist(), abs=1e-9)
     assert ": 1 a demonstration, R\N{SUPERSCRIPT TWO} 1.00; 0 a demonstration" in figure.caption
     assert figure.caption.endswith("R\N{SUPERSCRIPT TWO} undefined.")
-
-
-def test_every_mechanism_of_many_runs_is_read_in_its_first_draws():
-    made = results(tuple("abcdefghijklm"), ("sim_aou",), seeds=5)
-    read = first_draws(made, [run.settings["seed"] != 0 for run in made], most=30)
-    assert [made[at].settings["seed"] for at in read] == [1, 2] * 13
-    assert len(first_draws(made, [True] * len(made), most=5)) == 13

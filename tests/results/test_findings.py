@@ -45,14 +45,6 @@ def test_few_draws_test_nothing_each_task_has_its_own_and_planted_truths_do_not_
     assert not findings(results(("gd", "lcgd"))) and not findings(results(("gd", "mean_shift", "none"), ("mine",)))[1:]
 
 
-def test_a_mechanism_without_a_value_in_some_draw_is_not_named_nearest():
-    made = results(("gd", "mean_shift", "task_vector"), SCORES, seeds=5)
-    lost = [run for run in made.runs if run.config["finetune"]["name"] == "task_vector"][1:]
-    [paragraph] = findings(replace(made, runs=tuple(run for run in made.runs if run not in lost)))
-    assert "By SimAOU, Mean shift is nearest to ICL" in paragraph
-    assert paragraph.count("Left out, since not every draw of theirs has a value: Task vector.") == 2
-
-
 def test_the_last_words_say_in_short_what_context_does_and_who_does_it_too():
     scores = ("accuracy/zsl", "accuracy/icl", "recovered")
     made = results(("none", "gd", "lcgd"), scores, seeds=3)

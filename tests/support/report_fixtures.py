@@ -114,49 +114,33 @@ def write_run(
         for example, layer in np.ndindex(examples, layers):
             rows.append((name, example, layer, curve[example, layer]))
         scores[name] = _entry(curve) | {"flipped": _entry(curve[: examples // 2])}
-    n = examples
     for setting, share in zip(("zsl", "icl", "ft"), accuracy, strict=True):
-        ci = [max(share - 0.1, 0), min(share + 0.1, 1)]
-        scores[f"accuracy/{setting}"] = {"mean": share, "layers": [], "n": n, "undefined": 0, "ci": ci}
-    for setting, share in zip(("zsl", "icl", "ft"), accuracy, strict=True):
-        rows += [(f"accuracy/{setting}", i, -1, float(i < round(share * n))) for i in range(n)]
+        name, ci = f"accuracy/{setting}", [max(share - 0.1, 0), min(share + 0.1, 1)]
+        scores[name] = {"mean": share, "layers": [], "n": examples, "undefined": 0, "ci": ci}
+        rows += [(name, example, -1, float(example < round(share * examples))) for example in range(examples)]
     pd.DataFrame(rows, columns=["score", "example", "layer", "value"]).to_parquet(folder / "scores.parquet")
     shots = config["task"]["shots"]
     norms = [(d, layer, 0.1 * (1 + layer) / (1 + d)) for d in range(shots) for layer in range(layers)]
     pd.DataFrame(norms, columns=["demonstration", "layer", "value"]).to_parquet(folder / "gradient_norms.parquet")
-    _json(folder / "scores.json", scores)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    environment = {
-        "iclgd": {"version": "0.1.0", "revision": "a1b2c3d4" * 5, "dirty": False},
-        "python": "3.11.2",
-        "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
-        "device": {"name": "cpu", "accelerator": None},
-        "dtype": "float32",
-        "threads": 2,
+    prompts = {
+        "bos": [0],
+        "separator": [1],
+        "demonstrations": [
+            {"text": f"Sentence: {text} {i} Label: Positive", "token_ids": [5, 6, 7, 8 + i], "label": 1}
+            for i in range(shots)
+        ],
+        "queries": [
+            {"text": f"Sentence: {text} {i} Label:", "token_ids": [5, 6, 9], "label": i % 2} for i in range(examples)
+        ],
+        "label_words": ["Negative", "Positive"],
     }
-    _json(folder / "environment.json", environment)
-    demonstrations = [
-        {"text": f"Sentence: {text} {i} Label: Positive", "token_ids": [5, 6, 7, 8 + i], "label": 1}
-        for i in range(shots)
-    ]
-    queries = [{"text": f"Sentence: {text} {i} Label:", "token_ids": [5, 6, 9], "label": i % 2} for i in range(n)]
-    _json(
-        folder / "prompts.json",
-        {
-            "bos": [0],
-            "separator": [1],
-            "demonstrations": demonstrations,
-            "queries": queries,
-            "label_words": ["Negative", "Positive"],
-            "label_token_ids": [[3], [4]],
-        },
-    )
-    status = {"state": state, "run_id": folder.name, "seconds": 1.5}
-    if state == "failed":
-        status["error"] = "ValueError: no such luck"
-    if diverged:
-        status |= {"diverged": True, "diverged_at": 3}
-    _json(folder / "status.json", status)
+    status = {"state": state, "run_id": folder.name, "seconds": 1.5, "diverged": diverged}
+    status |= {"error": "ValueError: no such luck"} if state == "failed" else {}
+    environment = {"iclgd": {"version": "0.1.0", "revision": "a1b2c3d4" * 5, "dirty": False}, "dtype": "float32"}
+    files = {"scores": scores, "environment": environment, "prompts": prompts, "status": status}
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return folder
 
 
@@ -181,7 +165,3 @@ def _entry(values: np.ndarray) -> dict[str, Any]:
     undefined = int(np.isnan(values).sum())
     ci = [None, None] if mean is None else [mean - 0.02, mean + 0.02]
     return {"mean": mean, "layers": layers, "n": len(values), "undefined": undefined, "ci": ci}
-
-
-def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
