@@ -72,6 +72,10 @@ def test_a_diverged_setting_is_a_cross_and_no_value():
     assert [part for part in parts(figure.specification) if part.get("filter") == "datum.mean === null"]
 
 
+def test_where_everything_diverged_there_is_nothing_to_draw():
+    assert figures.figures(results(diverges=lambda settings: True)) == []
+
+
 def test_intervals_are_over_draws_or_absent_and_a_lone_draw_is_a_hollow_mark():
     """The interval over one draw's queries is narrower: it would make the least stable rate look the most precise."""
     made = results(finetune__lr=[1e-3, 1e-2], diverges=lambda s: s["finetune.lr"] == 0.01 and s["seed"] > 0)

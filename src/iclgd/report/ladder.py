@@ -45,7 +45,7 @@ def ladder(results: Results) -> Iterator[Figure]:
     first = [pair for pair in pairs if pair[0].info.headline][:_MOST_SCORES]
     first = [*first, *accuracy] if first else pairs[:1]
     shown = {measure.info.name for measure, _ in first}
-    for group in [first, *([pair] for pair in pairs if pair[0].info.name not in shown)]:
+    for group in filter(None, [first, *([pair] for pair in pairs if pair[0].info.name not in shown)]):
         yield from _figures(results, group)
 
 
