@@ -168,12 +168,12 @@ def test_a_prefix_that_is_not_seen_is_refused(monkeypatch):
 
 
 def test_scores_of_another_scale_are_refused(monkeypatch):
-    original = attention._record
+    original = attention._record_scores
 
     def doubled(now, layer, query, key, prefix, rule):
         original(now, layer, query, key, prefix, replace(rule, scale=2 * rule.scale))
 
-    monkeypatch.setattr(attention, "_record", doubled)
+    monkeypatch.setattr(attention, "_record_scores", doubled)
     with pytest.raises(
         UnsupportedModelError, match=r"softmax\(scores\) V differs from attention's own output in layer 0"
     ):

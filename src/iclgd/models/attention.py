@@ -48,14 +48,12 @@ def recorded_attention(
     if now is not None:
         layer = now.layer_of.get(module, -1)
         prefix = now.shared[layer] if now.shared else None
-        if now.watch is not None:
-            for part, tensor in (("q", query), ("k", key), ("v", value)):
-                now.watch(layer, part, tensor)
         now.calls.append(layer)
+        keep_queries(now, layer, query, scale)
         if now.keep_keys:
             now.keys_and_values[layer] = (key, value)
         else:
-            _record(now, layer, query, key, prefix, rule)
+            _record_scores(now, layer, query, key, prefix, rule)
     return _attend(query, key, value, prefix, rule).transpose(1, 2).contiguous(), None
 
 
@@ -76,7 +74,9 @@ class _Rule:
         return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
 
 
-def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule) -> None:
+def _record_scores(
+    now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule
+) -> None:
     groups = query.shape[1] // key.shape[1]
     last = precise(now.last(query, 2)).unflatten(1, (key.shape[1], groups))
     scores, context = rule.scores(torch.einsum("bkgd,bktd->bkgt", last, precise(key)).flatten(1, 2)), now.before
@@ -86,7 +86,6 @@ def _record(now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: 
     elif prefix is not None:
         context = 0
     keep_scores(now, layer, scores, context, rule.reach, rule.sink)
-    keep_queries(now, layer, query, rule.scale)
 
 
 def keep_scores(

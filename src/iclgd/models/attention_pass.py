@@ -91,7 +91,6 @@ class AttentionPass:
     questions: tuple[int, ...] = ()  # by sequence, the number of the question that it is for
     first_position: int | None = None  # of the own tokens; None: right behind the prefix
     layer_of: Mapping[nn.Module, int] = field(default_factory=dict)  # attention modules, set by `forward.forward`
-    watch: Callable[[int, str, Tensor], object] | None = None  # is shown each layer's queries, keys and values
     calls: list[int] = field(default_factory=list)
     keys_and_values: dict[int, KeyValues] = field(default_factory=dict)
     # what was recorded: `attention_scores` always, and what is wanted; by name and layer

@@ -61,7 +61,7 @@ class EagerAttention(TorchFunctionMode):
         raise NotImplementedError
 
     def scored(self, scores: Tensor, query: Tensor, key: Tensor) -> bool:
-        """A softmax was taken of scores, after a product of two factors; returns whether it is attention's."""
+        """A softmax was taken of scores, after a product of two factors; returns whether `mixed` is to be called."""
         raise NotImplementedError
 
     def mixed(self, value: Tensor, output: Tensor) -> Tensor:
@@ -86,19 +86,16 @@ class _Watch(EagerAttention):
         assert layer is not None
         now.calls.append(layer)
         query, key = (self.by_head(precise(factor.detach())) for factor in (query, key.transpose(-1, -2)))
-        if now.watch is not None:
-            now.watch(layer, "q", query)
-            now.watch(layer, "k", key)
+        keep_queries(now, layer, query, self.anatomy.layers[layer].scale)
         if now.keep_keys:
-            return True
+            return False
         scores = self.by_head(precise(scores.detach()))
         least = max(torch.finfo(scores.dtype).min, torch.finfo(torch.float32).min)  # GPT-Neo masks in float32 always
         last = now.last(scores.masked_fill(scores < least / 4, float("nan")), 2)
         if self.anatomy.layers[layer].biased:
             last = last - self.own_bias(layer, last, query, key)[..., None]
         keep_scores(now, layer, last, now.before, Reach())
-        keep_queries(now, layer, query, self.anatomy.layers[layer].scale)
-        return True
+        return False  # the product with values is as it was
 
     def own_bias(
         self, layer: int, scores: Float[Tensor, "example head key"], query: Tensor, key: Tensor
@@ -109,14 +106,9 @@ class _Watch(EagerAttention):
         products = (last * own).sum(-1) * self.anatomy.layers[layer].scale
         return now.last(scores[..., now.before :], 2) - products
 
-    def mixed(self, value: Tensor, output: Tensor) -> Tensor:
-        if self.now.watch is not None and self.layer is not None:
-            self.now.watch(self.layer, "v", self.by_head(value))
-        return output
-
     def enter(self, layer: int, _module: nn.Module, _args: Any, _kwargs: Any) -> None:
         """Attention of this layer begins."""
-        self.layer, self.mixes = layer, False
+        self.layer = layer
 
     def leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Attention of this layer is over."""

@@ -77,7 +77,7 @@ def prove_projections(model: LanguageModel, tokens: Tensor) -> None:
     """
     anatomy, runs = model.anatomy, 1 + len(_PARTS)
     pair = torch.stack([tokens[:3], (tokens[:3] * 3 + 1) % model.network.config.get_text_config().vocab_size])
-    seen: dict[int, dict[str, Tensor]] = {layer: {} for layer in anatomy.layer_of.values()}
+    outputs: dict[int, Tensor] = {}
 
     def reset(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         hidden = (args[0] if args else kwargs["hidden_states"])[:2].repeat(runs, 1, 1)
@@ -89,8 +89,8 @@ def prove_projections(model: LanguageModel, tokens: Tensor) -> None:
         output[2 * run : 2 * run + 2, ..., index] = 0
         return output
 
-    def keep(layer: int, part: str, tensor: Tensor) -> None:
-        seen[layer][part] = tensor.flatten(1).unflatten(0, (-1, 2))  # run, which of the pair, number
+    def keep(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[layer] = hidden_of(output)
 
     after: list[tuple[nn.Module, Any]] = []
     for layer in anatomy.layers:
@@ -98,12 +98,14 @@ def prove_projections(model: LanguageModel, tokens: Tensor) -> None:
             after += [(module, partial(erase, run, rows)) for module, rows in rows_of(layer.projections, part).items()]
     for attention, number in anatomy.layer_of.items():
         term = attention_term(attention, anatomy.layers[number].added)
-        after.append((term, lambda _module, _args, output, number=number: keep(number, "o", hidden_of(output))))
-    now = AttentionPass(lengths=torch.full((2 * runs,), 3), watch=keep)
+        after.append((term, partial(keep, number)))
+    now = AttentionPass(lengths=torch.full((2 * runs,), 3), keep_keys=True, wanted=frozenset({"token_queries"}))
     with hooks([(block, reset) for block in anatomy.blocks], after):
         forward(model, pair.repeat(runs, 1), now)
-    for number, tensors in seen.items():
-        _check_parts(model, number, tensors)
+    for number, output in outputs.items():
+        tensors = (now.records["token_queries"][number], *now.keys_and_values[number], output)
+        by_run = [tensor.flatten(1).unflatten(0, (-1, 2)) for tensor in tensors]  # run, which of the pair, number
+        _check_parts(model, number, dict(zip(_PARTS, by_run, strict=True)))
 
 
 def _check_parts(model: LanguageModel, layer: int, tensors: dict[str, Float[Tensor, "run pair number"]]) -> None:
