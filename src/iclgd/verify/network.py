@@ -54,6 +54,8 @@ class SoftmaxSpy(TorchFunctionMode):
         elif name.endswith(("mul", "div")) and args[0] is self.product and torch.as_tensor(args[1]).numel() == 1:
             self.product = output
             self.scales.append(float(args[1]) if name.endswith("mul") else 1 / float(args[1]))
+        elif name in ("add", "iadd") and args[0] is self.product:  # a mask
+            self.product = output
         elif name == "tanh" and args[0] is self.product:
             self.scales.pop()  # the softcap's
         elif name == "sub":  # the largest score, for half precision
