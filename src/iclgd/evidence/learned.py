@@ -61,7 +61,7 @@ def learn(lab: Laboratory, setting: str = "ft", prompts: PromptSet | None = None
     )
     mechanism, before = resolve_mechanism(lab.config.finetune.mechanism), {}
     if "trained_changes" in lab.wanted:
-        before = {place: weight.clone() for place, weight in _feed_forward(lab).items()}
+        before = {key: weight.clone() for key, weight in _feed_forward(lab).items()}
     with unchanged_afterwards(lab.model, name), mechanism(bench) as trace:
         if not isinstance(trace, Trace):
             raise ConfigError(f"finetune={name} yields {trace!r} and not a trace: yield bench.no_steps()")
@@ -70,7 +70,7 @@ def learn(lab: Laboratory, setting: str = "ft", prompts: PromptSet | None = None
             recording = lab.record(setting, prompts.bos, lab.plan(setting))
             if recording.attention_output.isfinite().all():
                 after = _feed_forward(lab)
-                changes = {place: after[place] - weight for place, weight in before.items()}
+                changes = {key: after[key] - weight for key, weight in before.items()}
                 return Learned(trace, recording, training_queries(lab), _by_layer(lab, changes) if before else None)
             diverged_at = len(trace.losses)  # the last step's harm shows only now
     log.warning("%s diverged at step %d: its scores are undefined", name, diverged_at)
@@ -132,20 +132,20 @@ def context_changes(lab: Laboratory) -> Changes:
     """
     own = lab.config.finetune.mechanism == STATIC
     changes = static_changes(lab.model, lab.prompts, lab.config if own else variant(lab.config, STATIC))
-    missing = {place: torch.zeros_like(weight) for place, weight in _feed_forward(lab).items() if place not in changes}
+    missing = {key: torch.zeros_like(weight) for key, weight in _feed_forward(lab).items() if key not in changes}
     return _by_layer(lab, changes | missing)
 
 
 def random_changes(lab: Laboratory) -> Changes:
     """Gaussian matrices of the same shapes: the floor."""
     stream = torch_stream("random changes of weights", lab.config.seed)
-    shapes = {place: weight.shape for place, weight in _feed_forward(lab).items()}
-    return _by_layer(lab, {place: torch.randn(shape, generator=stream) for place, shape in shapes.items()})
+    shapes = {key: weight.shape for key, weight in _feed_forward(lab).items()}
+    return _by_layer(lab, {key: torch.randn(shape, generator=stream) for key, shape in shapes.items()})
 
 
 def undefined_changes(lab: Laboratory) -> Changes:
     """Matrices of the same shapes without a direction."""
-    return _by_layer(lab, {place: torch.zeros(weight.shape) for place, weight in _feed_forward(lab).items()})
+    return _by_layer(lab, {key: torch.zeros(weight.shape) for key, weight in _feed_forward(lab).items()})
 
 
 def _feed_forward(lab: Laboratory) -> _Matrices:

@@ -72,15 +72,15 @@ class LowRankLeaf:
 
 
 def leaves_of(trained: Sequence[Trained], rank: int | None, seed: int) -> dict[int, Leaf | LowRankLeaf]:
-    """What the optimiser changes, by the place of the trained parameter; with a rank, vectors do not change.
+    """What the optimiser changes, by the index of the trained parameter; with a rank, vectors do not change.
 
     Raises:
         ConfigError: a rank, and no matrix is trained.
     """
     if rank is None:
-        return {place: Leaf(item) for place, item in enumerate(trained)}
+        return {index: Leaf(item) for index, item in enumerate(trained)}
     noise = torch_stream("low rank", seed)
-    matrices = {place: item for place, item in enumerate(trained) if item.parameter.ndim >= 2}
+    matrices = {index: item for index, item in enumerate(trained) if item.parameter.ndim >= 2}
     if not matrices:
         raise ConfigError("finetune.rank changes matrices, and finetune.trainable names none: set it to null")
-    return {place: LowRankLeaf(item, rank, noise) for place, item in matrices.items()}
+    return {index: LowRankLeaf(item, rank, noise) for index, item in matrices.items()}
