@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from iclgd.report import export_records
+import export_records  # tools/export_records.py
 from iclgd.results import reading
 from report_fixtures import write_run
 

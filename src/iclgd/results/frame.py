@@ -162,14 +162,8 @@ class Results:
         seed always), `score`, `examples`, `layer`, `mean`, `low`, `high` (95 % over queries), `n`, `undefined`
         (values), `layers` (how many the mean is over, 0 without layers), `state` ("sane", "unstable" or "diverged").
         """
-        runs = self.settings.iloc[list(self.setting_of)].reset_index(drop=True)
-        runs.insert(0, "run", [run.name for run in self.runs])
-        for key in DRAW:
-            values = [run.settings.get(key) for run in self.runs]
-            if key == "seed" or len(set(values)) > 1:
-                runs[key] = values
         rows = self.rows
-        of_runs = runs.take(rows["run"]).reset_index(drop=True)
+        of_runs = self._runs_with_settings.take(rows["run"]).reset_index(drop=True)
         scores = plain(rows.drop(columns=["run", "setting", "draw", "state", "learned", "counted"]))
         return pd.concat([of_runs, scores, rows["state"]], axis=1)
 
@@ -276,15 +270,22 @@ class Results:
         """The `rows` that are over all examples and layers."""
         return self.rows[(self.rows["examples"] == "all") & (self.rows["layer"] < 0)]
 
-    @functools.cached_property
+    @property
     def run_table(self) -> pd.DataFrame:
-        """A row for each run: `run`, `state`, its settings and draw, and each score's mean over `layers`, or NaN."""
-        runs = [
-            {"run": run.name, "state": run.state, **{key: run.settings.get(key) for key in (*self.keys, *DRAW)}}
-            for run in self.runs
-        ]
+        """A row for each run: `run`, its setting, what varied of its draw, `state`, and each score's mean, or NaN."""
         means: Any = self.over_all.pivot(index="run", columns="score", values="mean")
-        return pd.DataFrame(runs).join(means.reindex(columns=list(self.scores)))
+        states = self._runs_with_settings.assign(state=[run.state for run in self.runs])
+        return states.join(means.reindex(columns=list(self.scores)))
+
+    @functools.cached_property
+    def _runs_with_settings(self) -> pd.DataFrame:
+        runs = self.settings.iloc[list(self.setting_of)].reset_index(drop=True)
+        runs.insert(0, "run", [run.name for run in self.runs])
+        for key in DRAW:
+            values = [run.settings.get(key) for run in self.runs]
+            if key == "seed" or len(set(values)) > 1:
+                runs[key] = values
+        return runs
 
 
 def with_settings(summary: Any, settings: pd.DataFrame) -> pd.DataFrame:

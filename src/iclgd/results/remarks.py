@@ -64,12 +64,22 @@ def _layers_in_words(groups: Sequence[tuple[tuple[int, ...], int]]) -> str:
 
 
 def zero_shot_notes(results: Results) -> list[str]:
-    """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little."""
-    notes = {}
-    for setting, (_, draws) in context_accuracies(results).items():
-        note = _zero_shot_note(draws)
-        if note:
-            notes[f"{results.setting_text(dict(setting))}: {note}"] = None
+    """Sentences where in-context learning is not seen to beat zero-shot: likeness to it then means little.
+
+    The lead is judged over draws where there are enough for an interval, else by the queries of each.
+    """
+    notes, of_settings = {}, context_accuracies(results)
+    for setting in of_settings:
+        draws: Any = of_settings[setting][1]
+        icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
+        numbers = f"({icl:.1%} against {zsl:.1%})"
+        place = results.setting_text(dict(setting))
+        low = compare(draws["mean"].to_dict(), draws["mean_zsl"].to_dict()).low
+        if icl <= zsl:
+            notes[f"{place}: ICL does not beat zero-shot {numbers}, so that likeness to it means little here."] = None
+        elif not (low > 0 or (math.isnan(low) and (draws["low"] > draws["high_zsl"]).all())):
+            lead = f"ICL's lead over zero-shot {numbers} is within chance"
+            notes[f"{place}: {lead}; read likeness to it with care."] = None
     return list(notes)
 
 
@@ -113,17 +123,6 @@ def _accuracy_names(results: Results, is_open: bool) -> tuple[str, str]:
     names = [(icl.inputs.get("label_scores") is None, icl.name, zsl.name) for icl, zsl in pairs if zsl is not None]
     names.sort(key=lambda one: one[0] != is_open)
     return names[0][1:] if names else ("", "")
-
-
-def _zero_shot_note(draws: Any) -> str | None:
-    """Over draws where there are enough for an interval, else by the queries of each."""
-    icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
-    numbers = f"({icl:.1%} against {zsl:.1%})"
-    if icl <= zsl:
-        return f"ICL does not beat zero-shot {numbers}, so that likeness to it means little here."
-    low = compare(draws["mean"].to_dict(), draws["mean_zsl"].to_dict()).low
-    clear = (draws["low"] > draws["high_zsl"]).all() if math.isnan(low) else low > 0
-    return None if clear else f"ICL's lead over zero-shot {numbers} is within chance; read likeness to it with care."
 
 
 def mixed_inputs(runs: Iterable[FinishedRun]) -> str | None:
