@@ -28,6 +28,7 @@ class Item:
         label_length: how many of the last tokens are the label's; 0 for a query.
         options: for multiple choice, the token ids of this query's own options; None where the task's labels serve.
         decoded: what the tokens say, where that is not the text.
+        where: the file and line that it comes from, for messages.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Item:
     label_length: int = 0
     options: tuple[tuple[int, ...], ...] | None = None
     decoded: str | None = field(default=None, compare=False)
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

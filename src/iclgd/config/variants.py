@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -14,6 +16,18 @@ ICL = "icl"
 STATIC = "static_patch"  # its changes are what the context amounts to in weights
 
 
+def group_of_file(config: Config, group: str, schema: type, file: Path) -> Any:
+    """A group's settings as a yaml has them; they may refer to the run's other keys.
+
+    Raises:
+        ConfigError: it has a value that cannot be used; the message names the key.
+    """
+    root = OmegaConf.create(as_dict(config))
+    with naming_keys():
+        root[group] = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(file))
+        return OmegaConf.to_object(root[group])
+
+
 def variant(config: Config, name: str | None, key: str = "metric.compare_with") -> Config:
     """The same run with another finetuning variant, as its yaml says.
 
@@ -23,10 +37,7 @@ def variant(config: Config, name: str | None, key: str = "metric.compare_with") 
     files = config_files("finetune")
     if name not in files:
         raise ConfigError(f"{key}={name} is no variant of conf/finetune: name one of {', '.join(files)}")
-    root = OmegaConf.create(as_dict(config))  # which the values may refer to
-    with naming_keys():
-        root.finetune = OmegaConf.merge(OmegaConf.structured(FinetuneConfig), OmegaConf.load(files[name]))
-        return replace(config, finetune=OmegaConf.to_object(root.finetune))
+    return replace(config, finetune=group_of_file(config, "finetune", FinetuneConfig, files[name]))
 
 
 def reference_config(config: Config) -> Config:

@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from iclgd.common import paths, seeding
 from iclgd.config import Config, ConfigError, TaskConfig
 from iclgd.config.enumerations import OnLeak, Sees, TaskSource, TrainingData
+from iclgd.config.variants import group_of_file
 from iclgd.tasks.examples import DataError, Example, Examples, Pool
 from iclgd.tasks.harness import harness_task
 from iclgd.tasks.wording import check_label_words, worded_rows
@@ -58,7 +57,7 @@ def read_pool(config: Config) -> Pool:
     """
     pool = _pool(config.task, config.paths.data_dir)
     if config.task.evaluate is not None:
-        task = task_named(config.task.evaluate, "task.evaluate", config.task)
+        task = task_named(config.task.evaluate, "task.evaluate", config)
         task = replace(task, choices=config.task.choices, query_seed=config.task.query_seed)
         other = _pool(task, config.paths.data_dir)
         pool = replace(pool, evaluation=other.evaluation, same=False, notes=(*pool.notes, *other.notes))
@@ -233,7 +232,7 @@ def _training(demonstrations: tuple[Example, ...], config: Config, sample: int) 
     if config.finetune.data is TrainingData.label_shuffled:
         return label_shuffled(demonstrations, config.seed)
     if config.finetune.data is TrainingData.other_task:
-        other = task_named(config.finetune.other_task, "finetune.other_task", config.task)
+        other = task_named(config.finetune.other_task, "finetune.other_task", config)
         train = _pool(other, config.paths.data_dir).train
         return tuple(train[row] for row in _demonstration_rows(train, config, sample))
     return None
@@ -260,8 +259,8 @@ def label_shuffled(demonstrations: tuple[Example, ...], seed: int) -> tuple[Exam
     return tuple(replace(example, label=wrong[index]) for index, example in enumerate(demonstrations))
 
 
-def task_named(name: str | None, key: str, measured: TaskConfig) -> TaskConfig:
-    """Another task: that of a file in conf/task, or of a yaml anywhere.
+def task_named(name: str | None, key: str, config: Config) -> TaskConfig:
+    """Another task than the run's: that of a file in conf/task, or of a yaml anywhere.
 
     Raises:
         ConfigError: there is no such task, or it is the one that is measured; the message names `key`.
@@ -273,9 +272,7 @@ def task_named(name: str | None, key: str, measured: TaskConfig) -> TaskConfig:
         raise ConfigError(
             f"{key}={name} is not the name of a task: give one of {', '.join(files)}, or the path of a task's yaml"
         )
-    task = cast(
-        TaskConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(file)))
-    )
-    if task.name == measured.name:
+    task = group_of_file(config, "task", TaskConfig, file)
+    if task.name == config.task.name:
         raise ConfigError(f"{key}={name} is the task that is measured: name another one")
     return task

@@ -53,7 +53,7 @@ def encode(drawn: Drawn, config: Config, tokenizer: Any, window: int | None) -> 
         bos, separator = _around(drawn, config, tokenizer)
         prompts = _encoded(drawn, partial(_tokens, tokenizer=tokenizer, special=False), bos, separator)
     prompts = _noted(prompts, drawn, config, tokenizer)
-    return prompts if window is None else fitted(prompts, drawn, config, window)
+    return prompts if window is None else fitted(prompts, config, window)
 
 
 def _noted(prompts: PromptSet, drawn: Drawn, config: Config, tokenizer: Any) -> PromptSet:
@@ -205,7 +205,7 @@ def _items(
             example = with_distinct_options(example, firsts)
         continuations = tuple(answers[pair] for pair in _continuations(example))
         options = None if continuations == labels else continuations
-        item = Item(example.text, ids, example.label, options=options)
+        item = Item(example.text, ids, example.label, options=options, where=example.where)
         if answered:
             answer = continuations[example.label]
             text = f"{example.text}{example.delimiter}{example.answer}"
@@ -214,7 +214,7 @@ def _items(
     return tuple(items)
 
 
-def fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> PromptSet:
+def fitted(prompts: PromptSet, config: Config, window: int) -> PromptSet:
     """The prompts if they fit, or those that do, as `task.on_overflow` says.
 
     Dropping keeps the first demonstrations, as many as leave room for the longest query, as the published code does.
@@ -225,26 +225,23 @@ def fitted(prompts: PromptSet, drawn: Drawn, config: Config, window: int) -> Pro
     """
     bos = len(prompts.bos)
     appended = int(config.protocol.record_at is RecordAt.first_label_token)
-    lengths = [bos]
-    recorded = zip((*prompts.queries, *prompts.calibration), (*drawn.queries, *drawn.calibration), strict=True)
-    for item, example in recorded:
+    room = bos
+    for item in (*prompts.queries, *prompts.calibration):
         tail = max(appended, *(len(option) - 1 for option in prompts.options(item)))
-        lengths.append(bos + len(item.token_ids) + tail)
-        _refuse_longer(lengths[-1], window, example)
-    needed = len(prompts.context()) - bos + max(lengths)
+        _refuse_longer(item, bos + len(item.token_ids) + tail, window)
+        room = max(room, bos + len(item.token_ids) + tail)
+    needed = len(prompts.context()) - bos + room
     if needed > window:
-        prompts = _dropped(prompts, config, needed, window, max(lengths))
-    trained = (prompts.demonstrations, drawn.demonstrations), (prompts.training or (), drawn.training or ())
-    for items, examples in trained:
-        for item, example in zip(items, examples, strict=False):  # dropping leaves the first
-            _refuse_longer(bos + len(item.token_ids), window, example)
+        prompts = _dropped(prompts, config, needed, window, room)
+    for item in (*prompts.demonstrations, *(prompts.training or ())):
+        _refuse_longer(item, bos + len(item.token_ids), window)
     return prompts
 
 
-def _refuse_longer(length: int, window: int, example: Example) -> None:
+def _refuse_longer(item: Item, length: int, window: int) -> None:
     if length > window:
         raise DataError(
-            f"{example.where}: this example alone needs {length:,} tokens but the model has {window:,} positions; "
+            f"{item.where}: this example alone needs {length:,} tokens but the model has {window:,} positions; "
             "shorten or remove the row, or take a model with a longer window"
         )
 
