@@ -160,17 +160,8 @@ def test_what_bears_on_numbers_is_in_the_digest_and_nothing_else():
     tokenizer(["one", "two and three"], padding=True, truncation=True, max_length=3)
     assert inputs_of(network, tokenizer) == inputs
     assert inputs_of(network, tiny_tokenizer(300))["tokenizer.json"] != inputs["tokenizer.json"]
-
-    changed = tiny_network("llama")
-    weight = changed.get_parameter("lm_head.weight").data
-    weight[0, 0] = weight[0, 0].nextafter(torch.tensor(9.0))
-    for other, name in (
-        (changed, "model.safetensors"),
-        (tiny_network("llama").bfloat16(), "model.safetensors"),
-        (tiny_network("llama", rms_norm_eps=1e-3), "config.json"),
-    ):
-        now = inputs_of(other, tokenizer)
-        assert {name for name in inputs if now[name] != inputs[name]} == {name}
+    changed = inputs_of(tiny_network("llama", rms_norm_eps=1e-3), tokenizer)
+    assert {name for name in inputs if changed[name] != inputs[name]} == {"config.json"}
 
 
 def hooked(network: PreTrainedModel) -> object:

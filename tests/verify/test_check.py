@@ -4,7 +4,6 @@ import importlib
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import iclgd
 from configs import config
 from iclgd import experiment
 from iclgd.common.digests import sha256
-from iclgd.config import ScoreConfig
 from iclgd.evidence.preparation import prepare
 from iclgd.runs.execute import Ending, execute
 from iclgd.verify import check
@@ -219,12 +217,6 @@ def test_data_and_devices_that_are_not_here(tmp_path, monkeypatch):
     assert here.runtime.device == "cpu" and "runtime.device=cuda:1 is not here" in verdict.notes[0]
 
 
-OWN = """
-def height(icl):
-    return icl.norm(dim=-1)
-"""
-
-
 @pytest.mark.parametrize("module", ["iclgd", "iclgd.report", "iclgd.cli.status", "iclgd.tracking.dashboard"])
 def test_every_command_imports_from_the_folder_it_is_called_in(tmp_path, monkeypatch, module):
     monkeypatch.chdir(tmp_path)
@@ -236,21 +228,6 @@ def test_every_command_imports_from_the_folder_it_is_called_in(tmp_path, monkeyp
     with pytest.raises(SystemExit):
         command(*([] if module == "iclgd" else [["--help"]]))
     assert importlib.util.find_spec("only_here") is not None
-
-
-def test_the_command_checks_a_run_with_a_metric_of_ones_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_height.py").write_text(OWN)
-    base = config(*SMALL, "finetune=gd", "metric=[sim_aou]")
-    height = ScoreConfig("own_height.height", {"icl": "icl.attention_output"}, {}, ["example", "layer"], "height")
-    own = replace(base, metric=replace(base.metric, scores={**base.metric.scores, "height": height}))
-    with monkeypatch.context() as path:
-        path.syspath_prepend(tmp_path)
-        assert execute(own, tmp_path / "run", experiment.run, prepare).ending is Ending.done
-    monkeypatch.delitem(sys.modules, "own_height")
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
-    assert cli(["run"]) == 0
-    assert "height" in capsys.readouterr().out
 
 
 def test_the_command_and_its_exit_code(tmp_path, original, capsys):
