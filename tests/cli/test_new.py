@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from command_line import ROOT, environment
+from command_line import environment
 from iclgd.cli import keys, new
 from iclgd.config import Config
 
@@ -47,35 +45,9 @@ def test_the_command_for_skeletons_says_what_it_wrote_and_loses_no_file(tmp_path
 
 
 @pytest.mark.soak
-def test_skeletons_run_at_once_in_any_folder_with_what_a_wheel_holds(tmp_path: Path):
-    """As a user does: written by the command, tested by their own tests, and found by the command in this folder."""
-    wheel, mine = tmp_path / "wheel", tmp_path / "mine"
-    mine.mkdir()
-    shutil.copytree(ROOT / "src", wheel)
-    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    for source, place in target["force-include"].items():
-        shutil.copytree(ROOT / source, wheel / place)
-
-    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-        place = {**environment(fake=False), "PYTHONPATH": str(wheel)}
-        return subprocess.run([sys.executable, *arguments], cwd=mine, env=place, capture_output=True, text=True)
-
-    # As the installed command: unlike with `python -m`, the current folder is not on the path yet.
-    entry = "import sys; sys.path.remove(''); from iclgd.__main__ import cli; cli()"
+def test_skeletons_pass_their_own_tests(tmp_path: Path):
     for kind in new.KINDS:
-        assert python("-c", entry, "new", kind, f"my_{kind}").returncode == 0
-    tested = python("-m", "pytest", "-q", "-p", "no:cacheprovider")
+        new.new(kind, f"my_{kind}", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    tested = subprocess.run(command, cwd=tmp_path, env=environment(fake=False), capture_output=True, text=True)
     assert tested.returncode == 0, tested.stdout
-    own = ("--config-dir", "conf", "+metric=my_metric", "-m", "finetune=my_objective,gd", "task=toy,my_task")
-    small = (
-        "model=toy",
-        "task.queries=4",
-        "task.labels=[A,B]",
-        "paths.data_dir=data",
-        "task.shots=2",
-        "sweep_name=own",
-    )
-    done = python("-c", entry, *own, *small, "tracking=none")
-    assert done.returncode == 0, done.stderr
-    scores = [file.read_text() for file in (mine / "outputs" / "own").glob("*/scores.json")]
-    assert len(scores) == 4 and all("my_metric" in text for text in scores)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from configs import config
@@ -131,18 +130,21 @@ def test_files_count_that_a_model_is_read_from(folder, name):
     assert changed(edit) == ([] if name in OTHERS else [f"the model's {name}{new}"])
 
 
+OTHER = ("finetune=other_task", "finetune.other_task=other.yaml", "finetune.lr=0.1", "task.rates={lcgd: 0.1}")
+
+
 @pytest.mark.parametrize(
-    ("overrides", "samples"),
-    [((), 1), (("reference.draw=1",), 2), (("reference=gd", "reference.lr=0.1", "reference.draw=2"), 2)],
+    ("task", "overrides", "samples"),
+    [
+        ("mine", (), 1),
+        ("mine", ("reference.draw=1",), 2),
+        ("mine", ("reference=gd", "reference.lr=0.1", "reference.draw=2"), 2),
+        ("other", OTHER, 1),
+        ("other", (*OTHER, "reference=other_task", "reference.draw=1"), 2),
+    ],
 )
-def test_the_rows_that_are_drawn_and_the_references_own(folder, overrides, samples):
-    assert rows_that_count("mine", *overrides) == samples * SHOTS
-
-
-@pytest.mark.parametrize(("reference", "samples"), [((), 1), (("reference=other_task", "reference.draw=1"), 2)])
-def test_the_other_tasks_rows_that_a_run_and_its_reference_train_on(folder, reference, samples):
-    other = ("finetune=other_task", "finetune.other_task=other.yaml", "finetune.lr=0.1", "task.rates={lcgd: 0.1}")
-    assert rows_that_count("other", *other, *reference) == samples * SHOTS
+def test_the_rows_that_are_drawn_count_and_the_references_own(folder, task, overrides, samples):
+    assert rows_that_count(task, *overrides) == samples * SHOTS
 
 
 def test_rows_for_calibration_count_where_something_is_fitted_to_them(folder):
@@ -221,18 +223,11 @@ def data_elsewhere() -> None:
     Path("data").symlink_to("moved")
 
 
-def data_as_parquet() -> None:
-    for file in Path("data/mine").iterdir():
-        pd.read_json(file, lines=True).to_parquet(file.with_suffix(".parquet"))
-        file.unlink()
-
-
 @pytest.mark.parametrize(
     "change",
     [
         lambda: [os.utime(path) for path in Path().rglob("*")],
         data_elsewhere,
-        data_as_parquet,
         lambda: Path("unrelated.py").write_text("A = 1\n"),
     ],
 )
