@@ -13,7 +13,7 @@ import pandas as pd
 from iclgd.common.printable import printable
 from iclgd.report.chart import TEXT_WIDTH, Figure
 from iclgd.report.panels import PLACE, Frame, Grid, free_keys, labelled
-from iclgd.results.run_tables import first_draws
+from iclgd.results.averages import first_draws
 
 if TYPE_CHECKING:
     from iclgd.results.frame import Results
