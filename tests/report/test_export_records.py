@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +57,6 @@ def test_the_published_similarity_is_had_from_the_exported_records(tmp_path):
     assert cosine == pytest.approx(expected, abs=1e-6)
     assert np.array(icl[0]["attn_map"]).shape == (LAYERS, HEADS, KEYS)
     assert np.array(icl[0]["attn_map"]) == pytest.approx(raw["icl.attention_scores"][0, :, :, :KEYS])
-
-
-def test_the_label_token_that_the_published_code_appends_is_a_key(tmp_path):
-    run = _run(tmp_path / "run")
-    published = replace(run, settings={**run.settings, "protocol.record_at": "first_label_token"})
-    export_records.export_records(published, tmp_path / "out")
-    assert np.array(_lines(tmp_path / "out", "icl")[0]["attn_map"]).shape == (LAYERS, HEADS, KEYS + 1)
 
 
 def test_training_attention_has_one_bos_and_one_separator_where_the_scripts_expect_them(tmp_path):
