@@ -121,18 +121,12 @@ def _required_key(key: str) -> str:
     return ".".join([*parts[:3], "function"]) if parts[:2] == ["metric", "scores"] else key
 
 
-def _sorted(value: Any) -> Any:
-    """A value whose mappings are sorted by their keys, as text: YAML reads `1` and `a` as keys of two types."""
-    if isinstance(value, Mapping):
-        return {str(key): _sorted(value[key]) for key in sorted(value, key=str)}
-    return value
-
-
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in config.items():
         if f"{prefix}{key}" in MAPPINGS:  # one value, since no two runs need have one key of it
-            keys[f"{prefix}{key}"] = json.dumps(_sorted(value)) if value else None
+            texts = {str(name): each for name, each in (value or {}).items()}  # YAML reads `1` and `a` as two types
+            keys[f"{prefix}{key}"] = json.dumps(texts, sort_keys=True) if texts else None
         elif isinstance(value, Mapping):
             keys |= _flat(value, f"{prefix}{key}.")
         else:
