@@ -153,7 +153,9 @@ def _command(line: str, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         subprocess.run(["make", "--dry-run", "-C", str(ROOT), *arguments], check=True)
     elif wanted:
         assert [name, *arguments[:2]] == ["python", "-m", "pytest"], line
-        assert pytest.main([*arguments[2:], "-p", "no:xdist", "-p", "no:timeout", "-p", "no:cacheprovider"]) == 0, line
+        # Plugins that this process already uses would start anew.
+        without = [f"-pno:{plugin}" for plugin in ("xdist", "slipcover", "timeout", "cacheprovider")]
+        assert pytest.main([*arguments[2:], *without]) == 0, line
     elif name == "iclgd":
         single = [re.sub(r"=([^,\[{(]*),.*", r"=\1", argument) for argument in arguments if argument != "-m"]
         assert run(["--cfg", "job", *single], quiet=True).code == 0, line
