@@ -66,8 +66,8 @@ def visible_keys(width: int, before: int, reach: Reach, device: torch.device) ->
     return reach.sees(token[:, None], torch.arange(before + width, device=device)[None])
 
 
-# [batch, key_value_head, prefix, head_dim]; layers may differ in heads and sizes, and keys from values
-KeyValues = tuple[Float[Tensor, "_ _ prefix _"], Float[Tensor, "_ _ prefix _"]]
+# [batch, key_value_head, prefix, head_dim]; layers may differ in heads and sizes, keys from values, prefixes in length
+KeyValues = tuple[Float[Tensor, "_ _ _ _"], Float[Tensor, "_ _ _ _"]]
 Prefix = list[KeyValues] | tuple[int, ...]
 
 

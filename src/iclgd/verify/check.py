@@ -17,7 +17,7 @@ import torch
 from iclgd.common.digests import sha256
 from iclgd.common.records import Evidence
 from iclgd.config import Config, ScoreConfig, typed
-from iclgd.config.enumerations import CacheMode, Layer0
+from iclgd.config.enumerations import CacheMode, Dtype, Layer0
 from iclgd.config.variants import ICL, reference_config
 from iclgd.evidence.gather import gather, without_rounding
 from iclgd.evidence.laboratory import Laboratory
@@ -128,7 +128,8 @@ def _check(folder: RunFolder, status: Status, queries: int | None, verdict: Verd
 
 def _on_this_machine(config: Config, dtype: str | None, verdict: Verdict) -> Config:
     """The run's config in the precision it was made in, on a device and with data that are here."""
-    runtime, paths = replace(config.runtime, dtype=dtype or config.runtime.dtype, cache=CacheMode.off), config.paths
+    own = Dtype(dtype or config.runtime.dtype)
+    runtime, paths = replace(config.runtime, dtype=own, cache=CacheMode.off), config.paths
     if runtime.device.startswith("cuda") and not torch.cuda.is_available():
         verdict.notes.append(f"runtime.device={runtime.device} is not here: computed on the CPU")
         runtime = replace(runtime, device="cpu")
