@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -93,8 +94,8 @@ def _checked(name: str, spec: ScoreConfig) -> Metric:
     return function
 
 
-def _find(name: str) -> Metric:
-    """The function of a bare name or a dotted path; a ConfigError where there is none."""
+def _find(name: str) -> Any:
+    """What a bare name or a dotted path names; a ConfigError where there is nothing."""
     if "." in name:
         return imported(name, "function")
     if name not in _METRICS:
