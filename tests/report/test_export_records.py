@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import export_records  # tools/export_records.py
+from iclgd.report import export_records
 from iclgd.results import reading
 from report_fixtures import write_run
 

@@ -72,6 +72,9 @@ def test_nothing_to_report_is_an_error_with_a_remedy(tmp_path, caplog):
     assert cli([str(tmp_path / "sweep")]) == 2
     assert "no finished run" in caplog.text and "is failed: ValueError: no such luck" in caplog.text
     assert cli([str(tmp_path / "nowhere")]) == 2
+    write_run(tmp_path / "sweep" / "good")
+    assert cli([str(tmp_path / "sweep"), "--export-records", str(tmp_path / "records")]) == 2
+    assert "runtime.save_recordings=true" in caplog.text
 
 
 def test_page_is_one_file_whose_policy_allows_its_own_scripts_alone(written):

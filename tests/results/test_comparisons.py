@@ -175,3 +175,27 @@ def test_a_rate_without_values_is_not_like_one_that_has_them(constant, undefined
     ready, notes = rates.contenders(cases.changed(made, accuracies))
     assert bool(ready) is constant and len(notes) == 1
     assert notes[0].startswith("GD: the same values at each of 2" if constant else "GD: no rate at which every draw is")
+
+
+def test_trained_weights_are_compared_with_untrained_ones_by_seed(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / f"trained{seed}", seed=seed, scores=FEW)
+        for drawn in (0, 1):
+            folder = write_run(tmp_path / f"{seed}{drawn}", seed=seed, weights="random", shift=0.1 * drawn, scores=FEW)
+            change(folder, model__weights_seed=drawn)
+    _, _, made = found(Results.read([tmp_path]))
+    (one,) = made
+    assert one.results["sim_aou"].draws == 3
+    assert one.results["sim_aou"].mean == pytest.approx(-0.05 - 0.001)  # 0.1 + 0.010 s - (0.15 + 0.011 s)
+
+
+def test_untrained_weights_without_a_value_are_left_out_of_their_seed(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / f"trained{seed}", seed=seed, scores=FEW)
+        for drawn in (0, 1):
+            folder = write_run(tmp_path / f"{seed}{drawn}", seed=seed, weights="random", scores=FEW)
+            change(folder, model__weights_seed=drawn)
+            if drawn:
+                change(folder, "scores.json", sim_aou__mean=None, sim_aou__layers=[])
+    [one] = found(Results.read([tmp_path]))[2]
+    assert one.results["sim_aou"].draws == 2 and one.names({}) == ("gd, pretrained", "gd, random")

@@ -139,8 +139,12 @@ def test_results_are_shown_in_short(tmp_path):
     assert "<table" in results._repr_html_() and len(results.runs[0].frame) < len(results.frame)
 
 
-def test_a_run_has_its_own_figures(tmp_path):
-    run = read_run(write_run(tmp_path / "run", variant="lcgd", seed=0))
+def test_a_run_is_shown_by_its_scores_and_has_its_own_figures(tmp_path):
+    run = read_run(write_run(tmp_path / "<b>", variant="lcgd", seed=0))
+    shown = run._repr_html_()
+    cells = re.findall(r"<td>(.*?)</td>", shown)
+    assert cells[::4] == list(run.scores) and "<b>" not in shown
+    assert cells[1::4] == [f"{run.mean(name):.4g}" for name in run.scores]
     figures = iclgd.figures(run)
     assert isinstance(figures["layers/sim_aou"].chart, alt.TopLevelMixin)
     assert set(figures) == set(iclgd.figures(iclgd.load(run.folder)))

@@ -31,7 +31,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     except (ReportError, DamagedRun) as error:
         log.error("iclgd-report: %s", error)
     except OSError as error:
-        log.error("iclgd-report: cannot be written: %s; name another folder with --out", error)
+        log.error("iclgd-report: cannot be written: %s; name another folder with --out or --export-records", error)
     return 2
 
 
@@ -39,9 +39,11 @@ def write(options: argparse.Namespace) -> list[Path | str]:
     """Write what the options ask for; returns the files, and then sentences on what these runs can tell apart.
 
     Raises:
-        ReportError: a folder does not exist, no run in them is finished or has these settings, or a figure is unknown.
+        ReportError: a folder does not exist, no run in them is finished or has these settings, recordings to export are
+            missing, or a figure is unknown.
     """
     from iclgd.report import chart, formats, page, tables
+    from iclgd.report import export_records as records
     from iclgd.report.figures import figures
     from iclgd.results.averages import Layers
     from iclgd.results.findings import findings
@@ -62,6 +64,9 @@ def write(options: argparse.Namespace) -> list[Path | str]:
         raise ReportError(f"no figure {', '.join(unknown)}: these runs have {', '.join(drawn)}")
     if options.figures:
         return [*chart.write([drawn[name] for name in options.figures], out)]
+    # Recordings go first, for they may be missing.
+    folder = options.export_records
+    written: list[Path] = [path for run in results if folder for path in records.export_records(run, folder)]
     all_tables = tables.tables(results, options.rows, options.columns, options.scores)
     sentences = [*tables.conclusions(all_tables), *findings(results)]  # the shortest one last
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in options.folders))
@@ -71,7 +76,7 @@ def write(options: argparse.Namespace) -> list[Path | str]:
         texts[f"{table.name}.tex"] = formats.to_latex(table)
         texts[f"{table.name}.csv"] = formats.to_csv(table.records)
     texts["scores.csv"] = formats.to_csv(results.frame)
-    written = [write_text(out / name, text) for name, text in texts.items()]
+    written += [write_text(out / name, text) for name, text in texts.items()]
     written += chart.write([figure for figure in drawn.values() if figure.headline], out / "figures")
     return [*written, *(printable(sentence, 4000) for sentence in sentences)]
 
@@ -92,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--where", metavar="KEY=VALUE", help="only runs with these settings, such as finetune.lr=0.01", **several)
     about = "layers that means are over: those where every setting has a value, those trained, or all (default: common)"
     add("--layers", choices=("common", "trained", "all"), default="common", help=about)
+    add("--export-records", type=Path, metavar="DIR", help="also write recordings in the format of the papers' code")
     return parser
 
 

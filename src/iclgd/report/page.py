@@ -82,7 +82,9 @@ def _facts(results: Results) -> dict[str, list[str]]:
     facts = {name: [results.text(key, run.settings[key]) for run in results] for name, key in names.items()}
     facts["varied"] = [*results.varied, *(["seed"] if _differs(results, "seed") else [])]
     versions = [run.environment.get("iclgd") or {} for run in results]
-    facts["git revisions"] = [str(version.get("revision") or "unknown")[:10] for version in versions]
+    facts["git revisions"] = [
+        str(version.get("revision") or "unknown")[:10] + "+" * bool(version.get("dirty")) for version in versions
+    ]
     return {name: list(dict.fromkeys(values)) for name, values in facts.items() if values}
 
 

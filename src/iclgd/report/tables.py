@@ -128,9 +128,13 @@ def comparisons(results: Results, compared: Sequence[Difference]) -> Table:
     for difference in compared:
         one, other = difference.first, difference.second
         draws = str(max(result.draws for result in difference.results.values()))
-        text = f"{results.labels[one.variant]} minus {results.labels[other.variant]}"
-        label = (*_others(results, one.others), text, *_sees(results, one.variant, other.variant))
-        about = {**one.others, "first": one.variant, "second": other.variant, "asks": difference.asks}
+        label = (
+            *_others(results, one.others),
+            " minus ".join(difference.names(results.labels)),
+            *_sees(results, one.variant, other.variant),
+        )
+        first, second = difference.names({})
+        about = {**one.others, "first": first, "second": second, "asks": difference.asks}
         for name, result in difference.results.items():
             score = results.scores[name]
             cells.append(((*label, difference.asks, draws), (score.label,), _difference(result, score.digits)))

@@ -7,9 +7,11 @@ they are equal in everything else, and draw by draw, so that what a draw adds to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from iclgd.config.enumerations import Role
 from iclgd.results.catalogue import Variant
@@ -17,6 +19,7 @@ from iclgd.results.frame import Results
 from iclgd.results.rates import Contender
 from iclgd.statistics import Comparison, draws_to_detect, holm_corrected, smallest_difference
 
+_WEIGHTS = "model.weights"
 _TARGET = 0.05  # a difference worth finding
 
 
@@ -28,6 +31,15 @@ class Difference:
     second: Contender  # the one they are compared with
     asks: str  # what the difference tells
     results: Mapping[str, Comparison]  # by score, first minus second over the draws of both
+
+    def names(self, labels: Mapping[str, str]) -> tuple[str, str]:
+        """What the two are called: by label, else name, of the variants, and by weights where these are compared."""
+        same = self.first.variant == self.second.variant
+        first, second = (
+            labels.get(one.variant, one.variant) + f", {one.others[_WEIGHTS]}" * same
+            for one in (self.first, self.second)
+        )
+        return first, second
 
 
 def differences(results: Results, among: Sequence[Contender]) -> list[Difference]:
@@ -83,6 +95,12 @@ def _pairs(results: Results, among: Sequence[Contender]) -> Iterator[tuple[Conte
         for second, asks in _against(results.variants[name], present).items():
             if (others, second) in by_name:
                 yield first, by_name[others, second], asks
+    for first in among:
+        if first.others[_WEIGHTS] == "pretrained" and results.variants[first.variant].role == Role.variant:
+            for second in among:
+                differing = {key for key in first.others if first.others[key] != second.others[key]}
+                if second.variant == first.variant and differing == {_WEIGHTS}:
+                    yield _by_seed(first), _by_seed(second), "what training the model gave"
 
 
 def _against(variant: Variant, present: Sequence[Variant]) -> Mapping[str, str]:
@@ -96,3 +114,13 @@ def _against(variant: Variant, present: Sequence[Variant]) -> Mapping[str, str]:
     asked = {other.name: f"{variant.label} beside {other.label}" for other in plain}
     asked |= {other.name: f"{variant.label} above the floor" for other in floors}
     return {name: asks for name, asks in asked.items() if name != variant.name}
+
+
+def _by_seed(contender: Contender) -> Contender:
+    """With draws of one seed and several untrained weights averaged: trained weights have no such draws."""
+    rates = {seed: rate for (seed, _), rate in contender.rates.items()}
+    values = {}
+    for score, by_draw in contender.values.items():
+        means: Any = pd.Series(by_draw, dtype=float).groupby(level=0).mean()
+        values[score] = means.dropna().to_dict()
+    return replace(contender, rates=rates, values=values)

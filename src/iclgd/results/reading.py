@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ class FinishedRun:
         names = ("model.name", "task.name", "finetune.name", "finetune.lr", "task.shots", "seed")
         described = " ".join(f"{name}={as_text(self.settings[name])}" for name in names)
         return f"FinishedRun({self.name}: {described}; {len(self.scores)} scores, {self.state})"
+
+    def _repr_html_(self) -> str:
+        rows: Any = self.frame
+        rows = rows[rows["layer"].isna() & (rows["examples"] == "all")][["score", "mean", "low", "high"]]
+        return f"<p>{html.escape(repr(self))}</p>{rows.to_html(index=False, float_format='{:.4g}'.format)}"
 
     @property
     def name(self) -> str:

@@ -5,23 +5,18 @@ demonstration. Shapes are those that the analysis scripts of Dai et al. (microso
 read: self_attn_out_hiddens [layer][d_model], attn_map [layer][head][key of the query], attn_map_ctx [layer][token of
 the context] summed over heads, attn_q [layer][heads x head_dim] for a query and [layer][token][heads x head_dim] for
 a demonstration.
-
-`python tools/export_records.py FOLDER OUT` writes those of all finished runs in or below a folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from iclgd.results.frame import Results
 from iclgd.results.reading import FinishedRun, ReportError
 from iclgd.runs.files import replacing
 
@@ -113,20 +108,3 @@ def _spans(prompts: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 def _plain(values: np.ndarray) -> list[Any]:
     """Nested lists; 0 for what a local layer cannot see, which adds nothing to any of their cosines."""
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).tolist()
-
-
-def main() -> None:
-    """Write the records, or say in a line why they cannot be written."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args()
-    try:
-        for run in Results.read([options.folder]).required([options.folder]):
-            sys.stdout.writelines(f"{path}\n" for path in export_records(run, options.out))
-    except (ReportError, OSError) as error:
-        parser.exit(2, f"export_records: {error}\n")
-
-
-if __name__ == "__main__":
-    main()
