@@ -24,8 +24,8 @@ def doing_nothing(given):
     """A mechanism of one's own whose changes are identities."""
 
     @contextmanager
-    def intervention(token_ids, now):
-        chosen = last_tokens(now, token_ids.shape[1])
+    def intervention(token_ids, state):
+        chosen = last_tokens(state, token_ids.shape[1])
         with rewriting(given.model, given.options.at, given.layers, chosen, lambda _layer, rows: rows):
             yield
 

@@ -40,12 +40,12 @@ def read_plainly(given):
     layers, count = given.layers, len(given.demonstrations)
 
     @contextmanager
-    def intervention(token_ids, now):
-        chosen, total = last_tokens(now, token_ids.shape[1]), dict.fromkeys(layers, 0)
+    def intervention(token_ids, state):
+        chosen, total = last_tokens(state, token_ids.shape[1]), dict.fromkeys(layers, 0)
         for place in range(count):
             outputs, prefix = {}, encode_prefix(given.model, given.context(only=place))
             with reading(given.model, Site.attention_output, layers, chosen, outputs):
-                forward(given.model, token_ids, AttentionPass(lengths=now.lengths, prefix=prefix))
+                forward(given.model, token_ids, AttentionPass(lengths=state.lengths, prefix=prefix))
             total = {layer: total[layer] + rows / count for layer, rows in outputs.items()}
         with rewriting(given.model, Site.attention_output, layers, chosen, lambda layer, _rows: total[layer]):
             yield

@@ -37,13 +37,13 @@ def exact(patch="last", *overrides):
     )
 
 
-def outputs(model, tokens, now, around=None):
+def outputs(model, tokens, state, around=None):
     """Hidden states after the final norm, after each block, and logits in the model's own dtype."""
     after: dict[int, torch.Tensor] = {}
     keep = lambda i, _module, _args, output: after.__setitem__(i, hidden_of(output))  # noqa: E731
     watched = [(block, partial(keep, i)) for i, block in enumerate(model.anatomy.blocks)]
     with torch.inference_mode(), around or hooks(), hooks(after=watched):
-        hidden = forward(model, tokens, now)
+        hidden = forward(model, tokens, state)
         logits = model.anatomy.unembedding(hidden)
     return {"logits": logits, "final": hidden, **{f"block {i}": value for i, value in after.items()}}
 
@@ -63,9 +63,9 @@ def test_the_patched_model_puts_out_what_icl_does(name, patch):
     )
     icl = outputs(model, TOKENS, AttentionPass(lengths=LENGTHS, prefix=encode_prefix(model, CONTEXT)))
     zsl = outputs(model, TOKENS, without())
-    now = without()
+    state = without()
     made = ExactPatch(model, CONTEXT, exact(patch))
-    found = outputs(model, TOKENS, now, made(TOKENS, now))
+    found = outputs(model, TOKENS, state, made(TOKENS, state))
     first = QUERY_LENGTHS - 1 if patch == "last" else torch.zeros(2, dtype=torch.long)
     for row, (start, end) in enumerate(zip(first, LENGTHS, strict=True)):
         for key, expected in icl.items():
@@ -88,7 +88,7 @@ def test_the_changes_are_weights_of_rank_one_and_all_of_them_are_needed(name, mo
     model, tolerance = precise(name)
     token, length = torch.tensor([[23]]), torch.tensor([1])
     fresh = lambda: AttentionPass(lengths=length)  # noqa: E731
-    patch, now, changes = ExactPatch(model, CONTEXT, exact()), fresh(), {}
+    patch, state, changes = ExactPatch(model, CONTEXT, exact()), fresh(), {}
     icl = outputs(model, token, AttentionPass(lengths=length, prefix=encode_prefix(model, CONTEXT)))
     parts = model.anatomy.feed_forward
     names = iter([(i, n) for i in range(model.layers) for n in (*parts.reads, parts.adds)])
@@ -99,7 +99,7 @@ def test_the_changes_are_weights_of_rank_one_and_all_of_them_are_needed(name, mo
         return changed(patched, layer, reading, output, change, direction)
 
     monkeypatch.setattr(_Patched, "_changed", keep)
-    outputs(model, token, now, patch(token, now))
+    outputs(model, token, state, patch(token, state))
     monkeypatch.undo()
     assert set(changes) == {(i, n) for i in range(model.layers) for n in (*parts.reads, parts.adds)}
     norms = torch.stack(
@@ -149,10 +149,10 @@ def test_a_recording_of_the_patched_model_scores_labels_as_icl_does():
 
 def test_a_patched_layer_needs_no_patch_below_it():
     model, _ = precise("llama")
-    now = AttentionPass(lengths=LENGTHS, query_lengths=QUERY_LENGTHS)
+    state = AttentionPass(lengths=LENGTHS, query_lengths=QUERY_LENGTHS)
     icl = outputs(model, TOKENS, AttentionPass(lengths=LENGTHS, prefix=encode_prefix(model, CONTEXT)))
     patch = ExactPatch(model, CONTEXT, exact("last", "finetune.layers=[2]"))
-    found = outputs(model, TOKENS, now, patch(TOKENS, now))
+    found = outputs(model, TOKENS, state, patch(TOKENS, state))
     torch.testing.assert_close(found["logits"][0, 5:], icl["logits"][0, 5:], rtol=1e-6, atol=1e-6)
     assert (found["block 1"][0, 5:] - icl["block 1"][0, 5:]).abs().max() > 1e-2
     assert patch.trace().update_norms.isnan().tolist() == [True, True, False]

@@ -86,8 +86,8 @@ def test_what_is_added_side_by_side_can_be_replaced():
     donor = before.attention_output[0]
     for outputs, same in ((donor, True), (donor + 1, False)):
 
-        def intervention(token_ids, now, outputs=outputs):
-            chosen = last_tokens(now, token_ids.shape[1])
+        def intervention(token_ids, state, outputs=outputs):
+            chosen = last_tokens(state, token_ids.shape[1])
             return rewriting(model, Site.attention_output, [2], chosen, lambda layer, _rows: outputs[layer, None])
 
         with intervening(model, intervention):

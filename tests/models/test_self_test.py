@@ -170,8 +170,8 @@ def test_a_prefix_that_is_not_seen_is_refused(monkeypatch):
 def test_scores_of_another_scale_are_refused(monkeypatch):
     original = attention._record_scores
 
-    def doubled(now, layer, query, key, prefix, rule):
-        original(now, layer, query, key, prefix, replace(rule, scale=2 * rule.scale))
+    def doubled(state, layer, query, key, prefix, rule):
+        original(state, layer, query, key, prefix, replace(rule, scale=2 * rule.scale))
 
     monkeypatch.setattr(attention, "_record_scores", doubled)
     with pytest.raises(

@@ -116,9 +116,9 @@ def graft_distances(lab: Laboratory, donor: Recording, icl: Recording, up_to: bo
 def _grafted(
     lab: Laboratory, outputs: Float[Tensor, "example layer d_model"], layers: list[int]
 ) -> AbstractContextManager[None]:
-    def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
-        ends = now.query_ends()
-        chosen, questions = own_tokens(now, token_ids.shape[1], ends - 1, ends), list(now.questions)
+    def intervention(token_ids: Tensor, state: AttentionPass) -> AbstractContextManager[None]:
+        ends = state.query_ends()
+        chosen, questions = own_tokens(state, token_ids.shape[1], ends - 1, ends), list(state.questions)
         return rewriting(
             lab.model, Site.attention_output, layers, chosen, lambda layer, _rows: outputs[questions, layer]
         )

@@ -200,8 +200,8 @@ class Bench:
         for layer in layers:
             self.checked_layer(layer)
 
-        def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
-            return rewriting(self.model, Site(site), layers, last_tokens(now, token_ids.shape[1]), rewrite)
+        def intervention(token_ids: Tensor, state: AttentionPass) -> AbstractContextManager[None]:
+            return rewriting(self.model, Site(site), layers, last_tokens(state, token_ids.shape[1]), rewrite)
 
         return intervening(self.model, intervention)
 

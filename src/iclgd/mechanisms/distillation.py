@@ -57,8 +57,8 @@ def context_distillation(bench: Bench) -> AbstractContextManager[Trace]:
     target = bench.observe(rows, "next_token_log_probs", context=True)
 
     def loss(chosen: list[int]) -> Tensor:
-        token_ids, now = bench.batch([rows[number] for number in chosen])
-        hidden = now.last(forward(bench.model, token_ids, now), 1)
+        token_ids, state = bench.batch([rows[number] for number in chosen])
+        hidden = state.last(forward(bench.model, token_ids, state), 1)
         log_probs = precise(bench.model.anatomy.unembed(hidden)).log_softmax(-1)
         wanted = target[chosen].to(log_probs)
         return (wanted.exp() * (wanted - log_probs)).sum(-1).mean()
@@ -70,9 +70,9 @@ def _activation_loss(bench: Bench, rows: list[Row], target: Float[Tensor, "row l
     scale = target.square().mean(dim=(0, 2)).clamp(min=torch.finfo(torch.float32).tiny)
 
     def loss(chosen: list[int]) -> Tensor:
-        token_ids, now = bench.batch([rows[number] for number in chosen])
-        with last_outputs(bench.model, Site.attention_output, now) as added:
-            forward(bench.model, token_ids, now)
+        token_ids, state = bench.batch([rows[number] for number in chosen])
+        with last_outputs(bench.model, Site.attention_output, state) as added:
+            forward(bench.model, token_ids, state)
         last = added[bench.model.layers - 1].device  # blocks may lie on several devices
         outputs = torch.stack([added[layer].to(last) for layer in range(bench.model.layers)], dim=1).float()
         distance = (outputs - target[chosen].to(outputs)).square().mean(dim=(0, 2))

@@ -57,17 +57,17 @@ def _from_single_demonstrations(bench: Bench, weights: Sequence[float], alone: f
         contexts.append((bench.prompts.bos, alone))
     reader = _Reader(bench.model, contexts, layers)
 
-    def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
-        sums = reader.outputs(_own(token_ids, now), now.query_ends().tolist())
-        chosen = last_tokens(now, token_ids.shape[1])
+    def intervention(token_ids: Tensor, state: AttentionPass) -> AbstractContextManager[None]:
+        sums = reader.outputs(_own(token_ids, state), state.query_ends().tolist())
+        chosen = last_tokens(state, token_ids.shape[1])
         return rewriting(bench.model, Site.attention_output, layers, chosen, lambda layer, _rows: sums[layer])
 
     return intervening(bench.model, intervention)
 
 
-def _own(token_ids: Tensor, now: AttentionPass) -> list[Tokens]:
+def _own(token_ids: Tensor, state: AttentionPass) -> list[Tokens]:
     """Each sequence's own tokens."""
-    rows = zip(token_ids.tolist(), now.lengths.tolist(), strict=True)
+    rows = zip(token_ids.tolist(), state.lengths.tolist(), strict=True)
     return [tuple(row[:length]) for row, length in rows]
 
 
@@ -92,8 +92,8 @@ class _Reader:
     def _encoded(self, contexts: Sequence[tuple[Tokens, float]]) -> Iterator[tuple[list[KeyValues] | None, int, float]]:
         """Keys and values of each context, all from one pass, its length and its weight."""
         tokens = [context for context, _ in contexts if context]
-        now, _ = self._pass(tokens, None, [len(each) - 1 for each in tokens])
-        layers = [now.keys_and_values[layer] for layer in range(self.model.layers)]
+        state, _ = self._pass(tokens, None, [len(each) - 1 for each in tokens])
+        layers = [state.keys_and_values[layer] for layer in range(self.model.layers)]
         for context, weight in contexts:
             row, end = tokens.index(context) if context else 0, len(context)
             own = slice(row, row + 1), slice(None), slice(end)
@@ -149,10 +149,10 @@ class _Reader:
         sums: ByLayer = {}
         held: list[list[list[KeyValues]]] = [[] for _ in missing]
         for prefix, before, weight in self.prefixes:
-            now, outputs = self._pass(missing, prefix, [len(query) - 1 for query in missing])
+            state, outputs = self._pass(missing, prefix, [len(query) - 1 for query in missing])
             for layer, rows in outputs.items():
                 sums[layer] = sums.get(layer, 0) + weight * precise(rows)  # sums round in half precision
-            whole = [now.keys_and_values[layer] for layer in range(self.model.layers)] if keep else []
+            whole = [state.keys_and_values[layer] for layer in range(self.model.layers)] if keep else []
             if prefix is not None and self.model.anatomy.interface:  # others' caches hold the context too
                 both = zip(prefix[: len(whole)], whole, strict=True)
                 whole = [(_after(shared[0], key), _after(shared[1], value)) for shared, (key, value) in both]
@@ -169,11 +169,11 @@ class _Reader:
     ) -> tuple[AttentionPass, ByLayer]:
         """A pass, and attention's outputs from each sequence's token `first` on."""
         lengths = torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)
-        now, token_ids, kept = AttentionPass(lengths=lengths, prefix=prefix, keep_keys=True), padded(sequences), {}
-        chosen = own_tokens(now, token_ids.shape[1], torch.tensor(first))
+        state, token_ids, kept = AttentionPass(lengths=lengths, prefix=prefix, keep_keys=True), padded(sequences), {}
+        chosen = own_tokens(state, token_ids.shape[1], torch.tensor(first))
         with reading(self.model, Site.attention_output, self.layers, chosen, kept):
-            forward(self.model, token_ids, now)
-        return now, kept
+            forward(self.model, token_ids, state)
+        return state, kept
 
 
 def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

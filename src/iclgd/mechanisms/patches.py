@@ -45,11 +45,11 @@ class ExactPatch:
         self.prefix = encode_prefix(model, context)
         self.squares, self.tokens = torch.zeros(model.layers, dtype=torch.float64), 0
 
-    def __call__(self, token_ids: Int[Tensor, "example token"], now: AttentionPass) -> AbstractContextManager[None]:
+    def __call__(self, token_ids: Int[Tensor, "example token"], state: AttentionPass) -> AbstractContextManager[None]:
         """Within the block a pass over these tokens without context is patched."""
-        chosen = patched_tokens(self.which, now, token_ids.shape[1])
+        chosen = patched_tokens(self.which, state, token_ids.shape[1])
         rows = chosen.flatten().nonzero().squeeze(1).to(self.model.device)
-        target = observed(self.model, token_ids, now, self.prefix, rows, self.layers)
+        target = observed(self.model, token_ids, state, self.prefix, rows, self.layers)
         self.tokens += len(rows)
         return watching(self.model, self.layers, _Patched(self, target, rows))
 
@@ -60,14 +60,16 @@ class ExactPatch:
         return Trace(torch.empty(0), torch.empty(0, self.model.layers), norms)
 
 
-def patched_tokens(which: PatchTokens, now: AttentionPass, width: int, lead: int = 0) -> Bool[Tensor, "example token"]:
+def patched_tokens(
+    which: PatchTokens, state: AttentionPass, width: int, lead: int = 0
+) -> Bool[Tensor, "example token"]:
     """The tokens from the query's last (`last`) or first (`query`) on, label tokens behind it included.
 
     `lead` tokens that stand before the query, in its length, are left out.
     """
     if which is PatchTokens.last:
-        return last_tokens(now, width)
-    return own_tokens(now, width, torch.full_like(now.lengths.cpu(), lead))
+        return last_tokens(state, width)
+    return own_tokens(state, width, torch.full_like(state.lengths.cpu(), lead))
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Observed:
 def observed(
     model: LanguageModel,
     token_ids: Int[Tensor, "example token"],
-    now: AttentionPass,
+    state: AttentionPass,
     prefix: Prefix | None,
     rows: Int[Tensor, " row"],
     layers: Sequence[int],
@@ -108,7 +110,7 @@ def observed(
     """What happens at these rows of a batch when it is read after another prefix."""
     seen = Observed(rows)
     with watching(model, layers, seen):
-        forward(model, token_ids, AttentionPass(lengths=now.lengths, prefix=prefix))
+        forward(model, token_ids, AttentionPass(lengths=state.lengths, prefix=prefix))
     return seen
 
 
@@ -184,12 +186,12 @@ def static_changes(
     refuse_without_exact_form(model, config.finetune.name)
     layers = parse_layers(config.finetune.layers) or tuple(range(model.layers))
     queries, which = [item.token_ids for item in prompts.calibration], config.finetune.patch
-    token_ids, now, rows = _batch(model, queries, which)
-    target = observed(model, token_ids, now, encode_prefix(model, prompts.context()), rows, layers)
+    token_ids, state, rows = _batch(model, queries, which)
+    target = observed(model, token_ids, state, encode_prefix(model, prompts.context()), rows, layers)
     # What stands first is read with changed weights too, so it is no prefix here. Context does nothing to it, and every
     # later token attends to it (the attention sink), so that it must stay what it is: it is fitted to itself.
     first = len(prompts.bos)
-    token_ids, now, rows = _batch(model, [prompts.bos + tokens for tokens in queries], which, first)
+    token_ids, state, rows = _batch(model, [prompts.bos + tokens for tokens in queries], which, first)
     if first:
         alone = AttentionPass(lengths=torch.tensor([first], device=model.device))
         itself = torch.arange(first, device=model.device)
@@ -199,7 +201,7 @@ def static_changes(
         rows = torch.cat([rows, starts.flatten()])
     fit = _Fitted(model, target, rows, config.finetune.ridge)
     with watching(model, layers, fit):
-        forward(model, token_ids, now)
+        forward(model, token_ids, state)
     return fit.changes
 
 
@@ -208,9 +210,9 @@ def _batch(
 ) -> tuple[Int[Tensor, "example token"], AttentionPass, Int[Tensor, " row"]]:
     """Sequences padded on the right, and which rows of the flattened batch are to be patched."""
     token_ids, lengths = padded(sequences), torch.tensor([len(tokens) for tokens in sequences])
-    now = AttentionPass(lengths=lengths.to(model.device))
-    chosen = patched_tokens(which, now, token_ids.shape[1], lead)
-    return token_ids, now, chosen.flatten().nonzero().squeeze(1).to(model.device)
+    state = AttentionPass(lengths=lengths.to(model.device))
+    chosen = patched_tokens(which, state, token_ids.shape[1], lead)
+    return token_ids, state, chosen.flatten().nonzero().squeeze(1).to(model.device)
 
 
 class _Fitted:

@@ -117,12 +117,12 @@ def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], place: int) -> 
         (key[:, :, others].to(bench.model.dtype), value[:, :, others].to(bench.model.dtype)) for key, value in prefix
     ]
     tokens = torch.tensor([item.token_ids])
-    now = AttentionPass(
+    state = AttentionPass(
         lengths=torch.tensor([len(item.token_ids)], device=bench.model.device), prefix=seen, first_position=length
     )
     first = 1 if bench.options.loss_on is LossOn.all_tokens else len(item.token_ids) - item.label_length
     with torch.enable_grad():
-        hidden = forward(bench.model, tokens, now)[0, first - 1 : -1]
+        hidden = forward(bench.model, tokens, state)[0, first - 1 : -1]
         logits = precise(bench.model.anatomy.unembed(hidden))
         return functional.cross_entropy(logits, tokens[0, first:].to(logits.device))
 

@@ -71,10 +71,10 @@ def fitted_shifts(bench: Bench, slope: bool) -> dict[int, Shift]:
         for layer in bench.layers:
             fit(layer, alone[:, layer])
         return shifts
-    token_ids, now = bench.batch(rows, bos_as_prefix=True)
+    token_ids, state = bench.batch(rows, bos_as_prefix=True)
     # Each layer is fitted in the pass through which the shifts of those below it go.
-    with rewriting(bench.model, site, bench.layers, last_tokens(now, token_ids.shape[1]), fit):
-        forward(bench.model, token_ids, now)
+    with rewriting(bench.model, site, bench.layers, last_tokens(state, token_ids.shape[1]), fit):
+        forward(bench.model, token_ids, state)
     return shifts
 
 

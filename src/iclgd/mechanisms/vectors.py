@@ -49,15 +49,15 @@ def _replaced(
     """
     order = list(vectors)
 
-    def intervention(token_ids: Tensor, now: AttentionPass) -> AbstractContextManager[None]:
-        ends = now.query_ends()
-        chosen = own_tokens(now, token_ids.shape[1], ends - 1, ends)
+    def intervention(token_ids: Tensor, state: AttentionPass) -> AbstractContextManager[None]:
+        ends = state.query_ends()
+        chosen = own_tokens(state, token_ids.shape[1], ends - 1, ends)
 
         def rewrite(layer: int, rows: Tensor) -> Tensor:
             replaced = vectors[layer].to(rows).expand_as(rows)
             if not each:
                 return replaced
-            own = torch.tensor(now.questions) == order.index(layer)
+            own = torch.tensor(state.questions) == order.index(layer)
             return torch.where(own[:, None].to(rows.device), replaced, rows)
 
         return rewriting(bench.model, Site.block_output, order, chosen, rewrite)
@@ -137,9 +137,9 @@ def _mean_head_outputs(bench: Bench) -> Float[Tensor, "layer head head_dim"]:
         def keep(layer: int, _module: nn.Module, args: Any, _kwargs: Any, seen: dict[int, Tensor] = seen) -> None:
             seen[layer] = _by_head(bench, args[0])[0, -1]
 
-        now = AttentionPass(lengths=torch.tensor([len(tokens)], device=model.device), prefix=prefix)
+        state = AttentionPass(lengths=torch.tensor([len(tokens)], device=model.device), prefix=prefix)
         with hooks(before=[(module, partial(keep, layer)) for layer, module in enumerate(projections)]):
-            forward(model, torch.tensor([tokens]), now)
+            forward(model, torch.tensor([tokens]), state)
         outputs.append(torch.stack([seen[layer].float().cpu() for layer in range(model.layers)]))
     return torch.stack(outputs).mean(0)
 

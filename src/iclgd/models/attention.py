@@ -43,17 +43,17 @@ def recorded_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     reach = Reach(window=sliding_window) if attention_mask is None else attention_mask
     rule = _Rule(scale, reach, softcap, s_aux)
-    now = current_pass()
+    state = current_pass()
     prefix = None
-    if now is not None:
-        layer = now.layer_of.get(module, -1)
-        prefix = now.shared[layer] if now.shared else None
-        now.calls.append(layer)
-        keep_queries(now, layer, query, scale)
-        if now.keep_keys:
-            now.keys_and_values[layer] = (key, value)
+    if state is not None:
+        layer = state.layer_of.get(module, -1)
+        prefix = state.shared[layer] if state.shared else None
+        state.calls.append(layer)
+        keep_queries(state, layer, query, scale)
+        if state.keep_keys:
+            state.keys_and_values[layer] = (key, value)
         else:
-            _record_scores(now, layer, query, key, prefix, rule)
+            _record_scores(state, layer, query, key, prefix, rule)
     return _attend(query, key, value, prefix, rule).transpose(1, 2).contiguous(), None
 
 
@@ -75,21 +75,21 @@ class _Rule:
 
 
 def _record_scores(
-    now: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule
+    state: AttentionPass, layer: int, query: Tensor, key: Tensor, prefix: KeyValues | None, rule: _Rule
 ) -> None:
     groups = query.shape[1] // key.shape[1]
-    last = precise(now.last(query, 2)).unflatten(1, (key.shape[1], groups))
-    scores, context = rule.scores(torch.einsum("bkgd,bktd->bkgt", last, precise(key)).flatten(1, 2)), now.before
-    if prefix is not None and now.wanted & {"context_scores", "context_mass"}:
+    last = precise(state.last(query, 2)).unflatten(1, (key.shape[1], groups))
+    scores, context = rule.scores(torch.einsum("bkgd,bktd->bkgt", last, precise(key)).flatten(1, 2)), state.before
+    if prefix is not None and state.wanted & {"context_scores", "context_mass"}:
         seen = torch.einsum("bkgd,ktd->bkgt", last, precise(prefix[0][0])).flatten(1, 2)
         scores = torch.cat([rule.scores(seen), scores], dim=-1)
     elif prefix is not None:
         context = 0
-    keep_scores(now, layer, scores, context, rule.reach, rule.sink)
+    keep_scores(state, layer, scores, context, rule.reach, rule.sink)
 
 
 def keep_scores(
-    now: AttentionPass,
+    state: AttentionPass,
     layer: int,
     scores: Float[Tensor, "example head key"],
     context: int,
@@ -99,34 +99,34 @@ def keep_scores(
     """Keep the last token's scores, NaN where it does not see: those with own tokens, and what is wanted of the others.
 
     Args:
-        now: the pass.
+        state: of the pass.
         layer: of these scores.
         scores: with `context` tokens of the prefix, if any, and then with own tokens.
         context: how many.
         reach: how far tokens see.
         sink: a score that takes its share of attention without a value.
     """
-    first, lengths = now.before - context, now.lengths.to(scores.device)[:, None]
+    first, lengths = state.before - context, state.lengths.to(scores.device)[:, None]
     position = torch.arange(first, first + scores.shape[-1], device=scores.device)[None]
-    visible = reach.sees(now.before + lengths - 1, position)
+    visible = reach.sees(state.before + lengths - 1, position)
     scores = scores.masked_fill(~visible[:, None], float("nan"))
-    now.records["attention_scores"][layer] = scores[..., context:]
-    if context and "context_scores" in now.wanted:
-        now.records["context_scores"][layer] = scores[..., :context].sum(dim=1)
-    if context and "context_mass" in now.wanted:
+    state.records["attention_scores"][layer] = scores[..., context:]
+    if context and "context_scores" in state.wanted:
+        state.records["context_scores"][layer] = scores[..., :context].sum(dim=1)
+    if context and "context_mass" in state.wanted:
         shares = with_sink(scores.nan_to_num(nan=float("-inf")), sink).softmax(-1)
-        now.records["context_mass"][layer] = shares[..., now.bos : context].sum(-1)
+        state.records["context_mass"][layer] = shares[..., state.bos : context].sum(-1)
 
 
 def keep_queries(
-    now: AttentionPass, layer: int, query: Float[Tensor, "example head token head_dim"], scale: float
+    state: AttentionPass, layer: int, query: Float[Tensor, "example head token head_dim"], scale: float
 ) -> None:
     """Keep what is wanted of the attention queries, scaled as in attention."""
-    if "query_vectors" in now.wanted:
-        now.records["query_vectors"][layer] = (precise(now.last(query, 2)) * scale).flatten(1)
-    if "token_queries" in now.wanted:
-        own = precise(query[:, :, len(now.read_again) :])
-        now.records["token_queries"][layer] = (own * scale).transpose(1, 2).flatten(2)
+    if "query_vectors" in state.wanted:
+        state.records["query_vectors"][layer] = (precise(state.last(query, 2)) * scale).flatten(1)
+    if "token_queries" in state.wanted:
+        own = precise(query[:, :, len(state.read_again) :])
+        state.records["token_queries"][layer] = (own * scale).transpose(1, 2).flatten(2)
 
 
 def with_sink(

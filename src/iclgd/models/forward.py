@@ -18,34 +18,34 @@ from iclgd.models.interception import intercepted
 
 
 def forward(
-    model: LanguageModel, token_ids: Int[Tensor, "example token"], now: AttentionPass
+    model: LanguageModel, token_ids: Int[Tensor, "example token"], state: AttentionPass
 ) -> Float[Tensor, "example token d_model"]:
-    """Hidden states of the own tokens after the final norm; attention leaves its record in `now`.
+    """Hidden states of the own tokens after the final norm; attention leaves its record in `state`.
 
     Raises:
         UnsupportedModelError: attention was not seen exactly once a layer, so that a record would be wrong.
     """
-    now.layer_of, again = model.anatomy.layer_of, now.read_again
+    state.layer_of, again = model.anatomy.layer_of, state.read_again
     before = torch.tensor(again, dtype=torch.long).expand(len(token_ids), -1)
     token_ids = torch.cat([before.to(token_ids.device), token_ids], dim=1).to(model.device)
-    arguments = _arguments(model, token_ids, now)
-    _refuse_two_sides(model, now)
+    arguments = _arguments(model, token_ids, state)
+    _refuse_two_sides(model, state)
     is_seen = model.anatomy.interface
-    with attention_pass(now), nullcontext() if is_seen else intercepted(model.anatomy, now, len(token_ids)):
+    with attention_pass(state), nullcontext() if is_seen else intercepted(model.anatomy, state, len(token_ids)):
         output = model.anatomy.body(input_ids=token_ids, **arguments)
     expected = sorted(model.anatomy.layer_of.values())
-    if sorted(now.calls) != expected:
+    if sorted(state.calls) != expected:
         raise UnsupportedModelError(
-            f"{type(model.network).__name__}: attention was seen in layers {sorted(now.calls)} in one pass, expected "
+            f"{type(model.network).__name__}: attention was seen in layers {sorted(state.calls)} in one pass, expected "
             f"each of {expected} once; this model cannot be recorded"
         )
-    if now.keep_keys and not is_seen:
+    if state.keep_keys and not is_seen:
         cache = output.past_key_values
-        now.keys_and_values = {i: (layer.keys, layer.values) for i, layer in enumerate(cache.layers)}
+        state.keys_and_values = {i: (layer.keys, layer.values) for i, layer in enumerate(cache.layers)}
     return output.last_hidden_state[:, len(again) :]
 
 
-def _refuse_two_sides(model: LanguageModel, now: AttentionPass) -> None:
+def _refuse_two_sides(model: LanguageModel, state: AttentionPass) -> None:
     """Refuse a prefix whose keys were turned by other angles than this pass turns its queries.
 
     transformers chooses longrope's and dynamic NTK's angles by the length of each pass, so that a prefix within the
@@ -57,7 +57,7 @@ def _refuse_two_sides(model: LanguageModel, now: AttentionPass) -> None:
         return
     window = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
     window = int(window or config.max_position_embeddings)
-    before, reach = now.prefix_length, now.prefix_length + int(now.lengths.max())
+    before, reach = state.prefix_length, state.prefix_length + int(state.lengths.max())
     if 0 < before <= window < reach:
         raise UnsupportedModelError(
             f"{type(model.network).__name__} turns positions by other angles beyond its original window of {window} "
@@ -82,16 +82,16 @@ def encode_prefix(model: LanguageModel, token_ids: tuple[int, ...]) -> Prefix | 
         return None
     if not model.shares_prefix:
         return token_ids
-    now = AttentionPass(lengths=torch.tensor([len(token_ids)]), keep_keys=True)
-    forward(model, torch.tensor([token_ids]), now)
-    return [now.keys_and_values[layer] for layer in range(model.layers)]
+    state = AttentionPass(lengths=torch.tensor([len(token_ids)]), keep_keys=True)
+    forward(model, torch.tensor([token_ids]), state)
+    return [state.keys_and_values[layer] for layer in range(model.layers)]
 
 
-def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> dict[str, Any]:
+def _arguments(model: LanguageModel, token_ids: Tensor, state: AttentionPass) -> dict[str, Any]:
     batch, width = token_ids.shape
-    lengths = now.lengths.to(token_ids.device)[:, None] + len(now.read_again)
+    lengths = state.lengths.to(token_ids.device)[:, None] + len(state.read_again)
     column = torch.arange(width, device=token_ids.device).expand(batch, width)
-    first = now.prefix_length if now.first_position is None else now.first_position
+    first = state.prefix_length if state.first_position is None else state.first_position
     arguments: dict[str, Any] = {
         "position_ids": first + column.minimum(lengths - 1),  # padding's stay inside the window
         "use_cache": False,
@@ -99,10 +99,10 @@ def _arguments(model: LanguageModel, token_ids: Tensor, now: AttentionPass) -> d
     if model.anatomy.interface:  # all tokens count, or transformers takes positions of padding for packed sequences
         arguments["attention_mask"] = torch.ones_like(token_ids)
     else:
-        seen = torch.ones(batch, now.prefix_length, dtype=torch.bool, device=token_ids.device)
+        seen = torch.ones(batch, state.prefix_length, dtype=torch.bool, device=token_ids.device)
         arguments["attention_mask"] = torch.cat([seen, column < lengths], dim=1).long()
-        if now.keep_keys or now.shared:
-            arguments |= {"past_key_values": _cache(now.shared, batch), "use_cache": True}
+        if state.keep_keys or state.shared:
+            arguments |= {"past_key_values": _cache(state.shared, batch), "use_cache": True}
     names = inspect.signature(model.anatomy.body.forward).parameters
     if not model.anatomy.layer_of:  # a model without attention has no mask, and counts no positions
         return {name: value for name, value in arguments.items() if name in names}

@@ -70,9 +70,9 @@ class EagerAttention(TorchFunctionMode):
 
 
 class _Watch(EagerAttention):
-    def __init__(self, anatomy: Anatomy, now: AttentionPass, batch: int) -> None:
+    def __init__(self, anatomy: Anatomy, state: AttentionPass, batch: int) -> None:
         super().__init__()
-        self.anatomy, self.now, self.batch = anatomy, now, batch
+        self.anatomy, self.state, self.batch = anatomy, state, batch
         self.layer: int | None = None
 
     def watches(self) -> bool:
@@ -82,29 +82,29 @@ class _Watch(EagerAttention):
         return tensor.reshape(self.batch, -1, *tensor.shape[-2:])
 
     def scored(self, scores: Tensor, query: Tensor, key: Tensor) -> bool:
-        now, layer = self.now, self.layer
+        state, layer = self.state, self.layer
         assert layer is not None
-        now.calls.append(layer)
+        state.calls.append(layer)
         query, key = (self.by_head(precise(factor.detach())) for factor in (query, key.transpose(-1, -2)))
-        keep_queries(now, layer, query, self.anatomy.layers[layer].scale)
-        if now.keep_keys:
+        keep_queries(state, layer, query, self.anatomy.layers[layer].scale)
+        if state.keep_keys:
             return False
         scores = self.by_head(precise(scores.detach()))
         least = max(torch.finfo(scores.dtype).min, torch.finfo(torch.float32).min)  # GPT-Neo masks in float32 always
-        last = now.last(scores.masked_fill(scores < least / 4, float("nan")), 2)
+        last = state.last(scores.masked_fill(scores < least / 4, float("nan")), 2)
         if self.anatomy.layers[layer].biased:
             last = last - self.own_bias(layer, last, query, key)[..., None]
-        keep_scores(now, layer, last, now.before, Reach())
+        keep_scores(state, layer, last, state.before, Reach())
         return False  # the product with values is as it was
 
     def own_bias(
         self, layer: int, scores: Float[Tensor, "example head key"], query: Tensor, key: Tensor
     ) -> Float[Tensor, "example head"]:
         """What is added to the last token's score with itself, whose distance is none."""
-        now = self.now
-        last, own = now.last(query, 2), now.last(key[:, :, now.before :], 2)
+        state = self.state
+        last, own = state.last(query, 2), state.last(key[:, :, state.before :], 2)
         products = (last * own).sum(-1) * self.anatomy.layers[layer].scale
-        return now.last(scores[..., now.before :], 2) - products
+        return state.last(scores[..., state.before :], 2) - products
 
     def enter(self, layer: int, _module: nn.Module, _args: Any, _kwargs: Any) -> None:
         """Attention of this layer begins."""
@@ -116,9 +116,9 @@ class _Watch(EagerAttention):
 
 
 @contextmanager
-def intercepted(anatomy: Anatomy, now: AttentionPass, batch: int) -> Iterator[None]:
-    """Within this block, every attention module's scores are recorded into `now`."""
-    watch = _Watch(anatomy, now, batch)
+def intercepted(anatomy: Anatomy, state: AttentionPass, batch: int) -> Iterator[None]:
+    """Within this block, every attention module's scores are recorded into `state`."""
+    watch = _Watch(anatomy, state, batch)
     before = [(module, partial(watch.enter, layer)) for module, layer in anatomy.layer_of.items()]
     with hooks(before, [(module, watch.leave) for module in anatomy.layer_of]), watch:
         yield

@@ -143,25 +143,25 @@ def own_prefix(model: LanguageModel, prefix: Sequence[KeyValues]) -> Iterator[No
 
 
 @contextmanager
-def entered(model: LanguageModel, token_ids: Int[Tensor, "example token"], now: AttentionPass) -> Iterator[None]:
+def entered(model: LanguageModel, token_ids: Int[Tensor, "example token"], state: AttentionPass) -> Iterator[None]:
     """Within this block the model's interventions act on this pass."""
     with ExitStack() as stack:
         for intervention in model.interventions:
-            stack.enter_context(intervention(token_ids, now))
+            stack.enter_context(intervention(token_ids, state))
         yield
 
 
-def last_tokens(now: AttentionPass, width: int) -> Bool[Tensor, "example token"]:
+def last_tokens(state: AttentionPass, width: int) -> Bool[Tensor, "example token"]:
     """The query's last token and the label tokens behind it."""
-    return own_tokens(now, width, now.query_ends() - 1)
+    return own_tokens(state, width, state.query_ends() - 1)
 
 
 def own_tokens(
-    now: AttentionPass, width: int, first: Int[Tensor, " example"], end: Int[Tensor, " example"] | None = None
+    state: AttentionPass, width: int, first: Int[Tensor, " example"], end: Int[Tensor, " example"] | None = None
 ) -> Bool[Tensor, "example token"]:
     """Each sequence's own tokens from `first` on, up to `end` if given."""
     position = torch.arange(width)[None]
-    return (position >= first[:, None]) & (position < (now.lengths.cpu() if end is None else end)[:, None])
+    return (position >= first[:, None]) & (position < (state.lengths.cpu() if end is None else end)[:, None])
 
 
 def rewriting(

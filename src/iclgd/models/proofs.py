@@ -99,11 +99,11 @@ def prove_projections(model: LanguageModel, tokens: Tensor) -> None:
     for attention, number in anatomy.layer_of.items():
         term = attention_term(attention, anatomy.layers[number].added)
         after.append((term, partial(keep, number)))
-    now = AttentionPass(lengths=torch.full((2 * runs,), 3), keep_keys=True, wanted=frozenset({"token_queries"}))
+    state = AttentionPass(lengths=torch.full((2 * runs,), 3), keep_keys=True, wanted=frozenset({"token_queries"}))
     with hooks([(block, reset) for block in anatomy.blocks], after):
-        forward(model, pair.repeat(runs, 1), now)
+        forward(model, pair.repeat(runs, 1), state)
     for number, output in outputs.items():
-        tensors = (now.records["token_queries"][number], *now.keys_and_values[number], output)
+        tensors = (state.records["token_queries"][number], *state.keys_and_values[number], output)
         by_run = [tensor.flatten(1).unflatten(0, (-1, 2)) for tensor in tensors]  # run, which of the pair, number
         _check_parts(model, number, dict(zip(_PARTS, by_run, strict=True)))
 

@@ -147,7 +147,7 @@ def _run_batch(
     plan: RecordPlan,
     records: list[dict[str, Tensor]],
 ) -> None:
-    now = AttentionPass(
+    state = AttentionPass(
         lengths=torch.tensor([len(probe.token_ids) for probe in batch], device=model.device),
         prefix=prefix,
         wanted=plan.optional,
@@ -158,22 +158,22 @@ def _run_batch(
     token_ids = padded([probe.token_ids for probe in batch])
     sites = [site for site in Site if site in ("attention_output", *plan.optional)]
     with ExitStack() as stack:
-        stack.enter_context(entered(model, token_ids, now))
-        outputs = {str(site): stack.enter_context(last_outputs(model, site, now)) for site in sites}
-        hidden = forward(model, token_ids, now)
-    _keep_activations(model, batch, now, outputs, records)
+        stack.enter_context(entered(model, token_ids, state))
+        outputs = {str(site): stack.enter_context(last_outputs(model, site, state)) for site in sites}
+        hidden = forward(model, token_ids, state)
+    _keep_activations(model, batch, state, outputs, records)
     _score_options(model, batch, hidden, plan, records)
 
 
 @contextmanager
 def last_outputs(
-    model: LanguageModel, site: Site, now: AttentionPass
+    model: LanguageModel, site: Site, state: AttentionPass
 ) -> Iterator[dict[int, Float[Tensor, "example d_model"]]]:
     """By layer, what is at a site at each sequence's last token."""
     outputs: dict[int, Tensor] = {}
 
     def read(layer: int, hidden: Tensor) -> None:
-        outputs[layer] = now.last(hidden, 1)
+        outputs[layer] = state.last(hidden, 1)
 
     with at_site(model, site, range(model.layers), read):
         yield outputs
@@ -182,20 +182,22 @@ def last_outputs(
 def _keep_activations(
     model: LanguageModel,
     batch: Sequence[_Probe],
-    now: AttentionPass,
+    state: AttentionPass,
     outputs: dict[str, dict[int, Tensor]],
     records: list[dict[str, Tensor]],
 ) -> None:
     rows = [row for row, probe in enumerate(batch) if probe.recorded]
     # What attention records, and its shape where no layer has attention.
-    shapes: dict[str, tuple[int, ...]] = {"attention_scores": (len(batch), 1, int(now.lengths.max()))}
-    if now.before:
-        shapes |= {"context_scores": (len(batch), now.before), "context_mass": (len(batch), 1)}
+    shapes: dict[str, tuple[int, ...]] = {"attention_scores": (len(batch), 1, int(state.lengths.max()))}
+    if state.before:
+        shapes |= {"context_scores": (len(batch), state.before), "context_mass": (len(batch), 1)}
     shapes["query_vectors"] = (len(batch), 1)
     by_layer = {name: [layers[layer] for layer in range(model.layers)] for name, layers in outputs.items()}
     for name, shape in shapes.items():
-        if name in ("attention_scores", *now.wanted):
-            by_layer[name] = _every_layer(model, now.records[name], shape, 0.0 if name == "query_vectors" else math.nan)
+        if name in ("attention_scores", *state.wanted):
+            by_layer[name] = _every_layer(
+                model, state.records[name], shape, 0.0 if name == "query_vectors" else math.nan
+            )
     for name, layers in by_layer.items():
         stacked = _stacked([layer[rows] for layer in layers]).cpu()
         for row, tensor in zip(rows, stacked, strict=True):
@@ -255,8 +257,8 @@ def token_queries(
     prefix = encode_prefix(model, bos)
     queries = []
     for tokens in sequences:
-        now = AttentionPass(torch.tensor([len(tokens)]), prefix, wanted=frozenset({"token_queries"}))
-        forward(model, torch.tensor([tokens]), now)
-        vectors = _every_layer(model, now.records["token_queries"], (1, len(tokens), 1), padding=0.0)
+        state = AttentionPass(torch.tensor([len(tokens)]), prefix, wanted=frozenset({"token_queries"}))
+        forward(model, torch.tensor([tokens]), state)
+        vectors = _every_layer(model, state.records["token_queries"], (1, len(tokens), 1), padding=0.0)
         queries.append(_stacked([each[0] for each in vectors]).cpu())
     return queries

@@ -71,10 +71,10 @@ def first_layer_sees_context(model: LanguageModel) -> bool:
     """
     tokens, scores = some_tokens(model.network), []
     for context in (_PREFIX, 1):
-        now = AttentionPass(lengths=torch.tensor([len(tokens) - _PREFIX]), first_position=context)
+        state = AttentionPass(lengths=torch.tensor([len(tokens) - _PREFIX]), first_position=context)
         with ending_at(model.anatomy.blocks[0]):
-            forward(model, tokens[None, _PREFIX:], now)
-        recorded = now.records["attention_scores"]
+            forward(model, tokens[None, _PREFIX:], state)
+        recorded = state.records["attention_scores"]
         if 0 not in recorded:  # it has no attention
             return True
         scores.append(recorded[0].nan_to_num())
@@ -102,14 +102,14 @@ def _own_logits(model: LanguageModel, tokens: Tensor) -> Float[Tensor, "token vo
 def _check_attention(model: LanguageModel, passed: Trace, expected: Tensor) -> None:
     """The softmax of the recorded scores, times values, is what attention has put out."""
     tokens = passed.tokens
-    now = AttentionPass(lengths=torch.tensor([len(tokens)]))
-    hidden = forward(model, tokens[None], now)
+    state = AttentionPass(lengths=torch.tensor([len(tokens)]))
+    hidden = forward(model, tokens[None], state)
     agree(model, "logits differ from the unmodified model's", model.anatomy.unembed(hidden)[0], expected)
     for number, block in enumerate(model.anatomy.blocks):
         attention = passed.block(block).attention
         if attention is None:
             continue
-        scores = now.records["attention_scores"][number]
+        scores = state.records["attention_scores"][number]
         heads = len(attention.query)
         if scores.shape != (1, heads, len(tokens)):
             refuse(model.network, f"layer {number} recorded scores of shape {tuple(scores.shape)}")
@@ -137,12 +137,12 @@ def _check_prefix_and_padding(model: LanguageModel, tokens: Tensor, expected: Te
     rows = [tuple(tokens[_PREFIX : _PREFIX + length].tolist()) for length in lengths.tolist()]
     alone = AttentionPass(lengths=torch.tensor([_PREFIX + 2]))
     forward(model, tokens[None, : _PREFIX + 2], alone)
-    now = AttentionPass(lengths=lengths, prefix=prefix)
-    logits = model.anatomy.unembed(now.last(forward(model, padded(rows), now), 1))
+    state = AttentionPass(lengths=lengths, prefix=prefix)
+    logits = model.anatomy.unembed(state.last(forward(model, padded(rows), state), 1))
     ends = expected[_PREFIX + lengths - 1]
     agree(model, "a shared prefix changes the logits", logits[0], ends[0])
     agree(model, "padding changes the logits", logits[1], ends[1])
-    for layer, scores in now.records["attention_scores"].items():
+    for layer, scores in state.records["attention_scores"].items():
         own = alone.records["attention_scores"][layer][0, :, _PREFIX:]
         agree_scores(model, f"padding changes the scores in layer {layer}", scores[1, :, :2], own)
 
@@ -165,6 +165,6 @@ def _check_reach(model: LanguageModel, tokens: Tensor, expected: Tensor) -> None
     before = len(tokens) // 2
     for length in (0, before):
         prefix = encode_prefix(model, tuple(tokens[:length].tolist()))
-        now = AttentionPass(lengths=torch.tensor([len(tokens) - length]), prefix=prefix)
-        logits = model.anatomy.unembed(forward(model, tokens[None, length:], now))[0]
+        state = AttentionPass(lengths=torch.tensor([len(tokens) - length]), prefix=prefix)
+        logits = model.anatomy.unembed(forward(model, tokens[None, length:], state))[0]
         agree(model, f"beyond its windows ({len(tokens)} tokens) logits are not the model's", logits, expected[length:])
