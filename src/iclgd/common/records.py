@@ -122,7 +122,7 @@ class Recording:
 
     def tensors(self) -> dict[str, Tensor]:
         """What was taken, by name."""
-        every = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        every = {each.name: getattr(self, each.name) for each in fields(self)}
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 
 
@@ -162,7 +162,7 @@ class Trace:
 
 def axes_of(record: type) -> dict[str, str]:
     """The axes of each tensor of a record, such as "example layer d_model"."""
-    annotations = {entry.name: re.search(r"['\"]([^'\"]*)['\"]", str(entry.type)) for entry in fields(record)}
+    annotations = {each.name: re.search(r"['\"]([^'\"]*)['\"]", str(each.type)) for each in fields(record)}
     return {name: " ".join(axes[1].split()) for name, axes in annotations.items() if axes}
 
 
@@ -197,8 +197,8 @@ class Evidence:
         owner = self.trace if head == "trace" else self.recordings.get(head)
         value = getattr(owner, tail, None) if tail and owner is not None else None
         if value is None:
-            known = [*self.recordings, "trace", *self.facts]
-            raise KeyError(f"no input {path!r} was recorded; the first word can be one of {', '.join(known)}")
+            names = [*self.recordings, "trace", *self.facts]
+            raise KeyError(f"no input {path!r} was recorded; the first word can be one of {', '.join(names)}")
         return value
 
 

@@ -106,8 +106,8 @@ def graft_distances(lab: Laboratory, donor: Recording, icl: Recording, up_to: bo
     for layer in range(lab.model.layers):
         layers = range(layer + 1) if up_to else [layer]
         with _grafted(lab, donor.attention_output, list(layers)):
-            found = record(lab.model, lab.questions(), lab.prompts.bos, plan)
-        pair = (cast(Tensor, each.next_token_log_probs) for each in (found, icl))
+            recording = record(lab.model, lab.questions(), lab.prompts.bos, plan)
+        pair = (cast(Tensor, each.next_token_log_probs) for each in (recording, icl))
         distances.append(total_variation(*pair))
         advance(1)
     return torch.stack(distances, dim=1)

@@ -109,8 +109,8 @@ class Bench:
         """The tokens that stand before a query under ICL.
 
         Args:
-            left_out: the place of a demonstration that is left out.
-            only: the place of the one demonstration that stands there.
+            left_out: the index of a demonstration that is left out.
+            only: the index of the one demonstration that stands there.
         """
         self.refuse_blind()
         chosen = self.prompts.in_context
@@ -131,7 +131,7 @@ class Bench:
             return [Row(item, self.context()) for item in self.queries]
         self.refuse_fewer_demonstrations(2, ", or set finetune.sees=calibration")
         return [
-            Row(without_label(item), self.context(left_out=place)) for place, item in enumerate(self.demonstrations)
+            Row(without_label(item), self.context(left_out=index)) for index, item in enumerate(self.demonstrations)
         ]
 
     def observe(self, rows: Sequence[Row], field: str, context: bool) -> Float[Tensor, "row ..."]:

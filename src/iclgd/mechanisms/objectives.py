@@ -84,11 +84,11 @@ class _UnembeddedLoss(torch.autograd.Function):
             columns = weight[start : start + width].to(rows.dtype)
             columns = columns if scale == 1 else columns * scale
             logits, slope = _bent(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
-            place = targets[:, None] - start
-            here, place = (place >= 0) & (place < len(columns)), place.clamp(0, len(columns) - 1)
-            aimed = torch.where(here, logits.gather(1, place), aimed)
+            column = targets[:, None] - start
+            is_in_block, column = (column >= 0) & (column < len(columns)), column.clamp(0, len(columns) - 1)
+            aimed = torch.where(is_in_block, logits.gather(1, column), aimed)
             if slope is not None:
-                bend = torch.where(here, slope.gather(1, place), bend)
+                bend = torch.where(is_in_block, slope.gather(1, column), bend)
             highest = logits.amax(dim=1, keepdim=True)
             if start == 0 or (highest > shift + headroom).any():
                 raised = torch.maximum(shift, highest)
@@ -239,9 +239,9 @@ def _detached(model: LanguageModel) -> AbstractContextManager[None]:
 
 def _loss_at(model: LanguageModel, sequence: TrainingSequence, layer: int) -> float:
     with torch.enable_grad(), read_again(model.network):
-        with ending_at(model.anatomy.blocks[layer]) as kept:
+        with ending_at(model.anatomy.blocks[layer]) as outputs:
             _run(model, sequence)
-        rows = kept[0][0, sequence.sources().to(kept[0].device)]
+        rows = outputs[0][0, sequence.sources().to(outputs[0].device)]
         loss = unembedded_loss(model, rows, sequence.targets()) / len(rows)
         if loss.requires_grad:
             loss.backward()

@@ -52,7 +52,7 @@ def _from_single_demonstrations(bench: Bench, weights: Sequence[float], alone: f
     bench.refuse_other_states()
     first = 0 if bench.options.layer is None else bench.checked_layer(bench.options.layer)
     layers = [layer for layer in bench.layers if layer >= first]
-    contexts = [(bench.context(only=place), weight) for place, weight in enumerate(weights)]
+    contexts = [(bench.context(only=index), weight) for index, weight in enumerate(weights)]
     if alone:
         contexts.append((bench.prompts.bos, alone))
     reader = _Reader(bench.model, contexts, layers)
@@ -77,7 +77,7 @@ class _Query:
 
     outputs: ByLayer  # the weighted sum of attention's outputs at its last token
     keys_and_values: list[list[KeyValues]]  # by context and layer, the context's included
-    kept: bool  # whether they are there
+    has_keys: bool  # whether these are there
 
 
 class _Reader:
@@ -143,7 +143,7 @@ class _Reader:
         """Read the queries that were not read before after each context, and keep keys and values."""
         if self.held + self._size(queries) > _HELD:
             self.queries, self.held = {}, 0
-        missing = [q for q in dict.fromkeys(queries) if q not in self.queries or keep > self.queries[q].kept]
+        missing = [q for q in dict.fromkeys(queries) if q not in self.queries or keep > self.queries[q].has_keys]
         if not missing:
             return
         sums: ByLayer = {}
@@ -169,11 +169,11 @@ class _Reader:
     ) -> tuple[AttentionPass, ByLayer]:
         """A pass, and attention's outputs from each sequence's token `first` on."""
         lengths = torch.tensor([len(tokens) for tokens in sequences], device=self.model.device)
-        state, token_ids, kept = AttentionPass(lengths=lengths, prefix=prefix, keep_keys=True), padded(sequences), {}
+        state, token_ids, outputs = AttentionPass(lengths=lengths, prefix=prefix, keep_keys=True), padded(sequences), {}
         chosen = own_tokens(state, token_ids.shape[1], torch.tensor(first))
-        with reading(self.model, Site.attention_output, self.layers, chosen, kept):
+        with reading(self.model, Site.attention_output, self.layers, chosen, outputs):
             forward(self.model, token_ids, state)
-        return state, kept
+        return state, outputs
 
 
 def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -249,8 +249,8 @@ def ridge_map(
     rows, columns = x.shape
     if rows <= columns:
         gram = x @ x.T
-        found = torch.linalg.solve(gram + penalty * torch.eye(rows, dtype=x.dtype, device=x.device), y).T @ x
+        solution = torch.linalg.solve(gram + penalty * torch.eye(rows, dtype=x.dtype, device=x.device), y).T @ x
     else:
         gram = x.T @ x
-        found = torch.linalg.solve(gram + penalty * torch.eye(columns, dtype=x.dtype, device=x.device), x.T @ y).T
-    return found.to(outputs.dtype)
+        solution = torch.linalg.solve(gram + penalty * torch.eye(columns, dtype=x.dtype, device=x.device), x.T @ y).T
+    return solution.to(outputs.dtype)

@@ -73,8 +73,8 @@ def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) 
     before = [parameter.detach().clone() for parameter in parameters]
     steps = [*range(len(bench.demonstrations))] * bench.options.epochs
 
-    def gradient_of(place: int) -> tuple[float, list[Tensor]]:
-        loss = _loss(bench, prefix, place)
+    def gradient_of(index: int) -> tuple[float, list[Tensor]]:
+        loss = _loss(bench, prefix, index)
         loss.backward()
         return loss.item(), collected(trained)
 
@@ -84,7 +84,7 @@ def _trained(bench: Bench, prefix: Sequence[tuple[nn.Parameter, nn.Parameter]]) 
     return replace(
         trace,
         update_norms=_norms(trained, changes, bench.model.layers),
-        demonstrations=tuple(bench.prompts.in_context[place] for place in steps[: len(trace.losses)]),
+        demonstrations=tuple(bench.prompts.in_context[index] for index in steps[: len(trace.losses)]),
     )
 
 
@@ -107,11 +107,11 @@ def _refuse_gaps(bench: Bench) -> None:
         )
 
 
-def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], place: int) -> Float[Tensor, ""]:
+def _loss(bench: Bench, prefix: Sequence[tuple[Tensor, Tensor]], index: int) -> Float[Tensor, ""]:
     """The mean cross-entropy of a demonstration after the prefix without its own part."""
-    prompts, item = bench.prompts, bench.demonstrations[place]
+    prompts, item = bench.prompts, bench.demonstrations[index]
     length = len(bench.context())
-    start, end = prompts.context_spans()[place]
+    start, end = prompts.context_spans()[index]
     others = [i for i in range(length) if not start <= i < end + len(prompts.separator)]
     seen: list[KeyValues] = [
         (key[:, :, others].to(bench.model.dtype), value[:, :, others].to(bench.model.dtype)) for key, value in prefix

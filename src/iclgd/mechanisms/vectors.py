@@ -68,7 +68,7 @@ def _replaced(
 def _best_layer(bench: Bench, dummy: Item) -> int:
     """The layer whose vector answers the demonstrations best; all layers share the pass over one demonstration."""
     bench.refuse_fewer_demonstrations(2, ", or give the layer by finetune.layer")
-    rows = [Row(dummy, bench.context(left_out=place)) for place in range(len(bench.demonstrations))]
+    rows = [Row(dummy, bench.context(left_out=index)) for index in range(len(bench.demonstrations))]
     vectors = bench.observe(rows, "block_output", context=True)
     quality = torch.zeros(2, len(bench.layers))
     for item, own in zip(bench.demonstrations, vectors, strict=True):
@@ -148,10 +148,10 @@ def _causal_effects(bench: Bench, means: Float[Tensor, "layer head head_dim"]) -
     """How far each head's mean output raises the right answer's probability in prompts with shuffled labels."""
     heads = bench.model.anatomy.shape.heads
     effects = torch.zeros(bench.model.layers, heads)
-    for place, demonstration in enumerate(bench.demonstrations):
+    for index, demonstration in enumerate(bench.demonstrations):
         query = without_label(demonstration).token_ids
         answer = demonstration.token_ids[len(query)]
-        prefix = encode_prefix(bench.model, _shuffled_context(bench, place))
+        prefix = encode_prefix(bench.model, _shuffled_context(bench, index))
         lengths = torch.full((heads,), len(query), device=bench.model.device)
         tokens = torch.tensor([query] * heads)  # a row for each head
         before = _answers(bench, torch.tensor([query]), prefix, lengths[:1], answer)
@@ -177,11 +177,11 @@ def _answers(bench: Bench, tokens: Tensor, prefix: Any, lengths: Tensor, answer:
 
 def _shuffled_context(bench: Bench, left_out: int) -> Tokens:
     """The other demonstrations with each other's labels: a random cyclic order, so that none keeps its own."""
-    others = [item for place, item in enumerate(bench.demonstrations) if place != left_out]
+    others = [item for index, item in enumerate(bench.demonstrations) if index != left_out]
     order = numpy_stream(f"function vector {left_out}", bench.config.seed).permutation(len(others)).tolist()
     labels: dict[int, Tokens] = {}
-    for place, index in enumerate(order):
-        donor = others[order[(place + 1) % len(order)]]
+    for index, donor_index in zip(order, [*order[1:], *order[:1]], strict=True):
+        donor = others[donor_index]
         labels[index] = donor.token_ids[len(donor.token_ids) - donor.label_length :]
     tokens: list[int] = list(bench.prompts.bos)
     for index, item in enumerate(others):

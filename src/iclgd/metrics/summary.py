@@ -101,7 +101,7 @@ def _averaged(score: Score, *wanted: str) -> Float[Array, "..."]:
         values = nanmean(values, axes.index(axis))
         axes.remove(axis)
     values = values.transpose([axes.index(axis) for axis in wanted if axis in axes])
-    return np.expand_dims(values, tuple(place for place, axis in enumerate(wanted) if axis not in axes))
+    return np.expand_dims(values, tuple(position for position, axis in enumerate(wanted) if axis not in axes))
 
 
 def _finite(score: Score) -> Float[Array, "..."]:

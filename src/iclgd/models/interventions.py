@@ -53,14 +53,14 @@ class _ReachedError(Exception):
 @contextmanager
 def ending_at(module: nn.Module) -> Iterator[list[Tensor]]:
     """Within this block a pass ends behind a module, whose hidden states are yielded."""
-    kept: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        kept.append(hidden_of(output))
+        outputs.append(hidden_of(output))
         raise _ReachedError
 
     with hooks(after=[(module, leave)]), suppress(_ReachedError):
-        yield kept
+        yield outputs
 
 
 def hidden_of(output: Any) -> Tensor:

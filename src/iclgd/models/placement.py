@@ -137,8 +137,8 @@ def read_again(network: nn.Module) -> Iterator[None]:
                 return partial(_view, running[-1], name, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
         return tensor
 
-    def unpack(kept: Any) -> Tensor:
-        return kept() if isinstance(kept, partial) else kept
+    def unpack(stored: Any) -> Tensor:
+        return stored() if isinstance(stored, partial) else stored
 
     handles = [module.register_forward_pre_hook(enter) for module in modules]
     handles += [module.register_forward_hook(leave, always_call=True) for module in modules]

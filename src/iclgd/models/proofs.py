@@ -116,15 +116,15 @@ def _check_parts(model: LanguageModel, layer: int, tensors: dict[str, Float[Tens
         for part, tensor in tensors.items() if makers[erased] else ():
             apart = (tensor[0, 0] - tensor[0, 1]).abs().max()
             if part == erased:
-                error, place = (tensor[run, 0] - tensor[run, 1]).abs().max(), "outside"
+                error, where = (tensor[run, 0] - tensor[run, 1]).abs().max(), "outside"
             elif part == "o" or (erased != "o" and _overlap(makers[erased], makers[part])):
                 continue
             else:
-                error, place = (tensor[run] - tensor[0]).abs().max(), "in"
+                error, where = (tensor[run] - tensor[0]).abs().max(), "in"
             if not error <= TOLERANCE[model.dtype] * max(apart, torch.finfo(torch.float32).tiny):
                 refuse(
                     model.network,
-                    f"layer {layer} has {_PARTS[part]} {place} the part that would be trained as {_PARTS[erased]} "
+                    f"layer {layer} has {_PARTS[part]} {where} the part that would be trained as {_PARTS[erased]} "
                     f"(they move by {(error / apart).item():.1e} of their size)",
                 )
 

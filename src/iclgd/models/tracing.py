@@ -91,7 +91,7 @@ class _Tracer:
         self.open: list[Call] = []
         self.block: Call | None = None  # the call of a block that is going on
         self.attended = False  # whether it has computed attention
-        self.made: list[tuple[nn.Module, Tensor]] = []  # its projections and what they put out
+        self.outputs: list[tuple[nn.Module, Tensor]] = []  # its projections and what they put out
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
@@ -111,7 +111,7 @@ class _Tracer:
         self.open.append(call)
         if self.block is not None or not in_list:
             return None
-        self.block, self.attended, self.made = call, False, []
+        self.block, self.attended, self.outputs = call, False, []
         return tuple(map(_cut, args)), {key: _cut(value) for key, value in kwargs.items()}
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> Any:
@@ -123,11 +123,11 @@ class _Tracer:
         call.attends = self.attended and any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
         self.calls.append(call)
         if call is self.block:
-            self.block, self.attended, self.made = None, False, []
+            self.block, self.attended, self.outputs = None, False, []
         elif self.block is not None and not self.attended and is_projection(module):
             start = tensors[0] if tensors[0].requires_grad else tensors[0].detach().requires_grad_(True)
-            self.made.append((module, start.clone()))  # a copy, for the model may change in place what it gets
-            return self.made[-1][1]
+            self.outputs.append((module, start.clone()))  # a copy, for the model may change in place what it gets
+            return self.outputs[-1][1]
         return None
 
     def begin_attention(self, query: Tensor, key: Tensor, scale: float, module: nn.Module) -> Attention:
@@ -135,26 +135,26 @@ class _Tracer:
         self.time += 1
         name = next(call.name for call in reversed(self.open) if call.module is module)
         makers = {"q": self._makers(query), "k": self._makers(key)}
-        attention = Attention(module, name, self.time, _kept(query), _kept(key), scale, makers)
+        attention = Attention(module, name, self.time, _recorded(query), _recorded(key), scale, makers)
         self.attentions.append(attention)
         return attention
 
     def end_attention(self, attention: Attention, value: Tensor, output: Tensor) -> Tensor:
         """Values [head, token, size] have been mixed; returns the output as what gradients begin at."""
         attention.projections["v"] = self._makers(value)
-        attention.value, self.attended, self.made = _kept(value), True, []
+        attention.value, self.attended, self.outputs = _recorded(value), True, []
         return output.detach().requires_grad_(True)
 
     def _makers(self, tensor: Tensor) -> tuple[Projection, ...]:
         """The projections that a tensor depends on, with the rows that have a gradient."""
-        if not tensor.requires_grad or not self.made:
+        if not tensor.requires_grad or not self.outputs:
             return ()
         noise = torch.linspace(0.5, 1.5, tensor.numel(), device=tensor.device).view(tensor.shape)
-        outputs = [output for _, output in self.made]
+        outputs = [output for _, output in self.outputs]
         total = (tensor * noise.to(tensor.dtype)).sum()
         gradients = torch.autograd.grad(total, outputs, retain_graph=True, allow_unused=True)
         makers = []
-        for (module, _), gradient in zip(self.made, gradients, strict=True):
+        for (module, _), gradient in zip(self.outputs, gradients, strict=True):
             if gradient is None:
                 continue
             rows = (gradient.flatten(0, -2) != 0).any(0).nonzero().squeeze(1).cpu()
@@ -169,10 +169,10 @@ _tracer: ContextVar[_Tracer | None] = ContextVar("tracer", default=None)
 def _rows(values: Iterable[Any]) -> list[Tensor]:
     """Copies of the floating-point tensors among these values, as [token, size]."""
     tensors = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-    return [_kept(tensor).flatten(0, -2) for tensor in tensors if tensor.ndim > 1]
+    return [_recorded(tensor).flatten(0, -2) for tensor in tensors if tensor.ndim > 1]
 
 
-def _kept(tensor: Tensor) -> Tensor:
+def _recorded(tensor: Tensor) -> Tensor:
     """A copy on the CPU, where what blocks on several devices put out can be compared."""
     return tensor.detach().to("cpu", copy=True)
 
@@ -193,7 +193,7 @@ def _traced_attention(
     attention = tracer.begin_attention(query[0], key[0], scale, module)
     with torch.no_grad():
         output, _ = recorded_attention(module, query, key, value, attention_mask, **kwargs)
-    attention.output, attention.sink = _kept(output[0]), kwargs.get("s_aux")
+    attention.output, attention.sink = _recorded(output[0]), kwargs.get("s_aux")
     attention.reach = attention_mask or Reach(window=kwargs.get("sliding_window"))
     return tracer.end_attention(attention, value[0], output), None
 
@@ -228,7 +228,7 @@ class _Products(EagerAttention):
     def mixed(self, value: Tensor, output: Tensor) -> Tensor:
         """Attention's output, at which gradients begin."""
         assert self.attention is not None
-        self.attention.output = _kept(_by_head(output)).transpose(0, 1)
+        self.attention.output = _recorded(_by_head(output)).transpose(0, 1)
         return self.tracer.end_attention(self.attention, _by_head(value), output)
 
 

@@ -24,16 +24,16 @@ def planted_truths(results: Results) -> Iterator[Figure]:
     """For each score, what every candidate scores where each variant plays ICL's part."""
     names, sweeps = labels(results), notices(results)
     for notice in sweeps:
-        place = setting_in_words(results, notice)
+        setting = setting_in_words(results, notice)
         parts: Any = notice.matrix.groupby("score", sort=False)
         for score, cells in parts:
             info = results.scores[str(score)]
             chart: Any = matrix(cells.replace({"truth": names, "candidate": names}), info.label, info.limits)
-            caption = f"{info.label}, {place}. Rows: what plays ICL's part; columns: candidates. "
+            caption = f"{info.label}, {setting}. Rows: what plays ICL's part; columns: candidates. "
             caption += "Mean over draws [95 % interval over draws]."
             name, choice = f"planted_truths/{info.name}", info.label
             if len(sweeps) > 1:
-                name, choice = f"{name}/{place}", f"{choice}, {place}"
+                name, choice = f"{name}/{setting}", f"{choice}, {setting}"
             yield Figure(name, "Would the scores notice?", chart, caption, choice, info.headline)
 
 
@@ -68,32 +68,32 @@ def notice_tables(results: Results) -> list[Table]:
     """For each model and task: the matrices of the headline scores, and the ranking of scores."""
     tables = []
     for at, notice in enumerate(notices(results)):
-        suffix, place = f"_{at + 1}" if at else "", setting_in_words(results, notice)
-        tables += [make(results, notice, suffix, place) for make in (_matrices, _ranking)]
+        suffix, setting = f"_{at + 1}" if at else "", setting_in_words(results, notice)
+        tables += [make(results, notice, suffix, setting) for make in (_matrices, _ranking)]
     return [table for table in tables if table.rows]
 
 
-def _matrices(results: Results, notice: Notice, suffix: str, place: str) -> Table:
+def _matrices(results: Results, notice: Notice, suffix: str, setting: str) -> Table:
     names, texts = labels(results), []
     cells: Any = notice.matrix[notice.matrix["score"].isin(results.headline)]
     for cell in cells.to_dict("records"):
         score, truth, candidate = results.scores[cell["score"]], cell["truth"], cell["candidate"]
         text = number(cell["mean"], cell["low"], cell["high"], share=score.share, digits=score.digits)
         texts.append(((score.label, names.get(truth, truth)), (names.get(candidate, candidate),), text))
-    title = f"What candidates score where a planted truth plays ICL's part: {place}"
+    title = f"What candidates score where a planted truth plays ICL's part: {setting}"
     notes = ("Mean over draws [95 % interval over draws].", in_words(results, notice))
     rows = notice.matrix.to_dict("records")
     return Table.pivot(f"notice_matrix{suffix}", title, ("score", "truth"), texts, notes, rows)
 
 
-def _ranking(results: Results, notice: Notice, suffix: str, place: str) -> Table:
+def _ranking(results: Results, notice: Notice, suffix: str, setting: str) -> Table:
     names, rows = labels(results), []
     for rank in notice.ranking:
         worst = sorted(rank.confusions.items(), key=lambda pair: -pair[1][1])[:3]
         confused = "; ".join(f"{names.get(t, t)} for {names.get(c, c)} ({part:.0%})" for t, (c, part) in worst)
         share = number(rank.share.mean, rank.share.low, rank.share.high, share=True)
         rows.append((results.scores[rank.score].label, share, f"{rank.chance:.0%}", confused))
-    title = f"How often each score puts the true candidate first: {place}"
+    title = f"How often each score puts the true candidate first: {setting}"
     header = ("score", "identified", "chance", "most often taken for another")
     notes = ("Share of planted truths and draws [95 % interval over draws].",)
     numbers = [{"score": rank.score, "chance": rank.chance} | vars(rank.share) for rank in notice.ranking]

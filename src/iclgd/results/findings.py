@@ -91,16 +91,16 @@ def _nearest(results: Results, among: Sequence[Contender]) -> list[str]:
     """
     if not any(variant.role is Role.mechanism for variant in results.variants.values()):
         return []
-    places: dict[tuple[Any, ...], list[Contender]] = {}
+    by_setting: dict[tuple[Any, ...], list[Contender]] = {}
     for one in among:
-        places.setdefault(tuple(one.others.items()), []).append(one)
+        by_setting.setdefault(tuple(one.others.items()), []).append(one)
     paragraphs = []
-    for place, here in places.items():
-        itself = next((one for one in here if one.variant == ITSELF), None)
-        candidates = [one for one in here if _is_candidate(results, one)]
+    for setting, of_setting in by_setting.items():
+        itself = next((one for one in of_setting if one.variant == ITSELF), None)
+        candidates = [one for one in of_setting if _is_candidate(results, one)]
         text = _paragraph(results, candidates, itself) if len(candidates) > 1 else ""
         if text:
-            named = results.setting_text({k: value for k, value in place if k in results.varied and k != TRUTH})
+            named = results.setting_text({k: value for k, value in setting if k in results.varied and k != TRUTH})
             paragraphs.append(f"{named}: {text}" if named else text)
     return paragraphs
 

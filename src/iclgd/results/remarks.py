@@ -73,13 +73,13 @@ def zero_shot_notes(results: Results) -> list[str]:
         draws: Any = of_settings[setting][1]
         icl, zsl = draws["mean"].mean(), draws["mean_zsl"].mean()
         numbers = f"({icl:.1%} against {zsl:.1%})"
-        place = results.setting_text(dict(setting))
+        name = results.setting_text(dict(setting))
         low = compare(draws["mean"].to_dict(), draws["mean_zsl"].to_dict()).low
         if icl <= zsl:
-            notes[f"{place}: ICL does not beat zero-shot {numbers}, so that likeness to it means little here."] = None
+            notes[f"{name}: ICL does not beat zero-shot {numbers}, so that likeness to it means little here."] = None
         elif not (low > 0 or (math.isnan(low) and (draws["low"] > draws["high_zsl"]).all())):
             lead = f"ICL's lead over zero-shot {numbers} is within chance"
-            notes[f"{place}: {lead}; read likeness to it with care."] = None
+            notes[f"{name}: {lead}; read likeness to it with care."] = None
     return list(notes)
 
 

@@ -102,8 +102,8 @@ def smallest_difference(spread: float, draws: int, alpha: float = 0.05) -> float
     scale = np.sqrt(stats.chi2.ppf(quantiles, degrees) / degrees) * critical
 
     def missing(noncentrality: float) -> float:
-        found = stats.norm.sf(scale - noncentrality) + stats.norm.cdf(-scale - noncentrality)
-        return float(np.mean(found)) - POWER
+        power = stats.norm.sf(scale - noncentrality) + stats.norm.cdf(-scale - noncentrality)
+        return float(np.mean(power)) - POWER
 
     root = cast(float, optimize.brentq(missing, 0.0, 2 * float(scale.max()) + 10))
     return root * spread / math.sqrt(draws)

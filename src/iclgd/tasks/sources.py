@@ -40,19 +40,19 @@ def read_splits(task: TaskConfig, data_dir: str | None) -> tuple[Split, Split]:
         ConfigError: a folder, file or hub data set that does not exist.
         DataError: a missing or unreadable file, a bad line, or no rows.
     """
-    place = _place(task, data_dir)
-    if place is None or place.is_dir():
-        train = _split(task, task.train_split, place)
-        return train, train if task.eval_split == task.train_split else _split(task, task.eval_split, place)
-    rows = read_file(place).rows
+    source = _local_source(task, data_dir)
+    if source is None or source.is_dir():
+        train = _split(task, task.train_split, source)
+        return train, train if task.eval_split == task.train_split else _split(task, task.eval_split, source)
+    rows = read_file(source).rows
     if len(rows) < 2:
-        raise DataError(f"{place} has {len(rows)} rows: two or more are needed, for demonstrations and for queries")
+        raise DataError(f"{source} has {len(rows)} rows: two or more are needed, for demonstrations and for queries")
     shuffled = [rows[index] for index in seeding.shuffled(len(rows), 0)]
     half = len(rows) // 2
-    return Split(str(place), shuffled[:half]), Split(str(place), shuffled[half:])
+    return Split(str(source), shuffled[:half]), Split(str(source), shuffled[half:])
 
 
-def _place(task: TaskConfig, data_dir: str | None) -> Path | None:
+def _local_source(task: TaskConfig, data_dir: str | None) -> Path | None:
     """The task's own file, or the folder of its splits; None if its rows are on the hub."""
     if task.file:
         file = Path(task.file).expanduser()

@@ -210,9 +210,9 @@ def _with_candidates(pairs: Sequence[Example], answers: Sequence[str], task: Tas
     drawn = (answers[i] for i in stream.permutation(len(answers)))
     words = set(re.findall(r"\w+", pair.text))
     others = sorted((answer for answer in drawn if answer != pair.answer), key=lambda answer: answer not in words)
-    place = int(stream.integers(task.choices))
-    options = (*others[:place], pair.answer, *others[place:_CANDIDATES])
-    return replace(pair, options=options, label=place, choices=task.choices)
+    index = int(stream.integers(task.choices))
+    options = (*others[:index], pair.answer, *others[index:_CANDIDATES])
+    return replace(pair, options=options, label=index, choices=task.choices)
 
 
 def with_distinct_options(example: Example, first_tokens: Sequence[int]) -> Example:
@@ -236,5 +236,5 @@ def with_distinct_options(example: Example, first_tokens: Sequence[int]) -> Exam
             f"{example.where}: only {len(others)} other answers begin with a token of their own in this model's "
             f"tokenizer, but task.choices={count} needs {count - 1}: lower it"
         )
-    place = example.label % count
-    return replace(example, options=(*others[:place], example.answer, *others[place:]), label=place, choices=None)
+    index = example.label % count
+    return replace(example, options=(*others[:index], example.answer, *others[index:]), label=index, choices=None)
