@@ -76,7 +76,7 @@ DAMAGED = {
 FOREIGN = {  # whole, of another version
     "an unknown role": (
         foreign("config.yaml", finetune__role="oracle"),
-        "config.yaml: 1 validation error for Variant role ",
+        "config.yaml.role: Input should be 'floor', 'control',",
     ),
     "a score of another form": (
         foreign("scores.json", sim_aou={"value": 0.5}),

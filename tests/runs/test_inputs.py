@@ -38,7 +38,10 @@ def test_an_id_is_twelve_hexadecimal_digits_and_the_resolver_agrees(base):
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "task.shots=3", "finetune.lr=0.5", "finetune=gd", "metric.orders=2", "runtime.dtype=float64"],
+    [
+        *("seed=1", "task.shots=3", "finetune.lr=0.5", "finetune=gd", "+finetune.options.own=1", "metric.orders=2"),
+        *("runtime.dtype=float64", "runtime.matmul=tf32"),
+    ],
 )
 def test_science_changes_the_id(override, base):
     assert identity(override) != run_id(as_dict(base))

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from iclgd.common.printable import printable
 from iclgd.config.variants import ICL
 from iclgd.results import catalogue
-from iclgd.runs.files import DamagedRun, State, Status, read
+from iclgd.runs.files import DamagedRun, State, Status, of_other_types, read
 from iclgd.runs.folder import RunFolder, run_folders
 from iclgd.runs.varying_keys import as_text, settings_of
 
@@ -208,6 +209,8 @@ def read_run(folder: Path) -> FinishedRun:
         catalogue.scores([run])
         name = "scores.json"
         _rows_of(0, run)
+    except ValidationError as error:
+        raise of_other_types(name, error) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedRun(f"{name}: {printable(repr(error), 200)}") from error
     return run

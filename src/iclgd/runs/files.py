@@ -86,6 +86,12 @@ class DamagedRun(ValueError):
     """A run folder that cannot be read; the message names the file."""
 
 
+def of_other_types(name: str, error: ValidationError) -> DamagedRun:
+    """What is wrong with the content of a file, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return DamagedRun(f"{printable('.'.join([name, *map(str, first['loc'])]), 100)}: {first['msg']}")
+
+
 # The state of a run. `stale` is never written: it is a running run whose process is gone.
 State = StrEnum("State", "running done failed interrupted stale")
 
@@ -153,9 +159,7 @@ def read(path: Path, schema: Any = None) -> Any:
     except FileNotFoundError as error:
         raise DamagedRun(f"{path.name} is missing") from error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join([path.name, *map(str, first["loc"])])
-        raise DamagedRun(f"{printable(where, 100)}: {first['msg']}") from error
+        raise of_other_types(path.name, error) from error
     except Exception as error:  # PyYAML, Arrow and pandas raise anything on damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DamagedRun(f"{path.name} cannot be read: {printable(reason, 200)}") from error
