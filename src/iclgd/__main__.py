@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         from iclgd import __version__
 
         sys.stdout.write(f"iclgd {__version__}\n")
-    elif arguments == ["--keys"]:
+    elif "--keys" in arguments:
         from iclgd.cli import keys
 
         sys.stdout.write(keys.text())

@@ -36,7 +36,7 @@ def test_the_command_for_skeletons_says_what_it_wrote_and_loses_no_file(tmp_path
         "task my_task": "test_my_task.py: there already",
         "metric My-Metric": "'My-Metric' is not a plain name",
         "metric ../up": "is not a plain name",
-        "nothing mine": "none of",
+        "nothing mine": "is not one of",
         "variant gd": "finetune=gd is built in: choose another name",
     }
     for arguments, message in refused.items():

@@ -37,9 +37,9 @@ OUT = [
     ("model.chat_arguments=foo", "model.chat_arguments='foo' is not a mapping: write {enable_thinking: false}"),
     ("model.anatomy=foo", "model.anatomy='foo' is not a mapping: write {added: self_attn.o_proj}"),
     ("task.labels_noise=1.5", "task.labels_noise=1.5 is out of bounds: give 0 to 1"),
-    ("finetune.mechanism=nothing", "finetune.mechanism=nothing is none of none, gradient_descent, exact_patch"),
-    ("finetune.objective=nothing", "finetune.objective=nothing is none of gd, lcgd, short_circuit; one of"),
-    ("finetune.norm_of=nothing", "finetune.norm_of=nothing is none of"),
+    ("finetune.mechanism=nothing", "finetune.mechanism=nothing is not one of none, gradient_descent, exact_patch"),
+    ("finetune.objective=nothing", "finetune.objective=nothing is not one of gd, lcgd, short_circuit; one of"),
+    ("finetune.norm_of=nothing", "finetune.norm_of=nothing is not one of"),
 ]
 
 

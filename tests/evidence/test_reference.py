@@ -97,7 +97,7 @@ def test_a_truth_that_went_out_of_control_makes_the_run_unstable():
 def test_a_sample_that_the_rows_do_not_have_is_refused():
     with pytest.raises(ConfigError, match=r"reference\.draw=9 needs 12 rows"):
         evidence("finetune=none", "reference.draw=9")
-    with pytest.raises(ConfigError, match=r"reference\.name=nobody is no variant"):
+    with pytest.raises(ConfigError, match=r"reference\.name=nobody is not a variant"):
         evidence("finetune=none", "reference.name=nobody")
 
 

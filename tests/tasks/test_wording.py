@@ -139,7 +139,7 @@ def test_label_values_and_each_rows_own_names_give_the_index():
     assert label({"label": False}, label_values=["False", "True"]) == 0
     among = {"label_column": "key", "label_among": "choices.label"}
     assert label({"key": "3", "choices": {"label": ["1", "2", "3"]}}, 3, **among) == 2
-    with pytest.raises(DataError, match="here: label 'E' in column 'key' is none of A, B"):
+    with pytest.raises(DataError, match="here: label 'E' in column 'key' is not one of A, B"):
         label({"key": "E", "choices": {"label": ["A", "B"]}}, **among)
     with pytest.raises(DataError, match=r"here: column 'choices\.label' holds 'AB', not a list"):
         label({"key": "A", "choices": {"label": "AB"}}, **among)

@@ -31,7 +31,7 @@ def new(kind: str, name: str, folder: Path) -> list[Path]:
         FileExistsError: one of the files is there already; none is written then.
     """
     if kind not in KINDS:
-        raise ValueError(f"{kind!r} is none of {', '.join(KINDS)}")
+        raise ValueError(f"{kind!r} is not one of {', '.join(KINDS)}")
     kind = "objective" if kind == "variant" else kind  # a variant's own file, and the objective that it names
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{name!r} is not a plain name: small letters, digits and _ only, a letter first")

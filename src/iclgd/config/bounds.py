@@ -118,7 +118,7 @@ def _in_finetune(finetune: Any) -> Iterator[str]:
     for key, choices in (("mechanism", Mechanism), ("objective", Objective), ("norm_of", Objective)):
         name = getattr(finetune, key)
         if name is not None and name not in list(choices) and "." not in name:
-            yield f"finetune.{key}={name} is none of {', '.join(choices)}; one of yours is named module.function"
+            yield f"finetune.{key}={name} is not one of {', '.join(choices)}; one of yours is named module.function"
     trainable = finetune.trainable
     try:
         patterns = [re.compile(pattern) for pattern in (trainable if isinstance(trainable, list) else [trainable])]

@@ -19,7 +19,7 @@ Mechanism = StrEnum(
 Objective = StrEnum("Objective", "gd lcgd short_circuit")
 
 # What a mechanism may look at to act like ICL. Calibration rows are of the train split, neither demonstrations nor
-# measured, and their labels are not used; what sees the measured queries is a ceiling and no method.
+# measured, and their labels are not used; what sees the measured queries is a ceiling, not a method.
 Sees = StrEnum("Sees", "nothing demonstrations one_at_a_time calibration queries")
 Fit = StrEnum("Fit", "parallel upwards")  # all layers beside untouched ones, or each with those below it shifted
 Dtype = StrEnum("Dtype", "auto model float32 float64 bfloat16 float16")

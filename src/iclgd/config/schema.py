@@ -232,7 +232,7 @@ class Config:
             if mapping := getattr(getattr(self, group), name):
                 setattr(getattr(self, group), name, {str(word): value for word, value in mapping.items()})
         if self.model.weights is enums.Weights.pretrained:
-            self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights are no further draws
+            self.model.weights_seed = 0  # nothing is drawn, so that seeds of pretrained weights do not count as draws
 
 
 def register_schema() -> None:

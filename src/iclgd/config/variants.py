@@ -36,7 +36,7 @@ def variant(config: Config, name: str | None, key: str = "metric.compare_with") 
     """
     files = config_files("finetune")
     if name not in files:
-        raise ConfigError(f"{key}={name} is no variant of conf/finetune: name one of {', '.join(files)}")
+        raise ConfigError(f"{key}={name} is not a variant of conf/finetune: name one of {', '.join(files)}")
     return replace(config, finetune=group_of_file(config, "finetune", FinetuneConfig, files[name]))
 
 

@@ -188,8 +188,8 @@ def static_changes(
     queries, which = [item.token_ids for item in prompts.calibration], config.finetune.patch
     token_ids, state, rows = _batch(model, queries, which)
     target = observed(model, token_ids, state, encode_prefix(model, prompts.context()), rows, layers)
-    # What stands first is read with changed weights too, so it is no prefix here. Context does nothing to it, and every
-    # later token attends to it (the attention sink), so that it must stay what it is: it is fitted to itself.
+    # What stands first is read with changed weights too, so it is not a prefix here. Context does nothing to it, and
+    # every later token attends to it (the attention sink), so that it must stay what it is: it is fitted to itself.
     first = len(prompts.bos)
     token_ids, state, rows = _batch(model, [prompts.bos + tokens for tokens in queries], which, first)
     if first:

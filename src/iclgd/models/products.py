@@ -61,7 +61,7 @@ def _faster(rows: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _available() -> bool:
-    """Whether this PyTorch has the operator as we know it: it is none of its public interfaces."""
+    """Whether this PyTorch has the operator as used here: it is not a public interface."""
     try:
         return _by_onednn(torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor([1.0])).item() == 7
     except (AttributeError, TypeError, RuntimeError):

@@ -87,7 +87,7 @@ def _named(results: Results, one: Contender, among: Sequence[Contender]) -> str:
 def _nearest(results: Results, among: Sequence[Contender]) -> list[str]:
     """A paragraph for each model and task: what is nearest to ICL by each score, and what is told apart.
 
-    Floors, anchors and whatever sees the measured queries are no candidates. Nothing where no mechanism ran.
+    Floors, anchors and whatever sees the measured queries are not candidates. Nothing where no mechanism ran.
     """
     if not any(variant.role is Role.mechanism for variant in results.variants.values()):
         return []
@@ -134,7 +134,7 @@ def _paragraph(results: Results, candidates: Sequence[Contender], itself: Conten
 
 
 def _nearest_first(score: ScoreInfo, candidates: Sequence[Contender]) -> list[Contender]:
-    """Those with a value in every draw that any has: a mean over the draws that went well is no fair one."""
+    """Those with a value in every draw that any has: a mean over the draws that went well would flatter it."""
     draws = [{draw for draw, mean in one.values.get(score.name, {}).items() if mean == mean} for one in candidates]
     every = set().union(*draws)
     complete = [one for one, its in zip(candidates, draws, strict=True) if its and its == every]

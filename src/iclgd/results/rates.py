@@ -57,7 +57,7 @@ def contenders(results: Results) -> tuple[list[Contender], list[str]]:
     """Every variant at its rate, where it has one: the only one tried, or for each draw the one that the others choose.
 
     Returns:
-        The contenders, and notes. A note is a sentence for each variant that is no contender, or that stands at the
+        The contenders, and notes. A note is a sentence for each variant that is not a contender, or that stands at the
         lowest rate since its values are the same at every one. A single draw has no best rate, and neither has a
         variant without a rate at which every draw that ran is sane.
     """

@@ -48,7 +48,7 @@ def mean_of_means(values: Float[Array, "query ..."]) -> float:
 
 
 def mean_interval(values: Float[Array, "query ..."], limits: tuple[float, float] | None = None) -> Interval:
-    """Interval of `mean_of_means` over the queries of one draw, for scores that are no shares.
+    """Interval of `mean_of_means` over the queries of one draw, for scores that are not shares.
 
     Student's t covers as little as 83 % of skewed values such as cosines near 1. Its ends are moved outward by the
     larger of two corrections: Cornish and Fisher's expansion of the quantile, q + skewness (1 + 2 q^2) / 6 sqrt(n)

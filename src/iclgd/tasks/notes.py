@@ -1,7 +1,4 @@
-"""What is told of a run's tokens: the prompts themselves, and what in them may mislead, noted with its amount.
-
-Where nothing could be measured, they are refused.
-"""
+"""Notes on tokens that may mislead, refusals where nothing could be measured, and the prompts as prompts.json."""
 
 from __future__ import annotations
 

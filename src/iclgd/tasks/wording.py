@@ -118,7 +118,7 @@ class Wording:
         if values is not None:
             names = [_plain(value) for value in values]
             if _plain(raw) not in names:
-                raise DataError(f"{where}: label {brief(raw)} in column {column!r} is none of {', '.join(names)}")
+                raise DataError(f"{where}: label {brief(raw)} in column {column!r} is not one of {', '.join(names)}")
             raw = names.index(_plain(raw))
         elif isinstance(raw, bool) or not isinstance(raw, int):
             raise DataError(

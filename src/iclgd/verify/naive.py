@@ -1,7 +1,7 @@
 """The naive implementation: one query at a time, the full context, transformers' eager attention, plain autograd.
 
 It shares no code with the recorder and the mechanisms, which tests, `iclgd-verify` and the benchmark compare with it;
-only where a network keeps its parts is told to it.
+it is given only where a network keeps its parts.
 """
 
 from __future__ import annotations

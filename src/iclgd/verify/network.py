@@ -1,4 +1,4 @@
-"""What the naive implementation is told of a network, and what it sees of its softmax: parts by their paths, scores."""
+"""What the naive implementation is given of a network: its parts by their paths, and the scores in its softmax."""
 
 from __future__ import annotations
 
