@@ -67,6 +67,8 @@ def test_agrees_with_the_naive_reference(family, context):
     for batch_tokens in (40, 1):  # together, and one at a time
         found = recorded(shared_model(family), context, batch_tokens=batch_tokens)
         assert_agree(found, reference(family, context), context)
+        alone = recorded(shared_model(family), context, batch_tokens=batch_tokens, optional=frozenset())
+        torch.testing.assert_close(alone.attention_scores, found.attention_scores, equal_nan=True)
     found = recorded(shared_model(family), context, at_first_label_token=True)
     assert_agree(found, reference(family, context, "first_label_token"), context)
 

@@ -35,7 +35,7 @@ class Laboratory:
     wanted: set[str]  # the input paths that scores name (`metrics.required_inputs`)
     progress: Progress  # where stages are shown
     prepared: Prepared  # the run's rows and inputs
-    own: dict[str, Recording] = field(default_factory=dict)  # zsl and icl with the run's prompts, once recorded
+    own: dict[str, Recording] = field(default_factory=dict)  # zsl and icl with the run's prompts, by key
 
     @cached_property
     def planted_prompts(self) -> PromptSet | None:
@@ -69,14 +69,13 @@ class Laboratory:
     def untouched(self, setting: str, prompts: PromptSet | None = None) -> Recording:
         """A recording of the model as it was loaded: `zsl`, or `icl` with the prompts' or another order."""
         prompts = prompts or self.prompts
-        is_own = prompts == self.prompts
-        if is_own and setting in self.own:
-            return self.own[setting]
         context = prompts.bos if setting == "zsl" else prompts.context()
         key = self.recording_key(setting, context)
+        if key in self.own:
+            return self.own[key]
         recording = self.shared(setting, key, lambda: self.record(setting, context, self.plan(setting)))
-        if is_own:
-            self.own[setting] = recording
+        if prompts == self.prompts:  # others are read once, and would fill the memory
+            self.own[key] = recording
         return recording
 
     def shared(self, what: str, key: str, compute: Callable[[], Recording]) -> Recording:
