@@ -99,6 +99,7 @@ def rows_that_count(task: str, *overrides: str) -> int:
     ("override", "message"),
     [
         ("finetune.mechanism=prov_gone.act", "finetune.mechanism=prov_gone.act cannot be imported"),
+        ("finetune.objective=math.pi", "finetune.objective=math.pi is a float: name a function"),
         ("finetune.layers=[0,4]", "names layer 4, but the model's layers are 0 to 3"),
         ("task.shots=1000", "task.shots=1000"),
         ("model.name=gone", "model.name=gone cannot be read"),

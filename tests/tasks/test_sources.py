@@ -109,7 +109,7 @@ WHOLE = parquet(text=["one", "two"], label=[0, 1])
         ("x.csv", b"a,b\n1,2\n1\n", "line 3: not 2 values"),
         ("x.csv", b"a,b\n1,2,3\n", "line 2: not 2 values"),
         ("x.csv", b"a,a\n1,2\n", "several columns named 'a'"),
-        ("x.csv", b"a,b\n\xff,2\n", "cannot be read"),
+        ("x.csv", b"a,b\n\xff,2\n", "save the file as UTF-8"),
         ("x.csv", b'a,b\n"1,2\n', "cannot be read"),
     ],
     ids=lambda value: str(value)[:40],

@@ -90,7 +90,7 @@ BARE, MULTIPLE = {"templates": ["{{ text }}"]}, {"labels": [], "options_column":
 @pytest.mark.parametrize(
     ("row", "settings", "said"),
     [
-        *(({"text": value}, {}, "is not text or a number") for value in (None, True, ["a"], math.nan, math.inf)),
+        *(({"text": value}, {}, r"a number \(columns: text=") for value in (None, True, ["a"], math.nan, math.inf)),
         ({"sentence": "a"}, {}, r"'text' is undefined \(columns: sentence, label\)"),
         ({"text": " "}, BARE, "the filled template is blank"),
         *(({"text": "a", "label": n}, {}, f"label {n} .* is out of range 0 to 1") for n in (2, -1, 10**30)),

@@ -158,16 +158,19 @@ def parse_layers(spec: Any) -> tuple[int, ...] | None:
 
 
 def imported(path: str, key: str) -> Any:
-    """The object at `package.module.NAME`.
+    """The function at `package.module.NAME`.
 
     Raises:
         ConfigError: it cannot be imported; the message says where it was looked for.
     """
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(
             f"{key}={path} cannot be imported ({error}): give module.NAME of an installed package or of a file in the "
             "current folder"
         ) from error
+    if not callable(function):
+        raise ConfigError(f"{key}={path} is a {type(function).__name__}: name a function")
+    return function

@@ -100,7 +100,8 @@ def read_file(file: Path) -> Split:
                 raise ValueError(f"{where}: a {type(row).__name__}, not an object with columns")
             rows.append((f"{file}, {where}", row))
     except Exception as error:  # what json, csv and pyarrow raise has no common base
-        raise DataError(f"{file} cannot be read: {error}") from error
+        remedy = "; save the file as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise DataError(f"{file} cannot be read: {error}{remedy}") from error
     return Split(str(file), rows)
 
 

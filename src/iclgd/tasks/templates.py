@@ -88,11 +88,13 @@ class Expression:
 
 @contextmanager
 def _naming(row: Mapping[str, Any], where: str) -> Iterator[None]:
-    """Errors inside name the row and its columns."""
+    """Errors inside name the row and its columns, with values that are not text or a number."""
     try:
         yield
     except Exception as error:  # a filter or method may raise anything on a row of another kind
-        raise DataError(f"{where}: {error} (columns: {', '.join(map(str, row)) or 'none'})") from error
+        plain = {name for name, value in row.items() if is_text_or_number(value) and not isinstance(value, bool)}
+        columns = [f"{name}" if name in plain else f"{name}={brief(row[name])}" for name in row]
+        raise DataError(f"{where}: {error} (columns: {', '.join(columns) or 'none'})") from error
 
 
 def is_text_or_number(value: Any) -> bool:
