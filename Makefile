@@ -2,8 +2,8 @@
 # make soak   the tests that take long         make stress the suite three times on a busy machine, in random order
 # make docs   the documentation -> site/     make pages  keys, scores and mechanisms in docs/, from the program
 # make figures  the pictures of README and docs, and the numbers they quote, from runs: minutes; LONG=1 hours
-# make bench  benchmarks -> BENCHMARKS.md      slower checks: make test-cluster, test-data, test-outside, test-oldest,
-# make test-hydra-next
+# make bench  benchmarks -> BENCHMARKS.md
+# slower checks: make test-cluster, test-data, test-outside, test-oldest, test-hydra-next
 # make families  a tiny model of every family that transformers has, against the naive code: minutes -> docs/models.md
 # make simulate  coverage of the intervals, false marks, bias of chosen rates: minutes, prints a table
 PYTHON ?= python3

@@ -257,7 +257,7 @@ def test_a_finished_run_whose_column_was_renamed_is_refused_and_stays_as_it_is(f
 def test_a_finished_run_whose_data_or_model_is_gone_is_skipped_with_a_warning(folder, gone, caplog):
     assert start() is Ending.done
     shutil.move(gone, "elsewhere")
-    assert start() is Ending.skipped and "its inputs cannot be compared with those of today" in caplog.text
+    assert start() is Ending.skipped and "its inputs cannot be read again for comparison" in caplog.text
 
 
 def test_the_rows_that_were_digested_are_those_that_the_experiment_gets(folder):

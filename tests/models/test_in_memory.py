@@ -189,7 +189,7 @@ def rescaled(network: PreTrainedModel) -> object:
     return network
 
 
-OTHER = "computes something else than its config and weights say"
+OTHER = "computes something other than its config and weights say"
 
 
 @pytest.mark.parametrize(

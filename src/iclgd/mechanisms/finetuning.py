@@ -38,7 +38,7 @@ FEWEST_STEPS = 4
 
 
 def training_sequences(prompts: PromptSet, loss_on: LossOn, step: StepPer) -> list[TrainingSequence]:
-    """What the model is trained on, one entry a step: `bos + demonstration`, in order.
+    """What the model is trained on, one sequence a step: `bos + demonstration`, in order.
 
     With a step for each token, every predicted token makes a sequence of its own that ends with it (the paper's text;
     its code takes a step for each demonstration).

@@ -83,7 +83,7 @@ class _UnembeddedLoss(torch.autograd.Function):
         for start in range(0, len(weight), width):
             columns = weight[start : start + width].to(rows.dtype)
             columns = columns if scale == 1 else columns * scale
-            logits, slope = _bent(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
+            logits, slope = _cap(linear(rows, columns), None if bias is None else bias[start : start + width], softcap)
             column = targets[:, None] - start
             is_in_block, column = (column >= 0) & (column < len(columns)), column.clamp(0, len(columns) - 1)
             aimed = torch.where(is_in_block, logits.gather(1, column), aimed)
@@ -118,14 +118,14 @@ def _pull(exponentials: Tensor, part: Tensor, columns: Tensor) -> Tensor:
     return linear(shares.to(columns.dtype), columns.T).float() * part
 
 
-def _bent(products: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Logits in float32 or float64, and how fast they change with the products where a softcap bends them."""
+def _cap(products: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Logits in float32 or float64, and how fast they change with the products where there is a softcap."""
     logits = products if bias is None else products + bias
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is None:
         return logits, None
-    bent = torch.tanh(logits / softcap)
-    return bent * softcap, 1 - bent.square()
+    squashed = torch.tanh(logits / softcap)
+    return squashed * softcap, 1 - squashed.square()
 
 
 def unembedded_loss(

@@ -7,7 +7,7 @@
    beside a parallel feed-forward part, to what the block puts out. So it is with other modules that mix tokens, where
    a block has no softmax attention, or has them beside it.
 4. From the last block's output to what the unembedding reads, each module reads what the one before has put out.
-5. Logits are the unembedding's products, scaled or bent by numbers of the config.
+5. Logits are the unembedding's products, scaled or softcapped by numbers of the config.
 6. A block's output is its input + attention + the output of one projection, where it has such a form.
 
 What cannot be found can be described (`model.anatomy`). `models.proofs` proves what was found or described.
@@ -26,7 +26,7 @@ from iclgd.config import ConfigError
 from iclgd.models.anatomy import Anatomy, Exit, FeedForward, Layer, Shape, UnsupportedModelError, refuse
 from iclgd.models.layer_discovery import Description, LayerDiscovery
 from iclgd.models.projections import is_projection
-from iclgd.models.trace import Attention, BlockTrace, Trace, bent, is_sum, multiples
+from iclgd.models.trace import Attention, BlockTrace, Trace, is_sum, multiples, scale_and_softcap
 from iclgd.models.tracing import some_tokens, trace
 
 _DESCRIBED = (
@@ -142,9 +142,9 @@ def _exit(
     if not factors:
         what = "what the unembedding reads is not what the last block has put out after the modules behind it"
         refuse(network, f"{what} (part `final`)")
-    form = bent(head.output, passed.logits, numbers)
+    form = scale_and_softcap(head.output, passed.logits, numbers)
     if not form:
-        refuse(network, "its logits are not a multiple of the unembedding's products, nor bent by one softcap")
+        refuse(network, "its logits are not a multiple of the unembedding's products, nor softcapped by one number")
     scale = float(described.get("logit_scale", factors[0] * form[0]))
     return Exit(tuple(modules), unembedding, scale, described.get("softcap", form[1]))
 

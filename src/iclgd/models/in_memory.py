@@ -39,18 +39,18 @@ _ON_DISK = "save it with save_pretrained and name its folder: model=hf model.nam
 
 @contextmanager
 def holding(model: Any, tokenizer: Any) -> Iterator[dict[str, str]]:
-    """Make a model in memory known while the block lasts.
+    """Save a model in memory to a temporary folder, from which it can be measured within the block.
 
     Args:
         model: a causal language model of transformers, or a PeftModel, which counts with its active adapters merged.
-            Nothing of it is changed; its weights are saved in the folder for temporary files (TMPDIR).
+            Nothing of it is changed. TMPDIR says where temporary folders lie.
         tokenizer: its tokenizer, of transformers.
 
     Yields:
         The settings of `model` that mean it; its revision is a digest of weights, config and tokenizer.
 
     Raises:
-        ConfigError: it is not such a model, it cannot be saved, or it computes something else than its config and
+        ConfigError: it is not such a model, it cannot be saved, or it computes something other than its config and
             weights say (it is hooked or patched, or its adapters are off).
     """
     if tokenizer is None:
@@ -144,6 +144,6 @@ def _refuse_other_arithmetic(model: Any, dtype: torch.dtype, folder: Path) -> No
             module.training = mode
     if not error <= max(TOLERANCE[model.dtype], TOLERANCE[dtype]):
         raise ConfigError(
-            "the model in memory computes something else than its config and weights say (logits differ by "
+            "the model in memory computes something other than its config and weights say (logits differ by "
             f"{error:.1e} of their size): remove hooks and patches, enable its adapters, or give the model without them"
         )

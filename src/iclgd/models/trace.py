@@ -147,10 +147,10 @@ def multiples(
     return tuple(factors)
 
 
-def bent(
+def scale_and_softcap(
     products: Float[Tensor, "*token vocabulary"], logits: Tensor, numbers: Sequence[float]
 ) -> tuple[float, float | None] | None:
-    """The scale and softcap with which products are logits, of `numbers` and their inverses; None if there are none.
+    """The scale and softcap that turn products into logits, among `numbers` and their inverses; None if there are none.
 
     The best counts, for in half precision a mild softcap is hardly more than rounding.
     """

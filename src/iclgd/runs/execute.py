@@ -132,7 +132,7 @@ def execute(
             why = f"run {path.name} is done, but its inputs have changed: " if is_done else ""
             return Outcome(Ending.refused, path, f"{why}{error}")
         if is_done:
-            log.warning("run %s is done; its inputs cannot be compared with those of today: %s", name, error)
+            log.warning("run %s is done; its inputs cannot be read again for comparison: %s", name, error)
 
     def measure(progress: Progress) -> None:
         folder.start(run_id(as_dict(config)))
@@ -178,7 +178,7 @@ def _earlier_outcome(config: Config, folder: RunFolder, prepared: Prepared | Non
 
 
 def _changed_inputs(folder: RunFolder, prepared: Prepared | None) -> list[str]:
-    """The inputs in which a finished run differs from today's, in words."""
+    """The inputs in which a finished run differs from the present ones, in words."""
     if prepared is None:
         return []
     try:
