@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import chromium
+from iclgd.report import page
 from iclgd.report.__main__ import cli
 from iclgd.report.figures import figures
 from iclgd.results.frame import Results
@@ -87,6 +88,12 @@ def test_page_is_one_file_whose_policy_allows_its_own_scripts_alone(written):
     assert set(re.findall(r"<[^>]+ (?:src|href|action)=[\"']([^\"'#]*)", html.split("<script")[0])) == {"data:,", ""}
     body = html.split("<body>")[1].split('<script type="application/json"')[0]
     assert "<img" not in body and "&lt;img src=x" in body and "\u202e" not in html and "\x00" not in html
+
+
+def test_embedded_json_is_read_back_and_cannot_end_its_element():
+    written = page.embedded({"text": HOSTILE})
+    assert json.loads(written) == {"text": HOSTILE}
+    assert written.isascii() and not set("<>&") & set(written)
 
 
 def test_the_page_draws_the_very_specifications_of_files_and_wandb(written, hostile):

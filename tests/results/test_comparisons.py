@@ -12,7 +12,7 @@ from scipy import stats
 import figure_cases as cases
 from iclgd.results import comparisons, rates
 from iclgd.results.frame import Results
-from iclgd.statistics import draws_interval
+from iclgd.statistics import draws_interval, smallest_difference
 from report_fixtures import change, write_run
 
 LOW, GOOD, HIGH = 5e-4, 5e-3, 5e-2
@@ -127,11 +127,26 @@ def test_what_a_sweep_can_tell_is_said(tmp_path):
     _, _, made = found(sweep(tmp_path / "few"))
     assert "With fewer than 5 draws no comparison is marked" in comparisons.power_text(made)
     _, _, made = found(sweep(tmp_path / "five", seeds=range(5)))
-    assert "would be marked four times in five" in comparisons.power_text(made)
+    spread = np.nanmedian([result.spread for one in made for result in one.results.values()])
+    smallest = smallest_difference(spread, 5, 0.05 / 6)  # of six comparisons
+    text = comparisons.power_text(made)
+    assert f"spread by {spread:.3f} from draw to draw (median). That includes the error which choosing rates" in text
+    assert f"A true difference of {smallest:.3f} would be marked four times in five" in text
     assert comparisons.power_text([]) == ""
-
     same = [replace(one, results={s: replace(r, spread=0.0) for s, r in one.results.items()}) for one in made]
     assert comparisons.power_text(same).startswith("One draw of demonstrations, or draws that do not differ")
+
+
+def test_shares_at_chosen_rates_have_intervals(tmp_path):
+    for lr, ft in ((LOW, 0.5), (HIGH, 0.75)):
+        for seed in range(4):
+            shares = (0.5, 0.7, ft + 0.05 * (seed % 2))
+            write_run(tmp_path / f"{lr}{seed}", lr=lr, seed=seed, shift=ft, scores=FEW, accuracy=shares)
+    results = Results.read([tmp_path])
+    record = rates.at_chosen_rates(results, rates.contenders(results)[0]).set_index("score").loc["accuracy/ft"]
+    expected = draws_interval([0.75, 0.8, 0.75, 0.8], trials=[20] * 4, chosen=True)
+    assert (record["low"], record["high"]) == pytest.approx((expected.low, expected.high))
+    assert record["low"] < 0.75 and record["high"] > 0.8
 
 
 def test_the_edge_is_that_of_the_rates_tried_and_a_draw_that_is_never_sane_counts():

@@ -88,8 +88,9 @@ def test_inputs_are_compared_where_they_are_there_and_refused_where_they_cannot_
     for error in (OSError("no network"), MissingInput("no train.jsonl")):
         assert ending(prepare(error))[0] is Ending.skipped and "cannot be compared" in caplog.text
     assert ending(prepare(ConfigError("no column text")))[1].endswith("its inputs have changed: no column text")
+    (tmp_path / "a" / "wandb").mkdir()
     assert ending(prepare(rows="2"))[0] is Ending.done and "was computed from other inputs" in caplog.text
-    assert (tmp_path / "a" / "earlier" / "1" / "scores.json").exists()
+    assert RunFolder(tmp_path / "a" / "earlier" / "1").is_done() and not (tmp_path / "a" / "wandb").exists()
     logs = [(tmp_path / "a" / name).read_text() for name in ("earlier/1/run.log", "run.log")]
     assert [("no network" in text, "other inputs" in text) for text in logs] == [(True, False), (False, True)]
 
