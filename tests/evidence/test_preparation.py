@@ -102,7 +102,7 @@ def rows_that_count(task: str, *overrides: str) -> int:
         ("finetune.objective=math.pi", "finetune.objective=math.pi is a float: name a function"),
         ("finetune.layers=[0,4]", "names layer 4, but the model's layers are 0 to 3"),
         ("task.shots=1000", "task.shots=1000"),
-        ("model.name=gone", "model.name=gone cannot be read"),
+        ("model.name=gone", "model.name=gone cannot be read: it is not a folder here"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_run_has_a_folder(folder, override, message):

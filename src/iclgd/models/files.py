@@ -182,9 +182,8 @@ def commit_of(model: ModelConfig) -> str:
     try:
         path = Path(hf_hub_download(model.name, file, revision=model.revision))
     except (ValueError, OSError) as error:  # not a hub id, no such repository, no network
-        raise FileNotFoundError(
-            f"model.name={model.name} is not a folder here, and the hub does not give it: {error}"
-        ) from error
+        remedy = "without access to the hub, name a local folder: model=hf model.name=FOLDER"
+        raise FileNotFoundError(f"it is not a folder here, and the hub does not give it ({error}); {remedy}") from error
     return path.parents[len(PurePosixPath(file).parts) - 1].name
 
 
