@@ -84,6 +84,7 @@ def test_icl_and_mechanisms_stand_in_one_figure_along_shots_with_the_line_of_icl
     made = results(("gd", "lcgd"), (*ODDS, "accuracy/icl", "accuracy/ft"), task__shots=shots)
     figures = {figure.name.removeprefix("along.task.shots/"): figure for figure in along_keys(made)}
     assert set(figures) == {*ODDS, "accuracy/icl", "accuracy/ft"}
+    assert {name for name, figure in figures.items() if figure.headline} == {"log_odds/ft", "accuracy/ft"}
     shown = rows(figures["log_odds/ft"])
     assert set(shown["variant"]) == {"ICL", "Zero-shot", "GD", "LCGD"}
     icl = shown[shown["variant"] == "ICL"].sort_values("x")

@@ -165,7 +165,7 @@ def _with_icl(measure: Measure, rows: Frame, parts: Mapping[str, tuple[Measure, 
     # what the labels share: `Accuracy` of `Accuracy (FT)` and `Accuracy (ICL)`
     letters = zip(measure.info.label, icl.label, strict=False)
     common = "".join(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], letters)).rstrip(" (")
-    measure = replace(measure, info=replace(measure.info, label=common or measure.info.label))
+    measure = replace(measure, info=replace(measure.info, label=common or measure.info.label, headline=True))
     beside = [
         _of_setting(measure, parts[twin.name][1], setting, rows)
         for setting, twin in twins.items()
