@@ -148,3 +148,16 @@ def test_links_in_markdown_are_only_text(tmp_path):
     write_run(tmp_path / "run", model="a/![x](https://e/p.png)")
     results = Results.read([tmp_path])
     assert "](https" not in formats.to_markdown(tables.summary(results, ["model"]))
+
+
+def test_variants_at_chosen_rates_show_what_finetuning_has_a_part_in(tmp_path):
+    for lr, shift in ((0.01, 0.0), (0.1, 0.5)):
+        for seed in range(3):
+            write_run(tmp_path / f"gd{lr}{seed}", lr=lr, seed=seed, shift=shift, scores=("sim_aou",))
+        write_run(tmp_path / f"lcgd{lr}", variant="lcgd", lr=lr, shift=shift, scores=("sim_aou",))
+    table = made(Results.read([tmp_path]), "held_out")
+    assert table.header == ("variant", "chosen rates", "draws", "SimAOU", "Accuracy (FT)")  # but not that of ICL
+    assert table.rows == (("gd", "0.1 (edge)", "3", "0.610 ± 0.010 [0.572, 0.648]", "70.0% ± 0.0 [48.1, 85.5]"),)
+    assert (
+        table.notes[1].startswith("Edge: ") and table.notes[2] == "lcgd: 2 rates and one draw, so that no rate is best"
+    )
