@@ -52,6 +52,13 @@ def test_where_all_draws_agree_each_counts_once():
     assert found.share.low == pytest.approx(shares_interval(np.ones(4)).low)  # not 12 of 12
 
 
+def test_the_share_identified_has_a_wider_interval_at_chosen_rates():
+    made = cells(lambda truth, candidate, draw: (truth == candidate) == (draw < 4), draws=5)
+    plain, chosen = (identification(SCORE, made, chosen).share for chosen in (False, True))
+    assert plain.mean == chosen.mean == pytest.approx(0.8)
+    assert chosen.low < plain.low and chosen.high > plain.high
+
+
 def test_unlike_settings_are_never_averaged(tmp_path):
     """What varied beside truth and candidate makes notices of its own; ICL has no rate of a planted truth."""
     for truth, factor in (("icl", None), ("gd", 1.0), ("gd", 3.0)):
