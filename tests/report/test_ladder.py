@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from figure_cases import by_name, encoded, results, rows
+from figure_cases import by_name, encoded, every, results, rows
 from iclgd.report import ladder
 from iclgd.results import rates
 from iclgd.results.frame import overall
@@ -20,6 +20,16 @@ def test_the_ladder_stands_between_the_best_floor_and_the_best_ceiling():
     assert {row["ceiling"] for row in shown} == {means["ICL replayed"]}
     order = next(y["sort"] for y in encoded(figure, "y") if y.get("field") == "about")
     assert order == ["No update", "Random direction", "GD", "LCGD", "ICL replayed"]
+
+
+def test_planted_truths_are_on_the_ladder_and_in_no_curve():
+    both, alone = (
+        every(results(("gd", "mean_shift"), ("sim_aou", "recovered"), layers=3, reference__name=names))
+        for names in (["icl", "gd"], ["icl"])
+    )
+    shown = rows(both["layers/sim_aou"])
+    assert len(shown) == len(rows(alone["layers/sim_aou"])) and "setting" not in shown[0]
+    assert any("planted" in row for row in rows(both["ladder/mechanisms"]))
 
 
 def test_the_ladder_shows_what_mechanisms_see_their_score_against_themselves_and_accuracy_between_zero_shot_and_icl():

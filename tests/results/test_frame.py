@@ -51,6 +51,17 @@ def test_every_key_that_was_swept_is_a_column_and_settings_stand_in_order(tmp_pa
     assert set(results.varied) < set(results.frame) and set(results.varied) < set(results.summary)
 
 
+def test_checkpoints_of_one_name_stay_apart(tmp_path):
+    for step in ("step1", "step2"):
+        write_run(tmp_path / step, model=f"/models/{step}/hf")
+    results = Results.read([tmp_path])
+    assert [results.text("model.name", name) for name in results.settings["model.name"]] == ["step1/hf", "step2/hf"]
+    write_run(tmp_path / "other", model="owner/pythia-70m")
+    write_run(tmp_path / "whole", model="hf")
+    names = Results.read([tmp_path]).model_names
+    assert names["owner/pythia-70m"] == "pythia-70m" and len(set(names.values())) == 4
+
+
 def test_a_summary_is_over_draws_by_hand(tmp_path):
     for seed in range(3):
         write_run(tmp_path / str(seed), seed=seed)  # means 0.10, 0.11, 0.12
