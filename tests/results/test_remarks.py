@@ -72,6 +72,31 @@ def test_runs_of_different_inputs_are_told_where_settings_do_not_explain_them(tm
     assert "they differ in a.py, the model config.json, the queries of reviews/test and 2 more; start" in note
 
 
+@pytest.mark.parametrize(
+    ("part", "explained"),
+    [
+        *(("device", False), ("dtype", False)),
+        *(("training rows of other, other_task", True), ("calibration rows of reviews/train", True)),
+    ],
+)
+def test_the_device_and_further_inputs_are_compared_too(tmp_path, part, explained):
+    def told(name, value, **settings):
+        folder = write_run(tmp_path / name, **settings)
+        (folder / "fingerprint.json").write_text(json.dumps({part: value}))
+        return [note for note in remarks.remarks(Results.read([tmp_path])) if "same inputs" in note]
+
+    assert told("first", "1") == []
+    assert bool(told("second", "2", seed=1, variant="lcgd")) != explained
+    (note,) = told("third", "3")
+    assert f"they differ in the {part}; start" in note
+
+
+def test_context_that_helps_in_every_draw_is_not_remarked_on(tmp_path):
+    for seed, gain in enumerate((0.3, 0.35, 0.3)):
+        write_run(tmp_path / str(seed), seed=seed, accuracy=(0.5, 0.5 + gain, 0.5))
+    assert remarks.zero_shot_notes(Results.read([tmp_path])) == []
+
+
 def test_accuracies_in_context_are_means_over_the_orders_of_a_draw():
     made = results(("gd", "lcgd"), ("accuracy/icl", "accuracy/zsl"), seeds=2, task__permutation=[0, 1, 2])
     made = replace(made, runs=tuple(run for run in made if run.settings["finetune.name"] == "gd"))
