@@ -47,6 +47,23 @@ def test_a_truth_made_as_the_candidate_scores_one(name):
     assert torch.equal(found["accuracy/icl"], found["accuracy/ft"])
 
 
+@pytest.mark.parametrize(
+    "changed",
+    ["metric=[sim_aou,context_mass]", "protocol.record_at=first_label_token", "task.length_normalised=false"]
+    + ["task.queries=3", "runtime.matmul=tf32"],
+)
+def test_what_a_recording_depends_on_is_in_its_key(changed):
+    assert laboratory().recording_key("icl", ()) != laboratory(changed).recording_key("icl", ())
+
+
+def test_what_a_variant_reads_is_in_its_key():
+    lab = laboratory()
+    given = lab.prompts
+    changes = [{"training": given.demonstrations[:1]}, {"calibration": given.queries[:1]}, {"in_context": (0,)}]
+    keys = {learned.learning_key(lab, "ft", replace(given, **change)) for change in [{}, *changes]}
+    assert len(keys) == 4
+
+
 def test_a_truth_stands_in_icls_place_and_the_candidate_stays_what_it_is():
     alone, planted = evidence("finetune=gd"), evidence("finetune=gd", "reference=lcgd")
     for setting in ("zsl", "ft"):
