@@ -49,8 +49,10 @@ def test_a_truth_made_as_the_candidate_scores_one(name):
 
 @pytest.mark.parametrize(
     "changed",
-    ["metric=[sim_aou,context_mass]", "protocol.record_at=first_label_token", "task.length_normalised=false"]
-    + ["task.queries=3", "runtime.matmul=tf32"],
+    [
+        *("metric=[sim_aou,context_mass]", "protocol.record_at=first_label_token", "task.length_normalised=false"),
+        *("task.queries=3", "runtime.matmul=tf32"),
+    ],
 )
 def test_what_a_recording_depends_on_is_in_its_key(changed):
     assert laboratory().recording_key("icl", ()) != laboratory(changed).recording_key("icl", ())

@@ -11,10 +11,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from families.tiny import tiny_network as of_family
 from iclgd.config import ConfigError, ModelConfig, RuntimeConfig
-from iclgd.config.enumerations import ModelSource, Placement
+from iclgd.config.enumerations import Dtype, ModelSource, Placement
 from iclgd.models import files, loading
 from iclgd.models.files import layers_of, packaged_file
 from iclgd.models.loading import assemble, load, resolve_device, resolve_dtype, untrained
@@ -66,8 +67,18 @@ def test_a_local_folder_is_loaded(folder):
     assert model.identity["weights_seed"] is None and model.identity["dtype"] == "float32"
     assert model.tokenizer.bos_token == "<|endoftext|>"
     assert model.window == 128 and model.device.type == "cpu"
-    assert load(ModelConfig(name=str(folder)), RUNTIME) is model  # held for the next run of a process
-    assert load(ModelConfig(name=str(folder), weights_seed=1), RUNTIME) is not model
+
+
+def test_a_model_is_held_for_the_next_run_until_settings_or_files_change(folder, tmp_path):
+    place = ModelConfig(name=str(shutil.copytree(folder, tmp_path / "model")))
+    model = load(place, RUNTIME)
+    assert load(place, RUNTIME) is model
+    assert load(place, RuntimeConfig(device="cpu", dtype=Dtype.float64)).dtype is torch.float64
+    before = load(place, RUNTIME).network.model.norm.weight
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    assert torch.equal(load(place, RUNTIME).network.model.norm.weight, before + 1)
 
 
 def test_a_device_map_goes_through_accelerate(folder, monkeypatch):
