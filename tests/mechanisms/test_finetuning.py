@@ -38,10 +38,11 @@ def test_a_random_direction_keeps_the_norm_and_the_seed():
     found, first = trained_by(model, learning("finetune.direction=random"), one)
     _, again = trained_by(model, learning("finetune.direction=random"), one)
     _, other = trained_by(model, learning("finetune.direction=random", "seed=1"), one)
+    _, another = trained_by(model, learning("finetune.direction=random", "finetune.name=another"), one)
     torch.testing.assert_close(found.gradient_norms, own.gradient_norms, rtol=1e-5, atol=0)
     for name in straight:
         assert torch.equal(first[name], again[name])
-        assert not torch.equal(first[name], other[name])
+        assert not torch.equal(first[name], other[name]) and not torch.equal(first[name], another[name])
     flat = [torch.cat([change[name].flatten() for name in sorted(straight)]) for change in (first, straight)]
     assert abs(torch.cosine_similarity(*flat, dim=0)) < 0.2
     queries = first["gpt_neox.layers.0.attention.query_key_value.weight"].unflatten(0, (4, 3, 8))[:, 0]
