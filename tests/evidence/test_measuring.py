@@ -54,7 +54,11 @@ def test_a_first_layer_that_cannot_see_the_context_has_no_change_of_scores(famil
         ft = recorded((1,), plan)
     config = config_of("model=toy", "task=toy", f"protocol.layer0={reading}")
     lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
-    seen = without_rounding(lab, {"zsl": zsl, "icl": icl})["icl"]
+    far = replace(icl, attention_scores=icl.attention_scores * 1.01)
+    recordings = without_rounding(lab, {"zsl": zsl, "icl": icl, "reordered": far})
+    first_layers = [each.attention_scores[:, 0].nan_to_num() for each in (recordings["reordered"], zsl)]
+    assert torch.equal(*first_layers) is undefined
+    seen = recordings["icl"]
     values = sim_am_delta(seen.attention_scores, ft.attention_scores, zsl.attention_scores)
     assert bool(values[:, 0].isnan().all()) is undefined and values[:, 1:].isfinite().all()
     assert torch.equal(seen.attention_output, icl.attention_output), "only scores are blind"
@@ -183,6 +187,7 @@ def test_a_change_within_rounding_is_no_update():
     seen = without_rounding(lab, {"zsl": zsl, "icl": icl})["icl"]
     assert torch.equal(seen.attention_output[:, :2], zsl.attention_output[:, :2])
     assert torch.equal(seen.attention_output[:, 2:], icl.attention_output[:, 2:])
+    assert torch.equal(seen.attention_scores[:, :2].nan_to_num(), zsl.attention_scores[:, :2].nan_to_num())
     values = sim_aou(seen.attention_output, icl.attention_output, zsl.attention_output)
     assert values[:, :2].isnan().all() and values[:, 2:].isfinite().all()
     lost = replace(icl, attention_output=torch.full_like(icl.attention_output, torch.nan))

@@ -66,6 +66,13 @@ def test_what_a_variant_reads_is_in_its_key():
     assert len(keys) == 4
 
 
+def test_a_variant_learns_again_where_other_scores_ask_for_more_of_it():
+    session = Session()
+    gather(laboratory("finetune=gd", "metric=[weight_cosine_random]", session=session))
+    more = gather(laboratory("finetune=gd", "metric=[weight_cosine]", session=session))
+    assert more.facts["trained_changes"] is next(iter(session.learned.values())).changes
+
+
 def test_a_truth_stands_in_icls_place_and_the_candidate_stays_what_it_is():
     alone, planted = evidence("finetune=gd"), evidence("finetune=gd", "reference=lcgd")
     for setting in ("zsl", "ft"):

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from iclgd.config import ConfigError
-from iclgd.mechanisms.prefixes import _loss, _start, kv_prefix
+from iclgd.mechanisms.prefixes import _loss, _start, _trained, kv_prefix
 from iclgd.metrics.distributions import total_variation
-from mechanism_cases import FAMILIES, acted, assert_alike, bench, recording, shown, without_positions
-from tiny_models import shared_model
+from mechanism_cases import FAMILIES, acted, assert_alike, bench, recording, shown
+from tiny_models import shared_model, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -42,15 +42,30 @@ def test_the_gradient_of_a_prefix_is_that_of_its_loss():
 
 def test_the_loss_of_a_masked_prefix_is_that_of_the_context_without_the_demonstration():
     """The last demonstration left out leaves a context that can be read plainly, at its own positions."""
-    model, case = without_positions(3), shown()
+    model, case = tiny_model("gpt2", dtype=torch.float64), shown()
     given = bench(model, "kv_prefix", case=case)
-    tokens = torch.tensor([[*given.context(left_out=2), *case.demonstrations[2].token_ids]])
-    logits = model.network(tokens).logits[0]
-    length = len(case.demonstrations[2].token_ids)
+    others, own = given.context(left_out=2), case.demonstrations[2].token_ids
+    length, end = len(own), len(given.context())
+    tokens, positions = (
+        torch.tensor([[*others, *own]]),
+        torch.tensor([[*range(len(others)), *range(end, end + length)]]),
+    )
+    logits = model.network(tokens, position_ids=positions).logits[0]
     plain = nn.functional.cross_entropy(logits[-length:-1], tokens[0, -length + 1 :])
     torch.testing.assert_close(
         _loss(given, _start(given), 2), plain.to(torch.float32), rtol=1e-6, atol=0, check_dtype=False
     )
+
+
+def test_norms_of_a_prefix_are_of_its_keys_and_values_together():
+    given = bench(shared_model("llama"), "kv_prefix")
+    prefix, before = _start(given), _start(given)
+    norms = _trained(given, prefix).update_norms
+    changes = [
+        torch.cat([(now - was).detach().flatten() for now, was in zip(*pairs, strict=True)])
+        for pairs in zip(prefix, before, strict=True)
+    ]
+    torch.testing.assert_close(norms, torch.stack([change.norm() for change in changes]))
 
 
 @pytest.mark.parametrize("family", ["bloom", "mistral"])

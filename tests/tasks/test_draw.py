@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from configs import config as config_of
 from iclgd.common import paths, seeding
 from iclgd.config import as_dict
-from iclgd.config.enumerations import TaskSource, TrainingData
+from iclgd.config.enumerations import Sees, TaskSource, TrainingData
 from iclgd.runs.inputs import run_id
 from iclgd.tasks.draw import draw, label_shuffled, shared_pool
 from iclgd.tasks.examples import DataError, Example
@@ -148,10 +148,12 @@ def test_published_seeds_draw_the_rows_that_they_always_drew(
     assert [int(example.text.split()[3]) for example in found.queries] == [859, 619, 662, 605, 153, 488]
 
 
-def test_one_split_for_both_never_asks_about_a_demonstration(tmp_path: Path):
-    config = make_config(write_task(tmp_path, rows_of(20)), shots=8, eval_split="train")
+def test_one_split_for_both_never_asks_about_a_demonstration_nor_fits_to_a_query(tmp_path: Path):
+    config = make_config(write_task(tmp_path, rows_of(20)), {"sees": Sees.calibration}, shots=8, eval_split="train")
+    config.task.queries = 5
     drawn = draw(config)
-    assert len(drawn.queries) == 12 and not set(drawn.queries) & set(drawn.demonstrations)
+    shown = {*drawn.queries, *drawn.demonstrations, *drawn.calibration}
+    assert len(shown) == 20 == 5 + 8 + len(drawn.calibration)
     config.task.shots = 20
     with pytest.raises(DataError, match=r"train\.jsonl has no row left for a query: lower task\.shots"):
         draw(config)
