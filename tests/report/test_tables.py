@@ -72,6 +72,8 @@ def test_another_model_or_number_of_shots_is_not_compared(paper, change):
     setting |= {"score": "sim_aou_norm", "layer": 3}
     assert published.mean_and_std(setting) and published.of_layer(setting)
     assert published.mean_and_std(setting | change) is published.of_layer(setting | change) is None
+    untrained = setting | {"score": "sim_aou", "model.weights": "random"}
+    assert published.mean_and_std(untrained) and published.mean_and_std(untrained | {"finetune.name": "lcgd"}) is None
 
 
 def test_rows_and_columns_as_the_user_says(paper):

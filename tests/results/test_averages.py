@@ -13,10 +13,10 @@ from figure_cases import changed, results
 from iclgd.report import page
 from iclgd.report.tables import summary, tables
 from iclgd.results import rates, remarks
-from iclgd.results.averages import Layers
+from iclgd.results.averages import Layers, mean_table
 from iclgd.results.frame import Results, overall
 from iclgd.statistics import mean_interval
-from report_fixtures import _entry, write_run
+from report_fixtures import _entry, change, write_run
 
 LAYERS = 4
 
@@ -129,3 +129,12 @@ def test_draws_without_a_value_take_neither_the_interval_of_a_share_nor_the_numb
     interval = made[0].scores["rec2ftp"]["ci"]
     assert rows.loc["rec2ftp", ["low", "high", "unit"]].tolist() == [*interval, "queries"]
     assert rows.loc["sim_aou", ["draws", "layers"]].tolist() == [1, LAYERS]
+
+
+def test_tables_of_runs_are_means_over_sane_draws(tmp_path):
+    for seed, loss in enumerate((1.0, 3.0, 50.0)):
+        folder = write_run(tmp_path / str(seed), seed=seed)
+        pd.DataFrame({"step": [0], "loss": [loss]}).to_parquet(folder / "losses.parquet")
+    change(folder, "status.json", unstable=True)
+    table = mean_table(Results.read([tmp_path]), lambda run: run.table("losses"), ["step"], "loss")
+    assert (table["mean"].tolist(), table["draws"].tolist()) == ([2.0], [2])
