@@ -45,6 +45,12 @@ def test_a_small_model_has_one_thread_and_the_next_run_those_that_were(weights, 
     assert threads[-1] == 3
 
 
+@pytest.mark.parametrize(("variant", "wanted"), [("exact_patch", set()), ("gd", {"trained_changes"})])
+def test_patches_of_whole_matrices_are_refused_where_weights_may_lie_elsewhere(variant, wanted):
+    with pytest.raises(ConfigError, match=r"set runtime\.placement=single"):
+        experiment._refuse_early(config(*SMALL, f"finetune={variant}", "runtime.placement=auto"), wanted)
+
+
 def test_scores_follow_from_the_recordings(tmp_path: Path) -> None:
     scores, folder = run(tmp_path / "run", "finetune=lcgd", "runtime.save_recordings=true")
     stored = load_file(folder / "recordings.safetensors")

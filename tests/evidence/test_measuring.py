@@ -184,14 +184,14 @@ def test_a_change_within_rounding_is_no_update():
     config = config_of("model=toy", "task=toy")
     lab = Laboratory(model, prompts(), config, set(), Progress(), prepare(config))
     assert not torch.equal(icl.attention_output[:, :2], zsl.attention_output[:, :2]), "rounding"
-    seen = without_rounding(lab, {"zsl": zsl, "icl": icl})["icl"]
+    seen = without_rounding(lab, {"zsl": zsl, "ft": icl})["ft"]
     assert torch.equal(seen.attention_output[:, :2], zsl.attention_output[:, :2])
     assert torch.equal(seen.attention_output[:, 2:], icl.attention_output[:, 2:])
     assert torch.equal(seen.attention_scores[:, :2].nan_to_num(), zsl.attention_scores[:, :2].nan_to_num())
     values = sim_aou(seen.attention_output, icl.attention_output, zsl.attention_output)
     assert values[:, :2].isnan().all() and values[:, 2:].isfinite().all()
     lost = replace(icl, attention_output=torch.full_like(icl.attention_output, torch.nan))
-    lost = without_rounding(lab, {"zsl": zsl, "icl": lost})["icl"]
+    lost = without_rounding(lab, {"zsl": zsl, "ft": lost})["ft"]
     assert lost.attention_output.isnan().all(), "what is undefined stays so"
 
 

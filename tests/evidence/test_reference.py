@@ -73,6 +73,16 @@ def test_a_variant_learns_again_where_other_scores_ask_for_more_of_it():
     assert more.facts["trained_changes"] is next(iter(session.learned.values())).changes
 
 
+def test_what_is_compared_does_not_train_on_the_runs_control():
+    other = evidence("finetune=label_shuffled", "metric=[sim_aou,alpha]", "metric.compare_with=gd").recordings["other"]
+    assert torch.equal(other.attention_output, evidence("finetune=gd").recordings["ft"].attention_output)
+
+
+def test_the_noise_of_a_truth_is_not_the_candidates():
+    found = scores("finetune=prefix_tuning", "reference.name=prefix_tuning", "task.shots=2")
+    assert found["sim_aou"].nanmean() < 0.99  # noise in common made it 1
+
+
 def test_a_truth_stands_in_icls_place_and_the_candidate_stays_what_it_is():
     alone, planted = evidence("finetune=gd"), evidence("finetune=gd", "reference=lcgd")
     for setting in ("zsl", "ft"):
