@@ -53,10 +53,15 @@ def test_many_settings_are_rows_of_whole_numbers(tmp_path):
     assert [row[1] for row in rows if row and row[0] == "gd"] == ["0.001", "0.01", "0.1"]
 
 
-def test_markup_in_names_stays_text(tmp_path):
+def test_markup_in_names_stays_text_and_notes_that_are_left_out_are_counted(tmp_path, monkeypatch):
     text = printed(write_run(tmp_path / "run", task="[red]x[/red]\x1b[31m\u202e", variant="[bold]"))
     assert "[red]x[/red]" in text and "[bold]" in text
     assert "\x1b" not in text and "\u202e" not in text
+    for at, name in enumerate(("[red]a[/red]", "[b]", "[i]", "d")):  # in rows
+        write_run(tmp_path / "many" / str(at), variant=name)
+    monkeypatch.setattr(console, "_MOST_NOTES", 1)
+    text = printed(tmp_path / "many")
+    assert "[red]a[/red]" in text and " more notes in the report" in text
 
 
 def test_tables_take_rows_columns_scores_and_conditions(tmp_path, monkeypatch):
