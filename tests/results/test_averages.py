@@ -106,7 +106,7 @@ def test_where_no_layer_is_common_each_setting_has_its_own_and_they_are_named():
     made = changed(results(("gd",), both, seeds=2, layers=LAYERS, finetune__layers=["0", "1"]), one_layer)
     assert overall(made.summary)["mean"].tolist() == pytest.approx([0.4] * 4)
     own = "layer 0 (1 of 4), layer 1 (1 of 4): each run's own, since no layer has a value in every setting."
-    assert remarks.layer_notes(made) == [f"Means of SimAOU, SimAM_Δ are over {own}"]
+    assert remarks.layer_notes(made) == [f"Means of SimAOU and SimAM_Δ are over {own}"]
 
 
 def test_planted_truths_do_not_narrow_the_layers_of_icl():

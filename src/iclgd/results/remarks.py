@@ -50,7 +50,8 @@ def layer_notes(results: Results, scores: Sequence[str] = ()) -> list[str]:
             continue
         rule = "each run's own, since no layer has a value in every setting" if is_own else _RULES[results.layers]
         labels.setdefault(f"{_layers_in_words(groups)}: {rule}", []).append(results.scores[name].label)
-    return [f"Means of {', '.join(names)} are over {text}." for text, names in labels.items()]
+    listed = {text: " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) for text, names in labels.items()}
+    return [f"Means of {names} are over {text}." for text, names in listed.items()]
 
 
 def _layers_in_words(groups: Sequence[tuple[tuple[int, ...], int]]) -> str:
