@@ -1,4 +1,4 @@
-"""iclgd measures how alike in-context learning, finetuning and other mechanisms are inside a language model."""
+"""iclgd measures how alike in-context learning and other mechanisms are inside a language model."""
 
 from __future__ import annotations
 

@@ -85,8 +85,8 @@ class Watch(Callback):
         command.config = config
         if "SlurmLauncher" in str(config.hydra.launcher._target_) and shutil.which("srun") is None:
             why = (
-                "hydra/launcher=submitit_slurm needs Slurm's srun, which is not on this machine: start the sweep "
-                "on a login node, or try it here with hydra/launcher=submitit_local"
+                "hydra/launcher=submitit_slurm needs Slurm's srun, which is not on this machine: "
+                "start the sweep on a login node, or try it here with hydra/launcher=submitit_local"
             )
             sys.exit(command.refuse(why))
         total = hydra_setup.count_points(config)
@@ -95,7 +95,7 @@ class Watch(Callback):
             sys.exit(command.refuse(why))
         try:
             command.sweep = SweepRecord.begin(Path(config.hydra.sweep.dir), total)
-        except (OSError, OmegaConfBaseException) as error:  # the latter of sweep_name: Hydra would warn, and go on
+        except (OSError, OmegaConfBaseException) as error:  # OmegaConf refuses sweep_name, which Hydra only warns of
             sys.exit(command.refuse(str(hydra_setup.explain(error))))
         with open_dict(config.hydra):
             record = command_line.quoted(str(command.sweep.folder))

@@ -51,7 +51,9 @@ def _sweep_name(*, _root_: DictConfig) -> str:
     """`sweep_name`, or the file of sweeps/ that was chosen, or `multirun` for a sweep written on the command line."""
     named = OmegaConf.select(_root_, "sweep_name")
     if named is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(named), re.ASCII):
-        raise ConfigError(f"sweep_name={named} is not a plain name: letters, digits, '_', '-' and '.' only, no folders")
+        raise ConfigError(
+            f"sweep_name={named} is not a plain name: use letters, digits, '_', '-' and '.' alone, no folders"
+        )
     return str(named or OmegaConf.select(_root_, "hydra.runtime.choices.sweeps") or "multirun")
 
 

@@ -29,7 +29,7 @@ def without_secrets(text: str) -> str:
 
 @contextmanager
 def pipe_may_close() -> Iterator[None]:
-    """Within this block, a closed standard output (as of `| head`) ends the command quietly with exit code 141."""
+    """Within this block, a closed standard output (as of `| head`) ends the command with exit code 141."""
     try:
         yield
         sys.stdout.flush()

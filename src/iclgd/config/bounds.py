@@ -1,4 +1,4 @@
-"""Settings that no run could have are refused by name, before anything is loaded; dotted paths are imported."""
+"""Refuses impossible settings by name, before anything is loaded, and imports dotted paths."""
 
 from __future__ import annotations
 

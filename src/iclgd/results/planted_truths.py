@@ -64,7 +64,7 @@ def notices(results: Results) -> list[Notice]:
         icl = [one for one in of_icl if all(one.others[key] == value for key, value in shared)]
         cells = {(one.others[TRUTH], one.variant): one for one in (*icl, *planted)}
         if len({truth for truth, _ in cells}) > 1:
-            # a truth that is no candidate comes last
+            # a truth that is not a candidate comes last
             cells = dict(sorted(cells.items(), key=lambda cell: [order.get(name, len(order)) for name in cell[0]]))
             of_each.append(_notice(results, dict(setting), cells))
     return [one for one in of_each if len(one.matrix)]
